@@ -1,0 +1,69 @@
+"""The faults that a user meets: one line each, and a stable reason code where a scan is refused."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class UserError(Exception):
+    """The job cannot start or go on; the message is one line: what, where, what to do.
+
+    Attributes:
+        exit_code: 1 when nothing usable was found or the job could not finish, 2 for wrong use.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Reason(StrEnum):
+    """Why a scan is refused. The value is the stable code in rejected.parquet; docs/rejections.md explains each."""
+
+    UNREADABLE = "unreadable"
+    TRUNCATED = "truncated"
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    MISSING_FILE = "missing_file"
+    MISSING_METADATA = "missing_metadata"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
+    UNSUPPORTED_MODALITY = "unsupported_modality"
+    LOCALIZER = "localizer"
+    DERIVED = "derived"
+    TOO_FEW_SLICES = "too_few_slices"
+    MIXED_GEOMETRY = "mixed_geometry"
+    REPEATED_POSITIONS = "repeated_positions"
+    MISSING_SLICES = "missing_slices"
+    BAD_GEOMETRY = "bad_geometry"
+    BAD_INTENSITY = "bad_intensity"
+    NOT_3D = "not_3d"
+    NO_FOREGROUND = "no_foreground"
+    TOO_LARGE = "too_large"
+    DUPLICATE = "duplicate"
+    UNSAFE_NAME = "unsafe_name"
+    WORKER_DIED = "worker_died"
+    IO_ERROR = "io_error"
+
+
+class Rejection(Exception):
+    """One scan is refused; the rest goes on.
+
+    Args:
+        reason: The stable code.
+        message: One line for a person. It must not carry patient data: no header text, no raw file names.
+        stage: Where it happened: ``discover``, ``load``, ``resample``, ``normalise`` or ``write``.
+    """
+
+    def __init__(self, reason: Reason, message: str, *, stage: str = "load") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.stage = stage
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions with keyword-only arguments do not survive the pickling between processes by themselves.
+        return _rebuild_rejection, (self.reason, self.message, self.stage)
+
+
+def _rebuild_rejection(reason: Reason, message: str, stage: str) -> Rejection:
+    return Rejection(reason, message, stage=stage)

@@ -1,0 +1,99 @@
+"""The plain data that moves through harmonize: a reference to raw files, and the scan read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+HU = "HU"
+ARBITRARY = "arbitrary"
+ACTIVITY = "Bq/ml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanRef:
+    """Where one scan lies in a raw tree: what `discover` yields, cheap and picklable.
+
+    Attributes:
+        source: Registry name: ``openmind``, ``tcia``, ``deeplesion`` or ``rsna``.
+        key: Unique and stable within the raw root (a relative path, or a SeriesInstanceUID and a volume number).
+            It may hold patient text, so it is never written to disk: only its salted hash is.
+        root: The raw root that `key` and `paths` belong to.
+        paths: The raw files, in a deterministic order.
+        subject: Raw subject id.
+        session: Raw session id, or None.
+        modality: What the source says, if it says so before the pixels are read.
+        public_id: A name for the scan that is public already (OpenMind's path stem, RSNA's series UID), or None;
+            only then do scan, subject and session keep their names in the corpus, otherwise they are hashed.
+        meta: What `load` needs besides (rows of the source's tables), as plain picklable values.
+    """
+
+    source: str
+    key: str
+    root: Path
+    paths: tuple[Path, ...]
+    subject: str
+    session: str | None = None
+    modality: str | None = None
+    public_id: str | None = None
+    meta: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """A label volume with its own geometry.
+
+    Attributes:
+        labels_XYZ: uint8, shape (X, Y, Z).
+        affine: (4, 4), voxel index to RAS+ mm.
+    """
+
+    labels_XYZ: NDArray[np.uint8]
+    affine: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A labelled place (an aneurysm's localizer) in RAS+ mm."""
+
+    label: str
+    xyz_mm: tuple[float, float, float]
+
+
+@dataclass(slots=True, kw_only=True)
+class Scan:
+    """One volume as it was acquired, before any resampling.
+
+    The voxel with index (i, j, k) lies at ``affine @ (i, j, t, 1)`` in RAS+ mm, where ``t = k``, or
+    ``t = slice_offsets[k]`` for slices that are not evenly spaced. The affine may be oblique or sheared
+    (gantry tilt).
+
+    Attributes:
+        voxels_XYZ: Any real dtype, shape (X, Y, Z); for CT in HU.
+        affine: (4, 4) float64.
+        modality: The field's name: ``CT``, ``CTA``, ``PT``, or an MR contrast such as ``T1w``, ``T2w``, ``MRA``.
+        unit: `HU`, `ARBITRARY` or `ACTIVITY`.
+        slice_offsets: (Z,) strictly increasing, in units of the affine's third column; None if even.
+        masks: By kind: ``anatomy`` (1 = head), ``deface`` (1 = removed), ``vessels`` (RSNA's values 1..13).
+        points: Localizers in RAS+ mm.
+        labels: The 14 competition labels by name, or None.
+        age: Years, only where the source publishes it.
+        sex: ``F`` or ``M``, only where the source publishes it.
+        decisions: What was found and done, in order; one short line each, free of patient text.
+    """
+
+    voxels_XYZ: NDArray[np.generic]
+    affine: NDArray[np.float64]
+    modality: str
+    unit: str = ARBITRARY
+    slice_offsets: NDArray[np.float64] | None = None
+    masks: dict[str, Mask] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
+    labels: dict[str, int] | None = None
+    age: float | None = None
+    sex: str | None = None
+    decisions: list[str] = field(default_factory=list)

@@ -1,0 +1,41 @@
+"""The registry of raw sources: each is one module with `discover(root)` and `load(ref)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from harmonize.errors import UserError
+from harmonize.scan import Scan, ScanRef
+
+SOURCES = {
+    "openmind": "harmonize.sources.openmind",
+    "tcia": "harmonize.sources.tcia",
+    "deeplesion": "harmonize.sources.deeplesion",
+    "rsna": "harmonize.sources.rsna",
+}
+
+
+class Source(Protocol):
+    """What a source module offers."""
+
+    def discover(self, root: Path) -> Iterator[ScanRef]:
+        """Yield one reference a volume, in a deterministic order, without reading pixels."""
+        ...
+
+    def load(self, ref: ScanRef) -> Scan:
+        """Read one volume; raise `harmonize.errors.Rejection` if it must be refused."""
+        ...
+
+
+def get(name: str) -> Source:
+    """Import the source module of that name.
+
+    Raises:
+        UserError: No such source.
+    """
+    if name not in SOURCES:
+        raise UserError(f"source {name!r}: unknown; use one of {', '.join(SOURCES)}", exit_code=2)
+    return cast(Source, import_module(SOURCES[name]))
