@@ -40,7 +40,7 @@ def test_a_floor_imports_only_from_those_above_it(floor: str) -> None:
 
 
 def test_the_standard_librarys_ssl_is_not_shadowed_at_the_root() -> None:
-    code = "import ssl, urllib3; ssl.create_default_context(); print(ssl.__file__)"
+    code = "import ssl, huggingface_hub; ssl.create_default_context(); print(ssl.__file__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "lib/python" in done.stdout
 
