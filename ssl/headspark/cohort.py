@@ -1,0 +1,127 @@
+"""The scans of a corpus as training sees them: files, foreground, weight, and which subjects are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harmonize.corpus import PERCENTILES, Corpus
+from harmonize.errors import UserError
+from harmonize.scan import HU
+from headspark.channels import AIR_HU
+from headspark.crops import Box
+from headspark.split import held_out
+
+ANATOMY = "anatomy"
+"""The kind of mask that says where the head is and what was defaced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanItem:
+    """One scan of the corpus.
+
+    Attributes:
+        scan_id: Its name.
+        source: Registry name.
+        subject: ``source/subject``: unique over the sources.
+        modality: As in the manifest.
+        unit: ``HU``, or another for normalised intensities.
+        image: Its file.
+        mask: Its anatomy mask, or None.
+        sha256: Of the image file.
+        mask_sha256: Of the mask file; empty if there is none.
+        shape: Voxels.
+        box: Foreground, half open, voxels.
+        fill: Real value that stands for outside: air, or the darkest of the foreground.
+        labels: The manifest's columns that a probe may ask for.
+    """
+
+    scan_id: str
+    source: str
+    subject: str
+    modality: str
+    unit: str
+    image: Path
+    mask: Path | None
+    sha256: str
+    mask_sha256: str
+    shape: tuple[int, int, int]
+    box: Box
+    fill: float
+    labels: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """All scans that take part, and which of them are trained on.
+
+    Attributes:
+        scans: In the manifest's order.
+        train: Indices into `scans`.
+        val: Indices into `scans`; subjects other than those of `train`.
+        weights: How often each scan of `train` is drawn, relative.
+    """
+
+    scans: tuple[ScanItem, ...]
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+def read_cohort(corpus: Corpus, *, val_share: float, val_seed: int, weights: Mapping[str, float]) -> Cohort:
+    """The scans of a corpus, split by subject; scans of weight 0 are left out of both parts.
+
+    Raises:
+        UserError: There is nothing to train on.
+    """
+    items = [_item(corpus.path, row) for row in corpus.scans.to_dict("records")]
+    items = [item for item in items if scan_weight(item, weights) > 0]
+    if not items:
+        raise UserError(f"{corpus.path}: no scan to train on; see `harmonize verify` and data.weights")
+    out = held_out([item.subject for item in items], share=val_share, seed=val_seed)
+    train = tuple(index for index, item in enumerate(items) if item.subject not in out)
+    val = tuple(index for index, item in enumerate(items) if item.subject in out)
+    return Cohort(
+        scans=tuple(items),
+        train=train,
+        val=val,
+        weights=tuple(scan_weight(items[index], weights) for index in train),
+    )
+
+
+def scan_weight(item: ScanItem, weights: Mapping[str, float]) -> float:
+    """A scan's weight: that of ``source/modality`` if it is named, else source's times modality's.
+
+    Every name is matched whole; what is not named counts 1.
+    """
+    both = weights.get(f"{item.source}/{item.modality}")
+    return weights.get(item.source, 1.0) * weights.get(item.modality, 1.0) if both is None else both
+
+
+def idle_weights(scans: Sequence[ScanItem], weights: Mapping[str, float]) -> list[str]:
+    """Names in `weights` that no scan answers to: a typing error, or a source that this corpus lacks."""
+    names = {name for item in scans for name in (item.source, item.modality, f"{item.source}/{item.modality}")}
+    return sorted(set(weights) - names)
+
+
+def _item(folder: Path, row: dict[str, Any]) -> ScanItem:
+    mask = row["mask_file_name"] if row["mask_kind"] == ANATOMY else None
+    x, y, z = (int(size) for size in row["shape"])
+    x0, x1, y0, y1, z0, z1 = (int(edge) for edge in row["foreground_box"])
+    return ScanItem(
+        scan_id=row["scan_id"],
+        source=row["source"],
+        subject=f"{row['source']}/{row['subject']}",
+        modality=row["modality"],
+        unit=row["unit"],
+        image=folder / row["image_file_name"],
+        mask=None if mask is None else folder / mask,
+        sha256=row["sha256"],
+        mask_sha256="" if mask is None else row["mask_sha256"],
+        shape=(x, y, z),
+        box=(x0, x1, y0, y1, z0, z1),
+        fill=AIR_HU if row["unit"] == HU else float(row["intensity_percentiles"][PERCENTILES.index(0.5)]),
+        labels={name: row[name] for name in ("source", "modality", "sex")},
+    )

@@ -1,0 +1,83 @@
+"""Optimizers and learning rates: torch's and timm's, the rate being a pure function of the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from harmonize.errors import UserError
+from headspark.config import WRONG_USE
+
+POLY_POWER = 0.9
+"""Exponent of the ``poly`` schedule (nnU-Net)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """How the weights move.
+
+    Attributes:
+        name: Any of timm's: ``adamw``, ``sgd`` (with Nesterov momentum), ``lamb``, ``muon``, ...
+        lr: Largest learning rate.
+        weight_decay: Not applied to biases and norms.
+        momentum: Of ``sgd`` and its kin; others ignore it.
+        betas: Of ``adamw`` and its kin; None: the optimizer's own.
+        schedule: ``cosine``, ``poly`` (power 0.9) or ``constant``, after the warm-up.
+        warmup: Steps over which the rate rises linearly.
+        min_lr: The last rate of ``cosine`` and ``poly``.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    momentum: float = 0.99
+    betas: tuple[float, float] | None = None
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup: int = 0
+    min_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in list_optimizers():
+            raise UserError(f"optim.name {self.name}: timm knows {', '.join(list_optimizers())}", exit_code=WRONG_USE)
+        for name in ("lr", "weight_decay", "momentum", "warmup", "min_lr"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"optim.{name} {getattr(self, name)}: must be 0 or more", exit_code=WRONG_USE)
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+    """The optimizer over all parameters of `model` that want a gradient."""
+    betas: dict[str, Any] = {} if config.betas is None else {"betas": config.betas}
+    try:
+        return create_optimizer_v2(
+            model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **betas
+        )
+    except TypeError as error:
+        raise UserError(f"optim.name {config.name}: {error}", exit_code=WRONG_USE) from error
+
+
+def make_schedule(optimizer: Optimizer, config: OptimConfig, *, steps: int) -> Scheduler:
+    """The learning rate of every step: ``schedule.step_update(step)`` sets it; nothing else is remembered.
+
+    Args:
+        optimizer: Whose groups are set, each scaled by its ``lr_scale`` if it has one.
+        config: The curve.
+        steps: Length of the run, warm-up included.
+    """
+    shared: dict[str, Any] = {
+        "t_in_epochs": False,
+        "warmup_t": config.warmup,
+        "warmup_lr_init": config.lr / (config.warmup + 1),
+        "warmup_prefix": True,
+    }
+    length = steps - config.warmup
+    if config.schedule == "cosine":
+        return CosineLRScheduler(optimizer, t_initial=length, lr_min=config.min_lr, **shared)
+    if config.schedule == "poly":
+        return PolyLRScheduler(optimizer, t_initial=length, lr_min=config.min_lr, power=POLY_POWER, **shared)
+    return StepLRScheduler(optimizer, decay_t=steps, decay_rate=1.0, **shared)

@@ -1,0 +1,163 @@
+"""What a pretraining run is: one frozen dataclass that a YAML recipe fills, checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from harmonize.errors import UserError
+from harmonize.intensity import CT_WINDOWS
+from headspark.augment import AugmentConfig
+from headspark.cache import CACHES, CacheMode
+from headspark.channels import DEFAULT_CT_WINDOWS
+from headspark.config import WRONG_USE
+from headspark.decoder import DecoderConfig
+from headspark.encoder import EncoderConfig
+from headspark.masking import MaskConfig
+from headspark.optim import OptimConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What is drawn from the corpus.
+
+    Attributes:
+        patch: Edge of the cubes that the network sees, voxels.
+        workers: Processes that cut them; 0 cuts them between the steps.
+        cache: Where decoded scans are kept: ``ram`` (this process), ``shared`` (once a node, for all its ranks),
+            ``disk`` (memory-mapped, only the cubes are read), ``none``, or ``auto``: decided by measured memory.
+        cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache`` in the system's temporary folder.
+        ct_windows: Channels that a CT is cut into; MRI is copied into as many.
+        foreground_share: Chance that a cube is drawn within the head and not anywhere in the scan.
+        val_share: Share of the subjects that are held out.
+        val_seed: Which ones.
+        weights: How often a scan is drawn, relative to 1, by ``source``, ``modality`` or ``source/modality``; factors
+            of a source and of a modality multiply, ``source/modality`` replaces both, 0 leaves out.
+    """
+
+    patch: int = 96
+    workers: int = 2
+    cache: CacheMode = "auto"
+    cache_dir: str | None = None
+    ct_windows: tuple[str, ...] = DEFAULT_CT_WINDOWS
+    foreground_share: float = 0.9
+    val_share: float = 0.1
+    val_seed: int = 0
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(self.patch > 0, f"data.patch {self.patch}: must be positive")
+        _require(self.workers >= 0, f"data.workers {self.workers}: must be 0 or more")
+        _require(self.cache in CACHES, f"data.cache {self.cache}: use one of {', '.join(CACHES)}")
+        _require(bool(self.ct_windows), "data.ct_windows: name at least one window")
+        for name in self.ct_windows:
+            _require(name in CT_WINDOWS, f"data.ct_windows {name}: use some of {', '.join(CT_WINDOWS)}")
+        for name in ("foreground_share", "val_share"):
+            _require(0 <= getattr(self, name) <= 1, f"data.{name} {getattr(self, name)}: must lie in [0, 1]")
+        _require(self.val_share < 1, "data.val_share 1: nothing would be left to train on")
+        _require(all(weight >= 0 for weight in self.weights.values()), "data.weights: must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How long, on what, and what is written down on the way.
+
+    Attributes:
+        steps: Optimizer steps of the whole run.
+        batch: Samples in one forward pass of one rank.
+        accumulate: Forward passes summed into one step.
+        precision: ``no`` (float32), ``bf16`` or ``fp16``.
+        clip: Largest norm of the gradient; 0 leaves it as it is.
+        ema: Decay of a moving average of the weights, which is then what is validated and exported; None: none.
+        activation_checkpointing: Keep less for the backward pass and compute it again.
+        seed: Of weights, crops and masks.
+        threads: CPU threads of a rank; None: the cores that this process may use, shared among the node's ranks.
+        non_finite_patience: Steps in a row with a non-finite loss or gradient after which the run stops.
+        log_every: Steps between two lines of metrics.jsonl.
+        validate_every: Steps between two validations; 0: only at the end.
+        val_samples: Cubes of a validation; the same ones, with the same masks, every time.
+        picture_every: Steps between two reconstruction pictures; 0: only at the end.
+        probe_every: Steps between two probes of the frozen features; 0: never.
+        probe_labels: Columns of the manifest that the probe tries to tell: ``modality``, ``source``, ``sex``.
+        checkpoint_every: Steps between two checkpoints.
+        keep: Checkpoints that are kept; the newest good one always is.
+        trackers: Where metrics go besides metrics.jsonl: ``tensorboard``, ``wandb`` or another that accelerate knows.
+    """
+
+    steps: int = 1000
+    batch: int = 2
+    accumulate: int = 1
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    clip: float = 12.0
+    ema: float | None = None
+    activation_checkpointing: bool = False
+    seed: int = 0
+    threads: int | None = None
+    non_finite_patience: int = 10
+    log_every: int = 10
+    validate_every: int = 100
+    val_samples: int = 8
+    picture_every: int = 100
+    probe_every: int = 0
+    probe_labels: tuple[str, ...] = ("modality",)
+    checkpoint_every: int = 100
+    keep: int = 3
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "non_finite_patience", "log_every", "checkpoint_every", "keep"):
+            _require(getattr(self, name) >= 1, f"train.{name} {getattr(self, name)}: must be 1 or more")
+        for name in ("clip", "validate_every", "val_samples", "picture_every", "probe_every", "seed"):
+            _require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)}: must be 0 or more")
+        _require(self.ema is None or 0 < self.ema < 1, f"train.ema {self.ema}: must lie between 0 and 1")
+        _require(self.threads is None or self.threads >= 1, f"train.threads {self.threads}: must be 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One pretraining run.
+
+    Attributes:
+        data: What is drawn from the corpus.
+        augment: How it is varied.
+        encoder: The network that is pretrained.
+        mask: What it does not see.
+        decoder: The network that fills it in.
+        optim: How the weights move.
+        train: How long, and what is written down.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        patch, block, stride = self.data.patch, self.mask.block, self.encoder.cumulative_strides[-1]
+        _require(patch % block == 0, f"data.patch {patch}: must be a multiple of mask.block {block}")
+        _require(patch >= 2 * block, f"data.patch {patch}: one block of mask.block {block} leaves nothing to see")
+        _require(patch % stride == 0, f"data.patch {patch}: must be a multiple of the encoder's total stride {stride}")
+        _require(
+            block % stride == 0 or stride % block == 0,
+            f"mask.block {block}: must divide the encoder's total stride {stride} or be a multiple of it",
+        )
+        windows, channels = len(self.data.ct_windows), self.encoder.in_channels
+        _require(windows == channels, f"encoder.in_channels {channels}: data.ct_windows names {windows} channels")
+        _require(
+            self.optim.warmup < self.train.steps,
+            f"optim.warmup {self.optim.warmup}: must be less than train.steps {self.train.steps}",
+        )
+
+    @property
+    def ratio(self) -> tuple[float, float]:
+        """Least and largest share of blocks that are hidden."""
+        ratio = self.mask.ratio
+        return (ratio, ratio) if isinstance(ratio, float) else ratio
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message, exit_code=WRONG_USE)
