@@ -1,0 +1,275 @@
+"""The corpus on disk: the one place that knows its layout and the columns of its manifest.
+
+::
+
+    corpus/
+      README.md           dataset card
+      corpus.json         schema version, settings, library versions
+      metadata.parquet    a row a scan (`SCAN_SCHEMA`)
+      rejected.parquet    a row a refused scan (`REJECTED_SCHEMA`)
+      records/            the journal that the two tables are made from: one line of JSON a scan
+      images/<source>/<subject>/<scan_id>.nii.gz
+      masks/<source>/<subject>/<scan_id>.nii.gz
+      nyul/<modality>.npy
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harmonize.errors import UserError
+from harmonize.files import atomic_path, sha256_of, write_json, write_text
+from harmonize.provenance import library_versions
+from harmonize.settings import Settings
+from harmonize.volume import Volume, read_volume, write_volume
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["PERCENTILES", "SCHEMA_VERSION", "Corpus", "Volume", "read_volume", "write_volume"]
+
+SCHEMA_VERSION = 1
+
+PERCENTILES = (0.5, 1, 5, 25, 50, 75, 95, 99, 99.5)
+"""What `intensity_percentiles` holds, over the real values of the foreground."""
+
+INFO, SCANS, REJECTED, CARD = "corpus.json", "metadata.parquet", "rejected.parquet", "README.md"
+IMAGES, MASKS, RECORDS, NYUL = "images", "masks", "records", "nyul"
+
+SCAN_SCHEMA = pa.schema(
+    [
+        ("image_file_name", pa.string()),
+        ("mask_file_name", pa.string()),
+        ("mask_kind", pa.string()),
+        ("scan_id", pa.string()),
+        ("source", pa.string()),
+        ("subject", pa.string()),
+        ("session", pa.string()),
+        ("modality", pa.string()),
+        ("shape", pa.list_(pa.int32())),
+        ("spacing", pa.list_(pa.float32())),
+        ("unit", pa.string()),
+        ("intensity_percentiles", pa.list_(pa.float32())),
+        ("foreground_box", pa.list_(pa.int32())),
+        ("sha256", pa.string()),
+        ("mask_sha256", pa.string()),
+        ("decisions", pa.list_(pa.string())),
+        ("raw_hash", pa.string()),
+        ("raw_shape", pa.list_(pa.int32())),
+        ("raw_spacing", pa.list_(pa.float32())),
+        ("age", pa.float32()),
+        ("sex", pa.string()),
+        ("labels", pa.list_(pa.int8())),
+        (
+            "points",
+            pa.list_(
+                pa.struct([("label", pa.string()), ("x", pa.float32()), ("y", pa.float32()), ("z", pa.float32())])
+            ),
+        ),
+    ]
+)
+
+REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "raw_hash", "stage", "reason", "message")])
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A harmonized corpus, read lazily.
+
+    Attributes:
+        path: Its folder.
+
+    Example::
+
+        corpus = Corpus.open("corpus")
+        row = corpus.scans.iloc[0]
+        volume = read_volume(corpus.path / row.image_file_name)
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path | str) -> Corpus:
+        """Open a corpus that `harmonize` wrote.
+
+        Raises:
+            UserError: The folder is no corpus, or one of another schema version.
+        """
+        corpus = cls(Path(path))
+        if not (corpus.path / INFO).is_file():
+            raise UserError(f"{path}: no corpus there ({INFO} is missing); make one with `harmonize SOURCE RAW --out`")
+        version = corpus.info.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{path}: corpus schema {version}, this headspark reads {SCHEMA_VERSION}; harmonize again")
+        return corpus
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """The content of corpus.json."""
+        try:
+            return json.loads((self.path / INFO).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.path / INFO}: not JSON ({error.msg}); restore it or start a new corpus") from error
+
+    @cached_property
+    def scans(self) -> pd.DataFrame:
+        """The manifest, a row a scan, ordered by source, subject and scan; columns as in `SCAN_SCHEMA`."""
+        return _read_table(self.path / SCANS, SCAN_SCHEMA).to_pandas()
+
+    @cached_property
+    def rejected(self) -> pd.DataFrame:
+        """The refused scans; columns as in `REJECTED_SCHEMA`."""
+        return _read_table(self.path / REJECTED, REJECTED_SCHEMA).to_pandas()
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size along R, A and S, in mm."""
+        x, y, z = self.info["settings"]["spacing"]
+        return x, y, z
+
+    @property
+    def mri_norms(self) -> dict[str, str]:
+        """How each source's MRI was normalised, by source."""
+        return {source: chosen["mri_norm"] for source, chosen in self.info["sources"].items()}
+
+    def manifest_sha256(self) -> str:
+        """Hex SHA-256 of metadata.parquet: names the content of the whole corpus, since rows hold the files' hashes."""
+        return sha256_of(self.path / SCANS)
+
+
+def image_name(source: str, subject: str, scan_id: str) -> str:
+    """Path of an image relative to the corpus, POSIX."""
+    return f"{IMAGES}/{source}/{subject}/{scan_id}.nii.gz"
+
+
+def mask_name(source: str, subject: str, scan_id: str) -> str:
+    """Path of a mask relative to the corpus, POSIX."""
+    return f"{MASKS}/{source}/{subject}/{scan_id}.nii.gz"
+
+
+def claim(path: Path, source: str, settings: Settings) -> None:
+    """Create corpus.json, or check that what is there was made with the same settings.
+
+    Raises:
+        UserError: The corpus holds scans made otherwise (exit code 2); names the first difference.
+    """
+    info_path = path / INFO
+    if not info_path.exists():
+        if path.is_dir() and any(entry.name not in _OWN_BEFORE_INFO for entry in path.iterdir()):
+            raise UserError(f"{path}: not empty and no corpus; give --out a new folder", exit_code=2)
+        info: dict[str, Any] = {"settings": settings.shared(), "sources": {}}
+    else:
+        info = Corpus.open(path).info
+    _refuse_difference(path, info["settings"], settings.shared())
+    _refuse_difference(path, info["sources"].get(source, settings.of_source()), settings.of_source())
+    sources = info["sources"] | {source: settings.of_source()}
+    fresh = {
+        "schema_version": SCHEMA_VERSION,
+        "settings": info["settings"],
+        "sources": dict(sorted(sources.items())),
+        "percentiles": list(PERCENTILES),
+        "libraries": library_versions(),
+    }
+    if fresh != info:
+        write_json(info_path, fresh)
+
+
+def write_manifest(path: Path, accepted: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> None:
+    """Write metadata.parquet, rejected.parquet and the dataset card; the order of the rows given does not matter."""
+    accepted = sorted(accepted, key=lambda row: (row["source"], row["subject"], row["scan_id"]))
+    rejected = sorted(rejected, key=lambda row: (row["source"], row["raw_hash"]))
+    _write_table(path / REJECTED, rejected, REJECTED_SCHEMA)
+    _write_table(path / SCANS, accepted, SCAN_SCHEMA)
+    write_text(path / CARD, _card(Corpus.open(path).info, accepted, len(rejected)))
+
+
+_OWN_BEFORE_INFO = {RECORDS, NYUL, ".lock"}
+
+
+def _refuse_difference(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name in sorted(there.keys() | wanted.keys()):
+        if there.get(name) != wanted.get(name):
+            raise UserError(
+                f"{path}: was made with {name} {there.get(name)}, now {wanted.get(name)} is asked for; "
+                "use the same settings or another --out",
+                exit_code=2,
+            )
+
+
+def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; rebuild it with `harmonize merge {path.parent}`") from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: damaged; rebuild it with `harmonize merge {path.parent}`") from error
+    absent = [name for name in schema.names if name not in table.column_names]
+    if absent:
+        raise UserError(f"{path}: lacks the columns {', '.join(absent)}; rebuild it with `harmonize merge`")
+    return table.select(schema.names).cast(schema)
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    table = pa.Table.from_pylist(rows, schema=schema)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: int) -> str:
+    """The dataset card: what is in the corpus and how to open it, with the header that the Hub reads."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for row in accepted:
+        group = (row["source"], row["modality"], row["unit"])
+        counts[group] = counts.get(group, 0) + 1
+    table = "\n".join(f"| {' | '.join(group)} | {count} |" for group, count in sorted(counts.items()))
+    spacing = " x ".join(f"{mm:g}" for mm in info["settings"]["spacing"])
+    version = info["libraries"].get("headspark", "")
+    norms = ", ".join(f"{source}: {chosen['mri_norm']}" for source, chosen in info["sources"].items())
+    return f"""---
+pretty_name: Harmonized head CT and MRI
+task_categories:
+- image-feature-extraction
+tags:
+- medical
+- 3d
+- ct
+- mri
+- nifti
+- headspark
+size_categories:
+- {_size_category(len(accepted))}
+---
+
+# Harmonized head CT and MRI
+
+{len(accepted)} scans ({rejected} refused), written by `harmonize` of headspark {version}.
+Every volume is RAS, {spacing} mm, int16 with its scale in the header; CT is in Hounsfield units.
+MRI is normalised ({norms}).
+
+| source | modality | unit | scans |
+|---|---|---|---|
+{table}
+
+```python
+from datasets import load_dataset
+
+scans = load_dataset("niftifolder", data_dir="THIS_FOLDER", split="train")
+```
+
+`metadata.parquet` has a row a scan, `rejected.parquet` a row a refused scan with its reason.
+The licences are those of the sources.
+"""
+
+
+def _size_category(count: int) -> str:
+    for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
+        if count < limit:
+            return name
+    return "n>1M"

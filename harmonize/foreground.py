@@ -1,0 +1,99 @@
+"""Foreground: the head or body against the air around it, where no mask says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects, label
+
+from harmonize.scan import HU
+
+CT_FOREGROUND_HU = -500.0
+"""Halfway between air (-1000 HU) and soft tissue (about 0 HU)."""
+
+WORKING_SPACING_MM = 2.0
+"""Connected parts are found on a grid this coarse: eight times quicker at 1 mm, and the box is a voxel off at most."""
+
+OTSU_BINS = 256
+OTSU_RANGE = (0.1, 99.9)
+"""Percentiles between which Otsu's histogram runs, so that a few hot voxels do not squeeze all else into one bin."""
+
+
+def find_foreground(values_XYZ: NDArray[Any], spacing: tuple[float, float, float], unit: str) -> NDArray[np.bool_]:
+    """The largest bright part of a volume, its holes filled.
+
+    Bright means above `CT_FOREGROUND_HU` for CT and above Otsu's threshold otherwise.
+
+    Args:
+        values_XYZ: Real values, shape (X, Y, Z).
+        spacing: Voxel size in mm.
+        unit: `harmonize.scan.HU` for CT.
+
+    Returns:
+        bool, shape (X, Y, Z); all False where nothing stands out.
+    """
+    steps = [max(1, round(WORKING_SPACING_MM / mm)) for mm in spacing]
+    coarse = values_XYZ[:: steps[0], :: steps[1], :: steps[2]].astype(np.float32)
+    threshold = CT_FOREGROUND_HU if unit == HU else otsu_threshold(coarse)
+    found = _fill_holes(_largest_part(coarse > threshold))
+    for axis, step in enumerate(steps):
+        found = np.repeat(found, step, axis=axis)
+    x, y, z = values_XYZ.shape
+    return found[:x, :y, :z]
+
+
+def otsu_threshold(values: NDArray[Any]) -> float:
+    """The threshold that separates two classes best (Otsu 1979, IEEE SMC 9:62).
+
+    Returns:
+        A threshold such that the bright class is strictly above it; for constant input that constant.
+    """
+    low, high = np.percentile(values, OTSU_RANGE)
+    if not high > low:
+        low, high = float(values.min()), float(values.max())
+    if not high > low:
+        return float(high)
+    counts, edges = np.histogram(np.clip(values, low, high), bins=OTSU_BINS, range=(low, high))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)[:-1].astype(np.float64)
+    above = counts.sum() - below
+    sum_below = np.cumsum(counts * centres)[:-1]
+    sum_above = (counts * centres).sum() - sum_below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sum_below / below - sum_above / above) ** 2
+    return float(edges[1:-1][np.nanargmax(between)])
+
+
+def bounding_box(mask_XYZ: NDArray[np.bool_]) -> tuple[int, int, int, int, int, int]:
+    """Half-open voxel box ``(x0, x1, y0, y1, z0, z1)`` around what is set; the whole volume if nothing is.
+
+    Example:
+        >>> mask = np.zeros((4, 4, 4), dtype=bool)
+        >>> mask[1:3, 2, 0] = True
+        >>> bounding_box(mask)
+        (1, 3, 2, 3, 0, 1)
+    """
+    found = find_objects(mask_XYZ.view(np.uint8))
+    x, y, z = found[0] if found else [slice(0, size) for size in mask_XYZ.shape]
+    return x.start, x.stop, y.start, y.stop, z.start, z.stop
+
+
+def _largest_part(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    parts, count = label(mask_XYZ)
+    if count < 2:
+        return mask_XYZ
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return parts == sizes.argmax()
+
+
+def _fill_holes(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Set what cannot be reached from the volume's faces through the background."""
+    parts, _ = label(~mask_XYZ)
+    faces = [np.take(parts, index, axis=axis) for axis in range(3) for index in (0, -1)]
+    outside = np.zeros(parts.max() + 1, dtype=bool)
+    outside[np.unique(np.concatenate([face.ravel() for face in faces]))] = True
+    outside[0] = False
+    return ~outside[parts]

@@ -1,0 +1,138 @@
+"""Nyul and Udupa's histogram standardisation: one standard scale per MR contrast, quick and never NaN.
+
+The scale is fitted by mapping each scan's 1st and 99th foreground percentiles to the ends of `OUTPUT_RANGE` and
+averaging the percentiles in between; a scan is then mapped piecewise linearly, its percentiles onto the scale
+(Nyul, Udupa and Zhang 2000, IEEE TMI 19:143). Files are intensity-normalization's own: row 0 the scale, row 1 the
+percentiles, so each side reads what the other wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize.errors import Reason, Rejection, UserError
+from harmonize.files import atomic_path
+from harmonize.identity import safe_name
+
+FIT_PERCENTILES = (1.0, *range(10, 100, 10), 99.0)
+"""intensity-normalization's defaults."""
+
+OUTPUT_RANGE = (-2.0, 2.0)
+"""Where the 1st and the 99th percentile go: the span of a z-score, so that both kinds can share a network. The library
+takes the range as an argument (its default is 1 to 100) and keeps it in the file."""
+
+SAMPLE_VOXELS = 1_000_000
+"""Percentiles of this many evenly spread voxels are within 0.1 % of the range of those of all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandardHistogram:
+    """A fitted scale.
+
+    Attributes:
+        scale: (L,) where the landmarks go, not decreasing.
+        percentiles: (L,) which percentiles of the foreground the landmarks are.
+    """
+
+    scale: NDArray[np.float64]
+    percentiles: NDArray[np.float64]
+
+
+def landmarks(foreground: NDArray[Any], percentiles: Iterable[float] = FIT_PERCENTILES) -> NDArray[np.float64]:
+    """Percentiles of the foreground values, shape (L,).
+
+    Raises:
+        Rejection: There is no foreground, or its range is empty.
+    """
+    values = thin_out(foreground)
+    if values.size == 0:
+        raise Rejection(Reason.NO_FOREGROUND, "no foreground to normalise by", stage="normalise")
+    found = np.percentile(values.astype(np.float64), list(percentiles))
+    if not found[-1] > found[0]:
+        raise Rejection(Reason.BAD_INTENSITY, "the foreground is constant", stage="normalise")
+    return found
+
+
+def thin_out(values: NDArray[Any], count: int = SAMPLE_VOXELS) -> NDArray[Any]:
+    """Every n-th value, so that about `count` are left; the same ones every time."""
+    flat = values.ravel()
+    return flat[:: max(1, flat.size // count)]
+
+
+def fit(landmarks_of_scans: Iterable[NDArray[np.float64]]) -> StandardHistogram:
+    """Average the scans' landmarks, each scaled to `OUTPUT_RANGE` first.
+
+    Args:
+        landmarks_of_scans: (L,) arrays, as `landmarks` gives them.
+
+    Raises:
+        ValueError: No scans.
+    """
+    low, high = OUTPUT_RANGE
+    scaled = [low + (found - found[0]) * (high - low) / (found[-1] - found[0]) for found in landmarks_of_scans]
+    if not scaled:
+        raise ValueError("a standard histogram needs at least one scan")
+    return StandardHistogram(scale=np.mean(scaled, axis=0), percentiles=np.asarray(FIT_PERCENTILES, dtype=np.float64))
+
+
+def transform(values: NDArray[Any], foreground: NDArray[Any], histogram: StandardHistogram) -> NDArray[np.float32]:
+    """Map values so that the foreground's landmarks fall on the scale; beyond them the outer pieces go on straight.
+
+    Tied landmarks, on which the formula divides by zero, become one landmark at the mean of their places.
+
+    Args:
+        values: Any shape.
+        foreground: The values to take the landmarks from, any shape.
+        histogram: The standard scale.
+
+    Returns:
+        float32, shape of `values`, finite.
+
+    Raises:
+        Rejection: No foreground, or a constant one.
+    """
+    found = landmarks(foreground, histogram.percentiles)
+    knots, group = np.unique(found, return_inverse=True)
+    scale = np.maximum.accumulate(histogram.scale)
+    places = np.bincount(group, weights=scale) / np.bincount(group)
+    slopes = np.diff(places) / np.diff(knots)
+    result = np.empty(values.shape, dtype=np.float32)
+    # A slab at a time, because np.interp works in float64.
+    for slab, out in zip(values, result, strict=True):
+        out[...] = np.interp(slab, knots, places)
+        out += np.minimum(slab - knots[0], 0) * slopes[0] + np.maximum(slab - knots[-1], 0) * slopes[-1]
+    return result
+
+
+def save(path: Path, histogram: StandardHistogram) -> None:
+    """Write the standard histogram in intensity-normalization's format, atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.vstack([histogram.scale, histogram.percentiles]))
+
+
+@lru_cache(maxsize=64)
+def load(path: Path) -> StandardHistogram:
+    """Read a standard histogram; the last few stay in memory, because every scan asks for one.
+
+    Raises:
+        UserError: No such file, or not a standard histogram.
+    """
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: no readable standard histogram; fit one, or point --nyul at its folder") from error
+    if rows.ndim != 2 or rows.shape[0] != 2 or rows.shape[1] < 2 or not np.isfinite(rows).all():
+        raise UserError(f"{path}: not a standard histogram (2 rows: scale, percentiles); fit it again")
+    return StandardHistogram(scale=rows[0], percentiles=rows[1])
+
+
+def histogram_path(folder: Path, modality: str) -> Path:
+    """The file of one modality's standard histogram."""
+    return folder / f"{safe_name(modality)}.npy"

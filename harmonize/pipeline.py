@@ -1,0 +1,268 @@
+"""One scan harmonized in memory: RAS grid, normalised intensities, int16, and what the manifest says about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize import intensity, nyul, spatial
+from harmonize.corpus import PERCENTILES
+from harmonize.errors import Reason, Rejection
+from harmonize.foreground import bounding_box, find_foreground
+from harmonize.scan import HU, Point, Scan
+from harmonize.settings import Settings
+
+MIN_VOXELS_PER_AXIS = 3
+"""Fewer slices make no volume."""
+
+MAX_BAD_SHARE = 0.5
+"""A scan with more NaN or infinite voxels than this is refused; fewer are filled with its lowest value."""
+
+CROP_MARGIN_MM = 10.0
+"""Air kept around the foreground by ``crop_foreground``, so that nothing at its border is cut."""
+
+HEAD, DEFACED = 1, 2
+"""Values of an anatomy mask."""
+
+WINDOWED = "window"
+"""Unit of CT stored as windows: three channels from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Harmonized:
+    """A scan as the corpus holds it; the real value of a voxel is ``stored * slope + inter``.
+
+    Attributes:
+        stored_XYZ: int16, shape (X, Y, Z), or (X, Y, Z, 3) with baked windows.
+        slope: Scale.
+        inter: Offset.
+        affine: (4, 4) float64, diagonal: voxel index to RAS+ mm.
+        mask_XYZ: uint8, shape (X, Y, Z), or None.
+        mask_kind: ``anatomy`` (0 background, 1 head, 2 defaced), ``vessels`` (1..13), or None.
+        points: In RAS+ mm.
+        labels: The 14 competition labels by name, or None.
+        modality: As in `harmonize.scan.Scan`.
+        unit: ``HU``, ``window``, the normaliser's name, or the scan's own unit for ``none``.
+        foreground_box: Half-open voxel box x0, x1, y0, y1, z0, z1.
+        percentiles: Of the real foreground values at `harmonize.corpus.PERCENTILES`.
+        raw_shape: Before resampling.
+        raw_spacing: Before resampling, in mm.
+        decisions: What was found and done, in order.
+        age: Years, or None.
+        sex: ``F``, ``M`` or None.
+    """
+
+    stored_XYZ: NDArray[np.int16]
+    slope: float
+    inter: float
+    affine: NDArray[np.float64]
+    mask_XYZ: NDArray[np.uint8] | None
+    mask_kind: str | None
+    points: tuple[Point, ...]
+    labels: dict[str, int] | None
+    modality: str
+    unit: str
+    foreground_box: tuple[int, int, int, int, int, int]
+    percentiles: tuple[float, ...]
+    raw_shape: tuple[int, int, int]
+    raw_spacing: tuple[float, float, float]
+    decisions: list[str] = field(default_factory=list)
+    age: float | None = None
+    sex: str | None = None
+
+    def values(self) -> NDArray[np.float32]:
+        """Real values as float32, shape of `stored_XYZ`."""
+        return self.stored_XYZ.astype(np.float32) * np.float32(self.slope) + np.float32(self.inter)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm."""
+        x, y, z = np.diagonal(self.affine)[:3]
+        return float(x), float(y), float(z)
+
+
+@dataclass(slots=True, kw_only=True)
+class Resampled:
+    """A scan on its target grid, before its intensities are normalised.
+
+    Attributes:
+        values_XYZ: Finite real values.
+        affine: Of the grid.
+        foreground_XYZ: bool, same shape.
+        mask_XYZ: uint8 or None.
+        mask_kind: Its kind.
+        decisions: So far.
+    """
+
+    values_XYZ: NDArray[Any]
+    affine: NDArray[np.float64]
+    foreground_XYZ: NDArray[np.bool_]
+    mask_XYZ: NDArray[np.uint8] | None
+    mask_kind: str | None
+    decisions: list[str]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm."""
+        x, y, z = np.diagonal(self.affine)[:3]
+        return float(x), float(y), float(z)
+
+
+def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
+    """Resample, normalise and encode one scan. Pure: reads no file but the standard histogram that `settings` names.
+
+    Raises:
+        Rejection: The scan cannot be used; says why.
+        UserError: ``nyul`` without a standard histogram of the scan's modality.
+    """
+    resampled = resample_scan(scan, settings)
+    if settings.crop_foreground:
+        _crop(resampled)
+    decisions = resampled.decisions
+    if scan.unit == HU:
+        encode = intensity.encode_windows if settings.bake_windows else intensity.encode_hu
+        encoded, unit = encode(resampled.values_XYZ), WINDOWED if settings.bake_windows else HU
+    else:
+        normalised = _normalise(scan, resampled, settings)
+        encoded, unit = (
+            intensity.encode_int16(normalised),
+            scan.unit if settings.mri_norm == "none" else settings.mri_norm,
+        )
+    if encoded.clipped:
+        decisions.append(f"{encoded.clipped} voxels beyond the int16 range were clipped")
+    foreground = encoded.stored_XYZ[resampled.foreground_XYZ]
+    stored_percentiles = np.percentile(nyul.thin_out(foreground), PERCENTILES)
+    x, y, z = scan.voxels_XYZ.shape
+    raw_x, raw_y, raw_z = spatial.voxel_spacing(scan.affine)
+    if scan.slice_offsets is not None:
+        raw_z *= float(np.median(np.diff(scan.slice_offsets)))
+    return Harmonized(
+        stored_XYZ=encoded.stored_XYZ,
+        slope=encoded.slope,
+        inter=encoded.inter,
+        affine=resampled.affine,
+        mask_XYZ=resampled.mask_XYZ,
+        mask_kind=resampled.mask_kind,
+        points=scan.points,
+        labels=scan.labels,
+        modality=scan.modality,
+        unit=unit,
+        foreground_box=bounding_box(resampled.foreground_XYZ),
+        percentiles=tuple(float(value) for value in stored_percentiles * encoded.slope + encoded.inter),
+        raw_shape=(x, y, z),
+        raw_spacing=(float(raw_x), float(raw_y), float(raw_z)),
+        decisions=decisions,
+        age=scan.age,
+        sex=scan.sex,
+    )
+
+
+def resample_scan(scan: Scan, settings: Settings) -> Resampled:
+    """Check a scan, put it with its masks on the target grid, and find its foreground.
+
+    Raises:
+        Rejection: The geometry or the voxels cannot be used.
+    """
+    decisions = list(scan.decisions)
+    if scan.voxels_XYZ.dtype.kind not in "biuf":
+        raise Rejection(Reason.UNSUPPORTED_ENCODING, f"voxels of type {scan.voxels_XYZ.dtype}", stage="resample")
+    affine = np.asarray(scan.affine, dtype=np.float64)
+    spatial.check_geometry(scan.voxels_XYZ.shape, affine, scan.slice_offsets)
+    if min(scan.voxels_XYZ.shape) < MIN_VOXELS_PER_AXIS:
+        size = " x ".join(str(count) for count in scan.voxels_XYZ.shape)
+        raise Rejection(Reason.TOO_FEW_SLICES, f"{size} voxels make no volume", stage="resample")
+    grid = spatial.target_grid(scan.voxels_XYZ.shape, affine, settings.spacing, scan.slice_offsets)
+    voxels, lowest = _finite(scan.voxels_XYZ, decisions)
+    outside = intensity.CT_PADDING_HU if scan.unit == HU else lowest
+    values = spatial.resample(voxels, affine, grid, slice_offsets=scan.slice_offsets, outside=outside)
+    del voxels
+    foreground, mask, kind = _masks(scan, values, grid, decisions)
+    if not foreground.any():
+        raise Rejection(Reason.NO_FOREGROUND, "nothing stands out from the background", stage="normalise")
+    return Resampled(
+        values_XYZ=values,
+        affine=grid.affine,
+        foreground_XYZ=foreground,
+        mask_XYZ=mask,
+        mask_kind=kind,
+        decisions=decisions,
+    )
+
+
+def _finite(voxels_XYZ: NDArray[Any], decisions: list[str]) -> tuple[NDArray[Any], float]:
+    """The voxels with NaN and infinities replaced by the lowest finite value, and that value."""
+    if voxels_XYZ.dtype.kind != "f":
+        return voxels_XYZ, float(voxels_XYZ.min())
+    finite = np.isfinite(voxels_XYZ)
+    if finite.all():
+        return voxels_XYZ, float(voxels_XYZ.min())
+    share = 1 - finite.mean()
+    if share > MAX_BAD_SHARE:
+        raise Rejection(Reason.BAD_INTENSITY, f"{share:.0%} of the voxels are not finite", stage="resample")
+    lowest = float(voxels_XYZ[finite].min())
+    decisions.append(f"{voxels_XYZ.size - int(finite.sum())} voxels that are not finite were set to the lowest value")
+    return np.where(finite, voxels_XYZ, voxels_XYZ.dtype.type(lowest)), lowest
+
+
+def _masks(
+    scan: Scan, values_XYZ: NDArray[Any], grid: spatial.Grid, decisions: list[str]
+) -> tuple[NDArray[np.bool_], NDArray[np.uint8] | None, str | None]:
+    """Foreground, and the mask to store with its kind."""
+    found = {}
+    for kind, mask in scan.masks.items():
+        spatial.check_geometry(mask.labels_XYZ.shape, mask.affine)
+        found[kind] = spatial.resample_labels(mask.labels_XYZ, mask.affine, grid)
+    anatomy, defaced = found.get("anatomy"), found.get("deface")
+    if anatomy is not None and anatomy.any():
+        foreground = anatomy > 0
+    else:
+        if anatomy is not None:
+            decisions.append("the anatomy mask misses the image; the foreground was found by threshold")
+        foreground = find_foreground(values_XYZ, grid.spacing, scan.unit)
+    if defaced is not None:
+        foreground &= defaced == 0
+    if "vessels" in found:
+        return foreground, found["vessels"], "vessels"
+    if anatomy is None and defaced is None:
+        return foreground, None, None
+    mask_XYZ = np.where(foreground, np.uint8(HEAD), np.uint8(0))
+    if defaced is not None:
+        mask_XYZ[defaced > 0] = DEFACED
+    return foreground, mask_XYZ, "anatomy"
+
+
+def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[Any]:
+    values = resampled.values_XYZ
+    if settings.n4:
+        values = intensity.correct_bias(values, resampled.foreground_XYZ, resampled.spacing)
+        resampled.decisions.append("bias field corrected by N4")
+    histogram = None
+    if settings.mri_norm == "nyul":
+        if settings.nyul_folder is None:
+            raise ValueError("nyul needs nyul_folder")
+        histogram = nyul.load(nyul.histogram_path(settings.nyul_folder, scan.modality))
+    return intensity.normalise(
+        values, resampled.foreground_XYZ, method=settings.mri_norm, modality=scan.modality, histogram=histogram
+    )
+
+
+def _crop(resampled: Resampled) -> None:
+    box = np.asarray(bounding_box(resampled.foreground_XYZ)).reshape(3, 2)
+    shape = np.asarray(resampled.values_XYZ.shape)
+    margin = np.ceil(CROP_MARGIN_MM / np.asarray(resampled.spacing)).astype(int)
+    low, high = np.maximum(box[:, 0] - margin, 0), np.minimum(box[:, 1] + margin, shape)
+    if (low == 0).all() and (high == shape).all():
+        return
+    cut = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    resampled.values_XYZ = resampled.values_XYZ[cut]
+    resampled.foreground_XYZ = resampled.foreground_XYZ[cut]
+    if resampled.mask_XYZ is not None:
+        resampled.mask_XYZ = resampled.mask_XYZ[cut]
+    affine = resampled.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    resampled.affine = affine.astype(np.float32).astype(np.float64)
+    text = ", ".join(f"{a}:{b}" for a, b in zip(low, high, strict=True))
+    resampled.decisions.append(f"cropped to {text} of {' x '.join(str(size) for size in shape)} voxels")

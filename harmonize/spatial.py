@@ -1,0 +1,441 @@
+"""Geometry: any affine, sheared or uneven, onto a RAS grid in one interpolation, anti-aliased where it shrinks.
+
+Two routes. Where the voxel axes run along R, A and S, the interpolation is separable: one banded matrix an axis,
+applied as matrix products. Its rows are triangle kernels as wide as the coarser of the two grids (what torch calls
+``antialias=True``), on the slices' true positions, with their first moment put right, so that a field that is linear
+in mm comes out exactly. Everywhere else a Gaussian along the axes that shrink is followed by one trilinear lookup.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+
+from harmonize.errors import Reason, Rejection
+
+MAX_VOXELS = 2**29
+"""Largest target grid: 1 GiB as int16, four times a whole-body CT at 1 mm."""
+
+MIN_RAW_SPACING_MM = 0.01
+MAX_RAW_SPACING_MM = 100.0
+MAX_FIELD_OF_VIEW_MM = 3000.0
+
+ALIGNED_MM = 0.01
+"""Axes count as parallel to R, A, S if ignoring their tilt moves no voxel by more than this."""
+
+UNCOVERED_VOXELS = 1e-3
+"""The part of a target voxel that may stick out of the grid before the grid grows by one."""
+
+SAME_POSITION_MM = 1e-3
+FWHM_PER_SIGMA = 2.3548200450309493
+BLOCK_ROWS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """An axis-aligned RAS grid.
+
+    Attributes:
+        shape: Voxels along R, A and S.
+        affine: (4, 4) float64, diagonal, every entry exactly representable in float32 as NIfTI stores it.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm."""
+        x, y, z = np.diagonal(self.affine)[:3]
+        return float(x), float(y), float(z)
+
+
+def check_geometry(
+    shape: tuple[int, ...], affine: NDArray[np.float64], slice_offsets: NDArray[np.float64] | None = None
+) -> None:
+    """Refuse a geometry that cannot be true.
+
+    Args:
+        shape: (X, Y, Z).
+        affine: (4, 4), voxel index to RAS+ mm.
+        slice_offsets: (Z,) positions of the slices in units of the third column, or None.
+
+    Raises:
+        Rejection: Not 3D, not finite, singular, or spacings and sizes out of bounds.
+    """
+
+    def refuse(message: str) -> Rejection:
+        return Rejection(Reason.BAD_GEOMETRY, message, stage="resample")
+
+    if len(shape) != 3:
+        raise Rejection(Reason.NOT_3D, f"{len(shape)} dimensions instead of 3", stage="resample")
+    if min(shape) < 1:
+        raise Rejection(Reason.EMPTY, "no voxels", stage="resample")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise refuse("the affine is not a finite 4x4 matrix")
+    spacing = voxel_spacing(affine)
+    if (spacing < MIN_RAW_SPACING_MM).any() or (spacing > MAX_RAW_SPACING_MM).any():
+        limits = f"{MIN_RAW_SPACING_MM:g} to {MAX_RAW_SPACING_MM:g} mm"
+        raise refuse(f"voxel spacing {' x '.join(f'{mm:.4g}' for mm in spacing)} mm is outside {limits}")
+    if abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
+        raise refuse("the voxel axes are almost parallel to each other")
+    if slice_offsets is not None and (
+        slice_offsets.shape != shape[2:] or not np.isfinite(slice_offsets).all() or (np.diff(slice_offsets) <= 0).any()
+    ):
+        raise refuse("the slice positions do not increase")
+    low, high = _world_box(shape, affine, slice_offsets)
+    if (high - low > MAX_FIELD_OF_VIEW_MM).any():
+        size = " x ".join(f"{mm:.4g}" for mm in high - low)
+        raise refuse(f"a field of view of {size} mm is beyond {MAX_FIELD_OF_VIEW_MM:g} mm")
+
+
+def voxel_spacing(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lengths of the voxel axes in mm, shape (3,)."""
+    return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+
+
+def target_grid(
+    shape: tuple[int, ...],
+    affine: NDArray[np.float64],
+    spacing: tuple[float, float, float],
+    slice_offsets: NDArray[np.float64] | None = None,
+) -> Grid:
+    """The smallest RAS grid that covers the whole field of view, voxels' edges included, centred on it.
+
+    Args:
+        shape: (X, Y, Z) of the scan.
+        affine: (4, 4) of the scan, voxel index to RAS+ mm.
+        spacing: Voxel size of the grid along R, A and S, in mm.
+        slice_offsets: (Z,) positions of the slices in units of the third column, or None.
+
+    Raises:
+        Rejection: The grid would have more than `MAX_VOXELS` voxels.
+
+    Example:
+        A grid at the scan's own spacing lies on the scan's own voxels:
+
+        >>> grid = target_grid((4, 5, 6), np.diag([-1.0, 1.0, 2.0, 1.0]), (1.0, 1.0, 2.0))
+        >>> grid.shape, grid.affine[:3, 3].tolist()
+        ((4, 5, 6), [-3.0, 0.0, 0.0])
+    """
+    low, high = _world_box(shape, affine, slice_offsets)
+    size = np.asarray(spacing, dtype=np.float64)
+    counts = np.maximum(np.ceil((high - low) / size - UNCOVERED_VOXELS), 1).astype(int)
+    if np.prod(counts.astype(float)) > MAX_VOXELS:
+        text = " x ".join(str(count) for count in counts)
+        raise Rejection(Reason.TOO_LARGE, f"the target grid would be {text} voxels", stage="resample")
+    first = (low + high) / 2 - (counts - 1) / 2 * size
+    grid_affine = np.eye(4)
+    grid_affine[:3, :3] = np.diag(size)
+    grid_affine[:3, 3] = first
+    x, y, z = (int(count) for count in counts)
+    return Grid(shape=(x, y, z), affine=grid_affine.astype(np.float32).astype(np.float64))
+
+
+def resample(
+    voxels_XYZ: NDArray[Any],
+    affine: NDArray[np.float64],
+    grid: Grid,
+    *,
+    slice_offsets: NDArray[np.float64] | None = None,
+    outside: float = 0.0,
+) -> NDArray[Any]:
+    """Interpolate a scan on `grid`, once.
+
+    Args:
+        voxels_XYZ: Any real dtype, shape (X, Y, Z).
+        affine: (4, 4), voxel index to RAS+ mm; may be oblique or sheared.
+        grid: Where to.
+        slice_offsets: (Z,) true positions of the slices in units of the third column, or None if even.
+        outside: Value where the scan has no voxel.
+
+    Returns:
+        float32 of shape `grid.shape`; or, where every target voxel is a source voxel, a copy in the source's dtype,
+        bit for bit.
+    """
+    axes = _aligned_axes(voxels_XYZ.shape, affine)
+    if axes is None:
+        return _resample_oblique(voxels_XYZ, affine, grid, slice_offsets, outside)
+    return _resample_aligned(voxels_XYZ, affine, grid, slice_offsets, axes)
+
+
+def resample_labels(labels_XYZ: NDArray[np.uint8], affine: NDArray[np.float64], grid: Grid) -> NDArray[np.uint8]:
+    """Take the label of the nearest voxel, 0 outside the mask's field of view.
+
+    Args:
+        labels_XYZ: uint8, shape (X, Y, Z); its geometry need not be the image's.
+        affine: (4, 4), voxel index to RAS+ mm.
+        grid: Where to.
+
+    Returns:
+        uint8 of shape `grid.shape`.
+    """
+    axes = _aligned_axes(labels_XYZ.shape, affine)
+    if axes is None:
+        return _lookup(labels_XYZ, affine, grid, sitk.sitkNearestNeighbor, 0.0)
+    source = np.transpose(labels_XYZ, axes)
+    picks, insides = [], []
+    for world_axis, positions in enumerate(_positions(labels_XYZ.shape, affine, None, axes)):
+        step = (positions[-1] - positions[0]) / (len(positions) - 1) if len(positions) > 1 else 1.0
+        index = (_targets(grid, world_axis) - positions[0]) / step
+        picks.append(np.clip(np.floor(index + 0.5), 0, len(positions) - 1).astype(int))
+        insides.append((index >= -0.5) & (index <= len(positions) - 0.5))
+    result = source[np.ix_(*picks)]
+    result *= insides[0][:, None, None] & insides[1][:, None] & insides[2]
+    return result
+
+
+def _world_box(
+    shape: tuple[int, ...], affine: NDArray[np.float64], slice_offsets: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lowest and highest corner in mm of the box around all voxels, their edges included; each (3,)."""
+    low_z, high_z = -0.5, shape[2] - 0.5
+    if slice_offsets is not None and len(slice_offsets) > 1:
+        gaps = np.diff(slice_offsets)
+        low_z, high_z = slice_offsets[0] - gaps[0] / 2, slice_offsets[-1] + gaps[-1] / 2
+    ends = np.array(
+        [(i, j, k) for i in (-0.5, shape[0] - 0.5) for j in (-0.5, shape[1] - 0.5) for k in (low_z, high_z)]
+    )
+    corners = ends @ affine[:3, :3].T + affine[:3, 3]
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _aligned_axes(shape: tuple[int, ...], affine: NDArray[np.float64]) -> tuple[int, int, int] | None:
+    """The voxel axis that runs along R, A and S each, or None if some axis runs between them."""
+    matrix = affine[:3, :3]
+    along = np.abs(matrix).argmax(axis=0)
+    if sorted(along) != [0, 1, 2]:
+        return None
+    off_axis = matrix.copy()
+    off_axis[along, [0, 1, 2]] = 0
+    if (np.abs(off_axis) @ (np.asarray(shape) / 2) > ALIGNED_MM).any():
+        return None
+    x, y, z = (int(axis) for axis in np.argsort(along))
+    return x, y, z
+
+
+def _positions(
+    shape: tuple[int, ...],
+    affine: NDArray[np.float64],
+    slice_offsets: NDArray[np.float64] | None,
+    axes: tuple[int, int, int],
+) -> list[NDArray[np.float64]]:
+    """Where the voxels of an aligned scan lie along R, A and S, in mm, in the order of their index."""
+    middle = (np.asarray(shape) - 1) / 2
+    if slice_offsets is not None:
+        middle[2] = slice_offsets[[0, -1]].mean()
+    found = []
+    for world_axis, axis in enumerate(axes):
+        index = np.arange(shape[axis], dtype=np.float64)
+        if axis == 2 and slice_offsets is not None:
+            index = slice_offsets.astype(np.float64)
+        centre = affine[world_axis, :3] @ middle + affine[world_axis, 3]
+        found.append(centre + affine[world_axis, axis] * (index - middle[axis]))
+    return found
+
+
+def _targets(grid: Grid, world_axis: int) -> NDArray[np.float64]:
+    return grid.affine[world_axis, 3] + grid.affine[world_axis, world_axis] * np.arange(grid.shape[world_axis])
+
+
+def _resample_aligned(
+    voxels_XYZ: NDArray[Any],
+    affine: NDArray[np.float64],
+    grid: Grid,
+    slice_offsets: NDArray[np.float64] | None,
+    axes: tuple[int, int, int],
+) -> NDArray[Any]:
+    weights: list[tuple[int, NDArray[np.float32]]] = []
+    flips = [slice(None)] * 3
+    for world_axis, positions in enumerate(_positions(voxels_XYZ.shape, affine, slice_offsets, axes)):
+        descends = len(positions) > 1 and positions[-1] < positions[0]
+        ascending = positions[::-1] if descends else positions
+        targets = _targets(grid, world_axis)
+        if len(targets) == len(ascending) and np.abs(targets - ascending).max() < SAME_POSITION_MM:
+            flips[world_axis] = slice(None, None, -1) if descends else slice(None)
+            continue
+        matrix = axis_weights(ascending, targets, grid.spacing[world_axis])
+        weights.append((axes[world_axis], matrix[:, ::-1] if descends else matrix))
+    # In memory order, so that every product runs over contiguous voxels; the axis that shrinks most goes first.
+    memory = sorted(range(3), key=lambda axis: -abs(voxels_XYZ.strides[axis]))
+    result = np.ascontiguousarray(voxels_XYZ.transpose(memory))
+    for axis, matrix in sorted(weights, key=lambda item: (item[1].shape[0] / item[1].shape[1], memory.index(item[0]))):
+        result = _multiply(result, matrix, memory.index(axis))
+    back = [memory.index(axis) for axis in axes]
+    result = result.transpose(back)[tuple(flips)]
+    return result.copy(order="K") if not weights else result
+
+
+def axis_weights(
+    source_mm: NDArray[np.float64], target_mm: NDArray[np.float64], spacing_mm: float
+) -> NDArray[np.float32]:
+    """Interpolation along one axis as a matrix.
+
+    Where the source is finer than the target, a row is a triangle of half-width `spacing_mm` sampled on the true
+    positions, its first moment corrected; where it is coarser, the row is plain linear interpolation. Targets beyond
+    the outermost samples take the outermost samples.
+
+    Args:
+        source_mm: (n,) increasing positions of the samples.
+        target_mm: (m,) increasing positions wanted.
+        spacing_mm: Distance between targets.
+
+    Returns:
+        (m, n) float32, rows sum to 1.
+
+    Example:
+        >>> axis_weights(np.array([0.0, 2.0]), np.array([0.5, 1.0]), 1.0).tolist()
+        [[0.75, 0.25], [0.5, 0.5]]
+    """
+    if len(source_mm) == 1:
+        return np.ones((len(target_mm), 1), dtype=np.float32)
+    gaps = np.diff(source_mm)
+    cell = np.clip(np.searchsorted(source_mm, target_mm, side="right") - 1, 0, len(gaps) - 1)
+    matrix = _triangles(source_mm, target_mm, spacing_mm, gaps)
+    coarse = gaps[cell] >= spacing_mm
+    matrix[coarse] = 0
+    rows = np.flatnonzero(coarse)
+    share = np.clip((target_mm[rows] - source_mm[cell[rows]]) / gaps[cell[rows]], 0, 1)
+    matrix[rows, cell[rows]] = 1 - share
+    matrix[rows, cell[rows] + 1] = share
+    return matrix.astype(np.float32)
+
+
+def _triangles(
+    source_mm: NDArray[np.float64],
+    target_mm: NDArray[np.float64],
+    half_width_mm: float,
+    gaps: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    distance = source_mm[None, :] - target_mm[:, None]
+    # Each sample counts for the stretch that it stands for, so that a denser run of slices does not pull.
+    stretch = np.concatenate(([gaps[0]], (gaps[:-1] + gaps[1:]) / 2, [gaps[-1]]))
+    kernel = np.maximum(1 - np.abs(distance) / half_width_mm, 0) * stretch
+    total = kernel.sum(axis=1, keepdims=True)
+    nearest = np.abs(distance).argmin(axis=1)
+    empty = total[:, 0] <= 0
+    kernel[empty, nearest[empty]] = 1
+    kernel /= kernel.sum(axis=1, keepdims=True)
+    moment = (kernel * distance).sum(axis=1)
+    spread = (kernel * (distance - moment[:, None]) ** 2).sum(axis=1)
+    slope = np.divide(-moment, spread, out=np.zeros_like(moment), where=spread > 0)
+    whole = (target_mm - half_width_mm >= source_mm[0]) & (target_mm + half_width_mm <= source_mm[-1])
+    correction = 1 + np.where(whole, slope, 0)[:, None] * (distance - moment[:, None])
+    corrected = kernel * correction
+    # A kernel so lopsided that the correction would turn a weight negative is left as it is.
+    usable = (corrected >= 0).all(axis=1)
+    return np.where(usable[:, None], corrected, kernel)
+
+
+def _multiply(volume: NDArray[Any], matrix: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Apply a banded (m, n) matrix along one axis of a C-contiguous volume, in blocks that skip the zeros."""
+    rows = matrix.shape[0]
+    shape = list(volume.shape)
+    shape[axis] = rows
+    result = np.empty(shape, dtype=np.float32)
+    blocks = []
+    for start in range(0, rows, BLOCK_ROWS):
+        block = matrix[start : start + BLOCK_ROWS]
+        used = np.flatnonzero(block.any(axis=0))
+        low, high = int(used[0]), int(used[-1]) + 1
+        blocks.append((slice(start, start + len(block)), slice(low, high), np.ascontiguousarray(block[:, low:high])))
+    if axis == 0:
+        flat, flat_result = volume.reshape(volume.shape[0], -1), result.reshape(rows, -1)
+        for out, into, block in blocks:
+            np.matmul(block, flat[into].astype(np.float32), out=flat_result[out])
+        return result
+    for plane, plane_result in zip(volume, result, strict=True):
+        real = plane.astype(np.float32, copy=False)
+        for out, into, block in blocks:
+            if axis == 1:
+                np.matmul(block, real[into], out=plane_result[out])
+            else:
+                plane_result[:, out] = real[:, into] @ block.T
+    return result
+
+
+def _resample_oblique(
+    voxels_XYZ: NDArray[Any],
+    affine: NDArray[np.float64],
+    grid: Grid,
+    slice_offsets: NDArray[np.float64] | None,
+    outside: float,
+) -> NDArray[Any]:
+    spacing = voxel_spacing(affine)
+    filtered: NDArray[Any] = voxels_XYZ
+    for axis in range(3):
+        index = np.arange(voxels_XYZ.shape[axis], dtype=np.float64)
+        if axis == 2 and slice_offsets is not None:
+            index = slice_offsets
+        own = spacing[axis] * float(np.median(np.diff(index))) if len(index) > 1 else np.inf
+        wanted = float(np.linalg.norm(affine[:3, axis] / spacing[axis] * grid.spacing))
+        if own < wanted * (1 - 1e-3):
+            sigma = np.sqrt(wanted**2 - own**2) / FWHM_PER_SIGMA
+            filtered = _multiply(np.ascontiguousarray(filtered), _gaussian(index * spacing[axis], sigma), axis)
+    if slice_offsets is None:
+        return _lookup(np.asarray(filtered, dtype=np.float32), affine, grid, sitk.sitkLinear, outside)
+    return _lookup_uneven(filtered, affine, grid, slice_offsets, outside)
+
+
+def _gaussian(positions_mm: NDArray[np.float64], sigma_mm: float) -> NDArray[np.float32]:
+    """A Gaussian on (uneven) positions as an (n, n) matrix, cut at three sigma."""
+    gaps = np.diff(positions_mm)
+    stretch = np.concatenate(([gaps[0]], (gaps[:-1] + gaps[1:]) / 2, [gaps[-1]]))
+    distance = (positions_mm[None, :] - positions_mm[:, None]) / sigma_mm
+    kernel = np.where(np.abs(distance) <= 3, np.exp(-(distance**2) / 2), 0) * stretch
+    return (kernel / kernel.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _lookup(
+    voxels_XYZ: NDArray[Any], affine: NDArray[np.float64], grid: Grid, interpolator: int, outside: float
+) -> NDArray[Any]:
+    """One lookup at the grid's true places: SimpleITK with the affine as its transform, since ITK refuses shear."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(np.transpose(voxels_XYZ)))
+    into_voxels = np.linalg.inv(affine)
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(into_voxels[:3, :3].ravel().tolist())
+    transform.SetTranslation(into_voxels[:3, 3].tolist())
+    found = sitk.Resample(
+        image,
+        list(grid.shape),
+        transform,
+        interpolator,
+        grid.affine[:3, 3].tolist(),
+        list(grid.spacing),
+        np.eye(3).ravel().tolist(),
+        outside,
+        image.GetPixelID(),
+    )
+    return np.transpose(sitk.GetArrayFromImage(found))
+
+
+def _lookup_uneven(
+    voxels_XYZ: NDArray[Any],
+    affine: NDArray[np.float64],
+    grid: Grid,
+    slice_offsets: NDArray[np.float64],
+    outside: float,
+) -> NDArray[np.float32]:
+    """Trilinear on the slices' true positions; slab by slab, so that the coordinates do not fill the memory."""
+    voxels = np.asarray(voxels_XYZ, dtype=np.float32)
+    gaps = np.diff(slice_offsets)
+    knots = np.concatenate(([slice_offsets[0] - gaps[0] / 2], slice_offsets, [slice_offsets[-1] + gaps[-1] / 2]))
+    index_of_knot = np.concatenate(([-0.5], np.arange(len(slice_offsets)), [len(slice_offsets) - 0.5]))
+    into_voxels = np.linalg.inv(affine)
+    x, y = (_targets(grid, axis) for axis in (0, 1))
+    limits = np.asarray(voxels.shape) - 0.5
+    result = np.empty(grid.shape, dtype=np.float32)
+    for index, z in enumerate(_targets(grid, 2)):
+        points = np.stack(np.broadcast_arrays(x[:, None], y[None, :], z))
+        i, j, t = np.tensordot(into_voxels[:3, :3], points, axes=1) + into_voxels[:3, 3, None, None]
+        k = np.interp(t, knots, index_of_knot, left=-1, right=len(slice_offsets))
+        where = np.stack((i, j, k))
+        inside = ((where >= -0.5) & (where <= limits[:, None, None])).all(axis=0)
+        plane = map_coordinates(voxels, where, order=1, mode="nearest", prefilter=False)
+        result[:, :, index] = np.where(inside, plane, outside)
+    return result
