@@ -22,14 +22,12 @@ from numpy.typing import NDArray
 from harmonize.corpus import read_volume
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
+from harmonize.pipeline import HEAD
 from harmonize.progress import Progress
 from headspark.cohort import ScanItem
 
 CacheMode = Literal["auto", "ram", "shared", "disk", "none"]
 CACHES = ("auto", "ram", "shared", "disk", "none")
-HEAD = 1
-"""Value of the anatomy mask where there is head and nothing was defaced."""
-
 MEMORY_SHARE = 0.6
 """Of the memory that is free now, the cache takes at most this: the rest is for the model, the batches, the others."""
 
@@ -91,7 +89,9 @@ def choose_cache(
         local_ranks: Training processes on this node.
         cache_dir: The recipe's folder for ``disk``.
         run_name: Names this run's part of the shared memory.
-        memory: Free memory in bytes; None: measured. Likewise `shared` and `disk`.
+        memory: Free memory in bytes; None: measured.
+        shared: Free shared memory in bytes; None: measured.
+        disk: Free bytes in the cache folder; None: measured.
     """
     memory = free_memory() if memory is None else memory
     folder = Path(tempfile.gettempdir()) / "headspark-cache" if cache_dir is None else cache_dir
@@ -142,7 +142,7 @@ def close_store(choice: Choice) -> None:
 
 def decoded_bytes(scans: Sequence[ScanItem]) -> int:
     """Bytes that all scans take when decoded."""
-    return sum(int(np.prod(scan.shape)) * (2 if scan.mask is None else 3) for scan in scans)
+    return sum(int(np.prod(scan.shape)) * (2 * scan.channels + (scan.mask is not None)) for scan in scans)
 
 
 def decode(scan: ScanItem) -> Decoded:

@@ -9,11 +9,14 @@ from typing import Any
 
 from harmonize.corpus import PERCENTILES, Corpus
 from harmonize.errors import UserError
+from harmonize.intensity import CT_WINDOWS
+from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
-from headspark.channels import AIR_HU
+from headspark.channels import AIR_HU, check_unit
 from headspark.crops import Box
 from headspark.split import held_out
 
+_OUTSIDE = {HU: AIR_HU, WINDOWED: 0.0}
 ANATOMY = "anatomy"
 """The kind of mask that says where the head is and what was defaced."""
 
@@ -35,6 +38,7 @@ class ScanItem:
         shape: Voxels.
         box: Foreground, half open, voxels.
         fill: Real value that stands for outside: air, or the darkest of the foreground.
+        channels: Values of a voxel: 1, or the windows that were baked in.
         labels: The manifest's columns that a probe may ask for.
     """
 
@@ -50,6 +54,7 @@ class ScanItem:
     shape: tuple[int, int, int]
     box: Box
     fill: float
+    channels: int
     labels: Mapping[str, str | None]
 
 
@@ -70,16 +75,20 @@ class Cohort:
     weights: tuple[float, ...]
 
 
-def read_cohort(corpus: Corpus, *, val_share: float, val_seed: int, weights: Mapping[str, float]) -> Cohort:
+def read_cohort(
+    corpus: Corpus, *, val_share: float, val_seed: int, weights: Mapping[str, float], windows: Sequence[str]
+) -> Cohort:
     """The scans of a corpus, split by subject; scans of weight 0 are left out of both parts.
 
     Raises:
-        UserError: There is nothing to train on.
+        UserError: There is nothing to train on, or intensities that no network input can be made of.
     """
     items = [_item(corpus.path, row) for row in corpus.scans.to_dict("records")]
     items = [item for item in items if scan_weight(item, weights) > 0]
     if not items:
         raise UserError(f"{corpus.path}: no scan to train on; see `harmonize verify` and data.weights")
+    for unit in sorted({item.unit for item in items}):
+        check_unit(unit, windows)
     out = held_out([item.subject for item in items], share=val_share, seed=val_seed)
     train = tuple(index for index, item in enumerate(items) if item.subject not in out)
     val = tuple(index for index, item in enumerate(items) if item.subject in out)
@@ -122,6 +131,7 @@ def _item(folder: Path, row: dict[str, Any]) -> ScanItem:
         mask_sha256="" if mask is None else row["mask_sha256"],
         shape=(x, y, z),
         box=(x0, x1, y0, y1, z0, z1),
-        fill=AIR_HU if row["unit"] == HU else float(row["intensity_percentiles"][PERCENTILES.index(0.5)]),
+        fill=_OUTSIDE.get(row["unit"], float(row["intensity_percentiles"][PERCENTILES.index(0.5)])),
+        channels=len(CT_WINDOWS) if row["unit"] == WINDOWED else 1,
         labels={name: row[name] for name in ("source", "modality", "sex")},
     )

@@ -119,15 +119,18 @@ def central_crop(*, shape: tuple[int, int, int], box: Box, size: int) -> Crop:
 
 
 def cut(volume_XYZ: NDArray[np.generic], crop: Crop, *, fill: float) -> NDArray[np.generic]:
-    """The voxels of a crop, padded with `fill` beyond the volume; reads nothing else of a memory-mapped volume."""
+    """The voxels of a crop, padded with `fill` beyond the volume; reads nothing else of a memory-mapped volume.
+
+    A volume may have channels behind its three axes.
+    """
     starts = np.array(crop.start)
-    shape = np.array(volume_XYZ.shape)
+    shape = np.array(volume_XYZ.shape[:3])
     low, high = np.clip(starts, 0, shape), np.clip(starts + crop.size, 0, shape)
     piece_XYZ = volume_XYZ[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-    if piece_XYZ.shape != (crop.size,) * 3:
-        padded_XYZ = np.full((crop.size,) * 3, fill, dtype=volume_XYZ.dtype)
+    if piece_XYZ.shape[:3] != (crop.size,) * 3:
+        padded_XYZ = np.full((*(crop.size,) * 3, *volume_XYZ.shape[3:]), fill, dtype=volume_XYZ.dtype)
         to = low - starts
-        ends = to + piece_XYZ.shape
+        ends = to + piece_XYZ.shape[:3]
         padded_XYZ[to[0] : ends[0], to[1] : ends[1], to[2] : ends[2]] = piece_XYZ
         piece_XYZ = padded_XYZ
     return np.ascontiguousarray(np.flip(piece_XYZ, axis=[axis for axis in range(3) if crop.flips[axis]]))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from harmonize.pipeline import WINDOWED
 from headspark.augment import AugmentConfig, Variation, draw_variation, turn, vary_intensity, within
 from headspark.cache import Store
 from headspark.channels import to_network_input
@@ -202,8 +203,13 @@ def cut_sample(
 
 def stack(samples: Sequence[Sample]) -> Batch:
     """Make a batch of samples of one size."""
+    stored = [sample.stored_XYZ for sample in samples]
+    if any(array.ndim == 4 for array in stored):  # windows that were baked in, perhaps beside MRI
+        stored = [
+            np.broadcast_to(array if array.ndim == 4 else array[..., None], (*array.shape[:3], 3)) for array in stored
+        ]
     return Batch(
-        stored_BXYZ=torch.from_numpy(np.stack([sample.stored_XYZ for sample in samples])),
+        stored_BXYZ=torch.from_numpy(np.stack(stored)),
         slope_B=torch.tensor([sample.slope for sample in samples], dtype=torch.float32),
         inter_B=torch.tensor([sample.inter for sample in samples], dtype=torch.float32),
         scored_B1XYZ=torch.from_numpy(np.stack([sample.scored_XYZ for sample in samples])).unsqueeze(1),
@@ -221,10 +227,7 @@ def network_input(batch: Batch, windows: Sequence[str], augment: AugmentConfig, 
         x_BCDHW: float32, array axes X, Y, Z of the corpus.
         scored_B1DHW: bool.
     """
-    values_BXYZ = batch.stored_BXYZ.float() * batch.slope_B.view(-1, 1, 1, 1) + batch.inter_B.view(-1, 1, 1, 1)
-    x_BCDHW = torch.stack(
-        [to_network_input(values, unit, windows) for values, unit in zip(values_BXYZ, batch.units, strict=True)]
-    )
+    x_BCDHW = torch.stack([_sample_input(batch, sample, windows) for sample in range(len(batch))])
     scored_B1DHW = batch.scored_B1XYZ
     variations = [variation for variation in batch.variations if variation is not None]
     if not variations:
@@ -248,6 +251,13 @@ def train_loader(samples: TrainSamples, plan: Plan, *, first_step: int, workers:
         pin_memory=pin,
         **_worker_options(workers),
     )
+
+
+def _sample_input(batch: Batch, sample: int, windows: Sequence[str]) -> Tensor:
+    values = batch.stored_BXYZ[sample] * batch.slope_B[sample] + batch.inter_B[sample]
+    if values.ndim == 4 and batch.units[sample] != WINDOWED:
+        values = values[..., 0]
+    return to_network_input(values, batch.units[sample], windows)
 
 
 class _Batches(Sampler[list[int]]):
