@@ -1,0 +1,206 @@
+"""Training and validation samples of a fine-tuning run; sample n is a pure function of the seed and n."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.losses import Targets
+from finetune.patches import (
+    UPRIGHT,
+    AugmentConfig,
+    Patch,
+    Region,
+    draw_pose,
+    load_region,
+    pose_patch,
+    vary_intensity,
+)
+from finetune.rsna import Case, drawing_weights
+from finetune.targets import cell_targets, is_located
+from harmonize.progress import Progress
+from headspark.channels import DEFAULT_CT_WINDOWS, to_network_input
+
+READERS = 2
+"""Threads that read series: decompression releases the interpreter lock, the disk is rarely faster than two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What is cut out of the corpus, and how it is dealt out.
+
+    Attributes:
+        patch: Size of the box that the network sees, in voxels.
+        spacing: Its voxel size in mm; None takes the corpus as it is.
+        ct_windows: The input channels of a CT; a pretrained encoder's own are taken instead.
+        folds: Into how many folds the patients are dealt.
+        fold: The fold that is validated on and never trained on.
+        positive_share: Share of the training draws that have an aneurysm.
+        mirror: Average validation and prediction over the patch and its mirror image.
+        workers: Loader processes; 0 loads in the training process.
+        cache_gb: Memory for series that are kept, in GB and per rank; the others are read when drawn.
+    """
+
+    patch: tuple[int, int, int] = (160, 192, 160)
+    spacing: float | None = None
+    ct_windows: tuple[str, ...] = DEFAULT_CT_WINDOWS
+    folds: int = 5
+    fold: int = 0
+    positive_share: float = 0.5
+    mirror: bool = True
+    workers: int = 0
+    cache_gb: float = 8.0
+
+    def __post_init__(self) -> None:
+        if min(self.patch) < 8:
+            raise ValueError(f"data.patch {list(self.patch)}: 8 voxels or more are needed each way")
+        if self.spacing is not None and not 0.1 <= self.spacing <= 10:
+            raise ValueError(f"data.spacing {self.spacing}: must lie between 0.1 and 10 mm")
+        if not 0 <= self.fold < self.folds:
+            raise ValueError(f"data.fold {self.fold}: must lie between 0 and data.folds - 1 = {self.folds - 1}")
+        if not 0 <= self.positive_share <= 1 or self.workers < 0 or self.cache_gb < 0:
+            raise ValueError("data.positive_share must lie in [0, 1], data.workers and data.cache_gb be >= 0")
+
+
+class Batch(NamedTuple):
+    """A batch for the model.
+
+    Attributes:
+        x_BCDHW: Network input.
+        targets: What it should say.
+    """
+
+    x_BCDHW: Tensor
+    targets: Targets
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(
+            self.x_BCDHW.to(device, non_blocking=True),
+            Targets(*(tensor.to(device, non_blocking=True) for tensor in self.targets)),
+        )
+
+
+class RegionStore:
+    """The regions of some cases, kept in memory as far as the budget allows.
+
+    Args:
+        cases: The series.
+        config: Patch, spacing and budget.
+        label: What the progress line calls them.
+    """
+
+    def __init__(self, cases: Sequence[Case], config: DataConfig, *, label: str) -> None:
+        self.cases = cases
+        self._config = config
+        self._kept: dict[int, Region] = {}
+        budget = config.cache_gb * 1e9
+        with (
+            Progress(f"read {label}", total=len(cases), unit="series") as progress,
+            ThreadPoolExecutor(READERS) as pool,
+        ):
+            for start in range(0, len(cases), READERS):
+                if budget <= 0:
+                    break
+                numbers = range(start, min(start + READERS, len(cases)))
+                for number, region in zip(numbers, pool.map(self._load, numbers), strict=True):
+                    budget -= region.nbytes
+                    if budget > 0:
+                        self._kept[number] = region
+                    progress.advance()
+
+    def __getitem__(self, number: int) -> Region:
+        """The region of case `number`."""
+        return self._kept[number] if number in self._kept else self._load(number)
+
+    def _load(self, number: int) -> Region:
+        return load_region(self.cases[number], self._config.patch, spacing=self._config.spacing)
+
+
+class TrainingSamples(Dataset[Batch]):
+    """Endless augmented samples: which series, in which pose, with which noise follows from the sample's number.
+
+    Args:
+        store: The training series.
+        config: Patch and balance.
+        augment: How far samples are varied.
+        stride: Edge of the classifier's cells in voxels.
+        seed: Of all that is drawn.
+    """
+
+    def __init__(
+        self, store: RegionStore, config: DataConfig, augment: AugmentConfig, *, stride: int, seed: int
+    ) -> None:
+        self._store, self._config, self._augment, self._stride, self._seed = store, config, augment, stride, seed
+        self._edges_N = np.cumsum(drawing_weights(store.cases, positive_share=config.positive_share))
+
+    def __getitem__(self, number: int) -> Batch:
+        """Sample `number` as a batch of one."""
+        generator = np.random.default_rng([self._seed, number])
+        drawn = int(np.searchsorted(self._edges_N, generator.random() * self._edges_N[-1], side="right"))
+        region = self._store[drawn]
+        patch = pose_patch(region, self._config.patch, draw_pose(self._augment, generator))
+        batch = as_batch(patch, self._config, stride=self._stride, spacing=region.spacing)
+        return batch._replace(x_BCDHW=vary_intensity(batch.x_BCDHW[0], self._augment, generator)[None])
+
+
+def as_batch(patch: Patch, config: DataConfig, *, stride: int, spacing: Sequence[float]) -> Batch:
+    """A batch of one from a patch."""
+    heat, territory = cell_targets(patch, stride=stride, spacing=spacing)
+    return Batch(
+        to_network_input(patch.values_XYZ, patch.unit, config.ct_windows)[None],
+        Targets(
+            torch.from_numpy(patch.labels_14).float()[None],
+            heat[None],
+            territory[None],
+            torch.tensor([is_located(patch)]),
+        ),
+    )
+
+
+def training_batches(
+    samples: TrainingSamples, *, start: int, stop: int, batch: int, workers: int, rank: int = 0, ranks: int = 1
+) -> Iterator[Batch]:
+    """Batches `start` to `stop` of the run, this rank's part of each.
+
+    Args:
+        samples: Where they come from.
+        start: First batch, counted from the run's beginning, so a resumed run sees what it would have seen.
+        stop: One past the last batch.
+        batch: Samples a rank and batch.
+        workers: Loader processes.
+        rank: This rank.
+        ranks: How many there are.
+    """
+    first = [(index * ranks + rank) * batch for index in range(start, stop)]
+    numbers = [list(range(number, number + batch)) for number in first]
+    return iter(
+        DataLoader(
+            samples,
+            batch_sampler=numbers,
+            num_workers=workers,
+            collate_fn=join,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+
+
+def validation_batch(region: Region, config: DataConfig, *, stride: int) -> Batch:
+    """The upright patch of a series as a batch of one."""
+    patch = pose_patch(region, config.patch, UPRIGHT)
+    return as_batch(patch, config, stride=stride, spacing=region.spacing)
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch out of several."""
+    return Batch(
+        torch.cat([batch.x_BCDHW for batch in batches]),
+        Targets(*(torch.cat(parts) for parts in zip(*(batch.targets for batch in batches), strict=True))),
+    )

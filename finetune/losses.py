@@ -1,0 +1,126 @@
+"""The fine-tuning loss: the 14 labels of a series, and where its aneurysms and vessels are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from finetune.metrics import WEIGHTS
+from finetune.model import Output
+
+IGNORE = -1
+"""Territory of a cell that nothing is known about."""
+
+HEAT_POWER, MISS_POWER = 4, 2
+"""Exponents of the penalty-reduced focal loss on centre heat maps (CornerNet, arXiv 1808.01244, equation 1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Weights of the parts; the labels' part has weight one.
+
+    Attributes:
+        presence: Weight of the heat map of aneurysms, learned from the localizer points.
+        territory: Weight of the 13 places of cells, learned from points and vessel masks.
+        positive_weight: Weight of a positive location label. A location is positive in 2 to 7 % of series; the
+            second place of the competition used 8 to 15.
+        present_weight: The same for `Aneurysm Present`.
+        focal: Exponent of the focal factor on the labels; 0 gives plain cross-entropy.
+    """
+
+    presence: float = 1.0
+    territory: float = 0.5
+    positive_weight: float = 8.0
+    present_weight: float = 1.0
+    focal: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.presence, self.territory, self.focal) < 0 or min(self.positive_weight, self.present_weight) <= 0:
+            raise ValueError("loss: presence, territory and focal must be >= 0, and the positive weights > 0")
+
+
+class Targets(NamedTuple):
+    """What a batch should have said.
+
+    Attributes:
+        labels_B14: 0 or 1, float.
+        heat_Bdhw: 1 in the cell of an aneurysm, falling to 0 around it.
+        territory_Bdhw: Index of the location of each cell, int64, or `IGNORE`.
+        located_B: Whether the series' aneurysms are all in `heat_Bdhw`; False leaves its heat map out.
+    """
+
+    labels_B14: Tensor
+    heat_Bdhw: Tensor
+    territory_Bdhw: Tensor
+    located_B: Tensor
+
+
+class Losses(NamedTuple):
+    """The total and its unweighted parts, as scalars."""
+
+    total: Tensor
+    labels: Tensor
+    presence: Tensor
+    territory: Tensor
+
+
+def finetune_loss(output: Output, targets: Targets, config: LossConfig) -> Losses:
+    """The loss of a batch, computed in float32.
+
+    Args:
+        output: Of the model.
+        targets: Of the data.
+        config: Weights.
+
+    Returns:
+        Total and parts.
+    """
+    labels = label_loss(output.logits_B14.float(), targets.labels_B14, config)
+    presence = heat_loss(output.presence_Bdhw.float(), targets.heat_Bdhw, targets.located_B)
+    territory = territory_loss(output.territory_B13dhw.float(), targets.territory_Bdhw)
+    total = labels + config.presence * presence + config.territory * territory
+    return Losses(total, labels, presence, territory)
+
+
+def label_loss(logits_B14: Tensor, labels_B14: Tensor, config: LossConfig) -> Tensor:
+    """Binary cross-entropy over the 14 labels, weighted among them as the competition's metric weighs their areas."""
+    positive_14 = logits_B14.new_tensor([config.positive_weight] * 13 + [config.present_weight])
+    weights_14 = logits_B14.new_tensor(WEIGHTS) / sum(WEIGHTS)
+    entropy = F.binary_cross_entropy_with_logits(logits_B14, labels_B14, pos_weight=positive_14, reduction="none")
+    if config.focal > 0:
+        probability = logits_B14.sigmoid()
+        missed = labels_B14 * (1 - probability) + (1 - labels_B14) * probability
+        entropy = entropy * missed**config.focal
+    return (entropy * weights_14).sum(1).mean()
+
+
+def heat_loss(presence_Bdhw: Tensor, heat_Bdhw: Tensor, located_B: Tensor) -> Tensor:
+    """Penalty-reduced focal loss of the aneurysm heat map, a mean per aneurysm.
+
+    Args:
+        presence_Bdhw: Logits.
+        heat_Bdhw: Targets in [0, 1]; exactly 1 at centres.
+        located_B: False leaves a series out.
+
+    Returns:
+        Scalar; divided by the number of centres, or by the number of series where there are fewer centres.
+    """
+    log_p, log_not_p = F.logsigmoid(presence_Bdhw), F.logsigmoid(-presence_Bdhw)
+    centre = (heat_Bdhw == 1).to(presence_Bdhw.dtype)
+    hit = centre * (1 - log_p.exp()) ** MISS_POWER * log_p
+    empty = (1 - centre) * (1 - heat_Bdhw) ** HEAT_POWER * log_p.exp() ** MISS_POWER * log_not_p
+    counted = located_B.to(presence_Bdhw.dtype)
+    sums_B = -(hit + empty).flatten(1).sum(1) * counted
+    centres = (centre.flatten(1).sum(1) * counted).sum()
+    return sums_B.sum() / torch.clamp(torch.maximum(centres, counted.sum()), min=1)
+
+
+def territory_loss(territory_B13dhw: Tensor, territory_Bdhw: Tensor) -> Tensor:
+    """Cross-entropy of the 13 places over the cells where the place is known; 0 where it is nowhere known."""
+    known = (territory_Bdhw != IGNORE).sum()
+    summed = F.cross_entropy(territory_B13dhw, territory_Bdhw, ignore_index=IGNORE, reduction="sum")
+    return summed / known.clamp(min=1)

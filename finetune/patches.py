@@ -1,0 +1,324 @@
+"""The part of a head that the network sees: a box of fixed size around the circle of Willis, in any pose.
+
+The box is centred on the head from left to right and from front to back. From top to bottom it is centred too where the
+head fits into it, and hangs from the vertex where it does not (a CTA that reaches down to the aortic arch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from finetune.rsna import Case
+from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
+from harmonize.corpus import Volume, read_volume
+from harmonize.errors import UserError
+from harmonize.scan import HU, Point
+from harmonize.spatial import resample, resample_labels, target_grid
+from headspark.channels import AIR_HU
+
+MARGIN = 1.2
+"""Edge of the region that is kept in memory over that of the patch: room for rotation, scaling and shifts."""
+
+SAME_SPACING_MM = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentConfig:
+    """How training patches are varied; zeros switch a part off.
+
+    Attributes:
+        flip: Share of left-right mirrored patches; labels, points and vessels swap sides with them.
+        rotate: Largest rotation about each axis, in degrees.
+        scale: Largest relative change of size.
+        shift: Largest shift along each axis, in mm.
+        contrast: Largest relative change of the network input's contrast.
+        brightness: Largest shift of the network input.
+        noise: Largest standard deviation of added white noise.
+    """
+
+    flip: float = 0.5
+    rotate: float = 10.0
+    scale: float = 0.1
+    shift: float = 6.0
+    contrast: float = 0.1
+    brightness: float = 0.1
+    noise: float = 0.05
+
+    def __post_init__(self) -> None:
+        values = (self.rotate, self.scale, self.shift, self.contrast, self.brightness, self.noise)
+        if min(values) < 0 or not 0 <= self.flip <= 1 or self.scale >= 1 or self.contrast >= 1:
+            raise ValueError("augment: values must be >= 0, flip <= 1, scale and contrast < 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """What is kept in memory of one series: the patch in its upright pose, with a margin.
+
+    Attributes:
+        stored_XYZ: int16; the real value is ``stored * slope + inter``.
+        slope: See above.
+        inter: See above.
+        fill: Stored value outside of the field of view.
+        unit: Of the real values.
+        spacing: Voxel size in mm.
+        start: Index of the patch's first voxel in `stored_XYZ`; negative where the patch sticks out.
+        points_K3: Aneurysms, as indices into `stored_XYZ`.
+        places_K: Index of each aneurysm's location in `LOCATIONS`.
+        vessels_XYZ: uint8, 0 for none, else one more than the index of the location; None without a mask.
+        labels_14: 0 or 1.
+    """
+
+    stored_XYZ: NDArray[np.int16]
+    slope: float
+    inter: float
+    fill: float
+    unit: str
+    spacing: tuple[float, float, float]
+    start: tuple[int, int, int]
+    points_K3: NDArray[np.float64]
+    places_K: NDArray[np.int64]
+    vessels_XYZ: NDArray[np.uint8] | None
+    labels_14: NDArray[np.int64]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the voxels take."""
+        return self.stored_XYZ.nbytes + (0 if self.vessels_XYZ is None else self.vessels_XYZ.nbytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pose:
+    """How a patch lies in its region: voxel p maps to ``linear @ (p - centre) + centre + shift`` in mm.
+
+    Attributes:
+        linear: (3, 3); a mirrored pose has a negative determinant.
+        shift: mm.
+    """
+
+    linear: NDArray[np.float64] = field(default_factory=lambda: np.eye(3))
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether left and right are swapped."""
+        return bool(np.linalg.det(self.linear) < 0)
+
+
+UPRIGHT = Pose()
+MIRROR = Pose(linear=np.diag([-1.0, 1.0, 1.0]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """A posed patch with everything known about it, sides already swapped if it is mirrored.
+
+    Attributes:
+        values_XYZ: Real values, float32.
+        unit: Of the values.
+        points_K3: Aneurysms, as indices into `values_XYZ`; some may lie outside.
+        places_K: Their locations' indices.
+        vessels_XYZ: As in `Region`, or None.
+        labels_14: 0 or 1.
+    """
+
+    values_XYZ: Tensor
+    unit: str
+    points_K3: NDArray[np.float64]
+    places_K: NDArray[np.int64]
+    vessels_XYZ: Tensor | None
+    labels_14: NDArray[np.int64]
+
+
+def load_region(case: Case, patch: Sequence[int], *, spacing: float | None) -> Region:
+    """Read a series of the corpus and keep what a patch can need; arguments as for `cut_region`."""
+    return cut_region(
+        read_volume(case.image),
+        patch,
+        spacing=spacing,
+        unit=case.unit,
+        foreground_box=case.foreground_box,
+        vessels=read_volume(case.vessels) if case.vessels else None,
+        points=case.points,
+        labels=case.labels,
+    )
+
+
+def cut_region(
+    volume: Volume,
+    patch: Sequence[int],
+    *,
+    spacing: float | None,
+    unit: str,
+    foreground_box: Sequence[int],
+    vessels: Volume | None = None,
+    points: Sequence[Point] = (),
+    labels: Sequence[int] = (0,) * len(LABELS),
+) -> Region:
+    """Cut the region around the patch out of a harmonized volume, resampled where another spacing is asked for.
+
+    Args:
+        volume: RAS, axis-aligned, int16.
+        patch: Size of the patch in voxels.
+        spacing: Voxel size of the patch in mm; None takes the volume's.
+        unit: Of the volume's real values.
+        foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
+        vessels: Mask on the same grid, values as in `MASK_VALUES`.
+        points: Aneurysms in RAS+ mm.
+        labels: Columns as `LABELS`.
+
+    Returns:
+        The region.
+
+    Raises:
+        UserError: If the corpus stores baked CT windows instead of HU.
+    """
+    if volume.stored_XYZ.ndim != 3:
+        raise UserError(
+            "this corpus stores baked CT windows; fine-tuning cuts its own: harmonize without --bake-windows"
+        )
+    box_23 = np.asarray(foreground_box, dtype=np.float64).reshape(3, 2).T
+    stored, affine = volume.stored_XYZ, volume.affine
+    mask = None if vessels is None else vessels.stored_XYZ.astype(np.uint8)
+    sizes_mm = np.diag(affine)[:3]
+    if spacing is not None and np.abs(sizes_mm - spacing).max() > SAME_SPACING_MM:
+        grid = target_grid(stored.shape, affine, (spacing,) * 3)
+        values = resample(volume.values(), affine, grid)
+        stored = np.clip(np.rint((values.astype(np.float32) - volume.inter) / volume.slope), -32768, 32767).astype(
+            np.int16
+        )
+        mask = None if mask is None else resample_labels(mask, affine, grid)
+        edges_mm = (box_23 - 0.5) * sizes_mm + affine[:3, 3]
+        affine, sizes_mm = grid.affine, np.full(3, spacing)
+        box_23 = (edges_mm - affine[:3, 3]) / sizes_mm + 0.5
+    size = np.array(patch)
+    corner = _corner(box_23, size)
+    margin = np.ceil(size * (MARGIN - 1) / 2).astype(int)
+    low = np.clip(corner - margin, 0, np.array(stored.shape) - 1)
+    high = np.clip(corner + size + margin, low + 1, stored.shape)
+    start = corner - low
+    inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    points_K3 = np.array([point.xyz_mm for point in points], dtype=np.float64).reshape(-1, 3)
+    return Region(
+        stored_XYZ=np.ascontiguousarray(stored[inside]),
+        slope=volume.slope,
+        inter=volume.inter,
+        fill=AIR_HU if unit == HU else float(stored.min()),
+        unit=unit,
+        spacing=(float(sizes_mm[0]), float(sizes_mm[1]), float(sizes_mm[2])),
+        start=(int(start[0]), int(start[1]), int(start[2])),
+        points_K3=(points_K3 - affine[:3, 3]) / sizes_mm - low,
+        places_K=np.array([LOCATIONS.index(point.label) for point in points], dtype=np.int64),
+        vessels_XYZ=None if mask is None else _place_of_value()[mask[inside]],
+        labels_14=np.asarray(labels, dtype=np.int64),
+    )
+
+
+def draw_pose(config: AugmentConfig, generator: np.random.Generator) -> Pose:
+    """A random pose."""
+    angles = np.radians(generator.uniform(-1, 1, 3) * config.rotate)
+    scales = 1 + generator.uniform(-1, 1) * config.scale
+    shift = generator.uniform(-1, 1, 3) * config.shift
+    side = -1.0 if generator.random() < config.flip else 1.0
+    linear = _rotation(angles) @ np.diag([side * scales, scales, scales])
+    return Pose(linear=linear, shift=(float(shift[0]), float(shift[1]), float(shift[2])))
+
+
+def pose_patch(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) -> Patch:
+    """Cut a patch in one interpolation; a mirrored pose swaps the sides of labels, points and vessels.
+
+    Args:
+        region: From `cut_region`.
+        patch: Size in voxels.
+        pose: Upright gives the voxels of the corpus.
+
+    Returns:
+        The patch.
+    """
+    spacing = np.array(region.spacing)
+    centre_p = (np.array(patch) - 1) / 2
+    centre_q = centre_p + region.start + np.array(pose.shift) / spacing
+    linear = np.diag(1 / spacing) @ pose.linear @ np.diag(spacing)
+    stored = torch.from_numpy(region.stored_XYZ).float()
+    values = _sample(stored - region.fill, linear, centre_q, patch, mode="bilinear")
+    values = (values + region.fill) * region.slope + region.inter
+    vessels = None
+    if region.vessels_XYZ is not None:
+        mask = torch.from_numpy(region.vessels_XYZ).float()
+        vessels = _sample(mask, linear, centre_q, patch, mode="nearest").to(torch.uint8)
+    points = (region.points_K3 - centre_q) @ np.linalg.inv(linear).T + centre_p
+    places, labels = region.places_K, region.labels_14
+    if pose.mirrored:
+        mirrored = np.array(MIRRORED)
+        places, labels = mirrored[places], labels[mirrored]
+        if vessels is not None:
+            vessels = torch.from_numpy(np.array([0, *(mirrored[:-1] + 1)], dtype=np.uint8))[vessels.long()]
+    return Patch(
+        values_XYZ=values,
+        unit=region.unit,
+        points_K3=points,
+        places_K=places,
+        vessels_XYZ=vessels,
+        labels_14=labels,
+    )
+
+
+def vary_intensity(x_CDHW: Tensor, config: AugmentConfig, generator: np.random.Generator) -> Tensor:
+    """Random contrast, brightness and noise on the network's input."""
+    contrast = 1 + generator.uniform(-1, 1) * config.contrast
+    brightness = generator.uniform(-1, 1) * config.brightness
+    deviation = generator.uniform(0, 1) * config.noise
+    varied = x_CDHW * contrast + brightness
+    if deviation > 0:
+        varied = varied + torch.from_numpy(generator.standard_normal(x_CDHW.shape, dtype=np.float32)) * deviation
+    return varied
+
+
+def _corner(box_23: NDArray[np.float64], patch_3: NDArray[np.int64]) -> NDArray[np.int64]:
+    """First voxel of the patch."""
+    corner = np.rint(box_23.mean(0) - patch_3 / 2).astype(np.int64)
+    if box_23[1, 2] - box_23[0, 2] > patch_3[2]:
+        corner[2] = round(box_23[1, 2]) - patch_3[2]
+    return corner
+
+
+def _place_of_value() -> NDArray[np.uint8]:
+    """Lookup from a value of the competition's vessel masks to one more than the location's index."""
+    table = np.zeros(256, dtype=np.uint8)
+    for place, value in enumerate(MASK_VALUES):
+        table[value] = place + 1
+    return table
+
+
+def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotation about x, then y, then z, in radians."""
+    (sx, sy, sz), (cx, cy, cz) = np.sin(angles), np.cos(angles)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def _sample(
+    source_XYZ: Tensor, linear: NDArray[np.float64], centre: NDArray[np.float64], patch: Sequence[int], *, mode: str
+) -> Tensor:
+    """Interpolate ``source[linear @ (p - patch centre) + centre]`` for every voxel p of the patch; zero outside."""
+    size_in, size_out = np.array(source_XYZ.shape), np.array(patch)
+    # grid_sample counts from -1 at the first voxel's centre to 1 at the last one's, with the last axis first.
+    to_unit = 2 / np.maximum(size_in - 1, 1)
+    theta = np.concatenate(
+        [
+            to_unit[:, None] * linear * ((size_out - 1) / 2)[None],
+            (to_unit * centre - 1)[:, None],
+        ],
+        axis=1,
+    )
+    theta = np.concatenate([theta[::-1, 2::-1], theta[::-1, 3:]], axis=1)
+    grid = F.affine_grid(torch.from_numpy(theta[None].copy()), [1, 1, *map(int, patch)], align_corners=True).float()
+    return F.grid_sample(source_XYZ[None, None], grid, mode=mode, padding_mode="zeros", align_corners=True)[0, 0]

@@ -1,0 +1,71 @@
+"""What each cell of the classifier's grid should say about a patch: aneurysm or not, and which place it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.losses import IGNORE
+from finetune.patches import Patch
+from harmonize.aneurysm_labels import LOCATIONS
+
+RADIUS_MM = 5.0
+"""Reach of a point: the sphere that the competition's winner drew around each localizer."""
+
+
+def cell_targets(patch: Patch, *, stride: int, spacing: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Heat map and places on the grid of cells.
+
+    The cell that holds an aneurysm's point has heat 1, its surroundings a Gaussian with half of `RADIUS_MM` as its
+    deviation, or half a cell's edge if that is more. Cells within the radius belong to the aneurysm's location; of
+    the others, those with vessel voxels belong to the most frequent location among them; the rest is `IGNORE`.
+
+    Args:
+        patch: With points as indices into its voxels.
+        stride: Edge of a cell in voxels.
+        spacing: Voxel size in mm.
+
+    Returns:
+        heat_dhw float32 in [0, 1] and territory_dhw int64.
+    """
+    shape = [-(-n // stride) for n in patch.values_XYZ.shape]
+    cell_mm = np.array(spacing) * stride
+    heat = np.zeros(shape, dtype=np.float32)
+    territory = _vessel_places(patch.vessels_XYZ, shape, stride)
+    points = (patch.points_K3 + 0.5) / stride
+    inside = ((points >= 0) & (points < shape)).all(1)
+    deviation_mm = max(RADIUS_MM / 2, float(cell_mm.max()) / 2)
+    nearest_mm2 = np.full(shape, np.inf)
+    centres = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in shape), indexing="ij"), axis=-1)
+    for point, place in zip(points[inside], patch.places_K[inside], strict=True):
+        distance_mm2 = (((centres - point) * cell_mm) ** 2).sum(-1)
+        own = tuple(np.floor(point).astype(int))
+        distance_mm2[own] = 0
+        heat = np.maximum(heat, np.exp(-distance_mm2 / (2 * deviation_mm**2)).astype(np.float32))
+        closer = (distance_mm2 < nearest_mm2) & (distance_mm2 <= RADIUS_MM**2)
+        territory[closer] = place
+        nearest_mm2 = np.minimum(nearest_mm2, distance_mm2)
+    return torch.from_numpy(heat), torch.from_numpy(territory)
+
+
+def is_located(patch: Patch) -> bool:
+    """Whether every positive location has a point; a negative series is located too."""
+    positive = set(np.flatnonzero(patch.labels_14[: len(LOCATIONS)]).tolist())
+    return positive <= set(patch.places_K.tolist()) and (len(patch.points_K3) > 0 or not patch.labels_14[-1])
+
+
+def _vessel_places(vessels_XYZ: Tensor | None, shape: Sequence[int], stride: int) -> NDArray[np.int64]:
+    """Most frequent place among the vessel voxels of each cell."""
+    if vessels_XYZ is None:
+        return np.full(shape, IGNORE, dtype=np.int64)
+    vessels = vessels_XYZ.numpy()
+    voxels = np.nonzero(vessels)
+    cell = np.ravel_multi_index([index // stride for index in voxels], tuple(shape))
+    count = np.bincount(
+        cell * len(LOCATIONS) + (vessels[voxels].astype(np.int64) - 1), minlength=int(np.prod(shape)) * len(LOCATIONS)
+    ).reshape(*shape, len(LOCATIONS))
+    return np.where(count.any(-1), count.argmax(-1), IGNORE)

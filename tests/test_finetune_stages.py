@@ -1,0 +1,161 @@
+"""Stages: a table of steps, and what freezing does to gradients, modules and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from finetune.model import AneurysmClassifier, HeadConfig
+from finetune.stages import HEAD, StageConfig, apply_rates, parameter_groups, rates_at, total_steps
+from headspark.encoder import EncoderConfig, build_encoder
+
+STAGES = (
+    StageConfig(name="head", steps=4, head_lr=1.0, warmup=2),
+    StageConfig(name="deep", steps=4, head_lr=1.0, encoder_lr=0.1, layers=2, layer_decay=0.5),
+    StageConfig(name="all", steps=3, head_lr=0.5, encoder_lr=0.2, layers="all", final=0.0),
+)
+TINY = EncoderConfig(features=(4, 8, 8), blocks=(1, 1, 1), strides=(1, 2, 2))
+FROZEN = None
+
+
+def tiny_model(config: EncoderConfig = TINY) -> AneurysmClassifier:
+    torch.manual_seed(0)
+    return AneurysmClassifier(build_encoder(config), HeadConfig(stride=4, width=8))
+
+
+def test_total_steps_is_the_sum() -> None:
+    assert total_steps(STAGES) == 11
+
+
+@pytest.mark.parametrize(
+    ("step", "stage", "head", "encoder"),
+    [
+        (0, "head", 0.5, (FROZEN, FROZEN, FROZEN)),
+        (1, "head", 1.0, (FROZEN, FROZEN, FROZEN)),
+        (3, "head", 1.0, (FROZEN, FROZEN, FROZEN)),
+        (4, "deep", 1.0, (FROZEN, 0.05, 0.1)),
+        (7, "deep", 1.0, (FROZEN, 0.05, 0.1)),
+        (8, "all", 0.5, (0.2, 0.2, 0.2)),
+        (9, "all", 0.25, (0.1, 0.1, 0.1)),
+        (10, "all", 0.0, (0.0, 0.0, 0.0)),
+        (500, "all", 0.0, (0.0, 0.0, 0.0)),
+    ],
+)
+def test_the_rates_of_every_step_follow_from_the_step_alone(
+    step: int, stage: str, head: float, encoder: Sequence[float | None]
+) -> None:
+    rates = rates_at(step, STAGES, depth=3)
+    assert rates.name == stage
+    assert rates.head == pytest.approx(head)
+    assert [rate is None for rate in rates.encoder] == [rate is None for rate in encoder]
+    assert [rate for rate in rates.encoder if rate is not None] == pytest.approx(
+        [rate for rate in encoder if rate is not None]
+    )
+
+
+def test_more_layers_than_the_encoder_has_means_all_of_them() -> None:
+    stage = StageConfig(name="deep", steps=1, head_lr=1.0, encoder_lr=0.1, layers=9)
+    assert FROZEN not in rates_at(0, [stage], depth=3).encoder
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"warmup": 5}, "warmup"),
+        ({"layers": 1}, "encoder_lr and layers"),
+        ({"encoder_lr": 0.1}, "encoder_lr and layers"),
+        ({"layers": -1, "encoder_lr": 0.1}, "layers"),
+        ({"final": 2.0}, "final"),
+    ],
+)
+def test_impossible_stages_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        StageConfig(**({"name": "s", "steps": 4, "head_lr": 1.0} | wrong))  # type: ignore[arg-type]
+
+
+def test_every_parameter_is_in_exactly_one_group_and_vectors_are_spared_the_decay() -> None:
+    model = tiny_model()
+    groups = parameter_groups(model, weight_decay=0.1)
+    grouped = [id(p) for group in groups for p in group["params"]]  # type: ignore[attr-defined]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    assert len(model.layers) == 4, "stem and three stages"
+    for group in groups:
+        for parameter in group["params"]:  # type: ignore[attr-defined]
+            assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
+
+
+def test_a_frozen_encoder_gets_no_gradient_keeps_no_graph_and_stays_bit_identical() -> None:
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.1))
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    for step in range(4):
+        apply_rates(rates_at(step, STAGES, depth=4), model, optimizer)
+        assert not model.encoder.training
+        assert all(not map_.requires_grad for map_ in model.encoder(torch.randn(1, 3, 16, 16, 16)))
+        model(torch.randn(2, 3, 16, 16, 16)).logits_B14.sum().backward()
+        assert all(p.grad is None for p in model.encoder.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
+    assert not torch.equal(model.shift_14, torch.zeros(14))
+
+
+def test_only_the_deepest_layers_train_in_the_second_stage() -> None:
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.0))
+    rates = rates_at(4, STAGES, depth=4)
+    apply_rates(rates, model, optimizer)
+    model(torch.randn(2, 3, 16, 16, 16)).logits_B14.sum().backward()
+    with_gradient = {name.split(".blocks")[0] for name, p in model.encoder.named_parameters() if p.grad is not None}
+    assert with_gradient == {"stages.1", "stages.2"}
+    for group in optimizer.param_groups:
+        expected = rates.head if group["layer"] == HEAD else rates.encoder[group["layer"]] or 0.0
+        assert group["lr"] == expected
+
+
+class Normed(nn.Module):
+    """An encoder whose norms have running statistics and no parameters."""
+
+    channels, strides = (4, 4), (1, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Conv3d(3, 4, 1), nn.Conv3d(4, 4, 4, stride=4)])
+        self.norm = nn.BatchNorm3d(4, affine=False)
+
+    def forward(self, x_BCDHW: Tensor) -> list[Tensor]:
+        fine = self.norm(self.stages[0](x_BCDHW))
+        return [fine, self.stages[1](fine)]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        return {"blocks": [(r"^stages\.(\d+)", None)]}
+
+
+def test_running_statistics_of_norms_stand_still_until_the_whole_encoder_trains() -> None:
+    model = AneurysmClassifier(Normed(), HeadConfig(stride=4, width=8))
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.0))
+    stages = (STAGES[0], StageConfig(name="deep", steps=4, head_lr=1.0, encoder_lr=0.1, layers=1), STAGES[2])
+    for step, moves in ((0, False), (4, False), (8, True)):
+        apply_rates(rates_at(step, stages, depth=2), model, optimizer)
+        before = model.encoder.norm.running_mean.clone()  # type: ignore[union-attr, operator]
+        model(torch.randn(2, 3, 8, 8, 8) + 3)
+        assert torch.equal(before, model.encoder.norm.running_mean) != moves  # type: ignore[arg-type]
+
+
+def test_the_heads_momentum_survives_the_switch_of_stages() -> None:
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.0))
+    moments = []
+    for step in range(5):
+        apply_rates(rates_at(step, STAGES, depth=4), model, optimizer)
+        model(torch.ones(2, 3, 16, 16, 16)).logits_B14.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moments.append(optimizer.state[model.shift_14]["step"].item())
+    assert moments == [1, 2, 3, 4, 5]
+    stem = model.encoder.stem.convs[0].conv.weight  # type: ignore[union-attr, index]
+    assert stem not in optimizer.state, "what never trained has no moments"
