@@ -1,0 +1,207 @@
+"""Convolution of visible blocks: each block is convolved with the rim that its visible neighbours lend it.
+
+A hidden neighbour lends zeros, so the result equals "dense convolution, then multiply by the mask" at every visible
+voxel. Only the packed input is kept for the backward pass; rims are gathered again. The gradient of the input is a
+gather as well (the transposed convolution of the blocks with the rims of their neighbours' gradients), so nothing is
+scattered and no atomics are needed.
+
+Packed data is [blocks, depth, height, width, channels], which is the memory of a channels-last volume.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from headspark.packed_geometry import MaskGeometry, Triple
+
+CHANNELS_LAST = torch.channels_last_3d
+
+GEMM_MAX_VOXELS = 8
+"""Blocks of at most so many voxels are convolved as one matrix product: their rim outweighs them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvShape:
+    """A convolution that keeps the grid of blocks: its kernel, stride, padding and groups, and the rims it needs."""
+
+    kernel: Triple
+    stride: Triple
+    padding: Triple
+    groups: int
+
+    @property
+    def rim(self) -> tuple[Triple, Triple]:
+        """Voxels of the input that a block needs below and above itself."""
+        above = tuple(max(k - s - p, 0) for k, s, p in zip(self.kernel, self.stride, self.padding, strict=True))
+        return self.padding, above  # type: ignore[return-value]
+
+    def gradient_rim(self, block: Triple) -> tuple[Triple, Triple]:
+        """Voxels of the output's gradient that a block (edges of the input) needs below and above itself."""
+        low, high = [], []
+        for k, s, p, edge in zip(self.kernel, self.stride, self.padding, block, strict=True):
+            low.append((k - 1 - p) // s)
+            high.append((edge - 1 + p) // s - (edge // s - 1))
+        return tuple(low), tuple(high)  # type: ignore[return-value]
+
+
+def convolve(data: Tensor, geometry: MaskGeometry, weight: Tensor, bias: Tensor | None, shape: ConvShape) -> Tensor:
+    """Convolve packed blocks.
+
+    Args:
+        data: Packed input [n, d, h, w, C_in]; its edges are multiples of the stride.
+        geometry: The mask.
+        weight: [C_out, C_in / groups, kernel].
+        bias: [C_out] or None.
+        shape: Kernel, stride, padding and groups.
+
+    Returns:
+        Packed output [n, d / stride, h / stride, w / stride, C_out].
+    """
+    if math.prod(shape.kernel) == 1 and shape.groups == 1:
+        strided = data[:, :: shape.stride[0], :: shape.stride[1], :: shape.stride[2]]
+        return F.linear(strided, weight.flatten(1), bias)
+    if shape.stride == (1, 1, 1) and shape.groups == 1 and math.prod(data.shape[1:4]) <= GEMM_MAX_VOXELS:
+        return _ColumnConv.apply(data, weight, bias, geometry, shape)
+    out = _WindowConv.apply(data, weight, bias, geometry, shape)
+    return out.permute(0, 2, 3, 4, 1)
+
+
+def gather_windows(data: Tensor, geometry: MaskGeometry, low: Triple, high: Triple, outside: float = 0.0) -> Tensor:
+    """Return each block with a rim from its neighbours: [n, d + rims, h + rims, w + rims, C].
+
+    Args:
+        data: Packed input.
+        geometry: The mask.
+        low: Voxels of rim below, along each axis.
+        high: Voxels of rim above.
+        outside: Value beyond the volume; hidden neighbours read as zero.
+    """
+    if low == high == (0, 0, 0):
+        return data
+    blocks, *edges, channels = data.shape
+    table = geometry.windows((edges[0], edges[1], edges[2]), low, high)
+    windows = data.reshape(-1, channels).index_select(0, table.rows)
+    windows.index_fill_(0, table.absent, 0)
+    if outside:
+        windows.index_fill_(0, table.outside, outside)
+    return windows.view(blocks, *table.edges, channels)
+
+
+class _WindowConv(torch.autograd.Function):
+    """Gather windows, convolve them without padding. The output is channels-first in channels-last memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, data: Tensor, weight: Tensor, bias: Tensor | None, geometry: MaskGeometry, shape: ConvShape
+    ) -> Tensor:
+        ctx.geometry, ctx.shape, ctx.has_bias = geometry, shape, bias is not None
+        ctx.save_for_backward(data, weight)
+        windows = _channels_first(gather_windows(data, geometry, *shape.rim))
+        out = F.conv3d(windows, weight, bias, stride=shape.stride, groups=shape.groups)
+        return out.contiguous(memory_format=CHANNELS_LAST)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        data, weight = ctx.saved_tensors
+        geometry, shape = ctx.geometry, ctx.shape
+        grad_cf = grads[0].contiguous(memory_format=CHANNELS_LAST)
+        grad_data = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            windows = _channels_first(gather_windows(data, geometry, *shape.rim))
+            _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+                grad_cf,
+                windows,
+                weight,
+                [weight.shape[0]] if ctx.has_bias else None,
+                shape.stride,
+                [0, 0, 0],
+                [1, 1, 1],
+                False,
+                [0, 0, 0],
+                shape.groups,
+                [False, ctx.needs_input_grad[1], ctx.has_bias],
+            )
+        if ctx.needs_input_grad[0]:
+            grad_data = _input_gradient(grad_cf.permute(0, 2, 3, 4, 1), weight, data.shape, geometry, shape)
+        return grad_data, grad_weight, grad_bias, None, None
+
+
+class _ColumnConv(torch.autograd.Function):
+    """Gather the taps of every voxel and multiply: for blocks that are smaller than their rim."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, data: Tensor, weight: Tensor, bias: Tensor | None, geometry: MaskGeometry, shape: ConvShape
+    ) -> Tensor:
+        ctx.geometry, ctx.shape, ctx.has_bias = geometry, shape, bias is not None
+        ctx.save_for_backward(data, weight)
+        columns = _gather_columns(data, geometry, shape.kernel, shape.padding)
+        matrix = weight.permute(0, 2, 3, 4, 1).reshape(weight.shape[0], -1)
+        return F.linear(columns, matrix, bias).view(*data.shape[:4], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        data, weight = ctx.saved_tensors
+        geometry, shape = ctx.geometry, ctx.shape
+        grad = grads[0].contiguous()
+        grad_rows = grad.view(-1, weight.shape[0])
+        grad_data = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            columns = _gather_columns(data, geometry, shape.kernel, shape.padding)
+            taps_first = (weight.shape[0], *weight.shape[2:], weight.shape[1])
+            grad_weight = (grad_rows.t() @ columns).view(taps_first).permute(0, 4, 1, 2, 3)
+        if ctx.has_bias:
+            grad_bias = grad_rows.sum(0)
+        if ctx.needs_input_grad[0]:
+            mirrored = tuple(k - 1 - p for k, p in zip(shape.kernel, shape.padding, strict=True))
+            columns = _gather_columns(grad, geometry, shape.kernel, mirrored)  # type: ignore[arg-type]
+            matrix = weight.flip(2, 3, 4).permute(2, 3, 4, 0, 1).reshape(-1, weight.shape[1])
+            grad_data = (columns @ matrix).view(data.shape)
+        return grad_data, grad_weight, grad_bias, None, None
+
+
+def _input_gradient(
+    grad: Tensor, weight: Tensor, data_shape: torch.Size, geometry: MaskGeometry, shape: ConvShape
+) -> Tensor:
+    """Return the gradient of the packed input, [n, d, h, w, C_in], from the packed gradient of the output."""
+    block: Triple = (data_shape[1], data_shape[2], data_shape[3])
+    low, high = shape.gradient_rim(block)
+    windows = _channels_first(gather_windows(grad, geometry, low, high))
+    if shape.stride == (1, 1, 1) and shape.groups == 1:
+        mirrored = weight.transpose(0, 1).flip(2, 3, 4).contiguous(memory_format=CHANNELS_LAST)
+        out = F.conv3d(windows, mirrored)
+        return out.permute(0, 2, 3, 4, 1).contiguous()
+
+    starts, missing = [], []
+    for axis in range(3):
+        start = low[axis] * shape.stride[axis]
+        length = (windows.shape[2 + axis] - 1) * shape.stride[axis] + shape.kernel[axis] - 2 * shape.padding[axis]
+        starts.append(start)
+        missing.append(max(start + block[axis] - length, 0))
+    out = F.conv_transpose3d(
+        windows, weight, stride=shape.stride, padding=shape.padding, output_padding=missing, groups=shape.groups
+    )
+    z, y, x = (slice(start, start + edge) for start, edge in zip(starts, block, strict=True))
+    return out.permute(0, 2, 3, 4, 1)[:, z, y, x].contiguous()
+
+
+def _gather_columns(data: Tensor, geometry: MaskGeometry, kernel: Triple, low: Triple) -> Tensor:
+    """Return [packed voxels, taps * channels]."""
+    block: Triple = (data.shape[1], data.shape[2], data.shape[3])
+    table = geometry.columns(block, kernel, low)
+    columns = data.reshape(-1, data.shape[-1]).index_select(0, table.rows)
+    columns.index_fill_(0, table.absent, 0)
+    return columns.view(-1, math.prod(kernel) * data.shape[-1])
+
+
+def _channels_first(windows: Tensor) -> Tensor:
+    return windows.permute(0, 4, 1, 2, 3)

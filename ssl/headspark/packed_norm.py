@@ -1,0 +1,114 @@
+"""Norm layers whose statistics are those of the visible voxels alone.
+
+Packed data is [blocks, depth, height, width, channels], blocks in the order of their samples.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def instance_norm(
+    data: Tensor, counts: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Normalise every channel of every sample over its visible voxels.
+
+    Args:
+        data: Packed maps.
+        counts: Visible blocks of each sample.
+        weight: [C] or None.
+        bias: [C] or None.
+        eps: Added to the variance.
+    """
+    return _InstanceNorm.apply(data, weight, bias, counts, eps)
+
+
+def group_norm(
+    data: Tensor, counts: tuple[int, ...], groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Normalise every group of channels of every sample over its visible voxels; arguments as instance_norm."""
+    channels = data.shape[-1]
+    if groups == channels:
+        return instance_norm(data, counts, weight, bias, eps)
+    if len(set(counts)) == 1:
+        return _group_norm(data.reshape(len(counts), -1, 1, channels), groups, weight, bias, eps).view(data.shape)
+    parts = [
+        _group_norm(part.reshape(1, -1, 1, channels), groups, weight, bias, eps).view(part.shape)
+        for part in data.split(counts)
+        if len(part)
+    ]
+    return torch.cat(parts) if parts else data
+
+
+def _group_norm(rows_BL1C: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return F.group_norm(rows_BL1C.permute(0, 3, 1, 2), groups, weight, bias, eps).permute(0, 2, 3, 1).contiguous()
+
+
+class _InstanceNorm(torch.autograd.Function):
+    """The batch-norm kernel of PyTorch on the blocks of one sample after the other, written in place of each other."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, data: Tensor, weight: Tensor | None, bias: Tensor | None, counts: tuple[int, ...], eps: float
+    ) -> Tensor:
+        data = data.contiguous()
+        out = torch.empty_like(data)
+        statistics = torch.promote_types(data.dtype, torch.float32)
+        moments = []
+        for sample, target in zip(data.split(counts), out.split(counts), strict=True):
+            mean, scale = (torch.zeros(data.shape[-1], dtype=statistics, device=data.device) for _ in range(2))
+            if len(sample):
+                places = (_channels_first(target), mean, scale)
+                torch.native_batch_norm(_channels_first(sample), weight, bias, None, None, True, 0.0, eps, out=places)
+            moments += [mean, scale]
+        ctx.save_for_backward(data, weight, *moments)
+        ctx.counts, ctx.eps, ctx.has_bias = counts, eps, bias is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        data, weight, *moments = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[0], weight is not None, ctx.has_bias]
+        grad_parts, grad_weights, grad_biases = [], [], []
+        samples = zip(data.split(ctx.counts), grads[0].contiguous().split(ctx.counts), strict=True)
+        for index, (sample, grad) in enumerate(samples):
+            if not len(sample):
+                continue
+            mean, scale = moments[2 * index : 2 * index + 2]
+            grad_data, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                _channels_first(grad), _channels_first(sample), weight, None, None, mean, scale, True, ctx.eps, wanted
+            )
+            grad_parts.append(grad_data)
+            grad_weights.append(grad_weight)
+            grad_biases.append(grad_bias)
+        grad_data = _joined(grad_parts, data) if wanted[0] else None
+        return (
+            grad_data,
+            torch.stack(grad_weights).sum(0) if wanted[1] and grad_weights else None,
+            torch.stack(grad_biases).sum(0) if wanted[2] and grad_biases else None,
+            None,
+            None,
+        )
+
+
+def _joined(parts_cf: list[Tensor], like: Tensor) -> Tensor:
+    if not parts_cf:
+        return torch.zeros_like(like)
+    parts = [part.permute(0, 2, 3, 4, 1) for part in parts_cf]
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+
+
+def _channels_first(data: Tensor) -> Tensor:
+    return data.permute(0, 4, 1, 2, 3)
+
+
+def visible_voxels(data: Tensor, counts: tuple[int, ...]) -> list[int]:
+    """Return the number of visible voxels of each sample."""
+    return [count * math.prod(data.shape[1:4]) for count in counts]

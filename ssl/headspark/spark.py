@@ -1,0 +1,189 @@
+"""SparK (arXiv 2301.03580): hide most of a volume, encode the rest, and predict what was hidden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from headspark.decoder import DecoderConfig, build_decoder
+from headspark.encoder import NORM_EPS, MaskableEncoder
+from headspark.masking import expand_cells
+from headspark.packed import Backend, MaskedMap, MaskGeometry, encode_visible
+
+TARGET_EPS = 1e-6
+"""Added to the variance of a patch when targets are normalised per patch (MAE, arXiv 2111.06377)."""
+
+TOKEN_STD = 0.02
+"""Standard deviation of the initial mask tokens (SparK)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparKConfig:
+    """How the hidden voxels are predicted and scored.
+
+    Attributes:
+        backend: ``packed`` computes only what is visible; ``emulated`` computes everything and masks it (for tests).
+        normalise_targets: Score against targets with zero mean and unit variance in each mask block and channel.
+    """
+
+    backend: Backend = "packed"
+    normalise_targets: bool = False
+
+
+class SparKOutput(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        loss: Mean squared error over hidden, scored voxels and all channels; 0 where none is scored.
+        scored_voxels: How many voxels that were.
+        prediction_BCDHW: The whole predicted volume, in the space of the targets.
+    """
+
+    loss: Tensor
+    scored_voxels: Tensor
+    prediction_BCDHW: Tensor
+
+
+class SparK(nn.Module):
+    """An encoder with what it needs to be pretrained.
+
+    Args:
+        encoder: The encoder.
+        decoder: The decoder's configuration.
+        config: Backend and targets.
+        in_channels: Channels of the volume.
+
+    Example:
+        >>> from headspark.encoder import PRESETS, build_encoder
+        >>> from headspark.masking import draw_visible
+        >>> model = SparK(build_encoder(PRESETS["demo"]), DecoderConfig())
+        >>> out = model(torch.randn(2, 3, 32, 32, 32), draw_visible(2, (2, 2, 2), 0.75))
+        >>> out.loss.isfinite().item(), out.prediction_BCDHW.shape
+        (True, torch.Size([2, 3, 32, 32, 32]))
+    """
+
+    def __init__(
+        self,
+        encoder: MaskableEncoder,
+        decoder: DecoderConfig,
+        config: SparKConfig | None = None,
+        *,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.config = config or SparKConfig()
+        self.encoder = encoder
+        self.decoder = build_decoder(decoder, encoder.channels, encoder.strides, in_channels)
+        scales, widths = self.decoder.scales, self.decoder.widths
+        transferable = decoder.kind == "unet"
+        self.densify = nn.ModuleList(
+            Densify(encoder.channels[scale], width, project=not transferable)
+            for scale, width in zip(scales, widths, strict=True)
+        )
+
+    def forward(
+        self, x_BCDHW: Tensor, visible_Bdhw: Tensor | MaskGeometry, scored_B1DHW: Tensor | None = None
+    ) -> SparKOutput:
+        """Predict the hidden voxels and score the prediction.
+
+        Args:
+            x_BCDHW: The volume.
+            visible_Bdhw: The mask over blocks, True where visible; best left on the CPU.
+            scored_B1DHW: Voxels that may be scored: neither background nor defaced. None scores all hidden voxels.
+        """
+        visible = visible_Bdhw if isinstance(visible_Bdhw, MaskGeometry) else MaskGeometry(visible_Bdhw)
+        prediction_BCDHW = self.predict(x_BCDHW, visible)
+        target_BCDHW = x_BCDHW
+        if self.config.normalise_targets:
+            target_BCDHW, _, _ = normalise_patches(x_BCDHW, visible.grid)
+        hidden_B1DHW = ~expand_cells(visible.visible_Bdhw.to(x_BCDHW.device), tuple(x_BCDHW.shape[2:]))
+        if scored_B1DHW is not None:
+            hidden_B1DHW = hidden_B1DHW & scored_B1DHW.bool()
+        loss, scored = masked_mse(prediction_BCDHW, target_BCDHW, hidden_B1DHW)
+        return SparKOutput(loss, scored, prediction_BCDHW)
+
+    def predict(self, x_BCDHW: Tensor, visible: Tensor | MaskGeometry) -> Tensor:
+        """Return the predicted volume (B, C, D, H, W) in the space of the targets."""
+        maps = encode_visible(self.encoder, x_BCDHW, visible, self.config.backend)
+        dense = [fill(maps[scale]) for fill, scale in zip(self.densify, self.decoder.scales, strict=True)]
+        return self.decoder(dense)
+
+    @torch.no_grad()
+    def reconstruct(self, x_BCDHW: Tensor, visible_Bdhw: Tensor | MaskGeometry) -> Tensor:
+        """Return the volume with its hidden voxels predicted, for a person to look at.
+
+        Normalised targets are brought back with the mean and deviation of the true patch.
+
+        Args:
+            x_BCDHW: The volume.
+            visible_Bdhw: The mask over blocks.
+        """
+        visible = visible_Bdhw if isinstance(visible_Bdhw, MaskGeometry) else MaskGeometry(visible_Bdhw)
+        prediction_BCDHW = self.predict(x_BCDHW, visible).to(x_BCDHW.dtype)
+        if self.config.normalise_targets:
+            _, mean, deviation = normalise_patches(x_BCDHW, visible.grid)
+            prediction_BCDHW = prediction_BCDHW * deviation + mean
+        seen_B1DHW = expand_cells(visible.visible_Bdhw.to(x_BCDHW.device), tuple(x_BCDHW.shape[2:]))
+        return torch.where(seen_B1DHW, x_BCDHW, prediction_BCDHW)
+
+
+class Densify(nn.Module):
+    """Turn a masked map into a dense one: a learned token stands at every hidden cell.
+
+    Args:
+        channels: Channels of the encoder's map.
+        width: Channels that the decoder wants.
+        project: Normalise the map and project it to ``width``, as SparK does. Without, the decoder sees the map as it
+            will when it is fine-tuned.
+    """
+
+    def __init__(self, channels: int, width: int, *, project: bool) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm3d(channels, eps=NORM_EPS, affine=True) if project else nn.Identity()
+        self.project = nn.Conv3d(channels, width, 1) if project else nn.Identity()
+        # Projected tokens are tokens again, so that only visible cells need be projected.
+        self.token_C = nn.Parameter(torch.empty(width))
+        nn.init.trunc_normal_(self.token_C, std=TOKEN_STD)
+
+    def forward(self, visible_map: MaskedMap) -> Tensor:
+        """Return the dense map (B, width, D, H, W)."""
+        return self.project(self.norm(visible_map)).dense(self.token_C)
+
+
+def masked_mse(prediction_BCDHW: Tensor, target_BCDHW: Tensor, scored_B1DHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Average the squared error over scored voxels and all channels, in float32.
+
+    Args:
+        prediction_BCDHW: The prediction.
+        target_BCDHW: The truth; what is not scored may hold anything, even NaN.
+        scored_B1DHW: True where the error counts.
+
+    Returns:
+        The loss, 0 (with a gradient of 0) where nothing is scored; and the number of scored voxels.
+    """
+    dtype = torch.promote_types(prediction_BCDHW.dtype, torch.float32)
+    error = prediction_BCDHW.to(dtype) - target_BCDHW.to(dtype)
+    error = torch.where(scored_B1DHW, error, error.new_zeros(()))
+    scored = scored_B1DHW.sum()
+    return error.square().sum() / (scored * prediction_BCDHW.shape[1]).clamp(min=1), scored
+
+
+def normalise_patches(x_BCDHW: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Give each channel of each mask block zero mean and unit variance.
+
+    Args:
+        x_BCDHW: The volume.
+        grid: Blocks along each axis.
+
+    Returns:
+        The normalised volume, and the mean and deviation that were taken out, all of the volume's shape.
+    """
+    d, h, w = (edge // cells for edge, cells in zip(x_BCDHW.shape[2:], grid, strict=True))
+    blocks = x_BCDHW.unflatten(4, (grid[2], w)).unflatten(3, (grid[1], h)).unflatten(2, (grid[0], d))
+    variance, mean = torch.var_mean(blocks, (3, 5, 7), correction=0, keepdim=True)
+    deviation = (variance + TARGET_EPS).sqrt()
+    normalised = (blocks - mean) / deviation
+    return tuple(part.expand_as(blocks).reshape(x_BCDHW.shape) for part in (normalised, mean, deviation))  # type: ignore[return-value]
