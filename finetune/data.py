@@ -13,20 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.losses import Targets
-from finetune.patches import (
-    UPRIGHT,
-    AugmentConfig,
-    Patch,
-    Region,
-    draw_pose,
-    load_region,
-    pose_patch,
-    vary_intensity,
-)
+from finetune.patches import AugmentConfig, Patch, Region, draw_pose, load_region, pose_patch, vary_intensity
 from finetune.rsna import Case, drawing_weights
 from finetune.targets import cell_targets, is_located
 from harmonize.progress import Progress
 from headspark.channels import DEFAULT_CT_WINDOWS, to_network_input
+from headspark.data import Plan
 
 READERS = 2
 """Threads that read series: decompression releases the interpreter lock, the disk is rarely faster than two."""
@@ -147,55 +139,35 @@ class TrainingSamples(Dataset[Batch]):
         drawn = int(np.searchsorted(self._edges_N, generator.random() * self._edges_N[-1], side="right"))
         region = self._store[drawn]
         patch = pose_patch(region, self._config.patch, draw_pose(self._augment, generator))
-        batch = as_batch(patch, self._config, stride=self._stride, spacing=region.spacing)
-        return batch._replace(x_BCDHW=vary_intensity(batch.x_BCDHW[0], self._augment, generator)[None])
+        x_CDHW = vary_intensity(network_input(patch, self._config), self._augment, generator)
+        heat_dhw, territory_dhw = cell_targets(patch, stride=self._stride, spacing=region.spacing)
+        labels_14, located = torch.from_numpy(patch.labels_14).float(), torch.tensor(is_located(patch))
+        return Batch(x_CDHW[None], Targets(labels_14[None], heat_dhw[None], territory_dhw[None], located[None]))
 
 
-def as_batch(patch: Patch, config: DataConfig, *, stride: int, spacing: Sequence[float]) -> Batch:
-    """A batch of one from a patch."""
-    heat, territory = cell_targets(patch, stride=stride, spacing=spacing)
-    return Batch(
-        to_network_input(patch.values_XYZ, patch.unit, config.ct_windows)[None],
-        Targets(
-            torch.from_numpy(patch.labels_14).float()[None],
-            heat[None],
-            territory[None],
-            torch.tensor([is_located(patch)]),
-        ),
-    )
+def network_input(patch: Patch, config: DataConfig) -> Tensor:
+    """What the encoder sees of a patch, as x_CDHW."""
+    return to_network_input(patch.values_XYZ, patch.unit, config.ct_windows)
 
 
-def training_batches(
-    samples: TrainingSamples, *, start: int, stop: int, batch: int, workers: int, rank: int = 0, ranks: int = 1
-) -> Iterator[Batch]:
-    """Batches `start` to `stop` of the run, this rank's part of each.
+def training_batches(samples: TrainingSamples, plan: Plan, *, first_step: int, workers: int) -> Iterator[Batch]:
+    """This rank's batches from a step on: a resumed run sees what it would have seen.
 
     Args:
         samples: Where they come from.
-        start: First batch, counted from the run's beginning, so a resumed run sees what it would have seen.
-        stop: One past the last batch.
-        batch: Samples a rank and batch.
+        plan: Which samples each step uses, on each rank.
+        first_step: Counted from the run's beginning.
         workers: Loader processes.
-        rank: This rank.
-        ranks: How many there are.
     """
-    first = [(index * ranks + rank) * batch for index in range(start, stop)]
-    numbers = [list(range(number, number + batch)) for number in first]
     return iter(
         DataLoader(
             samples,
-            batch_sampler=numbers,
+            batch_sampler=list(plan.batches(first_step)),
             num_workers=workers,
             collate_fn=join,
             pin_memory=torch.cuda.is_available(),
         )
     )
-
-
-def validation_batch(region: Region, config: DataConfig, *, stride: int) -> Batch:
-    """The upright patch of a series as a batch of one."""
-    patch = pose_patch(region, config.patch, UPRIGHT)
-    return as_batch(patch, config, stride=stride, spacing=region.spacing)
 
 
 def join(batches: Sequence[Batch]) -> Batch:

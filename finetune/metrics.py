@@ -41,6 +41,15 @@ class Score:
     score: float
     undefined: tuple[str, ...]
 
+    def headline(self) -> dict[str, object]:
+        """The three means by name, and the labels they leave out."""
+        return {
+            "auc_present": self.auc_present,
+            "auc_mean_locations": self.auc_mean_locations,
+            "score": self.score,
+            "undefined": list(self.undefined),
+        }
+
     def note(self) -> str:
         """One line for a person about what the score leaves out; empty if it leaves out nothing.
 

@@ -1,0 +1,61 @@
+"""Predictions: the 14 probabilities of a patch, and the table of a set of series."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from finetune.data import DataConfig, RegionStore, network_input
+from finetune.metrics import Score, competition_score
+from finetune.patches import Region, pose_patch
+from harmonize.aneurysm_labels import LABELS, MIRRORED
+
+LEFT_RIGHT = 2
+"""Axis of a batch x_BCDHW that runs from left to right: volumes are RAS, so it is the first of the three."""
+
+TARGET_PREFIX = "target: "
+"""Before a label's name: the column of its truth in predictions.parquet."""
+
+
+@torch.inference_mode()
+def classify(model: nn.Module, x_BCDHW: Tensor, *, mirror: bool) -> Tensor:
+    """The 14 probabilities of each patch.
+
+    Args:
+        model: An `AneurysmClassifier` in eval mode.
+        x_BCDHW: Network input on the model's device.
+        mirror: Average with the flipped patch, whose left labels are the right ones.
+
+    Returns:
+        (B, 14) float32, columns as `LABELS`.
+    """
+    x_BCDHW = x_BCDHW.to(memory_format=torch.channels_last_3d)
+    probabilities_B14 = model(x_BCDHW).logits_B14.float().sigmoid()
+    if mirror:
+        flipped_B14 = model(x_BCDHW.flip(LEFT_RIGHT)).logits_B14.float().sigmoid()
+        probabilities_B14 = (probabilities_B14 + flipped_B14[:, list(MIRRORED)]) / 2
+    return probabilities_B14
+
+
+def predict_region(model: nn.Module, region: Region, config: DataConfig, device: torch.device) -> dict[str, float]:
+    """The probabilities of a series by label, in the competition's order."""
+    x_CDHW = network_input(pose_patch(region, config.patch), config)
+    probabilities_14 = classify(model, x_CDHW[None].to(device), mirror=config.mirror)[0].tolist()
+    return dict(zip(LABELS, probabilities_14, strict=True))
+
+
+def predict_cases(model: nn.Module, store: RegionStore, config: DataConfig, device: torch.device) -> pd.DataFrame:
+    """Predictions and truth of labelled series: the columns of predictions.parquet."""
+    rows = []
+    for number, case in enumerate(store.cases):
+        targets = {f"{TARGET_PREFIX}{label}": value for label, value in zip(LABELS, case.labels, strict=True)}
+        predicted = predict_region(model, store[number], config, device)
+        rows.append({"scan_id": case.scan_id, **predicted, **targets, "fold": config.fold})
+    return pd.DataFrame(rows)
+
+
+def score_of(predictions: pd.DataFrame) -> Score:
+    """The competition's score of a table as `predict_cases` makes it."""
+    targets = predictions[[f"{TARGET_PREFIX}{label}" for label in LABELS]].to_numpy()
+    return competition_score(targets, predictions[list(LABELS)].to_numpy())

@@ -1,0 +1,351 @@
+"""Fine-tune an encoder in stages: ``accelerate launch -m finetune.train --config ... --corpus ... --out ...``."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+import headspark
+from finetune.bundle import Bundle, save_bundle, settings_of
+from finetune.data import Batch, DataConfig, RegionStore, TrainingSamples, training_batches
+from finetune.inference import predict_cases, score_of
+from finetune.losses import finetune_loss
+from finetune.metrics import Score
+from finetune.model import AneurysmClassifier
+from finetune.recipe import Recipe
+from finetune.rsna import Case, assign_folds, read_cases
+from finetune.run_folder import RunFolder, hold_run
+from finetune.stages import Rates, apply_rates, parameter_groups, rates_at, total_steps
+from harmonize.corpus import Corpus
+from harmonize.errors import UserError
+from harmonize.files import atomic_path
+from harmonize.progress import Progress
+from harmonize.settings import Settings
+from headspark.checkpoint import Checkpoint, load_newest, save_checkpoint
+from headspark.config import parse_recipe, recipe_parser, run_command
+from headspark.data import Plan
+from headspark.encoder import EncoderConfig, build_encoder
+
+PREDICTIONS = "predictions.parquet"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(slots=True, kw_only=True)
+class Trainer:
+    """What a step needs.
+
+    Attributes:
+        recipe: The run's.
+        data: Its data section, with the encoder's own windows.
+        accelerator: Ranks, devices and precision.
+        model: The classifier itself.
+        parallel: The classifier as it is called in training: wrapped for several ranks and for mixed precision.
+        optimizer: One for the whole run.
+        ema: The moving average, or None.
+        step: Optimizer steps done.
+        non_finite: Steps in a row whose gradient was not finite.
+    """
+
+    recipe: Recipe
+    data: DataConfig
+    accelerator: Accelerator
+    model: AneurysmClassifier
+    parallel: nn.Module
+    optimizer: Optimizer
+    ema: ModelEmaV3 | None
+    step: int = 0
+    non_finite: int = 0
+
+    @property
+    def judged(self) -> nn.Module:
+        """The weights that are validated and kept."""
+        return self.model if self.ema is None else self.ema.module
+
+    def rates(self) -> Rates:
+        """What the coming step trains."""
+        return rates_at(self.step, self.recipe.stages, len(self.model.layers))
+
+    def last_stage(self) -> str:
+        """The stage of the step that was taken last."""
+        return rates_at(max(self.step - 1, 0), self.recipe.stages, len(self.model.layers)).name
+
+    def bundle(self, settings: Settings) -> Bundle:
+        """What must be known besides the weights to predict."""
+        shape = cast(EncoderConfig, self.model.encoder.config)
+        return Bundle(encoder=shape, head=self.recipe.head, data=self.data, settings=settings)
+
+
+class StepReport(NamedTuple):
+    """One step in numbers."""
+
+    loss: float
+    labels: float
+    presence: float
+    territory: float
+    gradient_norm: float
+
+
+def train(recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Path) -> Score:
+    """Run all stages, or what is left of them, and write the model and its predictions for the validation fold.
+
+    Args:
+        recipe: The run's.
+        corpus: With labelled RSNA series.
+        encoder_folder: Folder or Hub repository of a pretrained encoder; None trains the recipe's from scratch.
+        out: The run's folder.
+
+    Returns:
+        The score on the validation fold.
+
+    Raises:
+        UserError: The run cannot start or go on.
+    """
+    accelerator = Accelerator(
+        mixed_precision=recipe.train.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    torch.set_num_threads(recipe.train.threads or _threads(accelerator.num_processes))
+    training, held_out = split_cases(read_cases(corpus), recipe.data, seed=recipe.train.seed)
+    origin = {
+        "corpus": corpus.manifest_sha256(),
+        "encoder": encoder_folder,
+        "ranks": accelerator.num_processes,
+    }
+    # Only one rank writes; the others go on when it has made or refused the folder.
+    with hold_run(out, recipe, origin) if accelerator.is_main_process else nullcontext() as folder:
+        accelerator.wait_for_everyone()
+        trainer = make_trainer(recipe, accelerator, encoder_folder)
+        checkpoint = load_newest(out / CHECKPOINTS, say=accelerator.print)
+        if checkpoint is not None:
+            restore(trainer, checkpoint)
+        if folder is not None:
+            folder.forget_after(trainer.step)
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        seen = RegionStore(training, trainer.data, label="training series")
+        judged = RegionStore(held_out[rank::ranks], trainer.data, label="held-out series")
+        run_stages(trainer, seen, judged, folder)
+        predictions = validate(trainer, judged)
+        score = score_of(predictions)
+        if folder is not None:
+            log_score(folder, trainer, score)
+            with atomic_path(out / PREDICTIONS) as temporary:
+                predictions.to_parquet(temporary, index=False)
+            save_bundle(out, trainer.bundle(settings_of(corpus)), trainer.judged.state_dict())
+            folder.finish({**score.headline(), "held_out_series": len(predictions)})
+        accelerator.print(summary(trainer, score))
+    accelerator.end_training()
+    return score
+
+
+def run_stages(trainer: Trainer, seen: RegionStore, judged: RegionStore, folder: RunFolder | None) -> None:
+    """Take the steps that are left, with validations, log lines and checkpoints on the way.
+
+    Args:
+        trainer: At the step to go on from.
+        seen: Training series.
+        judged: This rank's held-out series.
+        folder: Where the main process writes; None on the others.
+    """
+    recipe, data = trainer.recipe.train, trainer.data
+    stride = trainer.recipe.head.stride
+    steps = total_steps(trainer.recipe.stages)
+    plan = Plan(
+        steps=steps,
+        batch=recipe.batch,
+        accumulate=recipe.accumulate,
+        rank=trainer.accelerator.process_index,
+        ranks=trainer.accelerator.num_processes,
+    )
+    samples = TrainingSamples(seen, data, trainer.recipe.augment, stride=stride, seed=recipe.seed)
+    batches = training_batches(samples, plan, first_step=trainer.step, workers=data.workers)
+    with Progress("fine-tune", total=steps, unit="step", done=trainer.step) as progress:
+        began = time.monotonic()
+        while trainer.step < steps:
+            rates = trainer.rates()
+            report = train_step(trainer, batches)
+            progress.advance(stage=rates.name, loss=f"{report.loss:.3f}")
+            if folder is not None and (trainer.step % recipe.log_every == 0 or trainer.step == 1):
+                seconds, began = time.monotonic() - began, time.monotonic()
+                log_step(folder, trainer, rates, report, seconds)
+            if recipe.validate_every and trainer.step % recipe.validate_every == 0 and trainer.step < steps:
+                score = score_of(validate(trainer, judged))
+                progress.say(summary(trainer, score))
+                if folder is not None:
+                    log_score(folder, trainer, score)
+            if folder is not None and trainer.step % recipe.checkpoint_every == 0 and trainer.step < steps:
+                save_checkpoint(folder.checkpoints, snapshot(trainer), keep=recipe.keep)
+
+
+def train_step(trainer: Trainer, batches: Iterator[Batch]) -> StepReport:
+    """Take one optimizer step.
+
+    Raises:
+        UserError: The gradient was not finite too many times in a row.
+    """
+    recipe, accelerator = trainer.recipe, trainer.accelerator
+    apply_rates(trainer.rates(), trainer.model, trainer.optimizer)
+    # Dropout follows from the step, as the samples do, so a resumed run needs no generator's state.
+    torch.manual_seed(recipe.train.seed + trainer.step * accelerator.num_processes + accelerator.process_index)
+
+    sums = torch.zeros(4, device=accelerator.device)
+    for part in range(recipe.train.accumulate):
+        batch = next(batches).to(accelerator.device)
+        last = part == recipe.train.accumulate - 1
+        with nullcontext() if last else accelerator.no_sync(trainer.parallel):
+            output = trainer.parallel(batch.x_BCDHW.to(memory_format=torch.channels_last_3d))
+            losses = finetune_loss(output, batch.targets, recipe.loss)
+            accelerator.backward(losses.total / recipe.train.accumulate)
+        sums += torch.stack(losses).detach() / recipe.train.accumulate
+
+    limit = recipe.train.clip if recipe.train.clip > 0 else math.inf
+    norm = float(accelerator.clip_grad_norm_(trainer.parallel.parameters(), limit))
+    finite = math.isfinite(norm)
+    trainer.non_finite = 0 if finite else trainer.non_finite + 1
+    if trainer.non_finite >= recipe.train.non_finite_patience:
+        raise UserError(f"step {trainer.step}: {trainer.non_finite} non-finite gradients in a row; lower the rates")
+    # The scaler of fp16 must see a bad step to shrink its scale; it leaves the weights alone by itself.
+    if finite or accelerator.scaler is not None:
+        trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    if trainer.ema is not None:
+        trainer.ema.update(trainer.model)
+    trainer.step += 1
+    total, labels, presence, territory = sums.tolist()
+    return StepReport(total, labels, presence, territory, norm)
+
+
+def validate(trainer: Trainer, judged: RegionStore) -> pd.DataFrame:
+    """Predictions for the held-out series of all ranks, ordered by id; on every rank."""
+    trainer.judged.eval()
+    with trainer.accelerator.autocast():
+        own = predict_cases(trainer.judged, judged, trainer.data, trainer.accelerator.device)
+    return pd.concat(gather_object([own])).sort_values("scan_id", ignore_index=True)
+
+
+def make_trainer(recipe: Recipe, accelerator: Accelerator, encoder_folder: str | None) -> Trainer:
+    """Model, optimizer and moving average at step 0."""
+    torch.manual_seed(recipe.train.seed)
+    data = recipe.data
+    if encoder_folder is None:
+        encoder = build_encoder(recipe.encoder)
+    else:
+        encoder = headspark.Encoder.from_pretrained(encoder_folder)
+        data = replace(data, ct_windows=tuple(encoder.preprocessing["ct_windows"]))
+    model = AneurysmClassifier(encoder, recipe.head).to(memory_format=torch.channels_last_3d).to(accelerator.device)
+    optimizer = AdamW(parameter_groups(model, weight_decay=recipe.train.weight_decay), lr=0.0)
+    # Wrapped while everything wants a gradient: the wrapper for several ranks looks only once at who takes part.
+    parallel, optimizer = accelerator.prepare(model.requires_grad_(True), optimizer)
+    ema = ModelEmaV3(model, decay=recipe.train.ema) if recipe.train.ema > 0 else None
+    return Trainer(
+        recipe=recipe,
+        data=data,
+        accelerator=accelerator,
+        model=model,
+        parallel=parallel,
+        optimizer=optimizer,
+        ema=ema,
+    )
+
+
+def snapshot(trainer: Trainer) -> Checkpoint:
+    """The state after `trainer.step` steps; samples, rates and dropout follow from the step."""
+    scaler = trainer.accelerator.scaler
+    return Checkpoint(
+        step=trainer.step,
+        model=trainer.model.state_dict(),
+        ema=None if trainer.ema is None else trainer.ema.module.state_dict(),
+        training={
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "non_finite": trainer.non_finite,
+        },
+    )
+
+
+def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Undo everything since `checkpoint`."""
+    trainer.step = checkpoint.step
+    trainer.model.load_state_dict(checkpoint.model)
+    if trainer.ema is not None and checkpoint.ema is not None:
+        trainer.ema.module.load_state_dict(checkpoint.ema)
+    trainer.optimizer.load_state_dict(checkpoint.training["optimizer"])
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
+    trainer.non_finite = checkpoint.training["non_finite"]
+
+
+def split_cases(cases: Sequence[Case], config: DataConfig, *, seed: int) -> tuple[list[Case], list[Case]]:
+    """Training and held-out series."""
+    folds = assign_folds(cases, config.folds, seed=seed)
+    paired = list(zip(cases, folds, strict=True))
+    return [case for case, fold in paired if fold != config.fold], [
+        case for case, fold in paired if fold == config.fold
+    ]
+
+
+def log_step(folder: RunFolder, trainer: Trainer, rates: Rates, report: StepReport, seconds: float) -> None:
+    """Write the line of a training step."""
+    encoder_rates = [rate for rate in rates.encoder if rate is not None]
+    folder.log(
+        {
+            "step": trainer.step,
+            "stage": rates.name,
+            **report._asdict(),
+            "lr_head": rates.head,
+            "lr_encoder": max(encoder_rates, default=0.0),
+            "layers": len(encoder_rates),
+            "seconds": round(seconds, 3),
+        }
+    )
+
+
+def log_score(folder: RunFolder, trainer: Trainer, score: Score) -> None:
+    """Write the line of a validation."""
+    folder.log({"step": trainer.step, "stage": trainer.last_stage(), **score.headline()})
+
+
+def summary(trainer: Trainer, score: Score) -> str:
+    """One line for a person."""
+    note = f" ({score.note()})" if score.note() else ""
+    return (
+        f"step {trainer.step} ({trainer.last_stage()}): AUC present {score.auc_present:.3f}, "
+        f"mean of locations {score.auc_mean_locations:.3f}, score {score.score:.3f}{note}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m finetune.train``."""
+    return run_command(_command, sys.argv[1:] if argv is None else argv)
+
+
+def _command(argv: Sequence[str]) -> int:
+    parser = recipe_parser(Recipe, prog="finetune.train", description=__doc__ or "")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder that `harmonize rsna` wrote")
+    parser.add_argument("--encoder", type=str, default=None, help="pretrained encoder: folder or Hub repository")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is taken up")
+    recipe, options = parse_recipe(parser, Recipe, argv)
+    train(recipe, corpus=Corpus.open(options.corpus), encoder_folder=options.encoder, out=options.out)
+    return 0
+
+
+def _threads(ranks: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
