@@ -1,0 +1,285 @@
+"""Turn DICOM files into scans: group their pictures into volumes, fit the geometry, read the pixels."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize.dicom_elements import looks_like_dicom
+from harmonize.dicom_geometry import MIN_TILT_DEG, StackGeometry, fit_stack
+from harmonize.dicom_grouping import MIN_SLICES, Stack, distinct_positions, group_series
+from harmonize.dicom_headers import Frame, read_frames
+from harmonize.dicom_pixels import AIR_HU, Picture, read_values
+from harmonize.errors import Reason, Rejection
+from harmonize.scan import ACTIVITY, ARBITRARY, HU, Scan
+
+_SKIPPED_NAMES = frozenset({"DICOMDIR"})
+_DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+
+_BONE_WITHOUT_INTERCEPT = 1500
+_AIR_WITHOUT_INTERCEPT = 60
+_AIR_SHARE = 0.05
+"""A CT that stores 0 for air and has no intercept: nothing below 0, air around the head, bone far above 1000."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a source allows beyond the strict reading.
+
+    Attributes:
+        min_slices: Fewer slices are no volume.
+        keep_derived: Accept reformats: the source's series were chosen by hand.
+        assume_geometry: Accept multi-frame files that lost their geometry, as axial in frame order.
+    """
+
+    min_slices: int = MIN_SLICES
+    keep_derived: bool = False
+    assume_geometry: bool = False
+
+
+STRICT = Rules()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """One volume of a series, or a refused part of it, as the headers describe it; no pixel has been read.
+
+    Attributes:
+        paths: Its files, in slice order.
+        series_uid: SeriesInstanceUID; empty for files that cannot be parsed or do not say.
+        number: Among the volumes of the series.
+        part: Among those of them that have exactly the same files.
+        stack: Its pictures; none where the file cannot be parsed.
+    """
+
+    paths: tuple[Path, ...]
+    series_uid: str
+    number: int
+    part: int
+    stack: Stack
+
+    @property
+    def refusal(self) -> tuple[Reason, str] | None:
+        """Why it is no scan, or None."""
+        return self.stack.refusal
+
+
+def find_files(root: Path) -> list[Path]:
+    """All files under `root` that may be DICOM, sorted; hidden files, ``._`` files and ``DICOMDIR`` are left out.
+
+    Links to folders are followed, each real folder once.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (
+            Path(folder, name) for name in sorted(names) if not name.startswith(".") and name not in _SKIPPED_NAMES
+        )
+        found += [path for path in paths if path.suffix.lower() in _DICOM_SUFFIXES or _may_be_dicom(path)]
+    return found
+
+
+def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
+    """Read the headers of DICOM files and group their pictures into volumes.
+
+    Args:
+        paths: The files, of any number of series.
+        rules: What the source allows.
+
+    Returns:
+        Every file that holds a picture, or that should and cannot be read, in at least one volume; ordered by
+        SeriesInstanceUID. Volumes with a `refusal` are no scans.
+    """
+    series: dict[str, list[Frame]] = defaultdict(list)
+    damaged: list[tuple[Path, Rejection]] = []
+    for path in paths:
+        try:
+            frames = read_frames(path, keep_derived=rules.keep_derived, assume_geometry=rules.assume_geometry)
+        except Rejection as rejection:
+            damaged.append((path, rejection))
+        except OSError as error:
+            reason = Reason.MISSING_FILE if isinstance(error, FileNotFoundError) else Reason.IO_ERROR
+            damaged.append((path, Rejection(reason, f"a file cannot be read: {error.strerror}")))
+        else:
+            for frame in frames:
+                # Without a series UID (some anonymisers drop it) a folder is the best guess at a series.
+                series[frame.header.series_uid or path.parent.as_posix()].append(frame)
+    volumes = []
+    for frames in (series[name] for name in sorted(series)):
+        volumes += _number(frames[0].header.series_uid, group_series(frames, min_slices=rules.min_slices))
+    for path, fault in damaged:
+        stack = Stack(frames=(), refusal=(fault.reason, fault.message))
+        volumes.append(Volume(paths=(path,), series_uid="", number=0, part=0, stack=stack))
+    return volumes
+
+
+def load_volume(volume: Volume) -> Scan:
+    """Read the pixels of a volume.
+
+    Returns:
+        The scan in the geometry of its slices: sheared where the gantry was tilted, with `slice_offsets` where the
+        slices are uneven.
+
+    Raises:
+        Rejection: The volume is refused, or its pixels or positions cannot be used.
+    """
+    if volume.refusal:
+        raise Rejection(*volume.refusal)
+    decisions = list(volume.stack.decisions)
+    try:
+        frames = _drop_duplicates(volume.stack.frames, decisions)
+        geometry = fit_stack([f.position for f in frames], frames[0].orientation, frames[0].spacing)
+        decisions += describe_geometry(frames, geometry)
+        voxels_ZYX, notes = read_values([_picture(frame) for frame in frames], modality=frames[0].header.modality)
+    except FileNotFoundError as error:
+        raise Rejection(Reason.MISSING_FILE, "a file of the series has gone") from error
+    except OSError as error:
+        raise Rejection(Reason.IO_ERROR, f"a file of the series cannot be read: {error.strerror}") from error
+    decisions += notes
+    if frames[0].header.modality == "CT":
+        decisions += _repair_hounsfield(voxels_ZYX, frames)
+    return Scan(
+        voxels_XYZ=voxels_ZYX.transpose(2, 1, 0),
+        affine=geometry.affine,
+        slice_offsets=geometry.slice_offsets,
+        modality=frames[0].header.contrast,
+        unit=_unit(frames[0], decisions),
+        decisions=decisions,
+    )
+
+
+def reload_volume(paths: Sequence[Path], part: int = 0, rules: Rules = STRICT) -> Scan:
+    """Load the volume that `find_volumes` found to have exactly the files `paths` (and number `part` among those).
+
+    Raises:
+        Rejection: See `load_volume`; also if the files have changed since.
+    """
+    wanted = frozenset(paths)
+    volumes = find_volumes(paths, rules)
+    for volume in volumes:
+        if volume.part == part and frozenset(volume.paths) == wanted:
+            return load_volume(volume)
+    for volume in volumes:
+        if volume.refusal:
+            raise Rejection(*volume.refusal)
+    raise Rejection(Reason.MIXED_GEOMETRY, "the files of the series no longer form the volume that was found")
+
+
+def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[str]:
+    """What a person should know about the places of the slices, in a few short lines."""
+    header = frames[0].header
+    lines = [f"{len(frames)} slices of {header.modality}, {geometry.step_mm:.3f} mm apart"]
+    if header.pixels.tiles > 1:
+        lines.append(f"Siemens mosaic cut into {header.pixels.tiles} slices")
+    elif header.frames_of_file > 1:
+        lines.append(f"multi-frame file of {header.frames_of_file} frames")
+    if frames[0].assumed:
+        lines.append("the file has no geometry: taken as axial, in frame order, with assumed spacing")
+    if geometry.tilt_deg > MIN_TILT_DEG:
+        lines.append(f"gantry tilt of {geometry.tilt_deg:.1f} degrees kept as shear")
+    if geometry.missing:
+        lines.append(f"missing slices: {geometry.missing}, interpolated between true positions")
+    elif geometry.slice_offsets is not None:
+        low, high = geometry.gaps_mm
+        lines.append(f"uneven slices, {low:.3f} to {high:.3f} mm apart: true positions kept")
+    return lines
+
+
+def _number(uid: str, stacks: Sequence[Stack]) -> list[Volume]:
+    volumes = []
+    parts: dict[frozenset[Path], int] = defaultdict(int)
+    for number, stack in enumerate(stacks):
+        paths = tuple(dict.fromkeys(frame.header.path for frame in stack.frames))
+        part = parts[frozenset(paths)]
+        parts[frozenset(paths)] += 1
+        volumes.append(Volume(paths=paths, series_uid=uid, number=number, part=part, stack=stack))
+    return volumes
+
+
+def _drop_duplicates(frames: Sequence[Frame], decisions: list[str]) -> list[Frame]:
+    """One frame a place: equal pictures are dropped, unequal ones told apart by their instance numbers if at all.
+
+    Raises:
+        Rejection: Different pictures claim the same place and nothing tells which belong together.
+    """
+    by_place: dict[int, list[Frame]] = defaultdict(list)
+    for frame, place in zip(frames, distinct_positions(frames).tolist(), strict=True):
+        by_place[place].append(frame)
+    if len(by_place) == len(frames):
+        return list(frames)
+    firsts = [group[0] for group in by_place.values()]
+    if _are_copies(firsts, [(place, frame) for place, group in by_place.items() for frame in group[1:]]):
+        decisions.append(f"pictures with the same place and pixels as another: {len(frames) - len(firsts)} dropped")
+        return firsts
+    counts = {len(group) for group in by_place.values()}
+    numbered = all(len({frame.instance for frame in group}) == len(group) for group in by_place.values())
+    if len(counts) > 1 or not numbered:
+        raise Rejection(Reason.REPEATED_POSITIONS, "different pictures at one position, and no header tells them apart")
+    decisions.append(f"{counts.pop()} volumes told apart only by the order of their instances: the first is kept")
+    return [min(group, key=lambda frame: frame.instance) for group in by_place.values()]
+
+
+def _are_copies(firsts: Sequence[Frame], others: Sequence[tuple[int, Frame]]) -> bool:
+    """Whether each of the other frames has the values of the first frame at its place."""
+    modality = firsts[0].header.modality
+    values_ZYX, _ = read_values([_picture(frame) for frame in firsts], modality=modality)
+    by_file = sorted(others, key=lambda other: (other[1].header.path, other[1].index))
+    for _, group in groupby(by_file, key=lambda other: other[1].header.path):
+        places, frames = zip(*group, strict=True)
+        copy_ZYX, _ = read_values([_picture(frame) for frame in frames], modality=modality)
+        if not np.array_equal(values_ZYX[list(places)], copy_ZYX):
+            return False
+    return True
+
+
+def _picture(frame: Frame) -> Picture:
+    return Picture(
+        path=frame.header.path,
+        layout=frame.header.pixels,
+        index=frame.index,
+        slope=frame.slope,
+        intercept=frame.intercept,
+    )
+
+
+def _repair_hounsfield(voxels_ZYX: NDArray[Any], frames: Sequence[Frame]) -> list[str]:
+    """Add the intercept that some writers lose: without it air is 0 and water 1024."""
+    if any(frame.slope != 1 or frame.intercept != 0 or frame.header.pixels.signed for frame in frames):
+        return []
+    sample = voxels_ZYX[::2, ::4, ::4]
+    air = (sample <= _AIR_WITHOUT_INTERCEPT).mean()
+    if sample.min() < 0 or sample.max() < _BONE_WITHOUT_INTERCEPT or air < _AIR_SHARE:
+        return []
+    voxels_ZYX += voxels_ZYX.dtype.type(AIR_HU)
+    return [f"the rescale intercept is missing: {AIR_HU} assumed, since air is stored as 0"]
+
+
+def _unit(frame: Frame, decisions: list[str]) -> str:
+    if frame.header.modality == "CT":
+        return HU
+    if frame.header.modality == "PT":
+        if frame.header.units == "BQML":
+            return ACTIVITY
+        decisions.append("PET in other units than Bq/ml")
+    return ARBITRARY
+
+
+def _may_be_dicom(path: Path) -> bool:
+    try:
+        return looks_like_dicom(path)
+    except OSError:
+        return False

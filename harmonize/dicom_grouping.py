@@ -1,0 +1,235 @@
+"""Sort the pictures of a DICOM series into volumes, by their headers alone.
+
+A series is a loose thing: scouts beside the scan, two orientations, several echoes or diffusion directions at the
+same places, files exported twice, slices lost. `group_series` says which pictures make up one volume each, and which
+are refused, so that no file is silently left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize.dicom_geometry import MAX_MISSING, SAME_POSITION_MM, find_holes, slice_normal
+from harmonize.dicom_headers import Frame
+from harmonize.errors import Reason, Rejection
+
+MIN_SLICES = 4
+"""A stack of fewer slices holds no 3D information worth keeping; planar scouts have one to three."""
+
+ORIENTATION_TOLERANCE = 5e-4
+"""Direction cosines that differ less belong to one orientation: 0.12 mm at the edge of a 250 mm picture."""
+
+SPACING_TOLERANCE = 1e-4
+"""Relative; headers round the same spacing differently from slice to slice."""
+
+TRAIT_NAMES = {
+    "echo": "echo time",
+    "b_value": "b-value",
+    "gradient": "gradient direction",
+    "image_type": "image type",
+    "temporal": "temporal position",
+    "acquisition": "acquisition number",
+    "trigger": "trigger time",
+}
+"""What may tell apart volumes at the same positions, in the order in which it is tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """Pictures that make up one volume, or are refused together.
+
+    Attributes:
+        frames: Sorted along the slice normal; several at one place only where no header tells them apart.
+        refusal: Why they are no volume, or None.
+        decisions: What was found while grouping.
+    """
+
+    frames: tuple[Frame, ...]
+    refusal: tuple[Reason, str] | None = None
+    decisions: tuple[str, ...] = ()
+
+
+def group_series(frames: Iterable[Frame], *, min_slices: int = MIN_SLICES) -> list[Stack]:
+    """Sort the pictures of one series into stacks.
+
+    The largest of several orientations or sizes is kept. Volumes at the same positions are split by the first traits
+    in `TRAIT_NAMES` that tell them apart; a stack with a hole is cut there.
+
+    Args:
+        frames: All pictures with one SeriesInstanceUID, in any order.
+        min_slices: Stacks with fewer different positions are refused.
+
+    Returns:
+        Stacks in a stable order that does not depend on file names; every frame is in exactly one.
+    """
+    refused: dict[tuple[Reason, str], list[Frame]] = defaultdict(list)
+    candidates: list[Frame] = []
+    for frame in frames:
+        fault = frame.refusal or _geometry_fault(frame)
+        if fault:
+            refused[fault].append(frame)
+        else:
+            candidates.append(frame)
+
+    planes = sorted((_sorted_along_normal(plane) for plane in _split_planes(candidates)), key=_size_key)
+    stacks: list[Stack] = []
+    for rank, plane in enumerate(planes):
+        if rank == 0:
+            note = f"the largest of {len(planes)} groups of pictures in the series" if len(planes) > 1 else ""
+            stacks += _split_plane(plane, min_slices, (note,) if note else ())
+        else:
+            message = "another orientation, size or spacing than the largest group of the series"
+            stacks.append(Stack(frames=tuple(plane), refusal=(Reason.MIXED_GEOMETRY, message)))
+    stacks += [
+        Stack(frames=tuple(sorted(group, key=_name_free_key)), refusal=fault)
+        for fault, group in sorted(refused.items(), key=lambda entry: entry[0])
+    ]
+    return stacks
+
+
+def distinct_positions(frames: Sequence[Frame]) -> NDArray[np.int64]:
+    """Number the places of a sorted stack: frames at the same place share a number, shape (len(frames),)."""
+    gaps = np.diff(_offsets(frames))
+    return np.concatenate([[0], np.cumsum(gaps > SAME_POSITION_MM)]).astype(np.int64)
+
+
+def _geometry_fault(frame: Frame) -> tuple[Reason, str] | None:
+    if not frame.position or not frame.orientation or not frame.spacing:
+        return Reason.MISSING_METADATA, "position, orientation or pixel spacing is missing"
+    if len(frame.position) != 3 or not np.isfinite(frame.position).all():
+        return Reason.BAD_GEOMETRY, "the image position is not three finite numbers"
+    if len(frame.spacing) != 2 or not all(np.isfinite(step) and step > 0 for step in frame.spacing):
+        return Reason.BAD_GEOMETRY, "the pixel spacing is not two positive numbers"
+    try:
+        slice_normal(frame.orientation)
+    except Rejection as rejection:
+        return rejection.reason, rejection.message
+    return None
+
+
+def _split_planes(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Group by size, stack, orientation and pixel spacing."""
+    groups: list[list[Frame]] = []
+    by_size: dict[tuple[object, ...], list[list[Frame]]] = defaultdict(list)
+    for frame in sorted(frames, key=_name_free_key):
+        layout = frame.header.pixels
+        similar = by_size[frame.header.modality, layout.rows, layout.columns, layout.tiles, frame.stack]
+        for group in similar:
+            if _same_plane(group[0], frame):
+                group.append(frame)
+                break
+        else:
+            group = [frame]
+            similar.append(group)
+            groups.append(group)
+    return groups
+
+
+def _same_plane(a: Frame, b: Frame) -> bool:
+    turned = max(abs(x - y) for x, y in zip(a.orientation, b.orientation, strict=True))
+    scaled = max(abs(x / y - 1) for x, y in zip(a.spacing, b.spacing, strict=True))
+    return turned <= ORIENTATION_TOLERANCE and scaled <= SPACING_TOLERANCE
+
+
+def _sorted_along_normal(frames: Sequence[Frame]) -> list[Frame]:
+    offsets = _offsets(frames)
+    return [frames[i] for i in sorted(range(len(frames)), key=lambda i: (offsets[i], _name_free_key(frames[i])))]
+
+
+def _offsets(frames: Sequence[Frame]) -> NDArray[np.float64]:
+    normal = slice_normal(frames[0].orientation)
+    return np.array([frame.position for frame in frames]) @ normal
+
+
+def _name_free_key(frame: Frame) -> tuple[object, ...]:
+    """An order that survives renamed files, as far as the headers allow."""
+    return frame.header.sop_uid, frame.instance, frame.index, frame.header.path.as_posix()
+
+
+def _size_key(plane: Sequence[Frame]) -> tuple[object, ...]:
+    voxels = plane[0].header.pixels.rows * plane[0].header.pixels.columns
+    return -int(distinct_positions(plane)[-1]), -len(plane), -voxels, _name_free_key(plane[0])
+
+
+def _split_plane(plane: Sequence[Frame], min_slices: int, notes: tuple[str, ...]) -> list[Stack]:
+    places = int(distinct_positions(plane)[-1]) + 1
+    if places < min_slices:
+        if places == 1 and len(plane) >= min_slices:
+            fault = (Reason.REPEATED_POSITIONS, f"all {len(plane)} pictures claim the same position")
+        else:
+            fault = (Reason.TOO_FEW_SLICES, f"{places} slices; at least {min_slices} are needed")
+        return [Stack(frames=tuple(plane), refusal=fault, decisions=notes)]
+    volumes, traits = _split_repeats(plane)
+    stacks = []
+    for number, volume in enumerate(volumes):
+        split = ""
+        if len(volumes) > 1:
+            named = ", ".join(TRAIT_NAMES[trait] for trait in traits)
+            split = f"volume {number + 1} of {len(volumes)} at the same positions, told apart by {named}"
+        stacks += _cut_at_holes(volume, min_slices, (*notes, split) if split else notes)
+    return stacks
+
+
+def _split_repeats(plane: Sequence[Frame]) -> tuple[list[list[Frame]], list[str]]:
+    """Split frames that share positions into volumes; (volumes, names of the traits that told them apart)."""
+    places = distinct_positions(plane).tolist()
+    most = max(Counter(places).values())
+    if most == 1:
+        return [list(plane)], []
+    chosen: list[str] = []
+    best = _repeats(plane, places, chosen)
+    for trait in TRAIT_NAMES:
+        if best == 0:
+            break
+        tried = [*chosen, trait]
+        # A trait that also changes from slice to slice (an acquisition counter) would shatter the volumes.
+        if _repeats(plane, places, tried) < best and len({_values(frame, tried) for frame in plane}) <= most:
+            chosen, best = tried, _repeats(plane, places, tried)
+    volumes: dict[tuple[str, ...], list[Frame]] = defaultdict(list)
+    for frame in plane:
+        volumes[_values(frame, chosen)].append(frame)
+    return [volumes[values] for values in sorted(volumes, key=_numeric_order)], chosen
+
+
+def _repeats(plane: Sequence[Frame], places: Sequence[int], traits: Sequence[str]) -> int:
+    counts = Counter((place, _values(frame, traits)) for frame, place in zip(plane, places, strict=True))
+    return sum(count - 1 for count in counts.values())
+
+
+def _values(frame: Frame, traits: Sequence[str]) -> tuple[str, ...]:
+    own = dict(frame.traits)
+    return tuple(own.get(trait, "") for trait in traits)
+
+
+def _numeric_order(values: tuple[str, ...]) -> list[tuple[float, str]]:
+    return [(float(v) if v.replace(".", "", 1).isdigit() else float("inf"), v) for v in values]
+
+
+def _cut_at_holes(volume: Sequence[Frame], min_slices: int, notes: tuple[str, ...]) -> list[Stack]:
+    places = distinct_positions(volume)
+    _, first_of_place = np.unique(places, return_index=True)
+    holes = find_holes(_offsets(volume)[first_of_place])
+    if not holes:
+        return [_accept(volume, min_slices, notes)]
+    part_of_place = np.searchsorted(np.array(holes), np.arange(places[-1] + 1), side="left")
+    stacks = []
+    for part in range(len(holes) + 1):
+        frames = [frame for frame, place in zip(volume, places, strict=True) if part_of_place[place] == part]
+        note = f"part {part + 1} of {len(holes) + 1}: cut where more than {MAX_MISSING} slices are missing"
+        stacks.append(_accept(frames, min_slices, (*notes, note), short=Reason.MISSING_SLICES))
+    return stacks
+
+
+def _accept(
+    frames: Sequence[Frame], min_slices: int, notes: tuple[str, ...], short: Reason = Reason.TOO_FEW_SLICES
+) -> Stack:
+    places = int(distinct_positions(frames)[-1]) + 1
+    stack = Stack(frames=tuple(frames), decisions=notes)
+    if places >= min_slices:
+        return stack
+    return replace(stack, refusal=(short, f"{places} slices in a row; at least {min_slices} are needed"))

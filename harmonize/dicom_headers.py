@@ -1,0 +1,357 @@
+"""Read what the header of a DICOM file says about each of its pictures.
+
+A `Header` holds the facts of a file, a `Frame` those of one picture in it: a single-frame file has one, an enhanced
+multi-frame file one per frame (from its functional groups), a Siemens mosaic one per tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from harmonize import dicom_kinds, dicom_mosaic
+from harmonize.dicom_elements import Elements, read_elements
+from harmonize.dicom_pixels import PixelLayout, count_frames
+from harmonize.errors import Reason, Rejection
+
+MAX_FRAMES = 20_000
+"""More frames in one file than any scanner writes; a larger claim is a damaged header."""
+
+ASSUMED_FIELD_OF_VIEW_MM = 220.0
+"""Width of a head scan where a multi-frame file came without any geometry (a common choice for head MR and CTA)."""
+ASSUMED_STEP_MM = 1.0
+"""Slice step in the same case, if neither SpacingBetweenSlices nor SliceThickness is there."""
+
+_AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """The facts of one file.
+
+    Attributes:
+        path: The file.
+        pixels: How its pixels are stored.
+        series_uid: SeriesInstanceUID, or empty.
+        study_uid: StudyInstanceUID, or empty.
+        patient_id: PatientID; never to be written anywhere.
+        sop_uid: SOPInstanceUID, or empty.
+        sop_class: SOP Class UID.
+        modality: ``CT``, ``MR``, ``PT`` or what the file says.
+        contrast: Name of the MR contrast where the header tells it safely, else the modality.
+        units: PET units, e.g. ``BQML``.
+        frames_of_file: Number of pictures in the file.
+    """
+
+    path: Path
+    pixels: PixelLayout
+    series_uid: str
+    study_uid: str
+    patient_id: str
+    sop_uid: str
+    sop_class: str
+    modality: str
+    contrast: str
+    units: str
+    frames_of_file: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One picture.
+
+    Attributes:
+        header: Its file.
+        index: 0-based number in the file.
+        position: ImagePositionPatient, LPS mm, or empty where the file does not say.
+        orientation: ImageOrientationPatient, or empty.
+        spacing: (row step, column step), mm, or empty.
+        slope: Rescale slope.
+        intercept: Rescale intercept.
+        stack: StackID; pictures of different stacks are never one volume.
+        instance: InstanceNumber (frame number in a multi-frame file), for ties only.
+        traits: By name, what may tell apart the volumes of a series that share their positions.
+        refusal: Why this picture is no part of a scan (scout, reformat ...), or None.
+        assumed: The geometry is a documented assumption because the file has none.
+    """
+
+    header: Header
+    index: int
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    slope: float
+    intercept: float
+    stack: str
+    instance: int
+    traits: tuple[tuple[str, str], ...]
+    refusal: tuple[Reason, str] | None
+    assumed: bool = False
+
+
+def read_frames(path: Path, *, keep_derived: bool = False, assume_geometry: bool = False) -> list[Frame]:
+    """Read the header of a DICOM file.
+
+    Args:
+        path: The file.
+        keep_derived: Accept reformats.
+        assume_geometry: Give multi-frame files that lost their geometry an axial one in frame order, from the
+            spacing elements that are left or else `ASSUMED_FIELD_OF_VIEW_MM` and `ASSUMED_STEP_MM`.
+
+    Returns:
+        The pictures in file order; none where the object is no picture (structure set, report, directory ...).
+
+    Raises:
+        Rejection: The file is damaged or lacks what every picture must have.
+    """
+    with path.open("rb") as stream:
+        if not stream.read(1):
+            raise Rejection(Reason.EMPTY, "an empty file")
+        stream.seek(0)
+        meta, elements = read_elements(stream)
+        sop_class = elements.text(0x00080016) or meta.text(0x00020002)
+        modality = dicom_kinds.scan_modality(sop_class, elements.text(0x00080060))
+        if not dicom_kinds.is_image(sop_class, modality):
+            return []
+        return _picture_frames(path, stream, meta, elements, sop_class, modality, keep_derived, assume_geometry)
+
+
+def _picture_frames(
+    path: Path,
+    stream: BinaryIO,
+    meta: Elements,
+    elements: Elements,
+    sop_class: str,
+    modality: str,
+    keep_derived: bool,
+    assume_geometry: bool,
+) -> list[Frame]:
+    image_type = tuple(part.upper() for part in elements.texts(0x00080008))
+    description = elements.text(0x0008103E)
+
+    def refusal(frame_type: tuple[str, ...]) -> tuple[Reason, str] | None:
+        return dicom_kinds.refusal(
+            sop_class=sop_class,
+            modality=modality,
+            image_type=image_type + frame_type,
+            description=description,
+            corrections=tuple(filter(None, elements.texts(0x00280051))),
+            attenuation_method=elements.text(0x00541101),
+            keep_derived=keep_derived,
+        )
+
+    mosaic = dicom_mosaic.read_mosaic(elements, image_type)
+    layout = _layout(stream, meta, elements, sop_class, tiles=mosaic.tiles if mosaic else 1)
+    frame_count = mosaic.tiles if mosaic else layout.frames
+    per_frame = elements.items(0x52009230)
+    shared = next(iter(elements.items(0x52009229)), None)
+    header = Header(
+        path=path,
+        pixels=layout,
+        series_uid=elements.text(0x0020000E),
+        study_uid=elements.text(0x0020000D),
+        patient_id=elements.text(0x00100020),
+        sop_uid=elements.text(0x00080018) or meta.text(0x00020003),
+        sop_class=sop_class,
+        modality=modality,
+        contrast=_contrast(elements, shared, per_frame[0] if per_frame else None, image_type, modality),
+        units=elements.text(0x00541001),
+        frames_of_file=frame_count,
+    )
+    if mosaic:
+        return [_tile_frame(header, elements, mosaic, tile, refusal(())) for tile in range(frame_count)]
+    if per_frame and len(per_frame) != frame_count:
+        raise Rejection(Reason.MISSING_METADATA, f"{frame_count} frames, but geometry for {len(per_frame)}")
+    if per_frame:
+        return [
+            _enhanced_frame(header, elements, shared, item, number, refusal) for number, item in enumerate(per_frame)
+        ]
+    if frame_count == 1:
+        return [_single_frame(header, elements, refusal(()))]
+    return [
+        _bare_frame(header, elements, number, refusal(()), assume_geometry=assume_geometry)
+        for number in range(frame_count)
+    ]
+
+
+def _layout(stream: BinaryIO, meta: Elements, elements: Elements, sop_class: str, *, tiles: int) -> PixelLayout:
+    rows, columns = elements.integer(0x00280010), elements.integer(0x00280011)
+    bits_allocated = elements.integer(0x00280100)
+    if not rows or not columns or not bits_allocated or min(rows, columns) < 1:
+        raise Rejection(Reason.MISSING_METADATA, "the header does not say how large the picture is")
+    bits_stored = elements.integer(0x00280101) or bits_allocated
+    high_bit = elements.integer(0x00280102)
+    padding = elements.number(0x00280120)
+    frames = elements.integer(0x00280008)
+    if frames is not None and not 1 <= frames <= MAX_FRAMES:
+        raise Rejection(Reason.MISSING_METADATA, f"the header claims {frames} frames")
+    layout = PixelLayout(
+        transfer_syntax=meta.text(0x00020010),
+        offset=stream.tell(),
+        rows=rows,
+        columns=columns,
+        frames=frames or 1,
+        bits_allocated=bits_allocated,
+        bits_stored=bits_stored,
+        high_bit=bits_stored - 1 if high_bit is None else high_bit,
+        signed=elements.integer(0x00280103) == 1,
+        samples=elements.integer(0x00280002) or 1,
+        padding=(padding, elements.number(0x00280121, padding)) if math.isfinite(padding) else None,
+        has_lookup_table=0x00283000 in elements,
+        tiles=tiles,
+    )
+    if frames is None and sop_class in dicom_kinds.MULTI_FRAME_CLASSES:
+        return count_frames(stream, layout)
+    return layout
+
+
+def _single_frame(header: Header, elements: Elements, refusal: tuple[Reason, str] | None) -> Frame:
+    return Frame(
+        header=header,
+        index=0,
+        position=elements.numbers(0x00200032),
+        orientation=elements.numbers(0x00200037),
+        spacing=elements.numbers(0x00280030),
+        slope=elements.number(0x00281053, 1.0),
+        intercept=elements.number(0x00281052, 0.0),
+        stack=elements.text(0x00209056),
+        instance=elements.integer(0x00200013) or 0,
+        traits=_traits(
+            echo=elements.text(0x00180081),
+            b_value=elements.text(0x0019100C) or _text(elements.numbers(0x00189087)) or elements.text(0x00431039),
+            gradient=_text(elements.numbers(0x00189089)),
+            image_type=elements.text(0x00080008),
+            temporal=elements.text(0x00200100),
+            acquisition=elements.text(0x00200012),
+            trigger=elements.text(0x00181060),
+        ),
+        refusal=refusal,
+    )
+
+
+def _tile_frame(
+    header: Header,
+    elements: Elements,
+    mosaic: dicom_mosaic.Mosaic,
+    tile: int,
+    refusal: tuple[Reason, str] | None,
+) -> Frame:
+    whole = _single_frame(header, elements, refusal)
+    return Frame(
+        header=header,
+        index=tile,
+        position=mosaic.tile_position(tile),
+        orientation=whole.orientation,
+        spacing=whole.spacing,
+        slope=whole.slope,
+        intercept=whole.intercept,
+        stack=whole.stack,
+        instance=whole.instance,
+        traits=whole.traits,
+        refusal=refusal,
+    )
+
+
+def _enhanced_frame(
+    header: Header,
+    elements: Elements,
+    shared: Elements | None,
+    item: Elements,
+    number: int,
+    refusal: Callable[[tuple[str, ...]], tuple[Reason, str] | None],
+) -> Frame:
+    def group(sequence: int) -> Elements | None:
+        own = item.items(sequence)
+        return own[0] if own else next(iter(shared.items(sequence)), None) if shared is not None else None
+
+    plane, measures, orientation = group(0x00209113), group(0x00289110), group(0x00209116)
+    rescale, content = group(0x00289145), group(0x00209111)
+    diffusion, echo = group(0x00189117), group(0x00189114)
+    gradient = next(iter(diffusion.items(0x00189076)), None) if diffusion else None
+    frame_type = group(0x00189226) or group(0x00189329) or group(0x00189751)
+    types = tuple(part.upper() for part in frame_type.texts(0x00089007)) if frame_type else ()
+    return Frame(
+        header=header,
+        index=number,
+        position=plane.numbers(0x00200032) if plane else (),
+        orientation=orientation.numbers(0x00200037) if orientation else (),
+        spacing=measures.numbers(0x00280030) if measures else (),
+        slope=rescale.number(0x00281053, 1.0) if rescale else elements.number(0x00281053, 1.0),
+        intercept=rescale.number(0x00281052, 0.0) if rescale else elements.number(0x00281052, 0.0),
+        stack=content.text(0x00209056) if content else "",
+        instance=number,
+        traits=_traits(
+            echo=_text(echo.numbers(0x00189082)) if echo else "",
+            b_value=_text(diffusion.numbers(0x00189087)) if diffusion else "",
+            gradient=_text(gradient.numbers(0x00189089)) if gradient else "",
+            image_type="\\".join(types),
+            temporal=_text(content.numbers(0x00209128)) if content else "",
+            acquisition=_text(content.numbers(0x00209156)) if content else "",
+            trigger="",
+        ),
+        refusal=refusal(types),
+    )
+
+
+def _bare_frame(
+    header: Header,
+    elements: Elements,
+    number: int,
+    refusal: tuple[Reason, str] | None,
+    *,
+    assume_geometry: bool,
+) -> Frame:
+    """A frame of a multi-frame file without functional groups."""
+    spacing = elements.numbers(0x00280030)
+    position: tuple[float, ...] = ()
+    orientation: tuple[float, ...] = ()
+    if assume_geometry:
+        step = elements.number(0x00180088, elements.number(0x00180050, ASSUMED_STEP_MM))
+        spacing = spacing or (ASSUMED_FIELD_OF_VIEW_MM / header.pixels.columns,) * 2
+        position, orientation = (0.0, 0.0, number * step), _AXIAL
+    return Frame(
+        header=header,
+        index=number,
+        position=position,
+        orientation=orientation,
+        spacing=spacing,
+        slope=elements.number(0x00281053, 1.0),
+        intercept=elements.number(0x00281052, 0.0),
+        stack="",
+        instance=number,
+        traits=(),
+        refusal=refusal,
+        assumed=assume_geometry,
+    )
+
+
+def _contrast(
+    elements: Elements, shared: Elements | None, first: Elements | None, image_type: tuple[str, ...], modality: str
+) -> str:
+    if modality != "MR":
+        return modality
+    timing = next((found for group in (first, shared) if group for found in group.items(0x00189112)), elements)
+    echo = next((found for group in (first, shared) if group for found in group.items(0x00189114)), None)
+    b_value = elements.number(0x00189087, elements.number(0x0019100C))
+    return dicom_kinds.mr_contrast(
+        image_type=image_type,
+        acquisition_contrast=elements.text(0x00089209),
+        sequence=elements.texts(0x00180020),
+        sequence_name=elements.text(0x00180024) or elements.text(0x00189005),
+        angio=elements.text(0x00180025) == "Y" or elements.text(0x00189015) == "YES",
+        b_value=b_value,
+        repetition_ms=timing.number(0x00180080),
+        echo_ms=echo.number(0x00189082) if echo else elements.number(0x00180081),
+        inversion_ms=elements.number(0x00180082),
+    )
+
+
+def _traits(**values: str) -> tuple[tuple[str, str], ...]:
+    return tuple(values.items())
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return "\\".join(f"{value:g}" for value in values)
