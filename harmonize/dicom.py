@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,6 +177,14 @@ def reload_volume(paths: Sequence[Path], part: int = 0, rules: Rules = STRICT) -
         if volume.refusal:
             raise Rejection(*volume.refusal)
     raise Rejection(Reason.MIXED_GEOMETRY, "the files of the series no longer form the volume that was found")
+
+
+def raise_if_refused(meta: Mapping[str, object]) -> None:
+    """Raise the rejection that a source's `discover` left in a reference under ``refused``, if there is one."""
+    refused = meta.get("refused")
+    if refused is not None:
+        reason, message = cast(tuple[str, str], refused)
+        raise Rejection(Reason(reason), message)
 
 
 def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[str]:

@@ -1,0 +1,114 @@
+"""TCIA collections: CT, MR and PET DICOM in any folder layout, with NBIA's metadata.csv where it is there.
+
+Folder names are never trusted: the download tools shorten them, drop accents and put spaces into them. Series are
+found by what the files say. A Subject ID in metadata.csv is public; without that table all ids count as private.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harmonize.dicom import Volume, find_files, find_volumes, raise_if_refused, reload_volume
+from harmonize.errors import UserError
+from harmonize.scan import Scan, ScanRef
+
+METADATA_NAME = "metadata.csv"
+"""What the NBIA Data Retriever calls its table."""
+
+_UID = re.compile(r"[0-9][0-9.]{0,63}")
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ids:
+    subject: str
+    session: str | None
+    public_id: str | None
+
+
+def discover(root: Path) -> Iterator[ScanRef]:
+    """Yield one reference a volume under `root`, from the headers of its DICOM files.
+
+    Volumes that are refused by their headers (scouts, captures, reformats, PET without attenuation correction, damaged
+    files ...) are yielded too, for `load` to raise; objects that are no pictures are not.
+
+    Raises:
+        UserError: `root` is no folder, or a metadata.csv is not NBIA's.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give the folder of the TCIA download", exit_code=2)
+    subjects = _public_subjects(root)
+    for volume in find_volumes(find_files(root)):
+        yield _reference(root, volume, subjects)
+
+
+def load(ref: ScanRef) -> Scan:
+    """Read one volume that `discover` found.
+
+    Raises:
+        Rejection: The volume is refused, damaged, or has gone.
+    """
+    raise_if_refused(ref.meta)
+    part = ref.meta.get("part", 0)
+    assert isinstance(part, int)
+    return reload_volume(ref.paths, part)
+
+
+def _reference(root: Path, volume: Volume, subjects: dict[str, str]) -> ScanRef:
+    first = volume.paths[0]
+    series = volume.series_uid or first.relative_to(root).as_posix()
+    ids = _ids(root, volume, subjects)
+    meta: dict[str, object] = {"part": volume.part}
+    if volume.refusal:
+        meta["refused"] = (volume.refusal[0].value, volume.refusal[1])
+    return ScanRef(
+        source="tcia",
+        key=f"{series}/{volume.number}",
+        root=root,
+        paths=volume.paths,
+        subject=ids.subject,
+        session=ids.session,
+        modality=volume.stack.frames[0].header.contrast if volume.stack.frames else None,
+        public_id=ids.public_id,
+        meta=meta,
+    )
+
+
+def _ids(root: Path, volume: Volume, subjects: dict[str, str]) -> _Ids:
+    if not volume.stack.frames:
+        return _Ids(subject=volume.paths[0].parent.relative_to(root).as_posix(), session=None, public_id=None)
+    header = volume.stack.frames[0].header
+    public = subjects.get(volume.series_uid)
+    if public is not None and _SAFE_NAME.fullmatch(public) and _UID.fullmatch(volume.series_uid):
+        suffix = f"_{volume.number}" if volume.number else ""
+        session = header.study_uid if _UID.fullmatch(header.study_uid) else None
+        return _Ids(subject=public, session=session, public_id=f"{volume.series_uid}{suffix}")
+    return _Ids(
+        subject=header.patient_id or header.study_uid or volume.series_uid or "unknown",
+        session=header.study_uid or None,
+        public_id=None,
+    )
+
+
+def _public_subjects(root: Path) -> dict[str, str]:
+    """Subject ID by Series UID from every metadata.csv below `root`."""
+    subjects: dict[str, str] = {}
+    for path in sorted(root.rglob(METADATA_NAME)):
+        with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
+            table = csv.DictReader(stream)
+            missing = {"Series UID", "Subject ID"} - set(table.fieldnames or ())
+            if missing:
+                raise UserError(f"{path}: no column {', '.join(sorted(missing))}; use the metadata.csv of the download")
+            try:
+                subjects |= {
+                    row["Series UID"].strip(): row["Subject ID"].strip()
+                    for row in table
+                    if row["Series UID"] and row["Subject ID"]
+                }
+            except csv.Error as error:
+                raise UserError(f"{path}: not a CSV table ({error}); download it again") from error
+    return subjects
