@@ -1,0 +1,71 @@
+"""Raw trees of invented heads in each source's own format, so that everything runs on a machine without data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from harmonize.errors import UserError
+from harmonize.phantom import deeplesion, openmind, rsna, tcia
+from harmonize.progress import Progress
+
+SOURCES = ("openmind", "tcia", "deeplesion", "rsna")
+ALL = "all"
+SMALLEST_SIZE = 24
+"""With fewer voxels along the largest axis nothing in a head can be told apart."""
+
+_WRITERS = {
+    "openmind": openmind.write_tree,
+    "tcia": tcia.write_tree,
+    "deeplesion": deeplesion.write_tree,
+    "rsna": rsna.write_tree,
+}
+
+
+def write(source: str, out: Path, *, scans: int, size: int, seed: int) -> list[Path]:
+    """Write the raw tree of one source, or of all, to `out`/<source>.
+
+    The same arguments give the same bytes, whichever other sources are written beside. A tree appears under its
+    name only when it is whole.
+
+    Args:
+        source: One of `SOURCES`, or ``all``.
+        out: Where the trees go.
+        scans: Usable scans in each tree; files to be ignored or refused come on top.
+        size: Voxels along the largest axis of a scan.
+        seed: Any integer.
+
+    Returns:
+        The root of each tree.
+
+    Raises:
+        UserError: For an unknown source, a number out of range, or a tree that exists already.
+    """
+    if source != ALL and source not in SOURCES:
+        raise UserError(f"unknown source {source!r}: choose {ALL} or one of {', '.join(SOURCES)}", exit_code=2)
+    if scans < 1:
+        raise UserError(f"--scans is {scans}: ask for at least 1", exit_code=2)
+    if size < SMALLEST_SIZE:
+        raise UserError(f"--size is {size}: ask for at least {SMALLEST_SIZE} voxels", exit_code=2)
+    chosen = SOURCES if source == ALL else (source,)
+    roots = [Path(out) / name for name in chosen]
+    for root in roots:
+        if root.exists():
+            raise UserError(f"{root} exists already: choose another --out or remove it", exit_code=2)
+    with Progress("phantom", total=scans * len(chosen)) as progress:
+        for name, root in zip(chosen, roots, strict=True):
+            _write_whole(name, root, scans=scans, size=size, seed=seed, progress=progress)
+    return roots
+
+
+def _write_whole(name: str, root: Path, *, scans: int, size: int, seed: int, progress: Progress) -> None:
+    partial = root.with_name(f".tmp-{os.getpid()}-{name}")
+    partial.mkdir(parents=True)
+    try:
+        for _ in _WRITERS[name](partial, scans=scans, size=size, seed=seed):
+            progress.advance(source=name)
+        partial.rename(root)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise

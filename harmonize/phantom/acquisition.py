@@ -1,0 +1,224 @@
+"""Scan a head: choose a grid in scanner space and sample tissues and vessels into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from harmonize.aneurysm_labels import LOCATIONS, MASK_VALUES
+from harmonize.phantom.anatomy import Head, Tissue
+from harmonize.phantom.contrast import Contrast
+from harmonize.phantom.randomness import rotation, smooth_field
+from harmonize.phantom.tubes import distances
+
+_VESSEL_STEP_MM = 0.8
+"""Voxels are cut into pieces of at most about this size to find the share that is vessel."""
+
+_MASK_TOLERANCE = 0.25
+"""A voxel belongs to a vessel when its centre lies within this part of a voxel outside the wall: thin vessels stay
+connected, as in masks drawn by hand."""
+
+_FINEST_HEAD_MM = 1.0
+_COARSEST_HEAD_MM = 1.75
+
+HEAD_CENTRE_MM = (0.0, 0.0, -5.0)
+"""Middle of a field of view that holds the head, in template mm."""
+CIRCLE_OF_WILLIS_MM = (0.0, 4.0, -22.0)
+"""Middle of a field of view for the vessels, in template mm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Where the voxels of an acquisition lie: their number, and voxel index to RAS+ mm (may be sheared)."""
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Length of a step along each axis in mm."""
+        a, b, c = (float(value) for value in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return a, b, c
+
+    def world(self, index: ArrayLike) -> NDArray[np.float64]:
+        """RAS+ mm of a (fractional) voxel index."""
+        return self.affine[:3, :3] @ np.asarray(index, dtype=np.float64) + self.affine[:3, 3]
+
+    def index(self, world_mm: ArrayLike) -> NDArray[np.float64]:
+        """Fractional voxel index of a place in RAS+ mm."""
+        offset = np.asarray(world_mm, dtype=np.float64) - self.affine[:3, 3]
+        return np.asarray(np.linalg.solve(self.affine[:3, :3], offset), dtype=np.float64)
+
+
+def make_grid(
+    *,
+    extent_mm: Sequence[float],
+    spacing_mm: Sequence[float],
+    centre_mm: ArrayLike,
+    axes: str = "LPS",
+    tilt_deg: ArrayLike = (0.0, 0.0, 0.0),
+    shear_deg: float = 0.0,
+) -> Grid:
+    """Lay a grid around a place in the scanner.
+
+    Args:
+        extent_mm: Field of view along the three voxel axes.
+        spacing_mm: Voxel size along them.
+        centre_mm: Middle of the grid in RAS+ mm.
+        axes: Where each voxel axis points, one letter each: ``LPS`` is a common axial scan.
+        tilt_deg: Small rotation of the whole grid about x, y and z.
+        shear_deg: Gantry tilt: the first two axes turn about x, the third keeps its way.
+    """
+    shape = tuple(max(2, round(extent / step)) for extent, step in zip(extent_mm, spacing_mm, strict=True))
+    units = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
+    directions = rotation(tilt_deg) @ np.array([units[letter] for letter in axes], dtype=np.float64).T
+    directions[:, :2] = rotation((shear_deg, 0, 0)) @ directions[:, :2]
+    affine = np.eye(4)
+    affine[:3, :3] = directions * np.asarray(spacing_mm)
+    affine[:3, 3] = np.asarray(centre_mm) - affine[:3, :3] @ (np.asarray(shape) - 1) / 2
+    return Grid(shape=(shape[0], shape[1], shape[2]), affine=affine)
+
+
+def resolution_for(spacing_mm: float) -> float:
+    """Voxel size in mm at which a head is drawn for a scan: about the finest raw spacing, in steps of a quarter.
+
+    Example:
+        >>> resolution_for(0.5), resolution_for(1.3), resolution_for(3.0)
+        (1.0, 1.25, 1.75)
+    """
+    return min(max(round(spacing_mm * 4) / 4, _FINEST_HEAD_MM), _COARSEST_HEAD_MM)
+
+
+def place_of(head: Head, template_mm: ArrayLike, shift_mm: ArrayLike = 0.0) -> NDArray[np.float64]:
+    """Where a place of the template lies in the scanner, RAS+ mm, moved there by `shift_mm`."""
+    place = head.pose[:3, :3] @ np.asarray(template_mm, dtype=np.float64) + head.pose[:3, 3]
+    return np.asarray(place + np.asarray(shift_mm, dtype=np.float64))
+
+
+def scan_head(head: Head, grid: Grid, contrast: Contrast, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Image a head.
+
+    Args:
+        head: What is scanned.
+        grid: Where it is sampled.
+        contrast: What it looks like; `Contrast.varied` gives one for the day.
+        rng: For noise and bias.
+
+    Returns:
+        float32, shape `grid.shape`: HU for CT, positive arbitrary units for MR, Bq/ml for PET.
+    """
+    image = _sample_tissues(head, grid, contrast)
+    share, part = _vessel_share(head, grid, contrast)
+    image += part - share * image
+    if contrast.blur_mm:
+        image = ndimage.gaussian_filter(image, [contrast.blur_mm / step for step in grid.spacing], truncate=3.0)
+    if contrast.bias:
+        image *= np.exp(np.float32(contrast.bias) * _bias_field(grid, rng))
+    return _add_noise(image, contrast, rng)
+
+
+def vessel_mask(head: Head, grid: Grid) -> NDArray[np.uint8]:
+    """Label the arteries (sacs included) with the values of the competition's masks, 0 elsewhere."""
+    value_of = dict(zip(LOCATIONS, MASK_VALUES, strict=True))
+    named = [vessel for vessel in head.vessels.vessels if vessel.location is not None]
+    tolerance = _MASK_TOLERANCE * float(np.mean(grid.spacing))
+    distance, nearest = distances([vessel.tube for vessel in named], grid.affine, grid.shape, 2 * tolerance)
+    values = np.array([0, *(value_of[str(vessel.location)] for vessel in named)], dtype=np.uint8)
+    return np.where(distance < tolerance, values[nearest], 0).astype(np.uint8)
+
+
+def head_mask(head: Head, grid: Grid) -> NDArray[np.bool_]:
+    """True within the skin."""
+    return _nearest(head, grid, head.inside_XYZ)
+
+
+def face_mask(head: Head, grid: Grid) -> NDArray[np.bool_]:
+    """True where a defacing program would cut: everything before and below a plane under the forehead."""
+    to_template = np.linalg.inv(head.pose) @ grid.affine
+    i, j, k = np.ogrid[: grid.shape[0], : grid.shape[1], : grid.shape[2]]
+    y, z = (row[0] * i + row[1] * j + row[2] * k + row[3] for row in to_template[1:3])
+    # From the glabella (y 84, z -18) to behind the chin (y 22, z -112).
+    return np.asarray((94 * (y - 84) - 62 * (z + 18) > 0) & (z < -18))
+
+
+def _to_voxels(head: Head, affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.linalg.inv(head.pose @ head.affine) @ affine
+
+
+def _nearest(head: Head, grid: Grid, volume: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    matrix = _to_voxels(head, grid.affine)
+    found = ndimage.affine_transform(
+        volume.astype(np.uint8), matrix[:3, :3], matrix[:3, 3], grid.shape, order=0, mode="constant"
+    )
+    return found.astype(bool)
+
+
+def _sample_tissues(head: Head, grid: Grid, contrast: Contrast) -> NDArray[np.float32]:
+    values = contrast.tissue[head.tissue_XYZ]
+    amplitude = contrast.texture if contrast.family == "CT" else contrast.texture * contrast.tissue
+    values += amplitude[head.tissue_XYZ] * head.texture_XYZ
+    # Trilinear sampling of the fine head averages over one of its voxels; thicker ones are cut into such pieces.
+    factors = [max(1, round(step / head.resolution_mm)) for step in grid.spacing]
+    fine = _refined(grid, factors)
+    matrix = _to_voxels(head, fine.affine)
+    sampled = ndimage.affine_transform(
+        values, matrix[:3, :3], matrix[:3, 3], fine.shape, order=1, mode="constant",
+        cval=float(contrast.tissue[Tissue.AIR]), output=np.float32,
+    )  # fmt: skip
+    return _block_mean(sampled, factors)
+
+
+def _vessel_share(head: Head, grid: Grid, contrast: Contrast) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Share of each voxel that is vessel, and what the vessel part of the voxel adds to its value."""
+    factors = [max(1, round(step / _VESSEL_STEP_MM)) for step in grid.spacing]
+    fine = _refined(grid, factors)
+    edge = np.float32(np.mean(fine.spacing))
+    vessels = head.vessels.vessels
+    distance, nearest = distances([vessel.tube for vessel in vessels], fine.affine, fine.shape, float(edge) / 2)
+    value = np.array([0.0, *(contrast.vessel[vessel.flow] for vessel in vessels)], dtype=np.float32)
+    distance /= -edge
+    distance += np.float32(0.5)
+    share = np.clip(distance, 0, 1, out=distance)
+    return _block_mean(share, factors), _block_mean(share * value[nearest], factors)
+
+
+def _refined(grid: Grid, factors: Sequence[int]) -> Grid:
+    affine = grid.affine.copy()
+    affine[:3, :3] /= np.asarray(factors)
+    # The first piece begins half a voxel before the centre of the first voxel.
+    affine[:3, 3] = grid.world([(1 / factor - 1) / 2 for factor in factors])
+    a, b, c = (count * factor for count, factor in zip(grid.shape, factors, strict=True))
+    return Grid(shape=(a, b, c), affine=affine)
+
+
+def _block_mean(volume: NDArray[np.float32], factors: Sequence[int]) -> NDArray[np.float32]:
+    for axis, factor in enumerate(factors):
+        if factor > 1:
+            parts = [volume[(slice(None),) * axis + (slice(part, None, factor),)] for part in range(factor)]
+            volume = np.add.reduce(parts) / np.float32(factor)
+    return volume
+
+
+def _bias_field(grid: Grid, rng: np.random.Generator) -> NDArray[np.float32]:
+    axes = [
+        np.arange(count, dtype=np.float32) * np.float32(step)
+        for count, step in zip(grid.shape, grid.spacing, strict=True)
+    ]
+    return np.clip(smooth_field(axes, 300.0, rng), -2, 2)
+
+
+def _add_noise(image: NDArray[np.float32], contrast: Contrast, rng: np.random.Generator) -> NDArray[np.float32]:
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(contrast.noise)
+    if contrast.family == "CT":
+        # A reconstruction kernel correlates the noise within a slice.
+        noise = np.float32(1.6) * ndimage.gaussian_filter(noise, (0.6, 0.6, 0))
+        return np.maximum(image + noise, np.float32(-1024))
+    if contrast.family == "PT":
+        return np.maximum(image + noise * np.sqrt(np.maximum(image, 0) / np.float32(4000)), 0)
+    # The magnitude of a complex signal: Rician noise.
+    imaginary = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(contrast.noise)
+    return np.hypot(image + noise, imaginary)

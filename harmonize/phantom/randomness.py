@@ -1,0 +1,88 @@
+"""Chance that repeats: generators and UIDs drawn from names, and smooth random fields."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+UID_ROOT = "1.2.826.0.1.3680043.8.498."
+"""The root that pydicom uses for example objects, as the competition's own UIDs do."""
+
+_BSPLINE_STD = (151 / 315) ** 1.5
+"""Standard deviation of unit white noise after a cubic B-spline in three dimensions (mean of summed squares, 3/2)."""
+
+
+def rng_of(*names: object) -> np.random.Generator:
+    """Give the generator that belongs to `names`; other names give an independent one.
+
+    Example:
+        >>> float(rng_of(0, "a").random()) == float(rng_of(0, "a").random())
+        True
+        >>> float(rng_of(0, "a").random()) == float(rng_of(0, "b").random())
+        False
+    """
+    return np.random.default_rng(int.from_bytes(_digest(names)[:16], "big"))
+
+
+def uid_of(*names: object) -> str:
+    """Give the DICOM UID that belongs to `names`: at most 64 characters, no leading zeros in a component.
+
+    Example:
+        >>> uid_of(0, "series", 1)[:26]
+        '1.2.826.0.1.3680043.8.498.'
+    """
+    return f"{UID_ROOT}{int.from_bytes(_digest(names)[:15], 'big')}"
+
+
+def smooth_field(
+    axes_mm: Sequence[NDArray[np.floating]], wavelength_mm: ArrayLike, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Draw a smooth random field of zero mean and about unit variance on a rectangular grid.
+
+    White noise on a lattice of half a wavelength, joined by cubic B-splines: three small matrix products. The
+    lattice hangs on the extent in mm, not on the sampling, so a finer grid shows the same field.
+
+    Args:
+        axes_mm: Coordinates along each of the three axes, evenly spaced.
+        wavelength_mm: Length of a typical wave, one for all axes or one each.
+        rng: Where the chance comes from.
+
+    Returns:
+        float32, shape (len(axis) for each axis).
+    """
+    waves = np.broadcast_to(np.asarray(wavelength_mm, dtype=np.float64), 3)
+    bases = [
+        _bspline_basis(np.asarray(axis, dtype=np.float64), wave / 2) for axis, wave in zip(axes_mm, waves, strict=True)
+    ]
+    field = rng.standard_normal([basis.shape[1] for basis in bases]).astype(np.float32)
+    for basis in bases:
+        # Contract the first axis and append the result as the last: after three turns the order is restored.
+        field = np.tensordot(field, basis, axes=([0], [1]))
+    return np.ascontiguousarray(field / np.float32(_BSPLINE_STD))
+
+
+def rotation(angles_deg: ArrayLike) -> NDArray[np.float64]:
+    """Rotation matrix (3, 3) about x, then y, then z, in degrees."""
+    a, b, c = np.deg2rad(np.asarray(angles_deg, dtype=np.float64))
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    about_z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def _digest(names: Sequence[object]) -> bytes:
+    return hashlib.sha256("/".join(str(name) for name in names).encode()).digest()
+
+
+def _bspline_basis(axis_mm: NDArray[np.float64], knot_mm: float) -> NDArray[np.float32]:
+    place = (axis_mm - axis_mm[0]) / knot_mm + 1.0
+    first = np.floor(place).astype(int) - 1
+    t = place - np.floor(place)
+    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], axis=1) / 6
+    basis = np.zeros((len(axis_mm), int(first[-1]) + 5), dtype=np.float32)
+    for corner in range(4):
+        basis[np.arange(len(axis_mm)), first + corner] = weights[:, corner]
+    return basis

@@ -1,0 +1,214 @@
+"""Write a raw tree as the RSNA 2025 aneurysm competition has it: DICOM series, three tables' worth of labels, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harmonize.aneurysm_labels import LABELS, LOCATIONS, PRESENT
+from harmonize.phantom.acquisition import (
+    CIRCLE_OF_WILLIS_MM,
+    Grid,
+    make_grid,
+    place_of,
+    resolution_for,
+    scan_head,
+    vessel_mask,
+)
+from harmonize.phantom.anatomy import Head, make_head
+from harmonize.phantom.arteries import draw_locations
+from harmonize.phantom.contrast import CONTRASTS
+from harmonize.phantom.dicom_files import (
+    CT_SIGNED_PADDED,
+    CT_UNSIGNED,
+    MR_UNSIGNED,
+    Slice,
+    pixels_of,
+    write_multiframe,
+    write_slices,
+)
+from harmonize.phantom.randomness import rng_of, uid_of
+
+MODALITIES = ("CTA", "MRA", "MRI T2", "CTA", "MRI T1post", "MRA", "CTA", "MRI T2")
+"""The competition's modality strings, in about its proportions (1804, 1252, 982 and 310 of 4348)."""
+
+MULTIFRAME_EVERY = 4
+SEGMENTED_EVERY = 2
+"""Real masks are rarer (178 of 4348); a small phantom would have none."""
+
+MAX_SPACING_MM = 2.0
+"""An aneurysm of a few mm must stay visible, so few voxels mean a smaller field of view, not larger voxels."""
+MIN_FIELD_MM = 110.0
+
+_CONTRAST_OF = {"CTA": "CTA", "MRA": "MRA", "MRI T2": "T2w", "MRI T1post": "T1post"}
+_TRAIN_COLUMNS = ("SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS)
+_LOCALIZER_COLUMNS = ("SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location")
+_MARGIN_MM = 10.0
+"""Every aneurysm lies at least this far inside the field of view."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Series:
+    uid: str
+    modality: str
+    multiframe: bool
+    segmented: bool
+    locations: tuple[str, ...]
+    names: tuple[object, ...]
+
+
+def write_tree(root: Path, *, scans: int, size: int, seed: int) -> Iterator[None]:
+    """Write `series/`, `segmentations/`, `train.csv` and `train_localizers.csv` under `root`; yields after each scan.
+
+    Args:
+        root: The source's raw root.
+        scans: Number of series; half of them have one aneurysm or more.
+        size: Voxels along the largest axis.
+        seed: What makes it repeatable.
+    """
+    rows: list[dict[str, object]] = []
+    points: list[dict[str, object]] = []
+    for index in range(scans):
+        series = _plan(seed, index)
+        row, found = _write_series(root, series, size)
+        rows.append(row)
+        points.extend(found)
+        yield
+    pd.DataFrame(rows, columns=list(_TRAIN_COLUMNS)).to_csv(root / "train.csv", index=False, lineterminator="\n")
+    pd.DataFrame(points, columns=list(_LOCALIZER_COLUMNS)).to_csv(
+        root / "train_localizers.csv", index=False, lineterminator="\n"
+    )
+
+
+def _plan(seed: int, index: int) -> _Series:
+    names = (seed, "rsna", index)
+    # One of every two neighbours is ill, so that half are, however many there are.
+    ill = index % 2 == int(rng_of(seed, "rsna", "pair", index // 2).integers(2))
+    return _Series(
+        uid=uid_of(*names, "series"),
+        modality=MODALITIES[index % len(MODALITIES)],
+        multiframe=index % MULTIFRAME_EVERY == MULTIFRAME_EVERY - 1,
+        segmented=index % SEGMENTED_EVERY == 0,
+        locations=draw_locations(rng_of(*names, "locations")) if ill else (),
+        names=names,
+    )
+
+
+def _write_series(root: Path, series: _Series, size: int) -> tuple[dict[str, object], list[dict[str, object]]]:
+    rng = rng_of(*series.names, "series")
+    spacing = float(np.clip(rng.uniform(180, 220) / size, 0.4, max(MAX_SPACING_MM, MIN_FIELD_MM / size)))
+    head = make_head(*series.names, resolution_mm=resolution_for(spacing), locations=series.locations)
+    grid = _draw_grid(series.modality, head, size, spacing, rng)
+    contrast = CONTRASTS[_CONTRAST_OF[series.modality]].varied(rng)
+    voxels = scan_head(head, grid, contrast, rng)
+    is_ct = series.modality == "CTA"
+    coding = (CT_SIGNED_PADDED if rng.random() < 0.3 else CT_UNSIGNED) if is_ct else MR_UNSIGNED
+    header = _header(series)
+    folder = root / "series" / series.uid
+    if series.multiframe:
+        sop = uid_of(series.uid, "file")
+        write_multiframe(folder / f"{sop}.dcm", voxels, grid, header, coding, sop)
+        slices = [Slice(path=folder / f"{sop}.dcm", sop_uid=sop, index=k) for k in range(grid.shape[2])]
+    else:
+        slices = write_slices(
+            folder, voxels, grid, header, coding, file_name=lambda _, sop: f"{sop}.dcm", head_first=rng.random() < 0.5
+        )
+    if series.segmented:
+        _write_masks(root / "segmentations", series, head, grid, voxels)
+    row: dict[str, object] = {
+        "SeriesInstanceUID": series.uid,
+        "PatientAge": int(rng.integers(22, 90)),
+        "PatientSex": "Female" if rng.random() < 0.65 else "Male",
+        "Modality": series.modality,
+        **{location: int(location in series.locations) for location in LOCATIONS},
+        PRESENT: int(bool(series.locations)),
+    }
+    points: list[dict[str, object]] = []
+    for aneurysm in head.vessels.aneurysms:
+        column, line, k = pixels_of(grid, aneurysm.centre_mm)
+        coordinates: dict[str, float | int] = {"x": column, "y": line}
+        if series.multiframe:
+            coordinates["f"] = k
+        points.append(
+            {
+                "SeriesInstanceUID": series.uid,
+                "SOPInstanceUID": slices[k].sop_uid,
+                "coordinates": str(coordinates),
+                "location": aneurysm.location,
+            }
+        )
+    return row, points
+
+
+def _draw_grid(modality: str, head: Head, size: int, spacing: float, rng: np.random.Generator) -> Grid:
+    """Field of view, slice distance and orientation as the four protocols have them."""
+    back, rise = float(rng.uniform(-6, 2)), 0.0
+    field = size * spacing
+    axes, tilt = "LPS", np.zeros(3)
+    if modality == "CTA":
+        height, step = float(rng.uniform(120, 180)), max(float(rng.uniform(0.6, 1.25)), spacing * 0.6)
+        rise = float(rng.uniform(0, 15))
+    elif modality == "MRA":
+        height, step = float(rng.uniform(80, 110)), max(float(rng.uniform(0.5, 1.0)), spacing * 0.5)
+        tilt = rng.uniform((-12, -3, -3), (3, 3, 3))
+    elif modality == "MRI T2":
+        height, step = float(rng.uniform(120, 150)), float(rng.uniform(3.0, 5.0))
+        rise = float(rng.uniform(0, 15))
+        tilt = rng.uniform((-12, -3, -3), (5, 3, 3))
+    else:
+        axes = str(rng.choice(["LPS", "PIL", "LIP"]))
+        height, step = float(rng.uniform(120, 160)), max(float(rng.uniform(0.8, 1.2)), spacing * 0.6)
+        tilt = rng.uniform(-3, 3, size=3)
+    middle = place_of(head, CIRCLE_OF_WILLIS_MM, (0, back, rise))
+    across = ("RL", "AP", "SI")
+    low, high = _bounds(head)
+    # Extents by anatomical axis: wide enough for every aneurysm, and no more slices than asked for.
+    wanted = dict(zip(across, (field, field, field), strict=True))
+    slice_axis = next(pair for pair in across if axes[2] in pair)
+    wanted[slice_axis] = min(height, size * max(step, spacing))
+    for axis, pair in enumerate(across):
+        reach = 2 * float(np.max(np.abs(np.stack([low, high])[:, axis] - middle[axis])) + _MARGIN_MM)
+        wanted[pair] = max(wanted[pair], reach)
+    extent = [wanted[next(pair for pair in across if letter in pair)] for letter in axes]
+    spacings = [max(extent[0] / size, spacing), max(extent[1] / size, spacing), max(step, extent[2] / size)]
+    return make_grid(extent_mm=extent, spacing_mm=spacings, centre_mm=middle, axes=axes, tilt_deg=tilt)
+
+
+def _bounds(head: Head) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    centres = np.array([place_of(head, CIRCLE_OF_WILLIS_MM), *(a.centre_mm for a in head.vessels.aneurysms)])
+    return centres.min(axis=0), centres.max(axis=0)
+
+
+def _header(series: _Series) -> dict[str, object]:
+    modality = "CT" if series.modality == "CTA" else "MR"
+    return {
+        "Modality": modality,
+        "ImageType": ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+        if series.multiframe
+        else ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "PatientID": uid_of(*series.names, "patient"),
+        "StudyInstanceUID": uid_of(*series.names, "study"),
+        "SeriesInstanceUID": series.uid,
+        "FrameOfReferenceUID": uid_of(*series.names, "frame"),
+        "SeriesNumber": 1,
+    }
+
+
+def _write_masks(folder: Path, series: _Series, head: Head, grid: Grid, voxels: NDArray[np.float32]) -> None:
+    """`{uid}.nii` and `{uid}_cowseg.nii`, directly in the folder or in one of their own: both are found in the wild."""
+    nested = int(rng_of(*series.names, "layout").integers(2)) == 1
+    place = folder / series.uid if nested else folder
+    place.mkdir(parents=True, exist_ok=True)
+    for name, array in (
+        (f"{series.uid}.nii", np.clip(np.rint(voxels), -1024, 32767).astype(np.int16)),
+        (f"{series.uid}_cowseg.nii", vessel_mask(head, grid)),
+    ):
+        image = nibabel.Nifti1Image(array, grid.affine)
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, place / name)
