@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,10 +25,9 @@ from harmonize.errors import UserError
 from harmonize.files import atomic_path
 from harmonize.pipeline import HEAD
 from harmonize.progress import Progress
-from headspark.cohort import ScanItem
+from headspark.cohort import Cohort, ScanItem
+from headspark.recipe import CacheMode, DataConfig
 
-CacheMode = Literal["auto", "ram", "shared", "disk", "none"]
-CACHES = ("auto", "ram", "shared", "disk", "none")
 MEMORY_SHARE = 0.6
 """Of the memory that is free now, the cache takes at most this: the rest is for the model, the batches, the others."""
 
@@ -120,6 +120,45 @@ def choose_cache(
     )
 
 
+@contextmanager
+def cached(
+    cohort: Cohort,
+    config: DataConfig,
+    *,
+    run_name: str,
+    local_rank: int,
+    local_ranks: int,
+    wait: Callable[[], object],
+    say: Callable[[str], object],
+) -> Iterator[Store]:
+    """Choose a cache, fill it, and give it back afterwards.
+
+    Args:
+        cohort: The scans.
+        config: What the recipe says.
+        run_name: Names this run's part of the shared memory.
+        local_rank: This process's number on this node.
+        local_ranks: Training processes on this node.
+        wait: Returns when all ranks have called it.
+        say: Told what was chosen and why.
+    """  # fmt: skip
+    choice = choose_cache(
+        config.cache,
+        needed=decoded_bytes(cohort.scans),
+        local_ranks=local_ranks,
+        cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+        run_name=run_name,
+    )
+    say(choice.reason)
+    try:
+        store = open_store(choice, cohort.scans, local_rank=local_rank, local_ranks=local_ranks)
+        wait()
+        yield store
+    finally:
+        if local_rank == 0:
+            close_store(choice)
+
+
 def open_store(choice: Choice, scans: Sequence[ScanItem], *, local_rank: int, local_ranks: int) -> Store:
     """Fill the cache, showing progress, and open it.
 
@@ -158,7 +197,12 @@ def decode(scan: ScanItem) -> Decoded:
         raise UserError(f"scan {scan.scan_id}: {error}; run `harmonize verify` on the corpus") from error
     if volume.stored_XYZ.dtype != np.int16:
         raise UserError(f"scan {scan.scan_id}: {volume.stored_XYZ.dtype} voxels, int16 expected")
-    return Decoded(stored_XYZ=volume.stored_XYZ, scored_XYZ=mask, slope=volume.slope, inter=volume.inter)
+    return Decoded(
+        stored_XYZ=volume.stored_XYZ.astype(np.int16, copy=False),
+        scored_XYZ=mask,
+        slope=volume.slope,
+        inter=volume.inter,
+    )
 
 
 def free_memory() -> int:

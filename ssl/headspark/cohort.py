@@ -14,6 +14,7 @@ from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
 from headspark.channels import AIR_HU, check_unit
 from headspark.crops import Box
+from headspark.recipe import DataConfig
 from headspark.split import held_out
 
 _OUTSIDE = {HU: AIR_HU, WINDOWED: 0.0}
@@ -75,28 +76,26 @@ class Cohort:
     weights: tuple[float, ...]
 
 
-def read_cohort(
-    corpus: Corpus, *, val_share: float, val_seed: int, weights: Mapping[str, float], windows: Sequence[str]
-) -> Cohort:
+def read_cohort(corpus: Corpus, config: DataConfig) -> Cohort:
     """The scans of a corpus, split by subject; scans of weight 0 are left out of both parts.
 
     Raises:
         UserError: There is nothing to train on, or intensities that no network input can be made of.
     """
     items = [_item(corpus.path, row) for row in corpus.scans.to_dict("records")]
-    items = [item for item in items if scan_weight(item, weights) > 0]
+    items = [item for item in items if scan_weight(item, config.weights) > 0]
     if not items:
         raise UserError(f"{corpus.path}: no scan to train on; see `harmonize verify` and data.weights")
     for unit in sorted({item.unit for item in items}):
-        check_unit(unit, windows)
-    out = held_out([item.subject for item in items], share=val_share, seed=val_seed)
+        check_unit(unit, config.ct_windows)
+    out = held_out([item.subject for item in items], share=config.val_share, seed=config.val_seed)
     train = tuple(index for index, item in enumerate(items) if item.subject not in out)
     val = tuple(index for index, item in enumerate(items) if item.subject in out)
     return Cohort(
         scans=tuple(items),
         train=train,
         val=val,
-        weights=tuple(scan_weight(items[index], weights) for index in train),
+        weights=tuple(scan_weight(items[index], config.weights) for index in train),
     )
 
 
@@ -115,7 +114,7 @@ def idle_weights(scans: Sequence[ScanItem], weights: Mapping[str, float]) -> lis
     return sorted(set(weights) - names)
 
 
-def _item(folder: Path, row: dict[str, Any]) -> ScanItem:
+def _item(folder: Path, row: Mapping[Any, Any]) -> ScanItem:
     mask = row["mask_file_name"] if row["mask_kind"] == ANATOMY else None
     x, y, z = (int(size) for size in row["shape"])
     x0, x1, y0, y1, z0, z1 = (int(edge) for edge in row["foreground_box"])

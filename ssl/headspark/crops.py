@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Voxel = TypeVar("Voxel", bound=np.generic)
 Box = tuple[int, int, int, int, int, int]
-ORDER, CROP, RATIO, VALIDATION, NOISE = range(5)
+ORDER, CROP, RATIO, VALIDATION, CENTRAL, NOISE = range(6)
 """Streams of random numbers; those of different streams are independent."""
 
 
@@ -118,7 +120,7 @@ def central_crop(*, shape: tuple[int, int, int], box: Box, size: int) -> Crop:
     return Crop(start=(x, y, z), size=size, flips=(False, False, False))
 
 
-def cut(volume_XYZ: NDArray[np.generic], crop: Crop, *, fill: float) -> NDArray[np.generic]:
+def cut(volume_XYZ: NDArray[Voxel], crop: Crop, *, fill: float) -> NDArray[Voxel]:
     """The voxels of a crop, padded with `fill` beyond the volume; reads nothing else of a memory-mapped volume.
 
     A volume may have channels behind its three axes.
@@ -133,7 +135,8 @@ def cut(volume_XYZ: NDArray[np.generic], crop: Crop, *, fill: float) -> NDArray[
         ends = to + piece_XYZ.shape[:3]
         padded_XYZ[to[0] : ends[0], to[1] : ends[1], to[2] : ends[2]] = piece_XYZ
         piece_XYZ = padded_XYZ
-    return np.ascontiguousarray(np.flip(piece_XYZ, axis=[axis for axis in range(3) if crop.flips[axis]]))
+    flipped = tuple(axis for axis in range(3) if crop.flips[axis])
+    return np.ascontiguousarray(np.flip(piece_XYZ, axis=flipped))
 
 
 def box_mask(crop: Crop, box: Box) -> NDArray[np.bool_]:

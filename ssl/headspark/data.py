@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,19 @@ from headspark.augment import AugmentConfig, Variation, draw_variation, turn, va
 from headspark.cache import Store
 from headspark.channels import to_network_input
 from headspark.cohort import Cohort
-from headspark.crops import CROP, RATIO, VALIDATION, Crop, ScanOrder, box_mask, cut, draw_crop, generator
+from headspark.crops import (
+    CENTRAL,
+    CROP,
+    RATIO,
+    VALIDATION,
+    Crop,
+    ScanOrder,
+    box_mask,
+    central_crop,
+    cut,
+    draw_crop,
+    generator,
+)  # fmt: skip
 from headspark.masking import draw_visible, mask_grid
 from headspark.recipe import Recipe
 
@@ -66,7 +79,7 @@ class Batch:
         return len(self.scan_ids)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device; the mask over blocks stays on the CPU, where its geometry is worked out."""
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
 
     def pin_memory(self) -> Batch:
@@ -74,7 +87,7 @@ class Batch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
-_TENSORS = ("stored_BXYZ", "slope_B", "inter_B", "scored_B1XYZ", "visible_Bdhw")
+_TENSORS = ("stored_BXYZ", "slope_B", "inter_B", "scored_B1XYZ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +191,37 @@ class ValidationSamples(Dataset[Sample]):
         return cut_sample(self._cohort, self._store, scan, crop, visible_dhw=visible_dhw, variation=None)
 
 
+class CentralSamples(Dataset[Sample]):
+    """The cube in the middle of each of a few scans, unvaried, with a mask: for pictures and probes.
+
+    Args:
+        cohort: Scans.
+        store: Their voxels.
+        recipe: Sizes.
+        limit: At most so many scans that are trained on, and so many held-out ones.
+    """
+
+    def __init__(self, cohort: Cohort, store: Store, recipe: Recipe, *, limit: int) -> None:
+        self._cohort, self._store, self._recipe = cohort, store, recipe
+        self._scans = [*_spread(cohort.val, limit), *_spread(cohort.train, limit)]
+        self.held_out = [scan in set(cohort.val) for scan in self._scans]
+
+    def __len__(self) -> int:
+        return len(self._scans)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample number `index`; held-out scans come first."""
+        recipe, item = self._recipe, self._cohort.scans[self._scans[index]]
+        crop = central_crop(shape=item.shape, box=item.box, size=recipe.data.patch)
+        rng = generator(recipe.data.val_seed, CENTRAL, index)
+        visible_dhw = _mask(rng, recipe, sum(recipe.ratio) / 2)
+        return cut_sample(self._cohort, self._store, self._scans[index], crop, visible_dhw=visible_dhw, variation=None)
+
+    def label(self, index: int, name: str) -> str | None:
+        """A column of the manifest for sample number `index`."""
+        return self._cohort.scans[self._scans[index]].labels[name]
+
+
 def cut_sample(
     cohort: Cohort, store: Store, scan: int, crop: Crop, *, visible_dhw: Tensor, variation: Variation | None
 ) -> Sample:
@@ -234,22 +278,22 @@ def network_input(batch: Batch, windows: Sequence[str], augment: AugmentConfig, 
         return x_BCDHW, scored_B1DHW
     if augment.turns:
         source_size = x_BCDHW.shape[-1]
-        matrix_B33 = torch.from_numpy(np.stack([v.matrix for v in variations])).to(x_BCDHW)
+        matrix_B33 = torch.tensor(np.array([v.matrix for v in variations])).to(x_BCDHW)
         x_BCDHW = turn(x_BCDHW, matrix_B33, size=patch, mode="bilinear")
         scored_B1DHW = turn(scored_B1DHW.float(), matrix_B33, size=patch, mode="nearest") > 0.5
         scored_B1DHW &= within(matrix_B33, size=patch, source_size=source_size)
     return vary_intensity(x_BCDHW, variations), scored_B1DHW
 
 
-def train_loader(samples: TrainSamples, plan: Plan, *, first_step: int, workers: int, pin: bool) -> DataLoader[Batch]:
+def train_loader(samples: TrainSamples, plan: Plan, recipe: Recipe, *, first_step: int, pin: bool) -> DataLoader[Any]:
     """All batches of this rank from `first_step` to the end of the run, in order."""
     return DataLoader(
         samples,
         batch_sampler=_Batches(plan, first_step),
         collate_fn=stack,
-        num_workers=workers,
+        num_workers=recipe.data.workers,
         pin_memory=pin,
-        **_worker_options(workers),
+        **_worker_options(recipe.data.workers),
     )
 
 
@@ -271,12 +315,17 @@ class _Batches(Sampler[list[int]]):
         return (self._plan.steps - self._first_step) * self._plan.accumulate
 
 
-def _worker_options(workers: int) -> dict[str, object]:
+def _worker_options(workers: int) -> dict[str, Any]:
     if workers == 0:
         return {}
     # Forked workers read the cache's pages; spawned ones would each be sent a copy of it.
     context = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     return {"prefetch_factor": PREFETCH, "multiprocessing_context": context}
+
+
+def _spread(scans: Sequence[int], limit: int) -> list[int]:
+    """At most `limit` of them, evenly spread: the manifest is ordered by source."""
+    return [scans[place * len(scans) // limit] for place in range(limit)] if len(scans) > limit else list(scans)
 
 
 def _mask(rng: np.random.Generator, recipe: Recipe, ratio: float) -> Tensor:

@@ -8,13 +8,15 @@ from typing import Literal
 from harmonize.errors import UserError
 from harmonize.intensity import CT_WINDOWS
 from headspark.augment import AugmentConfig
-from headspark.cache import CACHES, CacheMode
 from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.config import WRONG_USE
 from headspark.decoder import DecoderConfig
 from headspark.encoder import EncoderConfig
 from headspark.masking import MaskConfig
 from headspark.optim import OptimConfig
+from headspark.spark import SparKConfig
+
+CacheMode = Literal["auto", "ram", "shared", "disk", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.patch > 0, f"data.patch {self.patch}: must be positive")
         _require(self.workers >= 0, f"data.workers {self.workers}: must be 0 or more")
-        _require(self.cache in CACHES, f"data.cache {self.cache}: use one of {', '.join(CACHES)}")
         _require(bool(self.ct_windows), "data.ct_windows: name at least one window")
         for name in self.ct_windows:
             _require(name in CT_WINDOWS, f"data.ct_windows {name}: use some of {', '.join(CT_WINDOWS)}")
@@ -81,6 +82,7 @@ class TrainConfig:
         probe_labels: Columns of the manifest that the probe tries to tell: ``modality``, ``source``, ``sex``.
         checkpoint_every: Steps between two checkpoints.
         keep: Checkpoints that are kept; the newest good one always is.
+        profile: Steps that are profiled after the first few, into RUN/profile; 0: none.
         trackers: Where metrics go besides metrics.jsonl: ``tensorboard``, ``wandb`` or another that accelerate knows.
     """
 
@@ -102,12 +104,13 @@ class TrainConfig:
     probe_labels: tuple[str, ...] = ("modality",)
     checkpoint_every: int = 100
     keep: int = 3
+    profile: int = 0
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "non_finite_patience", "log_every", "checkpoint_every", "keep"):
             _require(getattr(self, name) >= 1, f"train.{name} {getattr(self, name)}: must be 1 or more")
-        for name in ("clip", "validate_every", "val_samples", "picture_every", "probe_every", "seed"):
+        for name in ("clip", "validate_every", "val_samples", "picture_every", "probe_every", "profile", "seed"):
             _require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)}: must be 0 or more")
         _require(self.ema is None or 0 < self.ema < 1, f"train.ema {self.ema}: must lie between 0 and 1")
         _require(self.threads is None or self.threads >= 1, f"train.threads {self.threads}: must be 1 or more")
@@ -123,6 +126,7 @@ class Recipe:
         encoder: The network that is pretrained.
         mask: What it does not see.
         decoder: The network that fills it in.
+        spark: How what it fills in is scored.
         optim: How the weights move.
         train: How long, and what is written down.
     """
@@ -132,6 +136,7 @@ class Recipe:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    spark: SparKConfig = field(default_factory=SparKConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -1,0 +1,110 @@
+"""How good a model is on held-out cubes: a loss over masks that never change, and pictures of what it fills in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headspark.cache import Store
+from headspark.cohort import Cohort
+from headspark.data import Batch, CentralSamples, ValidationSamples, network_input, stack
+from headspark.masking import expand_cells
+from headspark.packed_geometry import MaskGeometry
+from headspark.pictures import Triptych, write_triptychs
+from headspark.probe import knn_score
+from headspark.recipe import Recipe
+from headspark.spark import SparK
+
+PICTURE_ROWS = 3
+PROBED_SCANS = 64
+"""Scans of each side, trained on and held out, that the probe looks at."""
+
+
+class Judge:
+    """Looks at a model in eval mode; what it looks at is drawn once and never changes.
+
+    Args:
+        cohort: Scans.
+        store: Their voxels.
+        recipe: Sizes, masks, labels.
+        accelerator: Device, precision, ranks.
+    """
+
+    def __init__(self, cohort: Cohort, store: Store, recipe: Recipe, accelerator: Accelerator) -> None:
+        self._held_out = ValidationSamples(cohort, store, recipe)
+        self._pictured = CentralSamples(cohort, store, recipe, limit=PICTURE_ROWS)
+        self._probed = CentralSamples(cohort, store, recipe, limit=PROBED_SCANS)
+        self._recipe, self._accelerator = recipe, accelerator
+
+    @torch.no_grad()
+    def validation_loss(self, model: SparK) -> float | None:
+        """Mean squared error over the scored, hidden voxels of all validation cubes, shared out over the ranks.
+
+        Returns:
+            None where nothing was held out.
+        """
+        if not len(self._held_out):
+            return None
+        accelerator, size = self._accelerator, self._recipe.train.batch
+        totals_2 = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        mine = range(accelerator.process_index, len(self._held_out), accelerator.num_processes)
+        for first in range(0, len(mine), size):
+            batch = stack([self._held_out[index] for index in mine[first : first + size]]).to(accelerator.device)
+            x_BCDHW, scored_B1DHW = self._input(batch)
+            with accelerator.autocast():
+                output = model(x_BCDHW, MaskGeometry(batch.visible_Bdhw), scored_B1DHW)
+            totals_2 += torch.stack([output.loss.double() * output.scored_voxels, output.scored_voxels.double()])
+        error, scored = accelerator.reduce(totals_2, "sum").tolist()
+        return error / scored if scored else None
+
+    @torch.no_grad()
+    def draw(self, path: Path, model: SparK, *, step: int) -> None:
+        """Write the middle slices of a few cubes, held-out ones first, and what the model fills in."""
+        rows = []
+        for index in range(min(PICTURE_ROWS, len(self._pictured))):
+            batch = stack([self._pictured[index]]).to(self._accelerator.device)
+            x_BCDHW, _ = self._input(batch)
+            with self._accelerator.autocast():
+                filled_BCDHW = model.reconstruct(x_BCDHW, MaskGeometry(batch.visible_Bdhw))
+            rows.append(_triptych(batch, x_BCDHW, filled_BCDHW.float()))
+        write_triptychs(path, rows, title=f"step {step}")
+
+    @torch.no_grad()
+    def probe(self, encoder: nn.Module) -> dict[str, float]:
+        """How well the frozen features of whole cubes tell the recipe's labels apart; see `headspark.probe`."""
+        features_ND = np.stack([self._feature(encoder, index) for index in range(len(self._probed))])
+        found = {}
+        for label in self._recipe.train.probe_labels:
+            answers = [self._probed.label(index, label) for index in range(len(self._probed))]
+            score = knn_score(features_ND, answers, self._probed.held_out)
+            if score is not None:
+                found[f"probe_{label}"], found[f"probe_{label}_chance"] = score
+        return found
+
+    def _feature(self, encoder: nn.Module, index: int) -> NDArray[np.float32]:
+        x_BCDHW, _ = self._input(stack([self._probed[index]]).to(self._accelerator.device))
+        with self._accelerator.autocast():
+            coarsest_BCdhw = encoder(x_BCDHW)[-1]
+        return coarsest_BCdhw.float().mean((0, 2, 3, 4)).cpu().numpy()
+
+    def _input(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        data = self._recipe.data
+        return network_input(batch, data.ct_windows, self._recipe.augment, patch=data.patch)
+
+
+def _triptych(batch: Batch, x_BCDHW: Tensor, filled_BCDHW: Tensor) -> Triptych:
+    middle = x_BCDHW.shape[-1] // 2
+    # The second CT window shows more than brain alone; MRI is the same in all channels.
+    channel = min(1, x_BCDHW.shape[1] - 1)
+    visible_B1DHW = expand_cells(batch.visible_Bdhw, tuple(x_BCDHW.shape[2:]))
+    return Triptych(
+        title=batch.scan_ids[0][:24],
+        original_XY=x_BCDHW[0, channel, :, :, middle].float().cpu().numpy(),
+        visible_XY=visible_B1DHW[0, 0, :, :, middle].cpu().numpy(),
+        reconstruction_XY=filled_BCDHW[0, channel, :, :, middle].cpu().numpy(),
+    )

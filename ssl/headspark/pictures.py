@@ -1,0 +1,60 @@
+"""Reconstruction pictures: original, what the encoder saw, and what it made of it, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from harmonize.files import atomic_path
+
+PANEL_INCH = 2.4
+DPI = 110
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Triptych:
+    """One row: axial slices of one channel, axes (X, Y) in RAS.
+
+    Attributes:
+        title: What it shows.
+        original_XY: The truth.
+        visible_XY: bool, what the encoder saw.
+        reconstruction_XY: The truth where it saw, its prediction elsewhere.
+    """
+
+    title: str
+    original_XY: NDArray[np.float32]
+    visible_XY: NDArray[np.bool_]
+    reconstruction_XY: NDArray[np.float32]
+
+
+def write_triptychs(path: Path, rows: Sequence[Triptych], *, title: str) -> None:
+    """Write a PNG with a row of three panels for each triptych, all in the gray scale of its original."""
+    figure = Figure(figsize=(3 * PANEL_INCH, len(rows) * PANEL_INCH + 0.4), dpi=DPI, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    panels = figure.subplots(len(rows), 3, squeeze=False)
+    for line, row in zip(panels, rows, strict=True):
+        low, high = (float(edge) for edge in np.percentile(row.original_XY, (0.5, 99.5)))
+        hidden_XY = np.ma.masked_where(~row.visible_XY, row.original_XY)
+        shown = (("original", row.original_XY), ("visible", hidden_XY), ("reconstruction", row.reconstruction_XY))
+        for axes, (name, slice_XY) in zip(line, shown, strict=True):
+            axes.set_facecolor("0.35")
+            # Columns run to the right of the picture and up: show R to the left and A at the top, as radiologists do.
+            axes.imshow(slice_XY.T[::-1, ::-1], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_title(name if line is panels[0] else "", fontsize=9)
+        line[0].set_ylabel(row.title, fontsize=7)
+    write_figure(path, figure)
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, atomically, without a date or version in it."""
+    with atomic_path(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary, metadata={"Software": None})
