@@ -121,12 +121,12 @@ class Corpus:
     @cached_property
     def scans(self) -> pd.DataFrame:
         """The manifest, a row a scan, ordered by source, subject and scan; columns as in `SCAN_SCHEMA`."""
-        return _read_table(self.path / SCANS, SCAN_SCHEMA).to_pandas()
+        return _to_pandas(_read_table(self.path / SCANS, SCAN_SCHEMA))
 
     @cached_property
     def rejected(self) -> pd.DataFrame:
         """The refused scans; columns as in `REJECTED_SCHEMA`."""
-        return _read_table(self.path / REJECTED, REJECTED_SCHEMA).to_pandas()
+        return _to_pandas(_read_table(self.path / REJECTED, REJECTED_SCHEMA))
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -214,6 +214,16 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     if absent:
         raise UserError(f"{path}: lacks the columns {', '.join(absent)}; rebuild it with `harmonize merge`")
     return table.select(schema.names).cast(schema)
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    """As pandas, with None for the text that is not there: pandas 3 would say NaN, which is no path and is not false."""
+    frame = table.to_pandas()
+    for field in table.schema:
+        if pa.types.is_string(field.type):
+            column = frame[field.name].astype(object)
+            frame[field.name] = column.where(column.notna(), None)
+    return frame
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

@@ -32,7 +32,7 @@ SAMPLE_VOXELS = 1_000_000
 """Percentiles of this many evenly spread voxels are within 0.1 % of the range of those of all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StandardHistogram:
     """A fitted scale.
 
@@ -43,6 +43,10 @@ class StandardHistogram:
 
     scale: NDArray[np.float64]
     percentiles: NDArray[np.float64]
+
+    def equals(self, other: StandardHistogram) -> bool:
+        """Whether both are the same, number for number."""
+        return np.array_equal(self.scale, other.scale) and np.array_equal(self.percentiles, other.percentiles)
 
 
 def landmarks(foreground: NDArray[Any], percentiles: Iterable[float] = FIT_PERCENTILES) -> NDArray[np.float64]:

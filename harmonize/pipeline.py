@@ -243,7 +243,14 @@ def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[
     if settings.mri_norm == "nyul":
         if settings.nyul_folder is None:
             raise ValueError("nyul needs nyul_folder")
-        histogram = nyul.load(nyul.histogram_path(settings.nyul_folder, scan.modality))
+        path = nyul.histogram_path(settings.nyul_folder, scan.modality)
+        if not path.is_file():
+            raise Rejection(
+                Reason.MISSING_METADATA,
+                "no standard histogram was fitted for this modality; use --mri-norm zscore",
+                stage="normalise",
+            )
+        histogram = nyul.load(path)
     return intensity.normalise(
         values, resampled.foreground_XYZ, method=settings.mri_norm, modality=scan.modality, histogram=histogram
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def write_volume(
     affine: NDArray[np.float64],
     slope: float = 1.0,
     inter: float = 0.0,
-) -> None:
+) -> str:
     """Write a ``.nii.gz`` atomically; equal arguments give equal bytes.
 
     Args:
@@ -58,6 +59,9 @@ def write_volume(
         affine: (4, 4), voxel index to RAS+ mm; becomes both sform and qform, code 1.
         slope: Goes to ``scl_slope``.
         inter: Goes to ``scl_inter``.
+
+    Returns:
+        Hex SHA-256 of the file.
     """
     header = nib.Nifti1Header()
     header.set_data_dtype(stored_XYZ.dtype.newbyteorder("<"))
@@ -70,8 +74,10 @@ def write_volume(
     header.write_to(stream)
     stream.write(bytes(int(header["vox_offset"]) - stream.tell()))
     stream.write(np.asarray(stored_XYZ, dtype=stored_XYZ.dtype.newbyteorder("<")).tobytes(order="F"))
+    packed = igzip.compress(stream.getbuffer(), GZIP_LEVEL, mtime=0)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(igzip.compress(stream.getbuffer(), GZIP_LEVEL, mtime=0))
+        temporary.write_bytes(packed)
+    return hashlib.sha256(packed).hexdigest()
 
 
 def read_volume(path: Path | str) -> Volume:

@@ -1,0 +1,251 @@
+"""The `harmonize` command: one subcommand a source, and phantom, merge and verify around them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from harmonize import __version__
+from harmonize.errors import UserError
+from harmonize.settings import DEFAULT_MRI_NORM, MRI_NORMS, Settings, parse_spacing
+
+SOURCES = {
+    "openmind": "OpenMind: a tree of MRI NIfTI files with openneuro_metadata.csv",
+    "tcia": "a folder of DICOM from The Cancer Imaging Archive, or any other",
+    "deeplesion": "DeepLesion: Images_png/ and DL_info.csv",
+    "rsna": "RSNA 2025 intracranial aneurysm detection: series/, train.csv and more",
+}
+DONE, FAILED, WRONG_USE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Without the program's name; None takes the process's own.
+
+    Returns:
+        Exit code: 0 done, 1 nothing usable or not finished, 2 wrong use.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        options = _parse(given)
+        if debug:
+            os.environ["HARMONIZE_DEBUG"] = "1"
+        return int(options.call(options))
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if debug:
+            raise
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("error: stopped; the same command goes on from here", file=sys.stderr)
+        return FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`", exit_code=WRONG_USE)
+
+
+def _parse(given: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="harmonize", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"harmonize {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parsers = {name: _add_source(commands, name, text) for name, text in SOURCES.items()}
+    parsers["phantom"] = _add_phantom(commands)
+    parsers["merge"] = _add_merge(commands)
+    parsers["verify"] = _add_verify(commands)
+    command = next((word for word in given if not word.startswith("-")), None)
+    if command is not None and command not in parsers:
+        raise UserError(f"{command}: unknown command{_nearest(command, parsers)}", exit_code=WRONG_USE)
+    options, unknown = parser.parse_known_args(given)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        known = parsers[command]._option_string_actions if command is not None else {}
+        kind = "option" if name.startswith("-") else "argument"
+        raise UserError(f"{name}: unknown {kind}{_nearest(name, known)}", exit_code=WRONG_USE)
+    return options
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; use one of {', '.join(names)}"
+
+
+def _add_source(commands: argparse._SubParsersAction[_Parser], name: str, text: str) -> _Parser:
+    parser = commands.add_parser(name, help=text, description=f"Harmonize {text}.", allow_abbrev=False)
+    parser.add_argument("raw", type=Path, metavar="RAW", help="the raw folder")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="CORPUS", help="the corpus; several sources may share"
+    )
+    parser.add_argument(
+        "--spacing", type=parse_spacing, default=(1.0, 1.0, 1.0), metavar="MM", help="1.0, or 0.5,0.5,1.0 for R,A,S"
+    )
+    parser.add_argument(
+        "--mri-norm",
+        choices=MRI_NORMS,
+        default=DEFAULT_MRI_NORM.get(name, "zscore"),
+        help="of MRI; default %(default)s",
+    )
+    parser.add_argument(
+        "--nyul", type=Path, metavar="FOLDER", help="standard histograms to use instead of fitting them"
+    )
+    parser.add_argument("--nyul-sample", type=int, default=500, metavar="N", help="scans a modality to fit on")
+    parser.add_argument("--n4", action="store_true", help="correct the bias field of MRI")
+    parser.add_argument("--crop-foreground", action="store_true", help="cut the air away, keeping a margin")
+    parser.add_argument("--bake-windows", action="store_true", help="store three CT windows instead of HU")
+    parser.add_argument("--salt", default="", help="secret mixed into the hashes of ids")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample that histograms are fitted on")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N scans")
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="only part I of N, from 0; end with harmonize merge"
+    )
+    _add_workers(parser)
+    parser.add_argument("--strict", action="store_true", help="any rejected scan makes the exit code 1")
+    _add_debug(parser)
+    parser.set_defaults(call=_harmonize, source=name)
+    return parser
+
+
+def _add_phantom(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
+    text = "write made-up raw data in the sources' own formats"
+    parser = commands.add_parser("phantom", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser.add_argument("--source", choices=("all", *SOURCES), default="all", help="default all")
+    parser.add_argument("--out", type=Path, required=True, metavar="RAW", help="gets a folder a source")
+    parser.add_argument("--scans", type=_positive, default=8, metavar="N", help="a source; default 8")
+    parser.add_argument(
+        "--size", type=_positive, default=96, metavar="VOXELS", help="of a scan's longest side; default 96"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
+    _add_debug(parser)
+    parser.set_defaults(call=_phantom)
+    return parser
+
+
+def _add_merge(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
+    text = "put the shards of a corpus together and write its manifest anew"
+    parser = commands.add_parser("merge", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser.add_argument("corpus", type=Path, metavar="CORPUS")
+    _add_debug(parser)
+    parser.set_defaults(call=_merge)
+    return parser
+
+
+def _add_verify(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
+    text = "check every row, file, hash and geometry of a corpus"
+    parser = commands.add_parser("verify", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser.add_argument("corpus", type=Path, metavar="CORPUS")
+    _add_workers(parser)
+    _add_debug(parser)
+    parser.set_defaults(call=_verify)
+    return parser
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers", type=_not_negative, default=count, metavar="N", help="processes; default %(default)s"
+    )
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _positive(text: str) -> int:
+    return _whole(text, at_least=1)
+
+
+def _not_negative(text: str) -> int:
+    return _whole(text, at_least=0)
+
+
+def _whole(text: str, *, at_least: int) -> int:
+    if not text.isdecimal() or int(text) < at_least:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from {at_least} up")
+    return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 0 to N - 1, such as 0/4")
+    return int(index), int(count)
+
+
+def _harmonize(options: argparse.Namespace) -> int:
+    from harmonize import engine
+
+    settings = Settings(
+        spacing=options.spacing,
+        mri_norm=options.mri_norm,
+        nyul_sample=options.nyul_sample,
+        seed=options.seed,
+        crop_foreground=options.crop_foreground,
+        bake_windows=options.bake_windows,
+        n4=options.n4,
+        salt=options.salt,
+    )
+    if options.nyul is not None and options.mri_norm != "nyul":
+        raise UserError(f"--nyul {options.nyul}: does nothing with --mri-norm {options.mri_norm}", exit_code=WRONG_USE)
+    summary = engine.run(
+        options.source,
+        options.raw,
+        options.out,
+        settings,
+        workers=options.workers,
+        limit=options.limit,
+        shard=options.shard,
+        nyul_folder=options.nyul,
+    )
+    print(summary.table())
+    if summary.interrupted:
+        raise UserError(f"{options.out}: stopped before the end; the same command goes on from here")
+    if options.shard is not None:
+        print(f"when all {options.shard[1]} shards are done: harmonize merge {options.out}")
+    elif summary.accepted == 0:
+        raise UserError(f"{options.raw}: no usable scan; the reasons are in {options.out / 'rejected.parquet'}")
+    rejected = summary.rejected.total()
+    if rejected and options.strict:
+        raise UserError(f"{options.raw}: {rejected} scans rejected, and --strict allows none")
+    return DONE
+
+
+def _phantom(options: argparse.Namespace) -> int:
+    from harmonize import phantom
+
+    roots = phantom.write(options.source, options.out, scans=options.scans, size=options.size, seed=options.seed)
+    for root in roots:
+        print(root)
+    return DONE
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from harmonize import engine
+
+    accepted, rejected = engine.merge(options.corpus)
+    print(f"{options.corpus}: {accepted} scans, {rejected} rejected")
+    return DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from harmonize.verify import verify
+
+    faults = verify(options.corpus, workers=max(1, options.workers))
+    for fault in faults:
+        print(fault)
+    print(f"{options.corpus}: {len(faults)} faults" if faults else f"{options.corpus}: whole")
+    return FAILED if faults else DONE

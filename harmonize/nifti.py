@@ -1,0 +1,187 @@
+"""Foreign NIfTI files: one volume with the affine that the standard prefers, or the reason why not."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+from isal import igzip, igzip_lib
+from numpy.typing import NDArray
+
+from harmonize.errors import Reason, Rejection
+
+GZIP_MAGIC = b"\x1f\x8b"
+NIFTI1_SIZE, NIFTI2_SIZE = 348, 540
+MAGICS = {b"n+1\0": nib.Nifti1Header, b"n+2\0": nib.Nifti2Header}
+
+MAX_BYTES = 2**32
+"""Voxels claimed beyond 4 GiB are not believed."""
+
+SAME_AFFINE_MM = 0.1
+"""qform and sform agree if no corner of the volume moves by more: the quaternion alone costs a hundredth."""
+
+MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
+"""By the header's code of spatial units: metre, millimetre, micrometre."""
+
+_UNIT_BITS = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NiftiVolume:
+    """What one file holds.
+
+    Attributes:
+        voxels_XYZ: With the header's scale applied (then float32), else in the stored dtype, native byte order.
+        affine: (4, 4) float64, voxel index to RAS+ mm.
+        decisions: What was found and chosen.
+    """
+
+    voxels_XYZ: NDArray[Any]
+    affine: NDArray[np.float64]
+    decisions: list[str] = field(default_factory=list)
+
+
+def read_nifti(path: Path) -> NiftiVolume:
+    """Read a ``.nii`` or ``.nii.gz``, NIfTI-1 or -2, of either byte order.
+
+    Raises:
+        Rejection: The file is cut, damaged, no NIfTI, not 3D, or without a usable affine.
+        OSError: The disk failed.
+    """
+    decisions: list[str] = []
+    try:
+        with path.open("rb") as raw:
+            header, stored = _read(raw)
+    except FileNotFoundError as error:
+        raise Rejection(Reason.MISSING_FILE, "the file is not there") from error
+    except (gzip.BadGzipFile, zlib.error, igzip_lib.IsalError) as error:  # type: ignore[misc]
+        raise Rejection(Reason.UNREADABLE, "damaged gzip") from error
+    except EOFError as error:
+        raise Rejection(Reason.TRUNCATED, "the gzip stream ends early") from error
+    if header.get_data_shape()[3:]:
+        decisions.append(f"one volume of a {len(header.get_data_shape())}-dimensional file")
+    voxels = _scaled(stored.reshape(stored.shape[:3], order="F"), header, decisions)
+    return NiftiVolume(voxels_XYZ=voxels, affine=_affine(header, decisions), decisions=decisions)
+
+
+def _read(raw: BinaryIO) -> tuple[nib.Nifti1Header, NDArray[Any]]:
+    packed = raw.read(2) == GZIP_MAGIC
+    raw.seek(0)
+    stream: Any = igzip.IGzipFile(fileobj=raw, mode="rb") if packed else raw
+    header = _header(stream.read(NIFTI2_SIZE))
+    shape, dtype, offset = _layout(header)
+    stream.seek(offset)
+    size = dtype.itemsize * int(np.prod([float(count) for count in shape]))
+    content = stream.read(size)
+    if len(content) < size:
+        raise Rejection(Reason.TRUNCATED, f"{len(content)} of {size} bytes of voxels are there")
+    if packed:
+        # Reading on to the end makes gzip compare its checksum.
+        stream.read(1)
+    return header, np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
+
+
+def _header(start: bytes) -> nib.Nifti1Header:
+    if not start:
+        raise Rejection(Reason.EMPTY, "the file is empty")
+    if len(start) < NIFTI1_SIZE:
+        raise Rejection(Reason.TRUNCATED, "the file ends within its header")
+    if start[344:348] in MAGICS:
+        kind, size = nib.Nifti1Header, NIFTI1_SIZE
+    elif start[4:8] in MAGICS:
+        kind, size = nib.Nifti2Header, NIFTI2_SIZE
+    else:
+        raise Rejection(Reason.NOT_AN_IMAGE, "not a single-file NIfTI")
+    if len(start) < size:
+        raise Rejection(Reason.TRUNCATED, "the file ends within its header")
+    try:
+        return kind.from_fileobj(io.BytesIO(start[:size]), check=False)
+    except (nib.wrapstruct.WrapStructError, nib.spatialimages.HeaderDataError, ValueError) as error:
+        raise Rejection(Reason.UNREADABLE, "the header makes no sense") from error
+
+
+def _layout(header: nib.Nifti1Header) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and offset of the voxels, once they are plausible."""
+    dimensions = int(header["dim"][0])
+    if not 1 <= dimensions <= 7:
+        raise Rejection(Reason.UNREADABLE, f"the header claims {dimensions} dimensions")
+    shape = tuple(int(count) for count in header["dim"][1 : dimensions + 1])
+    if dimensions < 3 or any(count != 1 for count in shape[3:]):
+        raise Rejection(Reason.NOT_3D, f"{' x '.join(map(str, shape))} voxels are not one volume")
+    if min(shape) < 1:
+        raise Rejection(Reason.EMPTY, "the header claims no voxels")
+    try:
+        dtype = header.get_data_dtype()
+    except nib.spatialimages.HeaderDataError as error:
+        raise Rejection(Reason.UNSUPPORTED_ENCODING, "the header's data type is unknown") from error
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise Rejection(Reason.UNSUPPORTED_ENCODING, f"voxels of type {dtype} are no intensities")
+    if np.prod([float(count) for count in shape]) * dtype.itemsize > MAX_BYTES:
+        raise Rejection(Reason.TOO_LARGE, f"the header claims {' x '.join(map(str, shape))} voxels")
+    offset = float(header["vox_offset"])
+    if not NIFTI1_SIZE <= offset < 2**24:
+        raise Rejection(Reason.UNREADABLE, "the header puts the voxels in an impossible place")
+    return shape, dtype, int(offset)
+
+
+def _scaled(stored_XYZ: NDArray[Any], header: nib.Nifti1Header, decisions: list[str]) -> NDArray[Any]:
+    native = stored_XYZ.astype(stored_XYZ.dtype.newbyteorder("="), copy=False)
+    if native is not stored_XYZ and stored_XYZ.dtype.byteorder not in "=|":
+        decisions.append("big-endian voxels")
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    # A slope of zero means that there is no scale.
+    if slope == 0 or not np.isfinite(slope) or (slope, inter) == (1, 0):
+        return native
+    inter = inter if np.isfinite(inter) else 0.0
+    decisions.append(f"header scale {slope:.6g} and offset {inter:.6g} applied")
+    return native.astype(np.float32) * np.float32(slope) + np.float32(inter)
+
+
+def _affine(header: nib.Nifti1Header, decisions: list[str]) -> NDArray[np.float64]:
+    """The sform where its code is set, else the qform, as nifti1.h orders them."""
+    sform = _usable(header.get_sform()) if int(header["sform_code"]) > 0 else None
+    qform = _qform(header) if int(header["qform_code"]) > 0 else None
+    if sform is None and int(header["sform_code"]) > 0 and qform is not None:
+        decisions.append("the sform is singular; the qform is used")
+    if sform is not None and qform is not None and not _agree(sform, qform, header):
+        decisions.append("qform and sform disagree; the sform is used")
+    if sform is None and qform is not None and int(header["sform_code"]) <= 0:
+        decisions.append("no sform; the qform is used")
+    if sform is not None and qform is None:
+        decisions.append("no qform; the sform is used")
+    chosen = sform if sform is not None else qform
+    if chosen is None:
+        if int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0:
+            raise Rejection(Reason.BAD_GEOMETRY, "neither the sform nor the qform is a usable affine")
+        raise Rejection(Reason.MISSING_METADATA, "neither sform nor qform: left and right are unknown")
+    unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & _UNIT_BITS, 1.0)
+    if unit != 1:
+        decisions.append(f"coordinates in units of {unit:g} mm")
+        chosen = np.diag([unit, unit, unit, 1]) @ chosen
+    return chosen
+
+
+def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:
+    if not (header["pixdim"][1:4] > 0).all():
+        return None
+    try:
+        return _usable(header.get_qform())
+    except (nib.spatialimages.HeaderDataError, ValueError):
+        return None
+
+
+def _usable(affine: NDArray[Any]) -> NDArray[np.float64] | None:
+    matrix = np.asarray(affine, dtype=np.float64)
+    return matrix if np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) > 0 else None
+
+
+def _agree(sform: NDArray[np.float64], qform: NDArray[np.float64], header: nib.Nifti1Header) -> bool:
+    last = header["dim"][1:4].astype(float) - 1
+    corners = np.array([[i, j, k, 1] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])])
+    return bool(np.abs(corners @ (sform - qform).T).max() <= SAME_AFFINE_MM)

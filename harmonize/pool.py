@@ -1,0 +1,158 @@
+"""Run one function over many tasks in local processes; a process that dies takes only its own task with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Generic, TypeVar, cast
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+ATTEMPTS = 2
+"""A task whose process dies is tried once more: the kernel may have killed it for its neighbour's memory."""
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """What a task gives whose processes were killed.
+
+    Attributes:
+        exit_code: Of the last one; negative is a signal's number.
+    """
+
+    exit_code: int | None
+
+
+def run(
+    function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int
+) -> Iterator[tuple[Task, Result | Died]]:
+    """Yield every task with its result, in the order in which they finish.
+
+    Args:
+        function: Picklable (a module's function, or a `functools.partial` of one).
+        tasks: Picklable.
+        workers: Processes, each with one thread; 0 runs in this process, in order.
+
+    Raises:
+        Exception: Whatever `function` raises ends the whole run; the other processes are stopped.
+    """
+    if workers == 0:
+        for task in tasks:
+            yield task, function(task)
+        return
+    with _Workers(function) as pool:
+        yield from pool.work_through(deque((task, 1) for task in tasks), workers)
+
+
+class _Workers(Generic[Task, Result]):
+    """The processes, each with the task that it is at."""
+
+    def __init__(self, function: Callable[[Task], Result]) -> None:
+        self._function = function
+        self._processes: dict[Connection, tuple[SpawnProcess, Task, int]] = {}
+
+    def __enter__(self) -> _Workers[Task, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, _task, _attempt in self._processes.values():
+            process.kill()
+            process.join()
+
+    def work_through(self, waiting: deque[tuple[Task, int]], workers: int) -> Iterator[tuple[Task, Result | Died]]:
+        while waiting or self._processes:
+            while waiting and len(self._processes) < workers:
+                self._start(*waiting.popleft())
+            for ready in cast(list[Connection], wait(list(self._processes))):
+                process, task, attempt = self._processes[ready]
+                try:
+                    error, result = ready.recv()
+                except (EOFError, ConnectionResetError):
+                    del self._processes[ready]
+                    process.join()
+                    if attempt < ATTEMPTS:
+                        waiting.append((task, attempt + 1))
+                    else:
+                        yield task, Died(process.exitcode)
+                    continue
+                if error is not None:
+                    raise error
+                if waiting:
+                    self._give(ready, process, *waiting.popleft())
+                else:
+                    del self._processes[ready]
+                    ready.close()
+                    process.join()
+                yield task, result
+
+    def _start(self, task: Task, attempt: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._function), daemon=True)
+        with _one_thread_each():
+            process.start()
+        theirs.close()
+        self._give(ours, process, task, attempt)
+
+    def _give(self, connection: Connection, process: SpawnProcess, task: Task, attempt: int) -> None:
+        self._processes[connection] = (process, task, attempt)
+        try:
+            connection.send(task)
+        except (BrokenPipeError, ConnectionResetError):
+            # It died between two tasks: the next look at its connection finds that out.
+            return
+
+
+def _serve(connection: Connection, function: Callable[[Task], Result]) -> None:
+    # Ctrl-C reaches the whole group; the parent decides what becomes of the work.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        try:
+            answer: tuple[BaseException | None, Result | None] = (None, function(task))
+        except Exception as error:
+            # Not swallowed: the parent raises it.
+            answer = (error, None)
+        connection.send(answer)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed with -9 cannot stop its children, so they watch it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,147 @@
+"""From one raw scan to its record: load, harmonize, write. What the engine runs in its worker processes."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from harmonize import identity, nyul, sources
+from harmonize.aneurysm_labels import LABELS
+from harmonize.corpus import image_name, mask_name, write_volume
+from harmonize.errors import Reason, Rejection, UserError
+from harmonize.journal import Record
+from harmonize.pipeline import Harmonized, harmonize_scan, resample_scan
+from harmonize.scan import HU, ScanRef
+from harmonize.settings import Settings
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Errors that every scan after this one would meet too."""
+
+RETRY_AFTER_S = 0.5
+DEBUG_VARIABLE = "HARMONIZE_DEBUG"
+
+
+def process(ref: ScanRef, *, corpus: Path, settings: Settings) -> Record:
+    """Harmonize one scan into the corpus; whatever is wrong with the scan ends in its record.
+
+    A failing read is tried twice: network file systems hiccup.
+
+    Raises:
+        UserError: The corpus cannot be written to, so there is no point in going on.
+    """
+    try:
+        return _attempt(ref, corpus, settings)
+    except OSError as error:
+        _refuse_to_go_on(error, corpus)
+    time.sleep(RETRY_AFTER_S)
+    try:
+        return _attempt(ref, corpus, settings)
+    except OSError as error:
+        _refuse_to_go_on(error, corpus)
+        # Only the kind of error: its text holds a path, and paths hold names.
+        kind = os.strerror(error.errno) if error.errno else type(error).__name__
+        return refused(ref, settings, Rejection(Reason.IO_ERROR, f"reading or writing failed: {kind}", stage="load"))
+
+
+def refused(ref: ScanRef, settings: Settings, rejection: Rejection) -> Record:
+    """The record of a refused scan."""
+    raw = identity.raw_hash(ref, settings.salt)
+    entry = {
+        "source": ref.source,
+        "raw_hash": raw,
+        "stage": rejection.stage,
+        "reason": rejection.reason.value,
+        "message": rejection.message,
+    }
+    return Record(source=ref.source, raw_hash=raw, rejection=entry)
+
+
+def landmarks_of(ref: ScanRef, *, settings: Settings) -> tuple[str, list[float]] | None:
+    """What one scan adds to its modality's standard histogram: modality and landmarks; None if it cannot be used."""
+    try:
+        scan = sources.get(ref.source).load(ref)
+        if scan.unit == HU:
+            return None
+        resampled = resample_scan(scan, settings)
+        return scan.modality, nyul.landmarks(resampled.values_XYZ[resampled.foreground_XYZ]).tolist()
+    except (Rejection, OSError):
+        # The scan meets the same fault again when its turn comes, and is recorded then.
+        return None
+
+
+def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> Record:
+    try:
+        harmonized = harmonize_scan(sources.get(ref.source).load(ref), settings)
+        return _write(ref, harmonized, corpus, settings)
+    except Rejection as rejection:
+        return refused(ref, settings, rejection)
+    except (OSError, UserError):
+        raise
+    except MemoryError:
+        return refused(ref, settings, Rejection(Reason.WORKER_DIED, "the scan does not fit into memory"))
+    except Exception as error:
+        # The one place where a fault that nobody foresaw becomes a refusal: a damaged file must not end a run over a
+        # hundred thousand. Its text is left out, because it may quote a header.
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        return refused(ref, settings, Rejection(Reason.UNREADABLE, f"unexpected {type(error).__name__} in {place}"))
+
+
+def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Settings) -> Record:
+    subject, scan = identity.subject_id(ref, settings.salt), identity.scan_id(ref, settings.salt)
+    image, mask = image_name(ref.source, subject, scan), None
+    mask_sha256 = None
+    if harmonized.mask_XYZ is not None:
+        mask = mask_name(ref.source, subject, scan)
+        mask_sha256 = write_volume(corpus / mask, harmonized.mask_XYZ, affine=harmonized.affine)
+    sha256 = write_volume(
+        corpus / image,
+        harmonized.stored_XYZ,
+        affine=harmonized.affine,
+        slope=harmonized.slope,
+        inter=harmonized.inter,
+    )
+    raw = identity.raw_hash(ref, settings.salt)
+    row: dict[str, Any] = {
+        "image_file_name": image,
+        "mask_file_name": mask,
+        "mask_kind": harmonized.mask_kind,
+        "scan_id": scan,
+        "source": ref.source,
+        "subject": subject,
+        "session": identity.session_id(ref, settings.salt),
+        "modality": harmonized.modality,
+        "shape": list(harmonized.stored_XYZ.shape[:3]),
+        "spacing": list(harmonized.spacing),
+        "unit": harmonized.unit,
+        "intensity_percentiles": list(harmonized.percentiles),
+        "foreground_box": list(harmonized.foreground_box),
+        "sha256": sha256,
+        "mask_sha256": mask_sha256,
+        "decisions": harmonized.decisions,
+        "raw_hash": raw,
+        "raw_shape": list(harmonized.raw_shape),
+        "raw_spacing": list(harmonized.raw_spacing),
+        "age": harmonized.age if harmonized.age is not None and math.isfinite(harmonized.age) else None,
+        "sex": harmonized.sex,
+        "labels": None if harmonized.labels is None else [int(harmonized.labels[name]) for name in LABELS],
+        "points": [
+            {"label": point.label, "x": point.xyz_mm[0], "y": point.xyz_mm[1], "z": point.xyz_mm[2]}
+            for point in harmonized.points
+        ],
+    }
+    return Record(source=ref.source, raw_hash=raw, row=row)
+
+
+def _refuse_to_go_on(error: OSError, corpus: Path) -> None:
+    if error.errno in NO_ROOM:
+        raise UserError(
+            f"{corpus}: {os.strerror(error.errno or 0)}; make room and run the same command again, it goes on from here"
+        ) from error

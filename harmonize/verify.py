@@ -1,0 +1,121 @@
+"""Check a corpus against its manifest: every row its file, every file its row, hashes, geometry, voxel type."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import nibabel as nib
+import numpy as np
+
+from harmonize.corpus import IMAGES, MASKS, Corpus, Volume, read_volume
+from harmonize.errors import Reason
+from harmonize.files import TEMPORARY, sha256_of
+from harmonize.intensity import CT_PADDING_HU
+from harmonize.pipeline import WINDOWED
+from harmonize.progress import Progress
+from harmonize.scan import HU
+
+AFFINE_TOLERANCE = 1e-5
+"""In mm; the header holds float32, so a metre is good to 6e-5."""
+
+
+def verify(path: Path, *, workers: int = 1) -> list[str]:
+    """Every fault of a corpus, one line each; an empty list means that it is whole.
+
+    Args:
+        path: The corpus.
+        workers: Threads; reading and hashing leave Python's lock.
+
+    Raises:
+        UserError: No corpus there, or its tables cannot be read.
+    """
+    corpus = Corpus.open(path)
+    rows = cast(list[dict[str, Any]], corpus.scans.to_dict("records"))
+    faults = list(_table_faults(corpus, rows))
+    check = partial(_row_faults, path, corpus.spacing)
+    with Progress("verify", total=len(rows)) as progress, ThreadPoolExecutor(workers) as threads:
+        for found in threads.map(check, rows):
+            faults.extend(found)
+            progress.advance(faults=len(faults))
+    return faults
+
+
+def _table_faults(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[str]:
+    for column in ("image_file_name", "raw_hash"):
+        for name, count in Counter(row[column] for row in rows).items():
+            if count > 1:
+                yield f"metadata.parquet: {column} {name} stands in {count} rows"
+    named = {row["image_file_name"] for row in rows} | {row["mask_file_name"] for row in rows}
+    for file in sorted(chain.from_iterable((corpus.path / part).rglob("*") for part in (IMAGES, MASKS))):
+        name = file.relative_to(corpus.path).as_posix()
+        if file.is_file() and name not in named:
+            left = "left by a killed run" if file.name.startswith(TEMPORARY) else "has no row"
+            yield f"{name}: {left}"
+    known = {reason.value for reason in Reason}
+    for reason in sorted(set(corpus.rejected["reason"]) - known):
+        yield f"rejected.parquet: unknown reason {reason}"
+    twice = {row["raw_hash"] for row in rows} & set(corpus.rejected["raw_hash"])
+    yield from (f"{raw_hash}: accepted and rejected at once" for raw_hash in sorted(twice))
+
+
+def _row_faults(path: Path, spacing: tuple[float, float, float], row: dict[str, Any]) -> list[str]:
+    image, faults = _file_faults(path, row["image_file_name"], row["sha256"], np.dtype("int16"))
+    if image is not None:
+        faults += [f"{row['image_file_name']}: {fault}" for fault in _image_faults(image, spacing, row)]
+    if row["mask_file_name"] is None:
+        return faults
+    mask, mask_faults = _file_faults(path, row["mask_file_name"], row["mask_sha256"], np.dtype("uint8"))
+    faults += mask_faults
+    if image is not None and mask is not None:
+        if mask.stored_XYZ.shape != image.stored_XYZ.shape[:3]:
+            faults.append(f"{row['mask_file_name']}: not of its image's shape")
+        elif not np.allclose(mask.affine, image.affine, atol=AFFINE_TOLERANCE):
+            faults.append(f"{row['mask_file_name']}: not in its image's place")
+    return faults
+
+
+def _file_faults(path: Path, name: str, sha256: str, dtype: np.dtype[Any]) -> tuple[Volume | None, list[str]]:
+    """What a file holds, None if it cannot be read; and what is wrong with it whatever it is."""
+    file = path / name
+    if not file.is_file():
+        return None, [f"{name}: missing"]
+    faults = [] if sha256_of(file) == sha256 else [f"{name}: its content is not what the manifest's hash names"]
+    try:
+        volume = read_volume(file)
+        header = nib.Nifti1Image.from_filename(file).header
+    except (ValueError, OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        return None, [*faults, f"{name}: cannot be read ({type(error).__name__})"]
+    if volume.stored_XYZ.dtype != dtype:
+        faults.append(f"{name}: {volume.stored_XYZ.dtype} instead of {dtype}")
+    if (int(header["qform_code"]), int(header["sform_code"])) != (1, 1):
+        faults.append(f"{name}: qform and sform codes are not both 1")
+    elif not np.allclose(header.get_qform(), header.get_sform(), atol=AFFINE_TOLERANCE):
+        faults.append(f"{name}: qform and sform differ")
+    if header["descrip"].item() or header["aux_file"].item() or header["intent_name"].item() or header.extensions:
+        faults.append(f"{name}: carries text in its header")
+    return volume, faults
+
+
+def _image_faults(image: Volume, spacing: tuple[float, float, float], row: dict[str, Any]) -> Iterator[str]:
+    shape = image.stored_XYZ.shape
+    if list(shape[:3]) != list(row["shape"]):
+        yield f"shape {shape[:3]} is not the manifest's {tuple(int(size) for size in row['shape'])}"
+    if not np.allclose(image.affine[:3, :3], np.diag(spacing), atol=AFFINE_TOLERANCE):
+        yield f"not RAS at {' x '.join(f'{mm:g}' for mm in spacing)} mm"
+    if not np.allclose(row["spacing"], spacing, atol=AFFINE_TOLERANCE):
+        yield "the manifest's spacing is not the corpus's"
+    box = np.asarray(row["foreground_box"]).reshape(3, 2)
+    if (box[:, 0] < 0).any() or (box[:, 1] > shape[:3]).any() or (box[:, 0] >= box[:, 1]).any():
+        yield "the foreground box leaves the volume"
+    if not (np.isfinite([image.slope, image.inter]).all() and image.slope > 0):
+        yield f"scale {image.slope} and offset {image.inter} give no intensities"
+    if row["unit"] == HU and ((image.slope, image.inter) != (1, 0) or image.stored_XYZ.min() < CT_PADDING_HU):
+        yield "not in Hounsfield units"
+    if len(shape) != (4 if row["unit"] == WINDOWED else 3):
+        yield f"{len(shape)} dimensions"
