@@ -24,6 +24,7 @@ SAME_POSITION_MM = 0.01
 GAP_TOLERANCE = 0.01
 """Gaps within this share of the median, or `GAP_TOLERANCE_MM`, are even."""
 GAP_TOLERANCE_MM = 0.01
+_ROUNDING_MM = 1e-6
 
 DRIFT_MM = 0.02
 """Even slices lie this close to their even places: gaps that are each within the tolerance can still add up."""
@@ -198,7 +199,7 @@ def _multiples(gaps: NDArray[np.float64]) -> NDArray[np.int64] | None:
 
 
 def _tolerance(step_mm: float) -> float:
-    return max(GAP_TOLERANCE * step_mm, GAP_TOLERANCE_MM)
+    return max(GAP_TOLERANCE * step_mm, GAP_TOLERANCE_MM) + _ROUNDING_MM
 
 
 def _fit_line(
