@@ -217,7 +217,7 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
-    """As pandas, with None for the text that is not there: pandas 3 would say NaN, which is no path and is not false."""
+    """As pandas, with None for absent text: pandas 3 would say NaN, which is no path and is not false."""
     frame = table.to_pandas()
     for field in table.schema:
         if pa.types.is_string(field.type):
