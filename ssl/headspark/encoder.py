@@ -174,7 +174,8 @@ class ResidualEncoder(MaskableEncoder):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.stem = Stem(config)
-        drop_rates = iter(torch.linspace(0, config.drop_path, sum(config.blocks)).tolist())
+        total = sum(config.blocks)
+        drop_rates = iter(config.drop_path * index / max(total - 1, 1) for index in range(total))
         stages, channels = [], config.features[0]
         for features, blocks, stride in zip(config.features, config.blocks, config.strides, strict=True):
             stages.append(Stage(config, channels, features, blocks, stride, [next(drop_rates) for _ in range(blocks)]))

@@ -1,0 +1,97 @@
+"""Decoders: what they read, where they stop, whose keys they have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harmonize.errors import UserError
+from headspark.decoder import DecoderConfig, LightDecoder, UNetDecoder, build_decoder, unpatchify
+
+CHANNELS, STRIDES = (4, 6, 8, 10), (1, 2, 4, 8)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def maps_of(decoder: LightDecoder | UNetDecoder, edge: int = 16) -> list[torch.Tensor]:
+    return [
+        torch.randn(2, width, *[edge // STRIDES[scale]] * 3)
+        for scale, width in zip(decoder.scales, decoder.widths, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("stop", "scales"), [(1, [0, 1, 2, 3]), (2, [1, 2, 3]), (4, [2, 3]), (8, [3]), (64, [3])])
+def test_light_stops_at_its_stride_and_predicts_the_whole_volume(stop: int, scales: list[int]) -> None:
+    decoder = build_decoder(DecoderConfig(stop_stride=stop, width=6, max_width=12), CHANNELS, STRIDES, 3)
+    assert decoder.scales == scales
+    assert decoder.widths[0] == 6
+    assert max(decoder.widths) <= 12
+    assert decoder(maps_of(decoder)).shape == (2, 3, 16, 16, 16)
+
+
+def test_light_reads_every_map_that_it_asks_for() -> None:
+    decoder = build_decoder(DecoderConfig(stop_stride=2, width=6), CHANNELS, STRIDES, 1)
+    maps = [m.requires_grad_() for m in maps_of(decoder)]
+    decoder(maps).square().sum().backward()
+    assert all(m.grad is not None and m.grad.abs().sum() > 0 for m in maps)
+
+
+def test_light_costs_a_small_share_of_the_unet() -> None:
+    channels, strides = (32, 64, 128, 256, 320, 320), (1, 2, 4, 8, 16, 32)
+    work = {}
+    for kind in ("light", "unet"):
+        with torch.device("meta"):
+            decoder = build_decoder(DecoderConfig(kind=kind), channels, strides, 1)  # type: ignore[arg-type]
+        work[kind] = multiply_adds(decoder, strides)
+    assert work["light"] < 0.1 * work["unet"]
+
+
+def multiply_adds(decoder: LightDecoder | UNetDecoder, strides: tuple[int, ...]) -> float:
+    """Multiply-adds a voxel of the volume."""
+    total = 0.0
+
+    def count(module: torch.nn.Module, args: tuple, out: torch.Tensor) -> None:
+        nonlocal total
+        transposed = isinstance(module, torch.nn.ConvTranspose3d)
+        total += module.weight.numel() * (args[0] if transposed else out)[0, 0].numel()  # type: ignore[operator, union-attr]
+
+    for module in decoder.modules():
+        if isinstance(module, torch.nn.Conv3d | torch.nn.ConvTranspose3d):
+            module.register_forward_hook(count)
+    edge = 64
+    maps = [
+        torch.zeros(1, width, *[edge // strides[scale]] * 3, device="meta")
+        for scale, width in zip(decoder.scales, decoder.widths, strict=True)
+    ]
+    decoder(maps)
+    return total / edge**3
+
+
+def test_unet_has_the_keys_of_nnunet() -> None:
+    decoder = build_decoder(DecoderConfig(kind="unet"), CHANNELS, STRIDES, 2)
+    keys = set(decoder.state_dict())
+    conv = {
+        f"stages.{s}.convs.0.{p}" for s in range(3) for p in ("conv.weight", "conv.bias", "norm.weight", "norm.bias")
+    }
+    plain = {
+        f"{layer}.{s}.{p}" for layer in ("transpconvs", "seg_layers") for s in range(3) for p in ("weight", "bias")
+    }
+    assert keys == conv | plain
+    assert decoder.stages[0].convs[0].conv.weight.shape[:2] == (8, 16)
+    assert decoder(maps_of(decoder)).shape == (2, 2, 16, 16, 16)
+
+
+def test_unpatchify_puts_every_prediction_in_its_cube() -> None:
+    cells = torch.randn(1, 2, 8, 4, 12)
+    volume = torch.nn.functional.interpolate(cells, scale_factor=2)
+    patches = cells.repeat_interleave(8, 1)
+    torch.testing.assert_close(unpatchify(patches, 2), volume)
+
+
+def test_an_impossible_shape_is_refused() -> None:
+    with pytest.raises(UserError, match=r"decoder\.stop_stride"):
+        DecoderConfig(stop_stride=0)
