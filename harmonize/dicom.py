@@ -288,6 +288,7 @@ def _unit(frame: Frame, decisions: list[str]) -> str:
 
 def _may_be_dicom(path: Path) -> bool:
     try:
-        return looks_like_dicom(path)
+        with path.open("rb") as stream:
+            return looks_like_dicom(stream)
     except OSError:
         return False

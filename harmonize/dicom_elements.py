@@ -6,13 +6,14 @@ hundreds of files and pydicom's typed values cost more than the parsing itself.
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 import zlib
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pydicom.config
 from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
@@ -25,6 +26,10 @@ PARSER_FAULTS = (
     IndexError, AttributeError, NotImplementedError, OverflowError, RecursionError, MemoryError, AssertionError,
 )  # fmt: skip
 """What pydicom is known to raise on damaged files."""
+
+# What pydicom says about odd values quotes them, and a header's values are patient text.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 _BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
 _PREAMBLE = 128
@@ -112,10 +117,11 @@ class Elements:
         return getattr(self._item(tag), "value", None)
 
 
-def looks_like_dicom(path: Path) -> bool:
-    """Whether the first bytes are those of a DICOM file, with or without the Part 10 preamble."""
-    with path.open("rb") as stream:
-        head = stream.read(_PREAMBLE + 4)
+def looks_like_dicom(stream: BinaryIO) -> bool:
+    """Whether the first bytes are those of a DICOM file, with or without the Part 10 preamble; rewinds the stream."""
+    stream.seek(0)
+    head = stream.read(_PREAMBLE + 4)
+    stream.seek(0)
     return head[_PREAMBLE:] == b"DICM" or (len(head) > 8 and head[:2] in _FIRST_GROUPS and head[2:4] != b"\0\0")
 
 
@@ -128,10 +134,12 @@ def read_elements(stream: BinaryIO) -> tuple[Elements, Elements]:
     Raises:
         Rejection: The bytes are no DICOM.
     """
+    if not looks_like_dicom(stream):
+        raise Rejection(Reason.UNREADABLE, "not a DICOM file")
     try:
         dataset = dcmread(stream, stop_before_pixels=True, force=True)
         if not len(dataset):
-            raise Rejection(Reason.UNREADABLE, "not a DICOM file")
+            raise Rejection(Reason.UNREADABLE, "a DICOM file without content")
         return Elements(getattr(dataset, "file_meta", Dataset())), Elements(dataset)
     except PARSER_FAULTS as error:
         raise Rejection(Reason.UNREADABLE, "the DICOM header cannot be parsed") from error
