@@ -1,0 +1,339 @@
+"""Exchange weights with nnssl, OpenMind and nnU-Net.
+
+nnU-Net's modules list every layer twice: as ``conv`` and ``norm``, and in order under ``all_modules``, which is what
+runs. Where nnssl has untied the two, ``conv`` and ``norm`` are left at their initialisation; so what stands under
+``all_modules`` is what is read, and both are written.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harmonize.errors import UserError
+from harmonize.files import atomic_path, write_json
+from headspark.decoder import UNetDecoder
+from headspark.encoder import NORM_EPS, PRESETS, EncoderConfig, ResidualEncoder
+
+CHECKPOINT_NAME = "checkpoint_final.pth"
+PLAN_NAME = "adaptation_plan.json"
+"""Names of the two files of a published nnssl checkpoint."""
+
+ENCODER_PREFIX = "encoder."
+WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+"""Prefixes that data parallelism and compilation put before every key."""
+
+IN_ORDER = re.compile(r"^(?P<layer>.+)\.all_modules\.(?P<index>\d+)\.(?P<parameter>weight|bias)$")
+RESENC_L = "ResEncL"
+RESENC_CLASS = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NnsslCheckpoint:
+    """An encoder that was read from an nnssl checkpoint.
+
+    Attributes:
+        encoder: The encoder, in evaluation mode.
+        plan: The adaptation plan, empty where there was none.
+        spacing: Voxel spacing of the pretraining in mm, where the plan tells.
+        dead_keys: Keys under ``conv`` and ``norm`` that disagreed with what had been trained and were not used.
+    """
+
+    encoder: ResidualEncoder
+    plan: dict[str, Any]
+    spacing: tuple[float, ...] | None
+    dead_keys: tuple[str, ...]
+
+
+def read_nnssl(path: Path, *, in_channels: int | None = 3) -> NnsslCheckpoint:
+    """Read the encoder of an nnssl or OpenMind checkpoint.
+
+    Args:
+        path: ``checkpoint_final.pth`` or the folder that holds it; ``adaptation_plan.json`` is found beside it, or
+            inside it.
+        in_channels: Channels that the encoder shall take. The stem is repeated and divided, so that one image in all
+            channels gives the same features as in the original. None leaves the stem as it is.
+
+    Raises:
+        UserError: The file cannot be read without running foreign code, or holds no residual encoder.
+
+    Example:
+        Features of a published encoder, for an MRI::
+
+            encoder = read_nnssl(Path("ResEncL-OpenMind-MAE"), in_channels=1).encoder
+            maps = encoder(zscored_B1DHW)
+    """
+    path = path / CHECKPOINT_NAME if path.is_dir() else path
+    checkpoint = _load(path)
+    plan = checkpoint.get("nnssl_adaptation_plan") or _plan_beside(path)
+    weights = {WRAPPERS.sub("", key): value for key, value in checkpoint["network_weights"].items()}
+    weights = {
+        key.removeprefix(ENCODER_PREFIX): value for key, value in weights.items() if key.startswith(ENCODER_PREFIX)
+    }
+    trained, dead = trained_weights(weights)
+    if "stem.convs.0.conv.weight" not in trained:
+        raise UserError(f"{path} holds no residual encoder (no stem.convs.0.conv); only ResEnc checkpoints are read")
+    if in_channels is not None:
+        trained["stem.convs.0.conv.weight"] = spread_stem(trained["stem.convs.0.conv.weight"], in_channels)
+    encoder = ResidualEncoder(config_of(trained, plan)).eval()
+    try:
+        encoder.load_state_dict(trained)
+    except RuntimeError as error:
+        details = " ".join(str(error).split())
+        raise UserError(f"{path} is no residual encoder of a known shape: {details}") from error
+    return NnsslCheckpoint(encoder=encoder, plan=plan, spacing=_spacing(plan), dead_keys=dead)
+
+
+def write_nnssl(
+    folder: Path,
+    encoder: ResidualEncoder,
+    *,
+    decoder: UNetDecoder | None = None,
+    patch: tuple[int, int, int],
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    dataset: str = "headspark",
+) -> Path:
+    """Write ``checkpoint_final.pth`` and ``adaptation_plan.json`` as nnU-Net's fine-tuning from nnssl takes them.
+
+    An encoder with three input channels suits a downstream task with three; for MRI see :func:`single_channel`.
+
+    Args:
+        folder: Where the two files go.
+        encoder: The encoder.
+        decoder: nnU-Net's own decoder, if that was pretrained too.
+        patch: Patch that is recommended downstream, in voxels.
+        spacing: Spacing of the pretraining in mm.
+        dataset: What to call the pretraining data.
+
+    Returns:
+        The checkpoint's path.
+    """
+    weights = duplicated_weights(encoder, ENCODER_PREFIX)
+    if decoder is not None:
+        weights |= duplicated_weights(decoder, "decoder.")
+    plan = adaptation_plan(encoder.config, patch=patch, spacing=spacing, dataset=dataset)
+    checkpoint = {
+        "network_weights": weights,
+        "nnssl_adaptation_plan": plan,
+        "trainer_name": "headspark.SparK",
+        "current_epoch": 0,
+        "init_args": {},
+        "citations": [],
+    }
+    with atomic_path(folder / CHECKPOINT_NAME) as temporary:
+        torch.save(checkpoint, temporary)
+    write_json(folder / PLAN_NAME, plan)
+    return folder / CHECKPOINT_NAME
+
+
+def single_channel(encoder: ResidualEncoder) -> ResidualEncoder:
+    """Return the encoder for one image instead of the same image in all channels; the features are the same.
+
+    Args:
+        encoder: An encoder whose input channels hold the same MRI.
+    """
+    state = dict(encoder.state_dict())
+    state["stem.convs.0.conv.weight"] = state["stem.convs.0.conv.weight"].sum(1, keepdim=True)
+    single = ResidualEncoder(replace(encoder.config, in_channels=1)).to(state["stem.convs.0.conv.weight"].dtype)
+    single.load_state_dict(state)
+    return single.train(encoder.training)
+
+
+def trained_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Choose what was trained among keys that stand for the same layer.
+
+    Args:
+        weights: State dict with ``conv``/``norm`` keys, ``all_modules`` keys, or both.
+
+    Returns:
+        A state dict with ``conv`` and ``norm`` keys alone, and the keys whose value disagreed and was not used.
+    """
+    chosen = {key: value for key, value in weights.items() if ".all_modules." not in key}
+    dead = []
+    for key, value in weights.items():
+        match = IN_ORDER.match(key)
+        if match is None:
+            continue
+        kind = "conv" if match["index"] == "0" else "norm"
+        plain = f"{match['layer']}.{kind}.{match['parameter']}"
+        if plain in chosen and not torch.equal(chosen[plain], value):
+            dead.append(plain)
+        chosen[plain] = value
+    return chosen, tuple(dead)
+
+
+def duplicated_weights(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Return a state dict on the CPU that has every layer under both of nnU-Net's names."""
+    weights = {}
+    for key, value in module.state_dict().items():
+        value = value.detach().cpu()
+        weights[prefix + key] = value
+        layer, _, rest = key.rpartition(".conv.")
+        if layer:
+            weights[f"{prefix}{layer}.all_modules.0.{rest}"] = value
+        layer, _, rest = key.rpartition(".norm.")
+        if layer:
+            weights[f"{prefix}{layer}.all_modules.1.{rest}"] = value
+    return weights
+
+
+def spread_stem(weight: Tensor, channels: int) -> Tensor:
+    """Repeat the first convolution over more channels, divided, so that copies of an image give the same response.
+
+    Args:
+        weight: (C_out, C_in, k, k, k).
+        channels: A multiple of C_in.
+
+    Raises:
+        UserError: It is not.
+    """
+    present = weight.shape[1]
+    if channels == present:
+        return weight
+    if channels % present:
+        raise UserError(f"a stem of {present} channels cannot be spread over {channels}", exit_code=2)
+    return weight.repeat(1, channels // present, 1, 1, 1) * (present / channels)
+
+
+def config_of(weights: Mapping[str, Tensor], plan: Mapping[str, Any]) -> EncoderConfig:
+    """Read the shape of a residual encoder from its weights; only the strides need the plan.
+
+    Args:
+        weights: State dict with ``conv`` and ``norm`` keys.
+        plan: The adaptation plan; without one, every stage but the first is taken to halve the grid, as nnU-Net's do.
+    """
+    blocks: dict[int, int] = {}
+    features: dict[int, int] = {}
+    for key, value in weights.items():
+        match = re.match(r"stages\.(\d+)\.blocks\.(\d+)\.conv1\.conv\.weight$", key)
+        if match:
+            stage, block = int(match[1]), int(match[2])
+            blocks[stage] = max(blocks.get(stage, 0), block + 1)
+            features[stage] = value.shape[0]
+    stem = weights["stem.convs.0.conv.weight"]
+    return EncoderConfig(
+        in_channels=stem.shape[1],
+        features=tuple(features[stage] for stage in sorted(features)),
+        blocks=tuple(blocks[stage] for stage in sorted(blocks)),
+        strides=_strides(plan, len(blocks)),
+        kernel=stem.shape[2],
+        norm="batch" if "stem.convs.0.norm.running_mean" in weights else "instance",
+        conv_bias="stem.convs.0.conv.bias" in weights,
+    )
+
+
+def adaptation_plan(
+    config: EncoderConfig, *, patch: tuple[int, int, int], spacing: tuple[float, float, float], dataset: str
+) -> dict[str, Any]:
+    """Describe an encoder as nnssl does, for nnU-Net to build its network and to find the weights."""
+    return {
+        "architecture_plans": _architecture(config),
+        "pretrain_plan": {
+            "dataset_name": dataset,
+            "plans_name": "headspark",
+            "original_median_spacing_after_transp": list(spacing),
+            "image_reader_writer": "NibabelReaderWriter",
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "configurations": {
+                "onemmiso": {
+                    "data_identifier": "headspark",
+                    "preprocessor_name": "DefaultPreprocessor",
+                    "spacing_style": "onemmiso",
+                    "normalization_schemes": ["ZScoreNormalization"] * config.in_channels,
+                    "use_mask_for_norm": False,
+                    "resampling_fn_data": "resample_data_or_seg_to_shape",
+                    "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
+                    "resampling_fn_mask": "resample_data_or_seg_to_shape",
+                    "resampling_fn_mask_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
+                    "spacing": list(spacing),
+                    "patch_size": list(patch),
+                }
+            },
+            "experiment_planner_used": "headspark",
+        },
+        "pretrain_num_input_channels": config.in_channels,
+        "recommended_downstream_patchsize": list(patch),
+        "key_to_encoder": "encoder.stages",
+        "key_to_stem": "encoder.stem",
+        "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
+        "key_to_lpe": None,
+        "trainer_name": "headspark.SparK",
+    }
+
+
+def _architecture(config: EncoderConfig) -> dict[str, Any]:
+    if replace(config, in_channels=PRESETS["resenc_l"].in_channels, drop_path=0.0) == PRESETS["resenc_l"]:
+        return {"arch_class_name": RESENC_L, "arch_kwargs": None, "arch_kwargs_requiring_import": None}
+    norms = {
+        "instance": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "batch": "torch.nn.modules.batchnorm.BatchNorm3d",
+    }
+    if config.norm not in norms:
+        raise UserError(f"nnU-Net has no encoder with encoder.norm '{config.norm}'", exit_code=2)
+    stages = len(config.features)
+    return {
+        "arch_class_name": RESENC_CLASS,
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": list(config.features),
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[config.kernel] * 3 for _ in range(stages)],
+            "strides": [[stride] * 3 for stride in config.strides],
+            "n_blocks_per_stage": list(config.blocks),
+            "n_conv_per_stage_decoder": [1] * (stages - 1),
+            "conv_bias": config.conv_bias,
+            "norm_op": norms[config.norm],
+            "norm_op_kwargs": {"eps": NORM_EPS, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.modules.activation.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "arch_kwargs_requiring_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def _strides(plan: Mapping[str, Any], stages: int) -> tuple[int, ...]:
+    kwargs = (plan.get("architecture_plans") or {}).get("arch_kwargs") or {}
+    strides = []
+    for stride in kwargs.get("strides", [1] + [2] * (stages - 1)):
+        edges = {stride} if isinstance(stride, int) else set(stride)
+        if len(edges) != 1:
+            raise UserError(f"the adaptation plan has strides of {list(stride)}; only isotropic ones are read")
+        strides.append(edges.pop())
+    return tuple(strides)
+
+
+def _spacing(plan: Mapping[str, Any]) -> tuple[float, ...] | None:
+    for configuration in (plan.get("pretrain_plan") or {}).get("configurations", {}).values():
+        if isinstance(configuration, Mapping) and configuration.get("spacing"):
+            return tuple(float(edge) for edge in configuration["spacing"])
+    return None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Load a checkpoint without running any code that it may bring."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no {CHECKPOINT_NAME}", exit_code=2)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read as plain weights, and nothing else is loaded: {reason}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), Mapping):
+        raise UserError(f"{path} is no nnssl checkpoint: it has no network_weights")
+    return checkpoint
+
+
+def _plan_beside(path: Path) -> dict[str, Any]:
+    plan = path.parent / PLAN_NAME
+    return json.loads(plan.read_text()) if plan.is_file() else {}
