@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from harmonize.errors import Reason, Rejection
+from harmonize.kernels import axis_weights, gaussian, multiply
 
 MAX_VOXELS = 2**29
 """Largest target grid: 1 GiB as int16, four times a whole-body CT at 1 mm."""
@@ -33,7 +34,8 @@ UNCOVERED_VOXELS = 1e-3
 
 SAME_POSITION_MM = 1e-3
 FWHM_PER_SIGMA = 2.3548200450309493
-BLOCK_ROWS = 32
+"""2 sqrt(2 ln 2): a Gaussian as wide at half its height as the target voxel brings the two resolutions together
+(Cardoso et al. 2015, MICCAI 9350:683)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,98 +267,10 @@ def _resample_aligned(
     memory = sorted(range(3), key=lambda axis: -abs(voxels_XYZ.strides[axis]))
     result = np.ascontiguousarray(voxels_XYZ.transpose(memory))
     for axis, matrix in sorted(weights, key=lambda item: (item[1].shape[0] / item[1].shape[1], memory.index(item[0]))):
-        result = _multiply(result, matrix, memory.index(axis))
+        result = multiply(result, matrix, memory.index(axis))
     back = [memory.index(axis) for axis in axes]
     result = result.transpose(back)[tuple(flips)]
     return result.copy(order="K") if not weights else result
-
-
-def axis_weights(
-    source_mm: NDArray[np.float64], target_mm: NDArray[np.float64], spacing_mm: float
-) -> NDArray[np.float32]:
-    """Interpolation along one axis as a matrix.
-
-    Where the source is finer than the target, a row is a triangle of half-width `spacing_mm` sampled on the true
-    positions, its first moment corrected; where it is coarser, the row is plain linear interpolation. Targets beyond
-    the outermost samples take the outermost samples.
-
-    Args:
-        source_mm: (n,) increasing positions of the samples.
-        target_mm: (m,) increasing positions wanted.
-        spacing_mm: Distance between targets.
-
-    Returns:
-        (m, n) float32, rows sum to 1.
-
-    Example:
-        >>> axis_weights(np.array([0.0, 2.0]), np.array([0.5, 1.0]), 1.0).tolist()
-        [[0.75, 0.25], [0.5, 0.5]]
-    """
-    if len(source_mm) == 1:
-        return np.ones((len(target_mm), 1), dtype=np.float32)
-    gaps = np.diff(source_mm)
-    cell = np.clip(np.searchsorted(source_mm, target_mm, side="right") - 1, 0, len(gaps) - 1)
-    matrix = _triangles(source_mm, target_mm, spacing_mm, gaps)
-    coarse = gaps[cell] >= spacing_mm
-    matrix[coarse] = 0
-    rows = np.flatnonzero(coarse)
-    share = np.clip((target_mm[rows] - source_mm[cell[rows]]) / gaps[cell[rows]], 0, 1)
-    matrix[rows, cell[rows]] = 1 - share
-    matrix[rows, cell[rows] + 1] = share
-    return matrix.astype(np.float32)
-
-
-def _triangles(
-    source_mm: NDArray[np.float64],
-    target_mm: NDArray[np.float64],
-    half_width_mm: float,
-    gaps: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    distance = source_mm[None, :] - target_mm[:, None]
-    # Each sample counts for the stretch that it stands for, so that a denser run of slices does not pull.
-    stretch = np.concatenate(([gaps[0]], (gaps[:-1] + gaps[1:]) / 2, [gaps[-1]]))
-    kernel = np.maximum(1 - np.abs(distance) / half_width_mm, 0) * stretch
-    total = kernel.sum(axis=1, keepdims=True)
-    nearest = np.abs(distance).argmin(axis=1)
-    empty = total[:, 0] <= 0
-    kernel[empty, nearest[empty]] = 1
-    kernel /= kernel.sum(axis=1, keepdims=True)
-    moment = (kernel * distance).sum(axis=1)
-    spread = (kernel * (distance - moment[:, None]) ** 2).sum(axis=1)
-    slope = np.divide(-moment, spread, out=np.zeros_like(moment), where=spread > 0)
-    whole = (target_mm - half_width_mm >= source_mm[0]) & (target_mm + half_width_mm <= source_mm[-1])
-    correction = 1 + np.where(whole, slope, 0)[:, None] * (distance - moment[:, None])
-    corrected = kernel * correction
-    # A kernel so lopsided that the correction would turn a weight negative is left as it is.
-    usable = (corrected >= 0).all(axis=1)
-    return np.where(usable[:, None], corrected, kernel)
-
-
-def _multiply(volume: NDArray[Any], matrix: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Apply a banded (m, n) matrix along one axis of a C-contiguous volume, in blocks that skip the zeros."""
-    rows = matrix.shape[0]
-    shape = list(volume.shape)
-    shape[axis] = rows
-    result = np.empty(shape, dtype=np.float32)
-    blocks = []
-    for start in range(0, rows, BLOCK_ROWS):
-        block = matrix[start : start + BLOCK_ROWS]
-        used = np.flatnonzero(block.any(axis=0))
-        low, high = int(used[0]), int(used[-1]) + 1
-        blocks.append((slice(start, start + len(block)), slice(low, high), np.ascontiguousarray(block[:, low:high])))
-    if axis == 0:
-        flat, flat_result = volume.reshape(volume.shape[0], -1), result.reshape(rows, -1)
-        for out, into, block in blocks:
-            np.matmul(block, flat[into].astype(np.float32), out=flat_result[out])
-        return result
-    for plane, plane_result in zip(volume, result, strict=True):
-        real = plane.astype(np.float32, copy=False)
-        for out, into, block in blocks:
-            if axis == 1:
-                np.matmul(block, real[into], out=plane_result[out])
-            else:
-                plane_result[:, out] = real[:, into] @ block.T
-    return result
 
 
 def _resample_oblique(
@@ -376,19 +290,10 @@ def _resample_oblique(
         wanted = float(np.linalg.norm(affine[:3, axis] / spacing[axis] * grid.spacing))
         if own < wanted * (1 - 1e-3):
             sigma = np.sqrt(wanted**2 - own**2) / FWHM_PER_SIGMA
-            filtered = _multiply(np.ascontiguousarray(filtered), _gaussian(index * spacing[axis], sigma), axis)
+            filtered = multiply(np.ascontiguousarray(filtered), gaussian(index * spacing[axis], sigma), axis)
     if slice_offsets is None:
         return _lookup(np.asarray(filtered, dtype=np.float32), affine, grid, sitk.sitkLinear, outside)
     return _lookup_uneven(filtered, affine, grid, slice_offsets, outside)
-
-
-def _gaussian(positions_mm: NDArray[np.float64], sigma_mm: float) -> NDArray[np.float32]:
-    """A Gaussian on (uneven) positions as an (n, n) matrix, cut at three sigma."""
-    gaps = np.diff(positions_mm)
-    stretch = np.concatenate(([gaps[0]], (gaps[:-1] + gaps[1:]) / 2, [gaps[-1]]))
-    distance = (positions_mm[None, :] - positions_mm[:, None]) / sigma_mm
-    kernel = np.where(np.abs(distance) <= 3, np.exp(-(distance**2) / 2), 0) * stretch
-    return (kernel / kernel.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _lookup(
