@@ -44,9 +44,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.name not in list_optimizers():
-            raise UserError(
-                f"optim.name {self.name}: timm knows {', '.join(map(str, list_optimizers()))}", exit_code=WRONG_USE
-            )
+            known = ", ".join(map(str, list_optimizers()))
+            raise UserError(f"optim.name {self.name}: timm knows {known}", exit_code=WRONG_USE)
         for name in ("lr", "weight_decay", "momentum", "warmup", "min_lr"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optim.{name} {getattr(self, name)}: must be 0 or more", exit_code=WRONG_USE)
