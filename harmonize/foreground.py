@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects, label
+from scipy.ndimage import binary_dilation, binary_erosion, find_objects, label
 
 from harmonize.scan import HU
 
@@ -14,7 +14,7 @@ CT_FOREGROUND_HU = -500.0
 """Halfway between air (-1000 HU) and soft tissue (about 0 HU)."""
 
 WORKING_SPACING_MM = 2.0
-"""Connected parts are found on a grid this coarse: eight times quicker at 1 mm, and the box is a voxel off at most."""
+"""Connected parts and holes are found on a grid this coarse, which is eight times quicker at 1 mm."""
 
 OTSU_BINS = 256
 OTSU_RANGE = (0.1, 99.9)
@@ -38,10 +38,10 @@ def find_foreground(values_XYZ: NDArray[Any], spacing: tuple[float, float, float
     coarse = values_XYZ[:: steps[0], :: steps[1], :: steps[2]].astype(np.float32)
     threshold = CT_FOREGROUND_HU if unit == HU else otsu_threshold(coarse)
     found = _fill_holes(_largest_part(coarse > threshold))
-    for axis, step in enumerate(steps):
-        found = np.repeat(found, step, axis=axis)
-    x, y, z = values_XYZ.shape
-    return found[:x, :y, :z]
+    inside = _refine(binary_erosion(found, border_value=1), steps, values_XYZ.shape)
+    around = _refine(binary_dilation(found), steps, values_XYZ.shape)
+    # Inside all counts; at the border each voxel decides for itself.
+    return inside | (around & (values_XYZ > threshold))
 
 
 def otsu_threshold(values: NDArray[Any]) -> float:
@@ -78,6 +78,13 @@ def bounding_box(mask_XYZ: NDArray[np.bool_]) -> tuple[int, int, int, int, int, 
     found = find_objects(mask_XYZ.view(np.uint8))
     x, y, z = found[0] if found else [slice(0, size) for size in mask_XYZ.shape]
     return x.start, x.stop, y.start, y.stop, z.start, z.stop
+
+
+def _refine(mask_XYZ: NDArray[np.bool_], steps: list[int], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    for axis, step in enumerate(steps):
+        mask_XYZ = np.repeat(mask_XYZ, step, axis=axis)
+    x, y, z = shape
+    return mask_XYZ[:x, :y, :z]
 
 
 def _largest_part(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:

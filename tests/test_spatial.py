@@ -66,7 +66,7 @@ flips = st.permutations(range(3)).flatmap(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(angles=st.tuples(*[st.floats(-180, 180)] * 3), spacing=spacings, origin=origins, target=targets)
 def test_a_rotated_scan_lands_on_true_coordinates(angles, spacing, origin, target) -> None:
     affine = affine_of(Rotation.from_euler("xyz", angles, degrees=True), spacing, 0.0, origin)
@@ -74,7 +74,7 @@ def test_a_rotated_scan_lands_on_true_coordinates(angles, spacing, origin, targe
     assert errors.size == 0 or np.percentile(errors, 99.9) < WORLD_TOLERANCE_MM
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(tilt=st.floats(-30, 30), spacing=spacings, origin=origins, target=targets)
 def test_a_tilted_gantry_lands_on_true_coordinates(tilt, spacing, origin, target) -> None:
     affine = affine_of(Rotation.identity(), spacing, np.tan(np.radians(tilt)), origin)
@@ -82,7 +82,7 @@ def test_a_tilted_gantry_lands_on_true_coordinates(tilt, spacing, origin, target
     assert errors.size == 0 or np.percentile(errors, 99.9) < WORLD_TOLERANCE_MM
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(order=flips, spacing=spacings, origin=origins, target=targets)
 def test_any_voxel_order_lands_on_true_coordinates(order, spacing, origin, target) -> None:
     axes, signs = order
@@ -93,7 +93,7 @@ def test_any_voxel_order_lands_on_true_coordinates(order, spacing, origin, targe
     assert errors.size == 0 or np.percentile(errors, 99.9) < WORLD_TOLERANCE_MM
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(gaps=gap_lists, tilt=st.sampled_from([0.0, 12.0, 18.5]), spacing=spacings, target=targets)
 def test_uneven_slices_land_on_true_coordinates(gaps, tilt, spacing, target) -> None:
     offsets = np.concatenate(([0.0], np.cumsum(gaps)))
@@ -130,7 +130,7 @@ def test_a_flipped_scan_at_the_target_spacing_is_only_reordered() -> None:
     assert np.array_equal(found, voxels.transpose(1, 2, 0)[::-1, :, ::-1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(angles=st.tuples(*[st.floats(-180, 180)] * 3), spacing=spacings, origin=origins, target=targets)
 def test_the_grid_covers_the_whole_field_of_view(angles, spacing, origin, target) -> None:
     shape = (9, 8, 7)

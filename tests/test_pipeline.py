@@ -1,0 +1,152 @@
+"""One scan in memory: grid, masks, foreground, intensities and what the manifest says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from harmonize.errors import Reason, Rejection
+from harmonize.pipeline import harmonize_scan
+from harmonize.scan import HU, Mask, Point, Scan
+from harmonize.settings import Settings
+
+
+def ball(shape: tuple[int, int, int] = (40, 36, 30), radius: float = 11.0) -> NDArray[np.bool_]:
+    centre = np.array(shape) / 2
+    return np.sqrt(sum((np.indices(shape) - centre[:, None, None, None]) ** 2)) < radius
+
+
+def ct(**changes: Any) -> Scan:
+    voxels = np.where(ball(), 40, -1000).astype(np.int16)
+    return Scan(**({"voxels_XYZ": voxels, "affine": np.eye(4), "modality": "CT", "unit": HU} | changes))
+
+
+def mr(**changes: Any) -> Scan:
+    random = np.random.default_rng(0)
+    voxels = np.where(ball(), 500, 10) + random.normal(0, 30, ball().shape)
+    return Scan(**({"voxels_XYZ": voxels.astype(np.float32), "affine": np.eye(4), "modality": "T1w"} | changes))
+
+
+def test_a_ct_on_its_own_grid_keeps_every_hounsfield_unit() -> None:
+    scan = ct()
+    found = harmonize_scan(scan, Settings())
+    assert np.array_equal(found.stored_XYZ, np.maximum(scan.voxels_XYZ, -1024))
+    assert (found.slope, found.inter, found.unit) == (1.0, 0.0, HU)
+
+
+def test_a_resampled_ct_is_int16_in_hounsfield_units() -> None:
+    found = harmonize_scan(ct(affine=np.diag([0.7, 0.7, 2.0, 1.0])), Settings())
+    assert found.stored_XYZ.dtype == np.int16
+    assert found.spacing == (1.0, 1.0, 1.0)
+    assert found.raw_spacing == pytest.approx((0.7, 0.7, 2.0))
+    assert found.stored_XYZ.min() == -1000
+    assert found.stored_XYZ.max() == 40
+
+
+def test_spacing_may_differ_by_axis() -> None:
+    found = harmonize_scan(ct(), Settings(spacing=(0.5, 0.5, 1.0)))
+    assert found.stored_XYZ.shape == (80, 72, 30)
+
+
+def test_mri_is_normalised_over_the_head_and_not_the_air() -> None:
+    found = harmonize_scan(mr(), Settings(mri_norm="zscore"))
+    inside = found.values()[ball(radius=9)]
+    assert abs(float(inside.mean())) < 0.2
+    assert found.unit == "zscore"
+    x0, x1, _, _, z0, z1 = found.foreground_box
+    assert (x0, x1) == pytest.approx((9, 31), abs=3)
+    assert (z0, z1) == pytest.approx((4, 26), abs=3)
+
+
+def test_the_anatomy_mask_decides_what_the_foreground_is() -> None:
+    labels = np.zeros((40, 36, 30), dtype=np.uint8)
+    labels[15:25, 10:20, 12:18] = 1
+    found = harmonize_scan(mr(masks={"anatomy": Mask(labels_XYZ=labels, affine=np.eye(4))}), Settings())
+    assert found.foreground_box == (15, 25, 10, 20, 12, 18)
+    assert found.mask_kind == "anatomy"
+    assert found.mask_XYZ is not None
+    assert np.array_equal(found.mask_XYZ, labels)
+
+
+def test_the_defaced_part_is_two_in_the_mask_and_out_of_the_statistics() -> None:
+    defaced = np.zeros((40, 36, 30), dtype=np.uint8)
+    defaced[:, 20:, :] = 1
+    masks = {
+        "anatomy": Mask(labels_XYZ=ball().astype(np.uint8), affine=np.eye(4)),
+        "deface": Mask(labels_XYZ=defaced, affine=np.eye(4)),
+    }
+    found = harmonize_scan(mr(masks=masks), Settings())
+    assert found.mask_XYZ is not None
+    assert (found.mask_XYZ[:, 20:] == 2).all()
+    assert set(np.unique(found.mask_XYZ)) == {0, 1, 2}
+    assert found.foreground_box[3] <= 20
+
+
+def test_vessels_keep_their_values() -> None:
+    vessels = np.zeros((40, 36, 30), dtype=np.uint8)
+    vessels[18:22, 18:22, 10:20] = 13
+    found = harmonize_scan(ct(masks={"vessels": Mask(labels_XYZ=vessels, affine=np.eye(4))}), Settings())
+    assert found.mask_kind == "vessels"
+    assert found.mask_XYZ is not None
+    assert set(np.unique(found.mask_XYZ)) == {0, 13}
+
+
+def test_cropping_keeps_the_head_with_its_margin_and_the_world_in_place() -> None:
+    voxels = np.full((90, 90, 60), -1000, dtype=np.int16)
+    voxels[40:60, 42:58, 20:44] = 30
+    voxels[50, 50, 30] = 2000
+    found = harmonize_scan(ct(voxels_XYZ=voxels), Settings(crop_foreground=True))
+    assert all(size < full for size, full in zip(found.stored_XYZ.shape, voxels.shape, strict=True))
+    place = np.argwhere(found.stored_XYZ == 2000)[0] + found.affine[:3, 3]
+    assert place.tolist() == [50, 50, 30]
+    x0, x1, *_ = found.foreground_box
+    assert x0 >= 10
+    assert found.stored_XYZ.shape[0] - x1 >= 10
+    assert any("cropped" in line for line in found.decisions)
+
+
+def test_baked_windows_have_three_channels_and_the_same_grid() -> None:
+    found = harmonize_scan(ct(), Settings(bake_windows=True))
+    assert found.stored_XYZ.shape == (40, 36, 30, 3)
+    assert found.unit == "window"
+
+
+def test_points_stay_where_they_are_in_the_world() -> None:
+    points = (Point(label="Basilar Tip", xyz_mm=(1.5, 2.5, 3.5)),)
+    assert harmonize_scan(ct(points=points), Settings()).points == points
+
+
+def test_a_few_nan_are_filled_and_said() -> None:
+    scan = mr()
+    scan.voxels_XYZ[0, 0, :5] = np.nan
+    found = harmonize_scan(scan, Settings())
+    assert np.isfinite(found.values()).all()
+    assert any("not finite" in line for line in found.decisions)
+
+
+@pytest.mark.parametrize(
+    ("scan", "reason"),
+    [
+        (mr(voxels_XYZ=np.full((8, 8, 8), np.nan)), Reason.BAD_INTENSITY),
+        (mr(voxels_XYZ=np.full((8, 8, 8), 5.0)), Reason.NO_FOREGROUND),
+        (ct(voxels_XYZ=np.full((8, 8, 8), -1000)), Reason.NO_FOREGROUND),
+        (ct(voxels_XYZ=np.zeros((8, 8, 8), dtype=complex)), Reason.UNSUPPORTED_ENCODING),
+        (ct(voxels_XYZ=np.zeros((8, 8))), Reason.NOT_3D),
+        (ct(voxels_XYZ=np.zeros((8, 8, 1))), Reason.TOO_FEW_SLICES),
+        (ct(affine=np.diag([1.0, 1, 0, 1])), Reason.BAD_GEOMETRY),
+        (ct(affine=np.diag([90.0, 90, 90, 1])), Reason.BAD_GEOMETRY),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_reason(scan: Scan, reason: Reason) -> None:
+    with pytest.raises(Rejection) as caught:
+        harmonize_scan(scan, Settings())
+    assert caught.value.reason == reason
+
+
+def test_nyul_without_a_histogram_of_the_modality_is_refused(tmp_path) -> None:
+    with pytest.raises(Rejection) as caught:
+        harmonize_scan(mr(), Settings(mri_norm="nyul", nyul_folder=tmp_path))
+    assert caught.value.reason == Reason.MISSING_METADATA
