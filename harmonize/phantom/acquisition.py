@@ -18,12 +18,15 @@ from harmonize.phantom.tubes import distances
 _VESSEL_STEP_MM = 0.8
 """Voxels are cut into pieces of at most about this size to find the share that is vessel."""
 
+_MOST_VESSEL_PIECES = 8
+"""But into no more than this many along an axis."""
+
 _MASK_TOLERANCE = 0.25
 """A voxel belongs to a vessel when its centre lies within this part of a voxel outside the wall: thin vessels stay
 connected, as in masks drawn by hand."""
 
 _FINEST_HEAD_MM = 1.0
-_COARSEST_HEAD_MM = 1.75
+_COARSEST_HEAD_MM = 2.5
 
 HEAD_CENTRE_MM = (0.0, 0.0, -5.0)
 """Middle of a field of view that holds the head, in template mm."""
@@ -84,13 +87,13 @@ def make_grid(
 
 
 def resolution_for(spacing_mm: float) -> float:
-    """Voxel size in mm at which a head is drawn for a scan: about the finest raw spacing, in steps of a quarter.
+    """Voxel size in mm at which a head is drawn for a scan: somewhat finer than the raw spacing.
 
     Example:
-        >>> resolution_for(0.5), resolution_for(1.3), resolution_for(3.0)
-        (1.0, 1.25, 1.75)
+        >>> resolution_for(0.5), resolution_for(2.0), resolution_for(5.0)
+        (1.0, 1.5, 2.5)
     """
-    return min(max(round(spacing_mm * 4) / 4, _FINEST_HEAD_MM), _COARSEST_HEAD_MM)
+    return min(max(round(0.75 * spacing_mm * 4) / 4, _FINEST_HEAD_MM), _COARSEST_HEAD_MM)
 
 
 def place_of(head: Head, template_mm: ArrayLike, shift_mm: ArrayLike = 0.0) -> NDArray[np.float64]:
@@ -174,16 +177,22 @@ def _sample_tissues(head: Head, grid: Grid, contrast: Contrast) -> NDArray[np.fl
 
 def _vessel_share(head: Head, grid: Grid, contrast: Contrast) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Share of each voxel that is vessel, and what the vessel part of the voxel adds to its value."""
-    factors = [max(1, round(step / _VESSEL_STEP_MM)) for step in grid.spacing]
+    factors = [int(np.clip(round(step / _VESSEL_STEP_MM), 1, _MOST_VESSEL_PIECES)) for step in grid.spacing]
     fine = _refined(grid, factors)
     edge = np.float32(np.mean(fine.spacing))
     vessels = head.vessels.vessels
     distance, nearest = distances([vessel.tube for vessel in vessels], fine.affine, fine.shape, float(edge) / 2)
-    value = np.array([0.0, *(contrast.vessel[vessel.flow] for vessel in vessels)], dtype=np.float32)
-    distance /= -edge
-    distance += np.float32(0.5)
-    share = np.clip(distance, 0, 1, out=distance)
-    return _block_mean(share, factors), _block_mean(share * value[nearest], factors)
+    # Vessels fill little of a head: gather the few pieces that have some, and add them up voxel by voxel.
+    pieces = np.flatnonzero(nearest)
+    shares = np.clip(np.float32(0.5) - distance.ravel()[pieces] / edge, 0, 1)
+    value = np.array([0.0, *(contrast.vessel[vessel.flow] for vessel in vessels)])[nearest.ravel()[pieces]]
+    coarse = [index // factor for index, factor in zip(np.unravel_index(pieces, fine.shape), factors, strict=True)]
+    voxels = np.ravel_multi_index(tuple(coarse), grid.shape)
+    share, part = (
+        (np.bincount(voxels, weights, minlength=int(np.prod(grid.shape))) / np.prod(factors)).astype(np.float32)
+        for weights in (shares, shares * value)
+    )
+    return share.reshape(grid.shape), part.reshape(grid.shape)
 
 
 def _refined(grid: Grid, factors: Sequence[int]) -> Grid:

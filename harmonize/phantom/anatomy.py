@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,8 +26,10 @@ _CRANIUM_MM = (67.0, 83.0, 65.0)
 """Half axes of the inner table of the skull."""
 _CRANIUM_CENTRE_MM = (0.0, -4.0, 0.0)
 
-_ELLIPSOID_MARGIN_MM = 30.0
-"""Distances are needed this far outside an ellipsoid: the width of the smooth unions, and more than a wall."""
+_WALL_MARGIN_MM = 6.0
+"""Distances are needed this far outside an ellipsoid that is painted: more than any wall."""
+_UNION_MARGIN_MM = 30.0
+"""And this far outside one that is joined smoothly with another."""
 
 _Field = NDArray[np.float32]
 
@@ -73,10 +76,12 @@ class Head:
     resolution_mm: float
 
 
+@lru_cache(maxsize=1)
 def make_head(*names: object, resolution_mm: float = 1.5, locations: tuple[str, ...] = ()) -> Head:
     """Draw the head that belongs to `names` (a seed first), with one aneurysm at each of `locations`.
 
-    The same names give the same anatomy at any resolution.
+    The same names give the same anatomy at any resolution. The last head is remembered, because several series of a
+    subject show the same one: do not write into it.
     """
     axes = tuple(
         np.arange(low, high + resolution_mm / 2, resolution_mm, dtype=np.float32)
@@ -118,7 +123,7 @@ def _paint(
     _paint_soft_tissue(tissue, skin, smooth_field(axes, 40.0, rng))
 
     cavity = _cavity(x, y, z) + 1.5 * slow
-    _paint_face_and_neck(tissue, (x, y, z), affine, inside, rng)
+    _paint_face_and_neck(tissue, (x, y, z), affine, inside, axes, rng)
     _paint_skull(tissue, cavity, (x, y, z), axes, rng)
     _paint_sinuses(tissue, (x, y, z), rng)
     _paint_brain(tissue, cavity, (x, y, z), axes, affine, rng)
@@ -131,11 +136,12 @@ def _ellipsoid(
     centre: tuple[float, float, float],
     half: tuple[float, float, float],
     power: float = 2.0,
+    margin_mm: float = _WALL_MARGIN_MM,
 ) -> _Field:
     """Radial distance in mm to a (super)ellipsoid, negative inside; `FAR_MM` beyond the box around it."""
     offsets = [np.abs(axis - np.float32(middle)) for axis, middle in zip(xyz, centre, strict=True)]
     found = np.full(np.broadcast_shapes(*(axis.shape for axis in xyz)), FAR_MM)
-    near = [np.flatnonzero(offset < semi + _ELLIPSOID_MARGIN_MM) for offset, semi in zip(offsets, half, strict=True)]
+    near = [np.flatnonzero(offset < semi + margin_mm) for offset, semi in zip(offsets, half, strict=True)]
     offsets = [offset.ravel()[index] for offset, index in zip(offsets, near, strict=True)]
     a, b, c = (
         offset.reshape(shape) for offset, shape in zip(offsets, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True)
@@ -161,17 +167,17 @@ def _step(values: _Field, width: float) -> _Field:
 def _skin(x: _Field, y: _Field, z: _Field) -> _Field:
     xyz = (x, y, z)
     half = [semi + extra for semi, extra in zip(_CRANIUM_MM, (12.0, 12.5, 12.5), strict=True)]
-    head = _ellipsoid(xyz, _CRANIUM_CENTRE_MM, (half[0], half[1], half[2]))
-    face = _ellipsoid(xyz, (0, 34, -62), (56, 54, 66), power=2.6)
-    nose = _ellipsoid(xyz, (0, 86, -58), (13, 20, 18))
-    ears = _ellipsoid((np.abs(x), y, z), (79, -12, -40), (9, 14, 27))
+    head = _ellipsoid(xyz, _CRANIUM_CENTRE_MM, (half[0], half[1], half[2]), margin_mm=_UNION_MARGIN_MM)
+    face = _ellipsoid(xyz, (0, 34, -62), (56, 54, 66), power=2.6, margin_mm=_UNION_MARGIN_MM)
+    nose = _ellipsoid(xyz, (0, 86, -58), (13, 20, 18), margin_mm=12)
+    ears = _ellipsoid((np.abs(x), y, z), (79, -12, -40), (9, 14, 27), margin_mm=8)
     neck = np.maximum((np.sqrt((x / 56) ** 2 + ((y + 14) / 60) ** 2) - 1) * np.float32(54), z + np.float32(50))
     return _blend(_blend(_blend(_blend(head, face, 20), neck, 24), nose, 10), ears, 6)
 
 
 def _cavity(x: _Field, y: _Field, z: _Field) -> _Field:
     """Distance to the inner table: an ellipsoid cut from below by the three steps of the skull base."""
-    dome = _ellipsoid((x, y, z), _CRANIUM_CENTRE_MM, _CRANIUM_MM)
+    dome = _ellipsoid((x, y, z), _CRANIUM_CENTRE_MM, _CRANIUM_MM, margin_mm=_UNION_MARGIN_MM)
     middle = np.interp(y, [-90, -40, -8, 9, 12, 20, 24, 90], [-58, -66, -66, -38, -33, -33, -27, -22])
     lateral = np.interp(y, [-90, -40, -18, -11, -5, 26, 32, 90], [-54, -64, -62, -34, -45, -44, -27, -22])
     # The petrous ridge and the middle fossa begin beside the sella.
@@ -199,12 +205,17 @@ def _paint_face_and_neck(
     xyz: tuple[_Field, _Field, _Field],
     affine: NDArray[np.float64],
     inside: NDArray[np.bool_],
+    axes: tuple[_Field, ...],
     rng: np.random.Generator,
 ) -> None:
     x, y, z = xyz
     mirrored = (np.abs(x), y, z)
-    deep = inside & (_ellipsoid(xyz, (0, 38, -62), (48, 46, 56)) < 0)
-    tissue[deep & (np.broadcast_to(y > 30, deep.shape))] = Tissue.FAT
+    deep = inside & (_ellipsoid(xyz, (0, 38, -62), (48, 44, 56)) < 0)
+    # Fat and muscle lie in streaks behind the face.
+    streaks = smooth_field(axes, (24.0, 24.0, 30.0), rng)
+    tissue[deep & (streaks > -0.1)] = Tissue.FAT
+    neck = inside & np.broadcast_to(z < -70, inside.shape)
+    tissue[neck & (np.abs(streaks) < 0.1)] = Tissue.FAT
 
     def tube(points: ArrayLike, radii: ArrayLike) -> _Field:
         return distances([spline(points, radii)], affine, tissue.shape, 2.0)[0]
@@ -325,7 +336,7 @@ def _paint_brain(
     valley = np.minimum(np.minimum(folds + 6 * np.maximum(fold_depth - 1, 0), fissure), sylvian)
     sulcus_mm = 0.55 * atrophy + 0.25
     brain = inside & (depth > 0)
-    grey = brain & ((depth < 3.0) | (valley < sulcus_mm + 2.6))
+    grey = brain & ((depth < 3.0) | (valley < sulcus_mm + 3.0))
     tissue[brain] = Tissue.WHITE
     tissue[grey] = Tissue.GREY
     tissue[brain & (valley < sulcus_mm)] = Tissue.CSF

@@ -33,6 +33,9 @@ PADDING_HU = -2048
 INTERVALS_MM = (5.0, 1.0, 5.0, 1.0, 2.0)
 """Slice intervals; 5 and 1 mm are by far the most common."""
 
+_UNPADDED_EVERY = 3
+"""One series in so many fills the square."""
+
 _TWO_RUN_SERIES = 0
 """This series holds two runs of different spacing, as ``003247_02_01`` of the real set does."""
 
@@ -97,7 +100,7 @@ def _write_run(root: Path, seed: int, run: _Run, size: int) -> dict[str, object]
         axes="LPI",
     )
     voxels = scan_head(head, grid, CONTRASTS[str(rng.choice(["CT", "CTA"]))].varied(rng), rng)
-    if patient_rng.random() < 0.6:
+    if run.series % _UNPADDED_EVERY != _UNPADDED_EVERY - 1:
         voxels[~circle_of(grid.shape[:2])] = PADDING_HU
     name = f"{run.series + 1:06d}_01_{1 + run.series % 3:02d}"
     folder = root / name

@@ -29,7 +29,7 @@ class Tube:
         return Tube(points_N3=self.points_N3 @ affine[:3, :3].T + affine[:3, 3], radii_N=self.radii_N)
 
 
-def spline(control_N3: ArrayLike, radii_N: ArrayLike, step_mm: float = 3.0) -> Tube:
+def spline(control_N3: ArrayLike, radii_N: ArrayLike, step_mm: float = 4.0) -> Tube:
     """Join control points by a Catmull-Rom curve.
 
     Args:
@@ -81,49 +81,51 @@ def distances(
     inverse = np.linalg.inv(affine)
     reach_per_mm = np.linalg.norm(inverse[:3, :3], axis=1)
     for number, tube in enumerate(tubes, start=1):
-        for start, end, r_start, r_end in _capsules(tube):
-            ends = np.stack([start, end]) @ inverse[:3, :3].T + inverse[:3, 3]
-            pad = (max(r_start, r_end) + margin_mm) * reach_per_mm
-            low = np.maximum(np.floor(ends.min(axis=0) - pad), 0).astype(int)
-            high = np.minimum(np.ceil(ends.max(axis=0) + pad) + 1, shape).astype(int)
-            if np.any(low >= high):
-                continue
-            box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-            found = _capsule_distance(_positions(affine, low, high), start, end, r_start, r_end)
+        # One capsule from each point to the next; a ball is a capsule without length.
+        starts = tube.points_N3[: max(len(tube.points_N3) - 1, 1)]
+        steps = tube.points_N3[-len(starts) :] - starts
+        radii = tube.radii_N[: len(starts)]
+        growths = tube.radii_N[-len(starts) :] - radii
+        corners = np.stack([starts, starts + steps]) @ inverse[:3, :3].T + inverse[:3, 3]
+        pad = (np.maximum(radii, radii + growths)[:, None] + margin_mm) * reach_per_mm
+        lows = np.clip(np.floor(corners.min(axis=0) - pad), 0, shape).astype(int)
+        highs = np.clip(np.ceil(corners.max(axis=0) + pad) + 1, 0, shape).astype(int)
+        for index in np.flatnonzero(np.all(lows < highs, axis=1)):
+            low, high = lows[index], highs[index]
+            box = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
+            offsets = _offsets(affine, low, high, starts[index])
+            found = _capsule_distance(offsets, steps[index], float(radii[index]), float(growths[index]))
             closer = found < distance_XYZ[box]
-            distance_XYZ[box][closer] = found[closer]
-            nearest_XYZ[box][closer] = number
+            np.copyto(distance_XYZ[box], found, where=closer)
+            np.copyto(nearest_XYZ[box], np.uint8(number), where=closer)
     return distance_XYZ, nearest_XYZ
 
 
-def _capsules(tube: Tube) -> list[tuple[NDArray[np.float64], NDArray[np.float64], float, float]]:
-    points, radii = tube.points_N3, tube.radii_N
-    if len(points) == 1:
-        return [(points[0], points[0], float(radii[0]), float(radii[0]))]
-    return [(points[i], points[i + 1], float(radii[i]), float(radii[i + 1])) for i in range(len(points) - 1)]
-
-
-def _positions(
-    affine: NDArray[np.float64], low: NDArray[np.int_], high: NDArray[np.int_]
-) -> tuple[NDArray[np.float32], ...]:
-    i, j, k = np.ogrid[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-    return tuple((row[0] * i + row[1] * j + row[2] * k + row[3]).astype(np.float32) for row in affine[:3])
+def _offsets(
+    affine: NDArray[np.float64], low: NDArray[np.int_], high: NDArray[np.int_], start_mm: NDArray[np.float64]
+) -> list[NDArray[np.float32]]:
+    """mm from `start_mm` to each voxel centre of a box, one array an axis."""
+    i, j, k = (np.arange(a, b) for a, b in zip(low, high, strict=True))
+    return [
+        (row[0] * i + (row[3] - origin)).astype(np.float32)[:, None, None]
+        + (row[1] * j).astype(np.float32)[:, None]
+        + (row[2] * k).astype(np.float32)
+        for row, origin in zip(affine[:3], start_mm, strict=True)
+    ]
 
 
 def _capsule_distance(
-    position: tuple[NDArray[np.float32], ...],
-    start: NDArray[np.float64],
-    end: NDArray[np.float64],
-    r_start: float,
-    r_end: float,
+    offsets: list[NDArray[np.float32]], step: NDArray[np.float64], radius: float, growth: float
 ) -> NDArray[np.float32]:
-    along = (end - start).astype(np.float32)
-    x, y, z = (axis - np.float32(origin) for axis, origin in zip(position, start, strict=True))
-    square = float(along @ along)
+    x, y, z = offsets
+    square = float(step @ step)
     if square == 0:
-        return np.sqrt(x * x + y * y + z * z) - np.float32(r_start)
-    t = np.clip((x * along[0] + y * along[1] + z * along[2]) / np.float32(square), 0, 1)
-    x -= t * along[0]
-    y -= t * along[1]
-    z -= t * along[2]
-    return np.sqrt(x * x + y * y + z * z) - (np.float32(r_start) + t * np.float32(r_end - r_start))
+        return np.sqrt(x * x + y * y + z * z) - np.float32(radius)
+    a, b, c = (np.float32(value) for value in step)
+    t = x * np.float32(a / square) + y * np.float32(b / square) + z * np.float32(c / square)
+    np.maximum(t, 0, out=t)
+    np.minimum(t, 1, out=t)
+    x -= t * a
+    y -= t * b
+    z -= t * c
+    return np.sqrt(x * x + y * y + z * z) - (np.float32(radius) + t * np.float32(growth))
