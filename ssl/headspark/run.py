@@ -62,9 +62,9 @@ class Run:
     ) -> None:
         self._lock.close()
 
-    def close(self, status: str, **facts: object) -> None:
-        """Write to run.json how the run stands."""
-        self.state |= {"status": status, **facts}
+    def note(self, **facts: object) -> None:
+        """Write facts to run.json: how the run stands, what it runs on."""
+        self.state |= facts
         write_json(self.folder / STATE, self.state)
 
 

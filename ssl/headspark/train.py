@@ -118,6 +118,8 @@ def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
         training = prepare(recipe, accelerator)
         pending = resume(training, run, out)
         report = stack.enter_context(Report(training.plan, accelerator, run, done=training.step))
+        if run is not None:
+            run.note(effective_batch=training.plan.effective, device=device_name(accelerator))
         store = stack.enter_context(fill_cache(cohort, training, report, out))
         profiler = stack.enter_context(profiled(recipe.train.profile, out / "profile", report.say))
         judge = Judge(cohort, store, recipe, accelerator)
@@ -135,7 +137,7 @@ def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
                 if stop or training.step == recipe.train.steps or _due(training.step, recipe.train.checkpoint_every):
                     save(training, report, run)
         if run is not None:
-            run.close(INTERRUPTED if stop else FINISHED, step=training.step)
+            run.note(status=INTERRUPTED if stop else FINISHED, step=training.step)
     return not stop
 
 
@@ -349,6 +351,12 @@ def local_ranks() -> int:
 def on_gpu(accelerator: Accelerator) -> bool:
     """Whether this run computes on a CUDA device."""
     return accelerator.device.type == "cuda"
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """What the run computes on, for people."""
+    name = torch.cuda.get_device_name(accelerator.device) if on_gpu(accelerator) else "CPU"
+    return f"{accelerator.num_processes} x {name}"
 
 
 def _due(step: int, every: int) -> bool:

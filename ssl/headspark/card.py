@@ -1,0 +1,175 @@
+"""The model card of a run: how to load the encoder, what it saw, how it was trained, and what came of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from headspark.config import to_yaml
+from headspark.hub import Card
+from headspark.recipe import Recipe
+
+CURVES, RECONSTRUCTION = "curves.png", "reconstruction.png"
+LICENCES = {"openmind": ("CC-BY-4.0", "AnonRes/OpenMind")}
+"""Licence of a source and its name on the Hub; the others' are the collection's own and differ."""
+
+
+def preprocessing_of(recipe: Recipe, corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scan must have gone through before the encoder sees it, for config.json.
+
+    Args:
+        recipe: Of the run.
+        corpus: The corpus part of run.json.
+    """
+    return {
+        "orientation": "RAS",
+        "spacing_mm": corpus["spacing_mm"],
+        "ct_windows": list(recipe.data.ct_windows),
+        "mri_norms": corpus["mri_norms"],
+        "patch": recipe.data.patch,
+    }
+
+
+def write_card(
+    recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], *, step: int, picture: Path | None
+) -> Card:
+    """Make the card.
+
+    Args:
+        recipe: Of the run.
+        state: run.json.
+        metrics: The lines of metrics.jsonl.
+        step: Of the checkpoint that is exported.
+        picture: The newest reconstruction, or None.
+    """
+    pictures = {CURVES: draw_curves(metrics)}
+    if picture is not None:
+        pictures[RECONSTRUCTION] = picture.read_bytes()
+    sections = [
+        _header(state),
+        _opening(recipe, state, step),
+        _loading(recipe, state["corpus"]),
+        _corpus(state["corpus"]),
+        _training(recipe, state, metrics, step),
+        f"![Loss by step]({CURVES})",
+        f"![Original, visible, reconstruction]({RECONSTRUCTION})" if picture is not None else "",
+        f"## Recipe\n\n```yaml\n{to_yaml(recipe)}```",
+        _provenance(state),
+    ]
+    return Card(text="\n\n".join(section for section in sections if section) + "\n", pictures=pictures)
+
+
+def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
+    """Training and validation loss by step, and the learning rate, as PNG."""
+    figure = Figure(figsize=(8, 3), dpi=110, layout="constrained")
+    losses, rates = figure.subplots(1, 2)
+    for key, label, style in (("loss", "training", "-"), ("val_loss", "held out, fixed masks", "o-")):
+        points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
+        if points:
+            losses.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+            losses.legend()
+    rates.plot(*zip(*[(line["step"], line["lr"]) for line in metrics if "lr" in line], strict=True))
+    losses.set(xlabel="step", ylabel="squared error on hidden voxels")
+    rates.set(xlabel="step", ylabel="learning rate")
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _header(state: Mapping[str, Any]) -> str:
+    sources = _sources(state["corpus"])
+    header: dict[str, Any] = {
+        "library_name": "headspark",
+        "license": "apache-2.0",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["headspark", "medical-imaging", "self-supervised", "3d", "ct", "mri", "pytorch_model_hub_mixin"],
+    }
+    datasets = [LICENCES[source][1] for source in sources if source in LICENCES]
+    if datasets:
+        header["datasets"] = datasets
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---"
+
+
+def _opening(recipe: Recipe, state: Mapping[str, Any], step: int) -> str:
+    count = sum(group["scans"] for group in state["corpus"]["groups"])
+    return (
+        f"# 3D encoder for head CT and MRI ({recipe.encoder.kind})\n\n"
+        f"Pretrained by headspark on {count} scans from {', '.join(_sources(state['corpus']))}, without labels, by "
+        f"masked modelling (SparK): {_percent(recipe.ratio)} of each cube was hidden and a decoder filled it in. "
+        f"Step {step} of {recipe.train.steps}."
+    )
+
+
+def _loading(recipe: Recipe, corpus: Mapping[str, Any]) -> str:
+    norms = sorted(set(corpus["mri_norms"].values()))
+    return f"""## Load it
+
+```python
+from headspark import Encoder
+
+encoder = Encoder.from_pretrained("THIS_REPOSITORY_OR_FOLDER")
+maps = encoder(x_BCDHW)  # {recipe.encoder.in_channels} channels; one map a stage, finest first
+```
+
+`encoder.strides` are {list(recipe.encoder.cumulative_strides)}, `encoder.channels` {list(recipe.encoder.features)}.
+Scans go in RAS at {" x ".join(f"{mm:g}" for mm in corpus["spacing_mm"])} mm: CT as the windows
+{", ".join(recipe.data.ct_windows)} in [-1, 1], MRI normalised ({", ".join(norms)}) and copied into every channel.
+`headspark.channels.to_network_input` does both; `encoder.preprocessing` holds the same facts. Edges must be multiples
+of {recipe.encoder.cumulative_strides[-1]} voxels."""
+
+
+def _corpus(corpus: Mapping[str, Any]) -> str:
+    lines = ["| source | modality | scans | subjects | licence |", "|---|---|---|---|---|"]
+    for group in corpus["groups"]:
+        licence = LICENCES.get(group["source"], ("the collection's own",))[0]
+        lines.append(
+            f"| {group['source']} | {group['modality']} | {group['scans']} | {group['subjects']} | {licence} |"
+        )
+    table = "\n".join(lines)
+    return f"## Corpus\n\n{table}\n\nRefused while harmonizing: {corpus['rejected']} scans."
+
+
+def _training(recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], step: int) -> str:
+    rates = [line["samples_per_second"] for line in metrics if "samples_per_second" in line]
+    losses = [line["loss"] for line in metrics if line.get("loss") is not None]
+    held_out = [line["val_loss"] for line in metrics if "val_loss" in line]
+    facts = {
+        "samples a step": state.get("effective_batch"),
+        "cubes": f"{recipe.data.patch} voxels wide",
+        "hidden": f"{_percent(recipe.ratio)} in blocks of {recipe.mask.block}",
+        "optimizer": f"{recipe.optim.name}, learning rate {recipe.optim.lr:g}, {recipe.optim.schedule}",
+        "precision": "float32" if recipe.train.precision == "no" else recipe.train.precision,
+        "device": state.get("device"),
+        "training loss, first and last line": f"{losses[0]:.4f}, {losses[-1]:.4f}" if losses else None,
+        "held-out loss, first and last": f"{held_out[0]:.4f}, {held_out[-1]:.4f}" if held_out else None,
+        "throughput": f"{median(rates):.2f} cubes a second" if rates else None,
+        "weights": "moving average" if recipe.train.ema is not None else None,
+    }
+    lines = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
+    return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
+
+
+def _provenance(state: Mapping[str, Any]) -> str:
+    libraries = ", ".join(f"{name} {version}" for name, version in state["libraries"].items())
+    return (
+        "## Provenance\n\n"
+        f"Code revision {state['revision'] or 'unknown'}; corpus manifest SHA-256 "
+        f"`{state['corpus']['manifest_sha256']}`; {libraries}.\n\n"
+        "Not a medical device: for research. The licences of the sources hold for what is made from them."
+    )
+
+
+def _sources(corpus: Mapping[str, Any]) -> list[str]:
+    return sorted({group["source"] for group in corpus["groups"]})
+
+
+def _percent(ratio: tuple[float, float]) -> str:
+    low, high = ratio
+    return f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
