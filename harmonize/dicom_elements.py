@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import struct
+import warnings
 import zlib
 from typing import BinaryIO
 
@@ -27,9 +28,9 @@ PARSER_FAULTS = (
 )  # fmt: skip
 """What pydicom is known to raise on damaged files."""
 
-# What pydicom says about odd values quotes them, and a header's values are patient text.
+# What pydicom says about odd values quotes them, and a header's values are patient text; faults become rejections.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-logging.getLogger("pydicom").setLevel(logging.ERROR)
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
 _PREAMBLE = 128
@@ -137,7 +138,9 @@ def read_elements(stream: BinaryIO) -> tuple[Elements, Elements]:
     if not looks_like_dicom(stream):
         raise Rejection(Reason.UNREADABLE, "not a DICOM file")
     try:
-        dataset = dcmread(stream, stop_before_pixels=True, force=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = dcmread(stream, stop_before_pixels=True, force=True)
         if not len(dataset):
             raise Rejection(Reason.UNREADABLE, "a DICOM file without content")
         return Elements(getattr(dataset, "file_meta", Dataset())), Elements(dataset)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harmonize import dicom_kinds, dicom_mosaic
+from harmonize.dicom_decode import PixelLayout, count_frames
 from harmonize.dicom_elements import Elements, read_elements
-from harmonize.dicom_pixels import PixelLayout, count_frames
 from harmonize.errors import Reason, Rejection
 
 MAX_FRAMES = 20_000

@@ -1,111 +1,28 @@
-"""Read stored DICOM pixels and turn them into values: Hounsfield units, activity, or an MR signal.
-
-Uncompressed pixels are read straight from the file; compressed ones are decoded by openjpeg, an RLE and a JPEG-LS
-codec where these are faster, and otherwise by GDCM.
-"""
+"""Turn stored DICOM pixels into values: Hounsfield units, activity, or an MR signal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread, uid
-from pydicom.encaps import parse_basic_offsets, parse_fragments
-from pydicom.pixels import pixel_array
 
-from harmonize.dicom_elements import PARSER_FAULTS
-from harmonize.dicom_mosaic import cut_tiles, tiles_across
+from harmonize.dicom_decode import PixelLayout, check_layout, stored_pictures
+from harmonize.dicom_mosaic import tiles_across
 from harmonize.errors import Reason, Rejection
 
 AIR_HU = -1024
 """Least value of a CT in the corpus: what lies outside the field of view, and nothing physical is below."""
-MAX_HU = 32767
 
 TISSUE_HU = (-900.0, 3000.0)
 """A padding value inside this range would blot out tissue, so it is not believed."""
 
 MAX_VOXELS = 2**30
 """Refused before anything is allocated: 1024 x 1024 x 1024, twice the largest head CT in use."""
-
-_PIXEL_DATA = 0x7FE00010
-_UNDEFINED_LENGTH = 0xFFFFFFFF
-_LONG_VALUE_REPRESENTATIONS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
-
-_DECODERS: dict[str, tuple[str, ...]] = {
-    uid.RLELossless: ("pylibjpeg", "pydicom"),
-    uid.JPEG2000Lossless: ("pylibjpeg", "gdcm"),
-    uid.JPEG2000: ("pylibjpeg", "gdcm"),
-    uid.HTJ2KLossless: ("pylibjpeg",),
-    uid.HTJ2KLosslessRPCL: ("pylibjpeg",),
-    uid.HTJ2K: ("pylibjpeg",),
-    uid.JPEGLSLossless: ("pyjpegls", "gdcm"),
-    uid.JPEGLSNearLossless: ("pyjpegls", "gdcm"),
-    uid.JPEGLosslessSV1: ("gdcm",),
-    uid.JPEGLossless: ("gdcm",),
-    uid.JPEGExtended12Bit: ("gdcm",),
-    uid.JPEGBaseline8Bit: ("gdcm",),
-}
-_IMPLICIT_GE = "1.2.840.113619.5.2"
-"""GE's private syntax: little-endian header, big-endian pixels."""
-_NATIVE = ("", uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, _IMPLICIT_GE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PixelLayout:
-    """How the pixels of a file are stored.
-
-    Attributes:
-        transfer_syntax: UID; empty for a file without meta information.
-        offset: Where the pixel data element begins in the file.
-        rows: Rows of the stored picture.
-        columns: Columns of the stored picture.
-        frames: Pictures in the file.
-        bits_allocated: 8, 16 or 32.
-        bits_stored: Bits that belong to the pixel.
-        high_bit: Place of the highest of them.
-        signed: Two's complement.
-        samples: 1 for grey.
-        padding: (value, limit) of PixelPaddingValue and -RangeLimit, or None.
-        has_lookup_table: There is a modality lookup table instead of a slope.
-        tiles: Slices tiled in each stored picture (Siemens mosaic).
-    """
-
-    transfer_syntax: str
-    offset: int
-    rows: int
-    columns: int
-    frames: int
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    signed: bool
-    samples: int
-    padding: tuple[float, float] | None
-    has_lookup_table: bool
-    tiles: int = 1
-
-    @property
-    def picture_bytes(self) -> int:
-        """Bytes of one uncompressed picture."""
-        return self.rows * self.columns * self.bits_allocated // 8
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the stored pixels in the file."""
-        order = ">" if self.transfer_syntax in (uid.ExplicitVRBigEndian, _IMPLICIT_GE) else "<"
-        return np.dtype(f"{order}{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
-
-    @property
-    def stored_range(self) -> tuple[int, int]:
-        """Least and greatest value that `bits_stored` can hold."""
-        if self.signed:
-            return -(1 << (self.bits_stored - 1)), (1 << (self.bits_stored - 1)) - 1
-        return 0, (1 << self.bits_stored) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,48 +34,6 @@ class Picture:
     index: int
     slope: float
     intercept: float
-
-
-def check_layout(layout: PixelLayout) -> None:
-    """Refuse what cannot be read as a grey picture.
-
-    Raises:
-        Rejection: Colour, odd bit depths, lookup tables, unknown encodings.
-    """
-    if layout.samples != 1:
-        raise Rejection(Reason.DERIVED, "a colour picture")
-    if layout.bits_allocated not in (8, 16, 32):
-        raise Rejection(Reason.UNSUPPORTED_ENCODING, f"{layout.bits_allocated} bits for each pixel")
-    if not 0 < layout.bits_stored <= layout.bits_allocated or not (
-        layout.bits_stored - 1 <= layout.high_bit < layout.bits_allocated
-    ):
-        raise Rejection(Reason.UNSUPPORTED_ENCODING, "contradictory bit depths")
-    if layout.has_lookup_table:
-        raise Rejection(Reason.UNSUPPORTED_ENCODING, "values behind a modality lookup table")
-
-
-def count_frames(stream: BinaryIO, layout: PixelLayout) -> PixelLayout:
-    """Count the frames of a multi-frame file that lost its NumberOfFrames, from the length of its pixel data.
-
-    Args:
-        stream: The file.
-        layout: Its layout with ``frames=1``.
-
-    Returns:
-        The layout with the true number of frames; unchanged where it cannot be told.
-    """
-    stream.seek(layout.offset)
-    length = _pixel_data_length(stream, layout)
-    if length is None or not layout.picture_bytes:
-        return layout
-    if length != _UNDEFINED_LENGTH:
-        return replace(layout, frames=max(1, length // layout.picture_bytes))
-    try:
-        offsets = parse_basic_offsets(stream)
-        fragments, _ = parse_fragments(stream)
-    except PARSER_FAULTS:
-        return layout
-    return replace(layout, frames=max(1, len(offsets) or fragments))
 
 
 def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[Any], list[str]]:
@@ -192,7 +67,8 @@ def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[
     dtype = _result_dtype(pictures, modality)
     voxels_ZYX = np.empty(shape, dtype)
     padded = distrusted = 0
-    for out, picture, stored in zip(voxels_ZYX, pictures, _stored_pictures(pictures), strict=True):
+    stored_ones = stored_pictures((picture.path, picture.layout, picture.index) for picture in pictures)
+    for out, picture, stored in zip(voxels_ZYX, pictures, stored_ones, strict=True):
         if stored.shape != out.shape:
             raise Rejection(Reason.TRUNCATED, "a picture is smaller than its header says")
         padding = _padding_mask(stored, picture)
@@ -278,128 +154,3 @@ def _wrapped(value: float, layout: PixelLayout) -> float:
     if value < low and value + whole <= high:
         return value + whole
     return value
-
-
-def _stored_pictures(pictures: Sequence[Picture]) -> Iterator[NDArray[Any]]:
-    """Yield the stored pixels of each picture; the array may be reused for the next one."""
-    reader: Callable[[int], NDArray[Any]] | None = None
-    path: Path | None = None
-    scratch: NDArray[Any] | None = None
-    for picture in pictures:
-        layout = picture.layout
-        if layout.transfer_syntax in _NATIVE and layout.tiles == 1:
-            if scratch is None or scratch.dtype != layout.dtype or scratch.shape != (layout.rows, layout.columns):
-                scratch = np.empty((layout.rows, layout.columns), layout.dtype)
-            _read_native(picture.path, layout, picture.index, scratch)
-            yield _clean_bits(scratch, layout)
-            continue
-        if reader is None or path != picture.path:
-            reader, path = _open_whole(picture.path, layout), picture.path
-        yield reader(picture.index)
-
-
-def _open_whole(path: Path, layout: PixelLayout) -> Callable[[int], NDArray[Any]]:
-    if layout.transfer_syntax in _NATIVE:
-        whole = np.empty((layout.rows, layout.columns), layout.dtype)
-        _read_native(path, layout, 0, whole)
-        pictures = whole[None]
-    else:
-        pictures = _decode(path, layout)
-    pictures = _clean_bits(pictures, layout)
-    stack = cut_tiles(pictures[0], layout.tiles) if layout.tiles > 1 else pictures
-    return lambda index: stack[index]
-
-
-def _read_native(path: Path, layout: PixelLayout, index: int, out: NDArray[Any]) -> None:
-    with path.open("rb") as stream:
-        stream.seek(layout.offset)
-        length = _pixel_data_length(stream, layout)
-        if length is None:
-            raise Rejection(Reason.TRUNCATED, "a file has no pixels")
-        if length == _UNDEFINED_LENGTH:
-            raise Rejection(Reason.UNSUPPORTED_ENCODING, "compressed pixels in a file that says it is uncompressed")
-        if length < (index + 1) * layout.picture_bytes:
-            raise Rejection(Reason.TRUNCATED, "a file has fewer pixels than its header says")
-        stream.seek(index * layout.picture_bytes, 1)
-        if stream.readinto(out.data.cast("B")) != layout.picture_bytes:  # type: ignore[attr-defined]
-            raise Rejection(Reason.TRUNCATED, "a file ends before its last pixel")
-
-
-def _pixel_data_length(stream: BinaryIO, layout: PixelLayout) -> int | None:
-    """Read the head of the pixel data element; None where the stream does not stand before one."""
-    order = "big" if layout.transfer_syntax == uid.ExplicitVRBigEndian else "little"
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    group, element = int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)  # type: ignore[arg-type]
-    if (group << 16 | element) != _PIXEL_DATA:
-        return None
-    if head[4:6] in _LONG_VALUE_REPRESENTATIONS:
-        return int.from_bytes(stream.read(4), order)  # type: ignore[arg-type]
-    return int.from_bytes(head[4:], order)  # type: ignore[arg-type]
-
-
-def _decode(path: Path, layout: PixelLayout) -> NDArray[Any]:
-    """Decode compressed pixels, shape (frames, rows, columns)."""
-    try:
-        dataset = dcmread(path, force=True)
-        dataset.NumberOfFrames = layout.frames
-    except PARSER_FAULTS as error:
-        raise Rejection(Reason.UNREADABLE, "a file cannot be parsed to its end") from error
-    if "PixelData" not in dataset:
-        raise Rejection(Reason.TRUNCATED, "a file has no pixels")
-    if layout.transfer_syntax == uid.DeflatedExplicitVRLittleEndian:
-        return _from_bytes(dataset.PixelData, layout)
-    fault: Exception | None = None
-    for plugin in _DECODERS.get(layout.transfer_syntax, ()):
-        try:
-            decoded = pixel_array(dataset, raw=True, decoding_plugin=plugin)
-            return decoded.reshape(layout.frames, layout.rows, layout.columns)
-        except (RuntimeError, *PARSER_FAULTS) as error:
-            fault = error
-    decoded_by_gdcm = _decode_with_gdcm(path, layout)
-    if decoded_by_gdcm is not None:
-        return decoded_by_gdcm
-    if fault is None:
-        raise Rejection(Reason.UNSUPPORTED_ENCODING, "a pixel encoding that no decoder knows")
-    raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short") from fault
-
-
-def _decode_with_gdcm(path: Path, layout: PixelLayout) -> NDArray[Any] | None:
-    """Let GDCM read the whole file, for syntaxes that pydicom does not know; None where GDCM cannot either."""
-    import gdcm  # slow to load, and needed by rare files only
-
-    gdcm.Trace.WarningOff()
-    gdcm.Trace.ErrorOff()
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    if not reader.Read():
-        return None
-    image = reader.GetImage()
-    expected = layout.frames * layout.picture_bytes
-    if image.GetBufferLength() != expected:
-        return None
-    content = image.GetBuffer().encode("utf-8", errors="surrogateescape")
-    native = replace(layout, transfer_syntax=uid.ExplicitVRLittleEndian)
-    return _from_bytes(content, native) if len(content) == expected else None
-
-
-def _from_bytes(content: bytes, layout: PixelLayout) -> NDArray[Any]:
-    wanted = layout.frames * layout.picture_bytes
-    if len(content) < wanted:
-        raise Rejection(Reason.TRUNCATED, "a file has fewer pixels than its header says")
-    return np.frombuffer(content[:wanted], layout.dtype).reshape(layout.frames, layout.rows, layout.columns)
-
-
-def _clean_bits(stored: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
-    """Native byte order, and only the bits that belong to the pixel, with their sign."""
-    if not stored.dtype.isnative:
-        stored = stored.astype(stored.dtype.newbyteorder("="))
-    if layout.bits_stored == layout.bits_allocated:
-        return stored
-    integers = stored.astype(np.int64) if stored.dtype.kind == "f" else stored
-    shift = layout.high_bit + 1 - layout.bits_stored
-    if not layout.signed:
-        return (integers >> shift) & integers.dtype.type((1 << layout.bits_stored) - 1)
-    to_top = layout.bits_allocated - 1 - layout.high_bit
-    return (integers << to_top) >> (layout.bits_allocated - layout.bits_stored)

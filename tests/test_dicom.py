@@ -80,7 +80,7 @@ def refusals(folder, **rules):
     return {volume.refusal[0] for volume in volumes(folder, **rules) if volume.refusal}
 
 
-# --- places -----------------------------------------------------------------------------------------------------------
+# --- places
 
 
 @st.composite
@@ -95,11 +95,12 @@ def series(draw):
         turn = turn @ step
     count = draw(st.integers(4, 9))
     if draw(st.booleans()):
-        gaps = draw(st.lists(st.floats(0.4, 9.0), min_size=count, max_size=count))
+        gaps = draw(st.lists(st.floats(2.0, 7.0), min_size=count, max_size=count))
     else:
-        gaps = [draw(st.floats(0.4, 6.0))] * count
+        step = draw(st.floats(0.4, 6.0))
+        gaps = [step] * count
         for lost in draw(st.lists(st.integers(0, count - 1), max_size=2)):
-            gaps[lost] += gaps[0]
+            gaps[lost] += step
     shear = np.tan(np.radians([draw(st.floats(-30, 30)), draw(st.floats(-30, 30))]))
     advance = turn[0] * shear[0] + turn[1] * shear[1] + turn[2]
     start = np.array([draw(st.floats(-200, 200)) for _ in range(3)])
@@ -210,7 +211,7 @@ def test_classic_multiframe_with_one_position_is_refused(tmp_path):
     assert refusals(tmp_path) == {Reason.MISSING_METADATA}
 
 
-# --- which pictures make a volume ---------------------------------------------------------------------------------------
+# --- which pictures make a volume
 
 
 @pytest.mark.parametrize(
