@@ -1,0 +1,43 @@
+"""Local processes: every task answered, a dead process takes only its own task with it."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from harmonize import pool
+
+DIE = "__import__('os').kill(__import__('os').getpid(), 9)"
+
+
+def test_every_task_is_answered() -> None:
+    tasks = [f"{number} * {number}" for number in range(9)]
+    assert dict(pool.run(eval, tasks, workers=2)) == {task: eval(task) for task in tasks}
+
+
+def test_a_killed_process_takes_only_its_own_task_with_it() -> None:
+    tasks = ["1 + 1", DIE, "2 + 2", "3 + 3"]
+    found = dict(pool.run(eval, tasks, workers=2))
+    assert found == {"1 + 1": 2, "2 + 2": 4, "3 + 3": 6, DIE: pool.Died(-signal.SIGKILL)}
+
+
+def test_a_task_is_tried_once_more_after_its_process_was_killed(tmp_path) -> None:
+    seen = tmp_path / "seen"
+    # The first attempt leaves a mark and dies, the second finds the mark.
+    task = f"7 if __import__('pathlib').Path({str(seen)!r}).exists() else (open({str(seen)!r}, 'w').close(), {DIE})"
+    assert dict(pool.run(eval, [task], workers=1)) == {task: 7}
+
+
+def test_an_error_that_ends_the_run_reaches_the_caller() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(pool.run(eval, ["1 / 0"], workers=1))
+
+
+def test_each_process_has_one_thread_for_its_libraries() -> None:
+    task = "__import__('os').environ['OMP_NUM_THREADS']"
+    assert dict(pool.run(eval, [task], workers=1)) == {task: "1"}
+
+
+def test_no_workers_means_this_process_in_order() -> None:
+    assert list(pool.run(len, ["a", "bb"], workers=0)) == [("a", 1), ("bb", 2)]

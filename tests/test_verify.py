@@ -1,0 +1,173 @@
+"""verify finds each way in which a corpus can be wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from harmonize import engine
+from harmonize.corpus import SCAN_SCHEMA, Corpus, read_volume, write_volume
+from harmonize.files import sha256_of
+from harmonize.settings import Settings
+from harmonize.verify import verify
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("verify")
+    voxels = np.full((16, 16, 12), 5, dtype=np.float32)
+    voxels[4:12, 4:12, 3:9] = np.random.default_rng(0).normal(200, 30, (8, 8, 6))
+    outside = np.ones(voxels.shape, dtype=np.uint8)
+    outside[4:12, 4:12, 3:9] = 0
+    folder = base / "raw/OpenMind/ds000001/sub-01/anat"
+    (folder / "sub-01_T1w__Data").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(voxels, np.diag([4.0, 4, 4, 1])), folder / "sub-01_T1w.nii.gz")
+    nib.save(nib.Nifti1Image(voxels, np.diag([4.0, 4, 4, 1])), folder / "sub-01_T2w.nii.gz")
+    nib.save(nib.Nifti1Image(outside, np.diag([4.0, 4, 4, 1])), folder / "sub-01_T1w__Data/fb_mask.nii.gz")
+    engine.run("openmind", base / "raw", base / "corpus", Settings(spacing=(4.0, 4.0, 4.0)), workers=0)
+    return base / "corpus"
+
+
+@pytest.fixture
+def corpus(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "corpus")
+    return tmp_path / "corpus"
+
+
+def rows_of(corpus: Path) -> pd.DataFrame:
+    return Corpus.open(corpus).scans
+
+
+def rewrite(corpus: Path, rows: list[dict[str, object]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCAN_SCHEMA), corpus / "metadata.parquet")
+
+
+def edit(corpus: Path, change: Callable[[dict[str, object]], None]) -> None:
+    rows = pq.read_table(corpus / "metadata.parquet").to_pylist()
+    change(rows[0])
+    rewrite(corpus, rows)
+
+
+def replace_image(corpus: Path, write: Callable[[Path], None]) -> None:
+    """Write another image and let the manifest name its hash, so that only the content is wrong."""
+    path = corpus / rows_of(corpus).iloc[0]["image_file_name"]
+    write(path)
+    edit(corpus, lambda row: row.update(sha256=sha256_of(path)))
+
+
+def test_a_whole_corpus_has_no_faults(corpus: Path) -> None:
+    assert verify(corpus) == []
+    assert verify(corpus, workers=2) == []
+
+
+def test_a_missing_image_and_a_missing_mask_are_found(corpus: Path) -> None:
+    masked = rows_of(corpus).dropna(subset=["mask_file_name"]).iloc[0]
+    (corpus / masked["mask_file_name"]).unlink()
+    (corpus / masked["image_file_name"]).unlink()
+    assert sum("missing" in fault for fault in verify(corpus)) == 2
+
+
+def test_a_file_without_a_row_is_found(corpus: Path) -> None:
+    rows = pq.read_table(corpus / "metadata.parquet").to_pylist()
+    rewrite(corpus, rows[:1])
+    assert any("has no row" in fault for fault in verify(corpus))
+
+
+def test_a_row_that_stands_twice_is_found(corpus: Path) -> None:
+    rows = pq.read_table(corpus / "metadata.parquet").to_pylist()
+    rewrite(corpus, [*rows, rows[0]])
+    assert any("2 rows" in fault for fault in verify(corpus))
+
+
+def test_what_a_killed_run_left_is_found(corpus: Path) -> None:
+    (corpus / "images/.tmp-7-x.nii.gz").write_bytes(b"half")
+    assert any("killed run" in fault for fault in verify(corpus))
+
+
+def test_a_changed_byte_is_found(corpus: Path) -> None:
+    path = corpus / rows_of(corpus).iloc[0]["image_file_name"]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert any("hash" in fault for fault in verify(corpus))
+
+
+def test_a_cut_file_is_found(corpus: Path) -> None:
+    replace_image(corpus, lambda path: path.write_bytes(path.read_bytes()[:-30]) and None)
+    assert any("cannot be read" in fault for fault in verify(corpus))
+
+
+def test_another_voxel_type_is_found(corpus: Path) -> None:
+    def as_bytes(path: Path) -> None:
+        volume = read_volume(path)
+        write_volume(path, volume.stored_XYZ.astype(np.uint8), affine=volume.affine)
+
+    replace_image(corpus, as_bytes)
+    assert any("uint8 instead of int16" in fault for fault in verify(corpus))
+
+
+def test_another_orientation_or_spacing_is_found(corpus: Path) -> None:
+    def flipped(path: Path) -> None:
+        volume = read_volume(path)
+        write_volume(path, volume.stored_XYZ, affine=np.diag([-4.0, 4, 4, 1]) @ np.eye(4))
+
+    replace_image(corpus, flipped)
+    assert any("not RAS" in fault for fault in verify(corpus))
+
+
+def test_qform_and_sform_that_differ_are_found(corpus: Path) -> None:
+    def disagree(path: Path) -> None:
+        image = nib.load(path)
+        image = nib.Nifti1Image(np.asanyarray(image.dataobj).astype(np.int16), image.affine)
+        image.set_sform(image.affine, 1)
+        image.set_qform(np.diag([4.0, 4, 4, 1]) + np.eye(4, k=3) * 9, 1)
+        nib.save(image, path)
+
+    replace_image(corpus, disagree)
+    assert any("qform and sform differ" in fault for fault in verify(corpus))
+
+
+def test_text_in_a_header_is_found(corpus: Path) -> None:
+    def signed(path: Path) -> None:
+        image = nib.load(path)
+        image = nib.Nifti1Image(np.asanyarray(image.dataobj).astype(np.int16), image.affine)
+        image.set_sform(image.affine, 1)
+        image.set_qform(image.affine, 1)
+        image.header["descrip"] = b"DOE^JANE"
+        nib.save(image, path)
+
+    replace_image(corpus, signed)
+    assert any("carries text" in fault for fault in verify(corpus))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"shape": [1, 2, 3]}, "shape"),
+        ({"spacing": [1.0, 1.0, 1.0]}, "spacing"),
+        ({"foreground_box": [0, 999, 0, 1, 0, 1]}, "foreground box"),
+        ({"unit": "HU"}, "Hounsfield"),
+    ],
+)
+def test_a_manifest_that_says_otherwise_than_the_file_is_found(
+    corpus: Path, change: dict[str, object], fault: str
+) -> None:
+    edit(corpus, lambda row: row.update(change))
+    assert any(fault in line for line in verify(corpus))
+
+
+def test_a_mask_of_another_shape_is_found(corpus: Path) -> None:
+    rows = pq.read_table(corpus / "metadata.parquet").to_pylist()
+    row = next(row for row in rows if row["mask_file_name"])
+    path = corpus / row["mask_file_name"]
+    row["mask_sha256"] = write_volume(path, np.zeros((3, 3, 3), dtype=np.uint8), affine=np.diag([4.0, 4, 4, 1]))
+    rewrite(corpus, rows)
+    assert any("image's shape" in fault for fault in verify(corpus))
