@@ -1,0 +1,128 @@
+"""The harmonize command: exit codes, one-line errors, and the whole way from phantom to verify."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from harmonize.cli import main
+from harmonize.corpus import Corpus
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """One good scan and one that is cut."""
+    folder = tmp_path / "raw/OpenMind/ds000001/sub-01/anat"
+    folder.mkdir(parents=True)
+    voxels = np.full((16, 16, 12), 5, dtype=np.float32)
+    voxels[4:12, 4:12, 3:9] = np.random.default_rng(0).normal(200, 30, (8, 8, 6))
+    for name in ("sub-01_T1w.nii.gz", "sub-01_T2w.nii.gz"):
+        nib.save(nib.Nifti1Image(voxels, np.diag([4.0, 4, 4, 1])), folder / name)
+    cut = folder / "sub-01_T2w.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:900])
+    return tmp_path / "raw"
+
+
+def call(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def harmonize(raw: Path, out: Path, *more: object) -> int:
+    return call("openmind", raw, "--out", out, "--spacing", "4", "--workers", "0", *more)
+
+
+def test_rejected_scans_are_listed_and_the_exit_code_is_0(raw: Path, tmp_path: Path, capsys) -> None:
+    assert harmonize(raw, tmp_path / "corpus") == 0
+    said = capsys.readouterr()
+    counts = dict(line.split(maxsplit=1) for line in said.out.splitlines())
+    assert (counts["accepted"], counts["rejected"], counts["truncated"]) == ("1", "1", "1")
+    assert "rejected" in said.err
+    assert Corpus.open(tmp_path / "corpus").spacing == (4.0, 4.0, 4.0)
+
+
+def test_strict_makes_a_rejection_a_failure(raw: Path, tmp_path: Path, capsys) -> None:
+    assert harmonize(raw, tmp_path / "corpus", "--strict") == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_nothing_usable_is_a_failure(raw: Path, tmp_path: Path, capsys) -> None:
+    (raw / "OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz").unlink()
+    assert harmonize(raw, tmp_path / "corpus") == 1
+    assert "no usable scan" in capsys.readouterr().err
+
+
+def test_verify_says_whole_or_names_the_faults(raw: Path, tmp_path: Path, capsys) -> None:
+    harmonize(raw, tmp_path / "corpus")
+    assert call("verify", tmp_path / "corpus") == 0
+    assert "whole" in capsys.readouterr().out
+    next((tmp_path / "corpus/images").rglob("*.gz")).unlink()
+    assert call("verify", tmp_path / "corpus") == 1
+    assert "missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["openmind", "RAW", "--out", "X", "--spacng", "2"], "--spacng: unknown option; did you mean --spacing?"),
+        (["opnmind", "RAW"], "opnmind: unknown command; did you mean openmind?"),
+        (["openmind", "RAW"], "--out"),
+        (["openmind", "RAW", "--out", "X", "--spacing", "a"], "--spacing a"),
+        (["openmind", "RAW", "--out", "X", "--spacing", "-1"], "--spacing"),
+        (["openmind", "RAW", "--out", "X", "--shard", "4/4"], "0 to N - 1"),
+        (["openmind", "RAW", "--out", "X", "--mri-norm", "best"], "best"),
+        (["openmind", "RAW", "--out", "X", "--limit", "0"], "--limit"),
+        (["openmind", "RAW", "--out", "X", "--mri-norm", "zscore", "--nyul", "F"], "--nyul"),
+        (["openmind", "/nowhere", "--out", "X"], "/nowhere: no such folder"),
+        (["openmind", "RAW", "more", "--out", "X"], "more: unknown argument"),
+        ([], "harmonize --help"),
+    ],
+)
+def test_wrong_use_is_one_line_and_2(arguments: list[str], said: str, capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RAW").mkdir()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "harmonize", "verify", str(tmp_path), "--debug"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_help_is_quick_because_it_loads_no_heavy_library() -> None:
+    code = (
+        "import sys; from harmonize.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'SimpleITK', 'matplotlib', 'pandas', 'pyarrow', 'nibabel', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_shards_and_merge_make_a_corpus(raw: Path, tmp_path: Path) -> None:
+    for index in range(2):
+        assert harmonize(raw, tmp_path / "corpus", "--shard", f"{index}/2") == 0
+    assert call("merge", tmp_path / "corpus") == 0
+    assert len(Corpus.open(tmp_path / "corpus").scans) == 1
+    assert call("verify", tmp_path / "corpus") == 0
+
+
+def test_all_four_phantoms_go_into_one_corpus_that_verifies(tmp_path: Path) -> None:
+    raw, corpus = tmp_path / "raw", tmp_path / "corpus"
+    assert call("phantom", "--source", "all", "--out", raw, "--scans", "2", "--size", "32", "--seed", "1") == 0
+    for source in ("openmind", "tcia", "deeplesion", "rsna"):
+        assert call(source, raw / source, "--out", corpus, "--spacing", "4", "--workers", "0") == 0
+    assert call("verify", corpus) == 0
+    assert set(Corpus.open(corpus).scans["source"]) == {"openmind", "tcia", "deeplesion", "rsna"}

@@ -1,0 +1,159 @@
+"""DeepLesion: runs of slices, the spacing of each, the head up and the left where it belongs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harmonize.errors import Reason, Rejection, UserError
+from harmonize.sources import deeplesion
+
+HEADER = (
+    "File_name,Patient_index,Study_index,Series_ID,Key_slice_index,Measurement_coordinates,Bounding_boxes,"
+    "Lesion_diameters_Pixel_,Normalized_lesion_location,Coarse_lesion_type,Possibly_noisy,Slice_range,Spacing_mm_px_,"
+    "Image_size,DICOM_windows,Patient_gender,Patient_age,Train_Val_Test"
+)
+
+
+def line(series: str, key: int, first: int, last: int, spacing: str = "0.5, 0.5, 5") -> str:
+    return (
+        f'{series}_{key:03d}.png,1,1,1,{key},"1, 2","1, 2, 3, 4","11.9, 5.1","0.4, 0.2, 0.4",3,0,"{first}, {last}",'
+        f'"{spacing}","512, 512","-175, 275",F,62,3'
+    )
+
+
+def table(root: Path, *lines: str) -> None:
+    (root / "DL_info.csv").write_text("\n".join((HEADER, *lines)) + "\n")
+
+
+def slices(root: Path, series: str, first: int, last: int, hu: np.ndarray | None = None) -> None:
+    folder = root / "Images_png" / series
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((6, 8), 40) if hu is None else hu
+    for number in range(first, last + 1):
+        Image.fromarray((pixels + 32768).astype(np.uint16)).save(folder / f"{number:03d}.png")
+
+
+def spacing_of(ref) -> list[float]:
+    return np.abs(np.diagonal(deeplesion.load(ref).affine)[:3]).tolist()
+
+
+def test_a_run_is_a_volume_in_hounsfield_units(tmp_path: Path) -> None:
+    hu = np.arange(48).reshape(6, 8) * 10 - 100
+    slices(tmp_path, "000001_01_01", 103, 115, hu)
+    table(tmp_path, line("000001_01_01", 109, 103, 115))
+    (ref,) = deeplesion.discover(tmp_path)
+    scan = deeplesion.load(ref)
+    assert ref.public_id == "000001_01_01_103-115"
+    assert scan.voxels_XYZ.shape == (8, 6, 13)
+    assert np.array_equal(scan.voxels_XYZ[:, :, 0], hu.T)
+    assert (scan.age, scan.sex, scan.unit) == (62.0, "F", "HU")
+
+
+def test_rows_go_to_posterior_columns_to_left_and_slices_to_the_feet(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 4)
+    table(tmp_path, line("000001_01_01", 2, 1, 4, "0.5, 0.5, 5"))
+    (ref,) = deeplesion.discover(tmp_path)
+    assert np.array_equal(deeplesion.load(ref).affine, np.diag([-0.5, -0.5, -5, 1]))
+
+
+def test_each_run_of_a_series_has_its_own_spacing(tmp_path: Path) -> None:
+    slices(tmp_path, "003247_02_01", 44, 111)
+    slices(tmp_path, "003247_02_01", 120, 132)
+    table(
+        tmp_path,
+        line("003247_02_01", 80, 44, 111, "0.7, 0.7, 1"),
+        line("003247_02_01", 90, 44, 111, "0.7, 0.7, 1"),
+        line("003247_02_01", 126, 120, 132, "0.7, 0.7, 5"),
+    )
+    first, second = deeplesion.discover(tmp_path)
+    assert (len(first.paths), len(second.paths)) == (68, 13)
+    assert spacing_of(first) == [0.7, 0.7, 1.0]
+    assert spacing_of(second) == [0.7, 0.7, 5.0]
+
+
+def test_touching_runs_of_different_spacing_are_kept_apart(tmp_path: Path) -> None:
+    slices(tmp_path, "000002_01_01", 1, 20)
+    table(tmp_path, line("000002_01_01", 5, 1, 10, "0.7, 0.7, 1"), line("000002_01_01", 15, 11, 20, "0.7, 0.7, 5"))
+    first, second = deeplesion.discover(tmp_path)
+    assert spacing_of(first)[2] == 1
+    assert spacing_of(second)[2] == 5
+
+
+def test_slices_that_two_spacings_claim_are_refused(tmp_path: Path) -> None:
+    slices(tmp_path, "000002_01_01", 1, 10)
+    table(tmp_path, line("000002_01_01", 5, 1, 10, "0.7, 0.7, 1"), line("000002_01_01", 6, 1, 10, "0.7, 0.7, 5"))
+    (ref,) = deeplesion.discover(tmp_path)
+    with pytest.raises(Rejection) as caught:
+        deeplesion.load(ref)
+    assert caught.value.reason == Reason.MIXED_GEOMETRY
+
+
+def test_padding_and_metal_are_clipped_and_counted(tmp_path: Path) -> None:
+    hu = np.full((6, 8), 40)
+    hu[0, 0], hu[0, 1], hu[0, 2] = -2000, 9000, -32768
+    slices(tmp_path, "000001_01_01", 1, 3, hu)
+    table(tmp_path, line("000001_01_01", 2, 1, 3))
+    (ref,) = deeplesion.discover(tmp_path)
+    scan = deeplesion.load(ref)
+    assert scan.voxels_XYZ[:3, 0, 0].tolist() == [-1024, 3071, -1024]
+    assert any(decision.startswith("9 voxels outside") for decision in scan.decisions)
+
+
+def test_slices_without_a_row_are_refused_and_not_lost(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    table(tmp_path)
+    (ref,) = deeplesion.discover(tmp_path)
+    with pytest.raises(Rejection) as caught:
+        deeplesion.load(ref)
+    assert caught.value.reason == Reason.MISSING_METADATA
+
+
+@pytest.mark.parametrize("spacing", ["0, 0.5, 5", "-1, 1, 1", "nan, 1, 1", "1, 1", "a, b, c", ""])
+def test_a_senseless_spacing_is_refused(tmp_path: Path, spacing: str) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    table(tmp_path, line("000001_01_01", 2, 1, 3, spacing))
+    (ref,) = deeplesion.discover(tmp_path)
+    with pytest.raises(Rejection) as caught:
+        deeplesion.load(ref)
+    assert caught.value.reason in {Reason.BAD_GEOMETRY, Reason.MISSING_METADATA}
+
+
+def test_slices_of_different_size_are_refused(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    slices(tmp_path, "000001_01_01", 4, 5, np.zeros((9, 9)))
+    table(tmp_path, line("000001_01_01", 2, 1, 5))
+    (ref,) = deeplesion.discover(tmp_path)
+    with pytest.raises(Rejection) as caught:
+        deeplesion.load(ref)
+    assert caught.value.reason == Reason.MIXED_GEOMETRY
+
+
+def test_damaged_and_shallow_pictures_are_refused(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3, np.random.default_rng(0).integers(-1000, 2000, (60, 80)))
+    table(tmp_path, line("000001_01_01", 2, 1, 3))
+    path = tmp_path / "Images_png/000001_01_01/002.png"
+    whole = path.read_bytes()
+    (ref,) = deeplesion.discover(tmp_path)
+    reasons = []
+    for content in (whole[: len(whole) // 2], b"", b"no picture", None):
+        if content is None:
+            Image.fromarray(np.zeros((60, 80), dtype=np.uint8)).save(path)
+        else:
+            path.write_bytes(content)
+        with pytest.raises(Rejection) as caught:
+            deeplesion.load(ref)
+        reasons.append(caught.value.reason)
+    assert reasons == [Reason.TRUNCATED, Reason.UNREADABLE, Reason.UNREADABLE, Reason.UNSUPPORTED_ENCODING]
+
+
+def test_a_missing_table_or_column_is_named(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    with pytest.raises(UserError, match=r"DL_info\.csv"):
+        list(deeplesion.discover(tmp_path))
+    (tmp_path / "DL_info.csv").write_text("File_name,Slice_range\n")
+    with pytest.raises(UserError, match="Spacing_mm_px_"):
+        list(deeplesion.discover(tmp_path))
