@@ -88,38 +88,49 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
     )
 
 
-def load_bundle(folder: Path) -> tuple[Bundle, AneurysmClassifier]:
-    """Read what `save_bundle` wrote; the model is in eval mode on the CPU.
+def read_bundle(folder: Path) -> Bundle:
+    """Read the configuration that `save_bundle` wrote.
 
     Raises:
         UserError: No finished fine-tuning run there, or a damaged one.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        weights = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder}: no fine-tuned model there ({Path(error.filename or WEIGHTS).name} is missing); "
-            "let finetune.train finish, or give its --out folder",
+            f"{folder}: no fine-tuned model there ({CONFIG} is missing); let finetune.train finish, or give its --out",
             exit_code=2,
         ) from error
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise UserError(f"{folder}: the model's files are damaged ({error}); train again") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / CONFIG}: damaged; train again") from error
     if config.get("schema_version") != SCHEMA_VERSION or config.get("labels") != list(LABELS):
         raise UserError(f"{folder / CONFIG}: written by another version of headspark; train again")
     settings = config["harmonize"]
     x, y, z = settings.pop("spacing")
-    bundle = Bundle(
+    nyul = folder / NYUL if settings["mri_norm"] == "nyul" else None
+    return Bundle(
         encoder=from_plain(EncoderConfig, config["encoder"]),
         head=from_plain(HeadConfig, config["head"]),
         data=from_plain(DataConfig, config["data"]),
-        settings=Settings(
-            spacing=(x, y, z), nyul_folder=folder / NYUL if settings["mri_norm"] == "nyul" else None, **settings
-        ),
+        settings=Settings(spacing=(x, y, z), nyul_folder=nyul, **settings),
     )
+
+
+def load_model(folder: Path, bundle: Bundle) -> AneurysmClassifier:
+    """The trained model, on the CPU and in eval mode.
+
+    Args:
+        folder: As for `read_bundle`.
+        bundle: What that gave.
+
+    Raises:
+        UserError: The weights are absent or damaged.
+    """
     model = AneurysmClassifier(build_encoder(bundle.encoder), bundle.head)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{folder / WEIGHTS}: does not fit {CONFIG}; train again") from error
-    return bundle, model.eval()
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder / WEIGHTS}: missing; train again") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS}: damaged, or of another model; train again") from error
+    return model.eval()

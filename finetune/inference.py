@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.data import DataConfig, RegionStore, network_input
@@ -13,6 +15,9 @@ from harmonize.aneurysm_labels import LABELS, MIRRORED
 
 LEFT_RIGHT = 2
 """Axis of a batch x_BCDHW that runs from left to right: volumes are RAS, so it is the first of the three."""
+
+PREDICTIONS = "predictions.parquet"
+"""The table of a finished run."""
 
 TARGET_PREFIX = "target: "
 """Before a label's name: the column of its truth in predictions.parquet."""
@@ -55,7 +60,12 @@ def predict_cases(model: nn.Module, store: RegionStore, config: DataConfig, devi
     return pd.DataFrame(rows)
 
 
+def targets_and_predictions(predictions: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Truth and probabilities of a table as `predict_cases` makes it, (N, 14) each."""
+    targets = predictions[[f"{TARGET_PREFIX}{label}" for label in LABELS]].to_numpy(dtype=np.int64)
+    return targets, predictions[list(LABELS)].to_numpy(dtype=np.float64)
+
+
 def score_of(predictions: pd.DataFrame) -> Score:
-    """The competition's score of a table as `predict_cases` makes it."""
-    targets = predictions[[f"{TARGET_PREFIX}{label}" for label in LABELS]].to_numpy()
-    return competition_score(targets, predictions[list(LABELS)].to_numpy())
+    """The competition's score of such a table."""
+    return competition_score(*targets_and_predictions(predictions))

@@ -73,7 +73,7 @@ class Recipe:
     Attributes:
         data: What is cut out of the corpus.
         augment: How it is varied.
-        encoder: The network to train from scratch; a pretrained encoder brings its own.
+        scratch: The encoder of a run from scratch; a pretrained one brings its own shape.
         head: What sits on top of it.
         loss: What it is trained to say.
         stages: Which parameters train when, and at which rate.
@@ -82,7 +82,7 @@ class Recipe:
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    scratch: EncoderConfig = field(default_factory=EncoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     stages: tuple[StageConfig, ...] = DEFAULT_STAGES

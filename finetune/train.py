@@ -23,7 +23,7 @@ from torch.optim import AdamW, Optimizer
 import headspark
 from finetune.bundle import Bundle, save_bundle, settings_of
 from finetune.data import Batch, DataConfig, RegionStore, TrainingSamples, training_batches
-from finetune.inference import predict_cases, score_of
+from finetune.inference import PREDICTIONS, predict_cases, score_of
 from finetune.losses import finetune_loss
 from finetune.metrics import Score
 from finetune.model import AneurysmClassifier
@@ -41,7 +41,6 @@ from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.data import Plan
 from headspark.encoder import EncoderConfig, build_encoder
 
-PREDICTIONS = "predictions.parquet"
 CHECKPOINTS = "checkpoints"
 
 
@@ -242,7 +241,7 @@ def make_trainer(recipe: Recipe, accelerator: Accelerator, encoder_folder: str |
     torch.manual_seed(recipe.train.seed)
     data = recipe.data
     if encoder_folder is None:
-        encoder = build_encoder(recipe.encoder)
+        encoder = build_encoder(recipe.scratch)
     else:
         encoder = headspark.Encoder.from_pretrained(encoder_folder)
         data = replace(data, ct_windows=tuple(encoder.preprocessing["ct_windows"]))

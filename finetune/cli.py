@@ -1,0 +1,63 @@
+"""The console script ``finetune``: predict a series, draw a run's report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harmonize.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; an error is one line on standard error."""
+    options = _parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except UserError as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from finetune.predict import Predictor
+
+    print(json.dumps(Predictor(options.model)(options.series), indent=2))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from finetune.report import write_report
+    from harmonize.corpus import Corpus
+
+    print(write_report(options.model, None if options.corpus is None else Corpus.open(options.corpus)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = argparse.ArgumentParser(
+        prog="finetune",
+        description="Use a model that `accelerate launch -m finetune.train` made.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    predict = commands.add_parser(
+        "predict", parents=[common], help="14 probabilities of a series, as JSON in the competition's order"
+    )
+    predict.add_argument("model", type=Path, metavar="FT", help="folder of a finished run")
+    predict.add_argument("series", type=Path, metavar="SERIES_FOLDER", help="folder of one DICOM series")
+    predict.set_defaults(run=_predict)
+    report = commands.add_parser("report", parents=[common], help="draw the run's report.html again")
+    report.add_argument("model", type=Path, metavar="FT", help="folder of a finished run")
+    report.add_argument("--corpus", type=Path, help="the corpus it was trained on, for pictures")
+    report.set_defaults(run=_report)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

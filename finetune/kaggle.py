@@ -1,0 +1,81 @@
+"""The competition's inference server around a fine-tuned model.
+
+In the competition's notebook::
+
+    from finetune.kaggle import serve
+    serve("/kaggle/input/my-model")
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from finetune.inference import PREDICTIONS
+from finetune.predict import Predictor
+from harmonize.aneurysm_labels import LABELS
+
+RERUN = "KAGGLE_IS_COMPETITION_RERUN"
+"""Set by Kaggle where the hidden test set is scored; unset where the notebook is only tried."""
+
+NO_OPINION = 0.5
+
+
+def serve(folder: str | Path) -> None:
+    """Answer the competition's gateway until it is done.
+
+    Args:
+        folder: Of a finished `finetune.train` run. It is loaded before the server starts, which has 15 minutes.
+    """
+    # Kaggle puts this package beside the competition's data; it is nowhere else.
+    import kaggle_evaluation.rsna_inference_server as gateway
+
+    server = gateway.RSNAInferenceServer(make_predict(Path(folder)))
+    if os.getenv(RERUN):
+        server.serve()
+    else:
+        server.run_local_gateway()
+
+
+def make_predict(folder: Path) -> Callable[[str], Any]:
+    """The function that the gateway calls: a series' folder in, a frame of one row and 14 columns out."""
+    predictor = Predictor(folder)
+    default = default_row(folder)
+
+    def predict(series_path: str) -> Any:
+        began = time.monotonic()
+        try:
+            row: Mapping[str, float] = predictor(Path(series_path))
+        # One series that fails would void the whole submission, so here alone every fault becomes a row.
+        except Exception as error:
+            print(f"{series_path}: {type(error).__name__}: {error}; answered with the default row", file=sys.stderr)
+            row = default
+        print(f"{series_path}: {time.monotonic() - began:.1f} s", file=sys.stderr)
+        return one_row(row)
+
+    return predict
+
+
+def default_row(folder: Path) -> dict[str, float]:
+    """The median prediction of each label on the held-out fold: it moves a failed series neither up nor down."""
+    file = folder / PREDICTIONS
+    if not file.exists():
+        return dict.fromkeys(LABELS, NO_OPINION)
+    medians = pd.read_parquet(file)[list(LABELS)].median()
+    return {label: float(medians[label]) for label in LABELS}
+
+
+def one_row(probabilities: Mapping[str, float]) -> Any:
+    """A frame of one row: polars' where that is installed, as it is on Kaggle, else pandas'."""
+    columns = {label: [float(probabilities[label])] for label in LABELS}
+    try:
+        import polars
+    except ImportError:
+        return pd.DataFrame(columns)
+    return polars.DataFrame(columns)

@@ -1,0 +1,176 @@
+"""Patches: exact voxels upright, swapped sides in the mirror, points that move with the image, targets in their cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.losses import IGNORE
+from finetune.patches import MIRROR, AugmentConfig, Patch, Pose, Region, cut_region, draw_pose, pose_patch
+from finetune.targets import cell_targets, is_located
+from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
+from harmonize.corpus import Volume
+from harmonize.errors import UserError
+from harmonize.scan import ARBITRARY, HU, Point
+
+SHAPE = (21, 24, 30)
+PATCH = (16, 16, 16)
+LEFT_MCA, RIGHT_MCA = LOCATIONS.index("Left Middle Cerebral Artery"), LOCATIONS.index("Right Middle Cerebral Artery")
+BLOB_MM = (-7.5, 6.0, 33.0)
+"""A place inside the patch, left of the middle."""
+
+
+def affine(spacing: float = 3.0) -> np.ndarray:
+    matrix = np.diag([spacing, spacing, spacing, 1.0])
+    matrix[:3, 3] = (-31.5, -33.0, -9.0)
+    return matrix
+
+
+def blob_volume(spacing: float = 3.0) -> Volume:
+    """Air with one bright voxel at `BLOB_MM`."""
+    voxels = np.full(SHAPE, -1000, dtype=np.int16)
+    index = tuple(np.rint(np.linalg.inv(affine(spacing)) @ (*BLOB_MM, 1))[:3].astype(int))
+    voxels[index] = 1000
+    return Volume(stored_XYZ=voxels, slope=1.0, inter=0.0, affine=affine(spacing))
+
+
+def blob_region(patch: tuple[int, int, int] = PATCH, *, spacing: float | None = None, mask: bool = True) -> Region:
+    volume = blob_volume()
+    vessels = np.where(volume.stored_XYZ > 0, MASK_VALUES[LEFT_MCA], 0).astype(np.uint8)
+    labels = [int(label in (LOCATIONS[LEFT_MCA], LABELS[-1])) for label in LABELS]
+    return cut_region(
+        volume,
+        patch,
+        spacing=spacing,
+        unit=HU,
+        foreground_box=(0, SHAPE[0], 0, SHAPE[1], 0, SHAPE[2]),
+        vessels=Volume(stored_XYZ=vessels, slope=1.0, inter=0.0, affine=volume.affine) if mask else None,
+        points=[Point(label=LOCATIONS[LEFT_MCA], xyz_mm=BLOB_MM)],
+        labels=labels,
+    )
+
+
+def brightest(patch: Patch) -> np.ndarray:
+    return np.array(np.unravel_index(int(patch.values_XYZ.argmax()), tuple(patch.values_XYZ.shape)))
+
+
+def test_an_upright_patch_holds_the_voxels_of_the_corpus() -> None:
+    noise = np.random.default_rng(0).integers(-1000, 2000, SHAPE).astype(np.int16)
+    volume = Volume(stored_XYZ=noise, slope=0.5, inter=3.0, affine=affine())
+    region = cut_region(volume, PATCH, spacing=None, unit=ARBITRARY, foreground_box=(2, 20, 4, 22, 6, 20))
+    patch = pose_patch(region, PATCH)
+    corner = (3, 5, 5)
+    inside = tuple(slice(c, c + n) for c, n in zip(corner, PATCH, strict=True))
+    np.testing.assert_allclose(patch.values_XYZ.numpy(), noise[inside] * 0.5 + 3, atol=1e-2)
+
+
+def test_a_tall_head_hangs_from_the_vertex_and_a_short_one_is_centred() -> None:
+    volume = blob_volume()
+    tall = cut_region(volume, PATCH, spacing=None, unit=HU, foreground_box=(0, 21, 0, 24, 0, 28))
+    short = cut_region(volume, PATCH, spacing=None, unit=HU, foreground_box=(0, 21, 0, 24, 12, 20))
+    values = volume.stored_XYZ[2:18, 4:20]
+    np.testing.assert_allclose(pose_patch(tall, PATCH).values_XYZ.numpy(), values[:, :, 12:28], atol=1e-2)
+    np.testing.assert_allclose(pose_patch(short, PATCH).values_XYZ.numpy(), values[:, :, 8:24], atol=1e-2)
+
+
+def test_what_lies_outside_the_field_of_view_is_air_in_ct() -> None:
+    region = cut_region(blob_volume(), (32, 32, 32), spacing=None, unit=HU, foreground_box=(0, 21, 0, 24, 0, 30))
+    patch = pose_patch(region, (32, 32, 32))
+    assert patch.values_XYZ.shape == (32, 32, 32)
+    assert patch.values_XYZ[0, 0, 0] == -1024
+
+
+@pytest.mark.parametrize("spacing", [None, 3.0, 4.0, 1.5])
+def test_a_point_stays_on_its_voxel_at_any_spacing(spacing: float | None) -> None:
+    patch = pose_patch(blob_region((48, 48, 48), spacing=spacing), (48, 48, 48))
+    assert np.abs(brightest(patch) - patch.points_K3[0]).max() <= 0.51
+
+
+def test_a_mirrored_patch_is_the_flipped_one_with_all_sides_swapped() -> None:
+    region = blob_region()
+    upright, mirrored = pose_patch(region, PATCH), pose_patch(region, PATCH, MIRROR)
+    np.testing.assert_allclose(mirrored.values_XYZ.numpy(), upright.values_XYZ.flip(0).numpy(), atol=1e-2)
+    assert mirrored.places_K.tolist() == [RIGHT_MCA]
+    assert [LABELS[i] for i in np.flatnonzero(mirrored.labels_14)] == [LOCATIONS[RIGHT_MCA], LABELS[-1]]
+    assert mirrored.vessels_XYZ is not None
+    assert upright.vessels_XYZ is not None
+    assert set(mirrored.vessels_XYZ.unique().tolist()) == {0, RIGHT_MCA + 1}
+    assert torch.equal(mirrored.vessels_XYZ > 0, upright.vessels_XYZ.flip(0) > 0)
+    np.testing.assert_allclose(mirrored.points_K3[0, 0], PATCH[0] - 1 - upright.points_K3[0, 0])
+
+
+def test_swapping_sides_twice_changes_nothing() -> None:
+    mirrored = np.array(MIRRORED)
+    assert mirrored[mirrored].tolist() == list(range(14))
+    for index, label in enumerate(LABELS):
+        other = LABELS[MIRRORED[index]]
+        assert label.replace("Left", "?").replace("Right", "?") == other.replace("Left", "?").replace("Right", "?")
+        assert ("Left" in label) == ("Right" in other)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_points_move_with_the_image_in_any_pose(seed: int) -> None:
+    size = (28, 28, 32)
+    augment = AugmentConfig(rotate=25, scale=0.1, shift=6)
+    pose = draw_pose(augment, np.random.default_rng(seed))
+    volume = blob_volume()
+    smooth = volume.stored_XYZ.astype(np.float32)
+    for axis in range(3):
+        smooth = (np.roll(smooth, 1, axis) + 2 * smooth + np.roll(smooth, -1, axis)) / 4
+    moved = Volume(stored_XYZ=smooth.astype(np.int16), slope=1.0, inter=0.0, affine=volume.affine)
+    region = cut_region(
+        moved,
+        size,
+        spacing=None,
+        unit=HU,
+        foreground_box=(0, 21, 0, 24, 0, 30),
+        points=[Point(label=LOCATIONS[LEFT_MCA], xyz_mm=BLOB_MM)],
+    )
+    patch = pose_patch(region, size, pose)
+    assert np.linalg.norm(brightest(patch) - patch.points_K3[0]) < 1.1
+    assert patch.places_K[0] == (RIGHT_MCA if pose.mirrored else LEFT_MCA)
+
+
+def test_baked_windows_are_refused_with_what_to_do() -> None:
+    volume = Volume(stored_XYZ=np.zeros((*SHAPE, 3), np.int16), slope=1.0, inter=0.0, affine=affine())
+    with pytest.raises(UserError, match="bake-windows"):
+        cut_region(volume, PATCH, spacing=None, unit="window", foreground_box=(0, 21, 0, 24, 0, 30))
+
+
+def test_the_cell_of_a_point_is_hot_and_belongs_to_its_place() -> None:
+    patch = pose_patch(blob_region(mask=False), PATCH)
+    heat, territory = cell_targets(patch, stride=4, spacing=(3.0, 3.0, 3.0))
+    assert heat.shape == territory.shape == (4, 4, 4)
+    cell = tuple((patch.points_K3[0] // 4).astype(int))
+    assert heat[cell] == 1
+    assert (heat == 1).sum() == 1
+    assert territory[cell] == LEFT_MCA
+    assert set(territory.unique().tolist()) == {IGNORE, LEFT_MCA}
+
+
+def test_vessels_teach_the_place_of_cells_and_points_overrule_them() -> None:
+    patch = pose_patch(blob_region(), PATCH)
+    assert patch.vessels_XYZ is not None
+    patch.vessels_XYZ[:] = 0
+    patch.vessels_XYZ[0:2, 0, 0] = RIGHT_MCA + 1
+    patch.vessels_XYZ[2, 0, 0] = LEFT_MCA + 1
+    cell = tuple((patch.points_K3[0] // 4).astype(int))
+    patch.vessels_XYZ[tuple(4 * i for i in cell)] = RIGHT_MCA + 1
+    _, territory = cell_targets(patch, stride=4, spacing=(3.0, 3.0, 3.0))
+    assert territory[0, 0, 0] == RIGHT_MCA
+    assert territory[cell] == LEFT_MCA
+    assert (territory == IGNORE).sum() > 50
+
+
+def test_a_point_outside_the_patch_leaves_no_heat() -> None:
+    patch = pose_patch(blob_region(), PATCH, Pose(shift=(200.0, 0.0, 0.0)))
+    heat, _ = cell_targets(patch, stride=4, spacing=(3.0, 3.0, 3.0))
+    assert heat.max() == 0
+
+
+def test_a_positive_series_without_a_point_for_each_place_is_not_located() -> None:
+    located = pose_patch(blob_region(), PATCH)
+    assert is_located(located)
+    located.labels_14[0] = 1
+    assert not is_located(located)
