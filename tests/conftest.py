@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from harmonize import corpus as corpora
+from harmonize.files import sha256_of
+from harmonize.settings import Settings
 
 torch.set_num_threads(1)
 
@@ -17,4 +22,48 @@ def real_data() -> Path:
     folder = Path(os.environ.get("HEADSPARK_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real scans at {folder}: set HEADSPARK_REAL_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 6 scans of 40 x 36 x 44 voxels: 4 MRI (the first with defaced voxels), 2 CT; 5 subjects."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(6):
+        is_ct = number >= 4
+        source, modality = ("tcia", "CT") if is_ct else ("openmind", "T1w")
+        subject, scan_id = f"sub-{max(number, 1)}", f"scan-{number}"
+        corpora.claim(folder, source, Settings())
+        shape = (40, 36, 44)
+        x, y, z = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+        head = x**2 + y**2 + z**2 < 0.8
+        blob = np.exp(-8 * ((x - rng.uniform(-0.4, 0.4)) ** 2 + (y - rng.uniform(-0.4, 0.4)) ** 2 + z**2))
+        texture = rng.normal(size=shape)
+        if is_ct:
+            stored = np.where(head, 40 + 60 * blob + 5 * texture, -1000).astype(np.int16)
+            slope, unit = 1.0, "HU"
+        else:
+            stored = (np.where(head, 2 * blob + 0.2 * texture, -2) / 1e-3).astype(np.int16)
+            slope, unit = 1e-3, "zscore"
+        image = corpora.image_name(source, subject, scan_id)
+        corpora.write_volume(folder / image, stored, affine=np.eye(4), slope=slope)
+        row = dict.fromkeys(corpora.SCAN_SCHEMA.names)
+        if number == 0:
+            labels = np.where(head, 1, 0).astype(np.uint8)
+            labels[:, 30:] = np.where(head[:, 30:], 2, 0)
+            row |= {"mask_file_name": corpora.mask_name(source, subject, scan_id), "mask_kind": "anatomy"}
+            corpora.write_volume(folder / row["mask_file_name"], labels, affine=np.eye(4))
+            row["mask_sha256"] = sha256_of(folder / row["mask_file_name"])
+        values = stored[head] * slope
+        row |= {
+            "image_file_name": image, "scan_id": scan_id, "source": source, "subject": subject, "modality": modality,
+            "shape": list(shape), "spacing": [1.0] * 3, "unit": unit, "sha256": sha256_of(folder / image),
+            "intensity_percentiles": np.percentile(values, corpora.PERCENTILES).tolist(),
+            "foreground_box": [2, 38, 2, 34, 2, 42], "decisions": [], "raw_hash": f"hash-{number}",
+            "raw_shape": list(shape), "raw_spacing": [1.0] * 3, "sex": "FM"[number % 2],
+        }  # fmt: skip
+        rows.append(row)
+    corpora.write_manifest(folder, rows, [])
     return folder

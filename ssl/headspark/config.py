@@ -9,6 +9,7 @@ import sys
 import typing
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,18 +56,10 @@ def parse_recipe(parser: ArgumentParser, config_class: type[T], argv: Sequence[s
     for path in _config_files(argv):
         for key in _leaves(_read_mapping(path), free=free):
             _check_key(key, valid, where=f"in {path}", shown="{}")
-    try:
-        parsed = parser.parse_args(list(argv))
-        made = parser.instantiate(parsed)
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(_one_line(error), exit_code=WRONG_USE) from error
-    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    try:
-        recipe = config_class(**{name: made[name] for name in names})
-    except ValueError as error:
-        raise UserError(_one_line(error), exit_code=WRONG_USE) from error
-    rest = Namespace(**{name: value for name, value in vars(made).items() if name not in names})
-    return recipe, rest
+    with _wrong_use():
+        made = parser.instantiate(parser.parse_args(list(argv)))
+        recipe = config_class(**{name: made[name] for name in _names(config_class)})
+    return recipe, Namespace(**{name: made[name] for name in vars(made) if name not in _names(config_class)})
 
 
 def read_recipe(config_class: type[T], path: Path) -> T:
@@ -87,12 +80,10 @@ def from_plain(config_class: type[T], values: Mapping[str, Any]) -> T:
     """
     for key in _leaves(values, free=_free_keys(config_class)):
         _check_key(key, set(recipe_keys(config_class)), where=f"for {config_class.__name__}", shown="{}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--it", type=config_class)
-    try:
-        return parser.instantiate(parser.parse_object({"it": dict(values)})).it
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(_one_line(error), exit_code=WRONG_USE) from error
+    parser = recipe_parser(config_class, prog="recipe", description="")
+    with _wrong_use():
+        made = parser.instantiate(parser.parse_object(dict(values)))
+        return config_class(**{name: made[name] for name in _names(config_class)})
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -126,6 +117,18 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+
+
+@contextmanager
+def _wrong_use() -> Iterator[None]:
+    try:
+        yield
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(_one_line(error), exit_code=WRONG_USE) from error
+
+
+def _names(config_class: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(config_class)]
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

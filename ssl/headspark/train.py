@@ -6,7 +6,6 @@ holds no generator, and a run that was killed ends with the same weights as one 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate.utils import gather_object
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -30,6 +29,7 @@ from headspark.cohort import Cohort, idle_weights, read_cohort
 from headspark.config import WRONG_USE
 from headspark.crops import NOISE, generator
 from headspark.data import Batch, Plan, TrainSamples, network_input, train_loader
+from headspark.device import device_name, local_ranks, make_accelerator, on_gpu
 from headspark.encoder import build_encoder
 from headspark.evaluate import Judge
 from headspark.fit import fit_batch
@@ -197,7 +197,7 @@ def record(training: Training, report: Report, outcome: Outcome) -> None:
     """Take a step into the report, and write a line where one is due."""
     step, every = training.step, training.recipe.train.log_every
     report.collect(loss=outcome.loss, norm=outcome.norm, waited=outcome.waited)
-    if step == 1 or step % every == 0 or step == training.recipe.train.steps or outcome.stop:
+    if step == 1 or step % every == 0 or step == training.recipe.train.steps:
         lr = training.optimizer.param_groups[0]["lr"]
         report.line(step, lr=lr, skipped=training.skipped)
 
@@ -274,18 +274,6 @@ def give_up(training: Training, scan_ids: list[str]) -> None:
     )
 
 
-def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
-    """The device, ranks and precision, and the CPU threads of this rank."""
-    accelerator = Accelerator(
-        mixed_precision=recipe.train.precision,
-        cpu=not torch.cuda.is_available(),
-        log_with=list(recipe.train.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
-    )
-    torch.set_num_threads(recipe.train.threads or max(len(os.sched_getaffinity(0)) // local_ranks(), 1))
-    return accelerator
-
-
 def fill_cache(cohort: Cohort, training: Training, report: Report, out: Path) -> AbstractContextManager[Store]:
     """Decode the scans to where the recipe wants them, and say so."""
     idle = idle_weights(cohort.scans, training.recipe.data.weights)
@@ -341,22 +329,6 @@ def make_model(recipe: Recipe) -> SparK:
             raise UserError(f"train.activation_checkpointing: {recipe.encoder.kind} cannot", exit_code=WRONG_USE)
         encoder.set_grad_checkpointing(True)
     return SparK(encoder, recipe.decoder, recipe.spark, in_channels=recipe.encoder.in_channels)
-
-
-def local_ranks() -> int:
-    """Training processes on this node, as torchrun and SLURM's launchers say."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1")))
-
-
-def on_gpu(accelerator: Accelerator) -> bool:
-    """Whether this run computes on a CUDA device."""
-    return accelerator.device.type == "cuda"
-
-
-def device_name(accelerator: Accelerator) -> str:
-    """What the run computes on, for people."""
-    name = torch.cuda.get_device_name(accelerator.device) if on_gpu(accelerator) else "CPU"
-    return f"{accelerator.num_processes} x {name}"
 
 
 def _due(step: int, every: int) -> bool:

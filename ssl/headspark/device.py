@@ -1,0 +1,40 @@
+"""What a run computes on: device, ranks, precision and CPU threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from headspark.recipe import Recipe
+
+
+def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
+    """The device, ranks and precision, and the CPU threads of this rank."""
+    accelerator = Accelerator(
+        mixed_precision=recipe.train.precision,
+        cpu=not torch.cuda.is_available(),
+        log_with=list(recipe.train.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
+    )
+    torch.set_num_threads(recipe.train.threads or max(len(os.sched_getaffinity(0)) // local_ranks(), 1))
+    return accelerator
+
+
+def local_ranks() -> int:
+    """Training processes on this node, as torchrun and SLURM's launchers say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1")))
+
+
+def on_gpu(accelerator: Accelerator) -> bool:
+    """Whether this run computes on a CUDA device."""
+    return accelerator.device.type == "cuda"
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """What the run computes on, for people."""
+    name = torch.cuda.get_device_name(accelerator.device) if on_gpu(accelerator) else "CPU"
+    return f"{accelerator.num_processes} x {name}"

@@ -1,0 +1,220 @@
+"""Runs on a tiny corpus: they learn, stop, resume bit for bit, and refuse what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import headspark.train as module
+from harmonize.errors import UserError
+from headspark.checkpoint import load_newest
+from headspark.config import from_plain, to_yaml
+from headspark.recipe import Recipe
+from headspark.run import read_metrics, read_state
+from headspark.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAIN = str(ROOT / "ssl" / "pretrain.py")
+TOY: dict[str, dict[str, object]] = {
+    "data": {"patch": 16, "workers": 0, "val_share": 0.3},
+    "encoder": {"features": [4, 8], "blocks": [1, 1], "strides": [1, 2]},
+    "mask": {"block": 8, "ratio": 0.5},
+    "decoder": {"stop_stride": 2, "width": 8},
+    "optim": {"lr": 5e-3},
+    "train": {
+        "steps": 6, "batch": 2, "threads": 1, "log_every": 1, "checkpoint_every": 2, "validate_every": 3,
+        "val_samples": 2, "picture_every": 0, "trackers": [],
+    },
+}  # fmt: skip
+
+
+def toy(**changes: dict[str, object]) -> Recipe:
+    sections = {name: TOY.get(name, {}) | changes.get(name, {}) for name in TOY.keys() | changes.keys()}
+    return from_plain(Recipe, sections)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint = load_newest(run / "checkpoints", say=print)
+    assert checkpoint is not None
+    return dict(checkpoint.model)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run) if "loss" in line]
+
+
+def command(recipe: Recipe, corpus: Path, out: Path, *extra: str) -> list[str]:
+    path = out.with_suffix(".yaml")
+    path.write_text(to_yaml(recipe))
+    return [PRETRAIN, "--config", str(path), "--corpus", str(corpus), "--out", str(out), *extra]
+
+
+def test_a_run_learns_and_leaves_what_the_next_tools_read(tiny_corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(toy(train={"steps": 40, "trackers": ["tensorboard"], "log_every": 5}), corpus=tiny_corpus, out=run)
+    curve = losses(run)
+    assert sum(curve[-3:]) < 0.8 * sum(curve[:3])
+    assert read_state(run)["status"] == "finished"
+    assert {line["step"] for line in read_metrics(run) if "val_loss" in line} >= {3, 39, 40}
+    assert all(0 <= line["data_wait_share"] <= 1 for line in read_metrics(run) if "loss" in line)
+    assert (run / "pictures" / "step_000040.png").stat().st_size > 1000
+    assert list((run / "tensorboard").rglob("events.*"))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "step_000036",
+        "step_000038",
+        "step_000040",
+    ]
+
+
+def test_a_finished_run_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+    recipe = toy(train={"steps": 1})
+    assert train(recipe, corpus=tiny_corpus, out=tmp_path)
+    with pytest.raises(UserError, match="finished") as refused:
+        train(recipe, corpus=tiny_corpus, out=tmp_path)
+    assert refused.value.exit_code == 2
+
+
+def test_another_recipe_cannot_go_on_in_the_same_folder(tiny_corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    interrupted(toy(), tiny_corpus, run, after_step=2)
+    with pytest.raises(UserError, match=r"optim\.lr 0.005, now 0.001") as refused:
+        train(toy(optim={"lr": 1e-3}), corpus=tiny_corpus, out=run)
+    assert refused.value.exit_code == 2
+
+
+def test_a_folder_with_something_else_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="no run"):
+        train(toy(), corpus=tiny_corpus, out=tmp_path)
+
+
+def interrupted(recipe: Recipe, corpus: Path, run: Path, *, after_step: int) -> None:
+    """Train in this process and raise SIGTERM once `after_step` steps were written down."""
+    record = module.record
+
+    def record_and_stop(training, report, outcome) -> None:  # type: ignore[no-untyped-def]
+        record(training, report, outcome)
+        if training.step == after_step - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    module.record = record_and_stop
+    try:
+        assert train(recipe, corpus=corpus, out=run) is False
+    finally:
+        module.record = record
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
+    tiny_corpus: Path, tmp_path: Path, accumulate: int
+) -> None:
+    recipe = toy(
+        data={"workers": 1},
+        train={"accumulate": accumulate, "ema": 0.9, "log_every": 2},
+        augment={"rotate_degrees": 20.0, "noise": 0.1, "gain": 0.2},
+        encoder={"drop_path": 0.2},
+        mask={"ratio": [0.3, 0.7]},
+    )
+    train(recipe, corpus=tiny_corpus, out=tmp_path / "undisturbed")
+    interrupted(recipe, tiny_corpus, tmp_path / "interrupted", after_step=3)
+    assert read_state(tmp_path / "interrupted")["status"] == "interrupted"
+    assert train(recipe, corpus=tiny_corpus, out=tmp_path / "interrupted")
+    assert_same_weights(tmp_path / "undisturbed", tmp_path / "interrupted")
+    assert losses(tmp_path / "undisturbed") == losses(tmp_path / "interrupted")
+
+
+def test_a_run_killed_at_a_random_moment_resumes_bit_for_bit(tiny_corpus: Path, tmp_path: Path) -> None:
+    recipe = toy(data={"workers": 1}, train={"steps": 40, "checkpoint_every": 3, "log_every": 4, "validate_every": 0})
+    train(recipe, corpus=tiny_corpus, out=tmp_path / "undisturbed")
+    run = tmp_path / "killed"
+    words = [sys.executable, *command(recipe, tiny_corpus, run)]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    wait_for(lambda: (run / "checkpoints").is_dir() and any((run / "checkpoints").glob("step_*")), process)
+    process.kill()
+    process.wait()
+    assert read_state(run)["status"] == "running"
+    assert train(recipe, corpus=tiny_corpus, out=run)
+    assert_same_weights(tmp_path / "undisturbed", run)
+    assert losses(tmp_path / "undisturbed") == losses(run)
+
+
+def wait_for(happened, process: subprocess.Popen[bytes]) -> None:  # type: ignore[no-untyped-def]
+    until = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < until, "no checkpoint in time"
+        time.sleep(0.01)
+
+
+def test_two_ranks_give_the_losses_of_one_with_the_same_effective_batch_and_resume_bit_for_bit(
+    tiny_corpus: Path, tmp_path: Path
+) -> None:
+    both = {"steps": 4, "validate_every": 0, "checkpoint_every": 2}
+    train(toy(train=both | {"batch": 2, "accumulate": 2}), corpus=tiny_corpus, out=tmp_path / "one")
+    two = toy(train=both | {"batch": 1, "accumulate": 2})
+    torchrun(command(two, tiny_corpus, tmp_path / "two"))
+    torch.testing.assert_close(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=1e-4, atol=0)
+
+    resumed = tmp_path / "resumed"
+    torchrun(command(two, tiny_corpus, resumed))
+    (resumed / "run.json").write_text(json.dumps(read_state(resumed) | {"status": "running"}))
+    for path in (resumed / "checkpoints" / "step_000004").iterdir():
+        path.unlink()
+    torchrun(command(two, tiny_corpus, resumed))
+    assert_same_weights(tmp_path / "two", resumed)
+
+
+def torchrun(words: list[str]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_signal_ends_the_command_with_its_own_exit_code(tiny_corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [sys.executable, *command(toy(train={"steps": 5000, "log_every": 1}), tiny_corpus, run)]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    wait_for(lambda: len(losses(run)) > 1, process)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == 75
+    assert read_state(run)["status"] == "interrupted"
+    assert len(losses(run)) == read_state(run)["step"]
+
+
+def test_losses_that_are_not_finite_are_skipped_and_in_the_end_named(tiny_corpus: Path, tmp_path: Path) -> None:
+    recipe = toy(optim={"lr": 1e30, "name": "sgd"}, train={"non_finite_patience": 3, "steps": 50, "clip": 0})
+    with pytest.raises(UserError, match=r"not finite in 3 steps in a row, lastly on .*scan-") as given_up:
+        train(recipe, corpus=tiny_corpus, out=tmp_path / "run")
+    assert given_up.value.exit_code == 1
+
+
+def test_the_same_recipe_and_seed_give_the_same_losses_whatever_the_workers_and_the_cache(
+    tiny_corpus: Path, tmp_path: Path
+) -> None:
+    train(toy(), corpus=tiny_corpus, out=tmp_path / "plain")
+    other = toy(data={"workers": 2, "cache": "disk", "cache_dir": str(tmp_path / "cache")})
+    train(other, corpus=tiny_corpus, out=tmp_path / "other")
+    assert losses(tmp_path / "plain") == losses(tmp_path / "other")
+
+
+def test_wrong_use_is_one_line_and_exit_code_2(tiny_corpus: Path, tmp_path: Path) -> None:
+    words = [sys.executable, *command(toy(), tiny_corpus, tmp_path / "run", "--train.stepps", "3")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown key --train.stepps on the command line; did you mean --train.steps?\n"
