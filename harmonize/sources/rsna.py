@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES
@@ -30,6 +33,12 @@ MODALITIES = {"CTA": "CTA", "MRA": "MRA", "MRI T2": "T2w", "MRI T1post": "T1post
 
 MAX_MASK_DISTANCE_MM = 10.0
 """A vessel mask whose centre is farther from the image's centre belongs to another image."""
+
+NIFTI_FAULTS = (
+    ImageFileError, HeaderDataError, WrapStructError, zlib.error, OSError, EOFError, ValueError, TypeError,
+    OverflowError, MemoryError,
+)  # fmt: skip
+"""What nibabel is known to raise on damaged files."""
 
 _UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 _SEXES = {"Female": "F", "Male": "M"}
@@ -172,7 +181,7 @@ def _read_mask(path: Path, scan: Scan) -> Mask | None:
         image = nib.Nifti1Image.from_filename(path)
         labels = np.asanyarray(image.dataobj).squeeze()
         affine = np.asarray(image.affine, np.float64)
-    except (ImageFileError, OSError, EOFError, ValueError, TypeError) as error:
+    except NIFTI_FAULTS as error:
         scan.decisions.append(f"mask dropped: it cannot be read ({type(error).__name__})")
         return None
     fault = _mask_fault(labels, affine, scan)

@@ -1,0 +1,190 @@
+"""TCIA trees: any folder layout, with and without NBIA's table."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from harmonize.errors import Reason, Rejection, UserError
+from harmonize.sources import tcia
+
+CT, PET, STRUCTURES = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.128", "1.2.840.10008.5.1.4.1.1.481.3"
+HEADER = (
+    "Series UID,Collection,3rd Party Analysis,Data Description URI,Subject ID,Study UID,Study Description,Study Date,"
+    "Series Description,Manufacturer,Modality,SOP Class Name,SOP Class UID,Number of Images,File Size,File Location,"
+    "Download Timestamp"
+)
+
+
+def write_slice(path, k, uid="1.2.3", **elements):
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = elements.get("SOPClassUID", CT)
+    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    defaults = {
+        "SOPClassUID": CT,
+        "SOPInstanceUID": generate_uid(),
+        "SeriesInstanceUID": uid,
+        "StudyInstanceUID": "1.9",
+        "PatientID": "DOE^JANE 1950",
+        "Modality": "CT",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "ImagePositionPatient": [0, 0, 2.0 * k],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "PixelSpacing": [1, 1],
+        "Rows": 4,
+        "Columns": 5,
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 1,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "PixelData": np.full((4, 5), k, np.int16).tobytes(),
+    }
+    for name, value in (defaults | elements).items():
+        setattr(dataset, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def write_series(folder, uid="1.2.3", slices=5, **elements):
+    for k in range(slices):
+        write_slice(folder / f"1-{k + 1}.dcm", k, uid, **elements)
+
+
+def write_table(root, rows, header=HEADER):
+    names = header.split(",")
+    with (root / "metadata.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(names)
+        for uid, subject in rows:
+            table.writerow([{"Series UID": uid, "Subject ID": subject}.get(name, "") for name in names])
+
+
+def test_series_are_found_below_folders_with_odd_names(tmp_path):
+    write_series(
+        tmp_path / "Head-Neck-PET-CT" / "HN-CHUM-001" / "08-27-1885-PANC. tte et cou  -TP-74220" / "3.0- 07232"
+    )
+    write_series(tmp_path / "1.2.4", uid="1.2.4")
+    scans = [tcia.load(ref) for ref in tcia.discover(tmp_path)]
+    assert [scan.voxels_XYZ.shape for scan in scans] == [(5, 4, 5)] * 2
+
+
+def test_a_series_spread_over_two_folders_is_one_scan(tmp_path):
+    for k in range(6):
+        write_slice(tmp_path / f"part{k % 2}" / f"{k}.dcm", k)
+    (ref,) = tcia.discover(tmp_path)
+    assert tcia.load(ref).voxels_XYZ[0, 0].tolist() == list(range(6))
+
+
+def test_ids_of_the_table_are_public(tmp_path):
+    write_series(tmp_path / "a")
+    write_table(tmp_path, [("1.2.3", "HNSCC-01-0001")])
+    (ref,) = tcia.discover(tmp_path)
+    assert (ref.public_id, ref.subject, ref.session, ref.key) == ("1.2.3", "HNSCC-01-0001", "1.9", "1.2.3/0")
+
+
+def test_without_the_table_no_id_is_public(tmp_path):
+    write_series(tmp_path / "a")
+    (ref,) = tcia.discover(tmp_path)
+    assert (ref.public_id, ref.subject) == (None, "DOE^JANE 1950")
+
+
+@pytest.mark.parametrize("subject", ["../../etc", "a/b", "", ".hidden", "x" * 300])
+def test_an_unsafe_subject_of_the_table_is_not_taken_as_a_name(tmp_path, subject):
+    write_series(tmp_path / "a")
+    write_table(tmp_path, [("1.2.3", subject)])
+    (ref,) = tcia.discover(tmp_path)
+    assert ref.public_id is None
+    assert ref.subject == "DOE^JANE 1950"
+
+
+def test_a_table_that_is_not_nbias_is_said(tmp_path):
+    write_series(tmp_path / "a")
+    write_table(tmp_path, [], header="Series,Subject")
+    with pytest.raises(UserError, match="Series UID, Subject ID"):
+        list(tcia.discover(tmp_path))
+
+
+def test_a_missing_folder_is_wrong_use(tmp_path):
+    with pytest.raises(UserError) as caught:
+        list(tcia.discover(tmp_path / "nowhere"))
+    assert caught.value.exit_code == 2
+
+
+def test_structure_sets_are_skipped_and_scouts_and_uncorrected_pet_are_recorded(tmp_path):
+    write_series(tmp_path / "ct", uid="1.1")
+    write_series(tmp_path / "ac", uid="1.2", SOPClassUID=PET, Modality="PT", CorrectedImage=["ATTN"], Units="BQML")
+    write_series(tmp_path / "nac", uid="1.3", SOPClassUID=PET, Modality="PT", CorrectedImage=["DECY"], Units="BQML")
+    write_series(tmp_path / "scout", uid="1.4", slices=1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_series(tmp_path / "rt", uid="1.5", slices=1, SOPClassUID=STRUCTURES, Modality="RTSTRUCT")
+    outcomes = {}
+    for ref in tcia.discover(tmp_path):
+        try:
+            outcomes[ref.key] = tcia.load(ref).modality
+        except Rejection as rejection:
+            outcomes[ref.key] = rejection.reason
+    assert outcomes == {"1.1/0": "CT", "1.2/0": "PT", "1.3/0": Reason.DERIVED, "1.4/0": Reason.LOCALIZER}
+
+
+def test_each_echo_is_a_scan_with_its_own_key_and_files(tmp_path):
+    write_series(tmp_path / "a", Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4", EchoTime=10)
+    write_series(tmp_path / "b", Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4", EchoTime=90)
+    write_table(tmp_path, [("1.2.3", "S1")])
+    refs = list(tcia.discover(tmp_path))
+    assert [(ref.key, ref.public_id) for ref in refs] == [("1.2.3/0", "1.2.3"), ("1.2.3/1", "1.2.3_1")]
+    assert set(refs[0].paths).isdisjoint(refs[1].paths)
+    assert all(tcia.load(ref).voxels_XYZ.shape == (5, 4, 5) for ref in refs)
+
+
+def test_discovery_is_deterministic_and_reads_no_pixels(tmp_path):
+    for number in range(3):
+        write_series(tmp_path / f"s{number}", uid=f"1.2.{9 - number}")
+    whole = list(tcia.discover(tmp_path))
+    for path in tmp_path.rglob("*.dcm"):
+        path.write_bytes(path.read_bytes()[:-40])
+    assert list(tcia.discover(tmp_path)) == whole
+    with pytest.raises(Rejection) as caught:
+        tcia.load(whole[0])
+    assert caught.value.reason is Reason.TRUNCATED
+
+
+def test_a_broken_file_gets_its_own_reference(tmp_path):
+    write_series(tmp_path / "a")
+    (tmp_path / "a" / "broken.dcm").write_bytes(b"\0" * 200)
+    refs = list(tcia.discover(tmp_path))
+    assert [ref.key for ref in refs] == ["1.2.3/0", "a/broken.dcm/0"]
+    with pytest.raises(Rejection) as caught:
+        tcia.load(refs[1])
+    assert caught.value.reason is Reason.UNREADABLE
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    write_series(tmp_path / "outside" / "a")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "outside" / "a")
+    (root / "again").symlink_to(tmp_path / "outside" / "a")
+    (root / "loop").symlink_to(root)
+    (ref,) = tcia.discover(root)
+    assert len(ref.paths) == 5
+
+
+@pytest.mark.realdata
+def test_real_series_are_read_through_the_source(real_data):
+    outcomes = []
+    for ref in tcia.discover(real_data):
+        try:
+            outcomes.append(tcia.load(ref).modality)
+        except Rejection as rejection:
+            outcomes.append(str(rejection.reason))
+    # The mosaic among the localizers is the second moment of the series in the folder of transfer syntaxes.
+    read = ["CT", "CT", "FLAIR", "MR", "MR", "MR", "MR"]
+    refused = ["localizer", "localizer", "mixed_geometry", "repeated_positions", "too_few_slices", "too_few_slices"]
+    assert sorted(outcomes) == sorted(read + refused)
