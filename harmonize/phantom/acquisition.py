@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from harmonize.aneurysm_labels import LOCATIONS, MASK_VALUES
-from harmonize.phantom.anatomy import Head, Tissue
+from harmonize.phantom.anatomy import Head
+from harmonize.phantom.canvas import Tissue
 from harmonize.phantom.contrast import Contrast
 from harmonize.phantom.randomness import rotation, smooth_field
 from harmonize.phantom.tubes import distances

@@ -19,7 +19,7 @@ from harmonize.phantom.tubes import Tube, spline
 
 MIN_DIAMETER_MM = 2.0
 MAX_DIAMETER_MM = 12.0
-MEDIAN_DIAMETER_MM = 5.5
+MEDIAN_DIAMETER_MM = 6.0
 
 _NODE_JITTER_MM = 1.0
 _NODE_JITTER_NEAR_MIDLINE_MM = 0.5

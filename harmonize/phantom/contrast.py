@@ -13,8 +13,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.phantom.anatomy import Tissue
 from harmonize.phantom.arteries import Flow
+from harmonize.phantom.canvas import Tissue
 
 _ORDER = tuple(Tissue)
 
