@@ -16,12 +16,16 @@ CT_FOREGROUND_HU = -500.0
 WORKING_SPACING_MM = 2.0
 """Connected parts and holes are found on a grid this coarse, which is eight times quicker at 1 mm."""
 
+CROP_CAUTION = 0.3
+
 OTSU_BINS = 256
 OTSU_RANGE = (0.1, 99.9)
 """Percentiles between which Otsu's histogram runs, so that a few hot voxels do not squeeze all else into one bin."""
 
 
-def find_foreground(values_XYZ: NDArray[Any], spacing: tuple[float, float, float], unit: str) -> NDArray[np.bool_]:
+def find_foreground(
+    values_XYZ: NDArray[Any], spacing: tuple[float, float, float], unit: str, *, caution: float = 1.0
+) -> NDArray[np.bool_]:
     """The largest bright part of a volume, its holes filled.
 
     Bright means above `CT_FOREGROUND_HU` for CT and above Otsu's threshold otherwise.
@@ -30,6 +34,8 @@ def find_foreground(values_XYZ: NDArray[Any], spacing: tuple[float, float, float
         values_XYZ: Real values, shape (X, Y, Z).
         spacing: Voxel size in mm.
         unit: `harmonize.scan.HU` for CT.
+        caution: Where between the darkest voxels (0) and that threshold (1) bright begins. Otsu parts brain from the
+            rest in some contrasts, so what must not lose scalp or skull base asks for `CROP_CAUTION`.
 
     Returns:
         bool, shape (X, Y, Z); all False where nothing stands out.
@@ -37,6 +43,9 @@ def find_foreground(values_XYZ: NDArray[Any], spacing: tuple[float, float, float
     steps = [max(1, round(WORKING_SPACING_MM / mm)) for mm in spacing]
     coarse = values_XYZ[:: steps[0], :: steps[1], :: steps[2]].astype(np.float32)
     threshold = CT_FOREGROUND_HU if unit == HU else otsu_threshold(coarse)
+    if caution < 1:
+        darkest = float(np.percentile(coarse, OTSU_RANGE[0]))
+        threshold = darkest + caution * (threshold - darkest)
     found = _fill_holes(_largest_part(coarse > threshold))
     inside = _refine(binary_erosion(found, border_value=1), steps, values_XYZ.shape)
     around = _refine(binary_dilation(found), steps, values_XYZ.shape)

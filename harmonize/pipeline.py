@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from harmonize import intensity, nyul, spatial
 from harmonize.corpus import PERCENTILES
 from harmonize.errors import Reason, Rejection
-from harmonize.foreground import bounding_box, find_foreground
+from harmonize.foreground import CROP_CAUTION, bounding_box, find_foreground
 from harmonize.scan import HU, Point, Scan
 from harmonize.settings import Settings
 
@@ -120,7 +120,7 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
     """
     resampled = resample_scan(scan, settings)
     if settings.crop_foreground:
-        _crop(resampled)
+        _crop(resampled, scan.unit)
     decisions = resampled.decisions
     if scan.unit == HU:
         encode = intensity.encode_windows if settings.bake_windows else intensity.encode_hu
@@ -256,8 +256,9 @@ def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[
     )
 
 
-def _crop(resampled: Resampled) -> None:
-    box = np.asarray(bounding_box(resampled.foreground_XYZ)).reshape(3, 2)
+def _crop(resampled: Resampled, unit: str) -> None:
+    body = find_foreground(resampled.values_XYZ, resampled.spacing, unit, caution=CROP_CAUTION)
+    box = np.asarray(bounding_box(resampled.foreground_XYZ | body)).reshape(3, 2)
     shape = np.asarray(resampled.values_XYZ.shape)
     margin = np.ceil(CROP_MARGIN_MM / np.asarray(resampled.spacing)).astype(int)
     low, high = np.maximum(box[:, 0] - margin, 0), np.minimum(box[:, 1] + margin, shape)
