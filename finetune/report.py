@@ -52,7 +52,7 @@ def write_report(run: Path, corpus: Corpus | None = None) -> Path:
     predictions = pd.read_parquet(run / PREDICTIONS)
     metrics = read_metrics(run)
     score = score_of(predictions)
-    interval = bootstrap_interval(*targets_and_predictions(predictions))
+    interval = bootstrap_interval(predictions[f"{TARGET_PREFIX}{PRESENT}"], predictions[PRESENT])
     page = Page(
         "Fine-tuning report",
         lead=f"{len(predictions)} held-out series, none of whose patients were trained on; "
@@ -92,16 +92,16 @@ def write_report(run: Path, corpus: Corpus | None = None) -> Path:
     return run / REPORT
 
 
-def figure_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
     """Training losses above, held-out areas below, over the optimizer steps, with the stages as bands.
 
     Args:
-        metrics: The lines of metrics.jsonl.
+        metrics: The lines of metrics.jsonl; what a line lacks may be absent, None or NaN.
     """
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     losses, areas = figure.subplots(2, 1, sharex=True)
-    steps = [line for line in metrics if "loss" in line]
-    scores = [line for line in metrics if "auc_present" in line]
+    steps = [line for line in metrics if _finite(line, "loss")]
+    scores = [line for line in metrics if _finite(line, "auc_present") or _finite(line, "auc_mean_locations")]
     for axis in (losses, areas):
         _mark_stages(axis, metrics, named=axis is losses)
         axis.grid(alpha=0.3)
@@ -114,7 +114,7 @@ def figure_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         ("auc_mean_locations", "mean of locations", SECOND),
         ("score", "competition score", THIRD),
     ):
-        values = [np.nan if line[name] is None else line[name] for line in scores]
+        values = [line[name] if _finite(line, name) else np.nan for line in scores]
         areas.plot([line["step"] for line in scores], values, "o-", color=colour, label=label, markersize=4)
     areas.axhline(0.5, color=PALE, linewidth=1, linestyle="--")
     areas.set(xlabel="optimizer step", ylabel="held-out AUC", ylim=(0, 1.02))
@@ -169,7 +169,7 @@ def figure_examples(predictions: pd.DataFrame, scan_ids: Sequence[str]) -> Figur
     figure = Figure(figsize=(13, 4.0), layout="constrained")
     rows = predictions.set_index("scan_id")
     for axis, scan_id in zip(_row_of_axes(figure, len(scan_ids)), scan_ids, strict=True):
-        series = rows.loc[scan_id]
+        series = rows.loc[scan_id].to_dict()
         for place, label in enumerate(reversed(LABELS)):
             true = series[f"{TARGET_PREFIX}{label}"] == 1
             axis.barh(place, float(series[label]), color=INK if true else "none", edgecolor=INK)
@@ -232,7 +232,7 @@ def short_name(label: str) -> str:
     return label.replace("Internal Carotid Artery", "ICA").replace("Communicating", "Comm.").removesuffix(" Artery")
 
 
-def _mark_stages(axis: Axes, metrics: Sequence[Mapping[str, Any]], *, named: bool) -> None:
+def _mark_stages(axis: Axes, metrics: Sequence[Mapping[Any, Any]], *, named: bool) -> None:
     start = 0
     for number, (name, lines) in enumerate(groupby(metrics, key=lambda line: line["stage"])):
         end = max(line["step"] for line in lines)
@@ -244,6 +244,11 @@ def _mark_stages(axis: Axes, metrics: Sequence[Mapping[str, Any]], *, named: boo
 
 def _row_of_axes(figure: Figure, count: int) -> list[Axes]:
     return list(np.asarray(figure.subplots(1, max(count, 1), squeeze=False))[0])[:count]
+
+
+def _finite(line: Mapping[Any, Any], name: str) -> bool:
+    value = line.get(name)
+    return value is not None and bool(np.isfinite(value))
 
 
 def _number(value: float) -> str:

@@ -8,85 +8,34 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
-from timm.utils import ModelEmaV3
-from torch import nn
-from torch.optim import AdamW, Optimizer
 
-import headspark
-from finetune.bundle import Bundle, save_bundle, settings_of
+from finetune.bundle import save_bundle, settings_of
 from finetune.data import Batch, DataConfig, RegionStore, TrainingSamples, training_batches
 from finetune.inference import PREDICTIONS, predict_cases, score_of
 from finetune.losses import finetune_loss
 from finetune.metrics import Score
-from finetune.model import AneurysmClassifier
 from finetune.recipe import Recipe
 from finetune.rsna import Case, assign_folds, read_cases
 from finetune.run_folder import RunFolder, hold_run
-from finetune.stages import Rates, apply_rates, parameter_groups, rates_at, total_steps
+from finetune.stages import Rates, apply_rates, total_steps
+from finetune.trainer import Trainer, differences, make_trainer, restore, snapshot
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
 from harmonize.progress import Progress
-from harmonize.settings import Settings
-from headspark.checkpoint import Checkpoint, load_newest, save_checkpoint
+from headspark.checkpoint import load_newest, save_checkpoint
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.data import Plan
-from headspark.encoder import EncoderConfig, build_encoder
+from headspark.device import local_ranks
 
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(slots=True, kw_only=True)
-class Trainer:
-    """What a step needs.
-
-    Attributes:
-        recipe: The run's.
-        data: Its data section, with the encoder's own windows.
-        accelerator: Ranks, devices and precision.
-        model: The classifier itself.
-        parallel: The classifier as it is called in training: wrapped for several ranks and for mixed precision.
-        optimizer: One for the whole run.
-        ema: The moving average, or None.
-        step: Optimizer steps done.
-        non_finite: Steps in a row whose gradient was not finite.
-    """
-
-    recipe: Recipe
-    data: DataConfig
-    accelerator: Accelerator
-    model: AneurysmClassifier
-    parallel: nn.Module
-    optimizer: Optimizer
-    ema: ModelEmaV3 | None
-    step: int = 0
-    non_finite: int = 0
-
-    @property
-    def judged(self) -> nn.Module:
-        """The weights that are validated and kept."""
-        return self.model if self.ema is None else self.ema.module
-
-    def rates(self) -> Rates:
-        """What the coming step trains."""
-        return rates_at(self.step, self.recipe.stages, len(self.model.layers))
-
-    def last_stage(self) -> str:
-        """The stage of the step that was taken last."""
-        return rates_at(max(self.step - 1, 0), self.recipe.stages, len(self.model.layers)).name
-
-    def bundle(self, settings: Settings) -> Bundle:
-        """What must be known besides the weights to predict."""
-        shape = cast(EncoderConfig, self.model.encoder.config)
-        return Bundle(encoder=shape, head=self.recipe.head, data=self.data, settings=settings)
 
 
 class StepReport(NamedTuple):
@@ -118,7 +67,7 @@ def train(recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Pa
         mixed_precision=recipe.train.precision,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    torch.set_num_threads(recipe.train.threads or _threads(accelerator.num_processes))
+    torch.set_num_threads(recipe.train.threads or _threads_of_a_rank())
     training, held_out = split_cases(read_cases(corpus), recipe.data, seed=recipe.train.seed)
     origin = {
         "corpus": corpus.manifest_sha256(),
@@ -129,6 +78,8 @@ def train(recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Pa
     with hold_run(out, recipe, origin) if accelerator.is_main_process else nullcontext() as folder:
         accelerator.wait_for_everyone()
         trainer = make_trainer(recipe, accelerator, encoder_folder)
+        for line in differences(trainer.model.encoder, corpus, recipe.data):
+            accelerator.print(f"note: {line}", file=sys.stderr)
         checkpoint = load_newest(out / CHECKPOINTS, say=accelerator.print)
         if checkpoint is not None:
             restore(trainer, checkpoint)
@@ -236,58 +187,6 @@ def validate(trainer: Trainer, judged: RegionStore) -> pd.DataFrame:
     return pd.concat(gather_object([own])).sort_values("scan_id", ignore_index=True)
 
 
-def make_trainer(recipe: Recipe, accelerator: Accelerator, encoder_folder: str | None) -> Trainer:
-    """Model, optimizer and moving average at step 0."""
-    torch.manual_seed(recipe.train.seed)
-    data = recipe.data
-    if encoder_folder is None:
-        encoder = build_encoder(recipe.scratch)
-    else:
-        encoder = headspark.Encoder.from_pretrained(encoder_folder)
-        data = replace(data, ct_windows=tuple(encoder.preprocessing["ct_windows"]))
-    model = AneurysmClassifier(encoder, recipe.head).to(memory_format=torch.channels_last_3d).to(accelerator.device)
-    optimizer = AdamW(parameter_groups(model, weight_decay=recipe.train.weight_decay), lr=0.0)
-    # Wrapped while everything wants a gradient: the wrapper for several ranks looks only once at who takes part.
-    parallel, optimizer = accelerator.prepare(model.requires_grad_(True), optimizer)
-    ema = ModelEmaV3(model, decay=recipe.train.ema) if recipe.train.ema > 0 else None
-    return Trainer(
-        recipe=recipe,
-        data=data,
-        accelerator=accelerator,
-        model=model,
-        parallel=parallel,
-        optimizer=optimizer,
-        ema=ema,
-    )
-
-
-def snapshot(trainer: Trainer) -> Checkpoint:
-    """The state after `trainer.step` steps; samples, rates and dropout follow from the step."""
-    scaler = trainer.accelerator.scaler
-    return Checkpoint(
-        step=trainer.step,
-        model=trainer.model.state_dict(),
-        ema=None if trainer.ema is None else trainer.ema.module.state_dict(),
-        training={
-            "optimizer": trainer.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "non_finite": trainer.non_finite,
-        },
-    )
-
-
-def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Undo everything since `checkpoint`."""
-    trainer.step = checkpoint.step
-    trainer.model.load_state_dict(checkpoint.model)
-    if trainer.ema is not None and checkpoint.ema is not None:
-        trainer.ema.module.load_state_dict(checkpoint.ema)
-    trainer.optimizer.load_state_dict(checkpoint.training["optimizer"])
-    if trainer.accelerator.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
-    trainer.non_finite = checkpoint.training["non_finite"]
-
-
 def split_cases(cases: Sequence[Case], config: DataConfig, *, seed: int) -> tuple[list[Case], list[Case]]:
     """Training and held-out series."""
     folds = assign_folds(cases, config.folds, seed=seed)
@@ -342,8 +241,8 @@ def _command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _threads(ranks: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // ranks)
+def _threads_of_a_rank() -> int:
+    return max(1, len(os.sched_getaffinity(0)) // local_ranks())
 
 
 if __name__ == "__main__":

@@ -89,17 +89,21 @@ def test_wrong_shapes_and_targets_are_refused() -> None:
         competition_score(targets * 2, scores)
 
 
-def test_the_bootstrap_interval_holds_the_area_and_is_the_same_twice() -> None:
-    targets, scores = draw(5, count=120)
-    interval = bootstrap_interval(targets, scores, draws=100)
-    area = competition_score(targets, scores).auc_present
-    assert interval.low < area < interval.high
-    assert interval == bootstrap_interval(targets, scores, draws=100)
+def test_the_bootstrap_interval_is_that_of_resampled_areas() -> None:
+    targets, scores = draw(5, count=80)
+    interval = bootstrap_interval(targets[:, 13], scores[:, 13], draws=400)
+    generator = np.random.default_rng(1)
+    areas = []
+    for _ in range(400):
+        rows = generator.integers(80, size=80)
+        areas.append(area_by_counting(targets[rows, 13], scores[rows, 13]))
+    assert interval.low == pytest.approx(np.quantile(areas, 0.025), abs=0.03)
+    assert interval.high == pytest.approx(np.quantile(areas, 0.975), abs=0.03)
     assert interval.defined == 1
+    assert interval == bootstrap_interval(targets[:, 13], scores[:, 13], draws=400)
 
 
-def test_the_bootstrap_says_when_the_statistic_is_mostly_undefined() -> None:
-    targets = np.zeros((3, 14), dtype=int)
-    interval = bootstrap_interval(targets, np.zeros((3, 14)), draws=10)
+def test_the_bootstrap_says_when_the_area_is_mostly_undefined() -> None:
+    interval = bootstrap_interval([0, 0, 0], [0.1, 0.2, 0.3], draws=10)
     assert interval.defined == 0
     assert np.isnan(interval.low)

@@ -1,0 +1,320 @@
+"""A tiny fine-tuning run from end to end: stages, resume in each of them, the model it leaves, its predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune import train as training
+from finetune.bundle import load_model, read_bundle
+from finetune.data import DataConfig, RegionStore
+from finetune.inference import classify, predict_cases, score_of
+from finetune.model import HeadConfig
+from finetune.recipe import Recipe, TrainConfig
+from finetune.report import write_report
+from finetune.rsna import assign_folds, drawing_weights, read_cases
+from finetune.stages import StageConfig
+from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
+from harmonize.corpus import Corpus, claim, image_name, mask_name, write_manifest, write_volume
+from harmonize.errors import UserError
+from harmonize.files import sha256_of
+from harmonize.scan import HU
+from harmonize.settings import Settings
+from headspark.encoder import EncoderConfig, build_encoder
+from headspark.hub import save_encoder
+
+SPACING_MM = 4.0
+SHAPE = (20, 20, 20)
+TINY = EncoderConfig(features=(4, 8, 8), blocks=(1, 1, 1), strides=(1, 2, 2))
+STAGES = (
+    StageConfig(name="head", steps=3, head_lr=1e-2),
+    StageConfig(name="deep", steps=3, head_lr=1e-2, encoder_lr=1e-3, layers=2, warmup=1),
+    StageConfig(name="all", steps=3, head_lr=1e-2, encoder_lr=1e-2, layers="all", final=0.1),
+)
+
+
+def write_corpus(path: Path, *, scans: int, seed: int = 0) -> Corpus:
+    """CT series of soft tissue and noise; every second has a bright sac at a place that its side and height name."""
+    claim(path, "rsna", Settings(spacing=(SPACING_MM,) * 3, mri_norm="zscore"))
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(scans):
+        scan_id, subject = f"1.2.{number}", f"subject-{number // 2 if number < 4 else number}"
+        voxels = (40 + 10 * generator.standard_normal(SHAPE)).astype(np.int16)
+        place = int(generator.integers(len(LOCATIONS)))
+        positive = number % 2 == 1
+        centre = np.array([5 if "Left" in LOCATIONS[place] else 14, 6 + place // 2, 10])
+        if positive:
+            voxels[tuple(slice(c - 1, c + 2) for c in centre)] = 400
+        affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
+        affine[:3, 3] = -38.0
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[tuple(centre)] = MASK_VALUES[place]
+        image, vessels = image_name("rsna", subject, scan_id), mask_name("rsna", subject, scan_id)
+        write_volume(path / image, voxels, affine=affine)
+        write_volume(path / vessels, mask, affine=affine)
+        labels = [int(positive and i in (place, 13)) for i in range(14)]
+        x, y, z = affine[:3, :3] @ centre + affine[:3, 3]
+        rows.append(
+            {
+                "image_file_name": image,
+                "mask_file_name": vessels if positive else None,
+                "mask_kind": "vessels" if positive else None,
+                "scan_id": scan_id,
+                "source": "rsna",
+                "subject": subject,
+                "session": None,
+                "modality": "CTA" if number % 3 else "MRA",
+                "shape": list(SHAPE),
+                "spacing": [SPACING_MM] * 3,
+                "unit": HU,
+                "intensity_percentiles": [0.0] * 9,
+                "foreground_box": [0, SHAPE[0], 0, SHAPE[1], 0, SHAPE[2]],
+                "sha256": sha256_of(path / image),
+                "mask_sha256": None,
+                "decisions": [],
+                "raw_hash": str(number),
+                "raw_shape": list(SHAPE),
+                "raw_spacing": [SPACING_MM] * 3,
+                "age": None,
+                "sex": None,
+                "labels": labels,
+                "points": [{"label": LOCATIONS[place], "x": x, "y": y, "z": z}] if positive else [],
+            }
+        )
+    write_manifest(path, rows, [])
+    return Corpus.open(path)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(tmp_path_factory.mktemp("rsna") / "corpus", scans=20)
+
+
+def tiny_recipe(**train: Any) -> Recipe:
+    settings = {"batch": 2, "log_every": 1, "validate_every": 4, "checkpoint_every": 1, "keep": 20, "threads": 1}
+    return Recipe(
+        data=DataConfig(patch=(16, 16, 16), folds=2),
+        scratch=TINY,
+        head=HeadConfig(stride=4, width=8, top=2, dropout=0.2),
+        stages=STAGES,
+        train=TrainConfig(**(settings | {"ema": 0.5} | train)),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    training.train(tiny_recipe(), corpus=corpus, encoder_folder=None, out=out)
+    return out
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def killed_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Let a run die right after it took a given number of steps and wrote that checkpoint."""
+    save = training.save_checkpoint
+
+    def arm(step: int) -> None:
+        def dying(folder: Path, checkpoint: Any, *, keep: int) -> Path:
+            path = save(folder, checkpoint, keep=keep)
+            if checkpoint.step == step:
+                raise Killed
+            return path
+
+        monkeypatch.setattr(training, "save_checkpoint", dying)
+
+    yield arm
+    monkeypatch.setattr(training, "save_checkpoint", save)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_recipe_metrics_predictions_and_model(finished: Path, corpus: Corpus) -> None:
+    state = json.loads((finished / "run.json").read_text())
+    assert state["status"] == "finished"
+    assert state["origin"]["corpus"] == corpus.manifest_sha256()
+    steps = [line for line in lines(finished) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 10))
+    assert [line["stage"] for line in steps] == ["head"] * 3 + ["deep"] * 3 + ["all"] * 3
+    assert [line["layers"] for line in steps] == [0] * 3 + [2] * 3 + [4] * 3
+    scores = [line for line in lines(finished) if "auc_present" in line]
+    assert [line["step"] for line in scores] == [4, 8, 9]
+    assert set(scores[-1]) >= {"auc_present", "auc_mean_locations", "score", "stage", "undefined"}
+
+
+def test_predictions_cover_the_held_out_fold_and_none_of_its_patients_was_trained_on(
+    finished: Path, corpus: Corpus
+) -> None:
+    predictions = pd.read_parquet(finished / "predictions.parquet")
+    assert list(predictions.columns) == ["scan_id", *LABELS, *(f"target: {label}" for label in LABELS), "fold"]
+    cases = read_cases(corpus)
+    folds = assign_folds(cases, 2, seed=0)
+    held_out = {case.scan_id for case, fold in zip(cases, folds, strict=True) if fold == 0}
+    assert set(predictions["scan_id"]) == held_out
+    assert predictions[list(LABELS)].to_numpy().min() > 0
+    assert predictions[list(LABELS)].to_numpy().max() < 1
+
+
+def test_the_saved_model_gives_the_saved_predictions(finished: Path, corpus: Corpus) -> None:
+    bundle = read_bundle(finished)
+    predictions = pd.read_parquet(finished / "predictions.parquet")
+    cases = [case for case in read_cases(corpus) if case.scan_id in set(predictions["scan_id"])]
+    store = RegionStore(cases, bundle.data, label="series")
+    again = predict_cases(load_model(finished, bundle), store, bundle.data, torch.device("cpu"))
+    again = again.sort_values("scan_id", ignore_index=True)
+    np.testing.assert_allclose(again[list(LABELS)], predictions[list(LABELS)], atol=1e-5)
+    assert bundle.settings.spacing == (SPACING_MM,) * 3
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 6, 8])
+def test_a_run_that_is_killed_in_any_stage_ends_with_the_same_weights(
+    step: int, finished: Path, corpus: Corpus, tmp_path: Path, killed_after: Any
+) -> None:
+    out = tmp_path / "run"
+    killed_after(step)
+    with pytest.raises(Killed):
+        training.train(tiny_recipe(), corpus=corpus, encoder_folder=None, out=out)
+    with (out / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 99, "stage": "all"}\n{"step": 1')
+    killed_after(-1)
+    training.train(tiny_recipe(), corpus=corpus, encoder_folder=None, out=out)
+    expected, found = load_file(finished / "model.safetensors"), load_file(out / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [(line["step"], line.get("loss")) for line in lines(out)] == [
+        (line["step"], line.get("loss")) for line in lines(finished)
+    ]
+
+
+def test_a_finished_run_is_refused_and_left_alone(finished: Path, corpus: Corpus) -> None:
+    before = sha256_of(finished / "model.safetensors")
+    with pytest.raises(UserError, match="finished") as error:
+        training.train(tiny_recipe(), corpus=corpus, encoder_folder=None, out=finished)
+    assert error.value.exit_code == 2
+    assert sha256_of(finished / "model.safetensors") == before
+
+
+def test_going_on_with_another_recipe_is_refused_by_name(corpus: Corpus, tmp_path: Path, killed_after: Any) -> None:
+    out = tmp_path / "run"
+    killed_after(1)
+    with pytest.raises(Killed):
+        training.train(tiny_recipe(), corpus=corpus, encoder_folder=None, out=out)
+    with pytest.raises(UserError, match=r"train\.weight_decay"):
+        training.train(tiny_recipe(weight_decay=0.5), corpus=corpus, encoder_folder=None, out=out)
+    with pytest.raises(UserError, match="another encoder"):
+        training.train(tiny_recipe(), corpus=corpus, encoder_folder="elsewhere", out=out)
+
+
+def test_a_folder_that_holds_something_else_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match="no run"):
+        training.train(tiny_recipe(), corpus=corpus, encoder_folder=None, out=tmp_path)
+
+
+def test_a_pretrained_encoder_is_used_with_its_own_windows_and_stays_as_it_is_while_frozen(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(7)
+    config = dataclasses.replace(TINY, in_channels=1)
+    encoder = build_encoder(config)
+    preprocessing = {"spacing_mm": [1.0, 1.0, 1.0], "ct_windows": ["blood"], "mri_norms": {"rsna": "zscore"}}
+    save_encoder(encoder, tmp_path / "encoder", preprocessing=preprocessing)
+    recipe = dataclasses.replace(tiny_recipe(ema=0.0), stages=STAGES[:1])
+    training.train(recipe, corpus=corpus, encoder_folder=str(tmp_path / "encoder"), out=tmp_path / "run")
+    trained = load_file(tmp_path / "run" / "model.safetensors")
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(trained[f"encoder.{name}"], value), name
+    bundle = read_bundle(tmp_path / "run")
+    assert bundle.encoder == config
+    assert bundle.data.ct_windows == ("blood",)
+    assert "pretrained at [1.0, 1.0, 1.0] mm" in capsys.readouterr().err
+
+
+def test_bright_sacs_are_learned_in_a_minute(corpus: Corpus, tmp_path: Path) -> None:
+    stage = StageConfig(name="all", steps=40, head_lr=1e-2, encoder_lr=1e-2, layers="all", warmup=5, final=0.1)
+    recipe = dataclasses.replace(tiny_recipe(batch=4, validate_every=0, checkpoint_every=100, ema=0.0), stages=(stage,))
+    score = training.train(recipe, corpus=corpus, encoder_folder=None, out=tmp_path / "run")
+    assert score.auc_present > 0.9
+
+
+def test_the_mirror_image_gives_the_mirrored_probabilities(finished: Path) -> None:
+    model = load_model(finished, read_bundle(finished))
+    x_BCDHW = torch.randn(2, 3, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    straight = classify(model, x_BCDHW, mirror=True)
+    flipped = classify(model, x_BCDHW.flip(2), mirror=True)
+    torch.testing.assert_close(straight, flipped[:, list(MIRRORED)])
+
+
+def test_the_report_is_one_page_that_opens_offline(finished: Path, corpus: Corpus) -> None:
+    page = write_report(finished, corpus).read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert 'src="http' not in page
+    score = score_of(pd.read_parquet(finished / "predictions.parquet"))
+    assert f"{score.auc_present:.3f}" in page
+    for label in LABELS:
+        assert label in page
+
+
+def test_folds_keep_patients_together_and_share_out_the_positives(corpus: Corpus) -> None:
+    cases = read_cases(corpus)
+    folds = assign_folds(cases, 4, seed=1)
+    by_subject: dict[str, set[int]] = {}
+    for case, fold in zip(cases, folds, strict=True):
+        by_subject.setdefault(case.subject, set()).add(int(fold))
+    assert all(len(found) == 1 for found in by_subject.values())
+    positives = np.bincount([fold for case, fold in zip(cases, folds, strict=True) if case.present], minlength=4)
+    assert positives.max() - positives.min() <= 2
+    assert set(folds) == {0, 1, 2, 3}
+    backwards = assign_folds(cases[::-1], 4, seed=1)[::-1]
+    assert folds.tolist() == backwards.tolist(), "the order of the cases does not matter"
+    assert folds.tolist() != assign_folds(cases, 4, seed=2).tolist()
+
+
+def test_more_folds_than_patients_are_refused(corpus: Corpus) -> None:
+    with pytest.raises(UserError, match="patients"):
+        assign_folds(read_cases(corpus), 50, seed=0)
+
+
+def test_drawing_is_balanced_and_rare_places_are_drawn_more(corpus: Corpus) -> None:
+    cases = read_cases(corpus)
+    weights = drawing_weights(cases, positive_share=0.6)
+    present = np.array([case.present for case in cases])
+    assert weights[present].sum() == pytest.approx(0.6)
+    counts = np.array([case.labels[:13] for case in cases]).sum(0)
+    of_rarity = [(counts[np.argmax(c.labels[:13])], w) for c, w in zip(cases, weights, strict=True) if c.present]
+    assert min(of_rarity)[1] >= max(of_rarity)[1]
+    assert drawing_weights([c for c in cases if c.present], positive_share=0.6).sum() == pytest.approx(1)
+
+
+def test_a_corpus_without_labels_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    claim(tmp_path / "corpus", "rsna", Settings())
+    write_manifest(tmp_path / "corpus", [], [])
+    with pytest.raises(UserError, match=r"train\.csv"):
+        read_cases(Corpus.open(tmp_path / "corpus"))
+
+
+def test_errors_of_the_command_are_one_line_with_an_exit_code(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--corpus", str(corpus.path), "--out", str(tmp_path / "run"), "--train.bach", "3"]
+    assert training.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "train.batch" in error
+    assert training.main(["--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")]) == 1
+    assert "nowhere" in capsys.readouterr().err
