@@ -1,8 +1,4 @@
-"""Read the elements of a DICOM file up to its pixels, as plain text and numbers.
-
-pydicom parses; the values are converted here from the raw bytes, because a series repeats some forty elements in
-hundreds of files and pydicom's typed values cost more than the parsing itself.
-"""
+"""Read the elements of a DICOM file up to its pixels, as plain text and numbers."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ import math
 import struct
 import warnings
 import zlib
+from functools import lru_cache
 from typing import BinaryIO
 
 import numpy as np
@@ -19,7 +16,9 @@ from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.values import convert_SQ
 
+from harmonize.dicom_scan import Scanned, UnusualError, scan_file, scan_items
 from harmonize.errors import Reason, Rejection
 
 PARSER_FAULTS = (
@@ -35,6 +34,8 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 _BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
 _PREAMBLE = 128
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+_CACHED_VALUES = 4096
+"""The files of a series repeat most of their values, so that parsing each different one once is enough."""
 
 
 class Elements:
@@ -43,20 +44,24 @@ class Elements:
     Absent elements come back empty (``""``, ``()``, NaN, None); what cannot be parsed as a number comes back as NaN,
     so that the geometry checks refuse it.
 
+    Args:
+        scanned: Value representation and bytes by tag.
+        explicit: Nested sequences have explicit value representations.
+        little_endian: Byte order of binary values.
+
     Example:
-        >>> dataset = Dataset()
-        >>> dataset.PixelSpacing = [0.5, 0.75]
-        >>> Elements(dataset).numbers(0x00280030)
+        >>> elements = Elements({0x00280030: ("DS", b"0.5\\\\0.75")})
+        >>> elements.numbers(0x00280030)
         (0.5, 0.75)
     """
 
-    __slots__ = ("_dataset",)
+    __slots__ = ("_explicit", "_little_endian", "_scanned")
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, scanned: Scanned, *, explicit: bool = True, little_endian: bool = True) -> None:
+        self._scanned, self._explicit, self._little_endian = scanned, explicit, little_endian
 
     def __contains__(self, tag: int) -> bool:
-        return tag in self._dataset
+        return tag in self._scanned
 
     def text(self, tag: int) -> str:
         """The whole value as text."""
@@ -64,26 +69,19 @@ class Elements:
 
     def texts(self, tag: int) -> tuple[str, ...]:
         """The value's parts as text, stripped of padding."""
-        value = self._value(tag)
-        if value is None:
-            return ()
-        if isinstance(value, bytes):
-            return tuple(part.strip(" \0") for part in value.decode("latin-1").split("\\"))
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            return tuple(str(value).strip(" \0").split("\\"))
-        return tuple(str(part).strip(" \0") for part in value)
+        value = self._scanned.get(tag, ("", b""))[1]
+        return _parts(value) if value and isinstance(value, bytes) else ()
 
     def numbers(self, tag: int) -> tuple[float, ...]:
         """The value's parts as numbers; NaN for a part that is none."""
-        element = self._item(tag)
-        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
-            kind = _BINARY.get(_representation(element))
-            if kind is not None:
-                width = int(kind[1])
-                usable = len(element.value) // width * width
-                order = "<" if element.is_little_endian else ">"
-                return tuple(np.frombuffer(element.value[:usable], order + kind).tolist())
-        return tuple(_number(part) for part in self.texts(tag) if part)
+        kind, value = self._scanned.get(tag, ("", b""))
+        if not value or not isinstance(value, bytes):
+            return ()
+        if kind in ("", "UN"):
+            kind = _representation(tag)
+        if kind in _BINARY:
+            return _binary_numbers(value, _BINARY[kind], self._little_endian)
+        return _decimal_numbers(value)
 
     def number(self, tag: int, default: float = math.nan) -> float:
         """The first number of the value, or `default` where the element is absent or empty."""
@@ -95,27 +93,19 @@ class Elements:
         return int(value) if math.isfinite(value) and value == int(value) else None
 
     def items(self, tag: int) -> list[Elements]:
-        """The items of a sequence."""
-        if tag not in self._dataset:
-            return []
-        try:
-            value = self._dataset[tag].value
-        except PARSER_FAULTS as error:
-            raise Rejection(Reason.UNREADABLE, "a DICOM sequence cannot be parsed") from error
-        return (
-            [Elements(item) for item in value] if isinstance(value, (list, tuple)) or hasattr(value, "append") else []
-        )
+        """The items of a sequence.
+
+        Raises:
+            Rejection: The value is no sequence.
+        """
+        value = self._scanned.get(tag, ("", b""))[1]
+        found = value if isinstance(value, list) else _parse_items(value, self._explicit, self._little_endian)
+        return [Elements(item, explicit=self._explicit, little_endian=self._little_endian) for item in found]
 
     def raw(self, tag: int) -> bytes:
         """The value's bytes; empty where it is absent."""
-        value = self._value(tag)
+        value = self._scanned.get(tag, ("", b""))[1]
         return value if isinstance(value, bytes) else b""
-
-    def _item(self, tag: int) -> object:
-        return self._dataset.get_item(tag) if tag in self._dataset else None
-
-    def _value(self, tag: int) -> object:
-        return getattr(self._item(tag), "value", None)
 
 
 def looks_like_dicom(stream: BinaryIO) -> bool:
@@ -138,21 +128,78 @@ def read_elements(stream: BinaryIO) -> tuple[Elements, Elements]:
     if not looks_like_dicom(stream):
         raise Rejection(Reason.UNREADABLE, "not a DICOM file")
     try:
+        meta, scanned, explicit = scan_file(stream)
+    except UnusualError:
+        stream.seek(0)
+        return _read_by_pydicom(stream)
+    if not scanned:
+        raise Rejection(Reason.UNREADABLE, "a DICOM file without content")
+    return Elements(meta), Elements(scanned, explicit=explicit)
+
+
+def _read_by_pydicom(stream: BinaryIO) -> tuple[Elements, Elements]:
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = dcmread(stream, stop_before_pixels=True, force=True)
         if not len(dataset):
             raise Rejection(Reason.UNREADABLE, "a DICOM file without content")
-        return Elements(getattr(dataset, "file_meta", Dataset())), Elements(dataset)
+        implicit, little_endian = dataset.original_encoding
+        meta = Elements(_scanned(getattr(dataset, "file_meta", Dataset())))
+        return meta, Elements(_scanned(dataset), explicit=not implicit, little_endian=little_endian is not False)
     except PARSER_FAULTS as error:
         raise Rejection(Reason.UNREADABLE, "the DICOM header cannot be parsed") from error
 
 
-def _representation(element: RawDataElement) -> str:
-    if element.VR and element.VR != "UN":
-        return str(element.VR)
+def _parse_items(value: bytes, explicit: bool, little_endian: bool) -> list[Scanned]:
+    if little_endian:
+        try:
+            return scan_items(value, explicit=explicit)
+        except UnusualError:
+            pass  # pydicom knows more odd encodings
     try:
-        return dictionary_VR(element.tag)
+        return [_scanned(item) for item in convert_SQ(value, not explicit, little_endian)]
+    except PARSER_FAULTS as error:
+        raise Rejection(Reason.UNREADABLE, "a DICOM sequence cannot be parsed") from error
+
+
+def _scanned(dataset: Dataset) -> Scanned:
+    found: Scanned = {}
+    for tag in dataset.keys():  # noqa: SIM118 - iterating the dataset itself converts every value
+        item = dataset.get_item(tag)
+        if isinstance(item, RawDataElement):
+            found[int(tag)] = str(item.VR or ""), item.value if isinstance(item.value, bytes) else b""
+        elif item is not None and item.VR == "SQ":
+            found[int(tag)] = "SQ", [_scanned(nested) for nested in item.value]
+        elif item is not None:
+            values = item.value if isinstance(item.value, (list, tuple)) or item.VM > 1 else [item.value]
+            found[int(tag)] = (
+                "LO",
+                "\\".join("" if part is None else str(part) for part in values).encode("latin-1", "replace"),
+            )
+    return found
+
+
+@lru_cache(maxsize=_CACHED_VALUES)
+def _parts(value: bytes) -> tuple[str, ...]:
+    return tuple(part.strip(" \0") for part in value.decode("latin-1").split("\\"))
+
+
+@lru_cache(maxsize=_CACHED_VALUES)
+def _decimal_numbers(value: bytes) -> tuple[float, ...]:
+    return tuple(_number(part) for part in _parts(value) if part)
+
+
+@lru_cache(maxsize=_CACHED_VALUES)
+def _binary_numbers(value: bytes, kind: str, little_endian: bool) -> tuple[float, ...]:
+    usable = len(value) // int(kind[1]) * int(kind[1])
+    return tuple(np.frombuffer(value[:usable], ("<" if little_endian else ">") + kind).tolist())
+
+
+@lru_cache(maxsize=_CACHED_VALUES)
+def _representation(tag: int) -> str:
+    try:
+        return dictionary_VR(tag)
     except KeyError:
         return "UN"
 

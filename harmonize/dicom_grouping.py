@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,8 +106,13 @@ def _geometry_fault(frame: Frame) -> tuple[Reason, str] | None:
         return Reason.BAD_GEOMETRY, "the image position is not three finite numbers"
     if len(frame.spacing) != 2 or not all(np.isfinite(step) and step > 0 for step in frame.spacing):
         return Reason.BAD_GEOMETRY, "the pixel spacing is not two positive numbers"
+    return _orientation_fault(frame.orientation)
+
+
+@lru_cache(maxsize=256)
+def _orientation_fault(orientation: tuple[float, ...]) -> tuple[Reason, str] | None:
     try:
-        slice_normal(frame.orientation)
+        slice_normal(orientation)
     except Rejection as rejection:
         return rejection.reason, rejection.message
     return None

@@ -72,9 +72,7 @@ def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[
         if stored.shape != out.shape:
             raise Rejection(Reason.TRUNCATED, "a picture is smaller than its header says")
         padding = _padding_mask(stored, picture)
-        _rescale(stored, picture, out)
-        if modality == "CT":
-            np.maximum(out, out.dtype.type(AIR_HU), out=out)
+        _rescale(stored, picture, out, least=AIR_HU if modality == "CT" else None)
         if padding is None:
             continue
         if modality == "CT" and TISSUE_HU[0] < _scaled_padding(picture) < TISSUE_HU[1]:
@@ -82,7 +80,7 @@ def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[
             continue
         count = int(np.count_nonzero(padding))
         if count:
-            out[padding] = AIR_HU if modality == "CT" else 0
+            np.copyto(out, AIR_HU if modality == "CT" else 0, where=padding)
             padded += count
     return voxels_ZYX, _decisions(pictures, padded, distrusted, modality)
 
@@ -113,22 +111,31 @@ def _result_dtype(pictures: Sequence[Picture], modality: str) -> np.dtype:
     return np.dtype(np.float32)
 
 
-def _rescale(stored: NDArray[Any], picture: Picture, out: NDArray[Any]) -> None:
+def _rescale(stored: NDArray[Any], picture: Picture, out: NDArray[Any], *, least: int | None) -> None:
+    """Write the values of a picture into `out`, none below `least`, and none outside an integer `out`'s range."""
     if out.dtype == np.float32:
         np.multiply(stored, np.float32(picture.slope), out=out, casting="unsafe")
         out += np.float32(picture.intercept)
+        if least is not None:
+            np.maximum(out, least, out=out)
         return
     limits = np.iinfo(out.dtype)
+    least = limits.min if least is None else least
     slope, intercept = int(picture.slope), int(picture.intercept)
     low, high = picture.layout.stored_range
     if slope != 1:
-        out[...] = np.clip(stored.astype(np.int64) * slope + intercept, limits.min, limits.max)
+        out[...] = np.clip(stored.astype(np.int64) * slope + intercept, least, limits.max)
         return
-    kept = max(low, limits.min - intercept), min(high, limits.max - intercept)
-    if kept[0] > kept[1]:
+    kept_low, kept_high = max(low, least - intercept), min(high, limits.max - intercept)
+    if kept_low > kept_high:
         raise Rejection(Reason.BAD_INTENSITY, "the rescale intercept moves every value out of range")
-    # What is kept fits after the intercept is added, so that integers may wrap around before it is.
-    out[...] = stored if kept == (low, high) else np.clip(stored, *kept)
+    # What is kept fits once the intercept is added, so that integers may wrap around before it is.
+    if kept_high < high:
+        stored = np.minimum(stored, stored.dtype.type(kept_high))
+    if kept_low > low:
+        np.maximum(stored, stored.dtype.type(kept_low), out=out, casting="unsafe")
+    else:
+        out[...] = stored
     if intercept:
         out += np.array(intercept).astype(out.dtype)
 
