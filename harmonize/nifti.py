@@ -29,6 +29,9 @@ SAME_AFFINE_MM = 0.1
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 """By the header's code of spatial units: metre, millimetre, micrometre."""
 
+LAST_CODE = 5
+"""NIFTI_XFORM_TEMPLATE_OTHER; 0 means that there is no such form."""
+
 _UNIT_BITS = 7
 
 
@@ -118,10 +121,11 @@ def _layout(header: nib.Nifti1Header) -> tuple[tuple[int, ...], np.dtype[Any], i
         raise Rejection(Reason.EMPTY, "the header claims no voxels")
     try:
         dtype = header.get_data_dtype()
-    except nib.spatialimages.HeaderDataError as error:
+    except (KeyError, nib.spatialimages.HeaderDataError) as error:
         raise Rejection(Reason.UNSUPPORTED_ENCODING, "the header's data type is unknown") from error
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise Rejection(Reason.UNSUPPORTED_ENCODING, f"voxels of type {dtype} are no intensities")
+    if dtype.kind not in "iuf" or not 1 <= dtype.itemsize <= 8:
+        code = int(header["datatype"])
+        raise Rejection(Reason.UNSUPPORTED_ENCODING, f"voxels of NIfTI data type {code} are no intensities")
     if np.prod([float(count) for count in shape]) * dtype.itemsize > MAX_BYTES:
         raise Rejection(Reason.TOO_LARGE, f"the header claims {' x '.join(map(str, shape))} voxels")
     offset = float(header["vox_offset"])
@@ -145,19 +149,20 @@ def _scaled(stored_XYZ: NDArray[Any], header: nib.Nifti1Header, decisions: list[
 
 def _affine(header: nib.Nifti1Header, decisions: list[str]) -> NDArray[np.float64]:
     """The sform where its code is set, else the qform, as nifti1.h orders them."""
-    sform = _usable(header.get_sform()) if int(header["sform_code"]) > 0 else None
-    qform = _qform(header) if int(header["qform_code"]) > 0 else None
-    if sform is None and int(header["sform_code"]) > 0 and qform is not None:
+    says_sform, says_qform = (1 <= int(header[name]) <= LAST_CODE for name in ("sform_code", "qform_code"))
+    sform = _usable(header.get_sform()) if says_sform else None
+    qform = _qform(header) if says_qform else None
+    if sform is None and says_sform and qform is not None:
         decisions.append("the sform is singular; the qform is used")
     if sform is not None and qform is not None and not _agree(sform, qform, header):
         decisions.append("qform and sform disagree; the sform is used")
-    if sform is None and qform is not None and int(header["sform_code"]) <= 0:
+    if qform is not None and not says_sform:
         decisions.append("no sform; the qform is used")
     if sform is not None and qform is None:
         decisions.append("no qform; the sform is used")
     chosen = sform if sform is not None else qform
     if chosen is None:
-        if int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0:
+        if says_sform or says_qform:
             raise Rejection(Reason.BAD_GEOMETRY, "neither the sform nor the qform is a usable affine")
         raise Rejection(Reason.MISSING_METADATA, "neither sform nor qform: left and right are unknown")
     unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & _UNIT_BITS, 1.0)

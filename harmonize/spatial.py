@@ -19,11 +19,11 @@ from scipy.ndimage import map_coordinates
 from harmonize.errors import Reason, Rejection
 from harmonize.kernels import axis_weights, gaussian, multiply
 
-MAX_VOXELS = 2**29
-"""Largest target grid: 1 GiB as int16, four times a whole-body CT at 1 mm."""
+MAX_VOXELS = 2**28
+"""Largest target grid: 512 MiB as int16, a whole-body CT at 1 mm."""
 
 MIN_RAW_SPACING_MM = 0.01
-MAX_RAW_SPACING_MM = 100.0
+MAX_RAW_SPACING_MM = 25.0
 MAX_FIELD_OF_VIEW_MM = 3000.0
 
 ALIGNED_MM = 0.01
