@@ -1,4 +1,4 @@
-"""Patches: exact voxels upright, swapped sides in the mirror, points that move with the image, targets in their cells."""
+"""Patches: exact voxels upright, swapped sides mirrored, points that move with the image, targets in their cells."""
 
 from __future__ import annotations
 

@@ -141,9 +141,11 @@ def test_running_statistics_of_norms_stand_still_until_the_whole_encoder_trains(
     stages = (STAGES[0], StageConfig(name="deep", steps=4, head_lr=1.0, encoder_lr=0.1, layers=1), STAGES[2])
     for step, moves in ((0, False), (4, False), (8, True)):
         apply_rates(rates_at(step, stages, depth=2), model, optimizer)
-        before = model.encoder.norm.running_mean.clone()  # type: ignore[union-attr, operator]
+        norm = model.encoder.norm
+        assert isinstance(norm, nn.BatchNorm3d)
+        before = norm.running_mean.clone()
         model(torch.randn(2, 3, 8, 8, 8) + 3)
-        assert torch.equal(before, model.encoder.norm.running_mean) != moves  # type: ignore[arg-type]
+        assert torch.equal(before, norm.running_mean) != moves
 
 
 def test_the_heads_momentum_survives_the_switch_of_stages() -> None:
