@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -72,12 +72,11 @@ class Volume:
         return self.stack.refusal
 
 
-def find_files(root: Path) -> list[Path]:
-    """All files under `root` that may be DICOM, sorted; hidden files, ``._`` files and ``DICOMDIR`` are left out.
+def walk(root: Path) -> Iterator[Path]:
+    """Yield every file under `root` in a fixed order; hidden and ``._`` files and hidden folders are left out.
 
     Links to folders are followed, each real folder once.
     """
-    found: list[Path] = []
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -86,11 +85,13 @@ def find_files(root: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (
-            Path(folder, name) for name in sorted(names) if not name.startswith(".") and name not in _SKIPPED_NAMES
-        )
-        found += [path for path in paths if path.suffix.lower() in _DICOM_SUFFIXES or _may_be_dicom(path)]
-    return found
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def find_files(root: Path) -> list[Path]:
+    """All files under `root` that may be DICOM, in the order of `walk`; ``DICOMDIR`` is left out."""
+    paths = (path for path in walk(root) if path.name not in _SKIPPED_NAMES)
+    return [path for path in paths if path.suffix.lower() in _DICOM_SUFFIXES or _may_be_dicom(path)]
 
 
 def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:

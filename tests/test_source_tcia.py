@@ -140,7 +140,8 @@ def test_each_echo_is_a_scan_with_its_own_key_and_files(tmp_path):
     refs = list(tcia.discover(tmp_path))
     assert [(ref.key, ref.public_id) for ref in refs] == [("1.2.3/0", "1.2.3"), ("1.2.3/1", "1.2.3_1")]
     assert set(refs[0].paths).isdisjoint(refs[1].paths)
-    assert all(tcia.load(ref).voxels_XYZ.shape == (5, 4, 5) for ref in refs)
+    scans = [tcia.load(ref) for ref in refs]
+    assert [scan.decisions[0][:13] for scan in scans] == ["volume 1 of 2", "volume 2 of 2"]
 
 
 def test_discovery_is_deterministic_and_reads_no_pixels(tmp_path):

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from harmonize.dicom import Volume, find_files, find_volumes, raise_if_refused, reload_volume
+from harmonize.dicom import Volume, find_files, find_volumes, raise_if_refused, reload_volume, walk
 from harmonize.errors import UserError
 from harmonize.scan import Scan, ScanRef
 
@@ -53,16 +54,18 @@ def load(ref: ScanRef) -> Scan:
         Rejection: The volume is refused, damaged, or has gone.
     """
     raise_if_refused(ref.meta)
-    part = ref.meta.get("part", 0)
-    assert isinstance(part, int)
-    return reload_volume(ref.paths, part)
+    scan = reload_volume(ref.paths, cast(int, ref.meta.get("part", 0)))
+    # How the volume was split from its series is seen only beside the series' other files.
+    found = cast(tuple[str, ...], ref.meta.get("decisions", ()))
+    scan.decisions[:0] = [line for line in found if line not in scan.decisions]
+    return scan
 
 
 def _reference(root: Path, volume: Volume, subjects: dict[str, str]) -> ScanRef:
     first = volume.paths[0]
     series = volume.series_uid or first.relative_to(root).as_posix()
     ids = _ids(root, volume, subjects)
-    meta: dict[str, object] = {"part": volume.part}
+    meta: dict[str, object] = {"part": volume.part, "decisions": volume.stack.decisions}
     if volume.refusal:
         meta["refused"] = (volume.refusal[0].value, volume.refusal[1])
     return ScanRef(
@@ -97,7 +100,7 @@ def _ids(root: Path, volume: Volume, subjects: dict[str, str]) -> _Ids:
 def _public_subjects(root: Path) -> dict[str, str]:
     """Subject ID by Series UID from every metadata.csv below `root`."""
     subjects: dict[str, str] = {}
-    for path in sorted(root.rglob(METADATA_NAME)):
+    for path in (path for path in walk(root) if path.name == METADATA_NAME):
         with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
             table = csv.DictReader(stream)
             missing = {"Series UID", "Subject ID"} - set(table.fieldnames or ())
