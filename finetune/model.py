@@ -37,14 +37,18 @@ class HeadConfig:
 
     Attributes:
         stride: Edge of a cell in input voxels; one of the encoder's strides.
+        coarsest: Stride of the coarsest map that is used; None takes all. Coarse maps see the whole head, which lets a
+            network that has few series to learn from remember them one by one.
         width: Channels of the neck.
         pooling: How cells become a series' logit: the mean of the `top` highest, a log-mean-exp, or the plain mean.
         top: Cells of ``topk`` pooling.
-        coordinates: Tell each cell its place in the patch. Left and right look alike without it.
+        coordinates: Tell the territory of each cell its place in the patch: left and right look alike without it.
+            Presence never knows it, so that an aneurysm looks the same everywhere.
         dropout: On the neck's features.
     """
 
     stride: int = 4
+    coarsest: int | None = None
     width: int = 64
     pooling: Literal["topk", "logmeanexp", "mean"] = "topk"
     top: int = 8
@@ -85,13 +89,22 @@ class AneurysmClassifier(nn.Module):
     def __init__(self, encoder: nn.Module, config: HeadConfig) -> None:
         super().__init__()
         strides, channels = cast(Sequence[int], encoder.strides), cast(Sequence[int], encoder.channels)
-        if config.stride not in strides:
-            offered = ", ".join(map(str, strides))
-            raise UserError(f"head.stride {config.stride}: this encoder has maps at {offered}; use one", exit_code=2)
+        coarsest = strides[-1] if config.coarsest is None else config.coarsest
+        for name, stride in (("stride", config.stride), ("coarsest", coarsest)):
+            if stride not in strides:
+                offered = ", ".join(map(str, strides))
+                raise UserError(f"head.{name} {stride}: this encoder has maps at {offered}; use one", exit_code=2)
+        if coarsest < config.stride:
+            raise UserError(
+                f"head.coarsest {coarsest}: must not be finer than head.stride {config.stride}", exit_code=2
+            )
         self.config = config
         self.encoder = encoder
-        self.neck = _Neck(channels, list(strides).index(config.stride), config)
+        self.maps = slice(list(strides).index(config.stride), list(strides).index(coarsest) + 1)
+        self.neck = _Neck(channels[self.maps], config.width)
+        self.presence_mix = _mix(config.width, config.width, config.dropout)
         self.presence = nn.Conv3d(config.width, 1, 1)
+        self.territory_mix = _mix(config.width + (3 if config.coordinates else 0), config.width, config.dropout)
         self.territory = nn.Conv3d(config.width, len(LOCATIONS), 1)
         self.scale_14 = nn.Parameter(torch.ones(len(LABELS)))
         self.shift_14 = nn.Parameter(torch.zeros(len(LABELS)))
@@ -113,9 +126,12 @@ class AneurysmClassifier(nn.Module):
         Returns:
             Series' logits and the cells behind them.
         """
-        features = self.neck(self.encoder(x_BCDHW))
-        presence_B1dhw = self.presence(features)
-        territory_B13dhw = self.territory(features)
+        features = self.neck(self.encoder(x_BCDHW)[self.maps])
+        presence_B1dhw = self.presence(self.presence_mix(features))
+        if self.config.coordinates:
+            grid = coordinates(features.shape[2:], features).expand(len(features), -1, -1, -1, -1)
+            features = torch.cat([features, grid], dim=1)
+        territory_B13dhw = self.territory(self.territory_mix(features))
         places_B13dhw = presence_B1dhw + F.log_softmax(territory_B13dhw, dim=1)
         evidence_B14dhw = torch.cat([places_B13dhw, presence_B1dhw], dim=1)
         logits_B14 = self.scale_14 * pool(evidence_B14dhw, self.config) + self.shift_14
@@ -178,33 +194,19 @@ def coordinates(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 class _Neck(nn.Module):
-    """Top-down fusion of the encoder's maps at one stride (a feature pyramid with one output)."""
+    """Top-down fusion of maps at the finest one's stride (a feature pyramid with one output)."""
 
-    def __init__(self, channels: Sequence[int], finest: int, config: HeadConfig) -> None:
+    def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
-        self.finest = finest
-        self.coordinates = config.coordinates
-        self.lateral = nn.ModuleList(nn.Conv3d(c, config.width, 1) for c in channels[finest:])
-        extra = 3 if config.coordinates else 0
-        self.norm = _CellNorm(config.width)
-        self.mix = nn.Sequential(
-            nn.Conv3d(config.width + extra, config.width, 3, padding=1),
-            nn.GELU(),
-            nn.Dropout3d(config.dropout),
-            nn.Conv3d(config.width, config.width, 1),
-            nn.GELU(),
-        )
+        self.lateral = nn.ModuleList(nn.Conv3d(count, width, 1) for count in channels)
+        self.norm = _CellNorm(width)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        laterals = [conv(x) for conv, x in zip(self.lateral, maps[self.finest :], strict=True)]
+        laterals = [conv(x) for conv, x in zip(self.lateral, maps, strict=True)]
         fused = laterals[-1]
         for finer in reversed(laterals[:-1]):
             fused = finer + F.interpolate(fused, size=finer.shape[2:], mode="trilinear", align_corners=False)
-        fused = self.norm(fused)
-        if self.coordinates:
-            grid = coordinates(fused.shape[2:], fused).expand(len(fused), -1, -1, -1, -1)
-            fused = torch.cat([fused, grid], dim=1)
-        return self.mix(fused)
+        return self.norm(fused)
 
 
 class _CellNorm(nn.Module):
@@ -216,3 +218,14 @@ class _CellNorm(nn.Module):
 
     def forward(self, x_BCdhw: Tensor) -> Tensor:
         return self.norm(x_BCdhw.movedim(1, -1)).movedim(-1, 1)
+
+
+def _mix(channels: int, width: int, dropout: float) -> nn.Module:
+    """Two layers that look at a cell and its neighbours."""
+    return nn.Sequential(
+        nn.Conv3d(channels, width, 3, padding=1),
+        nn.GELU(),
+        nn.Dropout3d(dropout),
+        nn.Conv3d(width, width, 1),
+        nn.GELU(),
+    )

@@ -48,7 +48,7 @@ def test_without_scaling_present_is_at_least_as_likely_as_any_place() -> None:
 
 
 @pytest.mark.parametrize("told", [False, True])
-def test_left_and_right_can_only_be_told_apart_with_coordinates(told: bool) -> None:
+def test_left_and_right_places_can_only_be_told_apart_with_coordinates(told: bool) -> None:
     # Stride 1 throughout: a strided kernel would see the two sides at different offsets.
     encoder = build_encoder(dataclasses.replace(TINY, strides=(1, 1, 1)))
     classifier = AneurysmClassifier(encoder, HeadConfig(stride=1, width=8, coordinates=told))
@@ -56,8 +56,22 @@ def test_left_and_right_can_only_be_told_apart_with_coordinates(told: bool) -> N
         if parameter.ndim == 5:  # kernels that look left as they look right
             parameter.data = (parameter + parameter.flip(2)) / 2
     x_BCDHW = torch.randn(1, 3, 16, 16, 16, generator=torch.Generator().manual_seed(1))
-    presence = classifier((x_BCDHW + x_BCDHW.flip(2)) / 2).presence_Bdhw
-    assert torch.allclose(presence, presence.flip(1), atol=1e-5) != told
+    output = classifier((x_BCDHW + x_BCDHW.flip(2)) / 2)
+    assert torch.allclose(output.presence_Bdhw, output.presence_Bdhw.flip(1), atol=1e-5)
+    assert torch.allclose(output.territory_B13dhw, output.territory_B13dhw.flip(2), atol=1e-5) != told
+
+
+def test_maps_beyond_the_coarsest_are_not_used() -> None:
+    classifier = model(stride=1, coarsest=2)
+    classifier(torch.randn(1, 3, 16, 16, 16)).logits_B14.sum().backward()
+    used = {name.split(".blocks")[0] for name, p in classifier.encoder.named_parameters() if p.grad is not None}
+    assert "stages.1" in used
+    assert "stages.2" not in used
+
+
+def test_a_coarsest_map_finer_than_the_cells_is_refused() -> None:
+    with pytest.raises(UserError, match="coarsest"):
+        model(stride=4, coarsest=2)
 
 
 def test_coordinates_run_from_minus_one_to_one_through_the_middle() -> None:

@@ -1,0 +1,88 @@
+"""Every fine-tuning recipe is read as it stands, and runs at toy size through all of its stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+
+from finetune.data import Batch, TrainingSamples, join
+from finetune.patches import Region
+from finetune.recipe import Recipe
+from finetune.rsna import Case
+from finetune.stages import rates_at, total_steps
+from finetune.train import train_step
+from finetune.trainer import make_trainer
+from harmonize.scan import HU
+from headspark.config import read_recipe, to_yaml
+from headspark.encoder import EncoderConfig
+
+ROOT = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = [path for path in sorted(ROOT.rglob("*.yaml")) if "stages" in yaml.safe_load(path.read_text())]
+TOY = EncoderConfig(features=(4, 4, 8), blocks=(1, 1, 1), strides=(1, 2, 2))
+
+
+class Noise:
+    """A store of one series of noise."""
+
+    cases = (
+        Case(
+            scan_id="1", subject="1", modality="CTA", unit=HU, image=Path("none"), vessels=None,
+            foreground_box=(0, 16, 0, 16, 0, 16), labels=(1, *(0,) * 12, 1), points=(),
+        ),
+    )  # fmt: skip
+
+    def __getitem__(self, number: int) -> Region:
+        return Region(
+            stored_XYZ=np.random.default_rng(0).integers(-100, 300, (16, 16, 16)).astype(np.int16),
+            slope=1.0, inter=0.0, fill=-1024.0, unit=HU, spacing=(2.0, 2.0, 2.0), start=(0, 0, 0),
+            points_K3=np.array([[8.0, 8.0, 8.0]]), places_K=np.array([0]), vessels_XYZ=None,
+            labels_14=np.array(self.cases[0].labels),
+        )  # fmt: skip
+
+
+def test_there_are_fine_tuning_recipes() -> None:
+    assert len(RECIPES) >= 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_the_same_after_writing_and_reading(path: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(Recipe, path)
+    (tmp_path / "again.yaml").write_text(to_yaml(recipe))
+    assert read_recipe(Recipe, tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_fits_its_own_encoder(path: Path) -> None:
+    recipe = read_recipe(Recipe, path)
+    strides = recipe.scratch.cumulative_strides
+    assert recipe.head.stride in strides
+    assert all(edge % strides[-1] == 0 for edge in recipe.data.patch)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_takes_a_step_in_each_stage_at_toy_size(path: Path) -> None:
+    recipe = read_recipe(Recipe, path)
+    recipe = dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, patch=(16, 16, 16), workers=0),
+        scratch=TOY,
+        head=dataclasses.replace(recipe.head, stride=2, coarsest=None, width=8),
+        stages=tuple(dataclasses.replace(stage, steps=1, warmup=min(stage.warmup, 1)) for stage in recipe.stages),
+        train=dataclasses.replace(recipe.train, precision="no"),
+    )
+    trainer = make_trainer(recipe, Accelerator(cpu=True), None)
+    samples = TrainingSamples(Noise(), trainer.data, recipe.augment, stride=2, seed=0)  # type: ignore[arg-type]
+    batch: Batch = join([samples[0], samples[1]])
+    for step in range(total_steps(recipe.stages)):
+        report = train_step(trainer, iter([batch] * recipe.train.accumulate))
+        assert np.isfinite(report.loss)
+        frozen = rates_at(step, recipe.stages, len(trainer.model.layers)).encoder[0] is None
+        stem = next(trainer.model.encoder.parameters())
+        assert stem.requires_grad != frozen
+    assert torch.isfinite(trainer.model.shift_14).all()
