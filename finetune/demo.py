@@ -138,7 +138,7 @@ def run_demo(demo: Demo) -> None:
     step(
         "pretrain",
         "4/7 pretrain: masked modelling without labels",
-        [["accelerate", "launch", "ssl/pretrain.py", "--config", "recipes/demo.yaml",
+        [["accelerate", "launch", "--quiet", "ssl/pretrain.py", "--config", "recipes/demo.yaml",
           "--corpus", str(demo.corpus), "--out", str(demo.run), *demo.pretrain]],
         done=_finished(demo.run),
     )  # fmt: skip
@@ -151,7 +151,7 @@ def run_demo(demo: Demo) -> None:
     step(
         "finetune",
         "6/7 fine-tune: aneurysm detection in three stages",
-        [["accelerate", "launch", "-m", "finetune.train", "--config", "recipes/demo_rsna.yaml",
+        [["accelerate", "launch", "--quiet", "-m", "finetune.train", "--config", "recipes/demo_rsna.yaml",
           "--corpus", str(demo.corpus_rsna), "--encoder", str(demo.encoder), "--out", str(demo.model), *demo.finetune]],
         done=_finished(demo.model),
     )  # fmt: skip

@@ -204,7 +204,7 @@ def _planes(
             axis.plot(*centre[kept], "o", markersize=14, fillstyle="none", color="#ffb000")
 
 
-def _first_pair(root: Path, name: str, corpus: Corpus) -> tuple[Scan, Volume, Mapping[str, Any]] | None:
+def _first_pair(root: Path, name: str, corpus: Corpus) -> tuple[Scan, Volume, Mapping[Any, Any]] | None:
     """The first accepted scan of a source, raw and harmonized."""
     module = sources.get(name)
     rows = corpus.scans[corpus.scans["source"] == name].set_index("raw_hash")

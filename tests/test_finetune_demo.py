@@ -1,0 +1,42 @@
+"""The demo, whole but tiny: every command of the README runs, the page holds every picture, nothing is done twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune.demo import Demo, run_demo
+from harmonize.aneurysm_labels import LABELS
+
+TINY_PRETRAINING = "--train.steps 2 --data.patch 32 --data.workers 0 --train.val_samples 1 --optim.warmup 0"
+STAGES = """[{"name": "head", "steps": 1, "head_lr": 1e-3}, {"name": "all", "steps": 1, "head_lr": 1e-3,
+              "encoder_lr": 1e-3, "layers": "all"}]"""
+TINY_FINETUNE = ("--stages", STAGES, "--data.patch", "[32, 32, 32]", "--data.folds", "2", "--train.batch", "1")
+
+
+@pytest.mark.timeout(900)
+def test_a_tiny_demo_ends_with_a_report_and_is_reused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    demo = Demo(
+        out=tmp_path / "demo",
+        scans=2,
+        labelled=8,
+        size=56,
+        pretrain=tuple(TINY_PRETRAINING.split()),
+        finetune=TINY_FINETUNE,
+    )
+    run_demo(demo)
+    first = capfd.readouterr().out
+    page = demo.report.read_text()
+    for heading in ("before and after", "Intensities", "Pretraining", "Fine-tuning in stages", "One prediction"):
+        assert heading in page
+    assert page.count("data:image/png;base64,") >= 9
+    assert "http://" not in page
+    assert "https://" not in page
+    assert all(label.split()[0] in page for label in LABELS)
+    assert "AUC, aneurysm present" in first
+
+    weights = (demo.model / "model.safetensors").stat().st_mtime_ns
+    run_demo(demo)
+    assert capfd.readouterr().out.count("(already there)") == 4
+    assert (demo.model / "model.safetensors").stat().st_mtime_ns == weights
