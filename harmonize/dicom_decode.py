@@ -1,7 +1,7 @@
 """Read the stored pixels of DICOM files: whole numbers as the scanner wrote them, before any rescaling.
 
-Uncompressed pixels are read straight from the file; compressed ones are decoded by openjpeg, an RLE and a JPEG-LS
-codec where these are faster, and otherwise by GDCM.
+Uncompressed pixels are read straight from the file; compressed ones are decoded by openjpeg, CharLS or
+pydicom's own RLE decoder where these are as fast, and otherwise by GDCM.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread, uid
+from pydicom import Dataset, dcmread, uid
 from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.pixels import pixel_array
 
-from harmonize.dicom_elements import PARSER_FAULTS
+from harmonize.dicom_elements import PARSER_FAULTS, parsing
 from harmonize.dicom_mosaic import cut_tiles
 from harmonize.errors import Reason, Rejection
 
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _LONG_VALUE_REPRESENTATIONS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
 
 _DECODERS: dict[str, tuple[str, ...]] = {
-    uid.RLELossless: ("pylibjpeg", "pydicom"),
+    uid.RLELossless: ("pydicom",),  # pylibjpeg-rle is faster, and aborts on damaged data
     uid.JPEG2000Lossless: ("pylibjpeg", "gdcm"),
     uid.JPEG2000: ("pylibjpeg", "gdcm"),
     uid.HTJ2KLossless: ("pylibjpeg",),
@@ -123,7 +124,10 @@ def count_frames(stream: BinaryIO, layout: PixelLayout) -> PixelLayout:
         layout: Its layout with ``frames=1``.
 
     Returns:
-        The layout with the true number of frames; unchanged where it cannot be told.
+        The layout with the true number of frames; unchanged where there are no pixels.
+
+    Raises:
+        Rejection: The list of compressed frames is damaged.
     """
     stream.seek(layout.offset)
     length = _pixel_data_length(stream, layout)
@@ -131,11 +135,9 @@ def count_frames(stream: BinaryIO, layout: PixelLayout) -> PixelLayout:
         return layout
     if length != _UNDEFINED_LENGTH:
         return replace(layout, frames=max(1, length // layout.picture_bytes))
-    try:
+    with parsing("the list of compressed frames"):
         offsets = parse_basic_offsets(stream)
         fragments, _ = parse_fragments(stream)
-    except PARSER_FAULTS:
-        return layout
     return replace(layout, frames=max(1, len(offsets) or fragments))
 
 
@@ -203,15 +205,18 @@ def _pixel_data_length(stream: BinaryIO, layout: PixelLayout) -> int | None:
 
 def _decode(path: Path, layout: PixelLayout) -> NDArray[Any]:
     """Decode compressed pixels, shape (frames, rows, columns)."""
-    try:
+    deflated = layout.transfer_syntax == uid.DeflatedExplicitVRLittleEndian
+    if not deflated:
+        _check_fragments(path, layout)
+    with parsing("a file with compressed pixels"):
         dataset = dcmread(path, force=True)
         dataset.NumberOfFrames = layout.frames
-    except PARSER_FAULTS as error:
-        raise Rejection(Reason.UNREADABLE, "a file cannot be parsed to its end") from error
-    if "PixelData" not in dataset:
-        raise Rejection(Reason.TRUNCATED, "a file has no pixels")
-    if layout.transfer_syntax == uid.DeflatedExplicitVRLittleEndian:
-        return _from_bytes(dataset.PixelData, layout)
+        if "PixelData" not in dataset:
+            raise Rejection(Reason.TRUNCATED, "a file has no pixels")
+        return _from_bytes(dataset.PixelData, layout) if deflated else _decompress(path, dataset, layout)
+
+
+def _decompress(path: Path, dataset: Dataset, layout: PixelLayout) -> NDArray[Any]:
     fault: Exception | None = None
     for plugin in _DECODERS.get(layout.transfer_syntax, ()):
         try:
@@ -225,6 +230,26 @@ def _decode(path: Path, layout: PixelLayout) -> NDArray[Any]:
     if fault is None:
         raise Rejection(Reason.UNSUPPORTED_ENCODING, "a pixel encoding that no decoder knows")
     raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short") from fault
+
+
+def _check_fragments(path: Path, layout: PixelLayout) -> None:
+    """Refuse compressed pixels that are cut short: some decoders fill the rest of the picture up and say nothing."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(layout.offset)
+        length = _pixel_data_length(stream, layout)
+        if length is None:
+            raise Rejection(Reason.TRUNCATED, "a file has no pixels")
+        if length != _UNDEFINED_LENGTH:
+            return
+        while (at := stream.tell()) < size:
+            head = stream.read(8)
+            if head[:4] == _SEQUENCE_END:
+                return
+            end = at + 8 + int.from_bytes(head[4:], "little")
+            if head[:4] != _ITEM or end > size:
+                raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short")
+            stream.seek(end)
 
 
 def _decode_with_gdcm(path: Path, layout: PixelLayout) -> NDArray[Any] | None:

@@ -7,6 +7,8 @@ import math
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import BinaryIO
 
@@ -137,18 +139,34 @@ def read_elements(stream: BinaryIO) -> tuple[Elements, Elements]:
     return Elements(meta), Elements(scanned, explicit=explicit)
 
 
+@contextmanager
+def parsing(what: str) -> Iterator[None]:
+    """Turn what pydicom raises on damaged bytes into a rejection, and keep its warnings quiet (they quote file names).
+
+    Raises:
+        Rejection: `what` cannot be parsed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except OSError as error:
+            # pydicom's own have no errno; those of the file system have.
+            if error.errno is not None:
+                raise
+            raise Rejection(Reason.UNREADABLE, f"{what} cannot be parsed") from error
+        except PARSER_FAULTS as error:
+            raise Rejection(Reason.UNREADABLE, f"{what} cannot be parsed") from error
+
+
 def _read_by_pydicom(stream: BinaryIO) -> tuple[Elements, Elements]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = dcmread(stream, stop_before_pixels=True, force=True)
-        if not len(dataset):
-            raise Rejection(Reason.UNREADABLE, "a DICOM file without content")
+    with parsing("the DICOM header"):
+        dataset = dcmread(stream, stop_before_pixels=True, force=True)
+        meta, scanned = _scanned(getattr(dataset, "file_meta", Dataset())), _scanned(dataset)
         implicit, little_endian = dataset.original_encoding
-        meta = Elements(_scanned(getattr(dataset, "file_meta", Dataset())))
-        return meta, Elements(_scanned(dataset), explicit=not implicit, little_endian=little_endian is not False)
-    except PARSER_FAULTS as error:
-        raise Rejection(Reason.UNREADABLE, "the DICOM header cannot be parsed") from error
+    if not scanned:
+        raise Rejection(Reason.UNREADABLE, "a DICOM file without content")
+    return Elements(meta), Elements(scanned, explicit=not implicit, little_endian=little_endian is not False)
 
 
 def _parse_items(value: bytes, explicit: bool, little_endian: bool) -> list[Scanned]:
@@ -157,10 +175,8 @@ def _parse_items(value: bytes, explicit: bool, little_endian: bool) -> list[Scan
             return scan_items(value, explicit=explicit)
         except UnusualError:
             pass  # pydicom knows more odd encodings
-    try:
+    with parsing("a DICOM sequence"):
         return [_scanned(item) for item in convert_SQ(value, not explicit, little_endian)]
-    except PARSER_FAULTS as error:
-        raise Rejection(Reason.UNREADABLE, "a DICOM sequence cannot be parsed") from error
 
 
 def _scanned(dataset: Dataset) -> Scanned:

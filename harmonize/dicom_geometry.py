@@ -153,6 +153,8 @@ def fit_stack(positions_N3: ArrayLike, orientation: Sequence[float], spacing: Se
         2.0
     """
     positions = np.asarray(positions_N3, np.float64)
+    if len(positions) < 2:
+        raise Rejection(Reason.TOO_FEW_SLICES, "a single slice has no slice spacing")
     normal = slice_normal(orientation)
     _check_spacing(spacing)
     if not np.isfinite(positions).all():

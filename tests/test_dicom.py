@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from harmonize.dicom import Rules, find_files, find_volumes, load_volume, reload_volume
 from harmonize.errors import Reason, Rejection
@@ -204,6 +205,15 @@ def test_multiframe_without_geometry_or_frame_number_is_read_where_the_source_al
     np.testing.assert_allclose(np.diag(scan.affine), [-0.5, -0.5, 0.8, 1])
     assert scan.voxels_XYZ[0, 0].tolist() == list(range(6))
     assert any("assumed" in line for line in scan.decisions)
+
+
+def test_frames_of_a_compressed_file_are_counted_where_their_number_is_gone(tmp_path):
+    write_stripped_multiframe(tmp_path / "a.dcm", NumberOfFrames=6)
+    dataset = dcmread(tmp_path / "a.dcm")
+    dataset.compress(RLELossless)
+    del dataset.NumberOfFrames
+    dataset.save_as(tmp_path / "a.dcm")
+    assert read(tmp_path, assume_geometry=True).voxels_XYZ[0, 0].tolist() == list(range(6))
 
 
 def test_classic_multiframe_with_one_position_is_refused(tmp_path):

@@ -78,6 +78,12 @@ def test_slices_off_the_line_are_refused():
     assert caught.value.reason is Reason.MIXED_GEOMETRY
 
 
+def test_a_single_slice_is_refused():
+    with pytest.raises(Rejection) as caught:
+        fit_stack(straight([0]), AXIAL, (0.5, 0.5))
+    assert caught.value.reason is Reason.TOO_FEW_SLICES
+
+
 @pytest.mark.parametrize("spacing", [(0, 1), (1, -1), (float("nan"), 1), (1, float("inf")), (1,), (1e6, 1)])
 def test_impossible_pixel_spacings_are_refused(spacing):
     with pytest.raises(Rejection) as caught:
