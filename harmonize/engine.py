@@ -99,6 +99,8 @@ def run(
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder", exit_code=2)
+    if out.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{out}: lies inside the raw folder {root}; give --out a place outside", exit_code=2)
     run_over = executor or partial(_local, workers=workers)
     with ExitStack() as stack:
         _take(stack, out, source, shard)
@@ -126,6 +128,8 @@ def run(
                 _work(missing, len(references), root, out, settings, run_over, keep)
             except KeyboardInterrupt:
                 summary.interrupted = True
+        if summary.interrupted and shard is None:
+            _sweep(out)
         if shard is None:
             _finish(out, records)
         for ref in (*references, *doubles):

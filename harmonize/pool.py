@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Generic, TypeVar, cast
 
+from threadpoolctl import threadpool_limits
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -53,8 +55,10 @@ def run(
         Exception: Whatever `function` raises ends the whole run; the other processes are stopped.
     """
     if workers == 0:
-        for task in tasks:
-            yield task, function(task)
+        # One thread here too: sums of floats may depend on how many share them.
+        with threadpool_limits(limits=1):
+            for task in tasks:
+                yield task, function(task)
         return
     with _Workers(function) as pool:
         yield from pool.work_through(deque((task, 1) for task in tasks), workers)
@@ -105,7 +109,7 @@ class _Workers(Generic[Task, Result]):
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._function), daemon=True)
-        with _one_thread_each():
+        with _one_thread_each(), _signals_held():
             process.start()
         theirs.close()
         self._give(ours, process, task, attempt)
@@ -120,8 +124,6 @@ class _Workers(Generic[Task, Result]):
 
 
 def _serve(connection: Connection, function: Callable[[Task], Result]) -> None:
-    # Ctrl-C reaches the whole group; the parent decides what becomes of the work.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
@@ -142,6 +144,16 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Start a process that never sees Ctrl-C, which reaches the whole group: the parent decides what becomes of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
