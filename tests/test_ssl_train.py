@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,7 +16,7 @@ import torch
 import headspark.train as module
 from harmonize.errors import UserError
 from headspark.checkpoint import load_newest
-from headspark.config import from_plain, to_yaml
+from headspark.config import from_plain, run_command, to_yaml
 from headspark.recipe import Recipe
 from headspark.run import read_metrics, read_state
 from headspark.train import train
@@ -103,19 +103,17 @@ def test_a_folder_with_something_else_is_refused(tiny_corpus: Path, tmp_path: Pa
 
 
 def interrupted(recipe: Recipe, corpus: Path, run: Path, *, after_step: int) -> None:
-    """Train in this process and raise SIGTERM once `after_step` steps were written down."""
-    record = module.record
+    """Train in this process, with SIGTERM coming while step `after_step` is on its way."""
+    with pytest.MonkeyPatch.context() as patch:
+        record = module.record
 
-    def record_and_stop(training, report, outcome) -> None:  # type: ignore[no-untyped-def]
-        record(training, report, outcome)
-        if training.step == after_step - 1:
-            signal.raise_signal(signal.SIGTERM)
+        def record_and_stop(training, report, outcome) -> None:  # type: ignore[no-untyped-def]
+            record(training, report, outcome)
+            if training.step == after_step - 1:
+                signal.raise_signal(signal.SIGTERM)
 
-    module.record = record_and_stop
-    try:
+        patch.setattr(module, "record", record_and_stop)
         assert train(recipe, corpus=corpus, out=run) is False
-    finally:
-        module.record = record
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -160,41 +158,67 @@ def wait_for(happened, process: subprocess.Popen[bytes]) -> None:  # type: ignor
         time.sleep(0.01)
 
 
+TWO_RANKS = """
+import json, sys
+from pathlib import Path
+from headspark.config import read_recipe
+from headspark.recipe import Recipe
+from headspark.run import read_state
+from headspark.train import train
+
+recipe, corpus, out = read_recipe(Recipe, Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3])
+train(recipe, corpus=corpus, out=out / "whole")
+train(recipe, corpus=corpus, out=out / "broken")
+from accelerate import PartialState
+state = PartialState()
+if state.is_main_process:
+    run = out / "broken"
+    (run / "run.json").write_text(json.dumps(read_state(run) | {"status": "running"}))
+    (run / "checkpoints" / "step_000004" / "training.pt").write_bytes(b"half")
+state.wait_for_everyone()
+train(recipe, corpus=corpus, out=out / "broken")
+"""
+
+
 def test_two_ranks_give_the_losses_of_one_with_the_same_effective_batch_and_resume_bit_for_bit(
     tiny_corpus: Path, tmp_path: Path
 ) -> None:
     both = {"steps": 4, "validate_every": 0, "checkpoint_every": 2}
     train(toy(train=both | {"batch": 2, "accumulate": 2}), corpus=tiny_corpus, out=tmp_path / "one")
-    two = toy(train=both | {"batch": 1, "accumulate": 2})
-    torchrun(command(two, tiny_corpus, tmp_path / "two"))
-    torch.testing.assert_close(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=1e-4, atol=0)
-
-    resumed = tmp_path / "resumed"
-    torchrun(command(two, tiny_corpus, resumed))
-    (resumed / "run.json").write_text(json.dumps(read_state(resumed) | {"status": "running"}))
-    for path in (resumed / "checkpoints" / "step_000004").iterdir():
-        path.unlink()
-    torchrun(command(two, tiny_corpus, resumed))
-    assert_same_weights(tmp_path / "two", resumed)
-
-
-def torchrun(words: list[str]) -> None:
+    (tmp_path / "two.yaml").write_text(to_yaml(toy(train=both | {"batch": 1, "accumulate": 2})))
+    (tmp_path / "two.py").write_text(TWO_RANKS)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [str(tmp_path / name) for name in ("two.py", "two.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launcher, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [*launcher, *words, str(tiny_corpus), str(tmp_path)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
+    assert "training.pt is damaged; passed over" in done.stdout
+    torch.testing.assert_close(losses(tmp_path / "one"), losses(tmp_path / "whole"), rtol=1e-4, atol=0)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
+    assert_same_weights(tmp_path / "whole", tmp_path / "broken")
 
 
-def test_a_signal_ends_the_command_with_its_own_exit_code(tiny_corpus: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = [sys.executable, *command(toy(train={"steps": 5000, "log_every": 1}), tiny_corpus, run)]
-    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    wait_for(lambda: len(losses(run)) > 1, process)
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == 75
+def test_a_signal_ends_the_command_with_its_own_exit_code(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, step = tmp_path / "run", module.train_step
+
+    def step_and_signal(training, batches, interrupt):  # type: ignore[no-untyped-def]
+        if training.step == 2:
+            signal.raise_signal(signal.SIGUSR1)
+        return step(training, batches, interrupt)
+
+    monkeypatch.setattr(module, "train_step", step_and_signal)
+    assert pretrain(command(toy(), tiny_corpus, run)[1:]) == 75
     assert read_state(run)["status"] == "interrupted"
-    assert len(losses(run)) == read_state(run)["step"]
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name > "step_000002"] == ["step_000003"]
+
+
+def pretrain(words: list[str]) -> int:
+    """What ``python ssl/pretrain.py`` does with these arguments, without a process of its own."""
+    return run_command(runpy.run_path(PRETRAIN)["main"], words)
 
 
 def test_losses_that_are_not_finite_are_skipped_and_in_the_end_named(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -213,8 +237,12 @@ def test_the_same_recipe_and_seed_give_the_same_losses_whatever_the_workers_and_
     assert losses(tmp_path / "plain") == losses(tmp_path / "other")
 
 
-def test_wrong_use_is_one_line_and_exit_code_2(tiny_corpus: Path, tmp_path: Path) -> None:
-    words = [sys.executable, *command(toy(), tiny_corpus, tmp_path / "run", "--train.stepps", "3")]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "error: unknown key --train.stepps on the command line; did you mean --train.steps?\n"
+def test_wrong_use_is_one_line_and_exit_code_2(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(toy(), tiny_corpus, tmp_path / "run", "--train.stepps", "3")
+    assert pretrain(words[1:]) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: unknown key --train.stepps on the command line; did you mean --train.steps?\n"
+    )

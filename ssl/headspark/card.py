@@ -145,7 +145,7 @@ def _training(recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mappin
         "cubes": f"{recipe.data.patch} voxels wide",
         "hidden": f"{_percent(recipe.ratio)} in blocks of {recipe.mask.block}",
         "optimizer": f"{recipe.optim.name}, learning rate {recipe.optim.lr:g}, {recipe.optim.schedule}",
-        "precision": "float32" if recipe.train.precision == "no" else recipe.train.precision,
+        "precision": recipe.train.precision,
         "device": state.get("device"),
         "training loss, first and last line": f"{losses[0]:.4f}, {losses[-1]:.4f}" if losses else None,
         "held-out loss, first and last": f"{held_out[0]:.4f}, {held_out[-1]:.4f}" if held_out else None,

@@ -15,7 +15,7 @@ from headspark.recipe import Recipe
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     """The device, ranks and precision, and the CPU threads of this rank."""
     accelerator = Accelerator(
-        mixed_precision=recipe.train.precision,
+        mixed_precision="no" if recipe.train.precision == "fp32" else recipe.train.precision,
         cpu=not torch.cuda.is_available(),
         log_with=list(recipe.train.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),

@@ -67,7 +67,7 @@ class TrainConfig:
         steps: Optimizer steps of the whole run.
         batch: Samples in one forward pass of one rank.
         accumulate: Forward passes summed into one step.
-        precision: ``no`` (float32), ``bf16`` or ``fp16``.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` where that is precise enough.
         clip: Largest norm of the gradient; 0 leaves it as it is.
         ema: Decay of a moving average of the weights, which is then what is validated and exported; None: none.
         activation_checkpointing: Keep less for the backward pass and compute it again.
@@ -89,7 +89,7 @@ class TrainConfig:
     steps: int = 1000
     batch: int = 2
     accumulate: int = 1
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip: float = 12.0
     ema: float | None = None
     activation_checkpointing: bool = False
@@ -145,6 +145,10 @@ class Recipe:
         _require(patch % block == 0, f"data.patch {patch}: must be a multiple of mask.block {block}")
         _require(patch >= 2 * block, f"data.patch {patch}: one block of mask.block {block} leaves nothing to see")
         _require(patch % stride == 0, f"data.patch {patch}: must be a multiple of the encoder's total stride {stride}")
+        _require(
+            patch >= 2 * stride,
+            f"data.patch {patch}: must be twice the encoder's total stride {stride} or more, for norms of its last map",
+        )
         _require(
             block % stride == 0 or stride % block == 0,
             f"mask.block {block}: must divide the encoder's total stride {stride} or be a multiple of it",

@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
@@ -100,11 +102,12 @@ class Report:
         interval, self._interval = self._interval, Interval()
         seconds = self._interval.began - interval.began
         steps = max(len(interval.losses), 1)
+        losses = [loss for loss in interval.losses if isfinite(loss)]  # JSON knows no other; they are counted below
         facts: dict[str, Any] = {
             "step": step,
-            "loss": float(np.nanmean(interval.losses)) if interval.losses else None,
+            "loss": fmean(losses) if losses else None,
             "lr": lr,
-            "grad_norm": interval.norms[-1] if interval.norms else None,
+            "grad_norm": interval.norms[-1] if interval.norms and isfinite(interval.norms[-1]) else None,
             "seconds": seconds / steps,
             "samples_per_second": steps * self._effective / seconds,
             "data_wait_share": min(interval.waited / seconds, 1.0),
