@@ -38,7 +38,8 @@ __all__ = ["PERCENTILES", "SCHEMA_VERSION", "Corpus", "Volume", "read_volume", "
 SCHEMA_VERSION = 1
 
 PERCENTILES = (0.5, 1, 5, 25, 50, 75, 95, 99, 99.5)
-"""What `intensity_percentiles` holds, over the real values of the foreground."""
+"""What `intensity_percentiles` holds, over the real values of the foreground; and `raw_percentiles`, over what they were
+before they were normalised."""
 
 INFO, SCANS, REJECTED, CARD = "corpus.json", "metadata.parquet", "rejected.parquet", "README.md"
 IMAGES, MASKS, RECORDS, NYUL = "images", "masks", "records", "nyul"
@@ -57,6 +58,7 @@ SCAN_SCHEMA = pa.schema(
         ("spacing", pa.list_(pa.float32())),
         ("unit", pa.string()),
         ("intensity_percentiles", pa.list_(pa.float32())),
+        ("raw_percentiles", pa.list_(pa.float32())),
         ("foreground_box", pa.list_(pa.int32())),
         ("sha256", pa.string()),
         ("mask_sha256", pa.string()),

@@ -48,6 +48,7 @@ class Harmonized:
         unit: ``HU``, ``window``, the normaliser's name, or the scan's own unit for ``none``.
         foreground_box: Half-open voxel box x0, x1, y0, y1, z0, z1.
         percentiles: Of the real foreground values at `harmonize.corpus.PERCENTILES`.
+        raw_percentiles: Of what they were on the target grid before they were normalised or cut into windows.
         raw_shape: Before resampling.
         raw_spacing: Before resampling, in mm.
         decisions: What was found and done, in order.
@@ -67,6 +68,7 @@ class Harmonized:
     unit: str
     foreground_box: tuple[int, int, int, int, int, int]
     percentiles: tuple[float, ...]
+    raw_percentiles: tuple[float, ...]
     raw_shape: tuple[int, int, int]
     raw_spacing: tuple[float, float, float]
     decisions: list[str] = field(default_factory=list)
@@ -122,6 +124,7 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
     if settings.crop_foreground:
         _crop(resampled, scan.unit)
     decisions = resampled.decisions
+    raw_percentiles = _percentiles(resampled.values_XYZ[resampled.foreground_XYZ])
     if scan.unit == HU:
         encode = intensity.encode_windows if settings.bake_windows else intensity.encode_hu
         encoded, unit = encode(resampled.values_XYZ), WINDOWED if settings.bake_windows else HU
@@ -133,8 +136,7 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
         )
     if encoded.clipped:
         decisions.append(f"{encoded.clipped} voxels beyond the int16 range were clipped")
-    foreground = encoded.stored_XYZ[resampled.foreground_XYZ]
-    stored_percentiles = np.percentile(nyul.thin_out(foreground), PERCENTILES)
+    stored_percentiles = _percentiles(encoded.stored_XYZ[resampled.foreground_XYZ])
     x, y, z = scan.voxels_XYZ.shape
     raw_x, raw_y, raw_z = spatial.voxel_spacing(scan.affine)
     if scan.slice_offsets is not None:
@@ -151,7 +153,8 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
         modality=scan.modality,
         unit=unit,
         foreground_box=bounding_box(resampled.foreground_XYZ),
-        percentiles=tuple(float(value) for value in stored_percentiles * encoded.slope + encoded.inter),
+        percentiles=tuple(value * encoded.slope + encoded.inter for value in stored_percentiles),
+        raw_percentiles=raw_percentiles,
         raw_shape=(x, y, z),
         raw_spacing=(float(raw_x), float(raw_y), float(raw_z)),
         decisions=decisions,
@@ -190,6 +193,10 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
         mask_kind=kind,
         decisions=decisions,
     )
+
+
+def _percentiles(foreground: NDArray[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in np.percentile(nyul.thin_out(foreground), PERCENTILES))
 
 
 def _finite(voxels_XYZ: NDArray[Any], decisions: list[str]) -> tuple[NDArray[Any], float]:

@@ -122,6 +122,7 @@ def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Setting
         "spacing": list(harmonized.spacing),
         "unit": harmonized.unit,
         "intensity_percentiles": list(harmonized.percentiles),
+        "raw_percentiles": list(harmonized.raw_percentiles),
         "foreground_box": list(harmonized.foreground_box),
         "sha256": sha256,
         "mask_sha256": mask_sha256,

@@ -61,6 +61,15 @@ def test_mri_is_normalised_over_the_head_and_not_the_air() -> None:
     assert (z0, z1) == pytest.approx((4, 26), abs=3)
 
 
+def test_the_statistics_tell_before_and_after() -> None:
+    found = harmonize_scan(mr(), Settings(mri_norm="zscore"))
+    middle = len(found.percentiles) // 2
+    assert found.raw_percentiles[middle] == pytest.approx(500, abs=10)
+    assert abs(found.percentiles[middle]) < 0.2
+    hounsfield = harmonize_scan(ct(), Settings())
+    assert hounsfield.raw_percentiles == hounsfield.percentiles
+
+
 def test_the_anatomy_mask_decides_what_the_foreground_is() -> None:
     labels = np.zeros((40, 36, 30), dtype=np.uint8)
     labels[15:25, 10:20, 12:18] = 1
