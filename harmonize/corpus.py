@@ -38,7 +38,7 @@ __all__ = ["PERCENTILES", "SCHEMA_VERSION", "Corpus", "Volume", "read_volume", "
 SCHEMA_VERSION = 1
 
 PERCENTILES = (0.5, 1, 5, 25, 50, 75, 95, 99, 99.5)
-"""What `intensity_percentiles` holds, over the real values of the foreground; and `raw_percentiles`, over what they were
+"""What `intensity_percentiles` holds, over the real values of the foreground; `raw_percentiles` holds what they were
 before they were normalised."""
 
 INFO, SCANS, REJECTED, CARD = "corpus.json", "metadata.parquet", "rejected.parquet", "README.md"
