@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headspark import packed_conv
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
 from headspark.masking import draw_visible, expand_cells, mask_grid
 from headspark.packed import MaskGeometry, PackedBlocks, UnsupportedOperation, encode_visible, masked_forward
@@ -135,6 +136,11 @@ def test_with_nothing_hidden_packed_equals_the_plain_encoder() -> None:
 def test_encoders_of_monai_go_through(config: EncoderConfig) -> None:
     shape = (16, 16, 24)
     assert_same(randomised(build_encoder(config).double()), shape, random_mask(shape, 4, 0.6))
+
+
+def test_windows_gathered_some_blocks_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_conv, "CPU_WINDOW_BYTES", 60_000)
+    assert_same(encoder_of(), (16, 24, 40), random_mask((16, 24, 40), 4, 0.6))
 
 
 def test_no_gradient_reaches_a_hidden_voxel() -> None:

@@ -11,6 +11,7 @@ Packed data is [blocks, depth, height, width, channels], which is the memory of 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ CHANNELS_LAST = torch.channels_last_3d
 
 GEMM_MAX_VOXELS = 8
 """Blocks of at most so many voxels are convolved as one matrix product: their rim outweighs them."""
+
+CPU_WINDOW_BYTES = 16 * 2**20
+"""Windows that are gathered at a time on a CPU: as fast as all at once (measured), and it bounds the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,25 +77,45 @@ def convolve(data: Tensor, geometry: MaskGeometry, weight: Tensor, bias: Tensor 
     return out.permute(0, 2, 3, 4, 1)
 
 
-def gather_windows(data: Tensor, geometry: MaskGeometry, low: Triple, high: Triple, outside: float = 0.0) -> Tensor:
-    """Return each block with a rim from its neighbours: [n, d + rims, h + rims, w + rims, C].
+def gather_windows(
+    data: Tensor, geometry: MaskGeometry, low: Triple, high: Triple, start: int = 0, stop: int | None = None
+) -> Tensor:
+    """Return blocks with a rim from their neighbours: [n, d + rims, h + rims, w + rims, C].
 
     Args:
-        data: Packed input.
+        data: Packed input; what is absent reads as zero.
         geometry: The mask.
         low: Voxels of rim below, along each axis.
         high: Voxels of rim above.
-        outside: Value beyond the volume; hidden neighbours read as zero.
+        start: First block wanted.
+        stop: First block no longer wanted.
     """
-    if low == high == (0, 0, 0):
-        return data
     blocks, *edges, channels = data.shape
+    stop = blocks if stop is None else stop
+    if low == high == (0, 0, 0):
+        return data[start:stop]
     table = geometry.windows((edges[0], edges[1], edges[2]), low, high)
-    windows = data.reshape(-1, channels).index_select(0, table.rows)
-    windows.index_fill_(0, table.absent, 0)
-    if outside:
-        windows.index_fill_(0, table.outside, outside)
-    return windows.view(blocks, *table.edges, channels)
+    size = math.prod(table.edges)
+    windows = data.reshape(-1, channels).index_select(0, table.rows[start * size : stop * size])
+    absent = table.absent[table.absent_from[start] : table.absent_from[stop]]
+    windows.index_fill_(0, absent - start * size if start else absent, 0)
+    return windows.view(stop - start, *table.edges, channels)
+
+
+def window_parts(data: Tensor, geometry: MaskGeometry, low: Triple, high: Triple) -> Iterator[tuple[slice, Tensor]]:
+    """Gather all windows, some blocks at a time: on a CPU few enough for its cache, elsewhere all at once.
+
+    Yields:
+        The blocks, and their windows channels-first.
+    """
+    blocks = len(data)
+    step = blocks
+    if data.device.type == "cpu":
+        edges = (edge + lo + hi for edge, lo, hi in zip(data.shape[1:4], low, high, strict=True))
+        step = max(CPU_WINDOW_BYTES // (math.prod(edges) * data.shape[-1] * data.element_size()), 1)
+    for start in range(0, blocks, max(step, 1)):
+        stop = min(start + step, blocks)
+        yield slice(start, stop), _channels_first(gather_windows(data, geometry, low, high, start, stop))
 
 
 class _WindowConv(torch.autograd.Function):
@@ -103,35 +127,46 @@ class _WindowConv(torch.autograd.Function):
     ) -> Tensor:
         ctx.geometry, ctx.shape, ctx.has_bias = geometry, shape, bias is not None
         ctx.save_for_backward(data, weight)
-        windows = _channels_first(gather_windows(data, geometry, *shape.rim))
-        out = F.conv3d(windows, weight, bias, stride=shape.stride, groups=shape.groups)
-        return out.contiguous(memory_format=CHANNELS_LAST)
+        edges = (edge // stride for edge, stride in zip(data.shape[1:4], shape.stride, strict=True))
+        out = _Output((len(data), weight.shape[0], *edges), data)
+        for part, windows in window_parts(data, geometry, *shape.rim):
+            out.put(part, F.conv3d(windows, weight, bias, stride=shape.stride, groups=shape.groups))
+        return out.value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         data, weight = ctx.saved_tensors
-        geometry, shape = ctx.geometry, ctx.shape
         grad_cf = grads[0].contiguous(memory_format=CHANNELS_LAST)
         grad_data = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            windows = _channels_first(gather_windows(data, geometry, *shape.rim))
-            _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-                grad_cf,
-                windows,
-                weight,
-                [weight.shape[0]] if ctx.has_bias else None,
-                shape.stride,
-                [0, 0, 0],
-                [1, 1, 1],
-                False,
-                [0, 0, 0],
-                shape.groups,
-                [False, ctx.needs_input_grad[1], ctx.has_bias],
-            )
+        if ctx.needs_input_grad[1] or ctx.has_bias:
+            grad_weight, grad_bias = _weight_gradient(ctx, data, weight, grad_cf)
         if ctx.needs_input_grad[0]:
-            grad_data = _input_gradient(grad_cf.permute(0, 2, 3, 4, 1), weight, data.shape, geometry, shape)
+            grad = grad_cf.permute(0, 2, 3, 4, 1)
+            grad_data = _input_gradient(grad, weight, data, ctx.geometry, ctx.shape).permute(0, 2, 3, 4, 1)
         return grad_data, grad_weight, grad_bias, None, None
+
+
+class _Output:
+    """A channels-last map that is filled some blocks at a time; a part that is all of it is taken as it is."""
+
+    def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
+        self.shape, self.like = shape, like
+        self._value: Tensor | None = None
+
+    def put(self, part: slice, values: Tensor) -> None:
+        if len(values) == self.shape[0]:
+            self._value = values.contiguous(memory_format=CHANNELS_LAST)
+        else:
+            self.value[part] = values
+
+    @property
+    def value(self) -> Tensor:
+        if self._value is None:
+            self._value = torch.empty(
+                self.shape, dtype=self.like.dtype, device=self.like.device, memory_format=CHANNELS_LAST
+            )
+        return self._value
 
 
 class _ColumnConv(torch.autograd.Function):
@@ -169,29 +204,57 @@ class _ColumnConv(torch.autograd.Function):
         return grad_data, grad_weight, grad_bias, None, None
 
 
-def _input_gradient(
-    grad: Tensor, weight: Tensor, data_shape: torch.Size, geometry: MaskGeometry, shape: ConvShape
-) -> Tensor:
-    """Return the gradient of the packed input, [n, d, h, w, C_in], from the packed gradient of the output."""
-    block: Triple = (data_shape[1], data_shape[2], data_shape[3])
+def _weight_gradient(ctx: Any, data: Tensor, weight: Tensor, grad_cf: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of weight and bias, from windows that are gathered again."""
+    shape: ConvShape = ctx.shape
+    grad_weight = grad_bias = None
+    for part, windows in window_parts(data, ctx.geometry, *shape.rim):
+        _, more_weight, more_bias = torch.ops.aten.convolution_backward(
+            grad_cf[part],
+            windows,
+            weight,
+            [weight.shape[0]] if ctx.has_bias else None,
+            shape.stride,
+            [0, 0, 0],
+            [1, 1, 1],
+            False,
+            [0, 0, 0],
+            shape.groups,
+            [False, True, ctx.has_bias],
+        )
+        grad_weight = more_weight if grad_weight is None else grad_weight.add_(more_weight)
+        if ctx.has_bias:
+            grad_bias = more_bias if grad_bias is None else grad_bias.add_(more_bias)
+    if grad_weight is None:
+        grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(weight.shape[0]) if ctx.has_bias else None
+    return grad_weight, grad_bias
+
+
+def _input_gradient(grad: Tensor, weight: Tensor, data: Tensor, geometry: MaskGeometry, shape: ConvShape) -> Tensor:
+    """Return the gradient of the input, channels-first, from the packed gradient of the output."""
+    block: Triple = (data.shape[1], data.shape[2], data.shape[3])
     low, high = shape.gradient_rim(block)
-    windows = _channels_first(gather_windows(grad, geometry, low, high))
+    out = _Output((len(data), data.shape[-1], *block), data)
     if shape.stride == (1, 1, 1) and shape.groups == 1:
         mirrored = weight.transpose(0, 1).flip(2, 3, 4).contiguous(memory_format=CHANNELS_LAST)
-        out = F.conv3d(windows, mirrored)
-        return out.permute(0, 2, 3, 4, 1).contiguous()
+        for part, windows in window_parts(grad, geometry, low, high):
+            out.put(part, F.conv3d(windows, mirrored))
+        return out.value
 
     starts, missing = [], []
     for axis in range(3):
         start = low[axis] * shape.stride[axis]
-        length = (windows.shape[2 + axis] - 1) * shape.stride[axis] + shape.kernel[axis] - 2 * shape.padding[axis]
+        edge = grad.shape[1 + axis] + low[axis] + high[axis]
+        length = (edge - 1) * shape.stride[axis] + shape.kernel[axis] - 2 * shape.padding[axis]
         starts.append(start)
         missing.append(max(start + block[axis] - length, 0))
-    out = F.conv_transpose3d(
-        windows, weight, stride=shape.stride, padding=shape.padding, output_padding=missing, groups=shape.groups
-    )
     z, y, x = (slice(start, start + edge) for start, edge in zip(starts, block, strict=True))
-    return out.permute(0, 2, 3, 4, 1)[:, z, y, x].contiguous()
+    for part, windows in window_parts(grad, geometry, low, high):
+        spread = F.conv_transpose3d(
+            windows, weight, stride=shape.stride, padding=shape.padding, output_padding=missing, groups=shape.groups
+        )
+        out.put(part, spread[:, :, z, y, x])
+    return out.value
 
 
 def _gather_columns(data: Tensor, geometry: MaskGeometry, kernel: Triple, low: Triple) -> Tensor:

@@ -24,12 +24,14 @@ class WindowTable:
     Attributes:
         rows: int32 [windows * window voxels]; row of the packed data, 0 where there is none.
         absent: int64; positions in ``rows`` that have no source (hidden or outside): they read as zero.
-        outside: int64; those of them that lie beyond the volume.
+        absent_from: For each window, how many absent positions come before it; one entry more for the end.
+        outside: int64; absent positions that lie beyond the volume.
         edges: Edges of a window.
     """
 
     rows: Tensor
     absent: Tensor
+    absent_from: tuple[int, ...]
     outside: Tensor
     edges: Triple
 
@@ -165,9 +167,11 @@ class MaskGeometry:
         spans = [_split(edge, edge, lo, hi) for edge, lo, hi in zip(block, low, high, strict=True)]
         cells = [self._cell_N3[:, axis, None] + spans[axis][0] for axis in range(3)]
         rows, source = self._rows(self._sample_N, cells, [place for _, place in spans], block)
+        absent = (source < 0).view(self.blocks, -1).sum(1).cumsum(0).tolist() if self.blocks else []
         return WindowTable(
             rows=rows,
             absent=(source < 0).nonzero().squeeze(1),
+            absent_from=(0, *absent),
             outside=(source == OUTSIDE).nonzero().squeeze(1),
             edges=(len(spans[0][0]), len(spans[1][0]), len(spans[2][0])),
         )

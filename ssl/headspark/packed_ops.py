@@ -298,12 +298,13 @@ class _Windows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, data: Tensor, geometry: MaskGeometry, low: Triple, high: Triple) -> Tensor:
-        ctx.geometry, ctx.low, ctx.high, ctx.shape = geometry, low, high, data.shape
-        return gather_windows(data, geometry, low, high, outside=-math.inf)
+        ctx.shape, ctx.table = data.shape, geometry.windows((data.shape[1], data.shape[2], data.shape[3]), low, high)
+        windows = gather_windows(data, geometry, low, high)
+        windows.view(-1, data.shape[-1]).index_fill_(0, ctx.table.outside, -math.inf)
+        return windows
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        table = ctx.geometry.windows(tuple(ctx.shape[1:4]), ctx.low, ctx.high)
-        rows = grads[0].reshape(-1, ctx.shape[-1]).index_fill(0, table.absent, 0)
+        rows = grads[0].reshape(-1, ctx.shape[-1]).index_fill(0, ctx.table.absent, 0)
         out = rows.new_zeros(math.prod(ctx.shape[:4]), ctx.shape[-1])
-        return out.index_add_(0, table.rows, rows).view(ctx.shape), None, None, None
+        return out.index_add_(0, ctx.table.rows, rows).view(ctx.shape), None, None, None
