@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import safetensors.torch
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, RemoteEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -85,7 +84,7 @@ class Encoder(
             return super().from_pretrained(name, **options)
         except HUB_ERRORS as error:
             raise UserError(f"{name}: no encoder's folder and no readable repository: {_first(error)}") from error
-        except (TypeError, SafetensorError, RuntimeError, json.JSONDecodeError) as error:
+        except (TypeError, ValueError, SafetensorError, RuntimeError) as error:
             raise UserError(f"{name}: its files do not make an encoder: {_first(error)}") from error
 
     @classmethod
@@ -169,7 +168,7 @@ def push_encoder(
     """
     try:
         return str(on_hub(encoder, preprocessing, card).push_to_hub(repo, private=private))
-    except HUB_ERRORS as error:
+    except (*HUB_ERRORS, RuntimeError) as error:  # the client wraps a failed upload in a RuntimeError
         raise UserError(f"{repo}: {_first(error)}; log in with `hf auth login`, then give the command again") from error
 
 
@@ -184,7 +183,7 @@ def on_hub(encoder: MaskableEncoder, preprocessing: Mapping[str, Any], card: Car
 
 def _first(error: Exception) -> str:
     """The first line of a message; the client's others repeat request ids and advice."""
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, RemoteEntryNotFoundError):
         return f"{SAFETENSORS_SINGLE_FILE} or {CONFIG_NAME} is missing"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -1,0 +1,322 @@
+"""Encoders as folders and on the Hub: the real client against a stand-in Hub in this process."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import runpy
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import huggingface_hub.constants as hub_constants
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harmonize.errors import UserError
+from headspark import Encoder, save_encoder
+from headspark.checkpoint import load_newest
+from headspark.config import run_command
+from headspark.encoder import EncoderConfig, build_encoder
+from headspark.recipe import DataConfig, Recipe, TrainConfig
+from headspark.train import train
+
+PUSH = Path(__file__).resolve().parents[1] / "ssl" / "push.py"
+TOKEN = "hf_" + "standin" * 4
+LFS_SUFFIXES = (".safetensors", ".png")
+PREPROCESSING = {"spacing_mm": [1.0, 1.0, 1.0], "ct_windows": ["brain", "blood", "bone"]}
+
+
+@dataclass
+class Repo:
+    private: bool
+    commits: list[dict[str, bytes]] = field(default_factory=lambda: [{}])
+
+    @property
+    def sha(self) -> str:
+        return f"{len(self.commits):040x}"
+
+
+@dataclass
+class Hub:
+    """What the stand-in remembers."""
+
+    url: str = ""
+    repos: dict[str, Repo] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    fail_uploads: bool = False
+
+
+def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def answer(self, content: bytes | object, status: int = 200, **headers: str) -> None:
+            body = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
+        def allowed(self, repo: Repo | None) -> bool:
+            return repo is not None and (not repo.private or self.headers.get("Authorization") == f"Bearer {TOKEN}")
+
+        def do_POST(self) -> None:
+            path, body = urlparse(self.path).path, self.body()
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                return self.answer({"error": "Invalid username or password."}, 401)
+            if path == "/api/repos/create":
+                wanted = json.loads(body)
+                name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+                if name in hub.repos:
+                    return self.answer({"url": f"{hub.url}/{name}"}, 409)
+                hub.repos[name] = Repo(private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
+                return self.answer({"url": f"{hub.url}/{name}", "name": name})
+            if path == "/api/validate-yaml":
+                return self.answer({"errors": [], "warnings": []})
+            if found := re.fullmatch(r"/api/models/(.+)/preupload/.+", path):
+                files = [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for file in json.loads(body)["files"]
+                ]
+                return self.answer({"files": files})
+            if path.endswith(".git/info/lfs/objects/batch"):
+                objects = json.loads(body)["objects"]
+                for item in objects:
+                    if item["oid"] not in hub.objects:
+                        item["actions"] = {"upload": {"href": f"{hub.url}/lfs/{item['oid']}"}}
+                return self.answer({"transfer": "basic", "objects": objects})
+            if found := re.fullmatch(r"/api/models/(.+)/commit/.+", path):
+                repo = hub.repos[found[1]]
+                files = dict(repo.commits[-1])
+                for line in body.splitlines():
+                    entry = json.loads(line)
+                    if entry["key"] == "file":
+                        files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                    elif entry["key"] == "lfsFile":
+                        files[entry["value"]["path"]] = hub.objects[entry["value"]["oid"]]
+                repo.commits.append(files)
+                url = f"{hub.url}/{found[1]}/commit/{repo.sha}"
+                return self.answer({"commitUrl": url, "commitOid": repo.sha, "success": True})
+            return self.answer({"error": f"no {path}"}, 404)
+
+        def do_PUT(self) -> None:
+            content = self.body()
+            oid = self.path.rsplit("/", 1)[1]
+            if hub.fail_uploads or hashlib.sha256(content).hexdigest() != oid:
+                return self.answer({"error": "interrupted"}, 400)
+            hub.objects[oid] = content
+            return self.answer(b"")
+
+        def do_GET(self) -> None:
+            path = unquote(urlparse(self.path).path)
+            if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+                repo = hub.repos.get(found[1])
+                if not self.allowed(repo):
+                    return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
+                content = repo.commits[-1].get(found[2])
+                if content is None:
+                    return self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
+                etag = f'"{hashlib.sha256(content).hexdigest()}"'
+                return self.answer(content, X_Repo_Commit=repo.sha, ETag=etag, X_Linked_Size=str(len(content)))
+            if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/.+)?", path):
+                repo = hub.repos.get(found[1])
+                if not self.allowed(repo):
+                    return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
+                siblings = [{"rfilename": name} for name in repo.commits[-1]]
+                return self.answer({"id": found[1], "sha": repo.sha, "private": repo.private, "siblings": siblings})
+            return self.answer({"error": f"no {path}"}, 404)
+
+        do_HEAD = do_GET
+
+    return Handler
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    state = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(state))
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(hub_constants, "ENDPOINT", state.url)
+    template = hub_constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", state.url)
+    monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield state
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished toy run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    recipe = Recipe(
+        data=DataConfig(patch=16, workers=0, val_share=0.3),
+        encoder=EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2)),
+        mask=Recipe().mask.__class__(block=8, ratio=0.5),
+        train=TrainConfig(steps=3, threads=1, val_samples=1, ema=0.5, log_every=1, trackers=()),
+    )
+    train(recipe, corpus=tiny_corpus, out=folder)
+    return folder
+
+
+def push(*words: object) -> int:
+    return run_command(runpy.run_path(str(PUSH))["main"], [str(word) for word in words])
+
+
+def features(encoder: torch.nn.Module) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return encoder(torch.randn(1, 3, 16, 16, 16))
+
+
+def test_a_folder_gives_the_same_features_as_the_run(run: Path, tmp_path: Path) -> None:
+    assert push(run, "--folder", tmp_path / "encoder") == 0
+    encoder = Encoder.from_pretrained(tmp_path / "encoder")
+    checkpoint = load_newest(run / "checkpoints", say=print)
+    assert checkpoint is not None
+    assert checkpoint.ema is not None
+    trained = build_encoder(encoder.config).eval()
+    trained.load_state_dict({k[8:]: v for k, v in checkpoint.ema.items() if k.startswith("encoder.")})
+    assert all(torch.equal(a, b) for a, b in zip(features(encoder), features(trained), strict=True))
+    assert not encoder.training
+    assert (encoder.channels, encoder.strides) == ((4, 8), (1, 2))
+    assert encoder.preprocessing["spacing_mm"] == [1.0, 1.0, 1.0]
+    assert encoder.preprocessing["ct_windows"] == ["brain", "blood", "bone"]
+    assert encoder.preprocessing["mri_norms"] == {"openmind": "zscore", "tcia": "zscore"}
+
+
+def test_the_weights_carry_nnunets_keys(run: Path, tmp_path: Path) -> None:
+    push(run, "--folder", tmp_path / "encoder")
+    keys = set(load_file(tmp_path / "encoder" / "model.safetensors"))
+    assert {"stem.convs.0.conv.weight", "stages.1.blocks.0.conv2.norm.bias"} <= keys
+
+
+def test_the_card_tells_how_to_load_what_it_saw_and_how_it_was_trained(run: Path, tmp_path: Path) -> None:
+    push(run, "--folder", tmp_path / "encoder")
+    card = (tmp_path / "encoder" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: headspark\n")
+    for text in (
+        "from headspark import Encoder",
+        "| openmind | T1w | 4 | 3 | CC-BY-4.0 |",
+        "| tcia | CT | 2 | 2 |",
+        "lr: 0.001",
+    ):
+        assert text in card
+    for name in ("curves.png", "reconstruction.png"):
+        assert f"]({name})" in card
+        assert (tmp_path / "encoder" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_encoder_is_replaced_but_nothing_else_is(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "encoder"
+    assert [push(run, "--folder", folder), push(run, "--folder", folder)] == [0, 0]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    assert push(run, "--folder", tmp_path / "other") == 2
+    assert "no encoder" in capsys.readouterr().err
+    assert (tmp_path / "other" / "thesis.tex").read_text() == "mine"
+
+
+def test_what_is_no_run_cannot_be_pushed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert push(tmp_path, "--folder", tmp_path / "encoder") == 2
+    assert "no run there" in capsys.readouterr().err
+
+
+def test_an_encoder_goes_to_the_hub_and_back(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert push(run, "--repo", "user/name") == 0
+    assert "user/name/commit/" in capsys.readouterr().out
+    files = hub.repos["user/name"].commits[-1]
+    assert set(files) >= {"config.json", "model.safetensors", "README.md", "curves.png", "reconstruction.png"}
+    assert len(hub.repos["user/name"].commits) == 2  # the empty one, and one for everything
+    encoder = Encoder.from_pretrained("user/name")
+    assert features(encoder)[-1].shape == (1, 8, 8, 8, 8)
+
+
+def test_a_private_repository_needs_the_token(
+    run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert push(run, "--repo", "user/secret", "--private") == 0
+    assert hub.repos["user/secret"].private
+    assert Encoder.from_pretrained("user/secret").channels == (4, 8)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(UserError, match="user/secret"):
+        Encoder.from_pretrained("user/secret", cache_dir=tmp_path / "cold-cache")
+    assert push(run, "--repo", "user/another") == 1
+    shown = capsys.readouterr()
+    assert "hf auth login" in shown.err
+    assert "hf_wrong" not in shown.out + shown.err
+    assert TOKEN not in shown.out + shown.err
+
+
+def test_an_interrupted_upload_leaves_the_repository_as_it_was_and_can_be_repeated(
+    run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.fail_uploads = True
+    assert push(run, "--repo", "user/name") == 1
+    assert capsys.readouterr().err.count("\n") >= 1
+    assert hub.repos["user/name"].commits[-1].keys() <= {".gitattributes"}
+    hub.fail_uploads = False
+    assert push(run, "--repo", "user/name") == 0
+    assert "model.safetensors" in hub.repos["user/name"].commits[-1]
+
+
+def test_a_missing_repository_is_named(hub: Hub) -> None:
+    with pytest.raises(UserError, match="user/nothing"):
+        Encoder.from_pretrained("user/nothing")
+
+
+def test_a_folder_without_an_encoder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no encoder there \(config\.json is missing\)"):
+        Encoder.from_pretrained(tmp_path)
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -> None:
+    small = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))
+    save_encoder(build_encoder(small), tmp_path / "encoder", preprocessing=PREPROCESSING)
+    config = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    config["encoder"]["features"] = [4, 16]
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="do not make an encoder"):
+        Encoder.from_pretrained(tmp_path / "encoder")
+
+
+def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
+    small = build_encoder(EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2)))
+    save_encoder(small, tmp_path / "encoder", preprocessing=PREPROCESSING)
+    (tmp_path / "encoder" / "model.safetensors").unlink()
+    torch.save(small.state_dict(), tmp_path / "encoder" / "pytorch_model.bin")
+    with pytest.raises(UserError):
+        Encoder.from_pretrained(tmp_path / "encoder")
