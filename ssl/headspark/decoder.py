@@ -85,6 +85,8 @@ class LightDecoder(nn.Module):
         self.mixes = nn.ModuleList(ConvNormAct(shape, width, width) for width in self.widths)
         self.predict = nn.Conv3d(self.widths[0], out_channels * self.patch**3, 1)
         self.apply(initialise)
+        # The voxels of a cell have filters of their own: drawn at random, these would show as a checkerboard for long.
+        nn.init.zeros_(self.predict.weight)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Predict the volume.
