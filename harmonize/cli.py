@@ -7,12 +7,16 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from harmonize import __version__
 from harmonize.errors import UserError
 from harmonize.settings import DEFAULT_MRI_NORM, MRI_NORMS, Settings, parse_spacing
+
+if TYPE_CHECKING:
+    from harmonize.engine import Executor
 
 SOURCES = {
     "openmind": "OpenMind: a tree of MRI NIfTI files with openneuro_metadata.csv",
@@ -20,6 +24,7 @@ SOURCES = {
     "deeplesion": "DeepLesion: Images_png/ and DL_info.csv",
     "rsna": "RSNA 2025 intracranial aneurysm detection: series/, train.csv and more",
 }
+EXECUTORS = ("local", "dask", "slurm")
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
 
@@ -114,6 +119,7 @@ def _add_source(commands: argparse._SubParsersAction[_Parser], name: str, text: 
         "--shard", type=_shard, metavar="I/N", help="only part I of N, from 0; end with harmonize merge"
     )
     _add_workers(parser)
+    _add_executor(parser)
     parser.add_argument("--strict", action="store_true", help="any rejected scan makes the exit code 1")
     _add_debug(parser)
     parser.set_defaults(call=_harmonize, source=name)
@@ -161,6 +167,23 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_executor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--executor",
+        choices=EXECUTORS,
+        default=EXECUTORS[0],
+        help="what --workers counts: local processes, dask workers, or SLURM jobs of one core; default %(default)s",
+    )
+    parser.add_argument(
+        "--time-limit", type=_not_negative, default=60, metavar="MINUTES", help="of one scan, 0 for none; default 60"
+    )
+    parser.add_argument("--dask-address", metavar="TCP", help="of a running scheduler, e.g. tcp://10.0.0.1:8786")
+    parser.add_argument("--slurm-partition", metavar="NAME")
+    parser.add_argument("--slurm-account", metavar="NAME")
+    parser.add_argument("--slurm-memory", metavar="SIZE", help="of a job; default 4GB")
+    parser.add_argument("--slurm-minutes", type=_positive, metavar="N", help="time limit of a job; default 240")
+
+
 def _add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -201,16 +224,19 @@ def _harmonize(options: argparse.Namespace) -> int:
     )
     if options.nyul is not None and options.mri_norm != "nyul":
         raise UserError(f"--nyul {options.nyul}: does nothing with --mri-norm {options.mri_norm}", exit_code=WRONG_USE)
-    summary = engine.run(
-        options.source,
-        options.raw,
-        options.out,
-        settings,
-        workers=options.workers,
-        limit=options.limit,
-        shard=options.shard,
-        nyul_folder=options.nyul,
-    )
+    with _executor(options) as executor:
+        summary = engine.run(
+            options.source,
+            options.raw,
+            options.out,
+            settings,
+            workers=options.workers,
+            limit=options.limit,
+            shard=options.shard,
+            nyul_folder=options.nyul,
+            executor=executor,
+            time_limit_s=options.time_limit * 60 or None,
+        )
     print(summary.table())
     if summary.interrupted:
         raise UserError(f"{options.out}: stopped before the end; the same command goes on from here")
@@ -222,6 +248,33 @@ def _harmonize(options: argparse.Namespace) -> int:
     if rejected and options.strict:
         raise UserError(f"{options.raw}: {rejected} scans rejected, and --strict allows none")
     return DONE
+
+
+def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | None]:
+    """The executor that was asked for; None is the engine's own."""
+    chosen = {
+        name.removeprefix("slurm_"): value
+        for name, value in vars(options).items()
+        if name.startswith("slurm_") and value is not None
+    }
+    if chosen and options.executor != "slurm":
+        raise UserError(f"--slurm-{next(iter(chosen))}: does nothing without --executor slurm", exit_code=WRONG_USE)
+    if options.dask_address is not None and options.executor != "dask":
+        raise UserError("--dask-address: does nothing without --executor dask", exit_code=WRONG_USE)
+    if options.executor == "local":
+        return nullcontext(None)
+    if options.workers == 0:
+        raise UserError(f"--workers 0: --executor {options.executor} needs at least one", exit_code=WRONG_USE)
+    from harmonize import cluster
+
+    # Workers have a working directory of their own.
+    options.raw, options.out = options.raw.absolute(), options.out.absolute()
+    if options.executor == "slurm":
+        logs = options.out.with_name(f"{options.out.name}-slurm-logs")
+        return cluster.slurm_jobs(cluster.SlurmJobs(count=options.workers, logs=logs, **chosen))
+    if options.dask_address is not None:
+        return cluster.scheduler_at(options.dask_address)
+    return cluster.local_workers(options.workers)
 
 
 def _phantom(options: argparse.Namespace) -> int:

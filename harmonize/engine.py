@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from harmonize import corpus as layout
-from harmonize import identity, journal, lock, nyul, pool, sources
+from harmonize import identity, journal, lock, nyul, pool, sources, time_limit
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.files import TEMPORARY
 from harmonize.process import landmarks_of, process, refused
@@ -80,6 +80,7 @@ def run(
     shard: tuple[int, int] | None = None,
     nyul_folder: Path | None = None,
     executor: Executor | None = None,
+    time_limit_s: float | None = None,
 ) -> Summary:
     """Bring the scans of one raw root into a corpus; those that are there already stay as they are.
 
@@ -93,6 +94,7 @@ def run(
         shard: (i, n): only the i-th of n parts, from 0; the parts may run side by side, `merge` ends them.
         nyul_folder: Standard histograms to use instead of fitting them.
         executor: Who runs the scans, instead of local processes.
+        time_limit_s: A scan that takes longer loses its process, as one that wants too much memory does.
 
     Raises:
         UserError: Nothing to do, the corpus is taken or was made otherwise, or it cannot be written.
@@ -102,6 +104,8 @@ def run(
     if out.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{out}: lies inside the raw folder {root}; give --out a place outside", exit_code=2)
     run_over = executor or partial(_local, workers=workers)
+    if time_limit_s is not None:
+        run_over = partial(_within, run_over=run_over, seconds=time_limit_s)
     with ExitStack() as stack:
         _take(stack, out, source, shard)
         with lock.turn(out / layout.RECORDS / LOCK):
@@ -213,8 +217,7 @@ def _work(
     with Progress(label, total=total, done=total - len(missing)) as progress:
         for ref, result in run_over(partial(process, corpus=out, settings=settings), missing):
             if isinstance(result, pool.Died):
-                fault = f"its process was killed twice (exit code {result.exit_code}), probably for memory"
-                result = refused(ref, settings, Rejection(Reason.WORKER_DIED, fault))
+                result = refused(ref, settings, Rejection(Reason.WORKER_DIED, _cause_of_death(result)))
             keep(result)
             if result.rejection is not None:
                 rejected += 1
@@ -228,6 +231,20 @@ def _local(
     function: Callable[[ScanRef], Any], references: Iterable[ScanRef], *, workers: int
 ) -> Iterator[tuple[ScanRef, Any]]:
     return pool.run(function, references, workers=workers)
+
+
+def _within(
+    function: Callable[[ScanRef], Any], references: Iterable[ScanRef], *, run_over: Executor, seconds: float
+) -> Iterator[tuple[ScanRef, Any]]:
+    return run_over(partial(time_limit.within, function=function, seconds=seconds), references)
+
+
+def _cause_of_death(died: pool.Died) -> str:
+    if died.exit_code == time_limit.EXIT_CODE:
+        return "it twice took longer than the time limit of a scan"
+    if died.exit_code is None:
+        return "its workers died, probably for memory or at the time limit of a scan"
+    return f"its process was killed twice (exit code {died.exit_code}), probably for memory"
 
 
 def _with_histograms(

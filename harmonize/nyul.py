@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +120,8 @@ def save(path: Path, histogram: StandardHistogram) -> None:
         np.save(stream, np.vstack([histogram.scale, histogram.percentiles]))
 
 
-@lru_cache(maxsize=64)
 def load(path: Path) -> StandardHistogram:
-    """Read a standard histogram; the last few stay in memory, because every scan asks for one.
+    """Read a standard histogram.
 
     Raises:
         UserError: No such file, or not a standard histogram.

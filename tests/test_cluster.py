@@ -1,0 +1,106 @@
+"""dask workers: the same bytes as local processes, and a scan that kills its worker takes nobody with it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from harmonize import cli, cluster, engine, pool
+from harmonize.engine import Executor
+from harmonize.errors import UserError
+from harmonize.settings import Settings
+
+pytest.importorskip("distributed", reason="needs headspark[cluster]")
+
+DIE = "__import__('os').kill(__import__('os').getpid(), 9)"
+SETTINGS = Settings(spacing=(4.0, 4.0, 4.0), mri_norm="nyul")
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Executor]:
+    with cluster.local_workers(2) as executor:
+        yield executor
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Four scans of an OpenMind tree."""
+    random = np.random.default_rng(0)
+    for index in range(4):
+        path = tmp_path / f"raw/OpenMind/ds000001/sub-{index:02d}/anat/sub-{index:02d}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        voxels = random.normal(10, 4, (16, 16, 12))
+        voxels[4:12, 4:12, 3:9] += 200 + 10 * index + 80 * random.random((8, 8, 6))
+        nib.save(nib.Nifti1Image(voxels.astype(np.float32), np.diag([-4.0, 4, 5, 1])), path)
+    return tmp_path / "raw"
+
+
+def content(corpus: Path) -> dict[str, str]:
+    return {
+        path.relative_to(corpus).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(corpus.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_task_that_kills_its_worker_is_tried_twice_and_takes_nobody_with_it(
+    workers: Executor, tmp_path: Path
+) -> None:
+    mark = f"open({str(tmp_path / 'tries')!r}, 'a').write('x'), "
+    tasks = ["1 + 1", f"({mark} {DIE})", "2 + 2", "3 + 3", "4 + 4"]
+    found = dict(workers(eval, tasks))  # type: ignore[arg-type]
+    assert found.pop(tasks[1]) == pool.Died(None)
+    assert found == {"1 + 1": 2, "2 + 2": 4, "3 + 3": 6, "4 + 4": 8}
+    assert len((tmp_path / "tries").read_text()) <= pool.ATTEMPTS
+
+
+def test_an_error_that_ends_the_run_reaches_the_caller(workers: Executor) -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(workers(eval, ["1 / 0"]))  # type: ignore[arg-type]
+
+
+def test_dask_workers_write_the_bytes_that_local_processes_write(workers: Executor, root: Path, tmp_path: Path) -> None:
+    engine.run("openmind", root, tmp_path / "dask", SETTINGS, executor=workers)
+    engine.run("openmind", root, tmp_path / "local", SETTINGS, workers=0)
+    assert content(tmp_path / "dask") == content(tmp_path / "local")
+
+
+def test_a_scan_that_hangs_is_given_up_at_the_time_limit(workers: Executor, root: Path, tmp_path: Path) -> None:
+    poisoned = root / "OpenMind/ds000001/sub-00/anat/sub-00_T1w.nii.gz"
+    poisoned.unlink()
+    # Opening a pipe that nobody writes to never returns.
+    os.mkfifo(poisoned)
+    settings = Settings(spacing=(4.0, 4.0, 4.0))
+    for name, executor in (("dask", workers), ("local", None)):
+        summary = engine.run(
+            "openmind", root, tmp_path / name, settings, workers=2, executor=executor, time_limit_s=3.0
+        )
+        assert (summary.accepted, dict(summary.rejected)) == (3, {"worker_died": 1})
+        assert "time limit" in (tmp_path / name / "records/openmind.jsonl").read_text()
+
+
+def test_a_silent_address_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    with pytest.raises(UserError, match="no dask scheduler answers"), cluster.scheduler_at("tcp://127.0.0.1:9"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dask-address", "tcp://127.0.0.1:9"], "without --executor dask"),
+        (["--executor", "dask", "--slurm-partition", "gpu"], "without --executor slurm"),
+        (["--executor", "dask", "--workers", "0"], "at least one"),
+    ],
+)
+def test_options_of_another_executor_are_wrong_use(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["openmind", str(tmp_path), "--out", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
