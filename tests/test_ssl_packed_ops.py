@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import timm.layers
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -195,7 +196,7 @@ def test_operators_with_maps_numbers_channels_and_samples() -> None:
 
 def test_dropout_is_off_in_evaluation_and_scales_in_training() -> None:
     x = PackedBlocks.pack(torch.ones(2, 64, 8, 8, 8), MaskGeometry(torch.ones(2, 2, 2, 2, dtype=torch.bool)))
-    for layer in (nn.Dropout(0.25), nn.Dropout3d(0.25), DropPath(0.25)):
+    for layer in (nn.Dropout(0.25), nn.Dropout3d(0.25), DropPath(0.25), timm.layers.DropPath(0.25)):
         assert torch.equal(layer.eval()(x).dense(), x.dense())
         values = layer.train()(x).dense().unique()
         assert all(value in (0, pytest.approx(1 / 0.75)) for value in values.tolist())

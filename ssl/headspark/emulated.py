@@ -27,7 +27,6 @@ class MaskedVolume:
     """
 
     ndim = 5
-    layout = torch.strided
 
     def __init__(self, volume: Tensor, visible_Bdhw: Tensor, channels_last: bool = False) -> None:
         self.volume = volume
@@ -70,16 +69,6 @@ class MaskedVolume:
         """Where the numbers are."""
         return self.volume.device
 
-    @property
-    def is_cuda(self) -> bool:
-        """Whether that is a CUDA device."""
-        return self.volume.is_cuda
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether a gradient is wanted."""
-        return self.volume.requires_grad
-
     def dim(self) -> int:
         """Return the number of axes."""
         return self.ndim
@@ -91,10 +80,6 @@ class MaskedVolume:
     def contiguous(self, memory_format: torch.memory_format | None = None) -> MaskedVolume:
         """Return self: dense operations take any layout."""
         return self
-
-    def to(self, dtype: torch.dtype) -> MaskedVolume:
-        """Return the volume as another type."""
-        return self._masked(self.volume.to(dtype))
 
     def new_empty(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return an ordinary tensor of this type on this device."""

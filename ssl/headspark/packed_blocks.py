@@ -30,7 +30,6 @@ class PackedBlocks:
     """
 
     ndim = 5
-    layout = torch.strided
 
     def __init__(self, data: Tensor, geometry: MaskGeometry, channels_last: bool = False) -> None:
         self.data = data
@@ -105,16 +104,6 @@ class PackedBlocks:
         """Where the numbers are."""
         return self.data.device
 
-    @property
-    def is_cuda(self) -> bool:
-        """Whether that is a CUDA device."""
-        return self.data.is_cuda
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether a gradient is wanted."""
-        return self.data.requires_grad
-
     def dim(self) -> int:
         """Return the number of axes of the volume."""
         return self.ndim
@@ -126,10 +115,6 @@ class PackedBlocks:
     def contiguous(self, memory_format: torch.memory_format | None = None) -> PackedBlocks:
         """Return self: packed data has one layout."""
         return self
-
-    def to(self, dtype: torch.dtype) -> PackedBlocks:
-        """Return the blocks as another type."""
-        return self.like(self.data.to(dtype))
 
     def new_empty(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return an ordinary tensor of this type on this device."""

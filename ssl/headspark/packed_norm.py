@@ -5,7 +5,6 @@ Packed data is [blocks, depth, height, width, channels], blocks in the order of 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -51,7 +50,7 @@ def _group_norm(rows_BL1C: Tensor, groups: int, weight: Tensor | None, bias: Ten
 
 
 class _InstanceNorm(torch.autograd.Function):
-    """The batch-norm kernel of PyTorch on the blocks of one sample after the other, written in place of each other."""
+    """The batch-norm kernel of PyTorch on the blocks of one sample after the other."""
 
     @staticmethod
     def forward(
@@ -107,8 +106,3 @@ def _joined(parts_cf: list[Tensor], like: Tensor) -> Tensor:
 
 def _channels_first(data: Tensor) -> Tensor:
     return data.permute(0, 4, 1, 2, 3)
-
-
-def visible_voxels(data: Tensor, counts: tuple[int, ...]) -> list[int]:
-    """Return the number of visible voxels of each sample."""
-    return [count * math.prod(data.shape[1:4]) for count in counts]

@@ -83,6 +83,7 @@ class SparK(nn.Module):
             Densify(encoder.channels[scale], width, project=not transferable)
             for scale, width in zip(scales, widths, strict=True)
         )
+        self.to(memory_format=torch.channels_last_3d)  # the layout of packed blocks; matrix products take it as it is
 
     def forward(
         self, x_BCDHW: Tensor, visible_Bdhw: Tensor | MaskGeometry, scored_B1DHW: Tensor | None = None
