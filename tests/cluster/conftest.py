@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -45,7 +46,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             daemon.terminate()
             daemon.wait(timeout=30)
         if not munge_was_running:
-            subprocess.run(["pkill", "munged"], check=False)
+            os.kill(int(Path("/run/munge/munged.pid").read_text()), signal.SIGTERM)
 
 
 def _wait_for_nodes(environment: dict[str, str]) -> None:
