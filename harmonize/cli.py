@@ -72,6 +72,7 @@ def _parse(given: list[str]) -> argparse.Namespace:
     parsers["phantom"] = _add_phantom(commands)
     parsers["merge"] = _add_merge(commands)
     parsers["verify"] = _add_verify(commands)
+    parsers["report"] = _add_report(commands)
     command = next((word for word in given if not word.startswith("-")), None)
     if command is not None and command not in parsers:
         raise UserError(f"{command}: unknown command{_nearest(command, parsers)}", exit_code=WRONG_USE)
@@ -157,6 +158,19 @@ def _add_verify(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
     _add_workers(parser)
     _add_debug(parser)
     parser.set_defaults(call=_verify)
+    return parser
+
+
+def _add_report(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
+    text = "write a corpus's report/index.html: pictures, outliers first, statistics, what was refused"
+    parser = commands.add_parser("report", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser.add_argument("corpus", type=Path, metavar="CORPUS")
+    parser.add_argument(
+        "--thumbnails", type=_not_negative, default=10_000, metavar="N", help="at most so many; default %(default)s"
+    )
+    _add_workers(parser)
+    _add_debug(parser)
+    parser.set_defaults(call=_report)
     return parser
 
 
@@ -302,3 +316,10 @@ def _verify(options: argparse.Namespace) -> int:
         print(fault)
     print(f"{options.corpus}: {len(faults)} faults" if faults else f"{options.corpus}: whole")
     return FAILED if faults else DONE
+
+
+def _report(options: argparse.Namespace) -> int:
+    from harmonize.report import write_report
+
+    print(write_report(options.corpus, thumbnails=options.thumbnails, workers=max(1, options.workers)))
+    return DONE

@@ -48,8 +48,9 @@ class Page:
         True
     """
 
-    def __init__(self, title: str, *, lead: str = "") -> None:
+    def __init__(self, title: str, *, lead: str = "", style: str = "") -> None:
         self.title = title
+        self._style = STYLE + style
         self._parts = [f"<h1>{escape(title)}</h1>"]
         if lead:
             self._parts.append(f"<p class=lead>{escape(lead)}</p>")
@@ -89,12 +90,16 @@ class Page:
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
 
+    def markup(self, html: str) -> None:
+        """Add HTML as it is; whoever calls answers for its escaping."""
+        self._parts.append(html)
+
     def html(self) -> str:
         """The whole page."""
         return (
             "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
             '<meta name=viewport content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>{STYLE}</style></head>\n<body>\n"
+            f"<title>{escape(self.title)}</title><style>{self._style}</style></head>\n<body>\n"
             + "\n".join(self._parts)
             + "\n</body></html>\n"
         )
