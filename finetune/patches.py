@@ -1,7 +1,7 @@
 """The part of a head that the network sees: a box of fixed size around the circle of Willis, in any pose.
 
-The box is centred on the head from left to right and from front to back. From top to bottom it is centred too where the
-head fits into it, and hangs from the vertex where it does not (a CTA that reaches down to the aortic arch).
+The box is centred on the foreground from left to right and from front to back. From top to bottom it is centred too,
+but never deeper below the vertex than the circle of Willis lies: a CTA may reach down to the aortic arch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ from headspark.channels import AIR_HU
 
 MARGIN = 1.2
 """Edge of the region that is kept in memory over that of the patch: room for rotation, scaling and shifts."""
+
+CIRCLE_BELOW_VERTEX_MM = 100.0
+"""About how deep the circle of Willis lies under the skin of the vertex in an adult: the brain reaches 74 mm above the
+plane of the commissures (Talairach and Tournoux 1988), skull and scalp add a good 10 mm, the circle lies some 15 mm
+below that plane."""
 
 SAME_SPACING_MM = 1e-3
 
@@ -198,7 +203,7 @@ def cut_region(
         affine, sizes_mm = grid.affine, np.full(3, spacing)
         box_23 = (edges_mm - affine[:3, 3]) / sizes_mm + 0.5
     size = np.array(patch)
-    corner = _corner(box_23, size)
+    corner = _corner(box_23, sizes_mm, size)
     margin = np.ceil(size * (MARGIN - 1) / 2).astype(int)
     low = np.clip(corner - margin, 0, np.array(stored.shape) - 1)
     high = np.clip(corner + size + margin, low + 1, stored.shape)
@@ -280,12 +285,13 @@ def vary_intensity(x_CDHW: Tensor, config: AugmentConfig, generator: np.random.G
     return varied
 
 
-def _corner(box_23: NDArray[np.float64], patch_3: NDArray[np.int64]) -> NDArray[np.int64]:
+def _corner(
+    box_23: NDArray[np.float64], sizes_mm: NDArray[np.float64], patch_3: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """First voxel of the patch."""
-    corner = np.rint(box_23.mean(0) - patch_3 / 2).astype(np.int64)
-    if box_23[1, 2] - box_23[0, 2] > patch_3[2]:
-        corner[2] = round(box_23[1, 2]) - patch_3[2]
-    return corner
+    middle = box_23.mean(0)
+    middle[2] = max(middle[2], box_23[1, 2] - CIRCLE_BELOW_VERTEX_MM / sizes_mm[2])
+    return np.rint(middle - patch_3 / 2).astype(np.int64)
 
 
 def _place_of_value() -> NDArray[np.uint8]:

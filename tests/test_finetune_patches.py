@@ -65,13 +65,13 @@ def test_an_upright_patch_holds_the_voxels_of_the_corpus() -> None:
     np.testing.assert_allclose(patch.values_XYZ.numpy(), noise[inside] * 0.5 + 3, atol=1e-2)
 
 
-def test_a_tall_head_hangs_from_the_vertex_and_a_short_one_is_centred() -> None:
-    volume = blob_volume()
-    tall = cut_region(volume, PATCH, spacing=None, unit=HU, foreground_box=(0, 21, 0, 24, 0, 28))
-    short = cut_region(volume, PATCH, spacing=None, unit=HU, foreground_box=(0, 21, 0, 24, 12, 20))
-    values = volume.stored_XYZ[2:18, 4:20]
-    np.testing.assert_allclose(pose_patch(tall, PATCH).values_XYZ.numpy(), values[:, :, 12:28], atol=1e-2)
-    np.testing.assert_allclose(pose_patch(short, PATCH).values_XYZ.numpy(), values[:, :, 8:24], atol=1e-2)
+@pytest.mark.parametrize(("z0", "z1", "corner"), [(12, 20, 8), (0, 30, 7), (0, 60, 22), (0, 70, 29)])
+def test_the_patch_is_centred_but_never_below_the_circle_of_willis(z0: int, z1: int, corner: int) -> None:
+    voxels = np.random.default_rng(0).integers(-500, 500, (*SHAPE[:2], 70)).astype(np.int16)
+    volume = Volume(stored_XYZ=voxels, slope=1.0, inter=0.0, affine=affine())
+    region = cut_region(volume, PATCH, spacing=None, unit=HU, foreground_box=(0, 21, 0, 24, z0, z1))
+    expected = voxels[2:18, 4:20, corner : corner + 16]
+    np.testing.assert_allclose(pose_patch(region, PATCH).values_XYZ.numpy(), expected, atol=1e-2)
 
 
 def test_what_lies_outside_the_field_of_view_is_air_in_ct() -> None:
