@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from harmonize import __version__
 from harmonize.errors import UserError
+from harmonize.fetch import arguments as fetch_arguments
 from harmonize.settings import DEFAULT_MRI_NORM, MRI_NORMS, Settings, parse_spacing
 
 if TYPE_CHECKING:
@@ -73,13 +74,15 @@ def _parse(given: list[str]) -> argparse.Namespace:
     parsers["merge"] = _add_merge(commands)
     parsers["verify"] = _add_verify(commands)
     parsers["report"] = _add_report(commands)
+    parsers["fetch"] = fetch_arguments.add(commands)
     command = next((word for word in given if not word.startswith("-")), None)
     if command is not None and command not in parsers:
         raise UserError(f"{command}: unknown command{_nearest(command, parsers)}", exit_code=WRONG_USE)
     options, unknown = parser.parse_known_args(given)
     if unknown:
         name = unknown[0].split("=")[0]
-        known = parsers[command]._option_string_actions if command is not None else {}
+        own = parsers[command]._option_string_actions if command is not None else {}
+        known = getattr(options, "known", own)
         kind = "option" if name.startswith("-") else "argument"
         raise UserError(f"{name}: unknown {kind}{_nearest(name, known)}", exit_code=WRONG_USE)
     return options

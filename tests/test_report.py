@@ -29,7 +29,7 @@ def report(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(tiny_corpus, corpus)
     first, *_, last = Corpus.open(corpus).scans.to_dict("records")
     rows = [first | {"scan_id": f"s{n}", "raw_hash": f"h{n}", "decisions": [HOSTILE]} for n in range(SCANS - 1)]
-    same_group = {name: first[name] for name in ("source", "modality", "unit")}
+    same_group = {name: first[name] for name in ("source", "modality", "unit", "intensity_percentiles")}
     rows.append(last | same_group | {"raw_spacing": [1.0, 1.0, 9.0]})
     refused = [
         {"source": "tcia", "raw_hash": f"r{number}", "stage": "load", "reason": "localizer", "message": "a localizer"}

@@ -1,0 +1,110 @@
+"""Fetch DeepLesion's archives from a list of addresses, unpack them, and put the table beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from harmonize.errors import UserError
+from harmonize.fetch import http
+from harmonize.fetch.archives import Damaged, unpack
+from harmonize.files import write_text
+from harmonize.progress import Progress
+
+HOME = "https://nihcc.box.com/v/DeepLesion"
+LIST_NAME = "batch_download_zips.py"
+TABLE, IMAGES = "DL_info.csv", "Images_png"
+ARCHIVES = 56
+"""Parts of the data set, ``Images_png_01.zip`` to ``Images_png_56.zip``, about 4 GB each."""
+
+DONE = ".fetched"
+ARCHIVE_ATTEMPTS = 2
+_ADDRESS = re.compile(r"https?://[^\s'\"<>,]+\.zip")
+_SLICE = re.compile(r"(?:.*/)?(?P<series>\d{6}_\d{2}_\d{2})/\d{3,5}\.png")
+
+
+def addresses(list_file: Path | None, base_url: str | None) -> list[str]:
+    """The archives' addresses in their order.
+
+    Args:
+        list_file: A text with addresses that end in ``.zip``: NIH's own ``batch_download_zips.py``, or one a line.
+        base_url: A folder of a mirror that holds ``Images_png_01.zip`` and so on.
+
+    Raises:
+        UserError: Neither is given, or the list holds no address.
+    """
+    if base_url is not None:
+        return [f"{base_url.rstrip('/')}/{IMAGES}_{part:02d}.zip" for part in range(1, ARCHIVES + 1)]
+    if list_file is None:
+        raise UserError(
+            f"--list: needed; download {LIST_NAME} and {TABLE} from {HOME}, then give `--list {LIST_NAME}`",
+            exit_code=2,
+        )
+    found = list(dict.fromkeys(_ADDRESS.findall(list_file.read_text(encoding="utf-8", errors="replace"))))
+    if not found:
+        raise UserError(f"{list_file}: holds no address of a .zip file; take {LIST_NAME} from {HOME}", exit_code=2)
+    return found
+
+
+def fetch(wanted: Sequence[str], out: Path, *, table_url: str | None = None) -> list[str]:
+    """Bring archives one by one, unpack each and remove it; those that are unpacked already are passed over.
+
+    Args:
+        wanted: Addresses.
+        out: Raw folder for ``harmonize deeplesion``.
+        table_url: Where ``DL_info.csv`` is, if it is to be fetched.
+
+    Returns:
+        What is missing still, one line each.
+
+    Raises:
+        UserError: A server cannot be reached.
+    """
+    missing = []
+    with Progress("fetch deeplesion", total=len(wanted), unit="archive") as progress:
+        for url in wanted:
+            fault = _bring(url, out)
+            if fault is not None:
+                missing.append(fault)
+            progress.advance(failed=len(missing))
+    if not (out / TABLE).is_file() and table_url is not None:
+        try:
+            http.download(table_url, out / TABLE)
+        except http.Refused as refused:
+            missing.append(str(refused))
+    if not (out / TABLE).is_file():
+        missing.append(f"{out / TABLE}: missing; download it from {HOME} and put it there")
+    return missing
+
+
+def _bring(url: str, out: Path) -> str | None:
+    name = PurePosixPath(urlsplit(url).path).name
+    done = out / DONE / name
+    if done.is_file():
+        return None
+    archive = out / DONE / "archives" / name
+    fault = ""
+    for _ in range(ARCHIVE_ATTEMPTS):
+        try:
+            if not archive.is_file():
+                http.download(url, archive)
+            if not unpack(archive, out, place=_place):
+                return f"{url}: holds no slices of DeepLesion"
+        except http.Refused as refused:
+            return str(refused)
+        except Damaged as damaged:
+            fault = str(damaged)
+            archive.unlink(missing_ok=True)
+            continue
+        archive.unlink()
+        write_text(done, f"{url}\n")
+        return None
+    return f"{url}: {fault}"
+
+
+def _place(path: PurePosixPath) -> PurePosixPath | None:
+    """Where a slice goes; whatever else an archive holds is left out."""
+    slice_name = _SLICE.fullmatch(path.as_posix())
+    return PurePosixPath(IMAGES, slice_name["series"], path.name) if slice_name else None

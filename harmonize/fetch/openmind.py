@@ -1,0 +1,178 @@
+"""Fetch a part of OpenMind from the Hugging Face Hub: its table, then the chosen images with their masks."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from harmonize.errors import UserError
+from harmonize.progress import Progress
+from harmonize.sources.openmind import NEEDED, TABLE, TREE
+
+REPO = "AnonRes/OpenMind"
+"""CC-BY-4.0, about 1 TB; MIC-DKFZ/OpenMind holds the same."""
+
+SCORE = "image_quality_score"
+"""1 to 5, lower is better; equal for all scans of one data set, modality and derivation."""
+
+MASK_COLUMNS = ("anon_mask_path", "anat_mask_path")
+ATTEMPTS = 5
+BACKOFF_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which images.
+
+    Attributes:
+        modalities: As the table writes them (``T1w``, ``FLAIR`` ...); empty for all.
+        max_score: Worst quality score that is good enough; None takes what has no score too.
+        limit: At most so many, the best first.
+    """
+
+    modalities: Sequence[str] = ()
+    max_score: float | None = None
+    limit: int | None = None
+
+
+def fetch(
+    choice: Choice, out: Path, *, repo: str = REPO, endpoint: str | None = None, workers: int = 4
+) -> tuple[int, list[str]]:
+    """Bring the chosen images with their masks; files that are there already are not fetched again.
+
+    Args:
+        choice: Which.
+        out: Raw folder for ``harmonize openmind``.
+        repo: The dataset on the Hub.
+        endpoint: Address of the Hub; None takes ``HF_ENDPOINT`` or huggingface.co.
+        workers: Downloads at once.
+
+    Returns:
+        How many images are there now, and what could not be had, one line each.
+
+    Raises:
+        UserError: No such dataset, no matching row, or the Hub cannot be reached.
+    """
+    bring = partial(_bring, HfApi(endpoint=endpoint), repo, out)
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        if not bring(TABLE):
+            raise UserError(f"{repo}: holds no {TABLE}; give the --repo of OpenMind")
+        rows = choose(_read(out / TABLE), choice)
+        if not rows:
+            raise UserError(f"{repo}: no image of {TABLE} matches; look at its columns modality and {SCORE}")
+        return _bring_all(bring, rows, workers)
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
+def choose(rows: Sequence[Mapping[str, str]], choice: Choice) -> list[Mapping[str, str]]:
+    """The chosen rows of the table, best score first, then by path."""
+    wanted = {modality.casefold() for modality in choice.modalities}
+    limit = math.inf if choice.max_score is None else choice.max_score
+    found = [
+        (_score(row), row["image_path"], row)
+        for row in rows
+        if row["image_path"] and (not wanted or row["modality"].strip().casefold() in wanted)
+    ]
+    return [row for score, _, row in sorted(found, key=lambda one: one[:2]) if score <= limit][: choice.limit]
+
+
+def _read(table: Path) -> list[Mapping[str, str]]:
+    with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
+        reader = csv.DictReader(stream)
+        absent = [name for name in NEEDED if name not in (reader.fieldnames or [])]
+        if absent:
+            raise UserError(f"{table}: lacks the columns {', '.join(absent)}; is it OpenMind's table?", exit_code=2)
+        kept = (*NEEDED, SCORE, *MASK_COLUMNS)
+        return [{name: row.get(name) or "" for name in kept} for row in reader]
+
+
+def _score(row: Mapping[str, str]) -> float:
+    try:
+        return float(row[SCORE])
+    except ValueError:
+        return math.inf
+
+
+def _bring_all(bring: partial[bool], rows: Sequence[Mapping[str, str]], workers: int) -> tuple[int, list[str]]:
+    images = [_in_repo(row["image_path"]) for row in rows]
+    # Scans of a session may share a mask.
+    masks = dict.fromkeys(_in_repo(row[name]) for row in rows for name in MASK_COLUMNS if row[name])
+    missing = []
+    names = [*images, *masks]
+    with Progress("fetch openmind", total=len(names), unit="file") as progress, ThreadPoolExecutor(workers) as threads:
+        try:
+            for name, found in zip(names, threads.map(bring, names), strict=True):
+                if not found:
+                    missing.append(f"{name}: not in the dataset")
+                progress.advance(missing=len(missing))
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    return len(images) - sum(line.split(":")[0] in set(images) for line in missing), missing
+
+
+def _in_repo(path: str) -> str:
+    """A path of the table as a path of the dataset.
+
+    Raises:
+        UserError: It leaves the tree.
+    """
+    clean = PurePosixPath(path.strip().replace("\\", "/"))
+    if clean.is_absolute() or ".." in clean.parts:
+        raise UserError(f"{TABLE}: names a path that leaves the tree; this is not the published table")
+    return clean.as_posix() if clean.parts[0] == TREE else f"{TREE}/{clean}"
+
+
+def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
+    """Fetch one file of the dataset; False if it holds no such file.
+
+    Raises:
+        UserError: No access, or the Hub cannot be reached.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            hub.hf_hub_download(repo, name, repo_type="dataset", local_dir=out)
+            return True
+        except GatedRepoError as error:
+            page = f"{hub.endpoint}/datasets/{repo}"
+            raise UserError(f"{repo}: accept its terms at {page}, then log in with `hf auth login`") from error
+        except RepositoryNotFoundError as error:
+            raise UserError(f"{repo}: no such dataset on {hub.endpoint}, or it is private; see --repo") from error
+        except LocalEntryNotFoundError as error:
+            # Not an absent entry, although its class says so: the Hub could not be asked.
+            fault: Exception = error
+        except EntryNotFoundError:
+            return False
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500 and error.response.status_code != 429:
+                raise UserError(f"{repo}: the Hub answered {error.response.status_code} for {name}") from error
+            fault = error
+        except HTTPError as error:
+            fault = error
+        if attempt < ATTEMPTS - 1:
+            time.sleep(BACKOFF_S * 2**attempt)
+    raise UserError(
+        f"{hub.endpoint}: cannot be reached ({type(fault).__name__}), {ATTEMPTS} times; give the command again later, "
+        "it goes on from here"
+    ) from fault
