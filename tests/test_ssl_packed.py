@@ -143,6 +143,12 @@ def test_windows_gathered_some_blocks_at_a_time_change_nothing(monkeypatch: pyte
     assert_same(encoder_of(), (16, 24, 40), random_mask((16, 24, 40), 4, 0.6))
 
 
+def test_weight_gradients_by_matrix_products_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_conv, "GEMM_MIN_CHANNELS", 1)
+    monkeypatch.setattr(packed_conv, "CPU_COLUMN_BYTES", 60_000)
+    assert_same(encoder_of(), (16, 24, 40), random_mask((16, 24, 40), 4, 0.6))
+
+
 def test_no_gradient_reaches_a_hidden_voxel() -> None:
     shape = (16, 24, 16)
     visible = random_mask(shape, 4, 0.75)

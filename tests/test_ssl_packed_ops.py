@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headspark import packed_conv
 from headspark.encoder import DropPath
 from headspark.masking import draw_visible
 from headspark.packed import MaskGeometry, PackedBlocks, masked_forward
@@ -82,6 +83,22 @@ def assert_equal_to_emulation(*layers: nn.Module, block: int = 4, grid: tuple[in
 def test_convolutions(conv: nn.Module, block: int) -> None:
     # Strides beyond the block join blocks: the grid must be a multiple of what is joined.
     assert_equal_to_emulation(conv, block=block, grid=(4, 4, 8))
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv3d(CHANNELS, 5, 3, stride=2, padding=1),
+        nn.Conv3d(CHANNELS, 5, 2, stride=2),
+        nn.Conv3d(CHANNELS, 5, (1, 3, 5), padding=(0, 1, 2)),
+    ],
+    ids=str,
+)
+def test_convolutions_with_weight_gradients_by_matrix_products(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_conv, "GEMM_MIN_CHANNELS", 1)
+    assert_equal_to_emulation(conv)
 
 
 @pytest.mark.parametrize(

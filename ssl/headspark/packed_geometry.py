@@ -144,6 +144,20 @@ class MaskGeometry:
         """
         return self._table(("columns", block, kernel, low), lambda: self._make_columns(block, kernel, low))
 
+    def column_gradients(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
+        """Tell which products (voxel of the output, tap) add up to the gradient of every voxel of the input.
+
+        Args:
+            block: Edges of a block in voxels of the map.
+            kernel: Edges of the kernel.
+            low: Padding below, of the forward convolution.
+
+        Returns:
+            The row in [packed voxels * taps] of each of the products, taps in the order of the kernel.
+        """
+        key = ("column gradients", block, kernel, low)
+        return self._table(key, lambda: self._make_column_gradients(block, kernel, low))
+
     def merge(self, block: Triple, factor: Triple) -> MergeTable:
         """Tell how blocks join into blocks ``factor`` times as large.
 
@@ -187,6 +201,15 @@ class MaskGeometry:
             rows=windows.rows.view(self.blocks, -1)[:, position].flatten(),
             absent=absent.view(self.blocks, -1)[:, position].flatten().nonzero().squeeze(1),
         )
+
+    def _make_column_gradients(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
+        # What tap t carries from a voxel to an output, the mirrored kernel finds when it looks from the voxel.
+        high = (kernel[0] - 1 - low[0], kernel[1] - 1 - low[1], kernel[2] - 1 - low[2])
+        mirrored, taps = self._make_columns(block, kernel, high), _volume(kernel)
+        rows = mirrored.rows.view(-1, taps).flip(1) * taps + torch.arange(taps, dtype=torch.int32)
+        voxel, tap = mirrored.absent // taps, mirrored.absent % taps
+        absent = voxel * taps + (taps - 1 - tap)
+        return ColumnTable(rows=rows.flatten(), absent=absent.sort().values)
 
     def _make_merge(self, block: Triple, factor: Triple) -> MergeTable:
         large_Bdhw = self.visible_Bdhw
