@@ -75,6 +75,7 @@ def _parse(given: list[str]) -> argparse.Namespace:
     parsers["verify"] = _add_verify(commands)
     parsers["report"] = _add_report(commands)
     parsers["fetch"] = fetch_arguments.add(commands)
+    parsers["publish"] = _add_publish(commands)
     command = next((word for word in given if not word.startswith("-")), None)
     if command is not None and command not in parsers:
         raise UserError(f"{command}: unknown command{_nearest(command, parsers)}", exit_code=WRONG_USE)
@@ -174,6 +175,25 @@ def _add_report(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
     _add_workers(parser)
     _add_debug(parser)
     parser.set_defaults(call=_report)
+    return parser
+
+
+def _add_publish(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
+    text = "push a corpus to the Hugging Face Hub as a dataset"
+    parser = commands.add_parser("publish", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser.add_argument("corpus", type=Path, metavar="CORPUS")
+    parser.add_argument("--repo", required=True, metavar="USER/NAME", help="the dataset; made if need be")
+    parser.add_argument("--public", action="store_true", help="make a new dataset public instead of private")
+    parser.add_argument(
+        "--i-may-share",
+        action="append",
+        default=[],
+        choices=tuple(SOURCES),
+        metavar="SOURCE",
+        help="you have the right to pass on this source's scans, though its terms do not allow it to everybody",
+    )
+    _add_debug(parser)
+    parser.set_defaults(call=_publish)
     return parser
 
 
@@ -325,4 +345,11 @@ def _report(options: argparse.Namespace) -> int:
     from harmonize.report import write_report
 
     print(write_report(options.corpus, thumbnails=options.thumbnails, workers=max(1, options.workers)))
+    return DONE
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from harmonize.publish import publish
+
+    print(publish(options.corpus, options.repo, may_share=options.i_may_share, private=not options.public))
     return DONE

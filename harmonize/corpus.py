@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from harmonize.errors import UserError
 from harmonize.files import atomic_path, sha256_of, write_json, write_text
+from harmonize.licences import terms_of
 from harmonize.provenance import library_versions
 from harmonize.settings import Settings
 from harmonize.volume import Volume, read_volume, write_volume
@@ -243,9 +244,13 @@ def _card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: int) -
     table = "\n".join(f"| {' | '.join(group)} | {count} |" for group, count in sorted(counts.items()))
     spacing = " x ".join(f"{mm:g}" for mm in info["settings"]["spacing"])
     version = info["libraries"].get("headspark", "")
+    sources = sorted({row["source"] for row in accepted})
+    licences = "\n".join(f"| {source} | {terms_of(source).licence} | {terms_of(source).link} |" for source in sources)
+    licence = "cc-by-4.0" if all(terms_of(source).licence == "CC-BY-4.0" for source in sources) else "other"
     norms = ", ".join(f"{source}: {chosen['mri_norm']}" for source, chosen in info["sources"].items())
     return f"""---
 pretty_name: Harmonized head CT and MRI
+license: {licence}
 task_categories:
 - image-feature-extraction
 tags:
@@ -276,7 +281,12 @@ scans = load_dataset("niftifolder", data_dir="THIS_FOLDER", split="train")
 ```
 
 `metadata.parquet` has a row a scan, `rejected.parquet` a row a refused scan with its reason.
-The licences are those of the sources.
+
+The scans keep the licences of their sources:
+
+| source | licence | terms |
+|---|---|---|
+{licences}
 """
 
 
