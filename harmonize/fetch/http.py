@@ -80,9 +80,10 @@ def _continue(url: str, partial: Path) -> None:
     there = partial.stat().st_size if partial.exists() else 0
     try:
         answer = _open(url, {"Range": f"bytes={there}-"} if there else {})
-    except Refused as refused:
-        if refused.status != RANGE_REFUSED:
+    except urllib.error.HTTPError as error:
+        if error.code != RANGE_REFUSED:
             raise
+        error.close()
         # It is longer than the file that is offered now, or the server takes a finished file for a wrong range.
         partial.unlink()
         answer = _open(url, {})

@@ -15,7 +15,6 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -33,8 +32,9 @@ SCORE = "image_quality_score"
 """1 to 5, lower is better; equal for all scans of one data set, modality and derivation."""
 
 MASK_COLUMNS = ("anon_mask_path", "anat_mask_path")
-ATTEMPTS = 5
+ATTEMPTS = 4
 BACKOFF_S = 2.0
+TOO_MANY = 429
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +145,7 @@ def _in_repo(path: str) -> str:
 
 
 def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
-    """Fetch one file of the dataset; False if it holds no such file.
+    """Fetch one file of the dataset; False if there is no such file.
 
     Raises:
         UserError: No access, or the Hub cannot be reached.
@@ -153,26 +153,31 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
     for attempt in range(ATTEMPTS):
         try:
             hub.hf_hub_download(repo, name, repo_type="dataset", local_dir=out)
-            return True
+            break
         except GatedRepoError as error:
             page = f"{hub.endpoint}/datasets/{repo}"
             raise UserError(f"{repo}: accept its terms at {page}, then log in with `hf auth login`") from error
         except RepositoryNotFoundError as error:
             raise UserError(f"{repo}: no such dataset on {hub.endpoint}, or it is private; see --repo") from error
         except LocalEntryNotFoundError as error:
-            # Not an absent entry, although its class says so: the Hub could not be asked.
-            fault: Exception = error
+            # Not an absent entry, although its class says so: the Hub could not be asked, try as the client might.
+            raise _away(hub, error) from error
         except EntryNotFoundError:
             return False
-        except HfHubHTTPError as error:
-            if error.response.status_code < 500 and error.response.status_code != 429:
-                raise UserError(f"{repo}: the Hub answered {error.response.status_code} for {name}") from error
-            fault = error
         except HTTPError as error:
-            fault = error
-        if attempt < ATTEMPTS - 1:
+            # A download that broke off, or a Hub that is busy; the client does not try these again.
+            if attempt == ATTEMPTS - 1 or 400 <= _status(error) < TOO_MANY:
+                raise _away(hub, error) from error
             time.sleep(BACKOFF_S * 2**attempt)
-    raise UserError(
-        f"{hub.endpoint}: cannot be reached ({type(fault).__name__}), {ATTEMPTS} times; give the command again later, "
-        "it goes on from here"
-    ) from fault
+    return True
+
+
+def _away(hub: HfApi, error: Exception) -> UserError:
+    status = _status(error)
+    said = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
+    return UserError(f"{hub.endpoint}: {said}; give the command again later, it goes on from here")
+
+
+def _status(error: Exception) -> int:
+    """HTTP status of an answer that was an error; 0 where there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", 0)

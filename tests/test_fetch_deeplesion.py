@@ -1,0 +1,132 @@
+"""Fetching DeepLesion: NIH's own list of archives, resumed downloads, slices where the source expects them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import standin_files
+
+from harmonize.cli import main
+from harmonize.errors import UserError
+from harmonize.fetch.deeplesion import addresses, fetch
+
+SLICES = {
+    "/a1.zip": {"Images_png/000001_01_01/103.png": b"p" * 5000, "Images_png/000001_01_01/104.png": b"q"},
+    "/b2.zip": {"deep/Images_png/000002_01_01/007.png": b"r", "readme.txt": b"text"},
+}
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as made:
+        for name, content in files.items():
+            made.writestr(name, content)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def nih(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin_files.Files]:
+    monkeypatch.setattr("harmonize.fetch.http.BACKOFF_S", 0.01)
+    with standin_files.serving() as served:
+        served.routes |= {path: archive(files) for path, files in SLICES.items()}
+        yield served
+
+
+@pytest.fixture
+def listed(nih: standin_files.Files, tmp_path: Path) -> Path:
+    """As NIH's script writes them."""
+    path = tmp_path / "batch_download_zips.py"
+    path.write_text(f"import urllib\nlinks = [\n\t'{nih.url}/a1.zip',\n\t'{nih.url}/b2.zip'\n]\n")
+    return path
+
+
+def pictures(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
+
+
+ALL = {f"Images_png/{name}" for name in ("000001_01_01/103.png", "000001_01_01/104.png", "000002_01_01/007.png")}
+
+
+def test_the_command_unpacks_what_the_list_names(listed: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "raw"
+    out.mkdir()
+    (out / "DL_info.csv").write_text("File_name\n")
+    assert main(["fetch", "deeplesion", "--list", str(listed), "--out", str(out)]) == 0
+    assert pictures(out) == ALL
+    assert not list((out / ".fetched/archives").iterdir())
+    assert "2 archives" in capsys.readouterr().out
+
+
+def test_a_missing_table_is_said_with_where_it_is(listed: Path, tmp_path: Path, capsys) -> None:
+    assert main(["fetch", "deeplesion", "--list", str(listed), "--limit", "1", "--out", str(tmp_path / "raw")]) == 1
+    assert "DL_info.csv: missing; download it from https://nihcc.box.com/v/DeepLesion" in capsys.readouterr().out
+    assert pictures(tmp_path / "raw") == {name for name in ALL if "000001" in name}
+
+
+def test_an_archive_that_is_unpacked_is_not_asked_for_again(
+    nih: standin_files.Files, listed: Path, tmp_path: Path
+) -> None:
+    fetch(addresses(listed, None), tmp_path / "raw")
+    nih.asked.clear()
+    fetch(addresses(listed, None), tmp_path / "raw")
+    assert nih.asked == []
+
+
+def test_a_broken_download_goes_on_where_it_was(nih: standin_files.Files, listed: Path, tmp_path: Path) -> None:
+    nih.faults["/a1.zip"] = ["cut"]
+    fetch(addresses(listed, None)[:1], tmp_path / "raw")
+    assert nih.asked[0] == "/a1.zip"
+    assert nih.asked[1].startswith("/a1.zip bytes=")
+    assert len(pictures(tmp_path / "raw")) == 2
+
+
+def test_a_download_left_by_a_killed_run_is_continued(nih: standin_files.Files, listed: Path, tmp_path: Path) -> None:
+    part = tmp_path / "raw/.fetched/archives/.part-a1.zip"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(archive(SLICES["/a1.zip"])[:100])
+    fetch(addresses(listed, None)[:1], tmp_path / "raw")
+    assert nih.asked == ["/a1.zip bytes=100-"]
+    assert len(pictures(tmp_path / "raw")) == 2
+
+
+def test_a_partial_file_longer_than_what_is_offered_is_thrown_away(
+    nih: standin_files.Files, listed: Path, tmp_path: Path
+) -> None:
+    part = tmp_path / "raw/.fetched/archives/.part-a1.zip"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 100_000)
+    fetch(addresses(listed, None)[:1], tmp_path / "raw")
+    assert len(pictures(tmp_path / "raw")) == 2
+
+
+def test_a_mirror_gives_the_archives_by_their_names_and_the_table(
+    nih: standin_files.Files, tmp_path: Path, capsys
+) -> None:
+    nih.routes |= {"/m/Images_png_01.zip": archive(SLICES["/a1.zip"]), "/m/DL_info.csv": b"File_name\n"}
+    words = ["--base-url", f"{nih.url}/m", "--limit", "1", "--out", str(tmp_path)]
+    assert main(["fetch", "deeplesion", *words]) == 0
+    assert (tmp_path / "DL_info.csv").read_bytes() == b"File_name\n"
+
+
+def test_archives_that_are_gone_damaged_or_of_something_else_are_listed(
+    nih: standin_files.Files, tmp_path: Path
+) -> None:
+    nih.routes |= {"/bad.zip": b"not a zip", "/cats.zip": archive({"cat.png": b"c"})}
+    nih.routes["/evil.zip"] = archive({"../000009_01_01/001.png": b"e"})
+    faults = fetch([f"{nih.url}/{name}.zip" for name in ("gone", "bad", "cats", "evil")], tmp_path / "raw")
+    assert [any(word in fault for fault in faults) for word in ("404", "not a zip", "no slices", "leaves")] == [
+        True
+    ] * 4
+    assert pictures(tmp_path) == set()
+
+
+def test_without_a_list_the_command_says_where_it_is(capsys, tmp_path: Path) -> None:
+    assert main(["fetch", "deeplesion", "--out", str(tmp_path)]) == 2
+    assert "batch_download_zips.py" in capsys.readouterr().err
+    with pytest.raises(UserError, match="holds no address"):
+        (tmp_path / "list").write_text("ftp://x/y.zip")
+        addresses(tmp_path / "list", None)

@@ -1,0 +1,112 @@
+"""Fetching OpenMind: the table first, then only the images that match with their masks, the best first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import standin_hub
+
+from harmonize.cli import main
+from harmonize.errors import UserError
+from harmonize.fetch.openmind import Choice, choose, fetch
+
+REPO = "datasets/AnonRes/OpenMind"
+IMAGE = "OpenMind/ds000{0}/sub-01/anat/sub-01_{1}.nii.gz"
+TABLE = """\
+image_path,modality,image_quality_score,anon_mask_path,anat_mask_path
+ds0001/sub-01/anat/sub-01_T1w.nii.gz,T1w,2.5,,
+ds0002/sub-01/anat/sub-01_T1w.nii.gz,T1w,1.0,ds0002/sub-01/anat/sub-01_T1w__Data/deface_mask.nii.gz,ds0002/shared/fb_mask.nii.gz
+ds0003/sub-01/anat/sub-01_T1w.nii.gz,T1w,1.5,,ds0002/shared/fb_mask.nii.gz
+ds0004/sub-01/anat/sub-01_T1w.nii.gz,T1w,,,
+ds0005/sub-01/anat/sub-01_FLAIR.nii.gz,FLAIR,1.2,,
+"""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin_hub.Hub]:
+    monkeypatch.setattr("harmonize.fetch.openmind.BACKOFF_S", 0.01)
+    with standin_hub.serving() as served:
+        files = {"openneuro_metadata.csv": TABLE.encode()}
+        for number, modality in enumerate(("T1w", "T1w", "T1w", "T1w", "FLAIR"), start=1):
+            files[IMAGE.format(number, modality)] = f"image {number}".encode()
+        files["OpenMind/ds0002/sub-01/anat/sub-01_T1w__Data/deface_mask.nii.gz"] = b"deface"
+        files["OpenMind/ds0002/shared/fb_mask.nii.gz"] = b"head"
+        served.repos[REPO] = standin_hub.Repo(private=False, commits=[files])
+        yield served
+
+
+def there(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in (out / "OpenMind").rglob("*") if path.is_file()}
+
+
+def test_the_command_brings_what_matches_and_nothing_else(
+    hub: standin_hub.Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--modality", "T1w", "--max-score", "2.0", "--limit", "500", "--endpoint", hub.url]
+    assert main(["fetch", "openmind", *words, "--out", str(tmp_path)]) == 0
+    expected = {
+        IMAGE.format(2, "T1w"),
+        IMAGE.format(3, "T1w"),
+        "OpenMind/ds0002/sub-01/anat/sub-01_T1w__Data/deface_mask.nii.gz",
+        "OpenMind/ds0002/shared/fb_mask.nii.gz",
+    }
+    assert there(tmp_path) == expected
+    assert set(hub.downloads) == {"openneuro_metadata.csv"} | expected
+    assert hub.downloads[0] == "openneuro_metadata.csv"
+    assert (tmp_path / IMAGE.format(2, "T1w")).read_bytes() == b"image 2"
+    assert "2 images" in capsys.readouterr().out
+
+
+def test_the_best_scores_come_first_and_unscored_images_last() -> None:
+    rows = [
+        dict(zip(("image_path", "modality", "image_quality_score"), line.split(",")[:3], strict=True))
+        for line in TABLE.splitlines()[1:]
+    ]
+    names = [row["image_path"][:6] for row in choose(rows, Choice(modalities=["t1w"]))]
+    assert names == ["ds0002", "ds0003", "ds0001", "ds0004"]
+    assert len(choose(rows, Choice(max_score=5.0))) == 4
+    assert [row["modality"] for row in choose(rows, Choice(limit=2))] == ["T1w", "FLAIR"]
+
+
+def test_a_second_run_fetches_nothing_again(hub: standin_hub.Hub, tmp_path: Path) -> None:
+    fetch(Choice(limit=2), tmp_path, endpoint=hub.url)
+    hub.downloads.clear()
+    assert fetch(Choice(limit=2), tmp_path, endpoint=hub.url) == (2, [])
+    assert hub.downloads == []
+
+
+def test_a_busy_hub_is_asked_again(hub: standin_hub.Hub, tmp_path: Path) -> None:
+    hub.fail_downloads = 2
+    assert fetch(Choice(limit=1), tmp_path, endpoint=hub.url, workers=1) == (1, [])
+
+
+def test_an_absent_image_is_counted_and_makes_the_exit_code_1(
+    hub: standin_hub.Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del hub.repos[REPO].files[IMAGE.format(3, "T1w")]
+    assert main(["fetch", "openmind", "--modality", "T1w", "--endpoint", hub.url, "--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert f"missing: {IMAGE.format(3, 'T1w')}" in shown.out
+    assert "3 images" in shown.out
+    assert "1 could not be had" in shown.err
+
+
+def test_an_unknown_dataset_or_a_choice_without_rows_is_named(hub: standin_hub.Hub, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a/b: no such dataset"):
+        fetch(Choice(), tmp_path, repo="a/b", endpoint=hub.url)
+    with pytest.raises(UserError, match="no image"):
+        fetch(Choice(modalities=["PET"]), tmp_path, endpoint=hub.url)
+
+
+def test_a_hub_that_is_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    with pytest.raises(UserError, match="cannot be reached"):
+        fetch(Choice(), tmp_path, endpoint="http://127.0.0.1:9")
+
+
+def test_a_table_that_points_outside_is_refused(hub: standin_hub.Hub, tmp_path: Path) -> None:
+    hub.repos[REPO].files["openneuro_metadata.csv"] = b"image_path,modality\n../../etc/passwd,T1w\n"
+    with pytest.raises(UserError, match="leaves the tree"):
+        fetch(Choice(), tmp_path / "raw", endpoint=hub.url)

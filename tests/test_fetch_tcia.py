@@ -1,0 +1,153 @@
+"""Fetching a TCIA collection: MD5 of every file, retries, nothing outside the folder, licences said."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import standin_files
+
+from harmonize.cli import main
+from harmonize.errors import UserError
+from harmonize.fetch import tcia
+
+SERIES, IMAGE = "/getSeries", "/getImageWithMD5Hash"
+ONE, TWO = "1.2.3.1", "1.2.3.2"
+FILES = {ONE: {"1-1.dcm": b"first" * 1000, "1-2.dcm": b"second"}, TWO: {"1-1.dcm": b"other"}}
+
+
+def row(uid: str, **changes: object) -> dict[str, object]:
+    return {
+        "SeriesInstanceUID": uid,
+        "Collection": "HNSCC",
+        "Modality": "CT",
+        "ImageCount": len(FILES.get(uid, {})) or 1,
+        "LicenseName": "CC BY 4.0",
+        "LicenseURI": "https://creativecommons.org/licenses/by/4.0/",
+    } | changes
+
+
+def archive(files: dict[str, bytes], hashes: dict[str, str] | None = None) -> bytes:
+    stream = io.BytesIO()
+    known = hashes or {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    with zipfile.ZipFile(stream, "w") as made:
+        for name, content in files.items():
+            made.writestr(name, content)
+        made.writestr("LICENSE", "the licence's text")
+        made.writestr("md5hashes.csv", "Filename,MD5Hash\n" + "".join(f"{n},{h}\n" for n, h in known.items()))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def nbia(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin_files.Files]:
+    monkeypatch.setattr("harmonize.fetch.http.BACKOFF_S", 0.01)
+    with standin_files.serving() as served:
+        rows = [row(TWO), row(ONE)]
+        served.routes[SERIES] = lambda query: (
+            json.dumps(
+                [one for one in rows if query["Collection"] == "HNSCC" and query.get("Modality", "CT") == "CT"] or None
+            ).encode()
+            if query["Collection"] == "HNSCC"
+            else b""
+        )
+        served.routes[IMAGE] = lambda query: archive(FILES[query["SeriesInstanceUID"]])
+        yield served
+
+
+def fetched(out: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.suffix == ".dcm"
+    }
+
+
+EXPECTED = {f"HNSCC/{uid}/{name}": content for uid, files in FILES.items() for name, content in files.items()}
+
+
+def test_the_command_brings_every_series_and_says_its_licence(
+    nbia: standin_files.Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--collection", "HNSCC", "--modality", "CT", "--base-url", nbia.url]
+    assert main(["fetch", "tcia", *words, "--out", str(tmp_path)]) == 0
+    assert fetched(tmp_path) == EXPECTED
+    assert {path.name for path in (tmp_path / "HNSCC").iterdir()} == {ONE, TWO}
+    assert "licence of 2 series: CC BY 4.0 https://creativecommons.org" in capsys.readouterr().out
+
+
+def test_a_second_run_asks_for_no_series_again(nbia: standin_files.Files, tmp_path: Path) -> None:
+    tcia.fetch("HNSCC", tmp_path, base_url=nbia.url)
+    nbia.asked.clear()
+    assert tcia.fetch("HNSCC", tmp_path, base_url=nbia.url).there == 2
+    assert nbia.asked == [SERIES]
+
+
+def test_busy_servers_and_broken_downloads_are_tried_again(nbia: standin_files.Files, tmp_path: Path) -> None:
+    nbia.faults = {SERIES: [503, 429], IMAGE: [500, "cut", 502]}
+    assert tcia.fetch("HNSCC", tmp_path, base_url=nbia.url, workers=1).failed == []
+    assert fetched(tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        (archive(FILES[ONE], {"1-1.dcm": "0" * 32, "1-2.dcm": "0" * 32}), "MD5"),
+        (archive({"1-1.dcm": b"alone"}), "1 of 2 files"),
+        (archive(FILES[ONE], {"1-1.dcm": hashlib.md5(FILES[ONE]["1-1.dcm"]).hexdigest()}), "same files"),
+        (archive({"../../escaped.dcm": b"out"}), "leaves its folder"),
+        (archive({"/tmp/escaped.dcm": b"out"}), "leaves its folder"),
+        (archive({"..\\escaped.dcm": b"out"}), "leaves its folder"),
+        (archive(FILES[ONE])[:-200], "zip"),
+        (b"<html>maintenance</html>", "zip"),
+    ],
+    ids=("md5", "too few", "unlisted", "dots", "absolute", "backslash", "cut", "html"),
+)
+def test_a_damaged_archive_leaves_nothing_and_the_others_go_on(
+    nbia: standin_files.Files, tmp_path: Path, damaged: bytes, said: str
+) -> None:
+    good: Callable[[dict[str, str]], bytes] = nbia.routes[IMAGE]  # type: ignore[assignment]
+    nbia.routes[IMAGE] = lambda query: damaged if query["SeriesInstanceUID"] == ONE else good(query)
+    outcome = tcia.fetch("HNSCC", tmp_path / "raw", base_url=nbia.url)
+    assert (outcome.there, len(outcome.failed)) == (1, 1)
+    assert said in outcome.failed[0]
+    assert set(fetched(tmp_path)) == {f"raw/HNSCC/{TWO}/1-1.dcm"}
+    assert not list(tmp_path.rglob("escaped*"))
+
+
+def test_an_archive_that_was_damaged_once_is_fetched_again(nbia: standin_files.Files, tmp_path: Path) -> None:
+    answers = [b"damaged", archive(FILES[ONE])]
+    nbia.routes[IMAGE] = lambda query: answers.pop(0) if query["SeriesInstanceUID"] == ONE else archive(FILES[TWO])
+    assert tcia.fetch("HNSCC", tmp_path, base_url=nbia.url).failed == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_controlled_collection_says_so_and_links_to_its_page(
+    nbia: standin_files.Files, tmp_path: Path, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nbia.routes[IMAGE] = lambda query: status
+    assert main(["fetch", "tcia", "--collection", "HNSCC", "--base-url", nbia.url, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "licence must be asked for" in error
+    assert "https://www.cancerimagingarchive.net/collection/hnscc/" in error
+
+
+def test_an_unknown_collection_links_to_the_list(nbia: standin_files.Files, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no public series"):
+        tcia.fetch("Nothing", tmp_path, base_url=nbia.url)
+
+
+def test_series_whose_uid_is_no_uid_are_never_a_folder(nbia: standin_files.Files, tmp_path: Path) -> None:
+    nbia.routes[SERIES] = json.dumps([row("../../escaped"), row(ONE)]).encode()
+    tcia.fetch("HNSCC", tmp_path / "raw", base_url=nbia.url)
+    assert {path.name for path in (tmp_path / "raw/HNSCC").iterdir()} == {ONE}
+
+
+def test_a_service_that_is_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harmonize.fetch.http.BACKOFF_S", 0.0)
+    with pytest.raises(UserError, match="give the command again later"):
+        tcia.fetch("HNSCC", tmp_path, base_url="http://127.0.0.1:9")
