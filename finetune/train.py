@@ -65,6 +65,8 @@ def train(recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Pa
     """
     accelerator = Accelerator(
         mixed_precision=recipe.train.precision,
+        # Said outright: without a GPU, accelerate would otherwise take each rank for a run of its own.
+        cpu=not torch.cuda.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     torch.set_num_threads(recipe.train.threads or _threads_of_a_rank())

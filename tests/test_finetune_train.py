@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from finetune import train as training
 from finetune.bundle import load_model, read_bundle
 from finetune.data import DataConfig, RegionStore
 from finetune.inference import classify, predict_cases, score_of
+from finetune.losses import LossConfig
 from finetune.model import HeadConfig
 from finetune.recipe import Recipe, TrainConfig
 from finetune.report import write_report
@@ -29,6 +33,7 @@ from harmonize.errors import UserError
 from harmonize.files import sha256_of
 from harmonize.scan import HU
 from harmonize.settings import Settings
+from headspark.config import to_yaml
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub import save_encoder
 
@@ -199,6 +204,32 @@ def test_a_run_that_is_killed_in_any_stage_ends_with_the_same_weights(
     assert [(line["step"], line.get("loss")) for line in lines(out)] == [
         (line["step"], line.get("loss")) for line in lines(finished)
     ]
+
+
+def test_two_ranks_predict_what_one_rank_with_the_same_samples_does(corpus: Corpus, tmp_path: Path) -> None:
+    # Without dropout, and with the labels' loss alone, a step over two ranks is the mean that one rank takes.
+    recipe = dataclasses.replace(
+        tiny_recipe(batch=2, validate_every=0, ema=0.0),
+        head=dataclasses.replace(tiny_recipe().head, dropout=0.0),
+        loss=LossConfig(presence=0.0, territory=0.0),
+    )
+    training.train(recipe, corpus=corpus, encoder_folder=None, out=tmp_path / "one")
+    halves = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch=1))
+    (tmp_path / "recipe.yaml").write_text(to_yaml(halves))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "finetune.train"]
+    options = ["--config", "recipe.yaml", "--corpus", str(corpus.path), "--out", "two", "--debug"]
+    done = subprocess.run(
+        [sys.executable, *command, *options],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[:6000]
+    assert done.stdout.count("AUC present") == 1, "one rank speaks"
+    one, two = (pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("one", "two"))
+    assert one["scan_id"].tolist() == two["scan_id"].tolist()
+    np.testing.assert_allclose(one[list(LABELS)], two[list(LABELS)], atol=1e-3)
 
 
 def test_a_finished_run_is_refused_and_left_alone(finished: Path, corpus: Corpus) -> None:
