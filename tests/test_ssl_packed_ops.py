@@ -76,6 +76,8 @@ def assert_equal_to_emulation(*layers: nn.Module, block: int = 4, grid: tuple[in
         nn.Conv3d(CHANNELS, 4, 3, padding=1, groups=2),
         nn.Conv3d(CHANNELS, 4, 1, groups=2),
         nn.Conv3d(CHANNELS, 4, 1, stride=2, groups=2),
+        nn.ConvTranspose3d(CHANNELS, 4, 2, stride=2),
+        nn.ConvTranspose3d(CHANNELS, 4, (1, 2, 3), stride=(1, 2, 3), bias=False),
     ],
     ids=str,
 )
@@ -209,6 +211,22 @@ class Arithmetic(nn.Module):
 
 def test_operators_with_maps_numbers_channels_and_samples() -> None:
     assert_equal_to_emulation(Arithmetic())
+
+
+def test_a_whole_volume_in_packed_form_equals_the_plain_modules() -> None:
+    layers = nn.Sequential(
+        nn.Conv3d(CHANNELS, 8, 3, stride=2, padding=1),
+        nn.InstanceNorm3d(8, affine=True),
+        nn.LeakyReLU(inplace=True),
+        nn.ConvTranspose3d(8, 4, 2, stride=2),
+        nn.Conv3d(4, 4, 3, padding=1, groups=2),
+    ).double()
+    x = torch.randn(2, CHANNELS, 8, 6, 10, dtype=torch.float64)
+    packed = PackedBlocks.whole(x)
+    assert packed.dense().data_ptr() == packed.data.data_ptr()
+    torch.testing.assert_close(layers(packed).dense(), layers(x))
+    both = torch.cat([packed, PackedBlocks.whole(x)], 1) + PackedBlocks.whole(torch.cat([x, x], 1))  # type: ignore[list-item]
+    torch.testing.assert_close(both.dense(), 2 * torch.cat([x, x], 1))
 
 
 def test_dropout_is_off_in_evaluation_and_scales_in_training() -> None:

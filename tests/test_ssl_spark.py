@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from headspark.decoder import DecoderConfig
+from headspark.decoder import DecoderConfig, LightDecoder
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.masking import draw_visible, expand_cells
 from headspark.packed import MaskGeometry
@@ -28,6 +28,8 @@ def model_of(kind: str = "light", **config: object) -> SparK:
     for parameter in model.encoder.parameters():
         if parameter.dim() == 1:
             nn.init.normal_(parameter, 0.5, 0.2)
+    if isinstance(model.decoder, LightDecoder):
+        nn.init.normal_(model.decoder.predict.weight, std=0.1)  # predictions begin as zeros
     return model
 
 

@@ -1,4 +1,7 @@
-"""Decoders that predict the hidden voxels from the densified maps of an encoder."""
+"""Decoders that predict the hidden voxels from the densified maps of an encoder.
+
+They work on whole volumes, but on the kernels of packed blocks: PyTorch's own instance norm copies channels-last maps.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from harmonize.errors import UserError
 from headspark.encoder import ConvNormAct, EncoderConfig, initialise
+from headspark.packed_blocks import PackedBlocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,10 +101,11 @@ class LightDecoder(nn.Module):
         Returns:
             The prediction (B, C, D, H, W).
         """
-        x = self.mixes[-1](maps[-1])
+        skips = [PackedBlocks.whole(map_) for map_ in maps]
+        x = self.mixes[-1](skips[-1])
         for scale in reversed(range(len(self.ups))):
-            x = self.mixes[scale](self.ups[scale](x) + maps[scale])
-        return unpatchify(self.predict(x), self.patch)
+            x = self.mixes[scale](self.ups[scale](x) + skips[scale])
+        return unpatchify(self.predict(x).dense(), self.patch)
 
 
 class UNetDecoder(nn.Module):
@@ -135,10 +140,10 @@ class UNetDecoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Predict the volume (B, C, D, H, W) from all densified maps, finest first."""
-        x = maps[-1]
+        x = PackedBlocks.whole(maps[-1])
         for step, (enlarge, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
-            x = stage(torch.cat((enlarge(x), maps[-2 - step]), 1))
-        return self.seg_layers[-1](x)
+            x = stage(torch.cat([enlarge(x), PackedBlocks.whole(maps[-2 - step])], 1))  # type: ignore[list-item]
+        return self.seg_layers[-1](x).dense()
 
 
 class _UNetStage(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headspark.masking import expand_cells
 from headspark.packed_geometry import MaskGeometry, Triple
-from headspark.packed_ops import HANDLERS, UnsupportedOperation
+from headspark.packed_ops import HANDLERS, UnsupportedOperation, same_mask
 
 
 class PackedBlocks:
@@ -57,8 +57,16 @@ class PackedBlocks:
         visible = rows.index_select(0, geometry.voxel_rows(block))  # type: ignore[arg-type]
         return PackedBlocks(visible.view(geometry.blocks, *block, channels), geometry)
 
+    @staticmethod
+    def whole(x_BCDHW: Tensor) -> PackedBlocks:
+        """Take a dense volume as one visible block, for modules that then run on the kernels of packed blocks."""
+        geometry = MaskGeometry(torch.ones(len(x_BCDHW), 1, 1, 1, dtype=torch.bool)).to(x_BCDHW.device)
+        return PackedBlocks(x_BCDHW.permute(0, 2, 3, 4, 1).contiguous(), geometry)
+
     def dense(self, fill_C: Tensor | None = None) -> Tensor:
         """Return the volume x_BCDHW, channels-last in memory; hidden voxels hold zeros or ``fill_C``."""
+        if self.geometry.is_whole:
+            return self.data.permute(0, 4, 1, 2, 3)
         batch, channels, *edges = self.shape
         rows = self.geometry.voxel_rows(self.block)
         total = batch * edges[0] * edges[1] * edges[2]
@@ -151,7 +159,7 @@ class PackedBlocks:
     def _operand(self, other: Any) -> Any:
         """Bring the other side of an operator to the shape of the packed data."""
         if isinstance(other, PackedBlocks):
-            if other.geometry is not self.geometry or other.channels_last != self.channels_last:
+            if not same_mask(self, other) or other.channels_last != self.channels_last:
                 raise UnsupportedOperation("an operator between maps of different masks or layouts")
             return other.data
         if not isinstance(other, Tensor) or other.numel() == 1:

@@ -77,6 +77,9 @@ def convolve(data: Tensor, geometry: MaskGeometry, weight: Tensor, bias: Tensor 
     if math.prod(shape.kernel) == 1 and shape.groups == 1:
         strided = data[:, :: shape.stride[0], :: shape.stride[1], :: shape.stride[2]]
         return F.linear(strided, weight.flatten(1), bias)
+    if geometry.is_whole:
+        out = F.conv3d(_channels_first(data), weight, bias, shape.stride, shape.padding, groups=shape.groups)
+        return out.contiguous(memory_format=CHANNELS_LAST).permute(0, 2, 3, 4, 1)
     if shape.stride == (1, 1, 1) and shape.groups == 1 and math.prod(data.shape[1:4]) <= GEMM_MAX_VOXELS:
         return _ColumnConv.apply(data, weight, bias, geometry, shape)
     out = _WindowConv.apply(data, weight, bias, geometry, shape)

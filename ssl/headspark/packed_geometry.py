@@ -109,6 +109,11 @@ class MaskGeometry:
         """Visible blocks of all samples."""
         return len(self._sample_N)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether each sample is one visible block: a dense volume in packed form."""
+        return self.grid == (1, 1, 1) and self.blocks == self.batch
+
     def to(self, device: torch.device | str) -> MaskGeometry:
         """Return this geometry with its tables on a device; what was made on the CPU is kept."""
         device = torch.device(device)

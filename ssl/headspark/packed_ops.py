@@ -59,11 +59,32 @@ def conv3d(
     shape = ConvShape(kernel=kernel, stride=triple(stride), padding=triple(padding), groups=groups)
     x = fit_to_stride(x, shape.stride)
     require_same_grid(x, shape.kernel, shape.stride, shape.padding, "a convolution")
-    data = x.data
-    if torch.is_autocast_enabled(data.device.type):
-        dtype = torch.get_autocast_dtype(data.device.type)
-        data, weight, bias = data.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    data, weight, bias = cast_for_autocast(x.data, weight, bias)
     return x.like(convolve(data, x.geometry, weight, bias, shape))
+
+
+@handles(F.conv_transpose3d, torch.conv_transpose3d)
+def conv_transpose3d(
+    x: PackedBlocks,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple = 1,
+    padding: int | tuple = 0,
+    output_padding: int | tuple = 0,
+    groups: int = 1,
+    dilation: int | tuple = 1,
+) -> PackedBlocks:
+    """Enlarge every voxel to a cube of its own: the kernel is the stride."""
+    kernel: Triple = (weight.shape[2], weight.shape[3], weight.shape[4])
+    plain = triple(padding) == triple(output_padding) == (0, 0, 0) and groups == 1 and triple(dilation) == (1, 1, 1)
+    if kernel != triple(stride) or not plain:
+        raise UnsupportedOperation("a transposed convolution whose kernel is not its stride, or with padding or groups")
+    data, weight, bias = cast_for_autocast(x.data, weight, bias)
+    n, d, h, w, _ = data.shape
+    matrix = weight.permute(2, 3, 4, 1, 0).reshape(-1, weight.shape[0])
+    cubes = F.linear(data, matrix, None if bias is None else bias.repeat(math.prod(kernel)))
+    cubes = cubes.view(n, d, h, w, *kernel, weight.shape[1]).permute(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.like(cubes.reshape(n, d * kernel[0], h * kernel[1], w * kernel[2], weight.shape[1]))
 
 
 # Pooling -------------------------------------------------------------------------------------------------------------
@@ -225,7 +246,7 @@ def _dropout3d(x: PackedBlocks, p: float = 0.5, training: bool = True, inplace: 
 @handles(torch.cat)
 def _cat(parts: list[PackedBlocks], dim: int = 0) -> PackedBlocks:
     first = parts[0]
-    if dim not in (1, -4) or not all(getattr(part, "geometry", None) is first.geometry for part in parts):
+    if dim not in (1, -4) or not all(hasattr(part, "geometry") and same_mask(first, part) for part in parts):
         raise UnsupportedOperation("a concatenation along another axis than the channels")
     return first.like(torch.cat([part.data for part in parts], -1))
 
@@ -240,6 +261,21 @@ def triple(value: int | tuple | list) -> Triple:
     if len(value) == 1:
         return value[0], value[0], value[0]
     return value[0], value[1], value[2]
+
+
+def cast_for_autocast(data: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Bring the operands of a convolution to the type that autocast wants, as PyTorch does for plain tensors."""
+    if not torch.is_autocast_enabled(data.device.type):
+        return data, weight, bias
+    dtype = torch.get_autocast_dtype(data.device.type)
+    return data.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def same_mask(one: PackedBlocks, other: PackedBlocks) -> bool:
+    """Tell whether two maps have the same blocks at the same scale."""
+    geometries = one.geometry, other.geometry
+    same = geometries[0] is geometries[1] or all(geometry.is_whole for geometry in geometries)
+    return same and one.data.shape[:4] == other.data.shape[:4]
 
 
 def fit_to_stride(x: PackedBlocks, stride: Triple) -> PackedBlocks:
