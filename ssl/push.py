@@ -1,4 +1,4 @@
-"""Export the encoder of a run: ``python ssl/push.py RUN --folder ENCODER`` or ``--repo USER/NAME``.
+"""Export a run: ``python ssl/push.py RUN --folder ENCODER``, or ``--repo USER/NAME``, or ``--nnunet FOLDER``.
 
 The token is the one of ``hf auth login`` or HF_TOKEN; it is never shown.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headspark.config import run_command
-from headspark.export import export_run
+from headspark.export import export_run, write_nnunet
 from headspark.hub import push_encoder, save_encoder
 
 
@@ -22,23 +22,19 @@ def main(argv: Sequence[str]) -> int:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--folder", type=Path, help="write config.json, model.safetensors and README.md there")
     target.add_argument("--repo", help="push the same to this repository of the Hub, user/name")
+    target.add_argument("--nnunet", type=Path, help="write a checkpoint that nnU-Net fine-tunes from")
     parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
     exported = export_run(arguments.run)
+    encoder, preprocessing, card = exported.model.encoder, exported.preprocessing, exported.card
     if arguments.folder is not None:
-        save_encoder(exported.encoder, arguments.folder, preprocessing=exported.preprocessing, card=exported.card)
+        save_encoder(encoder, arguments.folder, preprocessing=preprocessing, card=card)
         print(arguments.folder)
+    elif arguments.nnunet is not None:
+        print(write_nnunet(exported, arguments.nnunet))
     else:
-        print(
-            push_encoder(
-                exported.encoder,
-                arguments.repo,
-                preprocessing=exported.preprocessing,
-                card=exported.card,
-                private=arguments.private,
-            )
-        )
+        print(push_encoder(encoder, arguments.repo, preprocessing=preprocessing, card=card, private=arguments.private))
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from headspark.augment import AugmentConfig
 from headspark.cache import FileStore, MappedStore, RamStore, choose_cache, decode, decoded_bytes
 from headspark.cohort import Cohort, idle_weights, read_cohort
 from headspark.crops import Crop, ScanOrder, box_mask, central_crop, cut, draw_crop, generator
-from headspark.data import Plan, TrainSamples, ValidationSamples, network_input, stack, train_loader
+from headspark.data import Plan, network_input, stack, train_batches
+from headspark.encoder import EncoderConfig
+from headspark.masking import MaskConfig
 from headspark.recipe import DataConfig, Recipe
+from headspark.samples import TrainSamples, ValidationSamples
 from headspark.split import held_out
 
 GIB = 2**30
@@ -26,8 +31,13 @@ def cohort(tiny_corpus: Path) -> Cohort:
     return read_cohort(Corpus.open(tiny_corpus), DataConfig(val_share=0.3))
 
 
-def recipe(patch: int = 32, **augment: object) -> Recipe:
-    return Recipe(data=DataConfig(patch=patch), augment=AugmentConfig(**augment))  # type: ignore[arg-type]
+def recipe(patch: int = 32, workers: int = 0, ratio: float | tuple[float, float] = 0.5, **augment: Any) -> Recipe:
+    return Recipe(
+        data=DataConfig(patch=patch, workers=workers),
+        augment=AugmentConfig(**augment),
+        encoder=EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2)),
+        mask=MaskConfig(block=16, ratio=ratio),
+    )
 
 
 # Splits
@@ -139,8 +149,7 @@ def test_a_sample_is_a_function_of_its_number_alone(cohort: Cohort) -> None:
 
 
 def test_samples_of_a_step_share_their_ratio_and_steps_differ(cohort: Cohort) -> None:
-    varied = Recipe(data=DataConfig(patch=64), mask=Recipe().mask.__class__(block=16, ratio=(0.3, 0.9)))
-    samples = TrainSamples(cohort, FileStore(cohort.scans), varied, effective=3)
+    samples = TrainSamples(cohort, FileStore(cohort.scans), recipe(patch=64, ratio=(0.3, 0.9)), effective=3)
     counts = [int(samples[index].visible_dhw.sum()) for index in range(12)]
     steps = [set(counts[first : first + 3]) for first in range(0, 12, 3)]
     assert all(len(step) == 1 for step in steps)
@@ -185,10 +194,21 @@ def test_the_loader_gives_the_plan_in_order_with_any_number_of_workers(cohort: C
     assert list(plan.batches(3)) == [[14, 15], [18, 19]]
     seen = []
     for workers in (0, 2):
-        small = Recipe(data=DataConfig(patch=32, workers=workers))
+        small = recipe(workers=workers)
         samples = TrainSamples(cohort, RamStore(cohort.scans), small, effective=plan.effective)
-        seen.append([batch.stored_BXYZ for batch in train_loader(samples, plan, small, first_step=3, pin=False)])
+        seen.append([batch.stored_BXYZ for batch in train_batches(samples, plan, small, first_step=3, pin=False)])
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_an_unreadable_scan_ends_the_loader_with_one_line_that_names_it(cohort: Cohort, tmp_path: Path) -> None:
+    broken = replace(cohort.scans[0], image=tmp_path / "gone.nii.gz")
+    only = Cohort(scans=(broken,), train=(0,), val=(), weights=(1.0,))
+    plan = Plan(steps=1, batch=1, accumulate=1, rank=0, ranks=1)
+    small = recipe(workers=1)
+    samples = TrainSamples(only, FileStore(only.scans), small, effective=1)
+    with pytest.raises(UserError, match=r"^scan scan-0: .*harmonize verify.*$") as failed:
+        list(train_batches(samples, plan, small, first_step=0, pin=False))
+    assert "\n" not in str(failed.value)
 
 
 # Caches
@@ -217,8 +237,6 @@ def test_a_filled_disk_cache_is_used_again(cohort: Cohort, tmp_path: Path) -> No
 
 
 def test_a_damaged_scan_is_named(cohort: Cohort, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(cohort.scans[0].image.read_bytes()[:100])
     with pytest.raises(UserError, match=r"scan scan-0: .*harmonize verify"):

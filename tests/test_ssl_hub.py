@@ -24,6 +24,8 @@ from headspark import Encoder, save_encoder
 from headspark.checkpoint import load_newest
 from headspark.config import run_command
 from headspark.encoder import EncoderConfig, build_encoder
+from headspark.interop import read_nnssl
+from headspark.masking import MaskConfig
 from headspark.recipe import DataConfig, Recipe, TrainConfig
 from headspark.train import train
 
@@ -183,7 +185,7 @@ def run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = Recipe(
         data=DataConfig(patch=16, workers=0, val_share=0.3),
         encoder=EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2)),
-        mask=Recipe().mask.__class__(block=8, ratio=0.5),
+        mask=MaskConfig(block=8, ratio=0.5),
         train=TrainConfig(steps=3, threads=1, val_samples=1, ema=0.5, log_every=1, trackers=()),
     )
     train(recipe, corpus=tiny_corpus, out=folder)
@@ -236,6 +238,16 @@ def test_the_card_tells_how_to_load_what_it_saw_and_how_it_was_trained(run: Path
     for name in ("curves.png", "reconstruction.png"):
         assert f"]({name})" in card
         assert (tmp_path / "encoder" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_becomes_a_checkpoint_that_nnunet_fine_tunes_from(run: Path, tmp_path: Path) -> None:
+    assert push(run, "--folder", tmp_path / "encoder") == 0
+    assert push(run, "--nnunet", tmp_path / "nnunet") == 0
+    plan = json.loads((tmp_path / "nnunet" / "adaptation_plan.json").read_text())
+    assert plan["recommended_downstream_patchsize"] == [16, 16, 16]
+    back = read_nnssl(tmp_path / "nnunet").encoder
+    encoder = Encoder.from_pretrained(tmp_path / "encoder")
+    assert all(torch.equal(a, b) for a, b in zip(features(encoder), features(back), strict=True))
 
 
 def test_an_encoder_is_replaced_but_nothing_else_is(

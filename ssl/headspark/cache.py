@@ -128,6 +128,7 @@ def cached(
     run_name: str,
     local_rank: int,
     local_ranks: int,
+    agree: Callable[[Choice], Choice],
     wait: Callable[[], object],
     say: Callable[[str], object],
 ) -> Iterator[Store]:
@@ -139,15 +140,18 @@ def cached(
         run_name: Names this run's part of the shared memory.
         local_rank: This process's number on this node.
         local_ranks: Training processes on this node.
+        agree: Gives the first rank's choice to all: each of them measures a little different memory.
         wait: Returns when all ranks have called it.
         say: Told what was chosen and why.
     """  # fmt: skip
-    choice = choose_cache(
-        config.cache,
-        needed=decoded_bytes(cohort.scans),
-        local_ranks=local_ranks,
-        cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
-        run_name=run_name,
+    choice = agree(
+        choose_cache(
+            config.cache,
+            needed=decoded_bytes(cohort.scans),
+            local_ranks=local_ranks,
+            cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+            run_name=run_name,
+        )
     )
     say(choice.reason)
     try:

@@ -17,6 +17,9 @@ from headspark.crops import Box
 from headspark.recipe import DataConfig
 from headspark.split import held_out
 
+LABELS = ("source", "modality", "sex")
+"""Columns that a probe may ask for."""
+
 _OUTSIDE = {HU: AIR_HU, WINDOWED: 0.0}
 ANATOMY = "anatomy"
 """The kind of mask that says where the head is and what was defaced."""
@@ -132,5 +135,5 @@ def _item(folder: Path, row: Mapping[Any, Any]) -> ScanItem:
         box=(x0, x1, y0, y1, z0, z1),
         fill=_OUTSIDE.get(row["unit"], float(row["intensity_percentiles"][PERCENTILES.index(0.5)])),
         channels=len(CT_WINDOWS) if row["unit"] == WINDOWED else 1,
-        labels={name: row[name] for name in ("source", "modality", "sex")},
+        labels={name: row[name] if isinstance(row[name], str) else None for name in LABELS},
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
 from headspark.recipe import Recipe
+
+T = TypeVar("T")
 
 
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
@@ -38,3 +41,10 @@ def device_name(accelerator: Accelerator) -> str:
     """What the run computes on, for people."""
     name = torch.cuda.get_device_name(accelerator.device) if on_gpu(accelerator) else "CPU"
     return f"{accelerator.num_processes} x {name}"
+
+
+def agree(value: T) -> T:
+    """The first rank's value, on all ranks."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from headspark.cache import Store
 from headspark.cohort import Cohort
-from headspark.data import Batch, CentralSamples, ValidationSamples, network_input, stack
+from headspark.data import Batch, network_input, stack
 from headspark.masking import expand_cells
 from headspark.packed_geometry import MaskGeometry
 from headspark.pictures import Triptych, write_triptychs
 from headspark.probe import knn_score
 from headspark.recipe import Recipe
+from headspark.samples import CentralSamples, ValidationSamples
 from headspark.spark import SparK
 
 PICTURE_ROWS = 3

@@ -1,4 +1,4 @@
-"""From the folder of a run to its encoder with everything that is told about it."""
+"""From the folder of a run to its model with everything that is told about it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from harmonize.errors import UserError
 from headspark.card import preprocessing_of, write_card
 from headspark.checkpoint import load_newest
 from headspark.config import WRONG_USE, read_recipe
-from headspark.encoder import MaskableEncoder, build_encoder
+from headspark.decoder import UNetDecoder
+from headspark.encoder import ResidualEncoder, build_encoder
 from headspark.hub import Card
+from headspark.interop import write_nnssl
 from headspark.recipe import Recipe
 from headspark.run import RECIPE, read_metrics, read_state
-
-ENCODER_PREFIX = "encoder."
-"""Of the encoder's keys in a checkpoint's model."""
+from headspark.spark import SparK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """An encoder ready to be written.
+    """A model ready to be written.
 
     Attributes:
-        encoder: In eval mode.
+        model: Encoder and decoder, in eval mode.
+        recipe: Of the run.
         preprocessing: For config.json.
         card: README.md and its pictures.
     """
 
-    encoder: MaskableEncoder
+    model: SparK
+    recipe: Recipe
     preprocessing: dict[str, Any]
     card: Card
 
@@ -49,16 +51,31 @@ def export_run(folder: Path) -> Exported:
     if checkpoint is None:
         raise UserError(f"{folder}: no checkpoint yet; let the run reach train.checkpoint_every")
     weights = checkpoint.model if checkpoint.ema is None else checkpoint.ema
-    encoder = build_encoder(recipe.encoder)
-    encoder.load_state_dict(
-        {
-            name.removeprefix(ENCODER_PREFIX): tensor
-            for name, tensor in weights.items()
-            if name.startswith(ENCODER_PREFIX)
-        }
-    )
+    model = SparK(
+        build_encoder(recipe.encoder), recipe.decoder, recipe.spark, in_channels=recipe.encoder.in_channels
+    ).eval()
+    model.load_state_dict(weights)
     pictures = sorted((folder / "pictures").glob("step_*.png"))
     card = write_card(
         recipe, state, read_metrics(folder), step=checkpoint.step, picture=pictures[-1] if pictures else None
     )
-    return Exported(encoder=encoder.eval(), preprocessing=preprocessing_of(recipe, state["corpus"]), card=card)
+    return Exported(model=model, recipe=recipe, preprocessing=preprocessing_of(recipe, state["corpus"]), card=card)
+
+
+def write_nnunet(exported: Exported, folder: Path) -> Path:
+    """Write the checkpoint and the adaptation plan that nnU-Net's fine-tuning takes; see `headspark.interop`.
+
+    Raises:
+        UserError: With exit code 2: nnU-Net has no such encoder.
+    """
+    encoder, decoder = exported.model.encoder, exported.model.decoder
+    if not isinstance(encoder, ResidualEncoder):
+        raise UserError(f"--nnunet: nnU-Net has no {exported.recipe.encoder.kind} encoder", exit_code=WRONG_USE)
+    x, y, z = exported.preprocessing["spacing_mm"]
+    return write_nnssl(
+        folder,
+        encoder,
+        decoder=decoder if isinstance(decoder, UNetDecoder) else None,
+        patch=(exported.recipe.data.patch,) * 3,
+        spacing=(x, y, z),
+    )

@@ -19,11 +19,13 @@ from headspark.recipe import Recipe
 RECIPE, STATE, METRICS, LOCK = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"
 RUNNING, INTERRUPTED, FINISHED = "running", "interrupted", "finished"
 FREE_ON_RESUME = (
-    "data.workers", "data.cache", "data.cache_dir", "train.threads", "train.log_every", "train.validate_every",
+    "data.workers", "data.cache", "data.cache_dir", "train.batch", "train.accumulate", "train.threads",
+    "train.log_every", "train.validate_every",
     "train.picture_every", "train.probe_every", "train.probe_labels", "train.checkpoint_every", "train.keep",
     "train.trackers", "train.profile", "train.non_finite_patience",
 )  # fmt: skip
-"""Keys that change what is written down or how fast, and nothing that is computed."""
+"""Keys that change what is written down or how fast, and nothing that is computed. (Batch and accumulation may change
+as long as their product does not; that is checked against the checkpoint.)"""
 
 
 @dataclass(slots=True)

@@ -28,8 +28,8 @@ from headspark.checkpoint import Checkpoint, load_newest, remove_leftovers, save
 from headspark.cohort import Cohort, idle_weights, read_cohort
 from headspark.config import WRONG_USE
 from headspark.crops import NOISE, generator
-from headspark.data import Batch, Plan, TrainSamples, network_input, train_loader
-from headspark.device import device_name, local_ranks, make_accelerator, on_gpu
+from headspark.data import Batch, Plan, network_input, train_batches
+from headspark.device import agree, device_name, local_ranks, make_accelerator, on_gpu
 from headspark.encoder import build_encoder
 from headspark.evaluate import Judge
 from headspark.fit import fit_batch
@@ -40,6 +40,7 @@ from headspark.profiling import profiled
 from headspark.recipe import Recipe
 from headspark.report import Report, check_trackers
 from headspark.run import FINISHED, INTERRUPTED, Run, open_run
+from headspark.samples import TrainSamples
 from headspark.spark import SparK
 
 
@@ -124,7 +125,9 @@ def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
         profiler = stack.enter_context(profiled(recipe.train.profile, out / "profile", report.say))
         judge = Judge(cohort, store, recipe, accelerator)
         samples = TrainSamples(cohort, store, recipe, effective=training.plan.effective)
-        batches = iter(train_loader(samples, training.plan, recipe, first_step=training.step, pin=on_gpu(accelerator)))
+        batches = train_batches(samples, training.plan, recipe, first_step=training.step, pin=on_gpu(accelerator))
+        if training.step == 0:
+            evaluate(training, report, judge, out)
         report.begin(pending)
         stop = False
         while training.step < recipe.train.steps and not stop:
@@ -244,7 +247,7 @@ def resume(training: Training, run: Run | None, out: Path) -> dict[str, list[flo
     training.accelerator.wait_for_everyone()
     found = load_newest(out / "checkpoints", say=training.accelerator.print)
     if run is not None:
-        run.forget_after(0 if found is None else found.step)
+        run.forget_after(-1 if found is None else found.step)
     if found is None:
         return None
     effective = found.training["effective_batch"]
@@ -286,6 +289,7 @@ def fill_cache(cohort: Cohort, training: Training, report: Report, out: Path) ->
         run_name=str(out.resolve()),
         local_rank=training.accelerator.local_process_index,
         local_ranks=local_ranks(),
+        agree=agree,
         wait=training.accelerator.wait_for_everyone,
         say=report.say,
     )

@@ -1,0 +1,181 @@
+"""The sample of any number: which cube, from where, with which mask; and the fixed ones that a model is judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from headspark.augment import Variation, draw_variation
+from headspark.cache import Store
+from headspark.cohort import Cohort
+from headspark.crops import (
+    CENTRAL,
+    CROP,
+    RATIO,
+    VALIDATION,
+    Crop,
+    ScanOrder,
+    box_mask,
+    central_crop,
+    cut,
+    draw_crop,
+    generator,
+)  # fmt: skip
+from headspark.masking import draw_visible, mask_grid
+from headspark.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One cube, before it becomes network input.
+
+    Attributes:
+        stored_XYZ: int16 as in the corpus.
+        slope: Real value is ``stored * slope + inter``.
+        inter: See above.
+        unit: Of the real values.
+        scored_XYZ: bool, where the loss may look.
+        visible_dhw: bool, the blocks that the encoder sees.
+        variation: What else was drawn for it.
+        scan_id: Where it comes from.
+    """
+
+    stored_XYZ: np.ndarray
+    slope: float
+    inter: float
+    unit: str
+    scored_XYZ: np.ndarray
+    visible_dhw: Tensor
+    variation: Variation | None
+    scan_id: str
+
+
+class TrainSamples(Dataset[Sample]):
+    """The sample of any number: random scan, cube, flips, mask; nothing about it depends on what was asked before.
+
+    Args:
+        cohort: Scans.
+        store: Their voxels.
+        recipe: Sizes, shares, seed.
+        effective: Samples in a step: those of one step share their mask ratio.
+    """
+
+    def __init__(self, cohort: Cohort, store: Store, recipe: Recipe, *, effective: int) -> None:
+        self._cohort, self._store, self._recipe, self._effective = cohort, store, recipe, effective
+        self._order = ScanOrder(cohort.weights, seed=recipe.train.seed)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample number `index`, from 0 on without end."""
+        recipe, seed = self._recipe, self._recipe.train.seed
+        scan = self._cohort.train[self._order(index)]
+        item = self._cohort.scans[scan]
+        rng = generator(seed, CROP, index)
+        crop = draw_crop(
+            rng,
+            shape=item.shape,
+            box=item.box,
+            size=recipe.augment.read_size(recipe.data.patch),
+            foreground_share=recipe.data.foreground_share,
+            mirror=recipe.augment.mirror,
+        )
+        variation = draw_variation(rng, recipe.augment)
+        ratio = float(generator(seed, RATIO, index // self._effective).uniform(*recipe.ratio))
+        visible_dhw = _mask(rng, recipe, ratio)
+        return cut_sample(self._cohort, self._store, scan, crop, visible_dhw=visible_dhw, variation=variation)
+
+
+class ValidationSamples(Dataset[Sample]):
+    """The same cubes of held-out scans, with the same masks, every time: unvaried, in the foreground.
+
+    Args:
+        cohort: Scans; without held-out ones this is empty.
+        store: Their voxels.
+        recipe: Sizes.
+    """
+
+    def __init__(self, cohort: Cohort, store: Store, recipe: Recipe) -> None:
+        self._cohort, self._store, self._recipe = cohort, store, recipe
+
+    def __len__(self) -> int:
+        return self._recipe.train.val_samples if self._cohort.val else 0
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample number `index`: the held-out scans in turn."""
+        recipe = self._recipe
+        scan = self._cohort.val[index % len(self._cohort.val)]
+        item = self._cohort.scans[scan]
+        rng = generator(recipe.data.val_seed, VALIDATION, index)
+        crop = draw_crop(
+            rng, shape=item.shape, box=item.box, size=recipe.data.patch, foreground_share=1.0, mirror=False
+        )
+        visible_dhw = _mask(rng, recipe, sum(recipe.ratio) / 2)
+        return cut_sample(self._cohort, self._store, scan, crop, visible_dhw=visible_dhw, variation=None)
+
+
+class CentralSamples(Dataset[Sample]):
+    """The cube in the middle of each of a few scans, unvaried, with a mask: for pictures and probes.
+
+    Args:
+        cohort: Scans.
+        store: Their voxels.
+        recipe: Sizes.
+        limit: At most so many scans that are trained on, and so many held-out ones.
+    """
+
+    def __init__(self, cohort: Cohort, store: Store, recipe: Recipe, *, limit: int) -> None:
+        self._cohort, self._store, self._recipe = cohort, store, recipe
+        self._scans = [*_spread(cohort.val, limit), *_spread(cohort.train, limit)]
+        self.held_out = [scan in set(cohort.val) for scan in self._scans]
+
+    def __len__(self) -> int:
+        return len(self._scans)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample number `index`; held-out scans come first."""
+        recipe, item = self._recipe, self._cohort.scans[self._scans[index]]
+        crop = central_crop(shape=item.shape, box=item.box, size=recipe.data.patch)
+        rng = generator(recipe.data.val_seed, CENTRAL, index)
+        visible_dhw = _mask(rng, recipe, sum(recipe.ratio) / 2)
+        return cut_sample(self._cohort, self._store, self._scans[index], crop, visible_dhw=visible_dhw, variation=None)
+
+    def label(self, index: int, name: str) -> str | None:
+        """A column of the manifest for sample number `index`."""
+        return self._cohort.scans[self._scans[index]].labels[name]
+
+
+def cut_sample(
+    cohort: Cohort, store: Store, scan: int, crop: Crop, *, visible_dhw: Tensor, variation: Variation | None
+) -> Sample:
+    """Cut one cube of a scan, and the part of it where the loss may look."""
+    item, decoded = cohort.scans[scan], store[scan]
+    fill = round((item.fill - decoded.inter) / decoded.slope)
+    limits = np.iinfo(np.int16)
+    if decoded.scored_XYZ is None:
+        scored_XYZ = box_mask(crop, item.box)
+    else:
+        scored_XYZ = cut(decoded.scored_XYZ, crop, fill=False)
+    return Sample(
+        stored_XYZ=cut(decoded.stored_XYZ, crop, fill=min(max(fill, limits.min), limits.max)),
+        slope=decoded.slope,
+        inter=decoded.inter,
+        unit=item.unit,
+        scored_XYZ=scored_XYZ,
+        visible_dhw=visible_dhw,
+        variation=variation,
+        scan_id=item.scan_id,
+    )
+
+
+def _spread(scans: Sequence[int], limit: int) -> list[int]:
+    """At most `limit` of them, evenly spread: the manifest is ordered by source."""
+    return [scans[place * len(scans) // limit] for place in range(limit)] if len(scans) > limit else list(scans)
+
+
+def _mask(rng: np.random.Generator, recipe: Recipe, ratio: float) -> Tensor:
+    grid = mask_grid((recipe.data.patch,) * 3, recipe.mask.block)
+    return draw_visible(1, grid, ratio, torch.Generator().manual_seed(int(rng.integers(2**63))))[0]
