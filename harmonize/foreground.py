@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_erosion, find_objects, label
+from scipy.ndimage import binary_dilation, binary_erosion, label
 
 from harmonize.scan import HU
 
@@ -40,6 +40,9 @@ def find_foreground(
     Returns:
         bool, shape (X, Y, Z); all False where nothing stands out.
     """
+    if not values_XYZ.flags.c_contiguous and values_XYZ.flags.f_contiguous:
+        # The same in memory order, in which it is quick.
+        return find_foreground(values_XYZ.T, (spacing[2], spacing[1], spacing[0]), unit, caution=caution).T
     steps = [max(1, round(WORKING_SPACING_MM / mm)) for mm in spacing]
     coarse = values_XYZ[:: steps[0], :: steps[1], :: steps[2]].astype(np.float32)
     threshold = CT_FOREGROUND_HU if unit == HU else otsu_threshold(coarse)
@@ -75,6 +78,21 @@ def otsu_threshold(values: NDArray[Any]) -> float:
     return float(edges[1:-1][np.nanargmax(between)])
 
 
+def values_inside(values_XYZ: NDArray[Any], mask_XYZ: NDArray[np.bool_]) -> NDArray[Any]:
+    """The values where the mask is set, in the order in which they lie in memory, which is quick.
+
+    Args:
+        values_XYZ: Shape (X, Y, Z), or (X, Y, Z, channels).
+        mask_XYZ: bool, shape (X, Y, Z).
+
+    Returns:
+        Shape (n,), or (n, channels).
+    """
+    if values_XYZ.ndim != mask_XYZ.ndim or values_XYZ.flags.c_contiguous:
+        return values_XYZ[mask_XYZ]
+    return values_XYZ.T[mask_XYZ.T]
+
+
 def bounding_box(mask_XYZ: NDArray[np.bool_]) -> tuple[int, int, int, int, int, int]:
     """Half-open voxel box ``(x0, x1, y0, y1, z0, z1)`` around what is set; the whole volume if nothing is.
 
@@ -84,9 +102,12 @@ def bounding_box(mask_XYZ: NDArray[np.bool_]) -> tuple[int, int, int, int, int, 
         >>> bounding_box(mask)
         (1, 3, 2, 3, 0, 1)
     """
-    found = find_objects(mask_XYZ.view(np.uint8))
-    x, y, z = found[0] if found else [slice(0, size) for size in mask_XYZ.shape]
-    return x.start, x.stop, y.start, y.stop, z.start, z.stop
+    box: list[tuple[int, int]] = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        used = np.flatnonzero(mask_XYZ.any(axis=others))
+        box.append((int(used[0]), int(used[-1]) + 1) if used.size else (0, mask_XYZ.shape[len(box)]))
+    (x0, x1), (y0, y1), (z0, z1) = box
+    return x0, x1, y0, y1, z0, z1
 
 
 def _refine(mask_XYZ: NDArray[np.bool_], steps: list[int], shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from harmonize import nyul
 from harmonize.errors import Reason, Rejection
+from harmonize.foreground import values_inside
 
 CT_WINDOWS = {"brain": (80.0, 40.0), "blood": (200.0, 80.0), "bone": (2800.0, 600.0)}
 """Width and level in HU, in the order of the channels (Flanders et al. 2020, Radiol. AI 2:e190211, use the same)."""
@@ -119,7 +120,7 @@ def normalise(
     """
     if method == "none":
         return values_XYZ
-    foreground = values_XYZ[foreground_XYZ]
+    foreground = values_inside(values_XYZ, foreground_XYZ)
     nyul.landmarks(foreground)
     if method == "nyul":
         if histogram is None:

@@ -11,7 +11,7 @@ GAUSSIAN_REACH = 3.0
 """Standard deviations at which a Gaussian is cut."""
 
 BALANCED_MM = 1e-3
-BLOCK_ROWS = 32
+BLOCK_ROWS = 16
 """Rows of a banded matrix multiplied at a time: the products grow with it, the calls shrink."""
 
 
@@ -63,29 +63,56 @@ def gaussian(positions_mm: NDArray[np.float64], sigma_mm: float) -> NDArray[np.f
 
 def multiply(volume: NDArray[Any], matrix: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     """Apply a banded (m, n) matrix along one axis of a C-contiguous volume, in blocks that skip the zeros."""
-    rows = matrix.shape[0]
     shape = list(volume.shape)
-    shape[axis] = rows
+    shape[axis] = len(matrix)
     result = np.empty(shape, dtype=np.float32)
+    blocks = _blocks(matrix)
+    if axis == 0:
+        flat, flat_result = volume.reshape(volume.shape[0], -1), result.reshape(len(matrix), -1)
+        for out, into, block in blocks:
+            np.matmul(block, flat[into].astype(np.float32, copy=False), out=flat_result[out])
+        return result
+    along = _along_rows if axis == 1 else _along_columns
+    for plane, plane_result in zip(volume, result, strict=True):
+        along(plane.astype(np.float32, copy=False), blocks, plane_result)
+    return result
+
+
+def multiply_planes(
+    volume: NDArray[Any], rows: NDArray[np.float32], columns: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """As `multiply` by `rows` along axis 1, then by `columns` along axis 2; what lies between stays in the cache."""
+    result = np.empty((volume.shape[0], len(rows), len(columns)), dtype=np.float32)
+    between = np.empty((len(rows), volume.shape[2]), dtype=np.float32)
+    row_blocks, column_blocks = _blocks(rows), _blocks(columns)
+    for plane, plane_result in zip(volume, result, strict=True):
+        _along_rows(plane.astype(np.float32, copy=False), row_blocks, between)
+        _along_columns(between, column_blocks, plane_result)
+    return result
+
+
+_Block = tuple[slice, slice, NDArray[np.float32]]
+"""Rows of a matrix, the columns in which they are not zero, and what stands there."""
+
+
+def _blocks(matrix: NDArray[np.float32]) -> list[_Block]:
     blocks = []
-    for start in range(0, rows, BLOCK_ROWS):
+    for start in range(0, len(matrix), BLOCK_ROWS):
         block = matrix[start : start + BLOCK_ROWS]
         used = np.flatnonzero(block.any(axis=0))
         low, high = int(used[0]), int(used[-1]) + 1
         blocks.append((slice(start, start + len(block)), slice(low, high), np.ascontiguousarray(block[:, low:high])))
-    if axis == 0:
-        flat, flat_result = volume.reshape(volume.shape[0], -1), result.reshape(rows, -1)
-        for out, into, block in blocks:
-            np.matmul(block, flat[into].astype(np.float32), out=flat_result[out])
-        return result
-    for plane, plane_result in zip(volume, result, strict=True):
-        real = plane.astype(np.float32, copy=False)
-        for out, into, block in blocks:
-            if axis == 1:
-                np.matmul(block, real[into], out=plane_result[out])
-            else:
-                plane_result[:, out] = real[:, into] @ block.T
-    return result
+    return blocks
+
+
+def _along_rows(plane: NDArray[np.float32], blocks: list[_Block], result: NDArray[np.float32]) -> None:
+    for out, into, block in blocks:
+        np.matmul(block, plane[into], out=result[out])
+
+
+def _along_columns(plane: NDArray[np.float32], blocks: list[_Block], result: NDArray[np.float32]) -> None:
+    for out, into, block in blocks:
+        result[:, out] = plane[:, into] @ block.T
 
 
 def _triangles(

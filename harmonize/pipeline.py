@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from harmonize import intensity, nyul, spatial
 from harmonize.corpus import PERCENTILES
 from harmonize.errors import Reason, Rejection
-from harmonize.foreground import CROP_CAUTION, bounding_box, find_foreground
+from harmonize.foreground import CROP_CAUTION, bounding_box, find_foreground, values_inside
 from harmonize.scan import HU, Point, Scan
 from harmonize.settings import Settings
 
@@ -124,7 +124,7 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
     if settings.crop_foreground:
         _crop(resampled, scan.unit)
     decisions = resampled.decisions
-    raw_percentiles = _percentiles(resampled.values_XYZ[resampled.foreground_XYZ])
+    raw_percentiles = _percentiles(values_inside(resampled.values_XYZ, resampled.foreground_XYZ))
     if scan.unit == HU:
         encode = intensity.encode_windows if settings.bake_windows else intensity.encode_hu
         encoded, unit = encode(resampled.values_XYZ), WINDOWED if settings.bake_windows else HU
@@ -136,7 +136,7 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
         )
     if encoded.clipped:
         decisions.append(f"{encoded.clipped} voxels beyond the int16 range were clipped")
-    stored_percentiles = _percentiles(encoded.stored_XYZ[resampled.foreground_XYZ])
+    stored_percentiles = _percentiles(values_inside(encoded.stored_XYZ, resampled.foreground_XYZ))
     x, y, z = scan.voxels_XYZ.shape
     raw_x, raw_y, raw_z = spatial.voxel_spacing(scan.affine)
     if scan.slice_offsets is not None:

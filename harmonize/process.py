@@ -14,6 +14,7 @@ from harmonize import identity, nyul, sources
 from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import image_name, mask_name, write_volume
 from harmonize.errors import Reason, Rejection, UserError
+from harmonize.foreground import values_inside
 from harmonize.journal import Record
 from harmonize.pipeline import Harmonized, harmonize_scan, resample_scan
 from harmonize.scan import HU, ScanRef
@@ -68,7 +69,7 @@ def landmarks_of(ref: ScanRef, *, settings: Settings) -> tuple[str, list[float]]
         if scan.unit == HU:
             return None
         resampled = resample_scan(scan, settings)
-        return scan.modality, nyul.landmarks(resampled.values_XYZ[resampled.foreground_XYZ]).tolist()
+        return scan.modality, nyul.landmarks(values_inside(resampled.values_XYZ, resampled.foreground_XYZ)).tolist()
     except (Rejection, OSError):
         # The scan meets the same fault again when its turn comes, and is recorded then.
         return None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from harmonize.errors import Reason, Rejection
-from harmonize.kernels import axis_weights, gaussian, multiply
+from harmonize.kernels import axis_weights, gaussian, multiply, multiply_planes
 
 MAX_VOXELS = 2**28
 """Largest target grid: 512 MiB as int16, a whole-body CT at 1 mm."""
@@ -267,8 +267,17 @@ def _resample_aligned(
     # In memory order, so that every product runs over contiguous voxels; the axis that shrinks most goes first.
     memory = sorted(range(3), key=lambda axis: -abs(voxels_XYZ.strides[axis]))
     result = np.ascontiguousarray(voxels_XYZ.transpose(memory))
-    for axis, matrix in sorted(weights, key=lambda item: (item[1].shape[0] / item[1].shape[1], memory.index(item[0]))):
-        result = multiply(result, matrix, memory.index(axis))
+    matrices = {memory.index(axis): matrix for axis, matrix in weights}
+    order = sorted(matrices, key=lambda axis: (matrices[axis].shape[0] / matrices[axis].shape[1], axis))
+    for axis in order:
+        if axis not in matrices:
+            continue
+        matrix = matrices.pop(axis)
+        if axis > 0 and 3 - axis in matrices:
+            pair = (matrix, matrices.pop(3 - axis))
+            result = multiply_planes(result, *(pair if axis == 1 else pair[::-1]))
+        else:
+            result = multiply(result, matrix, axis)
     back = [memory.index(axis) for axis in axes]
     result = result.transpose(back)[tuple(flips)]
     return result.copy(order="K") if not weights else result
