@@ -111,6 +111,7 @@ def write_report(
         caption=f"Series {series}: the slice through a labelled place if there is one, and the 14 probabilities; "
         "filled bars are true labels.",
     )
+    page.table(["label", "probability"], [[label, prediction[label]] for label in LABELS])
     page.write(demo.report)
     return headline
 

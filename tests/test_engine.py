@@ -265,7 +265,14 @@ def test_a_run_killed_with_9_and_started_again_ends_with_the_same_bytes(
 def start(root: Path, out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "harmonize", "openmind", str(root), "--out", str(out)]
     command += ["--spacing", "3", "--mri-norm", "zscore", "--workers", "1"]
-    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for_images(process: subprocess.Popen[str], out: Path, count: int) -> None:

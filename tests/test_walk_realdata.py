@@ -38,7 +38,7 @@ def call(*command: str, expected: int = 0) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
     )
     assert done.returncode == expected, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
