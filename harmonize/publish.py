@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 
 from harmonize.corpus import CARD, IMAGES, INFO, MASKS, NYUL, REJECTED, SCANS, Corpus
 from harmonize.errors import UserError
+from harmonize.files import TEMPORARY
 from harmonize.identity import HASH_LENGTH
 from harmonize.licences import terms_of
 from harmonize.lock import exclusive
@@ -17,7 +18,7 @@ from harmonize.settings import Settings
 
 LOCK = ".lock"
 PUBLISHED = (CARD, INFO, SCANS, REJECTED, f"{IMAGES}/**", f"{MASKS}/**", f"{NYUL}/**")
-"""The journal, the locks and the report stay at home."""
+"""The journal, the locks, the report and what a killed run left stay at home."""
 
 REPLACED = (f"{IMAGES}/**", f"{MASKS}/**", f"{NYUL}/**")
 """Of these nothing stays on the Hub that the corpus no longer holds: a scan that was withdrawn is gone there too."""
@@ -56,6 +57,7 @@ def publish(
                 repo_type="dataset",
                 folder_path=path,
                 allow_patterns=list(PUBLISHED),
+                ignore_patterns=[f"*{TEMPORARY}*"],
                 delete_patterns=list(REPLACED),
                 commit_message=f"{len(corpus.scans)} scans, manifest {corpus.manifest_sha256()[:12]}",
             )

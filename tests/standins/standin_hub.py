@@ -145,7 +145,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             key = f"datasets/{name}" if wanted.get("type") == "dataset" else name
             if key in hub.repos:
                 return self.answer({"url": f"{hub.url}/{key}"}, 409)
-            hub.repos[key] = Repo(private=bool(wanted.get("private")))
+            hub.repos[key] = Repo(private="private" in (wanted.get("visibility"), wanted.get("private") and "private"))
             return self.answer({"url": f"{hub.url}/{key}", "name": name})
 
         def batch(self, wanted: dict[str, list[dict[str, object]]]) -> None:

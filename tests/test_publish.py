@@ -1,0 +1,179 @@
+"""Publishing a corpus: only where the terms allow it, only the dataset itself, and it opens typed and streamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants as hub_constants
+import pytest
+import standin_hub
+
+from harmonize import corpus as layout
+from harmonize.cli import main
+from harmonize.corpus import Corpus
+from harmonize.lock import exclusive
+from harmonize.publish import LOCK
+
+REPO, THERE = "user/heads", "datasets/user/heads"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin_hub.Hub]:
+    with standin_hub.serving() as served:
+        monkeypatch.setattr(hub_constants, "ENDPOINT", served.url)
+        monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", standin_hub.TOKEN)
+        yield served
+
+
+@pytest.fixture
+def corpus(tiny_corpus: Path, tmp_path: Path) -> Path:
+    """OpenMind's scans alone, with all that a run leaves beside them."""
+    folder = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, folder)
+    rewrite(folder, [row for row in rows_of(folder) if row["source"] == "openmind"])
+    shutil.rmtree(folder / "images/tcia")
+    for name in ("records/openmind.jsonl", "report/index.html", ".lock", "images/openmind/.tmp-1-x.nii.gz"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("internal")
+    return folder
+
+
+def rows_of(corpus: Path) -> list[dict[str, Any]]:
+    return Corpus.open(corpus).scans.to_dict("records")
+
+
+def rewrite(corpus: Path, rows: list[dict[str, Any]]) -> None:
+    layout.write_manifest(corpus, rows, [])
+
+
+def publish(corpus: Path, *more: str) -> int:
+    return main(["publish", str(corpus), "--repo", REPO, *more])
+
+
+def test_the_dataset_is_pushed_without_what_is_internal(
+    hub: standin_hub.Hub, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert publish(corpus) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip().endswith(f"{hub.url}/{THERE}")
+    assert standin_hub.TOKEN not in shown.out + shown.err
+    assert hub.repos[THERE].private
+    files = set(hub.repos[THERE].files) - {".gitattributes"}
+    named = {row[name] for row in rows_of(corpus) for name in ("image_file_name", "mask_file_name") if row[name]}
+    assert files == named | {"README.md", "corpus.json", "metadata.parquet", "rejected.parquet"}
+
+
+def test_a_scan_that_was_withdrawn_is_gone_from_the_hub_too(hub: standin_hub.Hub, corpus: Path) -> None:
+    assert publish(corpus, "--public") == 0
+    assert not hub.repos[THERE].private
+    gone, *rest = rows_of(corpus)
+    (corpus / gone["image_file_name"]).unlink()
+    rewrite(corpus, rest)
+    assert publish(corpus) == 0
+    assert gone["image_file_name"] not in hub.repos[THERE].files
+    assert rest[0]["image_file_name"] in hub.repos[THERE].files
+
+
+@pytest.mark.parametrize("source", ["tcia", "deeplesion", "rsna"])
+def test_a_source_whose_terms_forbid_it_needs_the_users_word(
+    hub: standin_hub.Hub, corpus: Path, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *rest = rows_of(corpus)
+    rewrite(corpus, [first | {"source": source}, *rest])
+    assert publish(corpus) == 1
+    error = capsys.readouterr().err
+    assert f"--i-may-share {source}" in error
+    assert "https://" in error
+    assert hub.repos == {}
+    assert publish(corpus, "--i-may-share", source) == 0
+
+
+def test_hashed_ids_without_a_salt_are_not_published(
+    hub: standin_hub.Hub, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *rest = rows_of(corpus)
+    rewrite(corpus, [first | {"subject": "0123456789abcdef0123"}, *rest])
+    assert publish(corpus) == 1
+    assert "--salt" in capsys.readouterr().err
+    assert hub.repos == {}
+
+
+def test_a_corpus_with_a_missing_file_or_a_running_writer_is_refused(
+    hub: standin_hub.Hub, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with exclusive(corpus / LOCK, "busy"):
+        assert publish(corpus) == 1
+    assert "still writing" in capsys.readouterr().err
+    (corpus / rows_of(corpus)[0]["image_file_name"]).unlink()
+    assert publish(corpus) == 1
+    assert "is missing" in capsys.readouterr().err
+    assert hub.repos == {}
+
+
+def test_a_wrong_token_is_one_line_that_does_not_show_it(
+    hub: standin_hub.Hub, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert publish(corpus) == 1
+    shown = capsys.readouterr()
+    assert "hf auth login" in shown.err
+    assert "hf_wrong" not in shown.out + shown.err
+
+
+def test_an_interrupted_upload_can_be_repeated(hub: standin_hub.Hub, corpus: Path) -> None:
+    hub.fail_uploads = True
+    assert publish(corpus) == 1
+    assert "metadata.parquet" not in hub.repos[THERE].files
+    hub.fail_uploads = False
+    assert publish(corpus) == 0
+    assert "metadata.parquet" in hub.repos[THERE].files
+
+
+def test_the_card_names_licences_and_terms(corpus: Path) -> None:
+    card = (corpus / "README.md").read_text()
+    assert "license: cc-by-4.0" in card
+    assert "| openmind | CC-BY-4.0 | https://huggingface.co/datasets/AnonRes/OpenMind |" in card
+    rows = rows_of(corpus)
+    rewrite(corpus, [rows[0] | {"source": "rsna"}, *rows[1:]])
+    assert "license: other" in (corpus / "README.md").read_text()
+
+
+OPEN = """
+import sys
+from datasets import load_dataset
+
+def look(scans):
+    kinds = {name: type(kind).__name__ for name, kind in scans.features.items()}
+    assert kinds["image"] == kinds["mask"] == "Nifti", kinds
+    assert scans.features["modality"].dtype == "string"
+    rows = sorted(scans, key=lambda row: row["scan_id"])
+    assert [row["scan_id"] for row in rows] == ["scan-0", "scan-1", "scan-2", "scan-3"]
+    assert rows[0]["image"].shape == rows[0]["mask"].shape == (40, 36, 44)
+    assert rows[1]["mask"] is None
+    assert list(rows[0]["spacing"]) == [1.0, 1.0, 1.0]
+
+look(load_dataset("niftifolder", data_dir=sys.argv[1], split="train"))
+look(load_dataset(sys.argv[2], split="train", streaming=True))
+"""
+
+
+def test_the_dataset_opens_typed_from_the_folder_and_streamed_from_the_hub(
+    hub: standin_hub.Hub, corpus: Path, tmp_path: Path
+) -> None:
+    assert publish(corpus) == 0
+    variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, str(corpus), REPO],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
