@@ -46,7 +46,7 @@ def test_no_planted_text_reaches_the_corpus_its_report_or_the_terminal(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     raw, corpus = tmp_path / f"raw-{MARK}", tmp_path / "corpus"
-    assert main(["phantom", "--out", str(raw), "--scans", "1", "--size", "24"]) == 0
+    assert main(["phantom", "--out", str(raw), "--scans", "2", "--size", "24"]) == 0
     plant_dicom(raw / "tcia", uids=(*UIDS, "SeriesInstanceUID"))
     plant_dicom(raw / "rsna", uids=UIDS)
     plant_nifti(raw / "openmind")
