@@ -83,8 +83,8 @@ def test_real_scans_walk_from_raw_files_to_an_encoder_with_the_same_features(rea
         "--out", str(run), "--train.steps", "60", "--train.checkpoint_every", "30", "--data.workers", "1",
     )  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < 0.6 * losses[0], losses
+    losses = [line["val_loss"] for line in lines if "val_loss" in line]  # the same crops and masks every time
+    assert losses[-1] < 0.7 * losses[0], losses
 
     call("python", "ssl/push.py", str(run), "--folder", str(folder))
     assert {"config.json", "model.safetensors", "README.md"} <= {path.name for path in folder.iterdir()}
