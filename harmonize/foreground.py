@@ -50,10 +50,16 @@ def find_foreground(
         darkest = float(np.percentile(coarse, OTSU_RANGE[0]))
         threshold = darkest + caution * (threshold - darkest)
     found = _fill_holes(_largest_part(coarse > threshold))
-    inside = _refine(binary_erosion(found, border_value=1), steps, values_XYZ.shape)
-    around = _refine(binary_dilation(found), steps, values_XYZ.shape)
+    inside = binary_erosion(found, border_value=1)
+    around = binary_dilation(found)
     # Inside all counts; at the border each voxel decides for itself.
-    return inside | (around & (values_XYZ > threshold))
+    result = np.empty(values_XYZ.shape, dtype=bool)
+    for index in range(len(found)):
+        slab = slice(index * steps[0], (index + 1) * steps[0])
+        np.greater(values_XYZ[slab], threshold, out=result[slab])
+        result[slab] &= _refine(around[index], steps[1:], result.shape[1:])
+        result[slab] |= _refine(inside[index], steps[1:], result.shape[1:])
+    return result
 
 
 def otsu_threshold(values: NDArray[Any]) -> float:
@@ -110,11 +116,9 @@ def bounding_box(mask_XYZ: NDArray[np.bool_]) -> tuple[int, int, int, int, int, 
     return x0, x1, y0, y1, z0, z1
 
 
-def _refine(mask_XYZ: NDArray[np.bool_], steps: list[int], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    for axis, step in enumerate(steps):
-        mask_XYZ = np.repeat(mask_XYZ, step, axis=axis)
-    x, y, z = shape
-    return mask_XYZ[:x, :y, :z]
+def _refine(mask_YZ: NDArray[np.bool_], steps: list[int], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    rows, columns = shape
+    return mask_YZ.repeat(steps[1], axis=1).repeat(steps[0], axis=0)[:rows, :columns]
 
 
 def _largest_part(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -56,11 +56,16 @@ def window(values_hu: NDArray[Any], width: float, level: float) -> NDArray[np.fl
 
 def encode_hu(values_XYZ: NDArray[Any]) -> Encoded:
     """CT as int16 in HU: whole numbers from `CT_PADDING_HU` up, slope 1, inter 0."""
-    clipped = int((values_XYZ > INT16.max).sum())
-    limited = np.clip(values_XYZ, CT_PADDING_HU, INT16.max)
-    if limited.dtype.kind == "f":
-        np.rint(limited, out=limited)
-    return Encoded(stored_XYZ=limited.astype(np.int16), slope=1.0, inter=0.0, clipped=clipped)
+    stored_XYZ = np.empty_like(values_XYZ, dtype=np.int16)
+    # Plane by plane in memory order, so that no second copy of the volume is needed.
+    turned = values_XYZ.flags.f_contiguous
+    clipped = 0
+    for plane, out in zip(*((values_XYZ.T, stored_XYZ.T) if turned else (values_XYZ, stored_XYZ)), strict=True):
+        if plane.max() > INT16.max:
+            clipped += int(np.count_nonzero(plane > INT16.max))
+        limited = np.clip(plane, CT_PADDING_HU, INT16.max)
+        out[...] = np.rint(limited, out=limited) if limited.dtype.kind == "f" else limited
+    return Encoded(stored_XYZ=stored_XYZ, slope=1.0, inter=0.0, clipped=clipped)
 
 
 def encode_windows(values_XYZ: NDArray[Any]) -> Encoded:

@@ -106,11 +106,16 @@ def transform(values: NDArray[Any], foreground: NDArray[Any], histogram: Standar
     scale = np.maximum.accumulate(histogram.scale)
     places = np.bincount(group, weights=scale) / np.bincount(group)
     slopes = np.diff(places) / np.diff(knots)
+    # One more knot at either end of the values, on the outer pieces prolonged.
+    low, high = min(float(values.min()), knots[0]), max(float(values.max()), knots[-1])
+    places = np.concatenate(
+        ([places[0] + (low - knots[0]) * slopes[0]], places, [places[-1] + (high - knots[-1]) * slopes[-1]])
+    )
+    knots = np.concatenate(([low], knots, [high]))
     result = np.empty(values.shape, dtype=np.float32)
     # A slab at a time, because np.interp works in float64.
     for slab, out in zip(values, result, strict=True):
         out[...] = np.interp(slab, knots, places)
-        out += np.minimum(slab - knots[0], 0) * slopes[0] + np.maximum(slab - knots[-1], 0) * slopes[-1]
     return result
 
 

@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -248,6 +248,12 @@ def write_mri(folder: Path, divisor: int) -> None:
     library.save_standard_histogram(str(folder / "nyul.npy"))
 
 
+@lru_cache
+def mri(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read what `write_mri` wrote, once a process."""
+    return np.load(folder / "values.npy"), np.load(folder / "foreground.npy")
+
+
 def write_deeplesion(folder: Path, divisor: int) -> None:
     """One run of 60 PNG slices, 512 x 512 voxels of 0.8 x 0.8 x 5 mm, with its table."""
     from PIL import Image
@@ -299,11 +305,11 @@ def headspark_source(raw: Path, out: Path, *, source: str) -> None:
 
 
 def headspark_nyul(raw: Path, out: Path) -> None:
-    """Landmarks and transform."""
+    """Landmarks and transform, in memory."""
     from harmonize import nyul
 
-    values, foreground = np.load(raw / "values.npy"), np.load(raw / "foreground.npy")
-    np.save(out / "y.npy", nyul.transform(values, values[foreground], nyul.load(raw / "nyul.npy")))
+    values, foreground = mri(raw)
+    nyul.transform(values, values[foreground], nyul.load(raw / "nyul.npy"))
 
 
 def headspark_workers(raw: Path, out: Path, *, workers: int) -> None:
@@ -394,13 +400,13 @@ def sitk_resample(image: Any, out: Path) -> None:
 
 
 def library_nyul(raw: Path, out: Path) -> None:
-    """intensity-normalization's own."""
+    """intensity-normalization's own, in memory."""
     from intensity_normalization import NyulNormalizer, create_image
 
     library = NyulNormalizer()
     library.load_standard_histogram(str(raw / "nyul.npy"))
-    values, foreground = np.load(raw / "values.npy"), np.load(raw / "foreground.npy")
-    np.save(out / "y.npy", library.transform(create_image(values), create_image(foreground)).get_data())
+    values, foreground = mri(raw)
+    library.transform(create_image(values), create_image(foreground)).get_data()
 
 
 CASES = {
