@@ -102,7 +102,7 @@ def gather_windows(
     blocks, *edges, channels = data.shape
     stop = blocks if stop is None else stop
     if low == high == (0, 0, 0):
-        return data[start:stop]
+        return data[start:stop].contiguous()
     table = geometry.windows((edges[0], edges[1], edges[2]), low, high)
     size = math.prod(table.edges)
     windows = data.reshape(-1, channels).index_select(0, table.rows[start * size : stop * size])
@@ -134,7 +134,7 @@ class _WindowConv(torch.autograd.Function):
     def forward(
         ctx: Any, data: Tensor, weight: Tensor, bias: Tensor | None, geometry: MaskGeometry, shape: ConvShape
     ) -> Tensor:
-        ctx.geometry, ctx.shape, ctx.has_bias = geometry, shape, bias is not None
+        ctx.geometry, ctx.shape = geometry, shape
         ctx.save_for_backward(data, weight)
         edges = (edge // stride for edge, stride in zip(data.shape[1:4], shape.stride, strict=True))
         out = _Output((len(data), weight.shape[0], *edges), data)
@@ -148,12 +148,12 @@ class _WindowConv(torch.autograd.Function):
         data, weight = ctx.saved_tensors
         grad_cf = grads[0].contiguous(memory_format=CHANNELS_LAST)
         grad_data = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[1] or ctx.has_bias:
-            grad_weight, grad_bias = _weight_gradient(ctx, data, weight, grad_cf)
+        if any(ctx.needs_input_grad[1:3]):
+            grad_weight, grad_bias = _weight_gradient(data, weight, grad_cf, ctx.geometry, ctx.shape)
         if ctx.needs_input_grad[0]:
             grad = grad_cf.permute(0, 2, 3, 4, 1)
             grad_data = _input_gradient(grad, weight, data, ctx.geometry, ctx.shape).permute(0, 2, 3, 4, 1)
-        return grad_data, grad_weight, grad_bias, None, None
+        return grad_data, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None
 
 
 class _Output:
@@ -185,7 +185,7 @@ class _ColumnConv(torch.autograd.Function):
     def forward(
         ctx: Any, data: Tensor, weight: Tensor, bias: Tensor | None, geometry: MaskGeometry, shape: ConvShape
     ) -> Tensor:
-        ctx.geometry, ctx.shape, ctx.has_bias = geometry, shape, bias is not None
+        ctx.geometry, ctx.shape = geometry, shape
         ctx.save_for_backward(data, weight)
         columns = _gather_columns(data, geometry, shape.kernel, shape.padding)
         matrix = weight.permute(0, 2, 3, 4, 1).reshape(weight.shape[0], -1)
@@ -202,7 +202,7 @@ class _ColumnConv(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             columns = _gather_columns(data, geometry, shape.kernel, shape.padding)
             grad_weight = _as_weight(grad_rows.t() @ columns, weight)
-        if ctx.has_bias:
+        if ctx.needs_input_grad[2]:
             grad_bias = grad_rows.sum(0)
         if ctx.needs_input_grad[0]:
             # Products first, then their sum: the weight is taken as it lies in memory, which is most of a deep layer.
@@ -215,48 +215,46 @@ class _ColumnConv(torch.autograd.Function):
         return grad_data, grad_weight, grad_bias, None, None
 
 
-def _weight_gradient(ctx: Any, data: Tensor, weight: Tensor, grad_cf: Tensor) -> tuple[Tensor, Tensor | None]:
+def _weight_gradient(
+    data: Tensor, weight: Tensor, grad_cf: Tensor, geometry: MaskGeometry, shape: ConvShape
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of weight and bias, from windows that are gathered again."""
-    shape: ConvShape = ctx.shape
-    if data.device.type == "cpu" and shape.groups == 1 and data.shape[-1] >= GEMM_MIN_CHANNELS:
-        return _weight_gradient_by_product(ctx, data, weight, grad_cf)
-    grad_weight = grad_bias = None
-    for part, windows in window_parts(data, ctx.geometry, *shape.rim):
+    wide = data.dtype in (torch.float32, torch.float64)
+    if wide and data.device.type == "cpu" and shape.groups == 1 and data.shape[-1] >= GEMM_MIN_CHANNELS:
+        return _weight_gradient_by_product(data, weight, grad_cf, geometry, shape)
+    sums = torch.promote_types(weight.dtype, torch.float32)
+    grad_weight, grad_bias = torch.zeros_like(weight, dtype=sums), weight.new_zeros(weight.shape[0], dtype=sums)
+    for part, windows in window_parts(data, geometry, *shape.rim):
         _, more_weight, more_bias = torch.ops.aten.convolution_backward(
             grad_cf[part],
             windows,
             weight,
-            [weight.shape[0]] if ctx.has_bias else None,
+            [weight.shape[0]],
             shape.stride,
             [0, 0, 0],
             [1, 1, 1],
             False,
             [0, 0, 0],
             shape.groups,
-            [False, True, ctx.has_bias],
+            [False, True, True],
         )
-        grad_weight = more_weight if grad_weight is None else grad_weight.add_(more_weight)
-        if ctx.has_bias:
-            grad_bias = more_bias if grad_bias is None else grad_bias.add_(more_bias)
-    if grad_weight is None:
-        grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(weight.shape[0]) if ctx.has_bias else None
-    return grad_weight, grad_bias
+        grad_weight += more_weight
+        grad_bias += more_bias
+    return grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
 def _weight_gradient_by_product(
-    ctx: Any, data: Tensor, weight: Tensor, grad_cf: Tensor
-) -> tuple[Tensor, Tensor | None]:
+    data: Tensor, weight: Tensor, grad_cf: Tensor, geometry: MaskGeometry, shape: ConvShape
+) -> tuple[Tensor, Tensor]:
     """The same as a sum of matrix products of unfolded windows; faster on a CPU where there are many channels."""
-    shape: ConvShape = ctx.shape
     grad = grad_cf.permute(0, 2, 3, 4, 1)
     total = data.new_zeros(weight.shape[0], math.prod(shape.kernel) * data.shape[-1])
-    for part, windows_cf in window_parts(data, ctx.geometry, *shape.rim):
+    at_once = max(CPU_COLUMN_BYTES // (math.prod(grad.shape[1:4]) * total.shape[1] * data.element_size()), 1)
+    for part, windows_cf in window_parts(data, geometry, *shape.rim):
         windows = windows_cf.permute(0, 2, 3, 4, 1)
-        at_once = max(CPU_COLUMN_BYTES // (math.prod(grad.shape[1:4]) * total.shape[1] * data.element_size()), 1)
         for some, rows in zip(windows.split(at_once), grad[part].split(at_once), strict=True):
             total.addmm_(rows.reshape(-1, weight.shape[0]).t(), _unfold(some, shape))
-    grad_bias = grad.reshape(-1, weight.shape[0]).sum(0) if ctx.has_bias else None
-    return _as_weight(total, weight), grad_bias
+    return _as_weight(total, weight), grad.reshape(-1, weight.shape[0]).sum(0)
 
 
 def _unfold(windows: Tensor, shape: ConvShape) -> Tensor:
