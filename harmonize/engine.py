@@ -26,8 +26,11 @@ from harmonize.progress import Progress
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 
-PASSING = {Reason.IO_ERROR.value, Reason.WORKER_DIED.value}
+PASSING = {Reason.IO_ERROR.value, Reason.MISSING_FILE.value, Reason.WORKER_DIED.value}
 """Refusals that say nothing about the scan itself: the next run tries these again."""
+
+GONE = {Reason.IO_ERROR.value, Reason.MISSING_FILE.value}
+"""What a scan is refused for when the disk below it goes away."""
 
 LOCK = ".lock"
 
@@ -218,12 +221,13 @@ def _work(
         for ref, result in run_over(partial(process, corpus=out, settings=settings), missing):
             if isinstance(result, pool.Died):
                 result = refused(ref, settings, Rejection(Reason.WORKER_DIED, _cause_of_death(result)))
+            refusal = result.rejection
+            if refusal is not None and refusal["reason"] in GONE and _has_vanished(root):
+                raise UserError(f"{root}: vanished during the run; bring it back and run the same command again")
             keep(result)
-            if result.rejection is not None:
+            if refusal is not None:
                 rejected += 1
-                progress.say(f"rejected {result.raw_hash}: {result.rejection['reason']}: {result.rejection['message']}")
-                if result.rejection["reason"] == Reason.IO_ERROR and not root.is_dir():
-                    raise UserError(f"{root}: vanished during the run; bring it back and run the same command again")
+                progress.say(f"rejected {result.raw_hash}: {refusal['reason']}: {refusal['message']}")
             progress.advance(rejected=rejected)
 
 
@@ -231,6 +235,14 @@ def _local(
     function: Callable[[ScanRef], Any], references: Iterable[ScanRef], *, workers: int
 ) -> Iterator[tuple[ScanRef, Any]]:
     return pool.run(function, references, workers=workers)
+
+
+def _has_vanished(root: Path) -> bool:
+    """Whether the raw folder is gone, or empty as a mount point is when nothing is mounted on it."""
+    try:
+        return next(root.iterdir(), None) is None
+    except OSError:
+        return True
 
 
 def _within(
