@@ -1,4 +1,4 @@
-"""The `harmonize` command: one subcommand a source, and phantom, merge and verify around them."""
+"""The `harmonize` command: one subcommand a source, and what fetches, checks, shows and publishes around them."""
 
 from __future__ import annotations
 

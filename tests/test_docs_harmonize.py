@@ -1,0 +1,35 @@
+"""docs/harmonize.md: every command in it can be given as it stands, and every command stands in it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from harmonize import cli
+from harmonize.corpus import SCAN_SCHEMA
+from harmonize.outliers import FLAGS
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "harmonize.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^harmonize .*$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_command_line_is_accepted(line: str) -> None:
+    assert callable(cli._parse(shlex.split(line)[1:]).call)
+
+
+def test_every_command_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    known = set(re.findall(r"^    ([a-z]+)", capsys.readouterr().out, re.MULTILINE))
+    assert known == {line.split()[1] for line in COMMANDS}
+
+
+def test_every_column_and_every_named_flag_is_explained() -> None:
+    assert [name for name in SCAN_SCHEMA.names if f"`{name}`" not in PAGE] == []
+    named = re.search(r"flags such as (.*?), which", PAGE, re.DOTALL)
+    assert named
+    assert {" ".join(flag.split()) for flag in re.findall(r"\*(.+?)\*", named[1], re.DOTALL)} <= set(FLAGS)
