@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 import runpy
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import huggingface_hub.constants as hub_constants
 import pytest
+import standin_hub
 import torch
 from safetensors.torch import load_file
+from standin_hub import TOKEN, Hub
 
 from harmonize.errors import UserError
 from headspark import Encoder, save_encoder
@@ -30,152 +25,19 @@ from headspark.recipe import DataConfig, Recipe, TrainConfig
 from headspark.train import train
 
 PUSH = Path(__file__).resolve().parents[1] / "ssl" / "push.py"
-TOKEN = "hf_" + "standin" * 4
-LFS_SUFFIXES = (".safetensors", ".png")
 PREPROCESSING = {"spacing_mm": [1.0, 1.0, 1.0], "ct_windows": ["brain", "blood", "bone"]}
-
-
-@dataclass
-class Repo:
-    private: bool
-    commits: list[dict[str, bytes]] = field(default_factory=lambda: [{}])
-
-    @property
-    def sha(self) -> str:
-        return f"{len(self.commits):040x}"
-
-
-@dataclass
-class Hub:
-    """What the stand-in remembers."""
-
-    url: str = ""
-    repos: dict[str, Repo] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)
-    fail_uploads: bool = False
-
-
-def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def answer(self, content: bytes | object, status: int = 200, **headers: str) -> None:
-            body = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-
-        def allowed(self, repo: Repo | None) -> bool:
-            return repo is not None and (not repo.private or self.headers.get("Authorization") == f"Bearer {TOKEN}")
-
-        def do_POST(self) -> None:
-            path, body = urlparse(self.path).path, self.body()
-            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                return self.answer({"error": "Invalid username or password."}, 401)
-            if path == "/api/repos/create":
-                wanted = json.loads(body)
-                name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
-                if name in hub.repos:
-                    return self.answer({"url": f"{hub.url}/{name}"}, 409)
-                hub.repos[name] = Repo(private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
-                return self.answer({"url": f"{hub.url}/{name}", "name": name})
-            if path == "/api/validate-yaml":
-                return self.answer({"errors": [], "warnings": []})
-            if found := re.fullmatch(r"/api/models/(.+)/preupload/.+", path):
-                files = [
-                    {
-                        "path": file["path"],
-                        "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
-                        "shouldIgnore": False,
-                    }
-                    for file in json.loads(body)["files"]
-                ]
-                return self.answer({"files": files})
-            if path.endswith(".git/info/lfs/objects/batch"):
-                objects = json.loads(body)["objects"]
-                for item in objects:
-                    if item["oid"] not in hub.objects:
-                        item["actions"] = {"upload": {"href": f"{hub.url}/lfs/{item['oid']}"}}
-                return self.answer({"transfer": "basic", "objects": objects})
-            if found := re.fullmatch(r"/api/models/(.+)/commit/.+", path):
-                repo = hub.repos[found[1]]
-                files = dict(repo.commits[-1])
-                for line in body.splitlines():
-                    entry = json.loads(line)
-                    if entry["key"] == "file":
-                        files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-                    elif entry["key"] == "lfsFile":
-                        files[entry["value"]["path"]] = hub.objects[entry["value"]["oid"]]
-                repo.commits.append(files)
-                url = f"{hub.url}/{found[1]}/commit/{repo.sha}"
-                return self.answer({"commitUrl": url, "commitOid": repo.sha, "success": True})
-            return self.answer({"error": f"no {path}"}, 404)
-
-        def do_PUT(self) -> None:
-            content = self.body()
-            oid = self.path.rsplit("/", 1)[1]
-            if hub.fail_uploads or hashlib.sha256(content).hexdigest() != oid:
-                return self.answer({"error": "interrupted"}, 400)
-            hub.objects[oid] = content
-            return self.answer(b"")
-
-        def do_GET(self) -> None:
-            path = unquote(urlparse(self.path).path)
-            if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-                repo = hub.repos.get(found[1])
-                if not self.allowed(repo):
-                    return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
-                content = repo.commits[-1].get(found[2])
-                if content is None:
-                    return self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
-                etag = f'"{hashlib.sha256(content).hexdigest()}"'
-                return self.answer(content, X_Repo_Commit=repo.sha, ETag=etag, X_Linked_Size=str(len(content)))
-            if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/.+)?", path):
-                repo = hub.repos.get(found[1])
-                if not self.allowed(repo):
-                    return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
-                siblings = [{"rfilename": name} for name in repo.commits[-1]]
-                return self.answer({"id": found[1], "sha": repo.sha, "private": repo.private, "siblings": siblings})
-            return self.answer({"error": f"no {path}"}, 404)
-
-        do_HEAD = do_GET
-
-    return Handler
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    state = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(state))
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setattr(hub_constants, "ENDPOINT", state.url)
-    template = hub_constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", state.url)
-    monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with standin_hub.serving() as served:
+        monkeypatch.setattr(hub_constants, "ENDPOINT", served.url)
+        template = hub_constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", served.url)
+        monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield served
 
 
 @pytest.fixture(scope="module")
