@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import headspark.train as module
 from harmonize.errors import UserError
@@ -235,6 +236,24 @@ def test_the_same_recipe_and_seed_give_the_same_losses_whatever_the_workers_and_
     other = toy(data={"workers": 2, "cache": "disk", "cache_dir": str(tmp_path / "cache")})
     train(other, corpus=tiny_corpus, out=tmp_path / "other")
     assert losses(tmp_path / "plain") == losses(tmp_path / "other")
+
+
+def test_bf16_checkpointed_activations_probes_and_profiles_are_a_matter_of_the_recipe(
+    tiny_corpus: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    state = {"precision": "bf16", "activation_checkpointing": True, "ema": 0.9, "profile": 2, "steps": 5}
+    probe = {"probe_every": 2, "probe_labels": ["modality", "sex"]}
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    try:
+        assert train(toy(data={"val_share": 0.6}, train=state | probe), corpus=tiny_corpus, out=run)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    probes = [line for line in read_metrics(run) if "probe_modality" in line or "probe_sex" in line]
+    assert [line["step"] for line in probes] == [0, 2, 4, 5]
+    assert all(0 <= value <= 1 for line in probes for name, value in line.items() if name.startswith("probe"))
+    assert "Self CPU" in (run / "profile" / "summary.txt").read_text()
+    assert (run / "profile" / "trace.json").stat().st_size > 1000
 
 
 def test_wrong_use_is_one_line_and_exit_code_2(
