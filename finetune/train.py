@@ -22,6 +22,7 @@ from finetune.inference import PREDICTIONS, predict_cases, score_of
 from finetune.losses import finetune_loss
 from finetune.metrics import Score
 from finetune.recipe import Recipe
+from finetune.report import write_report
 from finetune.rsna import Case, assign_folds, read_cases
 from finetune.run_folder import RunFolder, hold_run
 from finetune.stages import Rates, apply_rates, total_steps
@@ -99,6 +100,7 @@ def train(recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Pa
                 predictions.to_parquet(temporary, index=False)
             save_bundle(out, trainer.bundle(settings_of(corpus)), trainer.judged.state_dict())
             folder.finish({**score.headline(), "held_out_series": len(predictions)})
+            write_report(out, corpus)
         accelerator.print(summary(trainer, score))
     accelerator.end_training()
     return score

@@ -129,8 +129,9 @@ class Killed(Exception):
 
 @pytest.fixture
 def killed_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Let a run die right after it took a given number of steps and wrote that checkpoint."""
+    """Let a run die right after it took a given number of steps and wrote that checkpoint; no reports are drawn."""
     save = training.save_checkpoint
+    monkeypatch.setattr(training, "write_report", lambda run, corpus: run)
 
     def arm(step: int) -> None:
         def dying(folder: Path, checkpoint: Any, *, keep: int) -> Path:
