@@ -33,7 +33,7 @@ class TrainConfig:
         ema: Decay of a moving average of the weights, which is then validated and kept; 0 for none.
         threads: CPU threads of a rank; None: the cores that this process may use, shared among the node's ranks.
         non_finite_patience: Steps in a row with a non-finite loss or gradient after which the run stops.
-        log_every: Steps between two lines of metrics.jsonl.
+        log_every: Steps between two lines of metrics.jsonl, each with their means.
         validate_every: Steps between two validations; 0: only at the end.
         checkpoint_every: Steps between two checkpoints.
         keep: Checkpoints that are kept.

@@ -128,14 +128,15 @@ def run_stages(trainer: Trainer, seen: RegionStore, judged: RegionStore, folder:
     samples = TrainingSamples(seen, data, trainer.recipe.augment, stride=stride, seed=recipe.seed)
     batches = training_batches(samples, plan, first_step=trainer.step, workers=data.workers)
     with Progress("fine-tune", total=steps, unit="step", done=trainer.step) as progress:
+        reports: list[StepReport] = []
         began = time.monotonic()
         while trainer.step < steps:
             rates = trainer.rates()
-            report = train_step(trainer, batches)
-            progress.advance(stage=rates.name, loss=f"{report.loss:.3f}")
+            reports.append(train_step(trainer, batches))
+            progress.advance(stage=rates.name, loss=f"{reports[-1].loss:.3f}")
             if folder is not None and (trainer.step % recipe.log_every == 0 or trainer.step == 1):
-                seconds, began = time.monotonic() - began, time.monotonic()
-                log_step(folder, trainer, rates, report, seconds)
+                log_steps(folder, trainer, rates, reports, time.monotonic() - began)
+                reports, began = [], time.monotonic()
             if recipe.validate_every and trainer.step % recipe.validate_every == 0 and trainer.step < steps:
                 score = score_of(validate(trainer, judged))
                 progress.say(summary(trainer, score))
@@ -200,14 +201,15 @@ def split_cases(cases: Sequence[Case], config: DataConfig, *, seed: int) -> tupl
     ]
 
 
-def log_step(folder: RunFolder, trainer: Trainer, rates: Rates, report: StepReport, seconds: float) -> None:
-    """Write the line of a training step."""
+def log_steps(folder: RunFolder, trainer: Trainer, rates: Rates, reports: Sequence[StepReport], seconds: float) -> None:
+    """Write a line with the means of the steps since the last one."""
+    means = {name: sum(values) / len(values) for name, *values in zip(StepReport._fields, *reports, strict=True)}
     encoder_rates = [rate for rate in rates.encoder if rate is not None]
     folder.log(
         {
             "step": trainer.step,
             "stage": rates.name,
-            **report._asdict(),
+            **means,
             "lr_head": rates.head,
             "lr_encoder": max(encoder_rates, default=0.0),
             "layers": len(encoder_rates),
