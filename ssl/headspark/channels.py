@@ -75,4 +75,4 @@ def check_unit(unit: str, windows: Sequence[str] = DEFAULT_CT_WINDOWS) -> None:
 
 
 def _window(values: Tensor, width_hu: float, level_hu: float) -> Tensor:
-    return ((values - level_hu) * (2.0 / width_hu)).clamp(-1.0, 1.0)
+    return (values - level_hu).mul_(2.0 / width_hu).clamp_(-1.0, 1.0)

@@ -1,0 +1,187 @@
+"""Crops a second from each way to keep scans: headspark's caches, a plain MONAI CacheDataset chain, nnssl's blosc2.
+
+    python tests/benchmarks/bench_data.py --json data.json
+    python tests/benchmarks/bench_data.py --json data.json --scans 4 --shape 160 --patch 96 --crops 20    # in a minute
+
+The same synthetic volumes and the same size of cube for all, one process, one thread, the ways taking turns; medians of
+the rounds are reported, with the bytes that each keeps for a scan. headspark's loader gives int16 cubes with their
+masks and cuts the CT windows on the accelerator; "windows cut" does that too, here on the CPU. blosc2 is measured where
+it is installed, with the chunks, blocks and compression that nnssl's preprocessing writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandSpatialCropd, ScaleIntensityRanged
+
+from harmonize.corpus import write_volume
+from harmonize.files import sha256_of
+from headspark.augment import AugmentConfig
+from headspark.cache import FileStore, MappedStore, RamStore, Store
+from headspark.cohort import Cohort, ScanItem
+from headspark.data import network_input, stack
+from headspark.encoder import EncoderConfig
+from headspark.recipe import DataConfig, Recipe
+from headspark.samples import TrainSamples
+
+WINDOWS = ("brain", "blood", "bone")
+Crop = Callable[[int], object]
+
+
+def main() -> None:
+    """Measure and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="file to write")
+    parser.add_argument("--scans", type=int, default=8)
+    parser.add_argument("--shape", type=int, default=224, help="edge of a scan, voxels")
+    parser.add_argument("--patch", type=int, default=128, help="edge of a crop, voxels")
+    parser.add_argument("--crops", type=int, default=40, help="crops of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where to put the volumes; a local disk")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+    try:
+        ways, sizes = make_ways(folder, arguments)
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(arguments.rounds):
+            for name, crop in ways.items():
+                began = time.perf_counter()
+                for index in range(arguments.crops):
+                    crop(turn * arguments.crops + index)
+                rates[name].append(arguments.crops / (time.perf_counter() - began))
+        result = {
+            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()},
+            "crops_per_second": {name: statistics.median(values) for name, values in rates.items()},
+            "spread": {name: [min(values), max(values)] for name, values in rates.items()},
+            "bytes_a_scan": sizes,
+        }
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps(result, indent=2))
+    finally:
+        shutil.rmtree(folder)
+
+
+def make_ways(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Crop], dict[str, float]]:
+    """Write the volumes and give each way as a function from the number of a crop; and what each keeps of a scan."""
+    shape = (arguments.shape,) * 3
+    rng = np.random.default_rng(0)
+    scans = []
+    for number in range(arguments.scans):
+        smooth = rng.normal(size=(arguments.shape // 8,) * 3).repeat(8, 0).repeat(8, 1).repeat(8, 2)
+        path = folder / f"scan-{number}.nii.gz"
+        voxels = np.zeros(shape, np.int16)
+        voxels[tuple(slice(edge) for edge in smooth.shape)] = 40 + 30 * smooth + rng.normal(0, 10, smooth.shape)
+        write_volume(path, voxels, affine=np.eye(4))
+        scans.append(item(path, shape))
+    cohort = Cohort(scans=tuple(scans), train=tuple(range(len(scans))), val=(), weights=(1.0,) * len(scans))
+    mapped = MappedStore(scans, folder / "mapped")
+    mapped.fill(0, 1)
+    voxels_a_scan = float(np.prod(shape))
+    stores: dict[str, Store] = {"ram": RamStore(scans), "disk": mapped, "none": FileStore(scans)}
+    ways: dict[str, Crop] = {}
+    for name, store in stores.items():
+        samples = samples_of(cohort, store, arguments.patch)
+        ways[f"headspark {name}"] = lambda index, samples=samples: stack([samples[index]])
+        ways[f"headspark {name}, windows cut"] = lambda index, samples=samples: network_input(
+            stack([samples[index]]), WINDOWS, AugmentConfig(), patch=arguments.patch
+        )
+    ways["monai CacheDataset, windows cut"] = monai_chain(scans, arguments.patch)
+    sizes = {
+        "headspark ram and disk": 2 * voxels_a_scan,
+        "headspark none": float(statistics.mean(scan.image.stat().st_size for scan in scans)),
+        "monai CacheDataset": 3 * 4 * voxels_a_scan,
+    }
+    if find_spec("blosc2"):
+        ways["nnssl blosc2"], sizes["nnssl blosc2"] = blosc2_loader(scans, folder, arguments.patch)
+    return ways, sizes
+
+
+def samples_of(cohort: Cohort, store: Store, patch: int) -> TrainSamples:
+    """headspark's samples of that size."""
+    recipe = Recipe(
+        data=DataConfig(patch=patch),
+        encoder=EncoderConfig(features=(8, 8), blocks=(1, 1), strides=(1, 2)),
+    )
+    return TrainSamples(cohort, store, recipe, effective=1)
+
+
+def monai_chain(scans: list[ScanItem], patch: int) -> Crop:
+    """What a user writes with MONAI: load, window into three channels, cache as float32, crop at random."""
+    keys = ["brain", "blood", "bone"]
+    ranges = {"brain": (0, 80), "blood": (-20, 180), "bone": (-800, 2000)}
+    chain = Compose(
+        [
+            LoadImaged(keys=keys, image_only=True),
+            EnsureChannelFirstd(keys=keys, channel_dim="no_channel"),
+            *(
+                ScaleIntensityRanged(keys=key, a_min=low, a_max=high, b_min=-1, b_max=1, clip=True)
+                for key, (low, high) in ranges.items()
+            ),
+            RandSpatialCropd(keys=keys, roi_size=(patch,) * 3, random_size=False),
+        ]
+    )
+    cached = CacheDataset([dict.fromkeys(keys, str(scan.image)) for scan in scans], chain, progress=False)
+
+    def crop(index: int) -> torch.Tensor:
+        found = cached[index % len(scans)]
+        return torch.cat([found[key].as_tensor() for key in keys])[None]
+
+    return crop
+
+
+def blosc2_loader(scans: list[ScanItem], folder: Path, patch: int) -> tuple[Crop, float]:
+    """nnssl's way: float32 in blosc2 files, memory-mapped, only the blocks that a crop touches decompressed."""
+    import blosc2
+
+    from harmonize.corpus import read_volume
+
+    paths = []
+    for scan in scans:
+        path = folder / f"{scan.scan_id}.b2nd"
+        values = read_volume(scan.image).values()[None]
+        blosc2.asarray(
+            np.ascontiguousarray(values),
+            chunks=(1, *(min(patch, edge) for edge in scan.shape)),
+            blocks=(1, *(min(patch // 4, edge) for edge in scan.shape)),
+            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 8, "nthreads": 1},
+            urlpath=str(path),
+        )
+        paths.append(path)
+    rng = np.random.default_rng(0)
+
+    def crop(index: int) -> torch.Tensor:
+        array = blosc2.open(str(paths[index % len(paths)]), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+        x, y, z = (int(rng.integers(0, edge - patch + 1)) for edge in array.shape[1:])
+        return torch.from_numpy(array[:, x : x + patch, y : y + patch, z : z + patch])[None]
+
+    return crop, statistics.mean(path.stat().st_size for path in paths)
+
+
+def item(path: Path, shape: tuple[int, int, int]) -> ScanItem:
+    """A CT without a mask."""
+    name = path.name.removesuffix(".nii.gz")
+    return ScanItem(
+        scan_id=name, source="bench", subject=name, modality="CT", unit="HU", image=path, mask=None,
+        sha256=sha256_of(path), mask_sha256="", shape=shape, fill=-1024.0, channels=1, labels={},
+        box=(0, shape[0], 0, shape[1], 0, shape[2]),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
