@@ -59,6 +59,7 @@ class Training:
         step: Optimizer steps done.
         skipped: Steps whose loss or gradient was not finite.
         skipped_in_a_row: The last so many of them.
+        evaluated: The last step after which `evaluate` was called.
     """
 
     recipe: Recipe
@@ -71,6 +72,7 @@ class Training:
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    evaluated: int = -1
 
     @property
     def bare(self) -> SparK:
@@ -126,7 +128,7 @@ def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
         judge = Judge(cohort, store, recipe, accelerator)
         samples = TrainSamples(cohort, store, recipe, effective=training.plan.effective)
         batches = train_batches(samples, training.plan, recipe, first_step=training.step, pin=on_gpu(accelerator))
-        if training.step == 0:
+        if training.evaluated != training.step:  # a new run, or one that was stopped before it came to that
             evaluate(training, report, judge, out)
         report.begin(pending)
         stop = False
@@ -136,7 +138,8 @@ def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
             profiler.step()
             record(training, report, outcome)
             with report.pause():
-                evaluate(training, report, judge, out)
+                if not stop:  # whoever sent a signal does not wait long
+                    evaluate(training, report, judge, out)
                 if stop or training.step == recipe.train.steps or _due(training.step, recipe.train.checkpoint_every):
                     save(training, report, run)
         if run is not None:
@@ -209,6 +212,7 @@ def evaluate(training: Training, report: Report, judge: Judge, out: Path) -> Non
     """Validate, draw and probe where it is due; the last step always validates and draws."""
     recipe, step = training.recipe.train, training.step
     model, last = training.judged.eval(), step == recipe.steps
+    training.evaluated = step
     if last or _due(step, recipe.validate_every):
         loss = judge.validation_loss(model)
         if loss is not None:
@@ -232,6 +236,7 @@ def save(training: Training, report: Report, run: Run | None) -> None:
             "effective_batch": training.plan.effective,
             "skipped": training.skipped,
             "skipped_in_a_row": training.skipped_in_a_row,
+            "evaluated": training.evaluated,
             "pending": report.pending(),
         }
         ema = None if training.ema is None else training.ema.module.state_dict()
@@ -257,7 +262,7 @@ def resume(training: Training, run: Run | None, out: Path) -> dict[str, list[flo
             "set train.batch, train.accumulate and the number of ranks so that their product is the same",
             exit_code=WRONG_USE,
         )
-    training.step = found.step
+    training.step, training.evaluated = found.step, found.training["evaluated"]
     training.skipped, training.skipped_in_a_row = found.training["skipped"], found.training["skipped_in_a_row"]
     training.bare.load_state_dict(found.model)
     training.optimizer.load_state_dict(found.training["optimizer"])
