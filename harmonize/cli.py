@@ -115,6 +115,10 @@ def _add_source(commands: argparse._SubParsersAction[_Parser], name: str, text: 
     )
     parser.add_argument("--nyul-sample", type=int, default=500, metavar="N", help="scans a modality to fit on")
     parser.add_argument("--n4", action="store_true", help="correct the bias field of MRI")
+    parser.add_argument(
+        "--brain-model", type=Path, metavar="FILE", help="SynthStrip's weights: store a brain mask of each scan"
+    )
+    parser.add_argument("--apply-brain", action="store_true", help="blank all but the brain")
     parser.add_argument("--crop-foreground", action="store_true", help="cut the air away, keeping a margin")
     parser.add_argument("--bake-windows", action="store_true", help="store three CT windows instead of HU")
     parser.add_argument("--salt", default="", help="secret mixed into the hashes of ids")
@@ -257,6 +261,8 @@ def _harmonize(options: argparse.Namespace) -> int:
         crop_foreground=options.crop_foreground,
         bake_windows=options.bake_windows,
         n4=options.n4,
+        brain_model=None if options.brain_model is None else options.brain_model.absolute(),
+        apply_brain=options.apply_brain,
         salt=options.salt,
     )
     if options.nyul is not None and options.mri_norm != "nyul":

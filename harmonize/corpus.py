@@ -9,7 +9,7 @@
       rejected.parquet    a row a refused scan (`REJECTED_SCHEMA`)
       records/            the journal that the two tables are made from: one line of JSON a scan
       images/<source>/<subject>/<scan_id>.nii.gz
-      masks/<source>/<subject>/<scan_id>.nii.gz
+      masks/<source>/<subject>/<scan_id>.nii.gz, <scan_id>__brain.nii.gz
       nyul/<modality>.npy
 """
 
@@ -63,6 +63,8 @@ SCAN_SCHEMA = pa.schema(
         ("foreground_box", pa.list_(pa.int32())),
         ("sha256", pa.string()),
         ("mask_sha256", pa.string()),
+        ("brain_mask_file_name", pa.string()),
+        ("brain_mask_sha256", pa.string()),
         ("decisions", pa.list_(pa.string())),
         ("raw_hash", pa.string()),
         ("raw_shape", pa.list_(pa.int32())),
@@ -155,6 +157,15 @@ def image_name(source: str, subject: str, scan_id: str) -> str:
 def mask_name(source: str, subject: str, scan_id: str) -> str:
     """Path of a mask relative to the corpus, POSIX."""
     return f"{MASKS}/{source}/{subject}/{scan_id}.nii.gz"
+
+
+def brain_mask_name(source: str, subject: str, scan_id: str) -> str:
+    """Path of a brain mask relative to the corpus, POSIX."""
+    return f"{MASKS}/{source}/{subject}/{scan_id}__brain.nii.gz"
+
+
+FILE_COLUMNS = ("image_file_name", "mask_file_name", "brain_mask_file_name")
+"""Columns of the manifest that name files; null where there is none."""
 
 
 def claim(path: Path, source: str, settings: Settings) -> None:

@@ -333,7 +333,7 @@ def _is_missing(out: Path, record: journal.Record | None) -> bool:
         return True
     if record.row is None:
         return record.rejection is None or record.rejection["reason"] in PASSING
-    names = (record.row["image_file_name"], record.row["mask_file_name"])
+    names = (record.row.get(column) for column in layout.FILE_COLUMNS)
     return not all((out / name).is_file() for name in names if name is not None)
 
 

@@ -49,7 +49,7 @@ def find_foreground(
     if caution < 1:
         darkest = float(np.percentile(coarse, OTSU_RANGE[0]))
         threshold = darkest + caution * (threshold - darkest)
-    found = _fill_holes(_largest_part(coarse > threshold))
+    found = fill_holes(largest_part(coarse > threshold))
     inside = binary_erosion(found, border_value=1)
     around = binary_dilation(found)
     # Inside all counts; at the border each voxel decides for itself.
@@ -116,12 +116,8 @@ def bounding_box(mask_XYZ: NDArray[np.bool_]) -> tuple[int, int, int, int, int, 
     return x0, x1, y0, y1, z0, z1
 
 
-def _refine(mask_YZ: NDArray[np.bool_], steps: list[int], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    rows, columns = shape
-    return mask_YZ.repeat(steps[1], axis=1).repeat(steps[0], axis=0)[:rows, :columns]
-
-
-def _largest_part(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def largest_part(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest of the parts that hang together by faces."""
     parts, count = label(mask_XYZ)
     if count < 2:
         return mask_XYZ
@@ -130,7 +126,7 @@ def _largest_part(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return parts == sizes.argmax()
 
 
-def _fill_holes(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def fill_holes(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Set what cannot be reached from the volume's faces through the background."""
     parts, _ = label(~mask_XYZ)
     faces = [np.take(parts, index, axis=axis) for axis in range(3) for index in (0, -1)]
@@ -138,3 +134,8 @@ def _fill_holes(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
     outside[np.unique(np.concatenate([face.ravel() for face in faces]))] = True
     outside[0] = False
     return ~outside[parts]
+
+
+def _refine(mask_YZ: NDArray[np.bool_], steps: list[int], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    rows, columns = shape
+    return mask_YZ.repeat(steps[1], axis=1).repeat(steps[0], axis=0)[:rows, :columns]

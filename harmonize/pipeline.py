@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harmonize import intensity, nyul, spatial
+from harmonize.brain import brain_mask
 from harmonize.corpus import PERCENTILES
 from harmonize.errors import Reason, Rejection
 from harmonize.foreground import CROP_CAUTION, bounding_box, find_foreground, values_inside
@@ -54,6 +56,7 @@ class Harmonized:
         decisions: What was found and done, in order.
         age: Years, or None.
         sex: ``F``, ``M`` or None.
+        brain_XYZ: bool, shape (X, Y, Z), where a brain was looked for and found, else None.
     """
 
     stored_XYZ: NDArray[np.int16]
@@ -74,6 +77,7 @@ class Harmonized:
     decisions: list[str] = field(default_factory=list)
     age: float | None = None
     sex: str | None = None
+    brain_XYZ: NDArray[np.bool_] | None = None
 
     def values(self) -> NDArray[np.float32]:
         """Real values as float32, shape of `stored_XYZ`."""
@@ -97,6 +101,7 @@ class Resampled:
         mask_XYZ: uint8 or None.
         mask_kind: Its kind.
         decisions: So far.
+        brain_XYZ: bool, same shape, or None.
     """
 
     values_XYZ: NDArray[Any]
@@ -105,6 +110,7 @@ class Resampled:
     mask_XYZ: NDArray[np.uint8] | None
     mask_kind: str | None
     decisions: list[str]
+    brain_XYZ: NDArray[np.bool_] | None = None
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -121,6 +127,8 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
         UserError: ``nyul`` without a standard histogram of the scan's modality.
     """
     resampled = resample_scan(scan, settings)
+    if settings.brain_model is not None and not settings.apply_brain:
+        _find_brain(resampled, settings.brain_model)
     if settings.crop_foreground:
         _crop(resampled, scan.unit)
     decisions = resampled.decisions
@@ -160,6 +168,7 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
         decisions=decisions,
         age=scan.age,
         sex=scan.sex,
+        brain_XYZ=resampled.brain_XYZ,
     )
 
 
@@ -185,7 +194,7 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
     foreground, mask, kind = _masks(scan, values, grid, decisions)
     if not foreground.any():
         raise Rejection(Reason.NO_FOREGROUND, "nothing stands out from the background", stage="normalise")
-    return Resampled(
+    resampled = Resampled(
         values_XYZ=values,
         affine=grid.affine,
         foreground_XYZ=foreground,
@@ -193,6 +202,10 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
         mask_kind=kind,
         decisions=decisions,
     )
+    if settings.apply_brain and settings.brain_model is not None:
+        _find_brain(resampled, settings.brain_model)
+        _keep_brain(resampled, outside)
+    return resampled
 
 
 def _percentiles(foreground: NDArray[Any]) -> tuple[float, ...]:
@@ -241,6 +254,26 @@ def _masks(
     return foreground, mask_XYZ, "anatomy"
 
 
+def _find_brain(resampled: Resampled, model_file: Path) -> None:
+    found = brain_mask(resampled.values_XYZ, resampled.affine, model_file)
+    if not found.any():
+        resampled.decisions.append("no brain found by SynthStrip")
+        return
+    resampled.brain_XYZ = found
+    volume_ml = np.count_nonzero(found) * float(np.prod(resampled.spacing)) / 1000
+    resampled.decisions.append(f"brain of {volume_ml:.0f} ml found by SynthStrip")
+
+
+def _keep_brain(resampled: Resampled, outside: float) -> None:
+    if resampled.brain_XYZ is None:
+        raise Rejection(Reason.NO_FOREGROUND, "SynthStrip found no brain to keep", stage="normalise")
+    resampled.values_XYZ = np.where(resampled.brain_XYZ, resampled.values_XYZ, np.asarray(outside, dtype=np.float32))
+    resampled.foreground_XYZ &= resampled.brain_XYZ
+    if not resampled.foreground_XYZ.any():
+        raise Rejection(Reason.NO_FOREGROUND, "the brain lies outside the foreground", stage="normalise")
+    resampled.decisions.append("all but the brain was blanked")
+
+
 def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[Any]:
     values = resampled.values_XYZ
     if settings.n4:
@@ -276,6 +309,8 @@ def _crop(resampled: Resampled, unit: str) -> None:
     resampled.foreground_XYZ = resampled.foreground_XYZ[cut]
     if resampled.mask_XYZ is not None:
         resampled.mask_XYZ = resampled.mask_XYZ[cut]
+    if resampled.brain_XYZ is not None:
+        resampled.brain_XYZ = resampled.brain_XYZ[cut]
     affine = resampled.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ low
     resampled.affine = affine.astype(np.float32).astype(np.float64)

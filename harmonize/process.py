@@ -10,9 +10,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harmonize import identity, nyul, sources
 from harmonize.aneurysm_labels import LABELS
-from harmonize.corpus import image_name, mask_name, write_volume
+from harmonize.corpus import brain_mask_name, image_name, mask_name, write_volume
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.foreground import values_inside
 from harmonize.journal import Record
@@ -109,6 +111,12 @@ def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Setting
         slope=harmonized.slope,
         inter=harmonized.inter,
     )
+    brain_name, brain_sha256 = None, None
+    if harmonized.brain_XYZ is not None:
+        brain_name = brain_mask_name(ref.source, subject, scan)
+        brain_sha256 = write_volume(
+            corpus / brain_name, harmonized.brain_XYZ.astype(np.uint8), affine=harmonized.affine
+        )
     raw = identity.raw_hash(ref, settings.salt)
     row: dict[str, Any] = {
         "image_file_name": image,
@@ -127,6 +135,8 @@ def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Setting
         "foreground_box": list(harmonized.foreground_box),
         "sha256": sha256,
         "mask_sha256": mask_sha256,
+        "brain_mask_file_name": brain_name,
+        "brain_mask_sha256": brain_sha256,
         "decisions": harmonized.decisions,
         "raw_hash": raw,
         "raw_shape": list(harmonized.raw_shape),

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 
-from harmonize.corpus import CARD, IMAGES, INFO, MASKS, NYUL, REJECTED, SCANS, Corpus
+from harmonize.corpus import CARD, FILE_COLUMNS, IMAGES, INFO, MASKS, NYUL, REJECTED, SCANS, Corpus
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY
 from harmonize.identity import HASH_LENGTH
@@ -93,7 +93,7 @@ def _check_whole(corpus: Corpus) -> None:
     """A row without its file passes silently through `load_dataset`, so it is refused here."""
     if corpus.scans.empty:
         raise UserError(f"{corpus.path}: holds no scans")
-    for column in ("image_file_name", "mask_file_name"):
+    for column in FILE_COLUMNS:
         for name in corpus.scans[column].dropna():
             if not (corpus.path / name).is_file():
                 raise UserError(f"{corpus.path}: {name} is missing; run `harmonize verify {corpus.path}`")

@@ -66,6 +66,7 @@ def _picture(path: Path, row: dict[str, Any]) -> str:
     try:
         image = read_volume(path / row["image_file_name"])
         mask = None if row["mask_file_name"] is None else read_volume(path / row["mask_file_name"])
+        brain = None if row["brain_mask_file_name"] is None else read_volume(path / row["brain_mask_file_name"])
     except (OSError, ValueError):
         # `harmonize verify` names the fault; the report shows the scan without a picture.
         return ""
@@ -76,6 +77,7 @@ def _picture(path: Path, row: dict[str, Any]) -> str:
         unit=row["unit"],
         box=row["foreground_box"],
         percentiles=row["intensity_percentiles"],
+        brain=brain,
     )
     return base64.b64encode(drawn).decode("ascii")
 
@@ -105,7 +107,7 @@ def _page(
     page.heading("Scans")
     page.text(
         "Axial, coronal and sagittal plane through the foreground box (amber), the patient's right on the left. "
-        "The head mask is outlined, what the source defaced is tinted red, vessels are filled. "
+        "The head mask is outlined, the brain too (green), what the source defaced is tinted red, vessels are filled. "
         "CT from -160 to 240 HU, all else from its 1st to its 99.5th percentile."
     )
     page.markup("<div id=scans></div>")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonize.errors import UserError
+from harmonize.files import sha256_of
 
 MRI_NORMS = ("nyul", "zscore", "whitestripe", "fcm", "kde", "none")
 
@@ -32,6 +33,8 @@ class Settings:
         crop_foreground: Cut the air around the foreground away, keeping a margin.
         bake_windows: Store the three CT windows instead of HU.
         n4: Correct the bias field of MRI (SimpleITK's N4) before it is normalised.
+        brain_model: SynthStrip's weights; the brain's mask is stored beside the scan.
+        apply_brain: Keep the brain's voxels alone.
         salt: Secret mixed into the hashes of ids that are not public.
 
     Raises:
@@ -46,6 +49,8 @@ class Settings:
     crop_foreground: bool = False
     bake_windows: bool = False
     n4: bool = False
+    brain_model: Path | None = None
+    apply_brain: bool = False
     salt: str = ""
 
     def __post_init__(self) -> None:
@@ -56,18 +61,25 @@ class Settings:
             raise UserError(f"--spacing {self.spacing}: give one number or three, each {limits}", exit_code=2)
         if self.mri_norm not in MRI_NORMS:
             raise UserError(f"--mri-norm {self.mri_norm}: unknown; use one of {', '.join(MRI_NORMS)}", exit_code=2)
+        if self.apply_brain and self.brain_model is None:
+            raise UserError("--apply-brain: needs --brain-model FILE", exit_code=2)
+        if self.brain_model is not None and not self.brain_model.is_file():
+            raise UserError(f"--brain-model {self.brain_model}: no such file", exit_code=2)
         if self.nyul_sample < 1:
             raise UserError(f"--nyul-sample {self.nyul_sample}: must be 1 or more", exit_code=2)
 
     def shared(self) -> dict[str, Any]:
         """The part that every source of one corpus must agree on, for corpus.json."""
-        return {
+        found: dict[str, Any] = {
             "spacing": list(self.spacing),
             "crop_foreground": self.crop_foreground,
             "bake_windows": self.bake_windows,
             "n4": self.n4,
             "salt_fingerprint": hashlib.sha256(f"headspark salt {self.salt}".encode()).hexdigest()[:12],
         }
+        if self.brain_model is not None:
+            found |= {"brain_model": sha256_of(self.brain_model), "apply_brain": self.apply_brain}
+        return found
 
     def of_source(self) -> dict[str, Any]:
         """The part that may differ from source to source, for corpus.json."""

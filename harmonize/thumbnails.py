@@ -26,6 +26,7 @@ MRI_PERCENTILES = (1, 99.5)
 
 BOX_COLOUR = (255, 176, 0)
 HEAD_COLOUR, DEFACED_COLOUR, VESSEL_COLOUR = (64, 224, 208), (255, 64, 64), (255, 80, 80)
+BRAIN_COLOUR = (170, 240, 90)
 DEFACED = 2
 TINT = 0.35
 WEBP_QUALITY = 60
@@ -39,6 +40,7 @@ def thumbnail(
     unit: str,
     box: Sequence[int],
     percentiles: Sequence[float],
+    brain: Volume | None = None,
 ) -> bytes:
     """Draw one scan.
 
@@ -52,6 +54,7 @@ def thumbnail(
         unit: As in the manifest.
         box: Foreground box x0, x1, y0, y1, z0, z1.
         percentiles: Of the foreground, at `harmonize.corpus.PERCENTILES`.
+        brain: Brain mask on the same grid, or None.
 
     Returns:
         A WebP picture of 3 `SIDE` x `SIDE` pixels.
@@ -71,6 +74,8 @@ def thumbnail(
         drawn = _Plane(grey, _size_mm(plane.shape, spacing[[across, down]]))
         if labels is not None:
             drawn.mark(np.take(labels, centre[cut], axis=cut).T, mask_kind)
+        if brain is not None:
+            drawn.outline(np.take(brain.stored_XYZ, centre[cut], axis=cut).T > 0, BRAIN_COLOUR)
         drawn.frame(sides[across], sides[down])
         strip[:, place * SIDE : (place + 1) * SIDE] = drawn.square()
     stream = io.BytesIO()
@@ -91,10 +96,7 @@ class _Plane:
 
     def mark(self, labels_YX: NDArray[Any], kind: str | None) -> None:
         """Outline the head, tint what was defaced, or fill the vessels."""
-        small = Image.fromarray(np.ascontiguousarray(labels_YX)).resize(
-            (self.width, self.height), Image.Resampling.NEAREST
-        )
-        labels = np.asarray(small)
+        labels = self._scaled(labels_YX)
         if kind == "vessels":
             self.rgb[labels > 0] = VESSEL_COLOUR
             return
@@ -102,6 +104,15 @@ class _Plane:
         self.rgb[defaced] = ((1 - TINT) * self.rgb[defaced] + TINT * np.array(DEFACED_COLOUR)).astype(np.uint8)
         head = (labels > 0) & ~defaced
         self.rgb[head & ~binary_erosion(head)] = HEAD_COLOUR
+
+    def outline(self, mask_YX: NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
+        """Draw the border of a mask."""
+        inside = self._scaled(mask_YX.astype(np.uint8)) > 0
+        self.rgb[inside & ~binary_erosion(inside)] = colour
+
+    def _scaled(self, labels_YX: NDArray[Any]) -> NDArray[Any]:
+        small = Image.fromarray(np.ascontiguousarray(labels_YX))
+        return np.asarray(small.resize((self.width, self.height), Image.Resampling.NEAREST))
 
     def frame(self, across: NDArray[Any], down: NDArray[Any]) -> None:
         """Draw the foreground box, half-open in voxels."""

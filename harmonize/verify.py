@@ -13,7 +13,7 @@ from typing import Any, cast
 import nibabel as nib
 import numpy as np
 
-from harmonize.corpus import IMAGES, MASKS, Corpus, Volume, read_volume
+from harmonize.corpus import FILE_COLUMNS, IMAGES, MASKS, Corpus, Volume, read_volume
 from harmonize.errors import Reason
 from harmonize.files import TEMPORARY, sha256_of
 from harmonize.intensity import CT_PADDING_HU
@@ -51,7 +51,7 @@ def _table_faults(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[str]:
         for name, count in Counter(row[column] for row in rows).items():
             if count > 1:
                 yield f"metadata.parquet: {column} {name} stands in {count} rows"
-    named = {row["image_file_name"] for row in rows} | {row["mask_file_name"] for row in rows}
+    named = {row[column] for row in rows for column in FILE_COLUMNS}
     for file in sorted(chain.from_iterable((corpus.path / part).rglob("*") for part in (IMAGES, MASKS))):
         name = file.relative_to(corpus.path).as_posix()
         if file.is_file() and name not in named:
@@ -68,15 +68,17 @@ def _row_faults(path: Path, spacing: tuple[float, float, float], row: dict[str, 
     image, faults = _file_faults(path, row["image_file_name"], row["sha256"], np.dtype("int16"))
     if image is not None:
         faults += [f"{row['image_file_name']}: {fault}" for fault in _image_faults(image, spacing, row)]
-    if row["mask_file_name"] is None:
-        return faults
-    mask, mask_faults = _file_faults(path, row["mask_file_name"], row["mask_sha256"], np.dtype("uint8"))
-    faults += mask_faults
-    if image is not None and mask is not None:
-        if mask.stored_XYZ.shape != image.stored_XYZ.shape[:3]:
-            faults.append(f"{row['mask_file_name']}: not of its image's shape")
-        elif not np.allclose(mask.affine, image.affine, atol=AFFINE_TOLERANCE):
-            faults.append(f"{row['mask_file_name']}: not in its image's place")
+    for kind in ("mask", "brain_mask"):
+        name = row[f"{kind}_file_name"]
+        if name is None:
+            continue
+        mask, mask_faults = _file_faults(path, name, row[f"{kind}_sha256"], np.dtype("uint8"))
+        faults += mask_faults
+        if image is not None and mask is not None:
+            if mask.stored_XYZ.shape != image.stored_XYZ.shape[:3]:
+                faults.append(f"{name}: not of its image's shape")
+            elif not np.allclose(mask.affine, image.affine, atol=AFFINE_TOLERANCE):
+                faults.append(f"{name}: not in its image's place")
     return faults
 
 
