@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -92,7 +92,9 @@ def compact(folder: Path, records: dict[Key, Record]) -> None:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(asdict(record), ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+    # Not dataclasses.asdict: it copies every list, and takes nine tenths of the time of a large merge.
+    entry = {name: getattr(record, name) for name in Record.__slots__}
+    return json.dumps(entry, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _records(path: Path) -> Iterator[Record]:

@@ -91,14 +91,16 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
     case = CASES[name]
     raw = folder / "raw"
     raw.mkdir(parents=True)
-    case.write(raw, 2 if arguments.quick else 1)
+    spawn = multiprocessing.get_context("spawn")
+    # In a process of its own, because the peak of a process counts for those that it starts.
+    writer = spawn.Process(target=write_input, args=(name, raw, 2 if arguments.quick else 1))
+    writer.start()
+    writer.join()
     workers: dict[str, Connection] = {}
     left_out: dict[str, str] = {}
     for variant in case.variants:
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        multiprocessing.get_context("spawn").Process(
-            target=serve, args=(theirs, name, variant, raw, folder / variant)
-        ).start()
+        ours, theirs = spawn.Pipe()
+        spawn.Process(target=serve, args=(theirs, name, variant, raw, folder / variant)).start()
         fault = ours.recv()
         if fault is None:
             workers[variant] = ours
@@ -122,6 +124,11 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
         "what": case.what, "variants": summary, "left_out": left_out,
         "ratio": ratios, "of": [case.ours, case.peer], "wanted": case.wanted,
     }  # fmt: skip
+
+
+def write_input(case: str, folder: Path, divisor: int) -> None:
+    """Make the input of a case."""
+    CASES[case].write(folder, divisor)
 
 
 def serve(connection: Connection, case: str, variant: str, raw: Path, out: Path) -> None:
