@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threadpoolctl import threadpool_limits
 
 from harmonize.errors import UserError
-from harmonize.pool import ATTEMPTS, THREAD_VARIABLES, Died
+from harmonize.pool import ATTEMPTS, THREAD_VARIABLES, Died, signals_held
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -72,15 +72,15 @@ def local_workers(count: int) -> Iterator[Executor]:
     _check_installed()
     from distributed import LocalCluster
 
-    with (
-        _our_settings(),
-        LocalCluster(
-            n_workers=count, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
-        ) as cluster,
-        _client(cluster) as client,
-    ):
-        _point_to_dashboard(client)
-        yield partial(_run_as_executor, client=client)
+    with _our_settings():
+        # The thread that starts the workers inherits that Ctrl-C is held, and so do they.
+        with signals_held():
+            cluster = LocalCluster(
+                n_workers=count, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+            )
+        with cluster, _client(cluster) as client:
+            _point_to_dashboard(client)
+            yield partial(_run_as_executor, client=client)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Generic, TypeVar, cast
@@ -109,7 +110,7 @@ class _Workers(Generic[Task, Result]):
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._function), daemon=True)
-        with _one_thread_each(), _signals_held():
+        with _one_thread_each(), signals_held():
             process.start()
         theirs.close()
         self._give(ours, process, task, attempt)
@@ -147,8 +148,10 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
+def signals_held() -> Iterator[None]:
     """Start a process that never sees Ctrl-C, which reaches the whole group: the parent decides what becomes of it."""
+    # The tracker starts with the first process, and lets signals through again when it does.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
