@@ -21,9 +21,11 @@ HEAT_POWER, MISS_POWER = 4, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """Weights of the parts; the labels' part has weight one.
+    """Weights of the parts.
 
     Attributes:
+        labels: Weight of the 14 labels of a series. Small beside `presence`: a label says little about a volume of
+            millions of voxels, and a network with few series learns them by heart. The competition's winner had 0.15.
         presence: Weight of the heat map of aneurysms, learned from the localizer points.
         territory: Weight of the 13 places of cells, learned from points and vessel masks.
         positive_weight: Weight of a positive location label. A location is positive in 2 to 7 % of series; the
@@ -32,6 +34,7 @@ class LossConfig:
         focal: Exponent of the focal factor on the labels; 0 gives plain cross-entropy.
     """
 
+    labels: float = 0.15
     presence: float = 1.0
     territory: float = 0.5
     positive_weight: float = 8.0
@@ -39,8 +42,10 @@ class LossConfig:
     focal: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.presence, self.territory, self.focal) < 0 or min(self.positive_weight, self.present_weight) <= 0:
-            raise ValueError("loss: presence, territory and focal must be >= 0, and the positive weights > 0")
+        if min(self.labels, self.presence, self.territory, self.focal) < 0:
+            raise ValueError("loss: labels, presence, territory and focal must be >= 0")
+        if min(self.positive_weight, self.present_weight) <= 0:
+            raise ValueError("loss: positive_weight and present_weight must be > 0")
 
 
 class Targets(NamedTuple):
@@ -82,7 +87,7 @@ def finetune_loss(output: Output, targets: Targets, config: LossConfig) -> Losse
     labels = label_loss(output.logits_B14.float(), targets.labels_B14, config)
     presence = heat_loss(output.presence_Bdhw.float(), targets.heat_Bdhw, targets.located_B)
     territory = territory_loss(output.territory_B13dhw.float(), targets.territory_Bdhw)
-    total = labels + config.presence * presence + config.territory * territory
+    total = config.labels * labels + config.presence * presence + config.territory * territory
     return Losses(total, labels, presence, territory)
 
 

@@ -147,5 +147,5 @@ def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
         torch.randint(-1, 13, (2, 2, 2, 2)),
         torch.tensor([True, True]),
     )
-    losses = finetune_loss(output, targets, LossConfig(presence=3.0, territory=0.25))
-    torch.testing.assert_close(losses.total, losses.labels + 3 * losses.presence + 0.25 * losses.territory)
+    losses = finetune_loss(output, targets, LossConfig(labels=2.0, presence=3.0, territory=0.25))
+    torch.testing.assert_close(losses.total, 2 * losses.labels + 3 * losses.presence + 0.25 * losses.territory)
