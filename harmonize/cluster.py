@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threadpoolctl import threadpool_limits
 
 from harmonize.errors import UserError
-from harmonize.pool import ATTEMPTS, THREAD_VARIABLES, Died, signals_held
+from harmonize.pool import ATTEMPTS, WORKER_ENVIRONMENT, Died, signals_held
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -129,7 +129,7 @@ def slurm_jobs(jobs: SlurmJobs) -> Iterator[Executor]:
             log_directory=str(jobs.logs),
             silence_logs=logging.CRITICAL,
             python=sys.executable,
-            job_script_prologue=[f"export {name}=1" for name in THREAD_VARIABLES],
+            job_script_prologue=[f"export {name}={value}" for name, value in WORKER_ENVIRONMENT.items()],
             worker_extra_args=["--lifetime", f"{lifetime:g}m", "--lifetime-stagger", f"{stagger:g}m"],
             scheduler_options={"dashboard_address": ":0"},
         ) as cluster,
@@ -259,8 +259,8 @@ def _check_installed() -> None:
 def _our_settings() -> Iterator[None]:
     import dask
 
-    threads = {f"distributed.nanny.pre-spawn-environ.{name}": 1 for name in THREAD_VARIABLES}
-    with dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1, **threads}):
+    environment = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in WORKER_ENVIRONMENT.items()}
+    with dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1, **environment}):
         yield
 
 

@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from harmonize.pool import WORKER_ENVIRONMENT
+
 Variant = Callable[[Path, Path], object]
 """Reads from the first folder, writes into the second."""
 
@@ -100,7 +102,11 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
     left_out: dict[str, str] = {}
     for variant in case.variants:
         ours, theirs = spawn.Pipe()
+        # As the workers of a run have it.
+        os.environ.update(WORKER_ENVIRONMENT if variant == "headspark" else {})
         spawn.Process(target=serve, args=(theirs, name, variant, raw, folder / variant)).start()
+        for extra in WORKER_ENVIRONMENT.keys() - set(THREADS):
+            os.environ.pop(extra, None)
         fault = ours.recv()
         if fault is None:
             workers[variant] = ours
