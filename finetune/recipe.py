@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from finetune.data import DataConfig
 from finetune.losses import LossConfig
@@ -11,6 +10,7 @@ from finetune.model import HeadConfig
 from finetune.patches import AugmentConfig
 from finetune.stages import StageConfig
 from headspark.encoder import EncoderConfig
+from headspark.recipe import Precision
 
 DEFAULT_STAGES = (
     StageConfig(name="head", steps=1000, head_lr=1e-3, warmup=100),
@@ -27,7 +27,7 @@ class TrainConfig:
         seed: Of the head's weights, the folds and the samples.
         batch: Samples in one forward pass of one rank.
         accumulate: Forward passes summed into one step.
-        precision: ``no`` (float32), ``bf16`` or ``fp16``.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` where that is precise enough; fp16 needs a GPU.
         weight_decay: AdamW's, on matrices and kernels.
         clip: Largest norm of the gradient; 0 leaves it as it is.
         ema: Decay of a moving average of the weights, which is then validated and kept; 0 for none.
@@ -42,7 +42,7 @@ class TrainConfig:
     seed: int = 0
     batch: int = 2
     accumulate: int = 1
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "fp32"
     weight_decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.0

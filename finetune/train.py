@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,7 @@ from harmonize.progress import Progress
 from headspark.checkpoint import load_newest, save_checkpoint
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.data import Plan
-from headspark.device import local_ranks
+from headspark.device import mixed_precision, threads_of_a_rank
 
 CHECKPOINTS = "checkpoints"
 
@@ -65,12 +64,12 @@ def train(recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Pa
         UserError: The run cannot start or go on.
     """
     accelerator = Accelerator(
-        mixed_precision=recipe.train.precision,
+        mixed_precision=mixed_precision(recipe.train.precision),
         # Said outright: without a GPU, accelerate would otherwise take each rank for a run of its own.
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    torch.set_num_threads(recipe.train.threads or _threads_of_a_rank())
+    torch.set_num_threads(recipe.train.threads or threads_of_a_rank())
     training, held_out = split_cases(read_cases(corpus), recipe.data, seed=recipe.train.seed)
     origin = {
         "corpus": corpus.manifest_sha256(),
@@ -245,10 +244,6 @@ def _command(argv: Sequence[str]) -> int:
     recipe, options = parse_recipe(parser, Recipe, argv)
     train(recipe, corpus=Corpus.open(options.corpus), encoder_folder=options.encoder, out=options.out)
     return 0
-
-
-def _threads_of_a_rank() -> int:
-    return max(1, len(os.sched_getaffinity(0)) // local_ranks())
 
 
 if __name__ == "__main__":

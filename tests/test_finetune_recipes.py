@@ -74,7 +74,7 @@ def test_a_recipe_takes_a_step_in_each_stage_at_toy_size(path: Path) -> None:
         scratch=TOY,
         head=dataclasses.replace(recipe.head, stride=2, coarsest=None, width=8),
         stages=tuple(dataclasses.replace(stage, steps=1, warmup=min(stage.warmup, 1)) for stage in recipe.stages),
-        train=dataclasses.replace(recipe.train, precision="no"),
+        train=dataclasses.replace(recipe.train, precision="fp32"),
     )
     trainer = make_trainer(recipe, Accelerator(cpu=True), None)
     samples = TrainingSamples(Noise(), trainer.data, recipe.augment, stride=2, seed=0)  # type: ignore[arg-type]

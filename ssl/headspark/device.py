@@ -10,7 +10,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
-from headspark.recipe import Recipe
+from harmonize.errors import UserError
+from headspark.config import WRONG_USE
+from headspark.recipe import Precision, Recipe
 
 T = TypeVar("T")
 
@@ -18,13 +20,31 @@ T = TypeVar("T")
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     """The device, ranks and precision, and the CPU threads of this rank."""
     accelerator = Accelerator(
-        mixed_precision="no" if recipe.train.precision == "fp32" else recipe.train.precision,
+        mixed_precision=mixed_precision(recipe.train.precision),
         cpu=not torch.cuda.is_available(),
         log_with=list(recipe.train.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
     )
-    torch.set_num_threads(recipe.train.threads or max(len(os.sched_getaffinity(0)) // local_ranks(), 1))
+    torch.set_num_threads(recipe.train.threads or threads_of_a_rank())
     return accelerator
+
+
+def mixed_precision(precision: Precision) -> str:
+    """What accelerate calls it.
+
+    Raises:
+        UserError: With exit code 2: fp16 without a GPU. Accelerate would run it without scaling the loss, and small
+            gradients would silently become 0.
+    """
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.precision fp16: needs a GPU; take bf16 or fp32 on a CPU", exit_code=WRONG_USE)
+    return "no" if precision == "fp32" else precision
+
+
+def threads_of_a_rank() -> int:
+    """The CPU cores that this process may use, shared among the node's ranks."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // local_ranks(), 1)
 
 
 def local_ranks() -> int:

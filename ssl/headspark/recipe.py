@@ -17,6 +17,7 @@ from headspark.optim import OptimConfig
 from headspark.spark import SparKConfig
 
 CacheMode = Literal["auto", "ram", "shared", "disk", "none"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class TrainConfig:
         steps: Optimizer steps of the whole run.
         batch: Samples in one forward pass of one rank.
         accumulate: Forward passes summed into one step.
-        precision: ``fp32``, or ``bf16`` or ``fp16`` where that is precise enough.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` where that is precise enough; fp16 needs a GPU.
         clip: Largest norm of the gradient; 0 leaves it as it is.
         ema: Decay of a moving average of the weights, which is then what is validated and exported; None: none.
         activation_checkpointing: Keep less for the backward pass and compute it again.
@@ -89,7 +90,7 @@ class TrainConfig:
     steps: int = 1000
     batch: int = 2
     accumulate: int = 1
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     clip: float = 12.0
     ema: float | None = None
     activation_checkpointing: bool = False
