@@ -7,6 +7,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,8 @@ def foreign_checkpoint(folder: Path, weights: dict[str, Tensor], *, plan: str = 
         "spark_weights": {},
         "optimizer_state": {"state": {}, "param_groups": []},
         "grad_scaler_state": None,
-        "logging": {"train_losses": [0.5]},
-        "_best_ema": None,
+        "logging": {"train_losses": [np.float32(0.5), np.float64(0.4)]},  # as SparkMAETrainer leaves them
+        "_best_ema": np.float32(0.4),
         "current_epoch": 1000,
         "init_args": {"fold": "all"},
         "trainer_name": "SparkTrainer",
@@ -82,6 +83,13 @@ def test_the_trained_layers_are_read_not_their_dead_twins(tmp_path: Path, dead: 
     assert_same_features(read.encoder, encoder)
     assert bool(read.dead_keys) is dead
     assert read.spacing == ((1.0, 1.0, 1.0) if plan != "absent" else None)
+
+
+def test_the_statistics_of_batch_norms_are_the_trained_ones_too(tmp_path: Path) -> None:
+    encoder = trained_encoder(replace(CONFIG, norm="batch"))
+    encoder.train()(torch.randn(2, 1, 8, 8, 8) + 3)
+    weights = foreign_weights(encoder.eval(), dead=True)
+    assert_same_features(read_nnssl(foreign_checkpoint(tmp_path, weights), in_channels=None).encoder, encoder)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +32,15 @@ ENCODER_PREFIX = "encoder."
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 """Prefixes that data parallelism and compilation put before every key."""
 
-IN_ORDER = re.compile(r"^(?P<layer>.+)\.all_modules\.(?P<index>\d+)\.(?P<parameter>weight|bias)$")
+IN_ORDER = re.compile(r"^(?P<layer>.+)\.all_modules\.(?P<index>[01])\.(?P<parameter>\w+)$")
+_MAKE_SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS = [
+    *((_MAKE_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float16", "float32", "float64")),
+]
+"""What a number of NumPy is pickled as: nnssl's SparkMAETrainer leaves its losses so. They run no code."""
+
 RESENC_L = "ResEncL"
 RESENC_CLASS = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
@@ -325,7 +334,8 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: there is no {CHECKPOINT_NAME}", exit_code=2)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read as plain weights, and nothing else is loaded: {reason}") from error
