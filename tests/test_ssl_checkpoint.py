@@ -44,9 +44,20 @@ def test_a_moving_average_is_kept_beside_the_weights(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    for step in (9, 10, 1_000_000, 11):
+    for step in (9, 10, 11, 1_000_000):
         save_checkpoint(tmp_path, checkpoint(step), keep=2)
     assert steps(tmp_path) == ["step_000011", "step_1000000"]
+
+
+def test_a_damaged_later_checkpoint_never_counts_as_the_one_that_is_kept(tmp_path: Path) -> None:
+    damaged = save_checkpoint(tmp_path, checkpoint(100), keep=1)
+    (damaged / "training.pt").write_bytes(b"half")
+    save_checkpoint(tmp_path, checkpoint(60), keep=1)
+    save_checkpoint(tmp_path, checkpoint(70), keep=1)
+    assert steps(tmp_path) == ["step_000070", "step_000100"]
+    found = load_newest(tmp_path, say=print)
+    assert found is not None
+    assert found.step == 70
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "checkpoint.json"])

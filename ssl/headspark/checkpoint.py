@@ -54,9 +54,10 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write ``folder/step_000123``, then remove all but the `keep` newest.
+    """Write ``folder/step_000123``, then remove all but the `keep` newest up to it.
 
-    The folder appears under its name only when every byte is on disk.
+    The folder appears under its name only when every byte is on disk. A later step that is there is one that could not
+    be read when the run was taken up again: it neither counts nor is removed, and is replaced when the run gets there.
 
     Raises:
         UserError: The disk is full or cannot be written; what was there is intact.
@@ -84,7 +85,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         raise UserError(
             f"{target}: {error.strerror or error}; {left}: make room and give the same command again"
         ) from error
-    for step in sorted(_steps(folder))[:-keep]:
+    for step in sorted(step for step in _steps(folder) if step <= checkpoint.step)[:-keep]:
         shutil.rmtree(folder / f"step_{step:06d}")
     return target
 
