@@ -41,7 +41,7 @@ class Demo:
 
     out: Path
     scans: int = 8
-    labelled: int = 48
+    labelled: int = 96
     size: int = 96
     seed: int = 0
     pretrain: tuple[str, ...] = ()

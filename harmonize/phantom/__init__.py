@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from harmonize import pool
 from harmonize.errors import UserError
 from harmonize.phantom import deeplesion, openmind, rsna, tcia
 from harmonize.progress import Progress
@@ -15,15 +18,11 @@ ALL = "all"
 SMALLEST_SIZE = 24
 """With fewer voxels along the largest axis nothing in a head can be told apart."""
 
-_WRITERS = {
-    "openmind": openmind.write_tree,
-    "tcia": tcia.write_tree,
-    "deeplesion": deeplesion.write_tree,
-    "rsna": rsna.write_tree,
-}
+_WRITERS: dict[str, Any] = {"openmind": openmind, "tcia": tcia, "deeplesion": deeplesion, "rsna": rsna}
+"""Modules with ``write_scan``, which gives what ``write_tables`` wants of all scans."""
 
 
-def write(source: str, out: Path, *, scans: int, size: int, seed: int) -> list[Path]:
+def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: int = 1) -> list[Path]:
     """Write the raw tree of one source, or of all, to `out`/<source>.
 
     The same arguments give the same bytes, whichever other sources are written beside. A tree appears under its
@@ -35,6 +34,7 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int) -> list[P
         scans: Usable scans in each tree; files to be ignored or refused come on top.
         size: Voxels along the largest axis of a scan.
         seed: Any integer.
+        workers: Processes; their number changes nothing that is written.
 
     Returns:
         The root of each tree.
@@ -55,17 +55,25 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int) -> list[P
             raise UserError(f"{root} exists already: choose another --out or remove it", exit_code=2)
     with Progress("phantom", total=scans * len(chosen)) as progress:
         for name, root in zip(chosen, roots, strict=True):
-            _write_whole(name, root, scans=scans, size=size, seed=seed, progress=progress)
+            _write_whole(name, root, scans=scans, size=size, seed=seed, workers=workers, progress=progress)
     return roots
 
 
-def _write_whole(name: str, root: Path, *, scans: int, size: int, seed: int, progress: Progress) -> None:
-    partial = root.with_name(f".tmp-{os.getpid()}-{name}")
-    partial.mkdir(parents=True)
+def _write_whole(name: str, root: Path, *, scans: int, size: int, seed: int, workers: int, progress: Progress) -> None:
+    partial_root = root.with_name(f".tmp-{os.getpid()}-{name}")
+    partial_root.mkdir(parents=True)
     try:
-        for _ in _WRITERS[name](partial, scans=scans, size=size, seed=seed):
+        write_scan = partial(_WRITERS[name].write_scan, root=partial_root, scans=scans, size=size, seed=seed)
+        found = {}
+        for index, result in pool.run(write_scan, range(scans), workers=workers if workers > 1 else 0):
+            if isinstance(result, pool.Died):
+                raise UserError(
+                    f"phantom: a process was killed (exit code {result.exit_code}): lower --workers or --size"
+                )
+            found[index] = result
             progress.advance(source=name)
-        partial.rename(root)
+        _WRITERS[name].write_tables(partial_root, [found[index] for index in range(scans)])
+        partial_root.rename(root)
     except BaseException:
-        shutil.rmtree(partial)
+        shutil.rmtree(partial_root)
         raise

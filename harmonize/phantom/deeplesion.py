@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,19 +50,21 @@ class _Run:
     first_slice: int
 
 
-def write_tree(root: Path, *, scans: int, size: int, seed: int) -> Iterator[None]:
-    """Write `Images_png/` and `DL_info.csv` under `root`; yields after each run of slices.
+def write_scan(index: int, *, root: Path, scans: int, size: int, seed: int) -> dict[str, object]:
+    """Write run `index` of slices into ``Images_png/`` under `root`, and give its row of the table.
 
     Args:
+        index: From 0.
         root: The source's raw root.
         scans: Number of runs; each is a volume.
         size: Pixels along each side of a slice, and the most slices of a run.
         seed: What makes it repeatable.
     """
-    rows = []
-    for run in _plan(scans, size):
-        rows.append(_write_run(root / "Images_png", seed, run, size))
-        yield
+    return _write_run(root / "Images_png", seed, _plan(scans, size)[index], size)
+
+
+def write_tables(root: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Write ``DL_info.csv``."""
     pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(root / "DL_info.csv", index=False, lineterminator="\n")
 
 

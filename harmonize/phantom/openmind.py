@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,19 +68,21 @@ class _Image:
         return "/".join(part for part in (self.dataset, self.subject, self.session, "anat") if part)
 
 
-def write_tree(root: Path, *, scans: int, size: int, seed: int) -> Iterator[None]:
-    """Write `OpenMind/` and `openneuro_metadata.csv` under `root`; yields after each scan.
+def write_scan(index: int, *, root: Path, scans: int, size: int, seed: int) -> dict[str, object]:
+    """Write image `index` into ``OpenMind/`` under `root`, and give its row of the table.
 
     Args:
+        index: From 0; every two images share a subject.
         root: The source's raw root.
-        scans: Number of images; every two share a subject.
+        scans: Number of images.
         size: Voxels along the largest axis.
         seed: What makes it repeatable.
     """
-    rows: list[dict[str, object]] = []
-    for index in range(scans):
-        rows.append(_write_image(root / "OpenMind", seed, index, size))
-        yield
+    return _write_image(root / "OpenMind", seed, index, size)
+
+
+def write_tables(root: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Write ``openneuro_metadata.csv`` and what else lies beside the images."""
     first = root / "OpenMind" / str(rows[0]["image_path"])
     first.with_name(f"._{first.name}").write_bytes(_APPLE_DOUBLE)
     (root / "README.md").write_text(

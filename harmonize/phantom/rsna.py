@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,23 +63,28 @@ class _Series:
     names: tuple[object, ...]
 
 
-def write_tree(root: Path, *, scans: int, size: int, seed: int) -> Iterator[None]:
-    """Write `series/`, `segmentations/`, `train.csv` and `train_localizers.csv` under `root`; yields after each scan.
+def write_scan(
+    index: int, *, root: Path, scans: int, size: int, seed: int
+) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """Write series `index` into ``series/`` and its masks into ``segmentations/`` under `root`.
 
     Args:
+        index: From 0; half of the series have one aneurysm or more.
         root: The source's raw root.
-        scans: Number of series; half of them have one aneurysm or more.
+        scans: Number of series.
         size: Voxels along the largest axis.
         seed: What makes it repeatable.
+
+    Returns:
+        Its row of ``train.csv``, and those of ``train_localizers.csv``.
     """
-    rows: list[dict[str, object]] = []
-    points: list[dict[str, object]] = []
-    for index in range(scans):
-        series = _plan(seed, index)
-        row, found = _write_series(root, series, size)
-        rows.append(row)
-        points.extend(found)
-        yield
+    return _write_series(root, _plan(seed, index), size)
+
+
+def write_tables(root: Path, found: Sequence[tuple[dict[str, object], list[dict[str, object]]]]) -> None:
+    """Write ``train.csv`` and ``train_localizers.csv``."""
+    rows = [row for row, _ in found]
+    points = [point for _, points in found for point in points]
     pd.DataFrame(rows, columns=list(_TRAIN_COLUMNS)).to_csv(root / "train.csv", index=False, lineterminator="\n")
     pd.DataFrame(points, columns=list(_LOCALIZER_COLUMNS)).to_csv(
         root / "train_localizers.csv", index=False, lineterminator="\n"

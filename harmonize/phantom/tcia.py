@@ -7,7 +7,8 @@ without attenuation correction, secondary captures. The names in the headers are
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,28 +66,29 @@ class _Patient:
     date: str
 
 
-def write_tree(root: Path, *, scans: int, size: int, seed: int) -> Iterator[None]:
-    """Write a collection and `metadata.csv` under `root`; yields after each usable series.
+def write_scan(index: int, *, root: Path, scans: int, size: int, seed: int) -> list[dict[str, object]]:
+    """Write usable series `index`, with what comes beside it, and give their rows of the table.
 
     Args:
+        index: From 0; every two series share a patient.
         root: The source's raw root.
         scans: Number of usable series.
         size: Voxels along the largest axis.
         seed: What makes it repeatable.
     """
-    rows: list[dict[str, object]] = []
-    for index in range(scans):
-        patient = _draw_patient(root, seed, index // 2)
-        head = make_head(seed, "tcia", patient.number, resolution_mm=resolution_for(230 / size))
-        found = _write_what_is_no_scan(root, patient, head) if index % 2 == 0 else []
-        found.extend(_write_series(root, patient, head, index, size, seed))
-        if not patient.flat:
-            rows.extend(found)
-        yield
+    patient = _draw_patient(root, seed, index // 2)
+    head = make_head(seed, "tcia", patient.number, resolution_mm=resolution_for(230 / size))
+    rows = _write_what_is_no_scan(root, patient, head) if index % 2 == 0 else []
+    rows.extend(_write_series(root, patient, head, index, size, seed))
+    return [] if patient.flat else rows
+
+
+def write_tables(root: Path, rows: Sequence[list[dict[str, object]]]) -> None:
+    """Write ``metadata.csv``."""
     with (root / "metadata.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(itertools.chain.from_iterable(rows))
 
 
 def _draw_patient(root: Path, seed: int, number: int) -> _Patient:
