@@ -31,6 +31,12 @@ SAMPLE_VOXELS = 1_000_000
 """Percentiles of this many evenly spread voxels are within 0.1 % of the range of those of all."""
 
 
+TABLE_SIZE = 2**16
+TABLE_REACH = 2.0
+"""Nodes of the table that values are mapped by, and how many times the span of the landmarks it goes on beyond them:
+so 13,000 nodes or more lie between the first and the last landmark, however far the brightest voxel is."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StandardHistogram:
     """A fitted scale.
@@ -57,7 +63,7 @@ def landmarks(foreground: NDArray[Any], percentiles: Iterable[float] = FIT_PERCE
     values = thin_out(foreground)
     if values.size == 0:
         raise Rejection(Reason.NO_FOREGROUND, "no foreground to normalise by", stage="normalise")
-    found = np.percentile(values.astype(np.float64), list(percentiles))
+    found = np.percentile(values, list(percentiles)).astype(np.float64)
     if not found[-1] > found[0]:
         raise Rejection(Reason.BAD_INTENSITY, "the foreground is constant", stage="normalise")
     return found
@@ -111,11 +117,24 @@ def transform(values: NDArray[Any], foreground: NDArray[Any], histogram: Standar
     places = np.concatenate(
         ([places[0] + (low - knots[0]) * slopes[0]], places, [places[-1] + (high - knots[-1]) * slopes[-1]])
     )
-    knots = np.concatenate(([low], knots, [high]))
+    return _interpolate(values, np.concatenate(([low], knots, [high])), places)
+
+
+def _interpolate(values: NDArray[Any], knots: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float32]:
+    """`np.interp` in float32 by a table, in under half the time; off by at most 1 / 10,000 of the landmarks' span."""
+    reach = TABLE_REACH * (knots[-2] - knots[1])
+    low, high = max(knots[0], knots[1] - reach), min(knots[-1], knots[-2] + reach)
+    table = np.interp(np.linspace(low, high, TABLE_SIZE), knots, places).astype(np.float32)
+    scale = np.float32((TABLE_SIZE - 1) / (high - low))
     result = np.empty(values.shape, dtype=np.float32)
-    # A slab at a time, because np.interp works in float64.
+    # A slab at a time, because its intermediate results then stay in the processor's cache.
     for slab, out in zip(values, result, strict=True):
-        out[...] = np.interp(slab, knots, places)
+        index = (slab - np.float32(low)) * scale
+        index += np.float32(0.5)
+        out[...] = table.take(index.astype(np.intp), mode="clip")
+        if low > knots[0] or high < knots[-1]:
+            far = (slab < low) | (slab > high)
+            out[far] = np.interp(slab[far], knots, places)
     return result
 
 

@@ -64,6 +64,17 @@ def test_different_scanners_come_out_alike() -> None:
     assert np.allclose(found[:, [0, -1]], nyul.OUTPUT_RANGE, atol=0.01)
 
 
+@pytest.mark.parametrize("brightest", [300.0, 3e4, 3e7])
+def test_a_single_bright_voxel_costs_no_precision(brightest: float) -> None:
+    scan = population(1)[0].astype(np.float32)
+    histogram = nyul.fit(nyul.landmarks(one) for one in population())
+    usual = nyul.transform(scan, scan, histogram)
+    scan[0, 0, 0] = brightest * scan.max()
+    found = nyul.transform(scan, scan.ravel()[1:], histogram)
+    assert np.abs(found - usual).ravel()[1:].max() < 0.01
+    assert found[0, 0, 0] == found.max() > usual.max()
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=20, max_size=80).filter(lambda values: len(set(values)) > 1))
 def test_tied_percentiles_never_give_nan_and_keep_the_order(values: list[int]) -> None:

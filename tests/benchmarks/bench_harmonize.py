@@ -38,7 +38,7 @@ Variant = Callable[[Path, Path], object]
 """Reads from the first folder, writes into the second."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-SCANS_FOR_SCALING = 12
+SCANS_FOR_SCALING = 24
 
 
 @dataclass(frozen=True, kw_only=True)
