@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import runpy
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import huggingface_hub.constants as hub_constants
 import pytest
 import standin_hub
 import torch
+from monai.networks.nets import SegResNetDS
+from monai.networks.nets.flexible_unet import UNetDecoder
 from safetensors.torch import load_file
 from standin_hub import TOKEN, Hub
 
@@ -19,7 +23,7 @@ from headspark import Encoder, save_encoder
 from headspark.checkpoint import load_newest
 from headspark.config import run_command
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.interop import read_nnssl
+from headspark.interop import read_nnssl, write_nnssl
 from headspark.masking import MaskConfig
 from headspark.recipe import DataConfig, Recipe, TrainConfig
 from headspark.train import train
@@ -92,9 +96,11 @@ def test_the_card_tells_how_to_load_what_it_saw_and_how_it_was_trained(run: Path
     assert card.startswith("---\nlibrary_name: headspark\n")
     for text in (
         "from headspark import Encoder",
-        "| openmind | T1w | 4 | 3 | CC-BY-4.0 |",
-        "| tcia | CT | 2 | 2 |",
-        "lr: 0.001",
+        "| openmind | T1w | 4 | 3 | [CC-BY-4.0](https://huggingface.co/datasets/AnonRes/OpenMind) |",
+        "| tcia | CT | 2 | 2 | [the collection's own](https://www.cancerimagingarchive.net/",
+        "datasets:\n- AnonRes/OpenMind\n---",
+        "cubes a second |",
+        (run / "recipe.yaml").read_text(),
     ):
         assert text in card
     for name in ("curves.png", "reconstruction.png"):
@@ -110,6 +116,36 @@ def test_a_run_becomes_a_checkpoint_that_nnunet_fine_tunes_from(run: Path, tmp_p
     back = read_nnssl(tmp_path / "nnunet").encoder
     encoder = Encoder.from_pretrained(tmp_path / "encoder")
     assert all(torch.equal(a, b) for a, b in zip(features(encoder), features(back), strict=True))
+
+
+def test_monais_decoder_sits_on_the_encoder(run: Path, tmp_path: Path) -> None:
+    push(run, "--folder", tmp_path / "encoder")
+    encoder = Encoder.from_pretrained(tmp_path / "encoder")
+    c = encoder.channels
+    decoder = UNetDecoder(3, c, c[-2::-1], "leakyrelu", "instance", 0.0, False, "deconv", None, "nearest", None, True)
+    assert decoder(encoder(torch.zeros(1, 3, 16, 16, 16)), len(c) - 2).shape == (1, 4, 16, 16, 16)
+
+
+def test_a_segresnet_goes_back_into_monais_own_network(tmp_path: Path) -> None:
+    encoder = build_encoder(EncoderConfig(kind="segresnet", features=(8, 16), blocks=(1, 2), strides=(1, 2))).eval()
+    save_encoder(encoder, tmp_path / "encoder", preprocessing=PREPROCESSING)
+    network = SegResNetDS(in_channels=3, init_filters=8, blocks_down=(1, 2), norm=("instance", {"affine": True})).eval()
+    weights = load_file(tmp_path / "encoder" / "model.safetensors")
+    network.encoder.load_state_dict({name.removeprefix("net."): weight for name, weight in weights.items()})
+    assert all(torch.equal(a, b) for a, b in zip(features(network.encoder), features(encoder), strict=True))
+
+
+def test_an_nnssl_checkpoint_becomes_an_encoder_folder(tmp_path: Path) -> None:
+    encoder = build_encoder(EncoderConfig(in_channels=1, features=(4, 8), blocks=(1, 1), strides=(1, 2))).eval()
+    write_nnssl(tmp_path, encoder, patch=(16, 16, 16))  # type: ignore[arg-type]  # a residual one
+    found = read_nnssl(tmp_path)
+    save_encoder(found.encoder, tmp_path / "encoder", preprocessing=found.preprocessing)
+    loaded = Encoder.from_pretrained(tmp_path / "encoder")
+    assert loaded.preprocessing == {
+        "orientation": "RAS", "spacing_mm": [1.0] * 3, "ct_windows": ["brain", "blood", "bone"],
+        "mri_norms": {"headspark": "zscore"},
+    }  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(features(loaded), features(found.encoder), strict=True))
 
 
 def test_an_encoder_is_replaced_but_nothing_else_is(
@@ -165,6 +201,26 @@ def test_an_interrupted_upload_leaves_the_repository_as_it_was_and_can_be_repeat
     hub.fail_uploads = False
     assert push(run, "--repo", "user/name") == 0
     assert "model.safetensors" in hub.repos["user/name"].commits[-1]
+
+
+def test_an_upload_whose_connection_breaks_is_one_line_and_goes_on_with_what_is_missing(
+    run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits longer before each new attempt
+    hub.break_after = 1
+    with caplog.at_level(logging.DEBUG):
+        assert push(run, "--repo", "user/name", "--private") == 1
+    shown = capsys.readouterr()
+    assert [line for line in shown.err.splitlines() if line.startswith("error: ")] == [shown.err.splitlines()[-1]]
+    assert len(hub.objects) == 1
+    assert hub.repos["user/name"].commits[-1].keys() <= {".gitattributes"}
+    hub.break_after = None
+    already = set(hub.objects)
+    assert push(run, "--repo", "user/name", "--private") == 0
+    assert not already & set(hub.uploads[-2:])
+    assert set(hub.repos["user/name"].commits[-1]) >= {"config.json", "model.safetensors", "README.md", "curves.png"}
+    assert TOKEN not in shown.out + shown.err + caplog.text
 
 
 def test_a_missing_repository_is_named(hub: Hub) -> None:

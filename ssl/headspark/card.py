@@ -12,13 +12,13 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from harmonize.licences import terms_of
 from headspark.config import to_yaml
 from headspark.hub import Card
 from headspark.recipe import Recipe
 
 CURVES, RECONSTRUCTION = "curves.png", "reconstruction.png"
-LICENCES = {"openmind": ("CC-BY-4.0", "AnonRes/OpenMind")}
-"""Licence of a source and its name on the Hub; the others' are the collection's own and differ."""
+HUB_DATASETS = "https://huggingface.co/datasets/"
 
 
 def preprocessing_of(recipe: Recipe, corpus: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,14 +84,14 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _header(state: Mapping[str, Any]) -> str:
-    sources = _sources(state["corpus"])
     header: dict[str, Any] = {
         "library_name": "headspark",
         "license": "apache-2.0",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["headspark", "medical-imaging", "self-supervised", "3d", "ct", "mri", "pytorch_model_hub_mixin"],
     }
-    datasets = [LICENCES[source][1] for source in sources if source in LICENCES]
+    links = [terms_of(source).link for source in _sources(state["corpus"])]
+    datasets = [link.removeprefix(HUB_DATASETS) for link in links if link.startswith(HUB_DATASETS)]
     if datasets:
         header["datasets"] = datasets
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---"
@@ -128,7 +128,8 @@ of {recipe.encoder.cumulative_strides[-1]} voxels."""
 def _corpus(corpus: Mapping[str, Any]) -> str:
     lines = ["| source | modality | scans | subjects | licence |", "|---|---|---|---|---|"]
     for group in corpus["groups"]:
-        licence = LICENCES.get(group["source"], ("the collection's own",))[0]
+        terms = terms_of(group["source"])
+        licence = f"[{terms.licence}]({terms.link})" if terms.link else terms.licence
         lines.append(
             f"| {group['source']} | {group['modality']} | {group['scans']} | {group['subjects']} | {licence} |"
         )

@@ -21,12 +21,16 @@ from torch import Tensor, nn
 
 from harmonize.errors import UserError
 from harmonize.files import atomic_path, write_json
+from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.decoder import UNetDecoder
 from headspark.encoder import NORM_EPS, PRESETS, EncoderConfig, ResidualEncoder
 
 CHECKPOINT_NAME = "checkpoint_final.pth"
 PLAN_NAME = "adaptation_plan.json"
 """Names of the two files of a published nnssl checkpoint."""
+
+ONE_MM = (1.0, 1.0, 1.0)
+"""The spacing of nnssl's ``onemmiso``, where no plan says another."""
 
 ENCODER_PREFIX = "encoder."
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
@@ -60,6 +64,16 @@ class NnsslCheckpoint:
     plan: dict[str, Any]
     spacing: tuple[float, ...] | None
     dead_keys: tuple[str, ...]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What `headspark.save_encoder` and fine-tuning want to know. nnssl z-scores its images."""
+        return {
+            "orientation": "RAS",
+            "spacing_mm": list(self.spacing or ONE_MM),
+            "ct_windows": list(DEFAULT_CT_WINDOWS[: self.encoder.config.in_channels]),
+            "mri_norms": {(self.plan.get("pretrain_plan") or {}).get("dataset_name", "nnssl"): "zscore"},
+        }
 
 
 def read_nnssl(path: Path, *, in_channels: int | None = 3) -> NnsslCheckpoint:

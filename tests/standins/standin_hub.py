@@ -41,7 +41,9 @@ class Hub:
     repos: dict[str, Repo] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     downloads: list[str] = field(default_factory=list)
+    uploads: list[str] = field(default_factory=list)
     fail_uploads: bool = False
+    break_after: int | None = None
     fail_downloads: int = 0
 
 
@@ -185,8 +187,13 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return self.answer([_entry(name, repo.files[name]) for name in names if name in repo.files])
 
         def do_PUT(self) -> None:
+            if hub.break_after is not None and len(hub.objects) >= hub.break_after:
+                self.rfile.read(100)
+                self.connection.close()
+                return None
             content = self.body()
             oid = self.path.rsplit("/", 1)[1]
+            hub.uploads.append(oid)
             if hub.fail_uploads or hashlib.sha256(content).hexdigest() != oid:
                 return self.answer({"error": "interrupted"}, 400)
             hub.objects[oid] = content
