@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from headspark.augment import AugmentConfig
 from headspark.cache import FileStore, MappedStore, RamStore, choose_cache, decode, decoded_bytes
 from headspark.cohort import Cohort, idle_weights, read_cohort
 from headspark.crops import Crop, ScanOrder, box_mask, central_crop, cut, draw_crop, generator
-from headspark.data import Plan, network_input, stack, train_batches
+from headspark.data import Plan, network_input, stack, train_batches, worker_kind
 from headspark.encoder import EncoderConfig
 from headspark.masking import MaskConfig
-from headspark.recipe import DataConfig, Recipe
+from headspark.recipe import DataConfig, Recipe, WorkerKind
 from headspark.samples import TrainSamples, ValidationSamples
 from headspark.split import held_out
 
@@ -31,9 +32,15 @@ def cohort(tiny_corpus: Path) -> Cohort:
     return read_cohort(Corpus.open(tiny_corpus), DataConfig(val_share=0.3))
 
 
-def recipe(patch: int = 32, workers: int = 0, ratio: float | tuple[float, float] = 0.5, **augment: Any) -> Recipe:
+def recipe(
+    patch: int = 32,
+    workers: int = 0,
+    kind: WorkerKind = "auto",
+    ratio: float | tuple[float, float] = 0.5,
+    **augment: Any,
+) -> Recipe:
     return Recipe(
-        data=DataConfig(patch=patch, workers=workers),
+        data=DataConfig(patch=patch, workers=workers, worker_kind=kind),
         augment=AugmentConfig(**augment),
         encoder=EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2)),
         mask=MaskConfig(block=16, ratio=ratio),
@@ -193,18 +200,43 @@ def test_the_loader_gives_the_plan_in_order_with_any_number_of_workers(cohort: C
     plan = Plan(steps=5, batch=2, accumulate=1, rank=1, ranks=2)
     assert list(plan.batches(3)) == [[14, 15], [18, 19]]
     seen = []
-    for workers in (0, 2):
-        small = recipe(workers=workers)
+    for workers, kind in ((0, "auto"), (2, "process"), (2, "thread")):
+        small = recipe(workers=workers, kind=kind)
         samples = TrainSamples(cohort, RamStore(cohort.scans), small, effective=plan.effective)
         seen.append([batch.stored_BXYZ for batch in train_batches(samples, plan, small, first_step=3, pin=False)])
-    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    for first, *others in zip(*seen, strict=True):
+        assert all(torch.equal(first, other) for other in others)
 
 
-def test_an_unreadable_scan_ends_the_loader_with_one_line_that_names_it(cohort: Cohort, tmp_path: Path) -> None:
+def test_where_nothing_can_be_forked_threads_cut_the_cubes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [worker_kind(wanted) for wanted in ("auto", "process", "thread")] == ["process", "process", "thread"]
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    assert worker_kind("auto") == "thread"
+    with pytest.raises(UserError, match=r"data\.worker_kind process: this system cannot fork"):
+        worker_kind("process")
+
+
+def test_threads_leave_the_process_as_it_was_and_end_with_the_loader(cohort: Cohort) -> None:
+    plan = Plan(steps=50, batch=1, accumulate=1, rank=0, ranks=1)
+    small = recipe(workers=2, kind="thread")
+    samples = TrainSamples(cohort, RamStore(cohort.scans), small, effective=1)
+    state = torch.get_rng_state()
+    batches = train_batches(samples, plan, small, first_step=0, pin=False)
+    next(batches)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("data")]
+    batches.close()  # type: ignore[attr-defined]  # a generator
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("data")] == []
+
+
+@pytest.mark.parametrize("kind", ["process", "thread"])
+def test_an_unreadable_scan_ends_the_loader_with_one_line_that_names_it(
+    cohort: Cohort, tmp_path: Path, kind: WorkerKind
+) -> None:
     broken = replace(cohort.scans[0], image=tmp_path / "gone.nii.gz")
     only = Cohort(scans=(broken,), train=(0,), val=(), weights=(1.0,))
     plan = Plan(steps=1, batch=1, accumulate=1, rank=0, ranks=1)
-    small = recipe(workers=1)
+    small = recipe(workers=1, kind=kind)
     samples = TrainSamples(only, FileStore(only.scans), small, effective=1)
     with pytest.raises(UserError, match=r"^scan scan-0: .*harmonize verify.*$") as failed:
         list(train_batches(samples, plan, small, first_step=0, pin=False))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from harmonize.errors import UserError
 from harmonize.pipeline import WINDOWED
 from headspark.augment import AugmentConfig, Variation, turn, vary_intensity, within
 from headspark.channels import to_network_input
-from headspark.recipe import Recipe
+from headspark.config import WRONG_USE
+from headspark.recipe import Recipe, WorkerKind
 from headspark.samples import Sample, TrainSamples
 
 _NAME_OF_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
@@ -137,14 +140,18 @@ def train_batches(samples: TrainSamples, plan: Plan, recipe: Recipe, *, first_st
     Raises:
         UserError: A scan cannot be read, or a worker process died.
     """
+    workers = recipe.data.workers
+    if workers and worker_kind(recipe.data.worker_kind) == "thread":
+        yield from _threaded_batches(samples, plan, first_step=first_step, workers=workers, pin=pin)
+        return
     loader = DataLoader(
         samples,
         batch_sampler=_Batches(plan, first_step),
         collate_fn=stack,
-        num_workers=recipe.data.workers,
+        num_workers=workers,
         pin_memory=pin,
         generator=torch.Generator(),  # else it draws from the one that the step has seeded for the network
-        **_worker_options(recipe.data.workers),
+        **({"prefetch_factor": PREFETCH, "multiprocessing_context": "fork"} if workers else {}),
     )
     try:
         yield from loader
@@ -156,6 +163,47 @@ def train_batches(samples: TrainSamples, plan: Plan, recipe: Recipe, *, first_st
         raise UserError(
             "a data worker died, perhaps for want of memory: lower data.workers or set data.cache disk"
         ) from error
+
+
+def worker_kind(wanted: WorkerKind) -> Literal["process", "thread"]:
+    """What ``auto`` means here: forked processes, which read the cache's pages; threads where nothing can be forked.
+
+    A worker that is spawned would be sent a copy of the whole cache.
+
+    Raises:
+        UserError: With exit code 2: processes are asked for where there is no fork.
+    """
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    if wanted == "process" and not can_fork:
+        raise UserError("data.worker_kind process: this system cannot fork; take thread", exit_code=WRONG_USE)
+    if wanted == "auto":
+        return "process" if can_fork else "thread"
+    return wanted
+
+
+def _threaded_batches(
+    samples: TrainSamples, plan: Plan, *, first_step: int, workers: int, pin: bool
+) -> Iterator[Batch]:
+    """The same batches from threads of this process.
+
+    MONAI's ThreadDataLoader would seed this process's random numbers and take all but one of its CPU threads away.
+    """
+
+    def make(numbers: list[int]) -> Batch:
+        batch = stack([samples[number] for number in numbers])
+        return batch.pin_memory() if pin else batch
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="data")
+    ahead: deque[Future[Batch]] = deque()
+    try:
+        for numbers in plan.batches(first_step):
+            ahead.append(pool.submit(make, numbers))
+            if len(ahead) > workers * PREFETCH:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _sample_input(batch: Batch, sample: int, windows: Sequence[str]) -> Tensor:
@@ -174,11 +222,3 @@ class _Batches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return (self._plan.steps - self._first_step) * self._plan.accumulate
-
-
-def _worker_options(workers: int) -> dict[str, Any]:
-    if workers == 0:
-        return {}
-    # Forked workers read the cache's pages; spawned ones would each be sent a copy of it.
-    context = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    return {"prefetch_factor": PREFETCH, "multiprocessing_context": context}

@@ -16,6 +16,7 @@ from headspark.masking import MaskConfig
 from headspark.optim import OptimConfig
 from headspark.spark import SparKConfig
 
+WorkerKind = Literal["auto", "process", "thread"]
 CacheMode = Literal["auto", "ram", "shared", "disk", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -26,7 +27,9 @@ class DataConfig:
 
     Attributes:
         patch: Edge of the cubes that the network sees, voxels.
-        workers: Processes that cut them; 0 cuts them between the steps.
+        workers: How many cut them, beside the training; 0 cuts them between the steps.
+        worker_kind: ``process``, ``thread`` (takes no shared memory, which containers are often short of), or
+            ``auto``: processes, and threads where the system cannot fork.
         cache: Where decoded scans are kept: ``ram`` (this process), ``shared`` (once a node, for all its ranks),
             ``disk`` (memory-mapped, only the cubes are read), ``none``, or ``auto``: decided by measured memory.
         cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache`` in the system's temporary folder.
@@ -40,6 +43,7 @@ class DataConfig:
 
     patch: int = 96
     workers: int = 2
+    worker_kind: WorkerKind = "auto"
     cache: CacheMode = "auto"
     cache_dir: str | None = None
     ct_windows: tuple[str, ...] = DEFAULT_CT_WINDOWS

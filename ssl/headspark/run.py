@@ -19,8 +19,8 @@ from headspark.recipe import Recipe
 RECIPE, STATE, METRICS, LOCK = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"
 RUNNING, INTERRUPTED, FINISHED = "running", "interrupted", "finished"
 FREE_ON_RESUME = (
-    "data.workers", "data.cache", "data.cache_dir", "train.batch", "train.accumulate", "train.threads",
-    "train.log_every", "train.validate_every",
+    "data.workers", "data.worker_kind", "data.cache", "data.cache_dir",
+    "train.batch", "train.accumulate", "train.threads", "train.log_every", "train.validate_every",
     "train.picture_every", "train.probe_every", "train.probe_labels", "train.checkpoint_every", "train.keep",
     "train.trackers", "train.profile", "train.non_finite_patience",
 )  # fmt: skip
