@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
+import re
+import resource
 import runpy
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 import headspark.train as module
 from harmonize.errors import UserError
-from headspark.checkpoint import load_newest
+from headspark.checkpoint import load_checkpoint, load_newest
 from headspark.config import from_plain, run_command, to_yaml
 from headspark.recipe import Recipe
 from headspark.run import read_metrics, read_state
@@ -45,7 +52,8 @@ def toy(**changes: dict[str, object]) -> Recipe:
 def weights(run: Path) -> dict[str, torch.Tensor]:
     checkpoint = load_newest(run / "checkpoints", say=print)
     assert checkpoint is not None
-    return dict(checkpoint.model)
+    average = {f"average {name}": value for name, value in (checkpoint.ema or {}).items()}
+    return {**checkpoint.model, **average}
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -68,14 +76,17 @@ def command(recipe: Recipe, corpus: Path, out: Path, *extra: str) -> list[str]:
     return [PRETRAIN, "--config", str(path), "--corpus", str(corpus), "--out", str(out), *extra]
 
 
-def test_a_run_learns_and_leaves_what_the_next_tools_read(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_a_run_learns_and_leaves_what_the_next_tools_read(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     assert train(toy(train={"steps": 40, "trackers": ["tensorboard"], "log_every": 5}), corpus=tiny_corpus, out=run)
     held_out = dict(held_out_losses(run))
     assert held_out[40] < 0.8 * held_out[0]
     assert read_state(run)["status"] == "finished"
     assert held_out.keys() >= {3, 39}
-    assert all(0 <= line["data_wait_share"] <= 1 for line in read_metrics(run) if "loss" in line)
+    assert all(0 < line["data_wait_share"] < 1 for line in read_metrics(run) if "loss" in line)
+    assert re.search(r"pretrain: 40/40 step, .* loss=\d\.\d+, data_wait=\d+%", capsys.readouterr().err)
     assert (run / "pictures" / "step_000040.png").stat().st_size > 1000
     assert list((run / "tensorboard").rglob("events.*"))
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
@@ -142,12 +153,14 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
 
 
 def test_a_run_killed_at_a_random_moment_resumes_bit_for_bit(tiny_corpus: Path, tmp_path: Path) -> None:
-    recipe = toy(data={"workers": 1}, train={"steps": 40, "checkpoint_every": 3, "log_every": 4, "validate_every": 0})
+    counts = {"steps": 40, "checkpoint_every": 3, "log_every": 4, "validate_every": 0, "accumulate": 3}
+    recipe = toy(data={"workers": 1}, augment={"noise": 0.1}, train=counts)
     train(recipe, corpus=tiny_corpus, out=tmp_path / "undisturbed")
     run = tmp_path / "killed"
     words = [sys.executable, *command(recipe, tiny_corpus, run)]
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    wait_for(lambda: (run / "checkpoints").is_dir() and any((run / "checkpoints").glob("step_*")), process)
+    wait_for(lambda: any((run / "checkpoints").glob("step_*")), process)
+    time.sleep(random.uniform(0, 0.3))
     process.kill()
     process.wait()
     assert read_state(run)["status"] == "running"
@@ -227,6 +240,33 @@ def pretrain(words: list[str]) -> int:
     return run_command(runpy.run_path(PRETRAIN)["main"], words)
 
 
+def test_a_step_that_is_not_finite_is_skipped_counted_and_its_scans_are_named(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, made = [], module.network_input
+
+    def poisoned(batch, *rest, **options):  # type: ignore[no-untyped-def]
+        x_BCDHW, scored_B1DHW = made(batch, *rest, **options)
+        seen.append(batch.scan_ids)
+        return (x_BCDHW * float("nan") if len(seen) == 3 else x_BCDHW), scored_B1DHW
+
+    monkeypatch.setattr(module, "network_input", poisoned)
+    recipe = toy(train={"steps": 4, "checkpoint_every": 1, "keep": 4, "validate_every": 0, "ema": 0.5})
+    assert train(recipe, corpus=tiny_corpus, out=tmp_path)
+    lines = [line for line in read_metrics(tmp_path) if "loss" in line]
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1]
+    assert [line["loss"] is None for line in lines] == [False, False, True, False]
+    before, after, later = (load_checkpoint(tmp_path / "checkpoints" / f"step_00000{step}") for step in (2, 3, 4))
+    assert all(torch.equal(before.model[name], after.model[name]) for name in before.model)
+    assert before.ema is not None
+    assert after.ema is not None
+    assert all(torch.equal(before.ema[name], after.ema[name]) for name in before.ema)
+    assert not all(torch.equal(after.model[name], later.model[name]) for name in after.model)
+    assert f"step 3 skipped: its loss or gradient is not finite; it saw {', '.join(sorted(set(seen[2])))}" in (
+        capsys.readouterr().err
+    )
+
+
 def test_losses_that_are_not_finite_are_skipped_and_in_the_end_named(tiny_corpus: Path, tmp_path: Path) -> None:
     recipe = toy(optim={"lr": 1e30, "name": "sgd"}, train={"non_finite_patience": 3, "steps": 50, "clip": 0})
     with pytest.raises(UserError, match=r"not finite in 3 steps in a row, lastly on .*scan-") as given_up:
@@ -259,6 +299,111 @@ def test_bf16_checkpointed_activations_probes_and_profiles_are_a_matter_of_the_r
     assert all(0 <= value <= 1 for line in probes for name, value in line.items() if name.startswith("probe"))
     assert "Self CPU" in (run / "profile" / "summary.txt").read_text()
     assert (run / "profile" / "trace.json").stat().st_size > 1000
+
+
+def test_recomputed_activations_and_smaller_passes_give_the_same_losses(tiny_corpus: Path, tmp_path: Path) -> None:
+    counts = {"steps": 3, "validate_every": 0}
+    train(toy(train=counts | {"batch": 4}), corpus=tiny_corpus, out=tmp_path / "plain")
+    for name, change in {
+        "recomputed": {"batch": 4, "activation_checkpointing": True},
+        "accumulated": {"batch": 1, "accumulate": 4},
+    }.items():
+        train(toy(train=counts | change), corpus=tiny_corpus, out=tmp_path / name)
+        torch.testing.assert_close(losses(tmp_path / "plain"), losses(tmp_path / name), rtol=1e-4, atol=0)
+
+
+def test_the_moving_average_is_that_of_the_weights(tiny_corpus: Path, tmp_path: Path) -> None:
+    recipe = toy(train={"steps": 1, "ema": 0.75, "validate_every": 0})
+    train(recipe, corpus=tiny_corpus, out=tmp_path)
+    first, found = module.make_model(recipe).state_dict(), weights(tmp_path)
+    for name, value in first.items():
+        torch.testing.assert_close(found[f"average {name}"], 0.75 * value + 0.25 * found[name])
+
+
+def test_the_scaler_of_fp16_skips_what_overflows_and_travels_with_the_checkpoint(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, scalers = module.make_accelerator, []
+
+    def with_scaler(recipe: Recipe, out: Path) -> Accelerator:
+        """What accelerate sets up for fp16 on a GPU, with PyTorch's scaler for CPUs."""
+        AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+        accelerator = make(recipe, out)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=4)
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    recipe = toy(train={"steps": 30, "log_every": 1, "non_finite_patience": 30})
+    monkeypatch.setattr(module, "make_accelerator", with_scaler)
+    try:
+        train(recipe, corpus=tiny_corpus, out=tmp_path / "undisturbed")
+        interrupted(recipe, tiny_corpus, tmp_path / "interrupted", after_step=15)
+        checkpoint = load_newest(tmp_path / "interrupted" / "checkpoints", say=print)
+        assert checkpoint is not None
+        assert checkpoint.training["scaler"]["scale"] == scalers[-1].get_scale() < 2.0**24
+        assert train(recipe, corpus=tiny_corpus, out=tmp_path / "interrupted")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert_same_weights(tmp_path / "undisturbed", tmp_path / "interrupted")
+    assert scalers[0].get_scale() == scalers[-1].get_scale()
+    lines = [line for line in read_metrics(tmp_path / "undisturbed") if "loss" in line]
+    assert 0 < lines[-1]["skipped_steps"] < 15
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_a_tracker_that_is_unknown_or_not_installed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.trackers wandbb: accelerate knows .*wandb") as refused:
+        train(toy(train={"trackers": ["wandbb"]}), corpus=tmp_path, out=tmp_path / "run")
+    assert refused.value.exit_code == 2
+    known = {str(getattr(one, "value", one)) for one in LOGGER_TYPE_TO_CLASS}
+    missing = min(known - {str(one.value) for one in get_available_trackers()})
+    with pytest.raises(UserError, match=rf"train\.trackers {missing}: not installed; pip install {missing}"):
+        train(toy(train={"trackers": [missing]}), corpus=tmp_path, out=tmp_path / "run")
+
+
+def test_weights_and_biases_takes_metrics_and_pictures_offline(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    assert train(toy(train={"trackers": ["wandb"]}), corpus=tiny_corpus, out=tmp_path / "run")
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert list((tmp_path / "wandb").glob("offline-run-*/files/media/images/*.png"))
+
+
+def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_last_checkpoint_intact(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = toy(train={"validate_every": 0})
+    train(recipe, corpus=tiny_corpus, out=tmp_path / "undisturbed")
+    run = tmp_path / "run"
+    interrupted(recipe, tiny_corpus, run, after_step=3)
+    words = command(recipe, tiny_corpus, run)[1:]
+    for size, message in ((10_000, r"step_000004: File too large; step 3 is intact: make room"), (300, "File too")):
+        capsys.readouterr()
+        with file_size_limit(size):
+            assert pretrain(words) == 1
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert re.search(message, errors[0])
+        assert load_checkpoint(run / "checkpoints" / "step_000003").step == 3
+    assert pretrain(words) == 0
+    assert_same_weights(tmp_path / "undisturbed", run)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writes beyond `size` bytes fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_wrong_use_is_one_line_and_exit_code_2(

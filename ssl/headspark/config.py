@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import re
 import sys
 import typing
@@ -20,6 +21,8 @@ from harmonize.errors import UserError
 
 T = TypeVar("T")
 WRONG_USE = 2
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No room on the disk, in the user's quota, or for a file of that size."""
 
 
 def recipe_parser(config_class: type, *, prog: str, description: str) -> ArgumentParser:
@@ -106,7 +109,7 @@ def recipe_keys(config_class: Any) -> Iterator[str]:
 
 
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run a command and give its exit code: a `UserError` becomes one line on standard error.
+    """Run a command and give its exit code: a `UserError` or a full disk becomes one line on standard error.
 
     ``--debug`` among the arguments shows the traceback too.
     """
@@ -117,6 +120,13 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in FULL_DISK or "--debug" in argv:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        line = f"{where}{error.strerror}; what was written before is intact: make room and give the same command again"
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        return 1
 
 
 @contextmanager

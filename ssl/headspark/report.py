@@ -51,7 +51,7 @@ class Interval:
     Attributes:
         losses: One a step.
         norms: Of the gradient, one a step.
-        waited: Seconds spent waiting for batches.
+        waited: Seconds that the ranks spent waiting for batches, on average.
         began: When the interval began, by the monotonic clock.
     """
 
@@ -59,6 +59,11 @@ class Interval:
     norms: list[float] = field(default_factory=list)
     waited: float = 0.0
     began: float = field(default_factory=time.monotonic)
+
+    def wait_share(self) -> float:
+        """Share of the time since the interval began that went into waiting for batches."""
+        seconds = time.monotonic() - self.began
+        return min(self.waited / seconds, 1.0) if seconds > 0 else 0.0
 
 
 class Report:
@@ -95,7 +100,7 @@ class Report:
         self._interval.norms.append(norm)
         self._interval.waited += waited
         if self._progress is not None:
-            self._progress.advance(loss=f"{loss:.4f}")
+            self._progress.advance(loss=f"{loss:.4f}", data_wait=f"{self._interval.wait_share():.0%}")
 
     def line(self, step: int, *, lr: float, skipped: int) -> None:
         """Write what was collected as one line, and begin the next interval."""
@@ -110,7 +115,7 @@ class Report:
             "grad_norm": interval.norms[-1] if interval.norms and isfinite(interval.norms[-1]) else None,
             "seconds": seconds / steps,
             "samples_per_second": steps * self._effective / seconds,
-            "data_wait_share": min(interval.waited / seconds, 1.0),
+            "data_wait_share": interval.wait_share(),
             "skipped_steps": skipped,
         }
         if torch.cuda.is_available():

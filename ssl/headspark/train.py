@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +88,21 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one step gave; the same on all ranks, but for the seconds.
+    """What one step gave; the same on all ranks.
 
     Attributes:
         loss: Mean squared error over the scored, hidden voxels of the step's samples.
         norm: Of the gradient, before it was clipped.
         stop: Whether any rank was asked to stop.
-        waited: Seconds spent waiting for batches.
+        waited: Seconds that the ranks spent waiting for batches, on average.
+        skipped_scans: What the step saw on all ranks, if it was skipped because it was not finite; else nothing.
     """
 
     loss: float
     norm: float
     stop: bool
     waited: float
+    skipped_scans: tuple[str, ...]
 
 
 def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
@@ -159,7 +162,7 @@ def train_step(training: Training, batches: Iterator[Batch], interrupt: Interrup
     training.schedule.step_update(training.step)
     # Keeps the sums near 1, within the reach of fp16.
     nominal_voxels = plan.batch * recipe.data.patch**3
-    totals_3 = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+    totals_4 = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     waited = 0.0
     scan_ids: list[str] = []
 
@@ -174,17 +177,17 @@ def train_step(training: Training, batches: Iterator[Batch], interrupt: Interrup
         with nullcontext() if last else accelerator.no_sync(training.model):
             output = training.model(x_BCDHW, MaskGeometry(batch.visible_Bdhw), scored_B1DHW)
             accelerator.backward(output.loss * (output.scored_voxels / nominal_voxels))
-        totals_3[0] += output.loss.detach().double() * output.scored_voxels
-        totals_3[1] += output.scored_voxels
+        totals_4[0] += output.loss.detach().double() * output.scored_voxels
+        totals_4[1] += output.scored_voxels
 
-    # One small exchange a step: the loss, its voxels, and whether any rank was asked to stop.
-    totals_3[2] = float(interrupt.name is not None)
-    error, voxels, asked = accelerator.reduce(totals_3, "sum").tolist()
+    # One small exchange a step: the loss, its voxels, whether any rank was asked to stop, and how long they waited.
+    totals_4[2], totals_4[3] = float(interrupt.name is not None), waited / plan.ranks
+    error, voxels, asked, waited = accelerator.reduce(totals_4, "sum").tolist()
     gradients = [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
     torch._foreach_mul_(gradients, plan.ranks * nominal_voxels / max(voxels, 1.0))
     norm = float(accelerator.clip_grad_norm_(training.model.parameters(), recipe.train.clip or float("inf")))
-    outcome = Outcome(loss=error / max(voxels, 1.0), norm=norm, stop=asked > 0, waited=waited)
-    finite = bool(torch.isfinite(torch.tensor([outcome.loss, norm])).all())
+    loss = error / max(voxels, 1.0)
+    finite = isfinite(loss) and isfinite(norm)
 
     if finite or accelerator.scaler is not None:  # the scaler of fp16 skips by itself, and lowers its scale
         training.optimizer.step()
@@ -194,15 +197,31 @@ def train_step(training: Training, batches: Iterator[Batch], interrupt: Interrup
     training.step += 1
     training.skipped += not finite
     training.skipped_in_a_row = 0 if finite else training.skipped_in_a_row + 1
-    if training.skipped_in_a_row == recipe.train.non_finite_patience:
-        give_up(training, scan_ids)
-    return outcome
+    return Outcome(
+        loss=loss,
+        norm=norm,
+        stop=asked > 0,
+        waited=waited,
+        skipped_scans=() if finite else tuple(sorted(set(gather_object(scan_ids)))),
+    )
 
 
 def record(training: Training, report: Report, outcome: Outcome) -> None:
-    """Take a step into the report, and write a line where one is due."""
+    """Take a step into the report, and write a line where one is due.
+
+    Raises:
+        UserError: Too many steps in a row were skipped.
+    """
     step, every = training.step, training.recipe.train.log_every
     report.collect(loss=outcome.loss, norm=outcome.norm, waited=outcome.waited)
+    if outcome.skipped_scans:
+        scans = ", ".join(outcome.skipped_scans)
+        report.say(f"step {step} skipped: its loss or gradient is not finite; it saw {scans}")
+        if training.skipped_in_a_row >= training.recipe.train.non_finite_patience:
+            raise UserError(
+                f"step {step}: the loss or its gradient was not finite in {training.skipped_in_a_row} steps in a row, "
+                f"lastly on {scans}; look at these scans, or lower optim.lr"
+            )
     if step == 1 or step % every == 0 or step == training.recipe.train.steps:
         lr = training.optimizer.param_groups[0]["lr"]
         report.line(step, lr=lr, skipped=training.skipped)
@@ -271,15 +290,6 @@ def resume(training: Training, run: Run | None, out: Path) -> dict[str, list[flo
     if training.accelerator.scaler is not None:
         training.accelerator.scaler.load_state_dict(found.training["scaler"])
     return found.training["pending"]
-
-
-def give_up(training: Training, scan_ids: list[str]) -> None:
-    """End a run whose loss or gradient has not been finite for too long."""
-    scans = ", ".join(sorted(set(gather_object(scan_ids))))
-    raise UserError(
-        f"step {training.step}: the loss or its gradient was not finite in {training.skipped_in_a_row} steps in a row, "
-        f"lastly on {scans}; look at these scans, or lower optim.lr"
-    )
 
 
 def fill_cache(cohort: Cohort, training: Training, report: Report, out: Path) -> AbstractContextManager[Store]:
