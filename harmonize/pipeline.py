@@ -130,7 +130,7 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
     if settings.brain_model is not None and not settings.apply_brain:
         _find_brain(resampled, settings.brain_model)
     if settings.crop_foreground:
-        _crop(resampled, scan.unit)
+        _crop(resampled, scan)
     decisions = resampled.decisions
     raw_percentiles = _percentiles(values_inside(resampled.values_XYZ, resampled.foreground_XYZ))
     if scan.unit == HU:
@@ -208,6 +208,17 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
     return resampled
 
 
+def without_bias(resampled: Resampled, settings: Settings) -> NDArray[Any]:
+    """The values that MRI is normalised from: divided by the bias field where that is asked for.
+
+    Raises:
+        Rejection: N4 finds no field.
+    """
+    if not settings.n4:
+        return resampled.values_XYZ
+    return intensity.correct_bias(resampled.values_XYZ, resampled.foreground_XYZ, resampled.spacing)
+
+
 def _percentiles(foreground: NDArray[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in np.percentile(nyul.thin_out(foreground), PERCENTILES))
 
@@ -275,9 +286,8 @@ def _keep_brain(resampled: Resampled, outside: float) -> None:
 
 
 def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[Any]:
-    values = resampled.values_XYZ
+    values = without_bias(resampled, settings)
     if settings.n4:
-        values = intensity.correct_bias(values, resampled.foreground_XYZ, resampled.spacing)
         resampled.decisions.append("bias field corrected by N4")
     histogram = None
     if settings.mri_norm == "nyul":
@@ -296,10 +306,17 @@ def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[
     )
 
 
-def _crop(resampled: Resampled, unit: str) -> None:
-    body = find_foreground(resampled.values_XYZ, resampled.spacing, unit, caution=CROP_CAUTION)
-    box = np.asarray(bounding_box(resampled.foreground_XYZ | body)).reshape(3, 2)
+def _crop(resampled: Resampled, scan: Scan) -> None:
+    kept = find_foreground(resampled.values_XYZ, resampled.spacing, scan.unit, caution=CROP_CAUTION)
+    kept |= resampled.foreground_XYZ
+    if resampled.mask_XYZ is not None:
+        kept |= resampled.mask_XYZ > 0
+    box = np.asarray(bounding_box(kept)).reshape(3, 2)
     shape = np.asarray(resampled.values_XYZ.shape)
+    for point in scan.points:
+        place = np.rint((np.asarray(point.xyz_mm) - resampled.affine[:3, 3]) / np.diagonal(resampled.affine)[:3])
+        if (place >= 0).all() and (place < shape).all():
+            box = np.stack((np.minimum(box[:, 0], place), np.maximum(box[:, 1], place + 1)), axis=1).astype(int)
     margin = np.ceil(CROP_MARGIN_MM / np.asarray(resampled.spacing)).astype(int)
     low, high = np.maximum(box[:, 0] - margin, 0), np.minimum(box[:, 1] + margin, shape)
     if (low == 0).all() and (high == shape).all():

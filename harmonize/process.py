@@ -18,7 +18,7 @@ from harmonize.corpus import brain_mask_name, image_name, mask_name, write_volum
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.foreground import values_inside
 from harmonize.journal import Record
-from harmonize.pipeline import Harmonized, harmonize_scan, resample_scan
+from harmonize.pipeline import Harmonized, harmonize_scan, resample_scan, without_bias
 from harmonize.scan import HU, ScanRef
 from harmonize.settings import Settings
 
@@ -32,18 +32,20 @@ DEBUG_VARIABLE = "HARMONIZE_DEBUG"
 def process(ref: ScanRef, *, corpus: Path, settings: Settings) -> Record:
     """Harmonize one scan into the corpus; whatever is wrong with the scan ends in its record.
 
-    A failing read is tried twice: network file systems hiccup.
+    A failing read is tried twice, because network file systems hiccup; so is a scan that found no memory.
 
     Raises:
         UserError: The corpus cannot be written to, so there is no point in going on.
     """
     try:
         return _attempt(ref, corpus, settings)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         _refuse_to_go_on(error, corpus)
     time.sleep(RETRY_AFTER_S)
     try:
         return _attempt(ref, corpus, settings)
+    except MemoryError:
+        return refused(ref, settings, Rejection(Reason.WORKER_DIED, "the scan twice did not fit into memory"))
     except OSError as error:
         _refuse_to_go_on(error, corpus)
         # Only the kind of error: its text holds a path, and paths hold names.
@@ -66,15 +68,26 @@ def refused(ref: ScanRef, settings: Settings, rejection: Rejection) -> Record:
 
 def landmarks_of(ref: ScanRef, *, settings: Settings) -> tuple[str, list[float]] | None:
     """What one scan adds to its modality's standard histogram: modality and landmarks; None if it cannot be used."""
-    try:
-        scan = sources.get(ref.source).load(ref)
-        if scan.unit == HU:
+    for pause_s in (RETRY_AFTER_S, 0.0):
+        try:
+            return _landmarks(ref, settings)
+        except UserError:
+            raise
+        except (OSError, MemoryError):
+            time.sleep(pause_s)
+        except Exception:
+            # Whatever it is, the scan meets it again when its turn comes, and is recorded then.
             return None
-        resampled = resample_scan(scan, settings)
-        return scan.modality, nyul.landmarks(values_inside(resampled.values_XYZ, resampled.foreground_XYZ)).tolist()
-    except (Rejection, OSError):
-        # The scan meets the same fault again when its turn comes, and is recorded then.
+    return None
+
+
+def _landmarks(ref: ScanRef, settings: Settings) -> tuple[str, list[float]] | None:
+    scan = sources.get(ref.source).load(ref)
+    if scan.unit == HU:
         return None
+    resampled = resample_scan(scan, settings)
+    values_XYZ = without_bias(resampled, settings)
+    return scan.modality, nyul.landmarks(values_inside(values_XYZ, resampled.foreground_XYZ)).tolist()
 
 
 def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> Record:
@@ -83,10 +96,8 @@ def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> Record:
         return _write(ref, harmonized, corpus, settings)
     except Rejection as rejection:
         return refused(ref, settings, rejection)
-    except (OSError, UserError):
+    except (OSError, MemoryError, UserError):
         raise
-    except MemoryError:
-        return refused(ref, settings, Rejection(Reason.WORKER_DIED, "the scan does not fit into memory"))
     except Exception as error:
         # The one place where a fault that nobody foresaw becomes a refusal: a damaged file must not end a run over a
         # hundred thousand. Its text is left out, because it may quote a header.
@@ -152,8 +163,8 @@ def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Setting
     return Record(source=ref.source, raw_hash=raw, row=row)
 
 
-def _refuse_to_go_on(error: OSError, corpus: Path) -> None:
-    if error.errno in NO_ROOM:
+def _refuse_to_go_on(error: OSError | MemoryError, corpus: Path) -> None:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         raise UserError(
             f"{corpus}: {os.strerror(error.errno or 0)}; make room and run the same command again, it goes on from here"
         ) from error

@@ -117,6 +117,21 @@ def test_cropping_keeps_the_head_with_its_margin_and_the_world_in_place() -> Non
     assert any("cropped" in line for line in found.decisions)
 
 
+def test_cropping_never_cuts_a_vessel_mask_or_a_point() -> None:
+    voxels = np.full((90, 90, 60), -1000, dtype=np.int16)
+    voxels[40:60, 42:58, 20:44] = 30
+    vessels = np.zeros(voxels.shape, dtype=np.uint8)
+    vessels[15:18, 50, 30] = 3
+    point = Point(label="Basilar Tip", xyz_mm=(50.0, 50.0, 55.0))
+    masks = {"vessels": Mask(labels_XYZ=vessels, affine=np.eye(4))}
+    found = harmonize_scan(ct(voxels_XYZ=voxels, masks=masks, points=(point,)), Settings(crop_foreground=True))
+    assert found.mask_XYZ is not None
+    assert np.count_nonzero(found.mask_XYZ) == 3
+    place = np.linalg.inv(found.affine) @ [*point.xyz_mm, 1]
+    assert all(0 <= index < size for index, size in zip(place, found.stored_XYZ.shape, strict=False))
+    assert found.stored_XYZ.shape[1] < 90
+
+
 def test_baked_windows_have_three_channels_and_the_same_grid() -> None:
     found = harmonize_scan(ct(), Settings(bake_windows=True))
     assert found.stored_XYZ.shape == (40, 36, 30, 3)

@@ -13,6 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from harmonize.aneurysm_labels import LABELS
 from harmonize.errors import Reason, Rejection, UserError
+from harmonize.pipeline import harmonize_scan
+from harmonize.settings import Settings
 from harmonize.sources import rsna
 
 CT, MR, ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1"
@@ -140,6 +142,31 @@ def test_a_localizer_lies_at_its_pixel_in_a_tilted_uneven_series(tmp_path):
     np.testing.assert_allclose(point.xyz_mm, expected, atol=1e-9)
     by_affine = scan.affine @ [5.5, 2.25, scan.slice_offsets[4], 1]
     np.testing.assert_allclose(by_affine[:3], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 0.5)])
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_localizer_lands_within_half_a_target_voxel_of_its_pixel(tmp_path, spacing, crop):
+    offsets, hot = (0.0, 3.0, 6.0, 9.0, 13.0, 17.0, 21.0, 25.0), (5, 9, 11)
+    for k, offset in enumerate(offsets):
+        pixels = np.full((24, 20), -1000)
+        pixels[6:18, 6:16] = 40
+        if k == hot[0]:
+            pixels[hot[1:]] = 3000
+        place = {"ImagePositionPatient": [-30, 20 + TILT * offset, offset], "PixelSpacing": [2.5, 2.0]}
+        write_file(
+            tmp_path / "series" / UID / f"{UID}.{k}.dcm",
+            pixels,
+            f"{UID}.{k}",
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            **place,
+        )
+    write_tables(tmp_path, localizers=[(UID, f"{UID}.{hot[0]}", f"{{'x': {hot[2]}, 'y': {hot[1]}}}", LABEL)])
+    found = harmonize_scan(load(tmp_path), Settings(spacing=spacing, crop_foreground=crop))
+    (point,) = found.points
+    brightest = np.array(np.unravel_index(found.stored_XYZ.argmax(), found.stored_XYZ.shape))
+    away_mm = np.abs(found.affine[:3, :3] @ brightest + found.affine[:3, 3] - point.xyz_mm)
+    assert (away_mm <= np.array(spacing) / 2 + 1e-3).all()
 
 
 def test_a_localizer_of_a_multiframe_file_lies_in_its_frame(tmp_path):
