@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ GONE = {Reason.IO_ERROR.value, Reason.MISSING_FILE.value}
 """What a scan is refused for when the disk below it goes away."""
 
 LOCK = ".lock"
+SHARD_IS_FITTING = "another shard of this corpus is fitting the standard histograms; waiting for it"
 
 Executor = Callable[[Callable[[ScanRef], Any], Iterable[ScanRef]], Iterator[tuple[ScanRef, Any]]]
 """Yields each reference with what the function made of it, or with `harmonize.pool.Died`; in any order. Local processes
@@ -84,6 +86,7 @@ def run(
     nyul_folder: Path | None = None,
     executor: Executor | None = None,
     time_limit_s: float | None = None,
+    retry: bool = False,
 ) -> Summary:
     """Bring the scans of one raw root into a corpus; those that are there already stay as they are.
 
@@ -98,6 +101,7 @@ def run(
         nyul_folder: Standard histograms to use instead of fitting them.
         executor: Who runs the scans, instead of local processes.
         time_limit_s: A scan that takes longer loses its process, as one that wants too much memory does.
+        retry: Try all that was refused again, because files or tables were repaired since.
 
     Raises:
         UserError: Nothing to do, the corpus is taken or was made otherwise, or it cannot be written.
@@ -110,20 +114,21 @@ def run(
     if time_limit_s is not None:
         run_over = partial(_within, run_over=run_over, seconds=time_limit_s)
     with ExitStack() as stack:
+        stack.enter_context(_interruptible())
         _take(stack, out, source, shard)
-        with lock.turn(out / layout.RECORDS / LOCK):
+        with lock.turn(out / layout.RECORDS / LOCK, waiting=SHARD_IS_FITTING):
             layout.claim(out, source, settings)
         references, doubles = _discover(source, root, settings, limit)
         if settings.mri_norm == "nyul":
-            settings = _with_histograms(out, references, settings, nyul_folder, run_over)
+            settings = _with_histograms(root, out, references, settings, nyul_folder, run_over)
         if shard is not None:
             references = [ref for ref in references if _part(ref, settings, shard[1]) == shard[0]]
             doubles = [ref for ref in doubles if _part(ref, settings, shard[1]) == shard[0]]
         records = journal.read(out / layout.RECORDS)
-        missing = [ref for ref in references if _is_missing(out, records.get(_key(ref, settings)))]
+        missing = [ref for ref in references if _is_missing(out, records.get(_key(ref, settings)), retry=retry)]
         summary = Summary(source=source, found=len(references) + len(doubles), known=len(references) - len(missing))
         path = out / layout.RECORDS / journal.journal_name(source, shard)
-        with journal.appending(path) as stream, _interruptible():
+        with journal.appending(path) as stream:
 
             def keep(record: journal.Record) -> None:
                 journal.append(stream, record)
@@ -222,8 +227,8 @@ def _work(
             if isinstance(result, pool.Died):
                 result = refused(ref, settings, Rejection(Reason.WORKER_DIED, _cause_of_death(result)))
             refusal = result.rejection
-            if refusal is not None and refusal["reason"] in GONE and _has_vanished(root):
-                raise UserError(f"{root}: vanished during the run; bring it back and run the same command again")
+            if refusal is not None and refusal["reason"] in GONE:
+                _check_still_there(root)
             keep(result)
             if refusal is not None:
                 rejected += 1
@@ -237,12 +242,18 @@ def _local(
     return pool.run(function, references, workers=workers)
 
 
-def _has_vanished(root: Path) -> bool:
-    """Whether the raw folder is gone, or empty as a mount point is when nothing is mounted on it."""
+def _check_still_there(root: Path) -> None:
+    """Raise if the raw folder is gone, or empty as a mount point is when nothing is mounted on it.
+
+    Raises:
+        UserError: It is.
+    """
     try:
-        return next(root.iterdir(), None) is None
+        vanished = next(root.iterdir(), None) is None
     except OSError:
-        return True
+        vanished = True
+    if vanished:
+        raise UserError(f"{root}: vanished during the run; bring it back and run the same command again")
 
 
 def _within(
@@ -260,11 +271,11 @@ def _cause_of_death(died: pool.Died) -> str:
 
 
 def _with_histograms(
-    out: Path, references: list[ScanRef], settings: Settings, given: Path | None, run_over: Executor
+    root: Path, out: Path, references: list[ScanRef], settings: Settings, given: Path | None, run_over: Executor
 ) -> Settings:
     """Settings that point at the corpus's standard histograms, after what is missing there was copied or fitted."""
     folder = out / layout.NYUL
-    with lock.turn(out / layout.RECORDS / LOCK):
+    with lock.turn(out / layout.RECORDS / LOCK, waiting=SHARD_IS_FITTING):
         if given is not None:
             _adopt(given, folder)
         by_modality: dict[str | None, list[ScanRef]] = {}
@@ -277,7 +288,7 @@ def _with_histograms(
             for ref in _sample(group, settings)
         ]
         if wanted:
-            _fit(wanted, folder, settings, run_over)
+            _fit(wanted, root, folder, settings, run_over)
     return replace(settings, nyul_folder=folder)
 
 
@@ -287,19 +298,27 @@ def _sample(group: list[ScanRef], settings: Settings) -> list[ScanRef]:
     return random.Random(settings.seed).sample(ordered, count)
 
 
-def _fit(wanted: list[ScanRef], folder: Path, settings: Settings, run_over: Executor) -> None:
+def _fit(wanted: list[ScanRef], root: Path, folder: Path, settings: Settings, run_over: Executor) -> None:
     found: dict[str, list[tuple[str, list[float]]]] = {}
+    unused = 0
     with Progress("fit nyul", total=len(wanted)) as progress:
         for ref, result in run_over(partial(landmarks_of, settings=settings), wanted):
-            progress.advance()
-            if result is not None and not isinstance(result, pool.Died):
+            if result is None or isinstance(result, pool.Died):
+                unused += 1
+            else:
                 modality, landmarks = result
                 found.setdefault(modality, []).append((ref.key, landmarks))
+            progress.advance(unused=unused)
+    if unused:
+        _check_still_there(root)
     for modality, landmarks_by_key in sorted(found.items()):
         path = nyul.histogram_path(folder, modality)
         if not path.is_file():
             # In the order of the keys: a sum of floats depends on its order.
             nyul.save(path, nyul.fit(np.asarray(landmarks) for _, landmarks in sorted(landmarks_by_key)))
+            # A user who tries a few scans first must know that the corpus keeps what these few gave.
+            count = len(landmarks_by_key)
+            print(f"nyul: {modality} fitted on {count} scans, for all of this corpus", file=sys.stderr, flush=True)
 
 
 def _adopt(given: Path, folder: Path) -> None:
@@ -328,11 +347,11 @@ def _key(ref: ScanRef, settings: Settings) -> journal.Key:
     return ref.source, identity.raw_hash(ref, settings.salt)
 
 
-def _is_missing(out: Path, record: journal.Record | None) -> bool:
+def _is_missing(out: Path, record: journal.Record | None, *, retry: bool) -> bool:
     if record is None:
         return True
     if record.row is None:
-        return record.rejection is None or record.rejection["reason"] in PASSING
+        return retry or record.rejection is None or record.rejection["reason"] in PASSING
     names = (record.row.get(column) for column in layout.FILE_COLUMNS)
     return not all((out / name).is_file() for name in names if name is not None)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from harmonize.errors import UserError
 
@@ -21,7 +23,7 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
     Raises:
         UserError: Somebody does.
     """
-    with _flock(path, fcntl.LOCK_EX | fcntl.LOCK_NB, busy):
+    with _held(path, fcntl.LOCK_EX, busy):
         yield
 
 
@@ -32,25 +34,46 @@ def shared(path: Path, busy: str) -> Iterator[None]:
     Raises:
         UserError: Somebody holds it alone.
     """
-    with _flock(path, fcntl.LOCK_SH | fcntl.LOCK_NB, busy):
+    with _held(path, fcntl.LOCK_SH, busy):
         yield
 
 
 @contextmanager
-def turn(path: Path) -> Iterator[None]:
-    """Wait until `path` is free, then hold it alone."""
-    with _flock(path, fcntl.LOCK_EX, ""):
-        yield
+def turn(path: Path, *, waiting: str) -> Iterator[None]:
+    """Wait until `path` is free, then hold it alone.
 
-
-@contextmanager
-def _flock(path: Path, operation: int, busy: str) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
+    Args:
+        path: The lock file.
+        waiting: What the user is told, on standard error, if that takes time.
+    """
+    with _opened(path) as stream:
         try:
-            fcntl.flock(stream, operation)
+            _lock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting, file=sys.stderr, flush=True)
+            _lock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _held(path: Path, operation: int, busy: str) -> Iterator[None]:
+    with _opened(path) as stream:
+        try:
+            _lock(stream, operation | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(busy) from error
-        except OSError as error:
-            raise UserError(f"{path}: this file system has no locks ({error.strerror}); use a local one") from error
         yield
+
+
+def _opened(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a")
+
+
+def _lock(stream: TextIO, operation: int) -> None:
+    try:
+        fcntl.flock(stream, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise UserError(f"{stream.name}: this file system has no locks ({error.strerror}); use a local one") from error

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from harmonize import engine, lock, pool
+from harmonize import engine, lock, pool, sources
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.settings import Settings
@@ -104,6 +105,90 @@ def test_the_manifest_is_rebuilt_from_the_files(root: Path, tmp_path: Path) -> N
         (tmp_path / "corpus" / name).unlink()
     engine.merge(tmp_path / "corpus")
     assert content(tmp_path / "corpus") == before
+
+
+def test_what_was_repaired_is_tried_again_when_asked(root: Path, tmp_path: Path) -> None:
+    broken = root / "OpenMind/ds000001/sub-04/anat/sub-04_T1w.nii.gz"
+    content_before = broken.read_bytes()
+    whole = lay_out(tmp_path / "other", broken=0)
+    run(root, tmp_path / "corpus")
+    broken.write_bytes((whole / broken.relative_to(root)).read_bytes())
+    assert run(root, tmp_path / "corpus").known == 5
+    assert run(root, tmp_path / "corpus", retry=True).accepted == 5
+    assert Corpus.open(tmp_path / "corpus").rejected.empty
+    run(whole, tmp_path / "undisturbed")
+    assert content(tmp_path / "corpus") == content(tmp_path / "undisturbed")
+    broken.write_bytes(content_before)
+    assert run(root, tmp_path / "corpus", retry=True).known == 5
+
+
+def test_a_raw_folder_that_vanishes_while_histograms_are_fitted_leaves_none(root: Path, tmp_path: Path) -> None:
+    settings = Settings(spacing=(3.0, 3.0, 3.0), mri_norm="nyul")
+
+    def losing(function, references):
+        for number, ref in enumerate(references):
+            if number == 2:
+                root.rename(tmp_path / "elsewhere")
+            yield ref, function(ref)
+
+    with pytest.raises(UserError, match="vanished during the run"):
+        run(root, tmp_path / "corpus", settings, executor=losing)
+    (tmp_path / "elsewhere").rename(root)
+    run(root, tmp_path / "corpus", settings)
+    run(root, tmp_path / "whole", settings)
+    assert content(tmp_path / "corpus") == content(tmp_path / "whole")
+
+
+def test_an_unforeseen_fault_does_not_end_the_fit(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = sources.get("openmind").load
+
+    def failing(ref):
+        if "sub-02" in ref.key:
+            raise KeyError("DOE^JANE")
+        return load(ref)
+
+    monkeypatch.setattr("harmonize.sources.openmind.load", failing)
+    summary = run(root, tmp_path / "corpus", Settings(spacing=(3.0, 3.0, 3.0), mri_norm="nyul"))
+    assert (summary.accepted, dict(summary.rejected)) == (3, {"unreadable": 1, "truncated": 1})
+
+
+def test_n4_comes_before_the_fit_as_it_does_before_the_transform(root: Path, tmp_path: Path) -> None:
+    for n4 in (False, True):
+        run(root, tmp_path / str(n4), Settings(spacing=(3.0, 3.0, 3.0), mri_norm="nyul", n4=n4), limit=2)
+    plain, corrected = (np.load(tmp_path / name / "nyul/T1w.npy") for name in ("False", "True"))
+    assert not np.array_equal(plain, corrected)
+
+
+def test_a_scan_without_memory_is_tried_twice_and_recorded(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def failing(ref):
+        tries.append(ref.key)
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("harmonize.sources.openmind.load", failing)
+        patched.setattr("harmonize.process.RETRY_AFTER_S", 0.0)
+        assert dict(run(root, tmp_path / "corpus", limit=1).rejected) == {"worker_died": 1}
+    assert len(tries) == 2
+    assert run(root, tmp_path / "corpus", limit=1).accepted == 1
+
+
+def test_who_waits_for_another_shard_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / ".lock"
+    with lock.exclusive(path, "busy"):
+        waiting = threading.Thread(target=lambda: lock.turn(path, waiting="please wait").__enter__())
+        waiting.start()
+        deadline = time.monotonic() + 60
+        said = ""
+        while "please wait" not in said:
+            assert time.monotonic() < deadline
+            said += capsys.readouterr().err
+            time.sleep(0.01)
+    waiting.join(timeout=60)
+    assert not waiting.is_alive()
 
 
 def test_a_limit_takes_the_first_scans_and_the_rest_can_follow(root: Path, tmp_path: Path) -> None:
