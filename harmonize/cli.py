@@ -28,6 +28,9 @@ SOURCES = {
 EXECUTORS = ("local", "dask", "slurm")
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
+DRAWN = 10_000
+"""Pictures of a report: about 56 MB."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -74,6 +77,7 @@ def _parse(given: list[str]) -> argparse.Namespace:
     parsers["merge"] = _add_merge(commands)
     parsers["verify"] = _add_verify(commands)
     parsers["report"] = _add_report(commands)
+    parsers["locate"] = _add_locate(commands)
     parsers["fetch"] = fetch_arguments.add(commands)
     parsers["publish"] = _add_publish(commands)
     command = next((word for word in given if not word.startswith("-")), None)
@@ -127,6 +131,7 @@ def _add_source(commands: argparse._SubParsersAction[_Parser], name: str, text: 
     parser.add_argument(
         "--shard", type=_shard, metavar="I/N", help="only part I of N, from 0; end with harmonize merge"
     )
+    parser.add_argument("--retry", action="store_true", help="try again what was refused, after it was repaired")
     _add_workers(parser)
     _add_executor(parser)
     parser.add_argument("--strict", action="store_true", help="any rejected scan makes the exit code 1")
@@ -145,6 +150,7 @@ def _add_phantom(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
         "--size", type=_positive, default=96, metavar="VOXELS", help="of a scan's longest side; default 96"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
+    _add_workers(parser)
     _add_debug(parser)
     parser.set_defaults(call=_phantom)
     return parser
@@ -174,11 +180,24 @@ def _add_report(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
     parser = commands.add_parser("report", help=text, description=text.capitalize() + ".", allow_abbrev=False)
     parser.add_argument("corpus", type=Path, metavar="CORPUS")
     parser.add_argument(
-        "--thumbnails", type=_not_negative, default=10_000, metavar="N", help="at most so many; default %(default)s"
+        "--thumbnails", type=_not_negative, default=DRAWN, metavar="N", help="at most so many; default %(default)s"
     )
     _add_workers(parser)
     _add_debug(parser)
     parser.set_defaults(call=_report)
+    return parser
+
+
+def _add_locate(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
+    text = "name the raw files behind a corpus's hashes: all that were refused, or the ones you name"
+    parser = commands.add_parser("locate", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser.add_argument("source", choices=tuple(SOURCES), metavar="SOURCE", help=", ".join(SOURCES))
+    parser.add_argument("raw", type=Path, metavar="RAW", help="the raw folder")
+    parser.add_argument("corpus", type=Path, metavar="CORPUS")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="scan ids or hashes; none: all that were refused")
+    parser.add_argument("--salt", default="", help="the one that the corpus was made with")
+    _add_debug(parser)
+    parser.set_defaults(call=_locate)
     return parser
 
 
@@ -202,10 +221,13 @@ def _add_publish(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
-        "--workers", type=_not_negative, default=count, metavar="N", help="processes; default %(default)s"
+        "--workers", type=_not_negative, default=_cores(), metavar="N", help="processes; default %(default)s"
     )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _add_executor(parser: argparse.ArgumentParser) -> None:
@@ -279,18 +301,31 @@ def _harmonize(options: argparse.Namespace) -> int:
             nyul_folder=options.nyul,
             executor=executor,
             time_limit_s=options.time_limit * 60 or None,
+            retry=options.retry,
         )
     print(summary.table())
+    if summary.rejected and options.shard is None:
+        salt = " --salt ..." if options.salt else ""
+        print(f"which ones: harmonize locate {options.source} RAW {options.out}{salt}")
     if summary.interrupted:
         raise UserError(f"{options.out}: stopped before the end; the same command goes on from here")
     if options.shard is not None:
         print(f"when all {options.shard[1]} shards are done: harmonize merge {options.out}")
     elif summary.accepted == 0:
         raise UserError(f"{options.raw}: no usable scan; the reasons are in {options.out / 'rejected.parquet'}")
+    elif options.brain_model is not None:
+        _draw_brains(options.out, options.workers)
     rejected = summary.rejected.total()
     if rejected and options.strict:
         raise UserError(f"{options.raw}: {rejected} scans rejected, and --strict allows none")
     return DONE
+
+
+def _draw_brains(corpus: Path, workers: int) -> None:
+    """Brain masks never come without pictures to judge them by."""
+    from harmonize.report import write_report
+
+    print(f"brain masks to look at: {write_report(corpus, thumbnails=DRAWN, workers=max(1, workers))}")
 
 
 def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | None]:
@@ -323,7 +358,9 @@ def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | 
 def _phantom(options: argparse.Namespace) -> int:
     from harmonize import phantom
 
-    roots = phantom.write(options.source, options.out, scans=options.scans, size=options.size, seed=options.seed)
+    roots = phantom.write(
+        options.source, options.out, scans=options.scans, size=options.size, seed=options.seed, workers=options.workers
+    )
     for root in roots:
         print(root)
     return DONE
@@ -331,9 +368,12 @@ def _phantom(options: argparse.Namespace) -> int:
 
 def _merge(options: argparse.Namespace) -> int:
     from harmonize import engine
+    from harmonize.corpus import Corpus
 
     accepted, rejected = engine.merge(options.corpus)
     print(f"{options.corpus}: {accepted} scans, {rejected} rejected")
+    if "brain_model" in Corpus.open(options.corpus).info["settings"]:
+        _draw_brains(options.corpus, _cores())
     return DONE
 
 
@@ -351,6 +391,18 @@ def _report(options: argparse.Namespace) -> int:
     from harmonize.report import write_report
 
     print(write_report(options.corpus, thumbnails=options.thumbnails, workers=max(1, options.workers)))
+    return DONE
+
+
+def _locate(options: argparse.Namespace) -> int:
+    from harmonize.locate import describe, locate
+
+    count = 0
+    for located in locate(options.source, options.raw, options.corpus, salt=options.salt, names=options.names):
+        print(describe(located))
+        count += 1
+    if count < len(options.names):
+        raise UserError(f"only {count} of {len(options.names)} names stand in {options.corpus} and in {options.raw}")
     return DONE
 
 

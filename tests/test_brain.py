@@ -15,7 +15,6 @@ import torch
 from harmonize import brain, cli
 from harmonize.corpus import Corpus, read_volume
 from harmonize.errors import UserError
-from harmonize.report import write_report
 from harmonize.settings import Settings
 from harmonize.verify import verify
 
@@ -114,7 +113,12 @@ def test_a_brain_mask_is_stored_shown_and_not_applied_unless_asked(
     assert found.sum() * 2**3 == pytest.approx(12 * 12 * 10 * 3**3, rel=0.15)
     assert np.ptp(kept[~found]) == 0
     assert np.ptp(kept[found]) > 0
+    assert not (tmp_path / "plain/report").exists()
     for name in ("mask", "applied"):
         assert verify(tmp_path / name) == []
-    write_report(tmp_path / "mask", thumbnails=5)
+        page = tmp_path / name / "report/index.html"
+        assert mask["scan_id"] in page.read_text()
+        page.unlink()
+        assert cli.main(["merge", str(tmp_path / name)]) == 0
+        assert page.is_file()
     assert cli.main([*common, "--out", str(tmp_path / "plain"), "--brain-model", str(weights)]) == 2

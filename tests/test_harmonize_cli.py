@@ -65,6 +65,31 @@ def test_verify_says_whole_or_names_the_faults(raw: Path, tmp_path: Path, capsys
     assert "missing" in capsys.readouterr().out
 
 
+def test_the_files_behind_hashes_are_named_to_who_has_the_salt(raw: Path, tmp_path: Path, capsys) -> None:
+    corpus = tmp_path / "corpus"
+    harmonize(raw, corpus, "--salt", "s")
+    assert f"harmonize locate openmind RAW {corpus}" in capsys.readouterr().out
+    assert call("locate", "openmind", raw, corpus, "--salt", "s") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "truncated" in line
+    assert line.endswith(str(raw / "OpenMind/ds000001/sub-01/anat/sub-01_T2w.nii.gz"))
+    (row,) = Corpus.open(corpus).scans.itertuples()
+    for name in (row.scan_id, row.raw_hash):
+        assert call("locate", "openmind", raw, corpus, name, "--salt", "s") == 0
+        assert "accepted: " in capsys.readouterr().out
+    assert call("locate", "openmind", raw, corpus) == 2
+    assert "another --salt" in capsys.readouterr().err
+    assert call("locate", "openmind", raw, corpus, "nothing", "--salt", "s") == 1
+    assert "only 0 of 1 names" in capsys.readouterr().err
+
+
+def test_rsna_is_not_fetched_but_the_way_to_it_is_named(tmp_path: Path, capsys) -> None:
+    assert call("fetch", "rsna", "--out", tmp_path) == 1
+    said = capsys.readouterr().err
+    assert "https://www.kaggle.com/competitions/" in said
+    assert f"-p {tmp_path}" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from harmonize.errors import UserError
+from harmonize.licences import terms_of
 
 WORKERS = 4
 OPENMIND = "a part of OpenMind, from the Hugging Face Hub"
 TCIA = "a collection of The Cancer Imaging Archive, from its NBIA service"
 DEEPLESION = "DeepLesion's archives, from NIH's list of them"
+RSNA = "nothing: Kaggle hands RSNA 2025 out itself, and this says how"
+COMPETITION = "rsna-intracranial-aneurysm-detection"
 
 
 def add(commands: Any) -> Any:
     """Add `fetch` to the subparsers of `harmonize`; returns its parser."""
-    text = "download raw data of openmind, tcia or deeplesion; goes on where it was stopped"
+    text = "download raw data; goes on where it was stopped"
     parser = commands.add_parser("fetch", help=text, description=text.capitalize() + ".", allow_abbrev=False)
     sources = parser.add_subparsers(metavar="SOURCE", required=True)
     _add_openmind(_source(sources, "openmind", OPENMIND))
     _add_tcia(_source(sources, "tcia", TCIA))
     _add_deeplesion(_source(sources, "deeplesion", DEEPLESION))
+    _source(sources, "rsna", RSNA).set_defaults(call=_rsna)
     return parser
 
 
@@ -114,6 +118,13 @@ def _deeplesion(options: argparse.Namespace) -> int:
     missing = deeplesion.fetch(wanted, options.out, table_url=table)
     print(f"{options.out}: {len(wanted)} archives asked for; next: harmonize deeplesion {options.out} --out CORPUS")
     return _finish(options.out, missing)
+
+
+def _rsna(options: argparse.Namespace) -> int:
+    raise UserError(
+        f"rsna: Kaggle hands it out, to those who accept its rules at {terms_of('rsna').link}; then "
+        f"`kaggle competitions download -c {COMPETITION} -p {options.out}`, and unzip it there"
+    )
 
 
 def _finish(out: Path, missing: list[str]) -> int:

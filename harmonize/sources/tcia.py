@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from harmonize.dicom import Volume, find_files, find_volumes, raise_if_refused, reload_volume, walk
 from harmonize.errors import UserError
+from harmonize.progress import Progress
 from harmonize.scan import Scan, ScanRef
 
 METADATA_NAME = "metadata.csv"
@@ -43,7 +44,10 @@ def discover(root: Path) -> Iterator[ScanRef]:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the folder of the TCIA download", exit_code=2)
     subjects = _public_subjects(root)
-    for volume in find_volumes(find_files(root)):
+    files = find_files(root)
+    with Progress("read headers", total=len(files), unit="file") as progress:
+        volumes = find_volumes(_counted(files, progress))
+    for volume in volumes:
         yield _reference(root, volume, subjects)
 
 
@@ -59,6 +63,12 @@ def load(ref: ScanRef) -> Scan:
     found = cast(tuple[str, ...], ref.meta.get("decisions", ()))
     scan.decisions[:0] = [line for line in found if line not in scan.decisions]
     return scan
+
+
+def _counted(files: Iterable[Path], progress: Progress) -> Iterator[Path]:
+    for file in files:
+        yield file
+        progress.advance()
 
 
 def _reference(root: Path, volume: Volume, subjects: dict[str, str]) -> ScanRef:

@@ -1,0 +1,83 @@
+"""Find the raw files behind a corpus's hashes: only who has the raw folder and the salt can."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harmonize import identity, sources
+from harmonize.corpus import Corpus
+from harmonize.errors import UserError
+from harmonize.scan import ScanRef
+from harmonize.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """A raw scan and what became of it.
+
+    Attributes:
+        name: Its scan id in the corpus, or the hash that stands for it where it was refused.
+        ref: The raw scan; it holds raw names, so it is for the user's eyes alone.
+        reason: Code of the refusal, or ``accepted``.
+        message: Of the refusal.
+    """
+
+    name: str
+    ref: ScanRef
+    reason: str
+    message: str
+
+
+def locate(source: str, root: Path, path: Path, *, salt: str = "", names: Collection[str] = ()) -> Iterator[Located]:
+    """Yield raw scans of a root, in the order of `discover`.
+
+    Args:
+        source: Registry name.
+        root: The raw folder that was harmonized.
+        path: The corpus.
+        salt: The salt that it was made with.
+        names: Scan ids or hashes; none for all that were refused.
+
+    Raises:
+        UserError: No raw folder, no corpus, or another salt.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder", exit_code=2)
+    corpus = Corpus.open(path)
+    if Settings(salt=salt).shared()["salt_fingerprint"] != corpus.info["settings"]["salt_fingerprint"]:
+        raise UserError(f"{path}: was made with another --salt; give the same one", exit_code=2)
+    wanted = _wanted(corpus, source, frozenset(names))
+    for ref in sources.get(source).discover(root):
+        found = wanted.pop(identity.raw_hash(ref, salt), None)
+        if found is not None:
+            name, reason, message = found
+            yield Located(name=name, ref=ref, reason=reason, message=message)
+        if not wanted:
+            return
+
+
+def describe(located: Located) -> str:
+    """One line: what, why and where."""
+    paths = located.ref.paths
+    where = str(paths[0]) if paths else f"{located.ref.root}: no files of {located.ref.key}"
+    others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    why = f"{located.reason} ({located.message})" if located.message else located.reason
+    return f"{located.name}: {why}: {where}{others}"
+
+
+def _wanted(corpus: Corpus, source: str, names: frozenset[str]) -> dict[str, tuple[str, str, str]]:
+    """By raw hash: name, reason, message."""
+    refused = corpus.rejected[corpus.rejected["source"] == source]
+    found = {
+        raw_hash: (raw_hash, reason, message)
+        for raw_hash, reason, message in zip(refused["raw_hash"], refused["reason"], refused["message"], strict=True)
+        if not names or raw_hash in names
+    }
+    if names:
+        scans = corpus.scans[corpus.scans["source"] == source]
+        for raw_hash, scan_id in zip(scans["raw_hash"], scans["scan_id"], strict=True):
+            if names & {raw_hash, scan_id}:
+                found[raw_hash] = (scan_id, "accepted", "")
+    return found
