@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import random
 import struct
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from harmonize import engine
 from harmonize.corpus import Corpus
@@ -23,6 +26,7 @@ from harmonize.verify import verify
 SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))
 NIFTI_CASES = 240
 PNG_CASES = 90
+DICOM_CASES = 120
 
 
 def plain_nifti() -> bytes:
@@ -129,6 +133,110 @@ def test_damaged_png_runs_end_in_the_manifest_or_among_the_rejected(tmp_path: Pa
     rejected = Corpus.open(tmp_path / "corpus").rejected
     assert not rejected["message"].str.contains("unexpected").any(), rejected["message"].unique()
     assert verify(tmp_path / "corpus") == []
+
+
+CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
+SLICES = 6
+
+
+def plain_dicom(case: int, number: int, **elements: object) -> Dataset:
+    """One slice of 14 x 14 pixels, 4 x 4 mm, 5 mm apart; None leaves an element out."""
+    hu = np.full((14, 14), -1000)
+    hu[3:11, 3:11] = 40 + np.random.default_rng(case * SLICES + number).integers(0, 200, (8, 8))
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = CT_CLASS
+    dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.{case}.{number}"
+    defaults = {
+        "SOPClassUID": CT_CLASS, "SOPInstanceUID": f"1.2.{case}.{number}", "SeriesInstanceUID": f"1.2.{case}",
+        "StudyInstanceUID": "1.2", "PatientID": f"case {case}", "Modality": "CT", "ImageType": ["ORIGINAL", "PRIMARY"],
+        "Rows": 14, "Columns": 14, "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
+        "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "RescaleSlope": 1, "RescaleIntercept": 0,
+        "PixelSpacing": ["4.000000", "4.000000"], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "ImagePositionPatient": [0, 0, f"{5 * number}.000000"], "PixelData": hu.astype(np.int16).tobytes(),
+    }  # fmt: skip
+    for name, value in (defaults | elements).items():
+        if value is not None:
+            setattr(dataset, name, value)
+    if "PixelData" in dataset:
+        dataset["PixelData"].VR = "OW"
+    return dataset
+
+
+def dicom_bytes(dataset: Dataset) -> bytes:
+    stream = io.BytesIO()
+    dataset.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+MISSING_TAGS = (
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "BitsAllocated", "PixelData",
+    "SeriesInstanceUID", "SOPClassUID", "Modality", "PixelRepresentation", "StudyInstanceUID", "PatientID",
+)  # fmt: skip
+FALSE_NUMBERS = (b"0.000000", b"-4.00000", b"nan     ", b"inf     ", b"1e+30   ", b"        ", b"4,0     ", b"1e-30   ")
+NAMES_OUTSIDE = ("../../../outside", "/outside", "..", "../" * 20 + "outside", "a/b", "1.2/../../outside")
+SEVERAL = range(1, SLICES)
+"""Slices that are damaged where one damaged slice alone would only be left out."""
+
+
+def damaged_series(case: int, dice: random.Random) -> dict[str, bytes]:
+    """File names and contents of a series with one kind of damage."""
+    one = dice.randrange(SLICES)
+    elements: dict[int, dict[str, object]] = {number: {} for number in range(SLICES)}
+    hurt = dice.choice(([one], list(SEVERAL), list(range(SLICES))))
+    kind = case % 8
+    for number in hurt:
+        if kind == 0:
+            elements[number] = {MISSING_TAGS[case // 8 % len(MISSING_TAGS)]: None}
+        elif kind == 1:
+            elements[number] = {"Rows": 60000} if case % 16 == 1 else {"NumberOfFrames": 2_000_000}
+        elif kind == 2:
+            name = NAMES_OUTSIDE[case // 8 % len(NAMES_OUTSIDE)]
+            elements[number] = {"SeriesInstanceUID": name, "PatientID": name, "StudyInstanceUID": name}
+        elif kind == 3:
+            elements[number] = dice.choice(
+                ({"RescaleSlope": 0}, {"BitsStored": 40}, {"SamplesPerPixel": 3}, {"ImageOrientationPatient": [1] * 6})
+            )
+    files = {f"{number}.dcm": dicom_bytes(plain_dicom(case, number, **own)) for number, own in elements.items()}
+    for name in [f"{number}.dcm" for number in hurt]:
+        content = files[name]
+        if kind == 4:
+            files[name] = content[: dice.randrange(0, len(content))]
+        elif kind == 5:
+            files[name] = content.replace(b"4.000000", FALSE_NUMBERS[case // 8 % len(FALSE_NUMBERS)])
+        elif kind == 6:
+            place = f"{5 * int(name[0])}.000000".encode()
+            files[name] = content.replace(place, b"nan".ljust(len(place)))
+        elif kind == 7:
+            files |= {f"._{name}": content[:200], f"empty{name}": b"", f"text{name}": b"no DICOM file" * 30}
+    return files
+
+
+@pytest.mark.filterwarnings("ignore:.*(Invalid value|value length).*:UserWarning")
+def test_damaged_dicom_series_end_in_the_manifest_or_among_the_rejected(tmp_path: Path) -> None:
+    dice = random.Random(5)
+    for case in range(DICOM_CASES):
+        folder = tmp_path / f"raw/{case:03d}"
+        folder.mkdir(parents=True)
+        for name, content in damaged_series(case, dice).items():
+            (folder / name).write_bytes(content)
+    before = everything_below(tmp_path)
+    settings = Settings(spacing=(6.0, 6.0, 6.0), crop_foreground=True)
+    summary = engine.run("tcia", tmp_path / "raw", tmp_path / "corpus", settings, workers=0)
+
+    assert {path.partition("/")[0] for path in everything_below(tmp_path) - before} == {"corpus"}
+    assert summary.accepted >= DICOM_CASES // 8
+    assert len(summary.rejected) >= 6
+    corpus = Corpus.open(tmp_path / "corpus")
+    assert summary.accepted + summary.rejected.total() == len(corpus.scans) + len(corpus.rejected)
+    assert not corpus.rejected["message"].str.contains("unexpected").any(), corpus.rejected["message"].unique()
+    assert verify(tmp_path / "corpus") == []
+    # What remains of a series lies where it lay: no damage above changes a true number into another plausible one.
+    for row in corpus.scans.itertuples():
+        assert tuple(row.raw_shape[:2]) == (14, 14)
+        assert row.raw_shape[2] <= SLICES
+        assert np.allclose(row.raw_spacing, (4, 4, 5))
 
 
 def one_image_with_table(root: Path, table: str) -> Path:
