@@ -383,8 +383,12 @@ def _verify(options: argparse.Namespace) -> int:
     faults = verify(options.corpus, workers=max(1, options.workers))
     for fault in faults:
         print(fault)
-    print(f"{options.corpus}: {len(faults)} faults" if faults else f"{options.corpus}: whole")
-    return FAILED if faults else DONE
+    if not faults:
+        print(f"{options.corpus}: whole")
+        return DONE
+    print(f"{options.corpus}: {len(faults)} faults; delete the files named, then give the harmonize commands again:")
+    print("they make what is missing, and only that")
+    return FAILED
 
 
 def _report(options: argparse.Namespace) -> int:

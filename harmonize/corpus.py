@@ -168,14 +168,16 @@ FILE_COLUMNS = ("image_file_name", "mask_file_name", "brain_mask_file_name")
 """Columns of the manifest that name files; null where there is none."""
 
 
-def claim(path: Path, source: str, settings: Settings) -> None:
-    """Create corpus.json, or check that what is there was made with the same settings.
+def check_claim(path: Path, source: str, settings: Settings) -> dict[str, Any]:
+    """Check that a corpus is new, or was made with the same settings.
+
+    Returns:
+        The content of corpus.json, or what a new one begins with.
 
     Raises:
         UserError: The corpus holds scans made otherwise (exit code 2); names the first difference.
     """
-    info_path = path / INFO
-    if not info_path.exists():
+    if not (path / INFO).exists():
         if path.is_dir() and any(entry.name not in _OWN_BEFORE_INFO for entry in path.iterdir()):
             raise UserError(f"{path}: not empty and no corpus; give --out a new folder", exit_code=2)
         info: dict[str, Any] = {"settings": settings.shared(), "sources": {}}
@@ -183,6 +185,16 @@ def claim(path: Path, source: str, settings: Settings) -> None:
         info = Corpus.open(path).info
     _refuse_difference(path, info["settings"], settings.shared())
     _refuse_difference(path, info["sources"].get(source, settings.of_source()), settings.of_source())
+    return info
+
+
+def claim(path: Path, source: str, settings: Settings) -> None:
+    """Create corpus.json, or add the source to what is there.
+
+    Raises:
+        UserError: See `check_claim`.
+    """
+    info = check_claim(path, source, settings)
     sources = info["sources"] | {source: settings.of_source()}
     fresh = {
         "schema_version": SCHEMA_VERSION,
@@ -192,7 +204,7 @@ def claim(path: Path, source: str, settings: Settings) -> None:
         "libraries": library_versions(),
     }
     if fresh != info:
-        write_json(info_path, fresh)
+        write_json(path / INFO, fresh)
 
 
 def write_manifest(path: Path, accepted: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> None:

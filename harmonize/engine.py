@@ -116,9 +116,12 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
         _take(stack, out, source, shard)
+        # Wrong settings are said before the long look at the raw folder, and a wrong raw folder claims nothing.
+        with lock.turn(out / layout.RECORDS / LOCK, waiting=SHARD_IS_FITTING):
+            layout.check_claim(out, source, settings)
+        references, doubles = _discover(source, root, settings, limit)
         with lock.turn(out / layout.RECORDS / LOCK, waiting=SHARD_IS_FITTING):
             layout.claim(out, source, settings)
-        references, doubles = _discover(source, root, settings, limit)
         if settings.mri_norm == "nyul":
             settings = _with_histograms(root, out, references, settings, nyul_folder, run_over)
         if shard is not None:
@@ -137,7 +140,7 @@ def run(
             for ref in doubles:
                 keep(refused(ref, settings, Rejection(Reason.DUPLICATE, "another scan has the same name")))
             try:
-                _work(missing, len(references), root, out, settings, run_over, keep)
+                _work(source, missing, len(references), root, out, settings, run_over, keep)
             except KeyboardInterrupt:
                 summary.interrupted = True
         if summary.interrupted and shard is None:
@@ -212,6 +215,7 @@ def _discover(source: str, root: Path, settings: Settings, limit: int | None) ->
 
 
 def _work(
+    source: str,
     missing: list[ScanRef],
     total: int,
     root: Path,
@@ -220,9 +224,8 @@ def _work(
     run_over: Executor,
     keep: Callable[[journal.Record], None],
 ) -> None:
-    label = f"harmonize {missing[0].source}" if missing else "harmonize"
     rejected = 0
-    with Progress(label, total=total, done=total - len(missing)) as progress:
+    with Progress(f"harmonize {source}", total=total, done=total - len(missing)) as progress:
         for ref, result in run_over(partial(process, corpus=out, settings=settings), missing):
             if isinstance(result, pool.Died):
                 result = refused(ref, settings, Rejection(Reason.WORKER_DIED, _cause_of_death(result)))
@@ -318,7 +321,8 @@ def _fit(wanted: list[ScanRef], root: Path, folder: Path, settings: Settings, ru
             nyul.save(path, nyul.fit(np.asarray(landmarks) for _, landmarks in sorted(landmarks_by_key)))
             # A user who tries a few scans first must know that the corpus keeps what these few gave.
             count = len(landmarks_by_key)
-            print(f"nyul: {modality} fitted on {count} scans, for all of this corpus", file=sys.stderr, flush=True)
+            scans = "1 scan" if count == 1 else f"{count} scans"
+            print(f"nyul: {modality} fitted on {scans}, for all of this corpus", file=sys.stderr, flush=True)
 
 
 def _adopt(given: Path, folder: Path) -> None:

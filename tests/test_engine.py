@@ -300,6 +300,8 @@ def test_a_root_without_scans_is_wrong_use(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     with pytest.raises(UserError, match="no openmind scans"):
         run(tmp_path / "raw", tmp_path / "corpus")
+    # The mistake binds nobody to its settings.
+    run(lay_out(tmp_path / "right"), tmp_path / "corpus", Settings(spacing=(4.0, 4.0, 4.0)))
     with pytest.raises(UserError, match="no such folder"):
         run(tmp_path / "nowhere", tmp_path / "corpus")
 

@@ -62,7 +62,9 @@ def test_verify_says_whole_or_names_the_faults(raw: Path, tmp_path: Path, capsys
     assert "whole" in capsys.readouterr().out
     next((tmp_path / "corpus/images").rglob("*.gz")).unlink()
     assert call("verify", tmp_path / "corpus") == 1
-    assert "missing" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "missing" in said
+    assert "delete the files named" in said
 
 
 def test_the_files_behind_hashes_are_named_to_who_has_the_salt(raw: Path, tmp_path: Path, capsys) -> None:
