@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -27,6 +28,9 @@ _FAULTS = (HTTPError, HFValidationError, LocalTokenNotFoundError, RuntimeError, 
 """HTTPError is the base of the client's own errors and of its transport's; an upload that failed is a RuntimeError."""
 
 
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
 def publish(
     path: Path, repo: str, *, may_share: Collection[str] = (), private: bool = True, endpoint: str | None = None
 ) -> str:
@@ -45,6 +49,8 @@ def publish(
     Raises:
         UserError: A source's terms forbid it, the corpus is not whole, or the Hub refuses.
     """
+    if not _REPO.fullmatch(repo):
+        raise UserError(f"--repo {repo}: give USER/NAME, letters, digits and .-_ alone", exit_code=2)
     corpus = Corpus.open(path)
     check_terms(corpus, may_share)
     with exclusive(path / LOCK, f"{path}: a run is still writing this corpus; wait for it, then publish"):
@@ -62,6 +68,10 @@ def publish(
                 commit_message=f"{len(corpus.scans)} scans, manifest {corpus.manifest_sha256()[:12]}",
             )
         except _FAULTS as error:
+            if isinstance(error, HTTPError) and getattr(error, "response", None) is None:
+                raise UserError(
+                    f"{hub.endpoint}: cannot be reached ({type(error).__name__}); try again later"
+                ) from error
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(f"{repo}: {first}; log in with `hf auth login`, then give the command again") from error
     return f"{hub.endpoint}/datasets/{repo}"

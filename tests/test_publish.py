@@ -127,6 +127,17 @@ def test_a_wrong_token_is_one_line_that_does_not_show_it(
     assert "hf_wrong" not in shown.out + shown.err
 
 
+def test_a_hub_that_is_away_or_a_name_that_is_none_is_one_line(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hub_constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", standin_hub.TOKEN)
+    assert publish(corpus) == 1
+    assert "http://127.0.0.1:9: cannot be reached" in capsys.readouterr().err
+    assert main(["publish", str(corpus), "--repo", "name"]) == 2
+    assert "USER/NAME" in capsys.readouterr().err
+
+
 def test_an_interrupted_upload_can_be_repeated(hub: standin_hub.Hub, corpus: Path) -> None:
     hub.fail_uploads = True
     assert publish(corpus) == 1
