@@ -75,10 +75,12 @@ def load(ref: ScanRef) -> Scan:
     if slices_ZYX is None:
         raise Rejection(Reason.EMPTY, "no slices")
     low, high = HU_RANGE
-    clipped = int(((slices_ZYX < low) | (slices_ZYX > high)).sum())
+    padding, clipped = int((slices_ZYX < low).sum()), int((slices_ZYX > high).sum())
     decisions = [f"slices {first} to {last}, spacing from the table", "origin unknown, set to 0"]
+    if padding:
+        decisions.append(f"{padding} padding voxels set to {low}")
     if clipped:
-        decisions.append(f"{clipped} voxels outside {low} to {high} HU were clipped")
+        decisions.append(f"{clipped} voxels above {high} HU were clipped")
     x, y, z = spacing
     return Scan(
         voxels_XYZ=np.clip(slices_ZYX, low, high, out=slices_ZYX).transpose(2, 1, 0),
