@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
@@ -82,6 +83,7 @@ def geometry(scans: pd.DataFrame) -> Figure:
     for axis, (title, values) in zip(axes, panels, strict=True):
         by_source = [values[(scans["source"] == source).to_numpy()] for source in sources]
         bins = np.histogram_bin_edges(values, bins=24)
+        axis.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axis.hist(by_source, bins=bins, stacked=True, color=COLOURS[: len(sources)], label=sources)
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)

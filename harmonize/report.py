@@ -123,7 +123,10 @@ def _page(
         page.heading("Geometry")
         page.figure(charts.geometry(corpus.scans), caption="Raw voxel sizes, and the harmonized volumes' sizes.")
     page.heading("Refused")
-    page.text("docs/rejections.md says what each reason means and what to do about it.")
+    page.text(
+        "docs/rejections.md says what each reason means and what to do about it; `harmonize locate SOURCE RAW CORPUS` "
+        "names the raw files."
+    )
     refused = Counter(
         zip(corpus.rejected["source"], corpus.rejected["reason"], corpus.rejected["message"], strict=True)
     )
