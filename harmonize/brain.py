@@ -65,6 +65,15 @@ def brain_mask(values_XYZ: NDArray[Any], affine: NDArray[np.float64], model_file
     return fill_holes(largest_part(on_own < BORDER_MM))
 
 
+def check_model(model_file: Path) -> None:
+    """Load the weights, so that a wrong file is found before any scan is read.
+
+    Raises:
+        UserError: The model file is none, or nipreps-synthstrip is not installed.
+    """
+    _model(model_file, model_file.stat().st_mtime_ns)
+
+
 def _predict(model: nn.Module, framed_XYZ: NDArray[np.float32]) -> NDArray[np.float32]:
     """Distances on the grid of the input; LIA and back is a transpose and two flips."""
     import torch

@@ -216,12 +216,15 @@ def write_manifest(path: Path, accepted: list[dict[str, Any]], rejected: list[di
     write_text(path / CARD, _card(Corpus.open(path).info, accepted, len(rejected)))
 
 
+SALT = "salt_fingerprint"
 _OWN_BEFORE_INFO = {RECORDS, NYUL, ".lock"}
 
 
 def _refuse_difference(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name in sorted(there.keys() | wanted.keys()):
         if there.get(name) != wanted.get(name):
+            if name == SALT:
+                raise UserError(f"{path}: was made with another --salt; give the same one", exit_code=2)
             raise UserError(
                 f"{path}: was made with {name} {there.get(name)}, now {wanted.get(name)} is asked for; "
                 "use the same settings or another --out",

@@ -59,6 +59,9 @@ def test_a_file_that_holds_no_weights_is_a_clear_error(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match="no weights of SynthStrip"):
             brain.brain_mask(np.zeros((8, 8, 8)), np.eye(4), tmp_path / name)
+    words = ["openmind", str(tmp_path), "--out", str(tmp_path / "corpus"), "--brain-model", str(tmp_path / "text.pt")]
+    assert cli.main(words) == 2
+    assert not (tmp_path / "corpus").exists()
     with pytest.raises(UserError, match="no such file"):
         Settings(brain_model=tmp_path / "nowhere.pt")
     with pytest.raises(UserError, match="needs --brain-model"):
