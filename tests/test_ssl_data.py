@@ -17,7 +17,7 @@ from headspark.augment import AugmentConfig
 from headspark.cache import FileStore, MappedStore, RamStore, choose_cache, decode, decoded_bytes
 from headspark.cohort import Cohort, idle_weights, read_cohort
 from headspark.crops import Crop, ScanOrder, box_mask, central_crop, cut, draw_crop, generator
-from headspark.data import Plan, network_input, stack, train_batches, worker_kind
+from headspark.data import Plan, network_input, stack, train_batches
 from headspark.encoder import EncoderConfig
 from headspark.masking import MaskConfig
 from headspark.recipe import DataConfig, Recipe, WorkerKind
@@ -35,7 +35,7 @@ def cohort(tiny_corpus: Path) -> Cohort:
 def recipe(
     patch: int = 32,
     workers: int = 0,
-    kind: WorkerKind = "auto",
+    kind: WorkerKind = "thread",
     ratio: float | tuple[float, float] = 0.5,
     **augment: Any,
 ) -> Recipe:
@@ -200,7 +200,8 @@ def test_the_loader_gives_the_plan_in_order_with_any_number_of_workers(cohort: C
     plan = Plan(steps=5, batch=2, accumulate=1, rank=1, ranks=2)
     assert list(plan.batches(3)) == [[14, 15], [18, 19]]
     seen = []
-    for workers, kind in ((0, "auto"), (2, "process"), (2, "thread")):
+    kinds: list[tuple[int, WorkerKind]] = [(0, "thread"), (2, "process"), (2, "thread")]
+    for workers, kind in kinds:
         small = recipe(workers=workers, kind=kind)
         samples = TrainSamples(cohort, RamStore(cohort.scans), small, effective=plan.effective)
         seen.append([batch.stored_BXYZ for batch in train_batches(samples, plan, small, first_step=3, pin=False)])
@@ -208,12 +209,11 @@ def test_the_loader_gives_the_plan_in_order_with_any_number_of_workers(cohort: C
         assert all(torch.equal(first, other) for other in others)
 
 
-def test_where_nothing_can_be_forked_threads_cut_the_cubes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [worker_kind(wanted) for wanted in ("auto", "process", "thread")] == ["process", "process", "thread"]
+def test_worker_processes_are_refused_where_nothing_can_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
-    assert worker_kind("auto") == "thread"
+    assert recipe(workers=2).data.worker_kind == "thread"
     with pytest.raises(UserError, match=r"data\.worker_kind process: this system cannot fork"):
-        worker_kind("process")
+        recipe(workers=2, kind="process")
 
 
 def test_threads_leave_the_process_as_it_was_and_end_with_the_loader(cohort: Cohort) -> None:
@@ -224,7 +224,7 @@ def test_threads_leave_the_process_as_it_was_and_end_with_the_loader(cohort: Coh
     batches = train_batches(samples, plan, small, first_step=0, pin=False)
     next(batches)
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("data")]
-    batches.close()  # type: ignore[attr-defined]  # a generator
+    batches.close()
     assert torch.equal(torch.get_rng_state(), state)
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("data")] == []
 

@@ -177,48 +177,6 @@ def wait_for(happened, process: subprocess.Popen[bytes]) -> None:  # type: ignor
         time.sleep(0.01)
 
 
-TWO_RANKS = """
-import json, sys
-from pathlib import Path
-from headspark.config import read_recipe
-from headspark.recipe import Recipe
-from headspark.run import read_state
-from headspark.train import train
-
-recipe, corpus, out = read_recipe(Recipe, Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3])
-train(recipe, corpus=corpus, out=out / "whole")
-train(recipe, corpus=corpus, out=out / "broken")
-from accelerate import PartialState
-state = PartialState()
-if state.is_main_process:
-    run = out / "broken"
-    (run / "run.json").write_text(json.dumps(read_state(run) | {"status": "running"}))
-    (run / "checkpoints" / "step_000004" / "training.pt").write_bytes(b"half")
-state.wait_for_everyone()
-train(recipe, corpus=corpus, out=out / "broken")
-"""
-
-
-def test_two_ranks_give_the_losses_of_one_with_the_same_effective_batch_and_resume_bit_for_bit(
-    tiny_corpus: Path, tmp_path: Path
-) -> None:
-    both = {"steps": 4, "validate_every": 0, "checkpoint_every": 2}
-    train(toy(train=both | {"batch": 2, "accumulate": 2}), corpus=tiny_corpus, out=tmp_path / "one")
-    (tmp_path / "two.yaml").write_text(to_yaml(toy(train=both | {"batch": 1, "accumulate": 2})))
-    (tmp_path / "two.py").write_text(TWO_RANKS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = [str(tmp_path / name) for name in ("two.py", "two.yaml")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, *words, str(tiny_corpus), str(tmp_path)], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert "training.pt is damaged; passed over" in done.stdout
-    torch.testing.assert_close(losses(tmp_path / "one"), losses(tmp_path / "whole"), rtol=1e-4, atol=0)
-    assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
-    assert_same_weights(tmp_path / "whole", tmp_path / "broken")
-
-
 def test_a_signal_ends_the_command_with_its_own_exit_code(
     tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,9 +236,10 @@ def test_the_same_recipe_and_seed_give_the_same_losses_whatever_the_workers_and_
     tiny_corpus: Path, tmp_path: Path
 ) -> None:
     train(toy(), corpus=tiny_corpus, out=tmp_path / "plain")
-    other = toy(data={"workers": 2, "cache": "disk", "cache_dir": str(tmp_path / "cache")})
-    train(other, corpus=tiny_corpus, out=tmp_path / "other")
-    assert losses(tmp_path / "plain") == losses(tmp_path / "other")
+    for kind in ("thread", "process"):
+        disk = {"cache": "disk", "cache_dir": str(tmp_path / "cache")}
+        train(toy(data={"workers": 2, "worker_kind": kind} | disk), corpus=tiny_corpus, out=tmp_path / kind)
+        assert losses(tmp_path / "plain") == losses(tmp_path / kind)
 
 
 def test_bf16_checkpointed_activations_probes_and_profiles_are_a_matter_of_the_recipe(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,8 +16,7 @@ from harmonize.errors import UserError
 from harmonize.pipeline import WINDOWED
 from headspark.augment import AugmentConfig, Variation, turn, vary_intensity, within
 from headspark.channels import to_network_input
-from headspark.config import WRONG_USE
-from headspark.recipe import Recipe, WorkerKind
+from headspark.recipe import Recipe
 from headspark.samples import Sample, TrainSamples
 
 _NAME_OF_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
@@ -134,14 +131,16 @@ def network_input(batch: Batch, windows: Sequence[str], augment: AugmentConfig, 
     return vary_intensity(x_BCDHW, variations), scored_B1DHW
 
 
-def train_batches(samples: TrainSamples, plan: Plan, recipe: Recipe, *, first_step: int, pin: bool) -> Iterator[Batch]:
+def train_batches(
+    samples: TrainSamples, plan: Plan, recipe: Recipe, *, first_step: int, pin: bool
+) -> Generator[Batch, None, None]:
     """All batches of this rank from `first_step` to the end of the run, in order.
 
     Raises:
         UserError: A scan cannot be read, or a worker process died.
     """
     workers = recipe.data.workers
-    if workers and worker_kind(recipe.data.worker_kind) == "thread":
+    if workers and recipe.data.worker_kind == "thread":
         yield from _threaded_batches(samples, plan, first_step=first_step, workers=workers, pin=pin)
         return
     loader = DataLoader(
@@ -151,6 +150,7 @@ def train_batches(samples: TrainSamples, plan: Plan, recipe: Recipe, *, first_st
         num_workers=workers,
         pin_memory=pin,
         generator=torch.Generator(),  # else it draws from the one that the step has seeded for the network
+        # A spawned worker would be sent a copy of the cache; a forked one reads its pages.
         **({"prefetch_factor": PREFETCH, "multiprocessing_context": "fork"} if workers else {}),
     )
     try:
@@ -163,22 +163,6 @@ def train_batches(samples: TrainSamples, plan: Plan, recipe: Recipe, *, first_st
         raise UserError(
             "a data worker died, perhaps for want of memory: lower data.workers or set data.cache disk"
         ) from error
-
-
-def worker_kind(wanted: WorkerKind) -> Literal["process", "thread"]:
-    """What ``auto`` means here: forked processes, which read the cache's pages; threads where nothing can be forked.
-
-    A worker that is spawned would be sent a copy of the whole cache.
-
-    Raises:
-        UserError: With exit code 2: processes are asked for where there is no fork.
-    """
-    can_fork = "fork" in multiprocessing.get_all_start_methods()
-    if wanted == "process" and not can_fork:
-        raise UserError("data.worker_kind process: this system cannot fork; take thread", exit_code=WRONG_USE)
-    if wanted == "auto":
-        return "process" if can_fork else "thread"
-    return wanted
 
 
 def _threaded_batches(

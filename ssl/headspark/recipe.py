@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +17,7 @@ from headspark.masking import MaskConfig
 from headspark.optim import OptimConfig
 from headspark.spark import SparKConfig
 
-WorkerKind = Literal["auto", "process", "thread"]
+WorkerKind = Literal["thread", "process"]
 CacheMode = Literal["auto", "ram", "shared", "disk", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -28,8 +29,8 @@ class DataConfig:
     Attributes:
         patch: Edge of the cubes that the network sees, voxels.
         workers: How many cut them, beside the training; 0 cuts them between the steps.
-        worker_kind: ``process``, ``thread`` (takes no shared memory, which containers are often short of), or
-            ``auto``: processes, and threads where the system cannot fork.
+        worker_kind: ``thread``, which hands a cube over without a copy, or ``process``, which takes shared memory and a
+            system that can fork.
         cache: Where decoded scans are kept: ``ram`` (this process), ``shared`` (once a node, for all its ranks),
             ``disk`` (memory-mapped, only the cubes are read), ``none``, or ``auto``: decided by measured memory.
         cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache`` in the system's temporary folder.
@@ -43,7 +44,7 @@ class DataConfig:
 
     patch: int = 96
     workers: int = 2
-    worker_kind: WorkerKind = "auto"
+    worker_kind: WorkerKind = "thread"
     cache: CacheMode = "auto"
     cache_dir: str | None = None
     ct_windows: tuple[str, ...] = DEFAULT_CT_WINDOWS
@@ -54,6 +55,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(self.patch > 0, f"data.patch {self.patch}: must be positive")
+        _require(
+            self.worker_kind == "thread" or "fork" in multiprocessing.get_all_start_methods(),
+            "data.worker_kind process: this system cannot fork; take thread",
+        )
         _require(self.workers >= 0, f"data.workers {self.workers}: must be 0 or more")
         _require(bool(self.ct_windows), "data.ct_windows: name at least one window")
         for name in self.ct_windows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -130,7 +130,9 @@ def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
         profiler = stack.enter_context(profiled(recipe.train.profile, out / "profile", report.say))
         judge = Judge(cohort, store, recipe, accelerator)
         samples = TrainSamples(cohort, store, recipe, effective=training.plan.effective)
-        batches = train_batches(samples, training.plan, recipe, first_step=training.step, pin=on_gpu(accelerator))
+        batches = stack.enter_context(
+            closing(train_batches(samples, training.plan, recipe, first_step=training.step, pin=on_gpu(accelerator)))
+        )
         if training.evaluated != training.step:  # a new run, or one that was stopped before it came to that
             evaluate(training, report, judge, out)
         report.begin(pending)
