@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from harmonize.errors import UserError
 from headspark.decoder import DecoderConfig, LightDecoder, UNetDecoder, build_decoder, unpatchify
@@ -54,23 +55,14 @@ def test_light_costs_a_small_share_of_the_unet() -> None:
 
 def multiply_adds(decoder: LightDecoder | UNetDecoder, strides: tuple[int, ...]) -> float:
     """Multiply-adds a voxel of the volume."""
-    total = 0.0
-
-    def count(module: torch.nn.Module, args: tuple, out: torch.Tensor) -> None:
-        nonlocal total
-        places = args[0] if isinstance(module, torch.nn.ConvTranspose3d) else out
-        total += module.weight.numel() * places.shape[2:].numel()  # type: ignore[operator, union-attr]
-
-    for module in decoder.modules():
-        if isinstance(module, torch.nn.Conv3d | torch.nn.ConvTranspose3d):
-            module.register_forward_hook(count)
     edge = 32
     maps = [
         torch.zeros(1, width, *[edge // strides[scale]] * 3)
         for scale, width in zip(decoder.scales, decoder.widths, strict=True)
     ]
-    decoder(maps)
-    return total / edge**3
+    with FlopCounterMode(display=False) as counter:
+        decoder(maps)
+    return counter.get_total_flops() / 2 / edge**3
 
 
 def test_unet_has_the_keys_of_nnunet() -> None:

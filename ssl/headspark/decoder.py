@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harmonize.errors import UserError
@@ -142,7 +142,7 @@ class UNetDecoder(nn.Module):
         """Predict the volume (B, C, D, H, W) from all densified maps, finest first."""
         x = PackedBlocks.whole(maps[-1])
         for step, (enlarge, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
-            x = stage(torch.cat([enlarge(x), PackedBlocks.whole(maps[-2 - step])], 1))  # type: ignore[list-item]
+            x = stage(enlarge(x), PackedBlocks.whole(maps[-2 - step]))
         return self.seg_layers[-1](x).dense()
 
 
@@ -151,8 +151,14 @@ class _UNetStage(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(ConvNormAct(shape, in_channels, channels))
 
-    def forward(self, x_BCDHW: Tensor) -> Tensor:
-        return self.convs(x_BCDHW)
+    def forward(self, enlarged: Tensor, skip: Tensor) -> Tensor:
+        """Convolve both maps as one of twice the channels; laid side by side, they would take a fifth more memory."""
+        block = cast(ConvNormAct, self.convs[0])
+        conv = block.conv
+        for_enlarged, for_skip = conv.weight.chunk(2, dim=1)
+        x = F.conv3d(enlarged, for_enlarged, conv.bias, padding=conv.padding)  # type: ignore[arg-type]
+        x = x + F.conv3d(skip, for_skip, padding=conv.padding)  # type: ignore[arg-type]
+        return block.nonlin(block.norm(x))
 
 
 def unpatchify(patches_BPdhw: Tensor, patch: int) -> Tensor:
@@ -166,6 +172,7 @@ def unpatchify(patches_BPdhw: Tensor, patch: int) -> Tensor:
         (B, C, d * patch, h * patch, w * patch).
 
     Example:
+        >>> import torch
         >>> unpatchify(torch.arange(8.0).view(1, 8, 1, 1, 1), 2).flatten().tolist()
         [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     """
