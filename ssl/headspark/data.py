@@ -151,7 +151,8 @@ def train_batches(
         pin_memory=pin,
         generator=torch.Generator(),  # else it draws from the one that the step has seeded for the network
         # A spawned worker would be sent a copy of the cache; a forked one reads its pages.
-        **({"prefetch_factor": PREFETCH, "multiprocessing_context": "fork"} if workers else {}),
+        multiprocessing_context="fork" if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
     )
     try:
         yield from loader

@@ -38,7 +38,7 @@ WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
 IN_ORDER = re.compile(r"^(?P<layer>.+)\.all_modules\.(?P<index>[01])\.(?P<parameter>\w+)$")
 _MAKE_SCALAR = np.float64(0).__reduce__()[0]
-NUMPY_SCALARS = [
+NUMPY_SCALARS: list[Any] = [
     *((_MAKE_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float16", "float32", "float64")),
