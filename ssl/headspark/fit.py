@@ -39,7 +39,7 @@ def fit_batch(recipe: Recipe, accelerator: Accelerator, make_model: Callable[[Re
 
 
 def largest_batch(batch: int, accumulate: int, fits: Callable[[int], bool]) -> tuple[int, int]:
-    """Go down the divisors of `batch`, from the next one at most half as large, until one fits.
+    """Go down the divisors of `batch` until one fits; the product with `accumulate` stays.
 
     Example:
         >>> largest_batch(6, 2, lambda batch: batch <= 2)
@@ -48,15 +48,15 @@ def largest_batch(batch: int, accumulate: int, fits: Callable[[int], bool]) -> t
     Raises:
         UserError: Not even one sample fits.
     """
-    total = batch * accumulate
+    wanted = batch
     while not fits(batch):
         if batch == 1:
             raise UserError(
                 "one sample does not fit the accelerator's memory: take a smaller data.patch or encoder, "
                 "train.precision bf16 or train.activation_checkpointing true"
             )
-        batch = next(size for size in range(batch // 2, 0, -1) if total % size == 0 and batch % size == 0)
-    return batch, total // batch
+        batch = next(size for size in range(batch - 1, 0, -1) if wanted % size == 0)
+    return batch, wanted * accumulate // batch
 
 
 def _step_fits(recipe: Recipe, accelerator: Accelerator, make_model: Callable[[Recipe], nn.Module], batch: int) -> bool:

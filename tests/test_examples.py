@@ -1,0 +1,24 @@
+"""The examples in the docstrings of headspark; those of the other packages are collected by pytest itself."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import headspark
+
+MODULES = [f"headspark.{found.name}" for found in pkgutil.iter_modules(headspark.__path__)]
+
+
+def test_modules_were_found() -> None:
+    assert len(MODULES) > 30
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_give_what_they_say(name: str) -> None:
+    module = importlib.import_module(name)
+    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert found.failed == 0
