@@ -25,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.data import CacheDataset
+from monai.data import CacheDataset, PersistentDataset
+from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandSpatialCropd, ScaleIntensityRanged
 
 from harmonize.corpus import write_volume
@@ -33,7 +34,7 @@ from harmonize.files import sha256_of
 from headspark.augment import AugmentConfig
 from headspark.cache import FileStore, MappedStore, RamStore, Store
 from headspark.cohort import Cohort, ScanItem
-from headspark.data import network_input, stack
+from headspark.data import Plan, network_input, stack, train_batches
 from headspark.encoder import EncoderConfig
 from headspark.recipe import DataConfig, Recipe
 from headspark.samples import TrainSamples
@@ -101,6 +102,9 @@ def make_ways(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Cr
         ways[f"headspark {name}, windows cut"] = lambda index, samples=samples: network_input(
             stack([samples[index]]), WINDOWS, AugmentConfig(), patch=arguments.patch
         )
+    for kind in ("thread", "process"):
+        ways[f"headspark ram, one {kind} ahead"] = ahead(cohort, stores["ram"], arguments, kind)
+    ways["monai PersistentDataset"] = persistent(scans, folder / "persistent", arguments.patch)
     ways["monai CacheDataset, windows cut"] = monai_chain(scans, arguments.patch)
     sizes = {
         "headspark ram and disk": 2 * voxels_a_scan,
@@ -114,11 +118,38 @@ def make_ways(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Cr
 
 def samples_of(cohort: Cohort, store: Store, patch: int) -> TrainSamples:
     """headspark's samples of that size."""
-    recipe = Recipe(
-        data=DataConfig(patch=patch),
+    return TrainSamples(cohort, store, recipe_of(patch, "thread"), effective=1)
+
+
+def recipe_of(patch: int, kind: str) -> Recipe:
+    """A recipe for crops of that size and one worker."""
+    return Recipe(
+        data=DataConfig(patch=patch, workers=1, worker_kind=kind),  # type: ignore[arg-type]
         encoder=EncoderConfig(features=(8, 8), blocks=(1, 1), strides=(1, 2)),
     )
-    return TrainSamples(cohort, store, recipe, effective=1)
+
+
+def ahead(cohort: Cohort, store: Store, arguments: argparse.Namespace, kind: str) -> Crop:
+    """Crops that one worker has cut by the time they are asked for, or not: what a training step would wait for."""
+    plan = Plan(steps=10**6, batch=1, accumulate=1, rank=0, ranks=1)
+    recipe = recipe_of(arguments.patch, kind)
+    batches = train_batches(TrainSamples(cohort, store, recipe, effective=1), plan, recipe, first_step=0, pin=False)
+    return lambda index: next(batches)
+
+
+def persistent(scans: list[ScanItem], folder: Path, patch: int) -> Crop:
+    """MONAI's cache on disk: the decoded scan is read whole for each crop."""
+    transforms = Compose(
+        [
+            LoadImaged(keys="image", image_only=True, dtype=np.int16),
+            EnsureChannelFirstd(keys="image", channel_dim="no_channel"),
+            RandSpatialCropd(keys="image", roi_size=(patch,) * 3, random_size=False),
+        ]
+    )
+    kept = PersistentDataset(
+        [{"image": str(scan.image)} for scan in scans], transforms, cache_dir=folder, hash_transform=pickle_hashing
+    )
+    return lambda index: kept[index % len(scans)]["image"]
 
 
 def monai_chain(scans: list[ScanItem], patch: int) -> Crop:
