@@ -248,13 +248,19 @@ def measure_peak(arguments: argparse.Namespace, name: str) -> float:
         step()
     if arguments.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
+    return peak_resident_mib() - before
 
 
 def resident_mib() -> float:
     """Return the resident set of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
+
+
+def peak_resident_mib() -> float:
+    """Return the most that the resident set of this process has been; getrusage would count its parent's too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
 def synchronise(arguments: argparse.Namespace) -> None:
