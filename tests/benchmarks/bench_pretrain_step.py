@@ -84,6 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true", help="our encoders compute activations again")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--variants", nargs="+", choices=sorted(VARIANTS), default=list(VARIANTS))
@@ -112,8 +113,10 @@ def emulated_unet(arguments: argparse.Namespace) -> Step:
 def spark_step(arguments: argparse.Namespace, backend: str, decoder: str) -> Step:
     """Build the step of our own model."""
     config = encoder_config(arguments)
+    encoder = build_encoder(config)
+    encoder.set_grad_checkpointing(arguments.checkpointing)
     model = SparK(
-        build_encoder(config),
+        encoder,
         DecoderConfig(kind=decoder),  # type: ignore[arg-type]
         SparKConfig(backend=backend),  # type: ignore[arg-type]
         in_channels=config.in_channels,
