@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from standin_disk import file_size_limit
 
 from harmonize.errors import UserError
 from headspark.checkpoint import Checkpoint, load_checkpoint, load_newest, remove_leftovers, save_checkpoint
@@ -110,16 +107,3 @@ def test_a_foreign_pickle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(UserError, match="something else than weights"):
         load_checkpoint(path)
     assert "ran" not in capsys.readouterr().out
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Writes beyond `size` bytes fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import random
 import re
-import resource
 import runpy
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from standin_disk import file_size_limit
 
 import headspark.train as module
 from harmonize.errors import UserError
@@ -350,19 +348,6 @@ def test_a_disk_that_fills_ends_the_run_with_one_line_and_the_last_checkpoint_in
         assert load_checkpoint(run / "checkpoints" / "step_000003").step == 3
     assert pretrain(words) == 0
     assert_same_weights(tmp_path / "undisturbed", run)
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Writes beyond `size` bytes fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_wrong_use_is_one_line_and_exit_code_2(
