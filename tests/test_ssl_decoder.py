@@ -8,8 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harmonize.errors import UserError
 from headspark.decoder import DecoderConfig, LightDecoder, UNetDecoder, build_decoder, unpatchify
+from headspark.packed import FilledMap, PackedBlocks
 
 CHANNELS, STRIDES = (4, 6, 8, 10), (1, 2, 4, 8)
+
+
+def dense_map(x_BCDHW: torch.Tensor) -> FilledMap:
+    return FilledMap(PackedBlocks.whole(x_BCDHW))
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +23,9 @@ def _one_thread() -> None:
     torch.manual_seed(0)
 
 
-def maps_of(decoder: LightDecoder | UNetDecoder, edge: int = 16) -> list[torch.Tensor]:
+def maps_of(decoder: LightDecoder | UNetDecoder, edge: int = 16) -> list[FilledMap]:
     return [
-        torch.randn(2, width, *[edge // STRIDES[scale]] * 3)
+        dense_map(torch.randn(2, width, *[edge // STRIDES[scale]] * 3))
         for scale, width in zip(decoder.scales, decoder.widths, strict=True)
     ]
 
@@ -39,9 +44,10 @@ def test_light_reads_every_map_that_it_asks_for() -> None:
     assert isinstance(decoder, LightDecoder)
     assert decoder(maps_of(decoder)).count_nonzero() == 0  # predictions begin as zeros
     torch.nn.init.normal_(decoder.predict.weight)
-    maps = [m.requires_grad_() for m in maps_of(decoder)]
+    maps = maps_of(decoder)
+    leaves = [m.visible.data.requires_grad_() for m in maps]
     decoder(maps).square().sum().backward()
-    assert all(m.grad is not None and m.grad.abs().sum() > 0 for m in maps)
+    assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)
 
 
 def test_light_costs_a_small_share_of_the_unet() -> None:
@@ -57,7 +63,7 @@ def multiply_adds(decoder: LightDecoder | UNetDecoder, strides: tuple[int, ...])
     """Multiply-adds a voxel of the volume."""
     edge = 32
     maps = [
-        torch.zeros(1, width, *[edge // strides[scale]] * 3)
+        dense_map(torch.zeros(1, width, *[edge // strides[scale]] * 3))
         for scale, width in zip(decoder.scales, decoder.widths, strict=True)
     ]
     with FlopCounterMode(display=False) as counter:

@@ -1,6 +1,7 @@
 """Decoders that predict the hidden voxels from the densified maps of an encoder.
 
-They work on whole volumes, but on the kernels of packed blocks: PyTorch's own instance norm copies channels-last maps.
+They work on whole volumes. ``light`` runs on the kernels of packed blocks (PyTorch's own instance norm copies
+channels-last maps), ``unet`` on those of :mod:`headspark.decoder_stage`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harmonize.errors import UserError
+from headspark.decoder_stage import enlarge_and_convolve, norm_act
 from headspark.encoder import ConvNormAct, EncoderConfig, initialise
+from headspark.packed import FilledMap
 from headspark.packed_blocks import PackedBlocks
+from headspark.packed_ops import cast_for_autocast
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,16 +95,16 @@ class LightDecoder(nn.Module):
         # The voxels of a cell have filters of their own: drawn at random, these would show as a checkerboard for long.
         nn.init.zeros_(self.predict.weight)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[FilledMap]) -> Tensor:
         """Predict the volume.
 
         Args:
-            maps: The densified maps of ``scales``, finest first, with ``widths`` channels.
+            maps: The maps of ``scales`` and their tokens, finest first, with ``widths`` channels.
 
         Returns:
             The prediction (B, C, D, H, W).
         """
-        skips = [PackedBlocks.whole(map_) for map_ in maps]
+        skips = [PackedBlocks.whole(map_.dense()) for map_ in maps]
         x = self.mixes[-1](skips[-1])
         for scale in reversed(range(len(self.ups))):
             x = self.mixes[scale](self.ups[scale](x) + skips[scale])
@@ -131,34 +134,53 @@ class UNetDecoder(nn.Module):
             nn.ConvTranspose3d(channels[s + 1], channels[s], strides[s + 1] // strides[s], strides[s + 1] // strides[s])
             for s in coarse_to_fine
         )
-        self.stages = nn.ModuleList(_UNetStage(shape, 2 * channels[s], channels[s]) for s in coarse_to_fine)
+        self.stages = nn.ModuleList(UNetStage(shape, 2 * channels[s], channels[s]) for s in coarse_to_fine)
         # Like nnU-Net, one prediction layer a scale, so that its checkpoints load whole; the finest is used.
         self.seg_layers = nn.ModuleList(nn.Conv3d(channels[s], out_channels, 1) for s in coarse_to_fine)
         for unused in self.seg_layers[:-1]:
             unused.requires_grad_(False)
         self.apply(initialise)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Predict the volume (B, C, D, H, W) from all densified maps, finest first."""
-        x = PackedBlocks.whole(maps[-1])
+    def forward(self, maps: Sequence[FilledMap]) -> Tensor:
+        """Predict the volume (B, C, D, H, W) from all maps and their tokens, finest first."""
+        x = maps[-1].dense().permute(0, 2, 3, 4, 1)
+        last = len(self.stages) - 1
         for step, (enlarge, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
-            x = stage(enlarge(x), PackedBlocks.whole(maps[-2 - step]))
-        return self.seg_layers[-1](x).dense()
+            head = self.seg_layers[step] if step == last else None
+            x = cast(UNetStage, stage)(x, maps[-2 - step], enlarge, head)
+        return x.permute(0, 4, 1, 2, 3)
 
 
-class _UNetStage(nn.Module):
+class UNetStage(nn.Module):
+    """The weights of nnU-Net's StackedConvBlocks with one convolution, run by :mod:`headspark.decoder_stage`."""
+
     def __init__(self, shape: EncoderConfig, in_channels: int, channels: int) -> None:
         super().__init__()
         self.convs = nn.Sequential(ConvNormAct(shape, in_channels, channels))
 
-    def forward(self, enlarged: Tensor, skip: Tensor) -> Tensor:
-        """Convolve both maps as one of twice the channels; laid side by side, they would take a fifth more memory."""
+    def forward(self, coarse_BdhwC: Tensor, skip: FilledMap, enlarge: nn.Module, head: nn.Module | None) -> Tensor:
+        """Decode one scale.
+
+        Args:
+            coarse_BdhwC: The decoded map of the scale below.
+            skip: The encoder's map of this scale.
+            enlarge: The transposed convolution that leads to this scale.
+            head: The convolution that predicts, at the last scale.
+
+        Returns:
+            The decoded map (B, D, H, W, C) or the prediction.
+        """
         block = cast(ConvNormAct, self.convs[0])
-        conv = block.conv
-        for_enlarged, for_skip = conv.weight.chunk(2, dim=1)
-        x = F.conv3d(enlarged, for_enlarged, conv.bias, padding=conv.padding)  # type: ignore[arg-type]
-        x = x + F.conv3d(skip, for_skip, padding=conv.padding)  # type: ignore[arg-type]
-        return block.nonlin(block.norm(x))
+        visible = skip.visible if isinstance(skip.visible, PackedBlocks) else PackedBlocks.whole(skip.dense())
+        data, weight, bias = cast_for_autocast(visible.data, block.conv.weight, block.conv.bias)
+        coarse, up_weight, up_bias = cast_for_autocast(coarse_BdhwC, enlarge.weight, enlarge.bias)
+        x = enlarge_and_convolve(coarse, data, visible.geometry, skip.token_C, up_weight, up_bias, weight, bias)
+        linear = None
+        if head is not None:
+            _, head_weight, head_bias = cast_for_autocast(x, head.weight, head.bias)
+            linear = head_weight.flatten(1), head_bias
+        norm, slope = block.norm, block.nonlin.negative_slope
+        return norm_act(x, norm.weight, norm.bias, linear, eps=norm.eps, slope=slope)
 
 
 def unpatchify(patches_BPdhw: Tensor, patch: int) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from headspark.packed_ops import UnsupportedOperation
 
 __all__ = [
     "Backend",
+    "FilledMap",
     "MaskGeometry",
     "MaskedMap",
     "PackedBlocks",
@@ -31,6 +33,23 @@ __all__ = [
 
 Backend = Literal["packed", "emulated"]
 MaskedMap = PackedBlocks | MaskedVolume
+
+
+@dataclass(frozen=True, slots=True)
+class FilledMap:
+    """A map of an encoder and what stands at its hidden cells, not yet put together.
+
+    Attributes:
+        visible: The map.
+        token_C: What stands at hidden cells; None: zero.
+    """
+
+    visible: MaskedMap
+    token_C: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """Return the whole map x_BCDHW."""
+        return self.visible.dense(self.token_C)
 
 
 def masked_forward(

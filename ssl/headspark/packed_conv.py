@@ -27,7 +27,7 @@ CHANNELS_LAST = torch.channels_last_3d
 GEMM_MAX_VOXELS = 8
 """Blocks of at most so many voxels are convolved as one matrix product: their rim outweighs them."""
 
-GEMM_MIN_CHANNELS = 128
+GEMM_MIN_CHANNELS = 64
 """From so many channels on, a CPU gets weight gradients faster from matrix products (a third, measured with AVX2)."""
 
 CPU_COLUMN_BYTES = 4 * 2**20
@@ -219,42 +219,67 @@ def _weight_gradient(
     data: Tensor, weight: Tensor, grad_cf: Tensor, geometry: MaskGeometry, shape: ConvShape
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of weight and bias, from windows that are gathered again."""
-    wide = data.dtype in (torch.float32, torch.float64)
-    if wide and data.device.type == "cpu" and shape.groups == 1 and data.shape[-1] >= GEMM_MIN_CHANNELS:
-        return _weight_gradient_by_product(data, weight, grad_cf, geometry, shape)
     sums = torch.promote_types(weight.dtype, torch.float32)
-    grad_weight, grad_bias = torch.zeros_like(weight, dtype=sums), weight.new_zeros(weight.shape[0], dtype=sums)
+    total, grad = torch.zeros_like(weight, dtype=sums), grad_cf.permute(0, 2, 3, 4, 1)
     for part, windows in window_parts(data, geometry, *shape.rim):
-        _, more_weight, more_bias = torch.ops.aten.convolution_backward(
-            grad_cf[part],
-            windows,
-            weight,
-            [weight.shape[0]],
-            shape.stride,
-            [0, 0, 0],
-            [1, 1, 1],
-            False,
-            [0, 0, 0],
-            shape.groups,
-            [False, True, True],
-        )
-        grad_weight += more_weight
-        grad_bias += more_bias
-    return grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+        total += weight_gradient_of_windows(windows.permute(0, 2, 3, 4, 1), grad[part], weight, shape)
+    return total.to(weight.dtype), grad.sum((0, 1, 2, 3), dtype=sums).to(weight.dtype)
 
 
-def _weight_gradient_by_product(
-    data: Tensor, weight: Tensor, grad_cf: Tensor, geometry: MaskGeometry, shape: ConvShape
-) -> tuple[Tensor, Tensor]:
+def weight_gradient_of_windows(windows: Tensor, grad: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+    """Return the gradient of a weight from windows that were convolved without padding.
+
+    Args:
+        windows: [n, window edges, C_in].
+        grad: Gradient of the convolved windows, [n, edges, C_out].
+        weight: The weight, for its shape and memory.
+        shape: Stride and groups; the padding does not matter.
+    """
+    wide = grad.dtype in (torch.float32, torch.float64)
+    if wide and grad.device.type == "cpu" and shape.groups == 1 and windows.shape[-1] >= GEMM_MIN_CHANNELS:
+        return _weight_gradient_by_product(windows, grad, weight, shape)
+    _, grad_weight, _ = torch.ops.aten.convolution_backward(
+        _channels_first(grad),
+        _channels_first(windows),
+        weight,
+        None,
+        shape.stride,
+        [0, 0, 0],
+        [1, 1, 1],
+        False,
+        [0, 0, 0],
+        shape.groups,
+        [False, True, False],
+    )
+    return grad_weight
+
+
+def _weight_gradient_by_product(windows: Tensor, grad: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     """The same as a sum of matrix products of unfolded windows; faster on a CPU where there are many channels."""
-    grad = grad_cf.permute(0, 2, 3, 4, 1)
-    total = data.new_zeros(weight.shape[0], math.prod(shape.kernel) * data.shape[-1])
-    at_once = max(CPU_COLUMN_BYTES // (math.prod(grad.shape[1:4]) * total.shape[1] * data.element_size()), 1)
-    for part, windows_cf in window_parts(data, geometry, *shape.rim):
-        windows = windows_cf.permute(0, 2, 3, 4, 1)
-        for some, rows in zip(windows.split(at_once), grad[part].split(at_once), strict=True):
-            total.addmm_(rows.reshape(-1, weight.shape[0]).t(), _unfold(some, shape))
-    return _as_weight(total, weight), grad.reshape(-1, weight.shape[0]).sum(0)
+    total = windows.new_zeros(weight.shape[0], math.prod(shape.kernel) * windows.shape[-1])
+    rows = max(CPU_COLUMN_BYTES // (total.shape[1] * windows.element_size()), 1)
+    for some, their_grad in _cut(windows, grad, shape, rows):
+        total.addmm_(their_grad.reshape(-1, weight.shape[0]).t(), _unfold(some, shape))
+    return _as_weight(total, weight)
+
+
+def _cut(
+    windows: Tensor, grad: Tensor, shape: ConvShape, voxels: int, axis: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut windows, and the output's gradient with them, to pieces of about so many voxels of the output."""
+    step = voxels * grad.shape[axis] // max(math.prod(grad.shape[:4]), 1)
+    for start in range(0, grad.shape[axis], max(step, 1)):
+        length = min(max(step, 1), grad.shape[axis] - start)
+        some = grad.narrow(axis, start, length)
+        if axis:
+            stride, kernel = shape.stride[axis - 1], shape.kernel[axis - 1]
+            reach = windows.narrow(axis, start * stride, (length - 1) * stride + kernel)
+        else:
+            reach = windows.narrow(axis, start, length)
+        if step or axis == 3:
+            yield reach, some
+        else:
+            yield from _cut(reach, some, shape, voxels, axis + 1)
 
 
 def _unfold(windows: Tensor, shape: ConvShape) -> Tensor:

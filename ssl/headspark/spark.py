@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from headspark.decoder import DecoderConfig, build_decoder
 from headspark.encoder import NORM_EPS, MaskableEncoder
 from headspark.masking import expand_cells
-from headspark.packed import Backend, MaskedMap, MaskGeometry, encode_visible
+from headspark.packed import Backend, FilledMap, MaskedMap, MaskGeometry, encode_visible
 
 TARGET_EPS = 1e-6
 """Added to the variance of a patch when targets are normalised per patch (MAE, arXiv 2111.06377)."""
@@ -109,8 +109,8 @@ class SparK(nn.Module):
     def predict(self, x_BCDHW: Tensor, visible: Tensor | MaskGeometry) -> Tensor:
         """Return the predicted volume (B, C, D, H, W) in the space of the targets."""
         maps = encode_visible(self.encoder, x_BCDHW, visible, self.config.backend)
-        dense = [fill(maps[scale]) for fill, scale in zip(self.densify, self.decoder.scales, strict=True)]
-        return self.decoder(dense)
+        filled = [fill(maps[scale]) for fill, scale in zip(self.densify, self.decoder.scales, strict=True)]
+        return self.decoder(filled)
 
     @torch.no_grad()
     def reconstruct(self, x_BCDHW: Tensor, visible_Bdhw: Tensor | MaskGeometry) -> Tensor:
@@ -132,7 +132,7 @@ class SparK(nn.Module):
 
 
 class Densify(nn.Module):
-    """Turn a masked map into a dense one: a learned token stands at every hidden cell.
+    """Make a masked map ready to be dense: a learned token stands at every hidden cell.
 
     Args:
         channels: Channels of the encoder's map.
@@ -149,9 +149,9 @@ class Densify(nn.Module):
         self.token_C = nn.Parameter(torch.empty(width))
         nn.init.trunc_normal_(self.token_C, std=TOKEN_STD)
 
-    def forward(self, visible_map: MaskedMap) -> Tensor:
-        """Return the dense map (B, width, D, H, W)."""
-        return self.project(self.norm(visible_map)).dense(self.token_C)
+    def forward(self, visible_map: MaskedMap) -> FilledMap:
+        """Return the map with its token; the decoder makes it dense where it reads it."""
+        return FilledMap(self.project(self.norm(visible_map)), self.token_C)
 
 
 def masked_mse(prediction_BCDHW: Tensor, target_BCDHW: Tensor, scored_B1DHW: Tensor) -> tuple[Tensor, Tensor]:
