@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headspark import packed_conv
+from headspark import packed_conv, packed_ops
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
 from headspark.masking import draw_visible, expand_cells, mask_grid
 from headspark.packed import MaskGeometry, PackedBlocks, UnsupportedOperation, encode_visible, masked_forward
@@ -177,6 +177,22 @@ def test_saved_activations_are_at_most_the_visible_share() -> None:
     dense = saved_bytes(encoder, lambda: encoder(x))
     packed = saved_bytes(encoder, lambda: encode_visible(encoder, x, visible))
     assert packed <= 1.05 * visible.float().mean().item() * dense
+
+
+def test_activated_maps_are_computed_again_to_the_last_bit_and_not_kept() -> None:
+    encoder, visible = encoder_of().float(), random_mask((32, 32, 32), 8, 0.75, batch=1)
+    x = torch.randn(1, 2, 32, 32, 32)
+
+    def gradients(*, kept: bool) -> tuple[dict[str, Tensor], int]:
+        with pytest.MonkeyPatch.context() as patch:
+            if kept:
+                patch.setattr(packed_ops, "Again", lambda source, compute: None)
+            _, _, grads = run(encoder, x, visible, "packed")
+            return grads, saved_bytes(encoder, lambda: encode_visible(encoder, x, visible))
+
+    (kept, kept_bytes), (again, again_bytes) = gradients(kept=True), gradients(kept=False)
+    assert all(torch.equal(again[name], kept[name]) for name in kept)
+    assert again_bytes < 0.8 * kept_bytes
 
 
 def saved_bytes(encoder: nn.Module, forward: object) -> int:

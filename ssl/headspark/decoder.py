@@ -146,8 +146,8 @@ class UNetDecoder(nn.Module):
         x = maps[-1].dense().permute(0, 2, 3, 4, 1)
         last = len(self.stages) - 1
         for step, (enlarge, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
-            head = self.seg_layers[step] if step == last else None
-            x = cast(UNetStage, stage)(x, maps[-2 - step], enlarge, head)
+            head = cast(nn.Conv3d, self.seg_layers[step]) if step == last else None
+            x = cast(UNetStage, stage)(x, maps[-2 - step], cast(nn.ConvTranspose3d, enlarge), head)
         return x.permute(0, 4, 1, 2, 3)
 
 
@@ -158,7 +158,9 @@ class UNetStage(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(ConvNormAct(shape, in_channels, channels))
 
-    def forward(self, coarse_BdhwC: Tensor, skip: FilledMap, enlarge: nn.Module, head: nn.Module | None) -> Tensor:
+    def forward(
+        self, coarse_BdhwC: Tensor, skip: FilledMap, enlarge: nn.ConvTranspose3d, head: nn.Conv3d | None
+    ) -> Tensor:
         """Decode one scale.
 
         Args:
@@ -171,6 +173,7 @@ class UNetStage(nn.Module):
             The decoded map (B, D, H, W, C) or the prediction.
         """
         block = cast(ConvNormAct, self.convs[0])
+        norm, nonlin = cast(nn.InstanceNorm3d, block.norm), cast(nn.LeakyReLU, block.nonlin)
         visible = skip.visible if isinstance(skip.visible, PackedBlocks) else PackedBlocks.whole(skip.dense())
         data, weight, bias = cast_for_autocast(visible.data, block.conv.weight, block.conv.bias)
         coarse, up_weight, up_bias = cast_for_autocast(coarse_BdhwC, enlarge.weight, enlarge.bias)
@@ -179,8 +182,7 @@ class UNetStage(nn.Module):
         if head is not None:
             _, head_weight, head_bias = cast_for_autocast(x, head.weight, head.bias)
             linear = head_weight.flatten(1), head_bias
-        norm, slope = block.norm, block.nonlin.negative_slope
-        return norm_act(x, norm.weight, norm.bias, linear, eps=norm.eps, slope=slope)
+        return norm_act(x, norm.weight, norm.bias, linear, eps=norm.eps, slope=nonlin.negative_slope)
 
 
 def unpatchify(patches_BPdhw: Tensor, patch: int) -> Tensor:

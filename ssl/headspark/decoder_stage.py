@@ -1,4 +1,4 @@
-"""One stage of a U-Net decoder, at the memory of one map: enlarge, lay the skip beside it, convolve, normalise, activate.
+"""One stage of a U-Net decoder at the memory of one map: enlarge, join the skip, convolve, normalise, activate.
 
 A plain stage keeps seven maps of the size of its output for the backward pass, and at full resolution each of them is
 as large as everything that a masked encoder keeps. This one keeps its inputs and the convolved map. The enlarged map
@@ -70,9 +70,9 @@ def enlarge_and_convolve(
     geometry: MaskGeometry,
     token_C: Tensor | None,
     up_weight: Tensor,
-    up_bias: Tensor,
+    up_bias: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
 ) -> Tensor:
     """Convolve an enlarged map and a skip, laid side by side, as one map of their channels.
 
@@ -82,9 +82,9 @@ def enlarge_and_convolve(
         geometry: Where the blocks of the skip lie.
         token_C: What stands at the hidden cells of the skip; None: zero.
         up_weight: [C_coarse, C, f, f, f], of a transposed convolution whose stride is its kernel.
-        up_bias: [C].
+        up_bias: [C] or None.
         weight: [C_out, 2 C, k, k, k], of a convolution that keeps the grid (k is odd); first the enlarged channels.
-        bias: [C_out].
+        bias: [C_out] or None.
 
     Returns:
         The convolved map [B, d * f, h * f, w * f, C_out].
@@ -100,13 +100,13 @@ class _EnlargeAndConvolve(torch.autograd.Function):
         skip: Tensor,
         token: Tensor | None,
         up_weight: Tensor,
-        up_bias: Tensor,
+        up_bias: Tensor | None,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         geometry: MaskGeometry,
     ) -> Tensor:
         ctx.save_for_backward(coarse, skip, token, up_weight, up_bias, weight)
-        ctx.geometry = geometry
+        ctx.geometry, ctx.has_bias = geometry, bias is not None
         source = _Source(coarse, skip, token, up_weight, up_bias, geometry, weight.shape[2] // 2)
         out = coarse.new_empty(*source.shape, weight.shape[0])
         for part in parts_of(out, weight.shape[1], source.factor):
@@ -141,11 +141,11 @@ class _EnlargeAndConvolve(torch.autograd.Function):
         return (
             to_coarse,
             to_skip,
-            None if token is None else to_token.to(token.dtype),
+            None if token is None or source.table is None else to_token.to(token.dtype),
             source.as_up_weight(to_matrix).to(up_weight.dtype),
-            to_up_bias.to(up_bias.dtype),
+            None if up_bias is None else to_up_bias.to(up_bias.dtype),
             to_weight.to(weight.dtype),
-            to_bias.to(weight.dtype),
+            to_bias.to(weight.dtype) if ctx.has_bias else None,
             None,
         )
 
@@ -159,14 +159,14 @@ class _Source:
         skip: Tensor,
         token: Tensor | None,
         up_weight: Tensor,
-        up_bias: Tensor,
+        up_bias: Tensor | None,
         geometry: MaskGeometry,
         margin: int,
     ) -> None:
         self.coarse, self.skip, self.token, self.margin = coarse, skip, token, margin
         self.width, self.factor = up_weight.shape[1], up_weight.shape[2]
         self.matrix = up_weight.permute(2, 3, 4, 1, 0).reshape(-1, up_weight.shape[0])
-        self.up_bias = up_bias.repeat(self.factor**3)
+        self.up_bias = None if up_bias is None else up_bias.repeat(self.factor**3)
         self.shape = (coarse.shape[0], *(edge * self.factor for edge in coarse.shape[1:4]))
         block = skip.shape[1:4]
         self.table = None if geometry.is_whole else geometry.planes((block[0], block[1], block[2]))
@@ -197,7 +197,7 @@ class _Source:
     def _filled(self, part: Part) -> Tensor:
         if self.table is None:
             return self.skip[part.samples, part.planes]
-        visible, first = self._rows(part)
+        visible, first = self._entries(part)
         channels = self.skip.shape[-1]
         shape = (part.samples.stop - part.samples.start, part.planes.stop - part.planes.start, *self.shape[2:])
         rows = self.skip.new_zeros(math.prod(shape), channels)
@@ -206,7 +206,7 @@ class _Source:
         packed = self.skip.view(-1, channels).index_select(0, self.table.rows[visible])
         return rows.index_copy_(0, self.table.places[visible] - first, packed).view(*shape, channels)
 
-    def _rows(self, part: Part) -> tuple[slice, int]:
+    def _entries(self, part: Part) -> tuple[slice, int]:
         """Return which entries of the table lie in a part, and the place of the part's first voxel."""
         assert self.table is not None
         depth = self.shape[1]
@@ -234,12 +234,10 @@ class _Source:
         if self.table is None:
             to_skip[part.samples, part.planes] = grad
             return
-        visible, first = self._rows(part)
+        visible, first = self._entries(part)
         rows = grad.reshape(-1, grad.shape[-1])
         places = self.table.places[visible] - first
-        to_skip.view(-1, rows.shape[-1]).index_copy_(
-            0, self.table.rows[visible], rows.index_select(0, places)
-        )
+        to_skip.view(-1, rows.shape[-1]).index_copy_(0, self.table.rows[visible], rows.index_select(0, places))
         to_token += rows.index_fill_(0, places, 0).sum(0, dtype=to_token.dtype)
 
     def as_up_weight(self, matrix: Tensor) -> Tensor:
@@ -267,7 +265,7 @@ def norm_act(
     map_BDHWC: Tensor,
     weight: Tensor,
     bias: Tensor,
-    head: tuple[Tensor, Tensor] | None = None,
+    head: tuple[Tensor, Tensor | None] | None = None,
     *,
     eps: float,
     slope: float,
@@ -281,7 +279,7 @@ def norm_act(
         map_BDHWC: The map.
         weight: [C] of the norm.
         bias: [C] of the norm.
-        head: Weight [C_out, C] and bias [C_out] of the linear layer.
+        head: Weight [C_out, C] and bias [C_out] (or None) of the linear layer.
         eps: Added to the variance.
         slope: Of the activation, below zero.
 
@@ -313,7 +311,7 @@ class _NormAct(torch.autograd.Function):
             target = out[part.samples, part.planes]
             target.copy_(active.view(target.shape))
         ctx.save_for_backward(x, weight, bias, head_weight, mean_BC, scale_BC)
-        ctx.slope = slope
+        ctx.slope, ctx.has_head_bias = slope, head_bias is not None
         return out
 
     @staticmethod
@@ -354,7 +352,7 @@ class _NormAct(torch.autograd.Function):
             (to_centred_BC * scale_BC).sum(0).to(weight.dtype),
             to_bias_BC.sum(0).to(bias.dtype),
             None if head_weight is None or to_head is None else to_head.to(head_weight.dtype),
-            None if head_weight is None else grads[0].sum((0, 1, 2, 3)),
+            grads[0].sum((0, 1, 2, 3)) if ctx.has_head_bias else None,
             None,
             None,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headspark.again import Again
 from headspark.masking import expand_cells
 from headspark.packed_geometry import MaskGeometry, Triple
 from headspark.packed_ops import HANDLERS, UnsupportedOperation, same_mask
@@ -20,6 +21,9 @@ class PackedBlocks:
         data: [blocks, depth, height, width, channels], blocks in the order of their samples and of the grid.
         geometry: The mask.
         channels_last: Whether the volume that this stands for has its channels behind (after ``permute``).
+
+    Attributes:
+        again: How the data can be computed again in the backward pass, where that is known.
 
     Example:
         >>> geometry = MaskGeometry(torch.tensor([True, False]).view(1, 2, 1, 1))
@@ -35,6 +39,7 @@ class PackedBlocks:
         self.data = data
         self.geometry = geometry
         self.channels_last = channels_last
+        self.again: Again | None = None
 
     @staticmethod
     def pack(x_BCDHW: Tensor, geometry: MaskGeometry) -> PackedBlocks:
@@ -153,7 +158,7 @@ class PackedBlocks:
 
     def __iadd__(self, other: Any) -> PackedBlocks:
         operand = self._operand(other)
-        self.data = self.data + operand if self.data._is_view() else self.data.add_(operand)
+        self.data, self.again = self.data + operand if self.data._is_view() else self.data.add_(operand), None
         return self
 
     def _operand(self, other: Any) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from headspark.again import Again, keep, kept
 from headspark.packed_geometry import MaskGeometry, Triple
 
 CHANNELS_LAST = torch.channels_last_3d
@@ -61,7 +62,14 @@ class ConvShape:
         return tuple(low), tuple(high)  # type: ignore[return-value]
 
 
-def convolve(data: Tensor, geometry: MaskGeometry, weight: Tensor, bias: Tensor | None, shape: ConvShape) -> Tensor:
+def convolve(
+    data: Tensor,
+    geometry: MaskGeometry,
+    weight: Tensor,
+    bias: Tensor | None,
+    shape: ConvShape,
+    again: Again | None = None,
+) -> Tensor:
     """Convolve packed blocks.
 
     Args:
@@ -70,6 +78,7 @@ def convolve(data: Tensor, geometry: MaskGeometry, weight: Tensor, bias: Tensor 
         weight: [C_out, C_in / groups, kernel].
         bias: [C_out] or None.
         shape: Kernel, stride, padding and groups.
+        again: How the data can be computed again in the backward pass; without, it is kept.
 
     Returns:
         Packed output [n, d / stride, h / stride, w / stride, C_out].
@@ -81,8 +90,8 @@ def convolve(data: Tensor, geometry: MaskGeometry, weight: Tensor, bias: Tensor 
         out = F.conv3d(_channels_first(data), weight, bias, shape.stride, shape.padding, groups=shape.groups)
         return out.contiguous(memory_format=CHANNELS_LAST).permute(0, 2, 3, 4, 1)
     if shape.stride == (1, 1, 1) and shape.groups == 1 and math.prod(data.shape[1:4]) <= GEMM_MAX_VOXELS:
-        return _ColumnConv.apply(data, weight, bias, geometry, shape)
-    out = _WindowConv.apply(data, weight, bias, geometry, shape)
+        return _ColumnConv.apply(data, weight, bias, geometry, shape, again)
+    out = _WindowConv.apply(data, weight, bias, geometry, shape, again)
     return out.permute(0, 2, 3, 4, 1)
 
 
@@ -132,10 +141,16 @@ class _WindowConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, data: Tensor, weight: Tensor, bias: Tensor | None, geometry: MaskGeometry, shape: ConvShape
+        ctx: Any,
+        data: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: MaskGeometry,
+        shape: ConvShape,
+        again: Again | None,
     ) -> Tensor:
         ctx.geometry, ctx.shape = geometry, shape
-        ctx.save_for_backward(data, weight)
+        keep(ctx, data, again, weight)
         edges = (edge // stride for edge, stride in zip(data.shape[1:4], shape.stride, strict=True))
         out = _Output((len(data), weight.shape[0], *edges), data)
         for part, windows in window_parts(data, geometry, *shape.rim):
@@ -145,7 +160,7 @@ class _WindowConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        data, weight = ctx.saved_tensors
+        data, weight = kept(ctx)
         grad_cf = grads[0].contiguous(memory_format=CHANNELS_LAST)
         grad_data = grad_weight = grad_bias = None
         if any(ctx.needs_input_grad[1:3]):
@@ -153,7 +168,7 @@ class _WindowConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad = grad_cf.permute(0, 2, 3, 4, 1)
             grad_data = _input_gradient(grad, weight, data, ctx.geometry, ctx.shape).permute(0, 2, 3, 4, 1)
-        return grad_data, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None
+        return grad_data, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None, None
 
 
 class _Output:
@@ -183,10 +198,16 @@ class _ColumnConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, data: Tensor, weight: Tensor, bias: Tensor | None, geometry: MaskGeometry, shape: ConvShape
+        ctx: Any,
+        data: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: MaskGeometry,
+        shape: ConvShape,
+        again: Again | None,
     ) -> Tensor:
         ctx.geometry, ctx.shape = geometry, shape
-        ctx.save_for_backward(data, weight)
+        keep(ctx, data, again, weight)
         columns = _gather_columns(data, geometry, shape.kernel, shape.padding)
         matrix = weight.permute(0, 2, 3, 4, 1).reshape(weight.shape[0], -1)
         return F.linear(columns, matrix, bias).view(*data.shape[:4], weight.shape[0])
@@ -194,7 +215,7 @@ class _ColumnConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        data, weight = ctx.saved_tensors
+        data, weight = kept(ctx)
         geometry, shape = ctx.geometry, ctx.shape
         grad = grads[0].contiguous()
         grad_rows = grad.view(-1, weight.shape[0])
@@ -212,7 +233,7 @@ class _ColumnConv(torch.autograd.Function):
             table = geometry.column_gradients(block, shape.kernel, shape.padding)
             terms = products.index_select(0, table.rows).index_fill_(0, table.absent, 0)
             grad_data = terms.view(*data.shape[:4], -1, weight.shape[1]).sum(4)
-        return grad_data, grad_weight, grad_bias, None, None
+        return grad_data, grad_weight, grad_bias, None, None, None
 
 
 def _weight_gradient(

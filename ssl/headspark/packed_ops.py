@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harmonize.errors import UserError
+from headspark.again import Again, apply_pointwise
 from headspark.packed_conv import ConvShape, convolve, gather_windows
 from headspark.packed_geometry import MaskGeometry, MergeTable, Triple
 from headspark.packed_norm import group_norm, instance_norm
@@ -60,7 +62,8 @@ def conv3d(
     x = fit_to_stride(x, shape.stride)
     require_same_grid(x, shape.kernel, shape.stride, shape.padding, "a convolution")
     data, weight, bias = cast_for_autocast(x.data, weight, bias)
-    return x.like(convolve(data, x.geometry, weight, bias, shape))
+    again = x.again if data is x.data else None
+    return x.like(convolve(data, x.geometry, weight, bias, shape, again))
 
 
 @handles(F.conv_transpose3d, torch.conv_transpose3d)
@@ -154,14 +157,27 @@ def _instance_norm(
 ) -> PackedBlocks:
     if running_mean is not None or not use_input_stats:
         raise UnsupportedOperation("an instance norm that tracks running statistics")
-    return x.like(instance_norm(x.data, x.geometry.counts, weight, bias, eps))
+    counts = x.geometry.counts
+    return _normed(x, lambda data: instance_norm(data, counts, weight, bias, eps))
 
 
 @handles(F.group_norm)
 def _group_norm(
     x: PackedBlocks, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> PackedBlocks:
-    return x.like(group_norm(x.data, x.geometry.counts, num_groups, weight, bias, eps))
+    counts = x.geometry.counts
+    return _normed(x, lambda data: group_norm(data, counts, num_groups, weight, bias, eps))
+
+
+def _normed(x: PackedBlocks, norm: Callable[[Tensor], Tensor]) -> PackedBlocks:
+    """Normalise a map; while training, note how, so that what follows need not be kept.
+
+    The note outlives the map: ``norm`` must not hold it.
+    """
+    out = x.like(norm(x.data))
+    if out.data.requires_grad and not x.geometry.is_whole:
+        out.again = Again(x.data, norm)
+    return out
 
 
 @handles(F.batch_norm)
@@ -212,14 +228,20 @@ _POINTWISE = (
 
 def _pointwise(function: Callable) -> Handler:
     def handler(x: PackedBlocks, *args: Any, inplace: bool | None = None, **kwargs: Any) -> PackedBlocks:
-        if inplace is None:
-            return x.like(function(x.data, *args, **kwargs))
         # A view that autograd tracks cannot be changed in place without copies: the result takes its place instead.
-        safe = inplace and not x.data._is_view()
-        out = function(x.data, *args, inplace=safe, **kwargs)
+        over = partial(function, *args, inplace=True, **kwargs) if inplace and not x.data._is_view() else None
+
+        def plain(data: Tensor) -> Tensor:
+            return function(data, *args, **kwargs)
+
+        if x.again is None or function is F.dropout:
+            out = x.like(plain(x.data) if over is None else over(x.data))
+        else:
+            out = x.like(apply_pointwise(x.data, x.again, plain, inplace=over))
+            out.again = x.again.then(plain)
         if not inplace:
-            return x.like(out)
-        x.data = out
+            return out
+        x.data, x.again = out.data, out.again
         return x
 
     return handler

@@ -1,0 +1,158 @@
+"""The stage of the U-Net decoder that keeps little equals the plain one, whatever the parts it is computed in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from headspark import decoder_stage
+from headspark.decoder_stage import enlarge_and_convolve, norm_act
+from headspark.masking import draw_visible
+from headspark.packed import MaskGeometry, PackedBlocks
+
+EPS, SLOPE = 1e-5, 0.01
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+class Stage(nn.Module):
+    """The weights of a stage, run in the plain way and in ours."""
+
+    def __init__(self, *, factor: int = 2, kernel: int = 3, head: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose3d(6, 4, factor, factor, bias=bias)
+        self.conv = nn.Conv3d(8, 5, kernel, padding=kernel // 2, bias=bias)
+        self.norm = nn.InstanceNorm3d(5, eps=EPS, affine=True)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+        self.head = nn.Conv3d(5, 3, 1, bias=bias) if head else None
+        self.token = nn.Parameter(torch.randn(4))
+
+    def plain(self, coarse: Tensor, skip: PackedBlocks) -> Tensor:
+        joined = torch.cat([self.up(coarse.permute(0, 4, 1, 2, 3)), skip.dense(self.token)], 1)
+        x = F.leaky_relu(self.norm(self.conv(joined)), SLOPE)
+        return (x if self.head is None else self.head(x)).permute(0, 2, 3, 4, 1)
+
+    def ours(self, coarse: Tensor, skip: PackedBlocks) -> Tensor:
+        up, conv, head = self.up, self.conv, self.head
+        x = enlarge_and_convolve(
+            coarse, skip.data, skip.geometry, self.token, up.weight, up.bias, conv.weight, conv.bias
+        )
+        linear = None if head is None else (head.weight.flatten(1), head.bias)
+        return norm_act(x, self.norm.weight, self.norm.bias, linear, eps=EPS, slope=SLOPE)
+
+
+def skip_of(batch: int, edges: tuple[int, int, int], block: int | None) -> PackedBlocks:
+    """A skip with hidden blocks, another mask for each sample; without a block, a dense one."""
+    x = torch.randn(batch, 4, *edges, dtype=torch.float64)
+    if block is None:
+        return PackedBlocks.whole(x)
+    grid = (edges[0] // block, edges[1] // block, edges[2] // block)
+    return PackedBlocks.pack(x, MaskGeometry(draw_visible(batch, grid, 0.6)))
+
+
+def run(stage: Stage, how: str, coarse: Tensor, skip: PackedBlocks) -> list[Tensor]:
+    """Return the output and the gradients of inputs and parameters, for a fixed random loss."""
+    stage.zero_grad()
+    coarse = coarse.clone().requires_grad_()
+    skip = PackedBlocks(skip.data.clone().requires_grad_(), skip.geometry)
+    out = getattr(stage, how)(coarse, skip)
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)).sum().backward()
+    parameters = [p.grad for p in stage.parameters() if p.grad is not None]
+    assert coarse.grad is not None
+    assert skip.data.grad is not None
+    return [out.detach(), coarse.grad, skip.data.grad, *parameters]
+
+
+def assert_same(stage: Stage, coarse: Tensor, skip: PackedBlocks) -> None:
+    plain, ours = run(stage, "plain", coarse, skip), run(stage, "ours", coarse, skip)
+    assert len(plain) == len(ours)
+    # A bias before a norm has a true gradient of zero: only the rounding of large sums is left of it.
+    floor = 1e-4 * max(tensor.abs().max().item() for tensor in plain)
+    for expected, actual in zip(plain, ours, strict=True):
+        assert (actual - expected).abs().max() <= 1e-8 * max(expected.abs().max().item(), floor)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 20_000, 60_000, 2**30], ids=["planes", "slabs", "sample", "batch"])
+@pytest.mark.parametrize("block", [4, 2, None], ids=["blocks of 4", "blocks of 2", "dense"])
+def test_it_equals_plain_layers_in_parts_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, part_bytes: int, block: int | None
+) -> None:
+    monkeypatch.setattr(decoder_stage, "CPU_PART_BYTES", part_bytes)
+    coarse = torch.randn(3, 6, 4, 2, 6, dtype=torch.float64)
+    assert_same(Stage().double(), coarse, skip_of(3, (12, 8, 4), block))
+
+
+@pytest.mark.parametrize(("factor", "kernel"), [(1, 3), (2, 1), (2, 5), (4, 3)])
+@pytest.mark.parametrize("part_bytes", [1, 2**24])
+def test_it_equals_plain_layers_whatever_stride_and_kernel(
+    monkeypatch: pytest.MonkeyPatch, factor: int, kernel: int, part_bytes: int
+) -> None:
+    monkeypatch.setattr(decoder_stage, "CPU_PART_BYTES", part_bytes)
+    coarse = torch.randn(2, 8 // factor, 8 // factor, 8 // factor, 6, dtype=torch.float64)
+    assert_same(Stage(factor=factor, kernel=kernel).double(), coarse, skip_of(2, (8, 8, 8), 4))
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_it_equals_plain_layers_without_head_or_biases(head: bool) -> None:
+    coarse = torch.randn(2, 4, 4, 4, 6, dtype=torch.float64)
+    assert_same(Stage(head=head, bias=False).double(), coarse, skip_of(2, (8, 8, 8), 4))
+
+
+def test_statistics_stay_exact_where_the_mean_is_far_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_stage, "CPU_PART_BYTES", 4_000)
+    x = torch.randn(2, 8, 8, 8, 5) + 1000
+    ones, zeros = torch.ones(5), torch.zeros(5)
+    expected = F.instance_norm(x.double().permute(0, 4, 1, 2, 3), eps=EPS).permute(0, 2, 3, 4, 1)
+    actual = norm_act(x.clone(), ones, zeros, eps=EPS, slope=1.0)
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-3)
+
+
+def test_it_keeps_one_map_of_the_volume() -> None:
+    stage = Stage(head=False)
+    coarse = torch.randn(1, 8, 8, 8, 6, requires_grad=True)
+    skip = PackedBlocks.pack(torch.randn(1, 4, 16, 16, 16), MaskGeometry(draw_visible(1, (4, 4, 4), 0.75)))
+    skip.data.requires_grad_()
+
+    def saved_bytes(how: str) -> int:
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            out = getattr(stage, how)(coarse, skip)
+        assert out.shape == (1, 16, 16, 16, 5)
+        return sum(kept.values())
+
+    weights = sum(p.numel() * p.element_size() for p in stage.parameters())
+    inputs = (coarse.numel() + skip.data.numel()) * 4
+    convolved = 16**3 * 5 * 4
+    assert saved_bytes("ours") <= inputs + convolved + weights + 1024
+    assert saved_bytes("plain") > 3 * convolved
+
+
+def test_a_second_backward_pass_is_refused_not_wrong() -> None:
+    x = torch.randn(1, 4, 4, 4, 5, requires_grad=True)
+    out = norm_act(x * 1, torch.ones(5, requires_grad=True), torch.zeros(5), eps=EPS, slope=SLOPE).sum()
+    out.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+def test_bfloat16_stays_within_its_precision() -> None:
+    stage = Stage()
+    coarse, skip = torch.randn(2, 4, 4, 4, 6), skip_of(2, (8, 8, 8), 4)
+    skip = PackedBlocks(skip.data.float(), skip.geometry)
+    exact = run(stage, "plain", coarse, skip)
+    rounded = run(stage.bfloat16(), "ours", coarse.bfloat16(), PackedBlocks(skip.data.bfloat16(), skip.geometry))
+    assert all(tensor.dtype is torch.bfloat16 for tensor in rounded)
+    for half, full in zip(rounded[:3], exact[:3], strict=True):
+        assert (half.float() - full).norm() <= 0.05 * full.norm()
