@@ -371,13 +371,18 @@ def _phantom(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from harmonize import engine
-    from harmonize.corpus import Corpus
+    from harmonize import engine, journal
+    from harmonize.corpus import RECORDS, Corpus
 
+    absent = journal.absent_shards(options.corpus / RECORDS)
     accepted, rejected = engine.merge(options.corpus)
     print(f"{options.corpus}: {accepted} scans, {rejected} rejected")
     if "brain_model" in Corpus.open(options.corpus).info["settings"]:
         _draw_brains(options.corpus, _cores())
+    if absent:
+        which = f"shards {', '.join(absent)}" if len(absent) > 1 else f"shard {absent[0]}"
+        print(f"{options.corpus}: {which} never ran; run the same command without --shard to do what is missing")
+        return FAILED
     return DONE
 
 

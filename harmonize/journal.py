@@ -91,6 +91,26 @@ def compact(folder: Path, records: dict[Key, Record]) -> None:
         path.unlink()
 
 
+def absent_shards(folder: Path) -> list[str]:
+    """Shards that have no journal although others of the same array have one: they never began.
+
+    Example:
+        >>> absent_shards(Path("no/such/folder"))
+        []
+    """
+    begun: dict[tuple[str, int], set[int]] = {}
+    for path in folder.glob(f"*{SHARD}*-of-*{SUFFIX}"):
+        source, _, part = path.name.removesuffix(SUFFIX).partition(SHARD)
+        index, _, count = part.partition("-of-")
+        begun.setdefault((source, int(count)), set()).add(int(index))
+    return [
+        f"{source} {index}/{count}"
+        for (source, count), indices in sorted(begun.items())
+        for index in range(count)
+        if index not in indices
+    ]
+
+
 def _line(record: Record) -> str:
     # Not dataclasses.asdict: it copies every list, and takes nine tenths of the time of a large merge.
     entry = {name: getattr(record, name) for name in Record.__slots__}

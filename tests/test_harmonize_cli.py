@@ -146,6 +146,20 @@ def test_shards_and_merge_make_a_corpus(raw: Path, tmp_path: Path) -> None:
     assert call("verify", tmp_path / "corpus") == 0
 
 
+def test_merge_names_the_shards_that_never_ran(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus"
+    for index in (1, 3):
+        assert harmonize(raw, corpus, "--shard", f"{index}/4") == 0
+    source = next((corpus / "records").glob("*.shard-1-of-4.jsonl")).name.split(".")[0]
+    assert call("merge", corpus) == 1
+    assert f"shards {source} 0/4, {source} 2/4 never ran" in capsys.readouterr().out
+    assert harmonize(raw, corpus) == 0
+    assert call("merge", corpus) == 0
+    assert call("verify", corpus) == 0
+
+
 def test_all_four_phantoms_go_into_one_corpus_that_verifies(tmp_path: Path) -> None:
     raw, corpus = tmp_path / "raw", tmp_path / "corpus"
     assert call("phantom", "--source", "all", "--out", raw, "--scans", "2", "--size", "32", "--seed", "1") == 0
