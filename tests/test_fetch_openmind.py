@@ -77,9 +77,12 @@ def test_a_second_run_fetches_nothing_again(hub: standin_hub.Hub, tmp_path: Path
     assert hub.downloads == []
 
 
-def test_a_busy_hub_is_asked_again(hub: standin_hub.Hub, tmp_path: Path) -> None:
+def test_a_busy_hub_is_asked_again_and_it_is_said(
+    hub: standin_hub.Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub.fail_downloads = 2
     assert fetch(Choice(limit=1), tmp_path, endpoint=hub.url, workers=1) == (1, [])
+    assert f"{hub.url}: answered 503; trying again in" in capsys.readouterr().err
 
 
 def test_an_absent_image_is_counted_and_makes_the_exit_code_1(

@@ -87,10 +87,15 @@ def test_a_second_run_asks_for_no_series_again(nbia: standin_files.Files, tmp_pa
     assert nbia.asked == [SERIES]
 
 
-def test_busy_servers_and_broken_downloads_are_tried_again(nbia: standin_files.Files, tmp_path: Path) -> None:
+def test_busy_servers_and_broken_downloads_are_tried_again_and_it_is_said(
+    nbia: standin_files.Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     nbia.faults = {SERIES: [503, 429], IMAGE: [500, "cut", 502]}
     assert tcia.fetch("HNSCC", tmp_path, base_url=nbia.url, workers=1).failed == []
     assert fetched(tmp_path) == EXPECTED
+    said = capsys.readouterr().err
+    assert f"{nbia.url}{SERIES}: the server answered 503; trying again in 0 s, 2 of 6" in said
+    assert ONE not in said
 
 
 @pytest.mark.parametrize(

@@ -146,9 +146,7 @@ def test_shards_and_merge_make_a_corpus(raw: Path, tmp_path: Path) -> None:
     assert call("verify", tmp_path / "corpus") == 0
 
 
-def test_merge_names_the_shards_that_never_ran(
-    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_merge_names_the_shards_that_never_ran(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = tmp_path / "corpus"
     for index in (1, 3):
         assert harmonize(raw, corpus, "--shard", f"{index}/4") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
+
+from tqdm import tqdm
 
 from harmonize import __version__
 from harmonize.errors import UserError
@@ -123,7 +126,10 @@ def _pause(url: str, attempt: int, fault: str, asked: str | None, error: Excepti
     seconds = BACKOFF_S * 2**attempt
     if asked is not None and asked.isdecimal():
         seconds = max(seconds, float(asked))
-    time.sleep(min(seconds, MAX_PAUSE_S))
+    seconds = min(seconds, MAX_PAUSE_S)
+    # Not torn by a bar, and no bar torn by it.
+    tqdm.write(f"{_place(url)}: {fault}; trying again in {seconds:.0f} s, {attempt + 2} of {ATTEMPTS}", file=sys.stderr)
+    time.sleep(seconds)
 
 
 def _place(url: str) -> str:

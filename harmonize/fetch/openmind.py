@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from tqdm import tqdm
 
 from harmonize.errors import UserError
 from harmonize.progress import Progress
@@ -168,7 +170,10 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
             # A download that broke off, or a Hub that is busy; the client does not try these again.
             if attempt == ATTEMPTS - 1 or 400 <= _status(error) < TOO_MANY:
                 raise _away(hub, error) from error
-            time.sleep(BACKOFF_S * 2**attempt)
+            seconds, fault = BACKOFF_S * 2**attempt, f"answered {_status(error)}" if _status(error) else "broke off"
+            again = f"trying again in {seconds:.0f} s, {attempt + 2} of {ATTEMPTS}"
+            tqdm.write(f"{hub.endpoint}: {fault}; {again}", file=sys.stderr)
+            time.sleep(seconds)
     return True
 
 
