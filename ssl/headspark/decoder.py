@@ -13,8 +13,9 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from harmonize.errors import UserError
-from headspark.decoder_stage import enlarge_and_convolve, norm_act
+from headspark.decoder_stage import enlarge_and_convolve
 from headspark.encoder import ConvNormAct, EncoderConfig, initialise
+from headspark.norm_act import norm_act
 from headspark.packed import FilledMap
 from headspark.packed_blocks import PackedBlocks
 from headspark.packed_ops import cast_for_autocast
