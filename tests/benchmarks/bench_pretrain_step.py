@@ -44,6 +44,9 @@ BLOCK = 16
 CLIP = 12.0
 """Edge of a mask block and norm of the gradient at which nnssl clips."""
 
+PLACES = ("json", "peer")
+"""What is asked on the command line but is no setting: paths of this machine."""
+
 Step = Callable[[], None]
 
 
@@ -61,7 +64,7 @@ def main() -> None:
     variants = [name for name in arguments.variants if name != "nnssl" or arguments.peer]
     result = {
         "machine": describe_machine(arguments),
-        "settings": {name: str(value) for name, value in vars(arguments).items()},
+        "settings": {name: str(value) for name, value in vars(arguments).items() if name not in PLACES},
         "visible_share": visible_share(arguments),
         "seconds": time_in_turns(arguments, variants),
         "peak_mib": {} if arguments.no_memory else {name: peak_in_process(name) for name in variants},
