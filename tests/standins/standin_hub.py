@@ -84,6 +84,8 @@ def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[st
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    one_upload = threading.Lock()
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -187,6 +189,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return self.answer([_entry(name, repo.files[name]) for name in names if name in repo.files])
 
         def do_PUT(self) -> None:
+            # One upload after the other: a client that sends two at once must not have both counted as the first.
+            with one_upload:
+                self.put()
+
+        def put(self) -> None:
             if hub.break_after is not None and len(hub.objects) >= hub.break_after:
                 self.rfile.read(100)
                 self.connection.close()
