@@ -209,7 +209,7 @@ def _first_pair(root: Path, name: str, corpus: Corpus) -> tuple[Scan, Volume, Ma
     """The first accepted scan of a source, raw and harmonized."""
     module = sources.get(name)
     rows = corpus.scans[corpus.scans["source"] == name].set_index("raw_hash")
-    for ref in module.discover(root):
+    for ref in sources.references(name, root):
         digest = raw_hash(ref, salt="")
         if digest not in rows.index:
             continue

@@ -24,7 +24,7 @@ from harmonize.errors import Reason, Rejection, UserError
 from harmonize.files import TEMPORARY
 from harmonize.process import landmarks_of, process, refused
 from harmonize.progress import Progress
-from harmonize.scan import ScanRef
+from harmonize.scan import LeftOut, ScanRef
 from harmonize.settings import Settings
 
 PASSING = {Reason.IO_ERROR.value, Reason.MISSING_FILE.value, Reason.WORKER_DIED.value}
@@ -52,6 +52,7 @@ class Summary:
         accepted: In the corpus now.
         rejected: Refused, by reason code.
         interrupted: The run was stopped before its end.
+        left_out: What the source saw and made no scan of: files by kind and reason.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Summary:
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     interrupted: bool = False
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def table(self) -> str:
         """The lines that end a run."""
@@ -69,6 +71,8 @@ class Summary:
             ("accepted", str(self.accepted)),
             ("rejected", str(self.rejected.total())),
             *((f"  {reason}", str(count)) for reason, count in sorted(self.rejected.items())),
+            *([("left out", f"{self.left_out.total()} files")] if self.left_out else []),
+            *((f"  {what}", f"{count} ({why})") for (what, why), count in sorted(self.left_out.items())),
         ]
         width = max(len(name) for name, _ in lines) + 2
         return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
@@ -119,7 +123,7 @@ def run(
         # Wrong settings are said before the long look at the raw folder, and a wrong raw folder claims nothing.
         with lock.turn(out / layout.RECORDS / LOCK, waiting=SHARD_IS_FITTING):
             layout.check_claim(out, source, settings)
-        references, doubles = _discover(source, root, settings, limit)
+        references, doubles, left_out = _discover(source, root, settings, limit)
         with lock.turn(out / layout.RECORDS / LOCK, waiting=SHARD_IS_FITTING):
             layout.claim(out, source, settings)
         if settings.mri_norm == "nyul":
@@ -130,6 +134,7 @@ def run(
         records = journal.read(out / layout.RECORDS)
         missing = [ref for ref in references if _is_missing(out, records.get(_key(ref, settings)), retry=retry)]
         summary = Summary(source=source, found=len(references) + len(doubles), known=len(references) - len(missing))
+        summary.left_out = left_out
         path = out / layout.RECORDS / journal.journal_name(source, shard)
         with journal.appending(path) as stream:
 
@@ -195,13 +200,24 @@ def _sweep(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _discover(source: str, root: Path, settings: Settings, limit: int | None) -> tuple[list[ScanRef], list[ScanRef]]:
-    """The references of a root, and those whose name in the corpus an earlier one has taken."""
+def _discover(
+    source: str, root: Path, settings: Settings, limit: int | None
+) -> tuple[list[ScanRef], list[ScanRef], Counter[tuple[str, str]]]:
+    """The references of a root, those whose name in the corpus an earlier one has taken, and what was left out."""
     references: list[ScanRef] = []
     doubles: list[ScanRef] = []
     keys: set[str] = set()
     names: set[tuple[str, str]] = set()
-    for ref in islice(sources.get(source).discover(root), limit):
+    left_out: Counter[tuple[str, str]] = Counter()
+
+    def found() -> Iterator[ScanRef]:
+        for item in sources.get(source).discover(root):
+            if isinstance(item, LeftOut):
+                left_out[item.what, item.why] += item.count
+            else:
+                yield item
+
+    for ref in islice(found(), limit):
         if ref.key in keys:
             continue
         keys.add(ref.key)
@@ -211,7 +227,7 @@ def _discover(source: str, root: Path, settings: Settings, limit: int | None) ->
         names.add(name)
     if not references:
         raise UserError(f"{root}: no {source} scans found; give the folder that holds the raw data")
-    return references, doubles
+    return references, doubles, left_out
 
 
 def _work(

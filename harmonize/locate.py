@@ -49,7 +49,7 @@ def locate(source: str, root: Path, path: Path, *, salt: str = "", names: Collec
     if Settings(salt=salt).shared()["salt_fingerprint"] != corpus.info["settings"]["salt_fingerprint"]:
         raise UserError(f"{path}: was made with another --salt; give the same one", exit_code=2)
     wanted = _wanted(corpus, source, frozenset(names))
-    for ref in sources.get(source).discover(root):
+    for ref in sources.references(source, root):
         found = wanted.pop(identity.raw_hash(ref, salt), None)
         if found is not None:
             name, reason, message = found

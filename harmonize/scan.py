@@ -44,6 +44,24 @@ class ScanRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """Files of a raw tree that `discover` saw and that no scan is made of; nothing in it names a file.
+
+    What claims to be an image and cannot be taken is no `LeftOut` but a `ScanRef` with ``meta["refused"]``, so that it
+    gets a row of rejected.parquet.
+
+    Attributes:
+        what: The kind of file, such as a suffix.
+        why: Why it was not taken, in a few words.
+        count: How many.
+    """
+
+    what: str
+    why: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
     """A label volume with its own geometry.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from harmonize.errors import UserError
-from harmonize.scan import Scan, ScanRef
+from harmonize.scan import LeftOut, Scan, ScanRef
 
 SOURCES = {
     "openmind": "harmonize.sources.openmind",
@@ -21,8 +21,8 @@ SOURCES = {
 class Source(Protocol):
     """What a source module offers."""
 
-    def discover(self, root: Path) -> Iterator[ScanRef]:
-        """Yield one reference a volume, in a deterministic order, without reading pixels."""
+    def discover(self, root: Path) -> Iterator[ScanRef | LeftOut]:
+        """Yield one reference a volume, in a deterministic order, without reading pixels; and what was left out."""
         ...
 
     def load(self, ref: ScanRef) -> Scan:
@@ -39,3 +39,12 @@ def get(name: str) -> Source:
     if name not in SOURCES:
         raise UserError(f"source {name!r}: unknown; use one of {', '.join(SOURCES)}", exit_code=2)
     return cast(Source, import_module(SOURCES[name]))
+
+
+def references(name: str, root: Path) -> Iterator[ScanRef]:
+    """The references alone of what a source discovers.
+
+    Raises:
+        UserError: No such source, or the root is not laid out as the source's.
+    """
+    return (found for found in get(name).discover(root) if isinstance(found, ScanRef))

@@ -313,7 +313,7 @@ def headspark_source(raw: Path, out: Path, *, source: str) -> None:
     from harmonize.process import process
     from harmonize.settings import Settings
 
-    for ref in sources.get(source).discover(raw):
+    for ref in sources.references(source, raw):
         assert process(ref, corpus=out, settings=Settings()).row is not None
 
 
