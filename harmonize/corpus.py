@@ -7,6 +7,7 @@
       corpus.json         schema version, settings, library versions
       metadata.parquet    a row a scan (`SCAN_SCHEMA`)
       rejected.parquet    a row a refused scan (`REJECTED_SCHEMA`)
+      labels.parquet      a row a scan that its source labels, accepted or refused (`LABEL_SCHEMA`); absent without any
       records/            the journal that the two tables are made from: one line of JSON a scan
       images/<source>/<subject>/<scan_id>.nii.gz
       masks/<source>/<subject>/<scan_id>.nii.gz, <scan_id>__brain.nii.gz
@@ -16,6 +17,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from harmonize.card import corpus_card
 from harmonize.errors import UserError
 from harmonize.files import atomic_path, sha256_of, write_json, write_text
-from harmonize.licences import terms_of
 from harmonize.provenance import library_versions
 from harmonize.settings import Settings
 from harmonize.volume import Volume, read_volume, write_volume
@@ -43,6 +45,7 @@ PERCENTILES = (0.5, 1, 5, 25, 50, 75, 95, 99, 99.5)
 before they were normalised."""
 
 INFO, SCANS, REJECTED, CARD = "corpus.json", "metadata.parquet", "rejected.parquet", "README.md"
+LABEL_TABLE = "labels.parquet"
 IMAGES, MASKS, RECORDS, NYUL = "images", "masks", "records", "nyul"
 
 SCAN_SCHEMA = pa.schema(
@@ -82,6 +85,19 @@ SCAN_SCHEMA = pa.schema(
 )
 
 REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "raw_hash", "stage", "reason", "message")])
+
+LABEL_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("scan_id", pa.string()),
+        ("subject", pa.string()),
+        ("modality", pa.string()),
+        ("labels", pa.list_(pa.int8())),
+        ("accepted", pa.bool_()),
+    ]
+)
+"""The whole label table of the sources: refused scans too, so that folds do not depend on what was refused. `labels` is
+null where the source's table names the scan but its labels cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +148,17 @@ class Corpus:
     def rejected(self) -> pd.DataFrame:
         """The refused scans; columns as in `REJECTED_SCHEMA`."""
         return _to_pandas(_read_table(self.path / REJECTED, REJECTED_SCHEMA))
+
+    @cached_property
+    def labels(self) -> pd.DataFrame:
+        """What the sources' tables label, refused scans too, ordered by source, subject and scan.
+
+        Columns as in `LABEL_SCHEMA`. A corpus of version 0.1.0 has no such table: then these are its accepted rows.
+        """
+        if (self.path / LABEL_TABLE).is_file():
+            return _to_pandas(_read_table(self.path / LABEL_TABLE, LABEL_SCHEMA))
+        rows = _read_table(self.path / SCANS, SCAN_SCHEMA).select(_LABEL_COLUMNS).to_pylist()
+        return _to_pandas(pa.Table.from_pylist(_label_rows(rows, []), schema=LABEL_SCHEMA))
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -207,17 +234,45 @@ def claim(path: Path, source: str, settings: Settings) -> None:
         write_json(path / INFO, fresh)
 
 
-def write_manifest(path: Path, accepted: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> None:
-    """Write metadata.parquet, rejected.parquet and the dataset card; the order of the rows given does not matter."""
+def write_manifest(
+    path: Path, accepted: list[dict[str, Any]], rejected: list[dict[str, Any]], labels: Iterable[dict[str, Any]] = ()
+) -> None:
+    """Write the tables and the dataset card; the order of the rows given does not matter.
+
+    Args:
+        path: The corpus.
+        accepted: Rows of metadata.parquet.
+        rejected: Rows of rejected.parquet.
+        labels: Of every scan that its source labels: source, scan_id, subject, modality and labels. Accepted rows with
+            labels need not be named here.
+    """
     accepted = sorted(accepted, key=lambda row: (row["source"], row["subject"], row["scan_id"]))
     rejected = sorted(rejected, key=lambda row: (row["source"], row["raw_hash"]))
+    labelled = _label_rows(accepted, labels)
+    if labelled:
+        _write_table(path / LABEL_TABLE, labelled, LABEL_SCHEMA)
+    else:
+        (path / LABEL_TABLE).unlink(missing_ok=True)
     _write_table(path / REJECTED, rejected, REJECTED_SCHEMA)
     _write_table(path / SCANS, accepted, SCAN_SCHEMA)
-    write_text(path / CARD, _card(Corpus.open(path).info, accepted, len(rejected)))
+    write_text(path / CARD, corpus_card(Corpus.open(path).info, accepted, len(rejected)))
 
 
 SALT = "salt_fingerprint"
 _OWN_BEFORE_INFO = {RECORDS, NYUL, ".lock"}
+
+
+_LABEL_COLUMNS = [name for name in LABEL_SCHEMA.names if name != "accepted"]
+
+
+def _label_rows(accepted: list[dict[str, Any]], labels: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of labels.parquet in their order; an accepted scan's own row says what its labels are."""
+    found = {(entry["source"], entry["subject"], entry["scan_id"]): entry | {"accepted": False} for entry in labels}
+    for row in accepted:
+        key = (row["source"], row["subject"], row["scan_id"])
+        if key in found or row["labels"] is not None:
+            found[key] = {name: row[name] for name in _LABEL_COLUMNS} | {"accepted": True}
+    return [found[key] for key in sorted(found)]
 
 
 def _refuse_difference(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -259,65 +314,3 @@ def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> N
     table = pa.Table.from_pylist(rows, schema=schema)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
-
-
-def _card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: int) -> str:
-    """The dataset card: what is in the corpus and how to open it, with the header that the Hub reads."""
-    counts: dict[tuple[str, str, str], int] = {}
-    for row in accepted:
-        group = (row["source"], row["modality"], row["unit"])
-        counts[group] = counts.get(group, 0) + 1
-    table = "\n".join(f"| {' | '.join(group)} | {count} |" for group, count in sorted(counts.items()))
-    spacing = " x ".join(f"{mm:g}" for mm in info["settings"]["spacing"])
-    version = info["libraries"].get("headspark", "")
-    sources = sorted({row["source"] for row in accepted})
-    licences = "\n".join(f"| {source} | {terms_of(source).licence} | {terms_of(source).link} |" for source in sources)
-    licence = "cc-by-4.0" if all(terms_of(source).licence == "CC-BY-4.0" for source in sources) else "other"
-    norms = ", ".join(f"{source}: {chosen['mri_norm']}" for source, chosen in info["sources"].items())
-    return f"""---
-pretty_name: Harmonized head CT and MRI
-license: {licence}
-task_categories:
-- image-feature-extraction
-tags:
-- medical
-- 3d
-- ct
-- mri
-- nifti
-- headspark
-size_categories:
-- {_size_category(len(accepted))}
----
-
-# Harmonized head CT and MRI
-
-{len(accepted)} scans ({rejected} refused), written by `harmonize` of headspark {version}.
-Every volume is RAS, {spacing} mm, int16 with its scale in the header; CT is in Hounsfield units.
-MRI is normalised ({norms}).
-
-| source | modality | unit | scans |
-|---|---|---|---|
-{table}
-
-```python
-from datasets import load_dataset
-
-scans = load_dataset("niftifolder", data_dir="THIS_FOLDER", split="train")
-```
-
-`metadata.parquet` has a row a scan, `rejected.parquet` a row a refused scan with its reason.
-
-The scans keep the licences of their sources:
-
-| source | licence | terms |
-|---|---|---|
-{licences}
-"""
-
-
-def _size_category(count: int) -> str:
-    for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
-        if count < limit:
-            return name
-    return "n>1M"

@@ -382,6 +382,7 @@ def _finish(out: Path, records: dict[journal.Key, journal.Record]) -> None:
         out,
         [record.row for record in records.values() if record.row is not None],
         [record.rejection for record in records.values() if record.rejection is not None],
+        [record.labels for record in records.values() if record.labels is not None],
     )
 
 

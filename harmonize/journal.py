@@ -30,12 +30,14 @@ class Record:
         raw_hash: Names the raw scan.
         row: Its row of metadata.parquet, or None if it was refused.
         rejection: Its row of rejected.parquet, or None if it was accepted.
+        labels: Its row of labels.parquet without `accepted`, or None if its source labels nothing.
     """
 
     source: str
     raw_hash: str
     row: dict[str, Any] | None = None
     rejection: dict[str, str] | None = None
+    labels: dict[str, Any] | None = None
 
 
 Key = tuple[str, str]
@@ -113,7 +115,7 @@ def absent_shards(folder: Path) -> list[str]:
 
 def _line(record: Record) -> str:
     # Not dataclasses.asdict: it copies every list, and takes nine tenths of the time of a large merge.
-    entry = {name: getattr(record, name) for name in Record.__slots__}
+    entry = {name: value for name in Record.__slots__ if (value := getattr(record, name)) is not None}
     return json.dumps(entry, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,27 @@ def refused(ref: ScanRef, settings: Settings, rejection: Rejection) -> Record:
         "reason": rejection.reason.value,
         "message": rejection.message,
     }
-    return Record(source=ref.source, raw_hash=raw, rejection=entry)
+    return Record(source=ref.source, raw_hash=raw, rejection=entry, labels=label_row(ref, settings))
+
+
+def label_row(ref: ScanRef, settings: Settings) -> dict[str, Any] | None:
+    """What the source's table says of a scan, whatever becomes of its files; None where the source labels nothing."""
+    if "labels" not in ref.meta:
+        return None
+    return {
+        "source": ref.source,
+        "scan_id": identity.scan_id(ref, settings.salt),
+        "subject": identity.subject_id(ref, settings.salt),
+        "modality": ref.modality,
+        "labels": _in_order(ref.meta["labels"]),
+    }
+
+
+def _in_order(labels: object) -> list[int] | None:
+    """The competition's labels in the order of `LABELS`, or None where not each of them is 0 or 1."""
+    if not isinstance(labels, Mapping) or not all(labels.get(name) in (0, 1) for name in LABELS):
+        return None
+    return [int(labels[name]) for name in LABELS]
 
 
 def landmarks_of(ref: ScanRef, *, settings: Settings) -> tuple[str, list[float]] | None:
@@ -154,13 +175,13 @@ def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Setting
         "raw_spacing": list(harmonized.raw_spacing),
         "age": harmonized.age if harmonized.age is not None and math.isfinite(harmonized.age) else None,
         "sex": harmonized.sex,
-        "labels": None if harmonized.labels is None else [int(harmonized.labels[name]) for name in LABELS],
+        "labels": _in_order(harmonized.labels),
         "points": [
             {"label": point.label, "x": point.xyz_mm[0], "y": point.xyz_mm[1], "z": point.xyz_mm[2]}
             for point in harmonized.points
         ],
     }
-    return Record(source=ref.source, raw_hash=raw, row=row)
+    return Record(source=ref.source, raw_hash=raw, row=row, labels=label_row(ref, settings))
 
 
 def _refuse_to_go_on(error: OSError | MemoryError, corpus: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 
-from harmonize.corpus import CARD, FILE_COLUMNS, IMAGES, INFO, MASKS, NYUL, REJECTED, SCANS, Corpus
+from harmonize.corpus import CARD, FILE_COLUMNS, IMAGES, INFO, LABEL_TABLE, MASKS, NYUL, REJECTED, SCANS, Corpus
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY
 from harmonize.identity import HASH_LENGTH
@@ -18,7 +18,7 @@ from harmonize.lock import exclusive
 from harmonize.settings import Settings
 
 LOCK = ".lock"
-PUBLISHED = (CARD, INFO, SCANS, REJECTED, f"{IMAGES}/**", f"{MASKS}/**", f"{NYUL}/**")
+PUBLISHED = (CARD, INFO, SCANS, REJECTED, LABEL_TABLE, f"{IMAGES}/**", f"{MASKS}/**", f"{NYUL}/**")
 """The journal, the locks, the report and what a killed run left stay at home."""
 
 REPLACED = (f"{IMAGES}/**", f"{MASKS}/**", f"{NYUL}/**")

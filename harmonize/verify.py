@@ -13,7 +13,7 @@ from typing import Any, cast
 import nibabel as nib
 import numpy as np
 
-from harmonize.corpus import FILE_COLUMNS, IMAGES, MASKS, Corpus, Volume, read_volume
+from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, Volume, read_volume
 from harmonize.errors import Reason
 from harmonize.files import TEMPORARY, sha256_of
 from harmonize.intensity import CT_PADDING_HU
@@ -62,6 +62,25 @@ def _table_faults(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"rejected.parquet: unknown reason {reason}"
     twice = {row["raw_hash"] for row in rows} & set(corpus.rejected["raw_hash"])
     yield from (f"{raw_hash}: accepted and rejected at once" for raw_hash in sorted(twice))
+    yield from _label_faults(corpus, rows)
+
+
+def _label_faults(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[str]:
+    said = {
+        (entry["source"], entry["subject"], entry["scan_id"]): entry
+        for entry in cast(list[dict[str, Any]], corpus.labels.to_dict("records"))
+    }
+    for row in rows:
+        entry = said.pop((row["source"], row["subject"], row["scan_id"]), None)
+        labels = None if row["labels"] is None else list(row["labels"])
+        if entry is None:
+            if labels is not None:
+                yield f"{LABEL_TABLE}: lacks {row['scan_id']}, which has labels"
+        elif not entry["accepted"] or labels != (None if entry["labels"] is None else list(entry["labels"])):
+            yield f"{LABEL_TABLE}: says of {row['scan_id']} what metadata.parquet does not"
+    for (_, _, scan_id), entry in said.items():
+        if entry["accepted"]:
+            yield f"{LABEL_TABLE}: says that {scan_id} was accepted, and metadata.parquet does not have it"
 
 
 def _row_faults(path: Path, spacing: tuple[float, float, float], row: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from harmonize.corpus import SCAN_SCHEMA, Corpus, claim, read_volume, write_manifest, write_volume
+from harmonize.corpus import LABEL_SCHEMA, SCAN_SCHEMA, Corpus, claim, read_volume, write_manifest, write_volume
 from harmonize.errors import UserError
 from harmonize.settings import Settings
 
@@ -92,6 +92,41 @@ def test_the_order_of_the_rows_does_not_change_the_manifest(tmp_path: Path) -> N
         write_manifest(tmp_path / name, order, [])
         hashes.add(Corpus.open(tmp_path / name).manifest_sha256())
     assert len(hashes) == 1
+
+
+def label_entry(name: str, labels: list[int] | None) -> dict[str, object]:
+    return {"source": "rsna", "scan_id": name, "subject": name, "modality": "CTA", "labels": labels}
+
+
+def test_the_label_table_holds_the_refused_scans_too(tmp_path: Path) -> None:
+    claim(tmp_path, "rsna", Settings())
+    taken = row(source="rsna", scan_id="a", subject="a", modality="CTA", labels=[1] * 14)
+    entries = [label_entry("b", [0] * 14), label_entry("c", None), label_entry("a", [1] * 14)]
+    write_manifest(tmp_path, [taken], [], entries)
+    table = Corpus.open(tmp_path).labels
+    assert list(table.columns) == LABEL_SCHEMA.names
+    assert table["scan_id"].tolist() == ["a", "b", "c"]
+    assert table["accepted"].tolist() == [True, False, False]
+    assert [None if labels is None else list(labels) for labels in table["labels"]] == [[1] * 14, [0] * 14, None]
+
+
+def test_a_corpus_without_a_label_table_is_read_by_its_accepted_rows(tmp_path: Path) -> None:
+    claim(tmp_path, "rsna", Settings())
+    write_manifest(tmp_path, [row(), row(scan_id="c", raw_hash="c", labels=None)], [])
+    written = Corpus.open(tmp_path).labels
+    (tmp_path / "labels.parquet").unlink()
+    derived = Corpus.open(tmp_path).labels
+    assert derived["scan_id"].tolist() == written["scan_id"].tolist() == ["b"]
+    assert derived["accepted"].tolist() == [True]
+
+
+def test_a_source_without_labels_has_no_label_table(tmp_path: Path) -> None:
+    claim(tmp_path, "tcia", Settings())
+    write_manifest(tmp_path, [row()], [])
+    assert (tmp_path / "labels.parquet").is_file()
+    write_manifest(tmp_path, [row(labels=None)], [])
+    assert not (tmp_path / "labels.parquet").exists()
+    assert Corpus.open(tmp_path).labels.empty
 
 
 def test_the_card_says_what_is_inside(tmp_path: Path) -> None:

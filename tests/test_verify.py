@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harmonize import engine
-from harmonize.corpus import SCAN_SCHEMA, Corpus, read_volume, write_volume
+from harmonize.corpus import LABEL_SCHEMA, SCAN_SCHEMA, Corpus, read_volume, write_manifest, write_volume
 from harmonize.files import sha256_of
 from harmonize.settings import Settings
 from harmonize.verify import verify
@@ -171,3 +171,17 @@ def test_a_mask_of_another_shape_is_found(corpus: Path) -> None:
     row["mask_sha256"] = write_volume(path, np.zeros((3, 3, 3), dtype=np.uint8), affine=np.diag([4.0, 4, 4, 1]))
     rewrite(corpus, rows)
     assert any("image's shape" in fault for fault in verify(corpus))
+
+
+def test_a_label_table_that_says_otherwise_than_the_manifest_is_found(corpus: Path) -> None:
+    rows = pq.read_table(corpus / "metadata.parquet").to_pylist()
+    write_manifest(corpus, [row | {"labels": [1] * 14} for row in rows], [])
+    assert verify(corpus) == []
+    table = pq.read_table(corpus / "labels.parquet").to_pylist()
+    for change, fault in (
+        (lambda entries: entries[1:], "lacks"),
+        (lambda entries: [entries[0] | {"labels": [0] * 14}, *entries[1:]], "does not"),
+        (lambda entries: [*entries, entries[0] | {"scan_id": "other"}], "does not have it"),
+    ):
+        pq.write_table(pa.Table.from_pylist(change(table), schema=LABEL_SCHEMA), corpus / "labels.parquet")
+        assert [fault in line for line in verify(corpus)] == [True]

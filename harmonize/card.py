@@ -1,0 +1,76 @@
+"""The dataset card of a corpus, as the Hub shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harmonize.licences import terms_of
+
+
+def corpus_card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: int) -> str:
+    """The dataset card: what is in the corpus and how to open it, with the header that the Hub reads.
+
+    Args:
+        info: The content of corpus.json.
+        accepted: Rows of metadata.parquet.
+        rejected: How many scans were refused.
+    """
+    counts: dict[tuple[str, str, str], int] = {}
+    for row in accepted:
+        group = (row["source"], row["modality"], row["unit"])
+        counts[group] = counts.get(group, 0) + 1
+    table = "\n".join(f"| {' | '.join(group)} | {count} |" for group, count in sorted(counts.items()))
+    spacing = " x ".join(f"{mm:g}" for mm in info["settings"]["spacing"])
+    version = info["libraries"].get("headspark", "")
+    sources = sorted({row["source"] for row in accepted})
+    licences = "\n".join(f"| {source} | {terms_of(source).licence} | {terms_of(source).link} |" for source in sources)
+    licence = "cc-by-4.0" if all(terms_of(source).licence == "CC-BY-4.0" for source in sources) else "other"
+    norms = ", ".join(f"{source}: {chosen['mri_norm']}" for source, chosen in info["sources"].items())
+    return f"""---
+pretty_name: Harmonized head CT and MRI
+license: {licence}
+task_categories:
+- image-feature-extraction
+tags:
+- medical
+- 3d
+- ct
+- mri
+- nifti
+- headspark
+size_categories:
+- {_size_category(len(accepted))}
+---
+
+# Harmonized head CT and MRI
+
+{len(accepted)} scans ({rejected} refused), written by `harmonize` of headspark {version}.
+Every volume is RAS, {spacing} mm, int16 with its scale in the header; CT is in Hounsfield units.
+MRI is normalised ({norms}).
+
+| source | modality | unit | scans |
+|---|---|---|---|
+{table}
+
+```python
+from datasets import load_dataset
+
+scans = load_dataset("niftifolder", data_dir="THIS_FOLDER", split="train")
+```
+
+`metadata.parquet` has a row a scan, `rejected.parquet` a row a refused scan with its reason, `labels.parquet` (where a
+source labels its scans) a row a labelled scan, refused ones too.
+
+The scans keep the licences of their sources:
+
+| source | licence | terms |
+|---|---|---|
+{licences}
+"""
+
+
+def _size_category(count: int) -> str:
+    for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
+        if count < limit:
+            return name
+    return "n>1M"
