@@ -15,6 +15,9 @@ from harmonize.settings import Settings
 
 torch.set_num_threads(1)
 
+collect_ignore = ["fixtures"]
+"""What earlier versions wrote, and the scripts that had it written: those run with the code of their time."""
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
