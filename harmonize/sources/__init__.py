@@ -48,3 +48,18 @@ def references(name: str, root: Path) -> Iterator[ScanRef]:
         UserError: No such source, or the root is not laid out as the source's.
     """
     return (found for found in get(name).discover(root) if isinstance(found, ScanRef))
+
+
+def inputs(ref: ScanRef) -> tuple[Path, ...]:
+    """The files that `load` reads for a reference, in a fixed order.
+
+    These are its paths and the files that its `meta` names; a source whose `load` looks for more has an ``inputs`` of
+    its own.
+
+    Raises:
+        UserError: No such source.
+    """
+    own = getattr(get(ref.source), "inputs", None)
+    if own is not None:
+        return cast(tuple[Path, ...], own(ref))
+    return (*ref.paths, *(value for value in ref.meta.values() if isinstance(value, Path)))

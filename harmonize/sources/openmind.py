@@ -22,6 +22,9 @@ WANTED = ("anon_mask_path", "anat_mask_path", "age", "sex")
 ANATOMY, DEFACE = "fb_mask", "deface_mask"
 """Stems of the masks in ``<image>__Data/``. In a deface mask 1 is what was removed; in an fb mask 1 is background."""
 
+MASKS = (("anatomy", ANATOMY, "anat_mask_path"), ("deface", DEFACE, "anon_mask_path"))
+"""Kind, stem, and the column of the table that may name another place."""
+
 MODALITIES = (
     "T1w", "T2w", "FLAIR", "PDw", "T2starw", "T1map", "T2map", "T2starmap", "inplaneT1", "inplaneT2", "MP2RAGE",
     "UNIT1", "FLASH", "SWI", "minIP", "angio", "sbref", "PET", "DWI", "ADC", "FA", "MD", "TRACE", "CT",
@@ -71,7 +74,7 @@ def load(ref: ScanRef) -> Scan:
     image = read_nifti(ref.paths[0])
     decisions = list(image.decisions)
     masks = {}
-    for kind, stem, column in (("anatomy", ANATOMY, "anat_mask_path"), ("deface", DEFACE, "anon_mask_path")):
+    for kind, stem, column in MASKS:
         mask = _mask(ref, kind, stem, str(ref.meta.get(column) or ""), decisions)
         if mask is not None:
             masks[kind] = mask
@@ -153,16 +156,21 @@ def _public_id(folders: tuple[str, ...], stem: str) -> str:
     return "__".join((*(part for part in folders if part not in said), stem))
 
 
+def inputs(ref: ScanRef) -> tuple[Path, ...]:
+    """The files that `load` reads: the image, and the masks that are there."""
+    if "refused" in ref.meta:
+        return ref.paths
+    masks = (
+        next((path for path in _mask_candidates(ref, stem, str(ref.meta.get(column) or "")) if path.is_file()), None)
+        for _, stem, column in MASKS
+    )
+    return (*ref.paths, *(path for path in masks if path is not None))
+
+
 def _mask(ref: ScanRef, kind: str, stem: str, listed: str, decisions: list[str]) -> Mask | None:
-    image = ref.paths[0]
-    beside = image.with_name(f"{_stem(image.name)}__Data")
-    candidates = [beside / f"{stem}{suffix}" for suffix in SUFFIXES]
-    if listed:
-        relative = PurePosixPath(_relative(listed))
-        if relative.is_absolute() or ".." in relative.parts:
-            raise Rejection(Reason.UNSAFE_NAME, f"the {kind} mask's path leaves the tree")
-        candidates.insert(0, ref.root / relative)
-    path = next((path for path in candidates if path.is_file()), None)
+    if listed and not _stays_in_tree(listed):
+        raise Rejection(Reason.UNSAFE_NAME, f"the {kind} mask's path leaves the tree")
+    path = next((path for path in _mask_candidates(ref, stem, listed) if path.is_file()), None)
     if path is None:
         if listed:
             decisions.append(f"the {kind} mask is listed but missing")
@@ -175,6 +183,19 @@ def _mask(ref: ScanRef, kind: str, stem: str, listed: str, decisions: list[str])
     is_set = found.voxels_XYZ > 0
     decisions.append(f"{kind} mask used")
     return Mask(labels_XYZ=(~is_set if kind == "anatomy" else is_set).astype(np.uint8), affine=found.affine)
+
+
+def _mask_candidates(ref: ScanRef, stem: str, listed: str) -> Iterator[Path]:
+    """Where a mask may lie, the place that the table names first."""
+    if listed and _stays_in_tree(listed):
+        yield ref.root / _relative(listed)
+    beside = ref.paths[0].with_name(f"{_stem(ref.paths[0].name)}__Data")
+    yield from (beside / f"{stem}{suffix}" for suffix in SUFFIXES)
+
+
+def _stays_in_tree(path: str) -> bool:
+    relative = PurePosixPath(_relative(path))
+    return not relative.is_absolute() and ".." not in relative.parts
 
 
 def _age(text: str) -> float | None:
