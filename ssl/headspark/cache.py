@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import psutil
 from monai.data import CacheDataset
 from monai.transforms import Transform
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from harmonize.files import atomic_path
 from harmonize.pipeline import HEAD
 from harmonize.progress import Progress
 from headspark.cohort import Cohort, ScanItem
+from headspark.memory import free_memory
 from headspark.recipe import CacheMode, DataConfig
 
 MEMORY_SHARE = 0.6
@@ -207,20 +207,6 @@ def decode(scan: ScanItem) -> Decoded:
         slope=volume.slope,
         inter=volume.inter,
     )
-
-
-def free_memory() -> int:
-    """Bytes that this process could still take: the machine's, or what its control group is allowed."""
-    free = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):
-            continue  # no control group of this kind, or one without a limit ("max")
-    return max(free, 0)
 
 
 class RamStore:
