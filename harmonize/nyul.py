@@ -106,12 +106,19 @@ def transform(values: NDArray[Any], foreground: NDArray[Any], histogram: Standar
 
     Raises:
         Rejection: No foreground, or a constant one.
+
+    Example:
+        >>> standard = StandardHistogram(scale=np.array([-2.0, 2.0]), percentiles=np.array([0.0, 100.0]))
+        >>> transform(np.array([0.0, 50.0, 100.0, 150.0]), np.arange(101.0), standard).round(3).tolist()
+        [-2.0, 0.0, 2.0, 4.0]
     """
     found = landmarks(foreground, histogram.percentiles)
     knots, group = np.unique(found, return_inverse=True)
     scale = np.maximum.accumulate(histogram.scale)
     places = np.bincount(group, weights=scale) / np.bincount(group)
     slopes = np.diff(places) / np.diff(knots)
+    if values.size == 0:
+        return np.empty(values.shape, dtype=np.float32)
     # One more knot at either end of the values, on the outer pieces prolonged.
     low, high = min(float(values.min()), knots[0]), max(float(values.max()), knots[-1])
     places = np.concatenate(
@@ -131,7 +138,8 @@ def _interpolate(values: NDArray[Any], knots: NDArray[np.float64], places: NDArr
     scale = np.float32((TABLE_SIZE - 1) / (high - low))
     result = np.empty(values.shape, dtype=np.float32)
     # A slab at a time, because its intermediate results then stay in the processor's cache.
-    for slab, out in zip(values, result, strict=True):
+    slabs = (values, result) if values.ndim > 1 else (values.reshape(1, -1), result.reshape(1, -1))
+    for slab, out in zip(*slabs, strict=True):
         index = (slab - np.float32(low)) * scale
         index += np.float32(0.5)
         out[...] = table.take(index.astype(np.intp), mode="clip")

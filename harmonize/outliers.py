@@ -58,6 +58,9 @@ _SAID = {
 }
 """Words in a scan's decisions that raise a flag."""
 
+_UNSAID = {"defaced": "deface mask marks nothing"}
+"""Words that take a flag back."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -188,6 +191,7 @@ def _noted(scans: pd.DataFrame) -> list[set[str]]:
     for row, decisions in enumerate(scans["decisions"]):
         said = " | ".join(decisions) if decisions is not None else ""
         flags = {flag for flag, words in _SAID.items() if any(word in said for word in words)}
+        flags -= {flag for flag, words in _UNSAID.items() if words in said}
         noted.append(flags | {flag for flag, holds in rules.items() if holds[row]})
     return noted
 

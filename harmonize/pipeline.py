@@ -255,6 +255,8 @@ def _masks(
         foreground = find_foreground(values_XYZ, grid.spacing, scan.unit)
     if defaced is not None:
         foreground &= defaced == 0
+        if not defaced.any():
+            decisions.append("the deface mask marks nothing of the image: nothing was removed")
     if "vessels" in found:
         return foreground, found["vessels"], "vessels"
     if anatomy is None and defaced is None:

@@ -164,7 +164,11 @@ def resample(
     axes = _aligned_axes(voxels_XYZ.shape, affine)
     if axes is None:
         return _resample_oblique(voxels_XYZ, affine, grid, slice_offsets, outside)
-    return _resample_aligned(voxels_XYZ, affine, grid, slice_offsets, axes)
+    result = _resample_aligned(voxels_XYZ, affine, grid, slice_offsets, axes)
+    for world_axis, inside in enumerate(_covered(voxels_XYZ.shape, affine, grid, slice_offsets)):
+        if not inside.all():
+            result[(slice(None),) * world_axis + (~inside,)] = outside
+    return result
 
 
 def resample_labels(labels_XYZ: NDArray[np.uint8], affine: NDArray[np.float64], grid: Grid) -> NDArray[np.uint8]:
@@ -244,6 +248,18 @@ def _positions(
 
 def _targets(grid: Grid, world_axis: int) -> NDArray[np.float64]:
     return grid.affine[world_axis, 3] + grid.affine[world_axis, world_axis] * np.arange(grid.shape[world_axis])
+
+
+def _covered(
+    shape: tuple[int, ...],
+    affine: NDArray[np.float64],
+    grid: Grid,
+    slice_offsets: NDArray[np.float64] | None,
+) -> list[NDArray[np.bool_]]:
+    """Which of the grid's planes along R, A and S have their middle within an aligned scan's field of view."""
+    low, high = _world_box(shape, affine, slice_offsets)
+    targets = (_targets(grid, world_axis) for world_axis in range(3))
+    return [(at >= low[axis] - ALIGNED_MM) & (at <= high[axis] + ALIGNED_MM) for axis, at in enumerate(targets)]
 
 
 def _resample_aligned(

@@ -88,6 +88,25 @@ def test_tied_percentiles_never_give_nan_and_keep_the_order(values: list[int]) -
     assert (np.diff(found.ravel()[order]) >= -1e-5).all()
 
 
+@pytest.mark.parametrize("shape", [(12_000,), (1, 12_000), (12_000, 1), (20, 600), (20, 20, 30), (2, 10, 20, 30), (0,)])
+def test_values_of_any_shape_are_mapped_alike(shape: tuple[int, ...]) -> None:
+    scan = population(1)[0]
+    histogram = nyul.fit(nyul.landmarks(one) for one in population())
+    values = scan.ravel()[: int(np.prod(shape))].reshape(shape)
+    found = nyul.transform(values, scan, histogram)
+    assert found.shape == shape
+    assert found.dtype == np.float32
+    assert np.array_equal(found.ravel(), nyul.transform(scan, scan, histogram).ravel()[: values.size])
+
+
+def test_a_single_value_is_mapped() -> None:
+    scan = population(1)[0]
+    histogram = nyul.fit(nyul.landmarks(one) for one in population())
+    found = nyul.transform(np.array(scan[3, 4, 5]), scan, histogram)
+    assert found.shape == ()
+    assert found == pytest.approx(nyul.transform(scan, scan, histogram)[3, 4, 5], abs=1e-3)
+
+
 @pytest.mark.parametrize("content", [b"", b"no numpy file", None])
 def test_a_broken_histogram_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "T1w.npy"

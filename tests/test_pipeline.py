@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
 from harmonize.errors import Reason, Rejection
-from harmonize.pipeline import harmonize_scan
+from harmonize.outliers import find
+from harmonize.pipeline import Harmonized, harmonize_scan
 from harmonize.scan import HU, Mask, Point, Scan
 from harmonize.settings import Settings
 
@@ -92,6 +94,37 @@ def test_the_defaced_part_is_two_in_the_mask_and_out_of_the_statistics() -> None
     assert (found.mask_XYZ[:, 20:] == 2).all()
     assert set(np.unique(found.mask_XYZ)) == {0, 1, 2}
     assert found.foreground_box[3] <= 20
+
+
+@pytest.mark.parametrize("place", [slice(0), slice(60, 70)])
+def test_a_deface_mask_that_marks_nothing_of_the_image_makes_no_scan_defaced(place: slice) -> None:
+    marked = np.zeros((70, 36, 30), dtype=np.uint8)
+    marked[place] = 1
+    masks = {
+        "anatomy": Mask(labels_XYZ=ball().astype(np.uint8), affine=np.eye(4)),
+        "deface": Mask(labels_XYZ=marked, affine=np.eye(4)),
+    }
+    found = harmonize_scan(mr(masks=masks, decisions=["anatomy mask used", "deface mask used"]), Settings())
+    assert found.mask_XYZ is not None
+    assert np.array_equal(found.mask_XYZ, ball())
+    assert "nothing was removed" in found.decisions[-1]
+    assert "defaced" not in flags_of(found)
+
+
+def test_a_deface_mask_that_marks_something_makes_the_scan_defaced() -> None:
+    marked = np.zeros((40, 36, 30), dtype=np.uint8)
+    marked[20, 30, 15] = 1
+    masks = {"deface": Mask(labels_XYZ=marked, affine=np.eye(4))}
+    assert "defaced" in flags_of(harmonize_scan(mr(masks=masks, decisions=["deface mask used"]), Settings()))
+
+
+def flags_of(found: Harmonized) -> tuple[str, ...]:
+    row = {
+        "source": "openmind", "modality": found.modality, "shape": found.stored_XYZ.shape, "spacing": found.spacing,
+        "raw_spacing": found.raw_spacing, "foreground_box": found.foreground_box,
+        "intensity_percentiles": found.percentiles, "decisions": found.decisions,
+    }  # fmt: skip
+    return find(pd.DataFrame([row]))[0].flags
 
 
 def test_vessels_keep_their_values() -> None:

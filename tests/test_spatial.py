@@ -172,6 +172,44 @@ def test_outside_the_field_of_view_stands_the_given_value() -> None:
     assert found[found.shape[0] // 2, found.shape[1] // 2, 5] == pytest.approx(50)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    order=flips,
+    spacing=spacings,
+    origin=st.tuples(*[st.floats(-9, 9)] * 3),
+    size=st.sampled_from([0.7, 1.0, 2.5]),
+    gaps=st.none() | st.lists(st.floats(0.3, 4.0), min_size=5, max_size=5),
+)
+def test_aligned_or_not_nothing_is_made_up_beyond_the_field_of_view(order, spacing, origin, size, gaps) -> None:
+    axes, signs = order
+    affine = np.eye(4)
+    affine[:3, :3] = (np.eye(3) * np.array(signs))[:, axes] @ np.diag(spacing)
+    affine[:3, 3] = origin
+    offsets = None if gaps is None else np.concatenate(([0.0], np.cumsum(gaps)))
+    grid = Grid(shape=(20, 21, 22), affine=np.diag([size, size, size, 1.0]))
+    found = resample(np.full((8, 7, 6), 50, np.int16), affine, grid, slice_offsets=offsets, outside=-1024)
+    index = np.einsum(
+        "ab,bxyz->axyz",
+        np.linalg.inv(affine)[:3, :3],
+        world_of(grid.shape, grid.affine) - np.array(origin)[:, None, None, None],
+    )
+    first, last = np.full(3, -0.5), np.array([7.5, 6.5, 5.5])
+    if offsets is not None:
+        first[2], last[2] = -gaps[0] / 2, offsets[-1] + gaps[-1] / 2
+    margin = 0.02 / spacing
+    inside = ((index > (first + margin)[:, None, None, None]) & (index < (last - margin)[:, None, None, None])).all(0)
+    beyond = ((index < (first - margin)[:, None, None, None]) | (index > (last + margin)[:, None, None, None])).any(0)
+    assert found[inside] == pytest.approx(50, abs=1e-3)
+    assert (found[beyond] == -1024).all()
+
+
+def test_the_grid_of_a_scan_reaches_nowhere_beyond_it() -> None:
+    voxels = np.full((9, 8, 7), 50, dtype=np.int16)
+    for spacing in ((0.7, 1.3, 2.9), (40.0, 40.0, 40.0)):
+        grid = target_grid(voxels.shape, np.diag([0.9, 1.1, 1.7, 1.0]), spacing)
+        assert resample(voxels, np.diag([0.9, 1.1, 1.7, 1.0]), grid, outside=NOWHERE) == pytest.approx(50, abs=1e-3)
+
+
 def test_labels_keep_their_values_and_their_place() -> None:
     labels = np.zeros((40, 40, 40), dtype=np.uint8)
     labels[10:20, 12:30, 5:9] = 7
