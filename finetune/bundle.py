@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from harmonize.files import atomic_path, write_json
 from harmonize.settings import Settings
 from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
+from headspark.hub import load_weights
+from headspark.seen import is_model_config, read_json, seen_at
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -94,15 +95,16 @@ def read_bundle(folder: Path) -> Bundle:
     Raises:
         UserError: No finished fine-tuning run there, or a damaged one.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    config = read_json(folder / CONFIG)
+    if config is None and (folder / CONFIG).is_file():
+        raise UserError(f"{folder / CONFIG}: damaged; train again")
+    if not is_model_config(config):
+        fault = "is missing" if config is None else "is another's"
         raise UserError(
-            f"{folder}: no fine-tuned model there ({CONFIG} is missing); let finetune.train finish, or give its --out",
+            f"{folder}: no fine-tuned model there ({CONFIG} {fault}), but {seen_at(folder)}; let finetune.train "
+            "finish, or give its --out",
             exit_code=2,
-        ) from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / CONFIG}: damaged; train again") from error
+        )
     if config.get("schema_version") != SCHEMA_VERSION or config.get("labels") != list(LABELS):
         raise UserError(f"{folder / CONFIG}: written by another version of headspark; train again")
     settings = config["harmonize"]
@@ -128,9 +130,10 @@ def load_model(folder: Path, bundle: Bundle) -> AneurysmClassifier:
     """
     model = AneurysmClassifier(build_encoder(bundle.encoder), bundle.head)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise UserError(f"{folder / WEIGHTS}: missing; train again") from error
-    except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS}: damaged, or of another model; train again") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS}: damaged, or no safetensors file ({error}); train again") from error
+    load_weights(model, weights, where=f"{folder / WEIGHTS}", wanted=CONFIG)
     return model.eval()

@@ -91,6 +91,7 @@ def run_demo(demo: Demo) -> None:
     Raises:
         UserError: A step failed.
     """
+    _refuse_foreign(demo.out)
     began = time.monotonic()
     seconds = _read_json(demo.out / "seconds.json")
 
@@ -163,6 +164,23 @@ def run_demo(demo: Demo) -> None:
     for name, value in headline:
         print(f"  {name:<44} {value}")
     print(f"\n{out}: done in {time.monotonic() - began:.0f} s; open {demo.report}")
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse a folder that the demo did not begin: it would write its report over somebody's.
+
+    Raises:
+        UserError: With exit code 2.
+    """
+    if out.is_dir():
+        names = {path.name for path in out.iterdir()}
+        foreign = sorted(names - {"raw"})  # the first step fills that, and then seconds.json is written
+        if foreign and not {"raw", "seconds.json"} <= names:
+            raise UserError(
+                f"{out}: holds {foreign[0]}, which the demo did not write; give --out a new folder", exit_code=2
+            )
+    elif out.exists() or out.is_symlink():
+        raise UserError(f"{out}: no folder; give --out a new one", exit_code=2)
 
 
 def _series_to_predict(demo: Demo) -> Path:

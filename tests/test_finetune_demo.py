@@ -8,6 +8,7 @@ import pytest
 
 from finetune.demo import Demo, run_demo
 from harmonize.aneurysm_labels import LABELS
+from harmonize.errors import UserError
 
 TINY_PRETRAINING = "--train.steps 2 --data.patch 32 --data.workers 0 --train.val_samples 1 --optim.warmup 0"
 STAGES = """[{"name": "head", "steps": 1, "head_lr": 1e-3}, {"name": "all", "steps": 1, "head_lr": 1e-3,
@@ -40,3 +41,14 @@ def test_a_tiny_demo_ends_with_a_report_and_is_reused(tmp_path: Path, capfd: pyt
     run_demo(demo)
     assert capfd.readouterr().out.count("(already there)") == 4
     assert (demo.model / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_folder_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    (tmp_path / "seconds.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds report\.html, which the demo did not write") as error:
+        run_demo(Demo(out=tmp_path))
+    assert error.value.exit_code == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "seconds.json"}
+    with pytest.raises(UserError, match="no folder"):
+        run_demo(Demo(out=tmp_path / "report.html"))

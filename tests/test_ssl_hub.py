@@ -175,6 +175,45 @@ def test_an_encoder_goes_to_the_hub_and_back(run: Path, hub: Hub, capsys: pytest
     assert features(encoder)[-1].shape == (1, 8, 8, 8, 8)
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"theirs", "README.md": b"theirs"},
+        {"config.json": b'{"encoder": {}, "head": {}}', "model.safetensors": b"a fine-tuned one"},
+        {"weights.gguf": b"theirs"},
+        {"README.md": b"a page written by hand"},
+    ],
+)
+def test_a_repository_with_something_else_stays_as_it_is(
+    run: Path, hub: Hub, files: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repos["user/taken"] = standin_hub.Repo(private=False, commits=[{}, files])
+    assert push(run, "--repo", "user/taken") == 2
+    assert "user/taken: the repository holds something else" in capsys.readouterr().err
+    assert hub.repos["user/taken"].commits == [{}, files]
+
+
+def test_an_encoder_on_the_hub_is_replaced_and_files_beside_it_stay(run: Path, hub: Hub) -> None:
+    assert push(run, "--repo", "user/name") == 0
+    ours = hub.repos["user/name"].files
+    hub.repos["user/name"].commits.append({**ours, "notes.txt": b"mine", "config.json": b"{}"})
+    assert push(run, "--repo", "user/name") == 2
+    hub.repos["user/name"].commits.append({**ours, "notes.txt": b"mine", "README.md": b"old"})
+    hub.repos["datasets/user/name"] = standin_hub.Repo(private=False, commits=[{"data.parquet": b"theirs"}])
+    assert push(run, "--repo", "user/name") == 0
+    assert hub.repos["user/name"].files["notes.txt"] == b"mine"
+    assert hub.repos["user/name"].files["README.md"].startswith(b"---\nlibrary_name: headspark")
+    assert hub.repos["datasets/user/name"].files == {"data.parquet": b"theirs"}
+
+
+def test_a_run_itself_is_no_place_for_its_encoder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for option in ("--folder", "--nnunet"):
+        assert push(run, option, run) == 2
+        assert "a pretraining run" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 def test_a_private_repository_needs_the_token(
     run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,26 +260,6 @@ def test_an_upload_whose_connection_breaks_is_one_line_and_goes_on_with_what_is_
     assert not already & set(hub.uploads[-2:])
     assert set(hub.repos["user/name"].commits[-1]) >= {"config.json", "model.safetensors", "README.md", "curves.png"}
     assert TOKEN not in shown.out + shown.err + caplog.text
-
-
-def test_a_missing_repository_is_named(hub: Hub) -> None:
-    with pytest.raises(UserError, match="user/nothing"):
-        Encoder.from_pretrained("user/nothing")
-
-
-def test_a_folder_without_an_encoder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no encoder there \(config\.json is missing\)"):
-        Encoder.from_pretrained(tmp_path)
-
-
-def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -> None:
-    small = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))
-    save_encoder(build_encoder(small), tmp_path / "encoder", preprocessing=PREPROCESSING)
-    config = json.loads((tmp_path / "encoder" / "config.json").read_text())
-    config["encoder"]["features"] = [4, 16]
-    (tmp_path / "encoder" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="do not make an encoder"):
-        Encoder.from_pretrained(tmp_path / "encoder")
 
 
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:

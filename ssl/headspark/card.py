@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 
 from harmonize.licences import terms_of
 from headspark.config import to_yaml
-from headspark.hub import Card
+from headspark.hub import CURVES, RECONSTRUCTION, Card
 from headspark.recipe import Recipe
 
-CURVES, RECONSTRUCTION = "curves.png", "reconstruction.png"
 HUB_DATASETS = "https://huggingface.co/datasets/"
 
 

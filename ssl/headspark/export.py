@@ -13,10 +13,11 @@ from headspark.checkpoint import load_newest
 from headspark.config import WRONG_USE, read_recipe
 from headspark.decoder import UNetDecoder
 from headspark.encoder import ResidualEncoder, build_encoder
-from headspark.hub import Card
+from headspark.hub import Card, load_weights
 from headspark.interop import write_nnssl
 from headspark.recipe import Recipe
 from headspark.run import RECIPE, read_metrics, read_state
+from headspark.seen import seen_at
 from headspark.spark import SparK
 
 
@@ -44,8 +45,10 @@ def export_run(folder: Path) -> Exported:
         UserError: The folder holds no run (exit code 2), or one without a checkpoint yet.
     """
     state = read_state(folder)
-    if state is None:
-        raise UserError(f"{folder}: no run there; `ssl/pretrain.py --out` makes one", exit_code=WRONG_USE)
+    if state is None or "corpus" not in state:
+        raise UserError(
+            f"{folder}: no run there, but {seen_at(folder)}; `ssl/pretrain.py --out` makes one", exit_code=WRONG_USE
+        )
     recipe = read_recipe(Recipe, folder / RECIPE)
     checkpoint = load_newest(folder / "checkpoints", say=lambda line: print(line, file=sys.stderr))
     if checkpoint is None:
@@ -54,7 +57,7 @@ def export_run(folder: Path) -> Exported:
     model = SparK(
         build_encoder(recipe.encoder), recipe.decoder, recipe.spark, in_channels=recipe.encoder.in_channels
     ).eval()
-    model.load_state_dict(weights)
+    load_weights(model, weights, where=f"{folder}, step {checkpoint.step}", wanted=f"its {RECIPE}")
     pictures = sorted((folder / "pictures").glob("step_*.png"))
     card = write_card(
         recipe, state, read_metrics(folder), step=checkpoint.step, picture=pictures[-1] if pictures else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,20 +11,38 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import HfApi, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, RemoteEntryNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from harmonize.errors import UserError
-from harmonize.files import TEMPORARY, write_text
+from harmonize.files import write_text
 from headspark.config import WRONG_USE, from_plain, to_plain
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
+from headspark.folders import replaced
+from headspark.seen import NNSSL_CHECKPOINT, is_encoder_config, read_json, seen_at
 
-CARD = "README.md"
+CARD, CURVES, RECONSTRUCTION = "README.md", "curves.png", "reconstruction.png"
+ENCODER_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE, CARD, CURVES, RECONSTRUCTION)
+"""All that `save_encoder` writes; a folder or repository with other files is not replaced."""
+
 HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, FileNotFoundError)
 """HTTPError is the base of the client's own errors and of its transport's, whichever library that is."""
+
+_LIBRARY = "library_name: headspark"
+_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_HOW = "`python ssl/push.py RUN --folder ENCODER` writes one"
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +97,23 @@ class Encoder(
             UserError: There is no encoder, or its files do not fit each other.
         """
         name = str(pretrained_model_name_or_path)
-        if Path(name).is_dir() and not (Path(name) / CONFIG_NAME).is_file():
-            raise UserError(f"{name}: no encoder there ({CONFIG_NAME} is missing); `python ssl/push.py` writes one")
+        _check_local(name)
         try:
             return super().from_pretrained(name, **options)
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+            raise UserError(
+                f"{name}: no such folder, and the Hub cannot be asked (offline, and not in its cache); {_HOW}"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise UserError(
+                f"{name}: no such folder, and no such repository on the Hub (or one that needs `hf auth login`); {_HOW}"
+            ) from error
         except HUB_ERRORS as error:
             raise UserError(f"{name}: no encoder's folder and no readable repository: {_first(error)}") from error
-        except (TypeError, ValueError, SafetensorError, RuntimeError) as error:
+        except (TypeError, ValueError, AttributeError, SafetensorError, RuntimeError) as error:
             raise UserError(f"{name}: its files do not make an encoder: {_first(error)}") from error
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
 
     @classmethod
     def _from_pretrained(
@@ -99,13 +127,11 @@ class Encoder(
         token: str | bool | None,
         **init: Any,
     ) -> Any:
-        # The mixin's own loader takes a pickle if there is no safetensors file, and lets missing weights pass.
-        file = Path(model_id) / SAFETENSORS_SINGLE_FILE
-        if not Path(model_id).is_dir():
-            file = Path(
+        def download(name: str) -> Path:
+            return Path(
                 hf_hub_download(
                     model_id,
-                    SAFETENSORS_SINGLE_FILE,
+                    name,
                     revision=revision,
                     cache_dir=cache_dir,
                     force_download=force_download,
@@ -113,8 +139,24 @@ class Encoder(
                     token=token,
                 )
             )
-        network = cls(**init).network
-        network.load_state_dict(safetensors.torch.load_file(file))
+
+        is_local = Path(model_id).is_dir()
+        if set(init) != {"encoder", "preprocessing"}:
+            if not is_local and not init:
+                download(CONFIG_NAME)  # the mixin goes on where that fails, and keeps the reason to itself
+            raise UserError(f"{model_id}: it has no {CONFIG_NAME} of a headspark encoder; {_HOW}")
+        # The mixin's own loader takes a pickle if there is no safetensors file, and lets missing weights pass.
+        file = Path(model_id) / SAFETENSORS_SINGLE_FILE if is_local else download(SAFETENSORS_SINGLE_FILE)
+        try:
+            network = cls(**init).network
+        except UserError as error:
+            raise UserError(f"{model_id}: its {CONFIG_NAME} makes no encoder: {error}") from error
+        try:
+            weights = safetensors.torch.load_file(file)
+        except SafetensorError as error:
+            raise UserError(f"{file}: truncated, or no safetensors file: {_first(error)}; export it again") from error
+        where = f"{model_id}: its files do not make an encoder: {SAFETENSORS_SINGLE_FILE}"
+        load_weights(network, weights, where=where, wanted=CONFIG_NAME)
         return network.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -138,16 +180,38 @@ def save_encoder(
         card: README.md and its pictures; None: the Hub's default card.
 
     Raises:
-        UserError: With exit code 2: the folder holds something else.
+        UserError: With exit code 2: the folder holds something else, which stays as it is.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file():
-        raise UserError(f"{folder}: not empty and no encoder; give --folder a new one", exit_code=WRONG_USE)
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    on_hub(encoder, preprocessing, card).save_pretrained(temporary)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    with replaced(folder, names=ENCODER_FILES, is_ours=_is_encoder, what="encoder") as temporary:
+        on_hub(encoder, preprocessing, card).save_pretrained(temporary)
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: str, wanted: str) -> None:
+    """Load weights that must fit a network exactly.
+
+    Args:
+        network: Takes them.
+        weights: By name.
+        where: Names the file that they come from.
+        wanted: Names what the network was built from.
+
+    Raises:
+        UserError: They do not fit; names a tensor with both shapes, or what is missing or too much.
+    """
+    own = network.state_dict()
+    for name in own:
+        if name in weights and own[name].shape != weights[name].shape:
+            found, asked = tuple(weights[name].shape), tuple(own[name].shape)
+            raise UserError(f"{where}: {name} is {found}, {wanted} asks for {asked}; the two do not belong together")
+    missing, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
+    if missing or unexpected:
+        parts = [
+            f"{len(names)} {word} ({', '.join(sorted(names)[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''})"
+            for word, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise UserError(f"{where}: of the tensors that {wanted} asks for, {' and '.join(parts)}")
+    network.load_state_dict(dict(weights))
 
 
 def push_encoder(
@@ -164,9 +228,11 @@ def push_encoder(
         The commit's address.
 
     Raises:
-        UserError: The Hub refused, or could not be reached; what it had before is unchanged.
+        UserError: The Hub refused, or could not be reached; what it had before is unchanged. With exit code 2: the
+            repository holds something else than an encoder.
     """
     try:
+        _refuse_foreign_repository(repo)
         return str(on_hub(encoder, preprocessing, card).push_to_hub(repo, private=private))
     except (*HUB_ERRORS, RuntimeError) as error:  # the client wraps a failed upload in a RuntimeError
         raise UserError(f"{repo}: {_first(error)}; log in with `hf auth login`, then give the command again") from error
@@ -181,9 +247,57 @@ def on_hub(encoder: MaskableEncoder, preprocessing: Mapping[str, Any], card: Car
     return view
 
 
+def _check_local(name: str) -> None:
+    """Refuse a path that is no encoder's folder, before anybody asks the Hub for it."""
+    path = Path(name)
+    config = path / CONFIG_NAME
+    if path.is_dir() and is_encoder_config(read_json(config)):
+        if not (path / SAFETENSORS_SINGLE_FILE).is_file():
+            raise UserError(f"{name}: a pretrained encoder without its weights: {SAFETENSORS_SINGLE_FILE} is missing")
+        return
+    if os.path.lexists(path):
+        fault = "missing" if not config.is_file() else "damaged" if read_json(config) is None else "another's"
+        is_nnssl = path.name == NNSSL_CHECKPOINT or (path / NNSSL_CHECKPOINT).is_file()
+        how = "`headspark.interop.read_nnssl` and `save_encoder` make one of it" if is_nnssl else _HOW
+        raise UserError(f"{name}: no encoder there ({CONFIG_NAME} is {fault}), but {seen_at(path)}; {how}")
+    if not _ON_THE_HUB.fullmatch(name) or name.startswith(("./", "../")):
+        raise UserError(f"{name}: no such folder; an encoder's folder is wanted, or a repository user/name of the Hub")
+
+
+def _is_encoder(folder: Path) -> bool:
+    """Whether a folder that holds no other files than `ENCODER_FILES` was written by `save_encoder`."""
+    card, config = folder / CARD, read_json(folder / CONFIG_NAME)
+    return (is_encoder_config(config) and len(config) == 2) and (
+        not card.is_file() or _LIBRARY in card.read_text(encoding="utf-8", errors="replace")
+    )
+
+
+def _refuse_foreign_repository(repo: str) -> None:
+    """Refuse to write over what is on the Hub and is no encoder of ours.
+
+    Raises:
+        UserError: With exit code 2; nothing was written.
+    """
+    api = HfApi()
+    try:
+        names = set(api.list_repo_files(repo)) - {".gitattributes"}
+    except RepositoryNotFoundError:
+        return
+    if not names:
+        return
+    if CONFIG_NAME in names and is_encoder_config(read_json(Path(hf_hub_download(repo, CONFIG_NAME)))):
+        return  # what else is there stays: only the encoder's own names are written
+    taken = ", ".join(sorted(names)[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+    raise UserError(
+        f"{repo}: the repository holds something else than an encoder of headspark ({taken}), which stays as it is; "
+        "give --repo a new name",
+        exit_code=WRONG_USE,
+    )
+
+
 def _first(error: Exception) -> str:
     """The first line of a message; the client's others repeat request ids and advice."""
     if isinstance(error, RemoteEntryNotFoundError):
-        return f"{SAFETENSORS_SINGLE_FILE} or {CONFIG_NAME} is missing"
+        return f"{SAFETENSORS_SINGLE_FILE} or {CONFIG_NAME} of an encoder is missing"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -7,7 +7,6 @@ runs. Where nnssl has untied the two, ``conv`` and ``norm`` are left at their in
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -20,14 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from harmonize.errors import UserError
-from harmonize.files import atomic_path, write_json
+from harmonize.files import write_json
 from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.decoder import UNetDecoder
 from headspark.encoder import NORM_EPS, PRESETS, EncoderConfig, ResidualEncoder
+from headspark.folders import replaced
+from headspark.hub import load_weights
+from headspark.seen import read_json, seen_at
 
 CHECKPOINT_NAME = "checkpoint_final.pth"
 PLAN_NAME = "adaptation_plan.json"
 """Names of the two files of a published nnssl checkpoint."""
+
+TRAINER_NAME = "headspark.SparK"
+"""Tells our own checkpoints from those that others wrote under the same two names."""
 
 ONE_MM = (1.0, 1.0, 1.0)
 """The spacing of nnssl's ``onemmiso``, where no plan says another."""
@@ -107,11 +112,7 @@ def read_nnssl(path: Path, *, in_channels: int | None = 3) -> NnsslCheckpoint:
     if in_channels is not None:
         trained["stem.convs.0.conv.weight"] = spread_stem(trained["stem.convs.0.conv.weight"], in_channels)
     encoder = ResidualEncoder(config_of(trained, plan)).eval()
-    try:
-        encoder.load_state_dict(trained)
-    except RuntimeError as error:
-        details = " ".join(str(error).split())
-        raise UserError(f"{path} is no residual encoder of a known shape: {details}") from error
+    load_weights(encoder, trained, where=f"{path}", wanted="a residual encoder of that shape")
     return NnsslCheckpoint(encoder=encoder, plan=plan, spacing=_spacing(plan), dead_keys=dead)
 
 
@@ -138,6 +139,9 @@ def write_nnssl(
 
     Returns:
         The checkpoint's path.
+
+    Raises:
+        UserError: With exit code 2: the folder holds something else, which stays as it is.
     """
     weights = duplicated_weights(encoder, ENCODER_PREFIX)
     if decoder is not None:
@@ -146,14 +150,16 @@ def write_nnssl(
     checkpoint = {
         "network_weights": weights,
         "nnssl_adaptation_plan": plan,
-        "trainer_name": "headspark.SparK",
+        "trainer_name": TRAINER_NAME,
         "current_epoch": 0,
         "init_args": {},
         "citations": [],
     }
-    with atomic_path(folder / CHECKPOINT_NAME) as temporary:
-        torch.save(checkpoint, temporary)
-    write_json(folder / PLAN_NAME, plan)
+    with replaced(
+        folder, names=(CHECKPOINT_NAME, PLAN_NAME), is_ours=_is_ours, what="checkpoint for nnU-Net"
+    ) as temporary:
+        torch.save(checkpoint, temporary / CHECKPOINT_NAME)
+        write_json(temporary / PLAN_NAME, plan)
     return folder / CHECKPOINT_NAME
 
 
@@ -289,7 +295,7 @@ def adaptation_plan(
         "key_to_stem": "encoder.stem",
         "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
         "key_to_lpe": None,
-        "trainer_name": "headspark.SparK",
+        "trainer_name": TRAINER_NAME,
     }
 
 
@@ -346,11 +352,12 @@ def _spacing(plan: Mapping[str, Any]) -> tuple[float, ...] | None:
 def _load(path: Path) -> dict[str, Any]:
     """Load a checkpoint without running any code that it may bring."""
     if not path.is_file():
-        raise UserError(f"{path}: there is no {CHECKPOINT_NAME}", exit_code=2)
+        folder = path.parent if path.name == CHECKPOINT_NAME and path.parent.exists() else path
+        raise UserError(f"{folder}: {seen_at(folder)}; there is no {CHECKPOINT_NAME}", exit_code=2)
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read as plain weights, and nothing else is loaded: {reason}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), Mapping):
@@ -358,6 +365,22 @@ def _load(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder that holds no other files than the two was written by `write_nnssl`."""
+    plan = read_json(folder / PLAN_NAME)
+    if not isinstance(plan, dict) or plan.get("trainer_name") != TRAINER_NAME:
+        return False
+    try:
+        return _load(folder / CHECKPOINT_NAME).get("trainer_name") == TRAINER_NAME
+    except UserError:
+        return False
+
+
 def _plan_beside(path: Path) -> dict[str, Any]:
-    plan = path.parent / PLAN_NAME
-    return json.loads(plan.read_text()) if plan.is_file() else {}
+    file = path.parent / PLAN_NAME
+    if not file.is_file():
+        return {}
+    plan = read_json(file)
+    if not isinstance(plan, dict):
+        raise UserError(f"{file} is damaged, and without it the strides are not known: download it again")
+    return plan

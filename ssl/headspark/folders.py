@@ -1,0 +1,159 @@
+"""Replace a folder of ours as a whole, and nothing else: whose it is, is known before the first byte is written."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harmonize.errors import UserError
+from harmonize.files import TEMPORARY
+from headspark.config import WRONG_USE
+from headspark.seen import seen_at
+
+_EXCHANGE = 2
+_HERE = -100  # AT_FDCWD
+_SHOWN = 3
+_OURS = re.compile(rf"{re.escape(TEMPORARY)}(\d+)-(.+)")
+
+
+@contextmanager
+def replaced(folder: Path, *, names: Collection[str], is_ours: Callable[[Path], bool], what: str) -> Iterator[Path]:
+    """Give an empty folder to fill; on a clean exit it stands at `folder`, on an error everything is as it was.
+
+    Args:
+        folder: A new folder, an empty one, or one that this command wrote earlier.
+        names: The only files that it may hold.
+        is_ours: Whether a folder with no other files was written by this command; may raise `OSError`.
+        what: What the command writes, for its messages: "encoder".
+
+    Raises:
+        UserError: With exit code 2: the folder holds, or is, something else. With exit code 1: it cannot be written.
+    """
+    refuse_foreign(folder, names=names, is_ours=is_ours, what=what)
+    temporary = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
+    made = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder, names)
+        temporary.mkdir()
+    except OSError as error:
+        _remove_empty(made)
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            _sync(path)
+        _sync(temporary)
+        refuse_foreign(folder, names=names, is_ours=is_ours, what=what)  # writing took a while
+        _put(temporary, folder)
+        _sync(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # of this process, made above
+        _remove_empty(made)
+        if isinstance(error, OSError):
+            left = "what was there is intact" if folder.exists() else "nothing was written"
+            raise UserError(f"{folder}: {error.strerror or error}; {left}: make room and try again") from error
+        raise
+
+
+def refuse_foreign(folder: Path, *, names: Collection[str], is_ours: Callable[[Path], bool], what: str) -> None:
+    """Refuse to replace anything that this command did not write.
+
+    Raises:
+        UserError: As `replaced`.
+    """
+    if folder.is_symlink():
+        raise _wrong(f"{folder}: a link; name the folder that the {what} shall stand in, not a link to it")
+    resolved, here = folder.resolve(), Path.cwd()
+    if resolved == here or resolved in here.parents or folder.name in ("", ".."):
+        raise _wrong(f"{folder}: the folder that this command runs in, or one above it; give the {what} a new folder")
+    if not os.path.lexists(folder):
+        blocked = next((parent for parent in folder.parents if os.path.lexists(parent) and not parent.is_dir()), None)
+        if blocked is not None:
+            raise _wrong(f"{folder}: {blocked} is no folder; give the {what} a new folder")
+        return
+    if not folder.is_dir():
+        raise _wrong(f"{folder}: {seen_at(folder)}, not a folder; give the {what} a new folder")
+    try:
+        entries = sorted(folder.iterdir())
+        foreign = [path.name for path in entries if path.name not in names or path.is_symlink() or not path.is_file()]
+        if not entries or (not foreign and is_ours(folder)):
+            return
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}", exit_code=WRONG_USE) from error
+    shown = f" ({', '.join(foreign[:_SHOWN])}{' ...' if len(foreign) > _SHOWN else ''})" if foreign else ""
+    raise _wrong(
+        f"{folder}: no {what} that this command wrote, but {seen_at(folder)}; what it did not write{shown} is never "
+        "replaced or removed: give a new folder"
+    )
+
+
+def _put(temporary: Path, folder: Path) -> None:
+    """Put a folder in the place of another in one step where the system can, and remove that one."""
+    if not folder.exists() or not any(folder.iterdir()):
+        temporary.rename(folder)
+    elif _exchange(temporary, folder):
+        shutil.rmtree(temporary)
+    else:  # a file system that cannot: for a moment there is neither, and an error brings the old one back
+        old = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}.old")
+        folder.rename(old)
+        try:
+            temporary.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+        shutil.rmtree(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders; False where the system or the file system cannot."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return swap is not None and swap(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
+def _sweep(folder: Path, names: Collection[str]) -> None:
+    """Remove what killed commands left beside `folder`: by our name for it, of no living process, with our files."""
+    for path in folder.parent.glob(f"{TEMPORARY}*-{glob.escape(folder.name)}"):
+        found = _OURS.fullmatch(path.name)
+        if found is None or found[2] != folder.name or path.is_symlink() or not path.is_dir() or _lives(int(found[1])):
+            continue
+        if all(entry.name in names and entry.is_file() and not entry.is_symlink() for entry in path.iterdir()):
+            shutil.rmtree(path)
+
+
+def _lives(process: int) -> bool:
+    if process == os.getpid():  # a container numbers its processes alike every time
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for path in folders:
+        try:
+            path.rmdir()
+        except OSError:  # was never made, or somebody else uses it by now
+            return
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _wrong(message: str) -> UserError:
+    return UserError(message, exit_code=WRONG_USE)
