@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from finetune.data import DataConfig
 from finetune.model import AneurysmClassifier, HeadConfig
-from finetune.rsna import SOURCE
+from finetune.rsna import SOURCE, Case
 from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import NYUL, Corpus
 from harmonize.errors import UserError
-from harmonize.files import atomic_path, write_json
+from harmonize.files import atomic_path, sha256_of, write_json
+from harmonize.pipeline import WINDOWED
 from harmonize.settings import Settings
 from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
@@ -25,6 +27,12 @@ from headspark.seen import is_model_config, read_json, seen_at
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+BRAIN = "synthstrip.pt"
+APPLIED_BRAIN = "apply_brain"
+"""In config.json: SHA-256 of the weights of SynthStrip that lie beside it; absent where the whole head is kept."""
+
+BY_CONTRAST = {"nyul", "whitestripe", "kde"}
+"""Normalisers of MRI that do something else for another contrast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +52,16 @@ class Bundle:
     settings: Settings
 
 
-def settings_of(corpus: Corpus) -> Settings:
-    """The settings that the RSNA part of a corpus was made with (its salt, which is secret, stays empty)."""
+def settings_of(corpus: Corpus, *, brain_model: Path | None = None) -> Settings:
+    """The settings that decide the voxels of the RSNA part of a corpus (its salt, which is secret, stays empty).
+
+    Args:
+        corpus: With RSNA series.
+        brain_model: SynthStrip's weights, where `irreproducible` asks for them.
+    """
     shared, own = corpus.info["settings"], corpus.info["sources"][SOURCE]
+    # A brain mask that was only stored beside the scan changes no voxel of it.
+    applied = bool(shared.get("apply_brain")) and brain_model is not None
     return Settings(
         spacing=corpus.spacing,
         mri_norm=own["mri_norm"],
@@ -54,11 +69,50 @@ def settings_of(corpus: Corpus) -> Settings:
         crop_foreground=shared["crop_foreground"],
         bake_windows=shared["bake_windows"],
         n4=shared["n4"],
+        brain_model=brain_model if applied else None,
+        apply_brain=applied,
     )
 
 
+def irreproducible(corpus: Corpus, cases: Sequence[Case], *, brain_model: Path | None = None) -> str | None:
+    """Why a series could not be harmonized for prediction as these were for training; None if it can.
+
+    The contrast of an MRI is the point of some normalisers: train.csv tells it of the series to train on, and nobody
+    tells it of the series to predict, whose header (in the competition: always) says ``MR`` and no more.
+
+    Args:
+        corpus: Where the series come from.
+        cases: The series.
+        brain_model: SynthStrip's weights, if they are at hand.
+    """
+    shared, norm = corpus.info["settings"], corpus.info["sources"][SOURCE]["mri_norm"]
+    if any(case.unit == WINDOWED for case in cases):
+        return (
+            "--bake-windows: this corpus stores CT windows, and fine-tuning cuts its own out of Hounsfield units; "
+            "harmonize without it"
+        )
+    if norm in BY_CONTRAST and any(case.unit == norm for case in cases):
+        return (
+            f"--mri-norm {norm}: it needs the contrast of an MRI, which train.csv tells and the DICOM header of a series "
+            "to predict does not; harmonize with --mri-norm zscore, fcm or none"
+        )
+    if not shared.get("apply_brain"):
+        return None
+    if brain_model is None:
+        return (
+            "--apply-brain: prediction must blank all but the brain too; give the same weights to finetune.train as "
+            "--brain-model FILE, they go into the model's folder"
+        )
+    if not brain_model.is_file() or sha256_of(brain_model) != shared["brain_model"]:
+        return (
+            f"--brain-model {brain_model}: not the weights that --apply-brain used, whose SHA-256 is "
+            f"{shared['brain_model']}"
+        )
+    return None
+
+
 def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) -> None:
-    """Write ``config.json`` and ``model.safetensors``, and copy the standard histograms if there are any.
+    """Write ``config.json`` and ``model.safetensors``, and copy what else harmonizing needs: histograms, brain weights.
 
     Args:
         folder: Where to.
@@ -68,6 +122,12 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
     settings = bundle.settings
     if settings.nyul_folder is not None and settings.nyul_folder != folder / NYUL:
         shutil.copytree(settings.nyul_folder, folder / NYUL, dirs_exist_ok=True)
+    brain: dict[str, str] = {}
+    if settings.apply_brain and settings.brain_model is not None:
+        if settings.brain_model != folder / BRAIN:
+            with atomic_path(folder / BRAIN) as temporary:
+                shutil.copyfile(settings.brain_model, temporary)
+        brain = {APPLIED_BRAIN: sha256_of(folder / BRAIN)}
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
     write_json(
@@ -84,6 +144,7 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
                 "crop_foreground": settings.crop_foreground,
                 "bake_windows": settings.bake_windows,
                 "n4": settings.n4,
+                **brain,
             },
         },
     )
@@ -110,6 +171,11 @@ def read_bundle(folder: Path) -> Bundle:
     settings = config["harmonize"]
     x, y, z = settings.pop("spacing")
     nyul = folder / NYUL if settings["mri_norm"] == "nyul" else None
+    brain = settings.pop(APPLIED_BRAIN, None)
+    if brain is not None:
+        if not (folder / BRAIN).is_file() or sha256_of(folder / BRAIN) != brain:
+            raise UserError(f"{folder / BRAIN}: missing or damaged; copy the model's whole folder again")
+        settings |= {"apply_brain": True, "brain_model": folder / BRAIN}
     return Bundle(
         encoder=from_plain(EncoderConfig, config["encoder"]),
         head=from_plain(HeadConfig, config["head"]),

@@ -24,9 +24,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from finetune.predict import Predictor
+    from finetune.predict import Answer, NoAnswer, Predictor
 
-    print(json.dumps(Predictor(options.model)(options.series), indent=2))
+    found = Predictor(options.model).answers(options.series)
+    if not found:
+        raise UserError(f"{options.series}: holds no DICOM pictures; give the folder of a series")
+    answers = [one for one in found if isinstance(one, Answer)]
+    unusable = [one for one in found if isinstance(one, NoAnswer)]
+    if len(found) == 1 and unusable:
+        raise UserError(f"{options.series}: {unusable[0].message} ({unusable[0].reason}); give another series")
+    if len(found) > 1:
+        print(f"{options.series}: {len(found)} series, {len(answers)} of them answered", file=sys.stderr)
+    for answer in answers:
+        where = f"series {answer.series}" if len(found) > 1 else f"{options.series}"
+        for line in answer.warnings:
+            print(f"warning: {where}: {line}", file=sys.stderr)
+    for refusal in unusable:
+        print(f"not used: series {refusal.series}: {refusal.message} ({refusal.reason})", file=sys.stderr)
+    if not answers:
+        raise UserError(f"{options.series}: none of its {len(found)} series can be used; give others")
+    objects = [
+        {**answer.probabilities, "decisions": answer.decisions, "warnings": answer.warnings} for answer in answers
+    ]
+    if len(found) > 1:
+        objects = [{"series": answer.series, **one} for answer, one in zip(answers, objects, strict=True)]
+    print(json.dumps(objects[0] if len(found) == 1 else objects, indent=2))
     return 0
 
 
@@ -47,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     predict = commands.add_parser(
-        "predict", parents=[common], help="14 probabilities of a series, as JSON in the competition's order"
+        "predict", parents=[common], help="14 probabilities of each series in a folder, as JSON"
     )
     predict.add_argument("model", type=Path, metavar="FT", help="folder of a finished run")
-    predict.add_argument("series", type=Path, metavar="SERIES_FOLDER", help="folder of one DICOM series")
+    predict.add_argument("series", type=Path, metavar="SERIES_FOLDER", help="folder of one DICOM series, or of several")
     predict.set_defaults(run=_predict)
     report = commands.add_parser("report", parents=[common], help="draw the run's report.html again")
     report.add_argument("model", type=Path, metavar="FT", help="folder of a finished run")

@@ -32,8 +32,9 @@ class DataConfig:
         patch: Size of the box that the network sees, in voxels.
         spacing: Its voxel size in mm; None takes the corpus as it is.
         ct_windows: The input channels of a CT; a pretrained encoder's own are taken instead.
-        folds: Into how many folds the patients are dealt.
+        folds: Into how many folds the patients of the corpus are dealt, once and for all of its runs.
         fold: The fold that is validated on and never trained on.
+        fold_seed: Of that dealing.
         positive_share: Share of the training draws that have an aneurysm.
         mirror: Average validation and prediction over the patch and its mirror image.
         workers: Loader processes; 0 loads in the training process.
@@ -45,6 +46,7 @@ class DataConfig:
     ct_windows: tuple[str, ...] = DEFAULT_CT_WINDOWS
     folds: int = 5
     fold: int = 0
+    fold_seed: int = 0
     positive_share: float = 0.5
     mirror: bool = True
     workers: int = 0
@@ -57,6 +59,8 @@ class DataConfig:
             raise ValueError(f"data.spacing {self.spacing}: must lie between 0.1 and 10 mm")
         if not 0 <= self.fold < self.folds:
             raise ValueError(f"data.fold {self.fold}: must lie between 0 and data.folds - 1 = {self.folds - 1}")
+        if self.fold_seed < 0:
+            raise ValueError(f"data.fold_seed {self.fold_seed}: must be 0 or more")
         if not 0 <= self.positive_share <= 1 or self.workers < 0 or self.cache_gb < 0:
             raise ValueError("data.positive_share must lie in [0, 1], data.workers and data.cache_gb be >= 0")
 

@@ -9,6 +9,7 @@ In the competition's notebook::
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,9 @@ from harmonize.aneurysm_labels import LABELS
 
 RERUN = "KAGGLE_IS_COMPETITION_RERUN"
 """Set by Kaggle where the hidden test set is scored; unset where the notebook is only tried."""
+
+SHARED = Path("/kaggle/shared")
+"""Where the gateway copies each series before it asks; nobody but the server empties it."""
 
 NO_OPINION = 0.5
 
@@ -51,15 +55,42 @@ def make_predict(folder: Path) -> Callable[[str], Any]:
     def predict(series_path: str) -> Any:
         began = time.monotonic()
         try:
-            row: Mapping[str, float] = predictor(Path(series_path))
+            answer = predictor.answer(Path(series_path))
+            row: Mapping[str, float] = answer.probabilities
+            for warning in answer.warnings:
+                print(f"{series_path}: {warning}", file=sys.stderr)
         # One series that fails would void the whole submission, so here alone every fault becomes a row.
         except Exception as error:
             print(f"{series_path}: {type(error).__name__}: {error}; answered with the default row", file=sys.stderr)
             row = default
+        finally:
+            empty(SHARED)
         print(f"{series_path}: {time.monotonic() - began:.1f} s", file=sys.stderr)
         return one_row(row)
 
     return predict
+
+
+def empty(folder: Path) -> None:
+    """Remove what lies in a folder, but not the folder; links go, what they point to stays.
+
+    What cannot be removed is said and left: an answer is worth more than a tidy disk.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        print(f"{folder}: cannot be emptied ({error.strerror})", file=sys.stderr)
+        return
+    for entry in entries:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+        except OSError as error:
+            print(f"{entry.path}: cannot be removed ({error.strerror})", file=sys.stderr)
 
 
 def default_row(folder: Path) -> dict[str, float]:

@@ -78,6 +78,7 @@ class Region:
         places_K: Index of each aneurysm's location in `LOCATIONS`.
         vessels_XYZ: uint8, 0 for none, else one more than the index of the location; None without a mask.
         labels_14: 0 or 1.
+        points_complete: False where a localizer of the series could not be used.
     """
 
     stored_XYZ: NDArray[np.int16]
@@ -91,6 +92,7 @@ class Region:
     places_K: NDArray[np.int64]
     vessels_XYZ: NDArray[np.uint8] | None
     labels_14: NDArray[np.int64]
+    points_complete: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -131,6 +133,7 @@ class Patch:
         places_K: Their locations' indices.
         vessels_XYZ: As in `Region`, or None.
         labels_14: 0 or 1.
+        points_complete: As in `Region`.
     """
 
     values_XYZ: Tensor
@@ -139,6 +142,7 @@ class Patch:
     places_K: NDArray[np.int64]
     vessels_XYZ: Tensor | None
     labels_14: NDArray[np.int64]
+    points_complete: bool = True
 
 
 def load_region(case: Case, patch: Sequence[int], *, spacing: float | None) -> Region:
@@ -152,6 +156,7 @@ def load_region(case: Case, patch: Sequence[int], *, spacing: float | None) -> R
         vessels=read_volume(case.vessels) if case.vessels else None,
         points=case.points,
         labels=case.labels,
+        points_complete=case.points_complete,
     )
 
 
@@ -165,6 +170,7 @@ def cut_region(
     vessels: Volume | None = None,
     points: Sequence[Point] = (),
     labels: Sequence[int] = (0,) * len(LABELS),
+    points_complete: bool = True,
 ) -> Region:
     """Cut the region around the patch out of a harmonized volume, resampled where another spacing is asked for.
 
@@ -177,6 +183,7 @@ def cut_region(
         vessels: Mask on the same grid, values as in `MASK_VALUES`.
         points: Aneurysms in RAS+ mm.
         labels: Columns as `LABELS`.
+        points_complete: False where a localizer could not be used.
 
     Returns:
         The region.
@@ -222,6 +229,7 @@ def cut_region(
         places_K=np.array([LOCATIONS.index(point.label) for point in points], dtype=np.int64),
         vessels_XYZ=None if mask is None else _place_of_value()[mask[inside]],
         labels_14=np.asarray(labels, dtype=np.int64),
+        points_complete=points_complete,
     )
 
 
@@ -271,6 +279,7 @@ def pose_patch(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) -> Pa
         places_K=places,
         vessels_XYZ=vessels,
         labels_14=labels,
+        points_complete=region.points_complete,
     )
 
 

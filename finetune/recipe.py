@@ -24,7 +24,7 @@ class TrainConfig:
     """How the run goes, and what is written down on the way. Its length is that of its stages.
 
     Attributes:
-        seed: Of the head's weights, the folds and the samples.
+        seed: Of the head's weights and the samples.
         batch: Samples in one forward pass of one rank.
         accumulate: Forward passes summed into one step.
         precision: ``fp32``, or ``bf16`` or ``fp16`` where that is precise enough; fp16 needs a GPU.

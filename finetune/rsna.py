@@ -1,9 +1,9 @@
-"""The labelled series of an RSNA corpus: one case each, cross-validation folds, and balanced drawing."""
+"""The labelled series of an RSNA corpus: one case each, what was left out and why, and balanced drawing."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from harmonize.aneurysm_labels import LABELS, LOCATIONS, PRESENT
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
-from harmonize.scan import Point
+from harmonize.scan import ACTIVITY, Point
+from harmonize.sources.rsna import LOCALIZER_DROPPED
 
 SOURCE = "rsna"
 VESSELS = "vessels"
+PET = "PT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,7 @@ class Case:
         foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
         labels: 0 or 1, columns as `LABELS`.
         points: Aneurysms in RAS+ mm; may be empty for a positive series.
+        decisions: What was found and done when the series was harmonized.
     """
 
     scan_id: str
@@ -45,59 +48,94 @@ class Case:
     foreground_box: tuple[int, ...]
     labels: tuple[int, ...]
     points: tuple[Point, ...]
+    decisions: tuple[str, ...] = ()
 
     @property
     def present(self) -> bool:
         """Whether there is an aneurysm anywhere."""
         return self.labels[LABELS.index(PRESENT)] == 1
 
+    @property
+    def points_complete(self) -> bool:
+        """Whether no localizer of the series was lost on the way."""
+        return not any(line.startswith(LOCALIZER_DROPPED) for line in self.decisions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What a corpus offers to a fine-tuning run.
+
+    Attributes:
+        cases: The series to train on and to judge, in the order of their ids.
+        left_out: How many of the source's other series there are, by why they are not used.
+    """
+
+    cases: list[Case]
+    left_out: Counter[str]
+
+    def summary(self) -> str:
+        """One line for a person.
+
+        Example:
+            >>> Selection(cases=[], left_out=Counter({"without labels": 2})).summary()
+            '0 of 2 series used; left out: 2 without labels'
+        """
+        line = f"{len(self.cases)} of {len(self.cases) + self.left_out.total()} series used"
+        reasons = ", ".join(f"{count} {why}" for why, count in sorted(self.left_out.items()))
+        return f"{line}; left out: {reasons}" if reasons else line
+
 
 def read_cases(corpus: Corpus) -> list[Case]:
-    """The labelled series of a corpus, in the order of their ids.
+    """The series of a corpus that a run uses: those of `select`.
 
     Raises:
         UserError: If there is none.
     """
-    rows = corpus.scans
-    labelled = rows[(rows["source"] == SOURCE) & rows["labels"].notna()].sort_values("scan_id")
-    if labelled.empty:
-        raise UserError(
-            f"corpus {corpus.path}: no labelled RSNA series; make one with `harmonize rsna RAW --out {corpus.path}` "
-            "from a folder that has train.csv"
-        )
-    return [_case(corpus.path, dict(row)) for _, row in labelled.iterrows()]
+    return select(corpus).cases
 
 
-def assign_folds(cases: Sequence[Case], folds: int, *, seed: int) -> NDArray[np.int64]:
-    """The fold of each case: patients stay together, and each fold has its share of positives of every modality.
-
-    Patients are shuffled within their stratum (present or not, modality) and dealt to the folds in turn, going on from
-    one stratum to the next, so folds also differ by at most one patient in size.
+def select(corpus: Corpus, *, every_label: bool = False) -> Selection:
+    """Which series of a corpus a run uses, and why not the others; the corpus's tables are the only source.
 
     Args:
-        cases: The series; their order does not matter.
-        folds: How many, at least 2.
-        seed: Of the shuffling.
-
-    Returns:
-        (N,) fold numbers from 0.
+        corpus: With labelled RSNA series.
+        every_label: Use whatever has labels, as version 0.1.0 did: for runs that it began.
 
     Raises:
-        UserError: If there are fewer patients than folds.
+        UserError: If there is none.
     """
-    by_subject: dict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        by_subject[case.subject].append(case)
-    if folds < 2 or len(by_subject) < folds:
-        raise UserError(f"data.folds {folds}: needs to be 2 or more, and no more than the {len(by_subject)} patients")
-    strata: dict[tuple[bool, str], list[str]] = defaultdict(list)
-    for subject in sorted(by_subject):
-        series = by_subject[subject]
-        strata[any(case.present for case in series), min(case.modality for case in series)].append(subject)
-    generator = np.random.default_rng(seed)
-    dealt = [subject for key in sorted(strata) for subject in generator.permutation(strata[key])]
-    fold_of = {subject: i % folds for i, subject in enumerate(dealt)}
-    return np.array([fold_of[case.subject] for case in cases], dtype=np.int64)
+    refused = corpus.rejected[corpus.rejected["source"] == SOURCE]
+    left_out = Counter(f"refused by harmonize ({reason})" for reason in refused["reason"])
+    cases = []
+    rows = corpus.scans[corpus.scans["source"] == SOURCE].sort_values("scan_id")
+    for row in rows.to_dict("records"):
+        fault = _fault(row)
+        if fault is None or (every_label and row["labels"] is not None):
+            cases.append(_case(corpus.path, row))
+        else:
+            left_out[fault] += 1
+    if not cases:
+        why = f" ({', '.join(f'{count} {why}' for why, count in sorted(left_out.items()))})" if left_out else ""
+        raise UserError(
+            f"corpus {corpus.path}: no labelled RSNA series{why}; make one with "
+            f"`harmonize rsna RAW --out {corpus.path}` from a folder that has train.csv"
+        )
+    return Selection(cases=cases, left_out=left_out)
+
+
+def is_foreign(modality: str, unit: str) -> bool:
+    """Whether a scan is neither CT nor MR, which is all that the competition has."""
+    return modality == PET or unit == ACTIVITY
+
+
+def contradiction(labels: Iterable[int]) -> bool:
+    """Whether a location is positive where `Aneurysm Present` is not.
+
+    Args:
+        labels: Columns as `LABELS`.
+    """
+    *locations, present = labels
+    return any(locations) and not present
 
 
 def drawing_weights(cases: Sequence[Case], *, positive_share: float) -> NDArray[np.float64]:
@@ -125,7 +163,18 @@ def drawing_weights(cases: Sequence[Case], *, positive_share: float) -> NDArray[
     return positive_share * positive_N / positive_N.sum() + (1 - positive_share) * negative_N / negative_N.sum()
 
 
-def _case(root: Path, row: dict[str, Any]) -> Case:
+def _fault(row: dict[Any, Any]) -> str | None:
+    """Why a series of the manifest is not used, or None."""
+    if row["labels"] is None:
+        return "without labels"
+    if is_foreign(row["modality"], row["unit"]):
+        return "neither CT nor MR"
+    if contradiction(row["labels"]):
+        return "with labels that contradict each other"
+    return None
+
+
+def _case(root: Path, row: dict[Any, Any]) -> Case:
     has_vessels = row["mask_kind"] == VESSELS and isinstance(row["mask_file_name"], str)
     points = row["points"] if row["points"] is not None else ()
     return Case(
@@ -141,4 +190,5 @@ def _case(root: Path, row: dict[str, Any]) -> Case:
             Point(label=point["label"], xyz_mm=(float(point["x"]), float(point["y"]), float(point["z"])))
             for point in points
         ),
+        decisions=tuple(row["decisions"]),
     )

@@ -37,7 +37,7 @@ def cell_targets(patch: Patch, *, stride: int, spacing: Sequence[float]) -> tupl
     heat = np.zeros(shape, dtype=np.float32)
     territory = _vessel_places(patch.vessels_XYZ, shape, stride)
     points = (patch.points_K3 + 0.5) / stride
-    inside = ((points >= 0) & (points < shape)).all(1)
+    inside = _in_patch(patch)
     deviation_mm = max(RADIUS_MM / 2, float(cell_mm.max()) / 2)
     nearest_mm2 = np.full(shape, np.inf)
     centres = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in shape), indexing="ij"), axis=-1)
@@ -53,9 +53,20 @@ def cell_targets(patch: Patch, *, stride: int, spacing: Sequence[float]) -> tupl
 
 
 def is_located(patch: Patch) -> bool:
-    """Whether every positive location has a point; a negative series is located too."""
+    """Whether the heat map says all there is: else empty cells would be taught as negatives that may be none.
+
+    That asks for a point at each positive location and at no other, every point inside the patch, and none that was
+    lost on the way; a negative series without points is located too.
+    """
     positive = set(np.flatnonzero(patch.labels_14[: len(LOCATIONS)]).tolist())
-    return positive <= set(patch.places_K.tolist()) and (len(patch.points_K3) > 0 or not patch.labels_14[-1])
+    told = positive == set(patch.places_K.tolist()) and (len(patch.points_K3) > 0) == bool(patch.labels_14[-1])
+    return told and patch.points_complete and bool(_in_patch(patch).all())
+
+
+def _in_patch(patch: Patch) -> NDArray[np.bool_]:
+    """Which points lie in a voxel of the patch, (K,)."""
+    points = patch.points_K3
+    return ((points >= -0.5) & (points < np.array(patch.values_XYZ.shape) - 0.5)).all(1)
 
 
 def _vessel_places(vessels_XYZ: Tensor | None, shape: Sequence[int], stride: int) -> NDArray[np.int64]:

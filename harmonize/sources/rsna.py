@@ -6,7 +6,9 @@ import ast
 import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES
-from harmonize.dicom import Rules, Volume, find_volumes, load_volume, raise_if_refused
+from harmonize.dicom import Rules, Volume, find_files, find_volumes, load_volume, raise_if_refused
 from harmonize.dicom_geometry import pixel_to_ras
 from harmonize.dicom_headers import Frame
 from harmonize.errors import Reason, Rejection, UserError
@@ -39,6 +41,9 @@ NIFTI_FAULTS = (
     OverflowError, MemoryError,
 )  # fmt: skip
 """What nibabel is known to raise on damaged files."""
+
+LOCALIZER_DROPPED = "localizer dropped"
+"""How a decision begins that loses a labelled place."""
 
 _UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 _SEXES = {"Female": "F", "Male": "M"}
@@ -86,7 +91,9 @@ def load(ref: ScanRef) -> Scan:
         Rejection: The series is missing, or none of its volumes can be used.
     """
     raise_if_refused(ref.meta)
-    scan, frames = _load_best(ref.paths)
+    if not ref.paths:
+        raise Rejection(Reason.MISSING_FILE, "the series has no files")
+    scan, frames = load_largest(find_volumes(ref.paths, RULES))
     if ref.modality is not None:
         if (ref.modality == "CTA") != (scan.modality == "CT"):
             scan.decisions.append(f"train.csv says {ref.modality}, the DICOM header {scan.modality}")
@@ -103,7 +110,7 @@ def load(ref: ScanRef) -> Scan:
 
 
 def load_series(folder: Path) -> Scan:
-    """Read a folder that holds one DICOM series, without the competition's tables.
+    """Read a folder as one DICOM series, as `load` does, but without the competition's tables.
 
     The four-way modality is not known then: it is ``CT`` or what the MR header tells.
 
@@ -111,16 +118,70 @@ def load_series(folder: Path) -> Scan:
         UserError: There is no such folder.
         Rejection: None of its volumes can be used.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of one DICOM series", exit_code=2)
-    return _load_best(_files(folder))[0]
+    return load_largest(find_volumes(_files(_checked(folder)), RULES))[0]
 
 
-def _load_best(paths: Sequence[Path]) -> tuple[Scan, list[Frame]]:
-    """Load the largest volume that is not refused: (scan, all pictures of the folder)."""
-    if not paths:
-        raise Rejection(Reason.MISSING_FILE, "the series has no files")
-    volumes = find_volumes(paths, RULES)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One of the series of a folder; its headers have been read, its pixels have not.
+
+    Attributes:
+        name: The folder that holds it and no other, relative to the folder that was looked at (``.`` for that itself),
+            or its SeriesInstanceUID; unique among those found together.
+        volumes: What its files hold.
+    """
+
+    name: str
+    volumes: tuple[Volume, ...]
+
+    def load(self) -> Scan:
+        """Read its largest usable volume.
+
+        Raises:
+            Rejection: None can be used.
+        """
+        return load_largest(self.volumes)[0]
+
+
+def find_series(folder: Path) -> list[Series]:
+    """The DICOM series in a folder and below: pictures of one patient, study and series number each.
+
+    Files without a SeriesInstanceUID are taken by folder, as the test gateway hands them out. A file that cannot be
+    read counts to the series that it lies among, if that is one.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    by_identity: dict[tuple[str, ...], list[Volume]] = {}
+    damaged: list[Volume] = []
+    for volume in find_volumes(find_files(_checked(folder)), RULES):
+        if volume.stack.frames:
+            header = volume.stack.frames[0].header
+            place = "" if header.series_uid else header.path.parent.as_posix()
+            identity = (header.patient_id, header.study_uid, header.series_uid, place)
+            by_identity.setdefault(identity, []).append(volume)
+        else:
+            damaged.append(volume)
+    neighbours: dict[Path, list[list[Volume]]] = {}
+    for found in by_identity.values():
+        for place in _folders(found):
+            neighbours.setdefault(place, []).append(found)
+    strays: dict[Path, list[Volume]] = {}
+    for volume in damaged:
+        place = volume.paths[0].parent
+        among = neighbours.get(place, [])
+        (among[0] if len(among) == 1 else strays.setdefault(place, [])).append(volume)
+    groups = [*by_identity.values(), *strays.values()]
+    names = _names(groups, folder)
+    return sorted((Series(name=n, volumes=tuple(g)) for n, g in zip(names, groups, strict=True)), key=lambda s: s.name)
+
+
+def load_largest(volumes: Sequence[Volume]) -> tuple[Scan, list[Frame]]:
+    """Load the largest volume of a series that is not refused: (scan, all pictures of the series).
+
+    Raises:
+        Rejection: There is none.
+    """
     usable = [volume for volume in volumes if volume.refusal is None]
     if not usable:
         largest = max(volumes, key=_picture_count, default=None)
@@ -129,10 +190,36 @@ def _load_best(paths: Sequence[Path]) -> tuple[Scan, list[Frame]]:
         raise Rejection(*largest.refusal)
     best = max(usable, key=_picture_count)
     scan = load_volume(best)
-    left_out = sum(_picture_count(volume) for volume in volumes) - _picture_count(best)
+    left_out = sum(len(volume.stack.frames) for volume in volumes) - len(best.stack.frames)
     if left_out:
         scan.decisions.append(f"{left_out} other pictures of the series left out")
+    unreadable = sum(not volume.stack.frames for volume in volumes)
+    if unreadable:
+        scan.decisions.append(f"{unreadable} files of the series that cannot be read left out")
     return scan, [frame for volume in volumes for frame in volume.stack.frames]
+
+
+def _folders(volumes: Sequence[Volume]) -> set[Path]:
+    return {path.parent for volume in volumes for path in volume.paths}
+
+
+def _names(groups: Sequence[Sequence[Volume]], root: Path) -> list[str]:
+    """A name for each series: its folder where it has that alone, else its SeriesInstanceUID, numbered where shared."""
+    holders = Counter(place for group in groups for place in _folders(group))
+    names: list[str] = []
+    for group in groups:
+        places, uid = _folders(group), group[0].series_uid
+        if len(places) == 1 and holders[next(iter(places))] == 1:
+            name = next(iter(places)).relative_to(root).as_posix()
+        else:
+            name = uid if _UID.fullmatch(uid) else min(places).relative_to(root).as_posix()
+        names.append(name)
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return unique
 
 
 def _picture_count(volume: Volume) -> int:
@@ -148,7 +235,7 @@ def _points(
     for sop_uid, coordinates, location in localizers:
         place = _coordinates(coordinates)
         if place is None or location not in LOCATIONS:
-            decisions.append("localizer dropped: its coordinates or location cannot be read")
+            decisions.append(f"{LOCALIZER_DROPPED}: its coordinates or location cannot be read")
             continue
         column, row, number = place
         pictures = by_sop.get(sop_uid, [])
@@ -156,9 +243,9 @@ def _points(
             next((p for p in pictures if p.index == number), None) if len(pictures) > 1 else next(iter(pictures), None)
         )
         if picture is None:
-            decisions.append(f"localizer dropped ({location}): its picture is not in the series")
+            decisions.append(f"{LOCALIZER_DROPPED} ({location}): its picture is not in the series")
         elif not picture.position or not picture.orientation or not picture.spacing:
-            decisions.append(f"localizer dropped ({location}): its picture has no geometry")
+            decisions.append(f"{LOCALIZER_DROPPED} ({location}): its picture has no geometry")
         else:
             x, y, z = pixel_to_ras(picture.position, picture.orientation, picture.spacing, column, row).tolist()
             yield Point(label=location, xyz_mm=(x, y, z))
@@ -214,6 +301,12 @@ def _mask_path(folder: Path, uid: str) -> Path | None:
         directory / f"{uid}_cowseg{suffix}" for directory in (folder, folder / uid) for suffix in (".nii", ".nii.gz")
     )
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _checked(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of one DICOM series", exit_code=2)
+    return folder
 
 
 def _files(folder: Path) -> tuple[Path, ...]:

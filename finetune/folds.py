@@ -1,0 +1,272 @@
+"""Which fold each patient is held out in: dealt once from a corpus's whole label table, and kept beside it.
+
+A fold is a property of the data. It follows from the label table, refused series included, and from `data.fold_seed`
+alone: neither the seed of a training run nor what could be harmonized moves a patient, so runs on one corpus, and on
+two corpora of one table, hold out the same patients.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from finetune.recipe import Recipe
+from finetune.rsna import SOURCE, Case
+from harmonize import lock
+from harmonize.corpus import Corpus
+from harmonize.errors import UserError
+from harmonize.files import atomic_path
+from headspark.run import FINISHED, RECIPE, read_state
+
+FOLDS = "folds.parquet"
+"""In the corpus; in a run's folder where the corpus cannot be written, or the run was begun by version 0.1.0."""
+
+SCHEMA = pa.schema([("subject", pa.string()), ("scan_id", pa.string()), ("fold", pa.int32())])
+LOCK = ".folds.lock"
+NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+Stratum = tuple[int, str]
+"""What the series of a patient say: 1 for an aneurysm, 0 for none, -1 for no labels; and the modality."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folds:
+    """Folds of the series of a label table.
+
+    Attributes:
+        subjects: Patient of each series, by scan id.
+        fold_of: Fold of each series, by scan id.
+        folds: Into how many they were dealt.
+        seed: `data.fold_seed`.
+        kept: Whether they stand in the corpus; else the run keeps them.
+    """
+
+    subjects: Mapping[str, str]
+    fold_of: Mapping[str, int]
+    folds: int
+    seed: int
+    kept: bool = True
+
+    def split(self, cases: Sequence[Case], fold: int) -> tuple[list[Case], list[Case]]:
+        """Training and held-out series.
+
+        Raises:
+            UserError: One of the two is empty.
+        """
+        training = [case for case in cases if self.fold_of[case.scan_id] != fold]
+        held_out = [case for case in cases if self.fold_of[case.scan_id] == fold]
+        if not training or not held_out:
+            which = "left to train on" if not training else f"in fold {fold}"
+            raise UserError(f"data.fold {fold}: of {len(cases)} usable series none is {which}; choose another fold")
+        return training, held_out
+
+
+def folds_of_run(corpus: Corpus, recipe: Recipe, cases: Sequence[Case], out: Path) -> Folds:
+    """The folds that a run uses: its own where it has them, else the corpus's.
+
+    Args:
+        corpus: With a label table.
+        recipe: The run's.
+        cases: Its series.
+        out: Its folder, which may hold an unfinished run.
+
+    Raises:
+        UserError: As `corpus_folds`.
+    """
+    # The recipe first: a run that is taken up at this moment writes its folds before its recipe.
+    if began_with_version_0_1_0(out):
+        return folds_of_version_0_1_0(cases, recipe.data.folds, seed=recipe.train.seed)
+    own = read_folds(out / FOLDS) if read_state(out) is not None else None
+    return own or corpus_folds(corpus, recipe.data.folds, seed=recipe.data.fold_seed)
+
+
+def began_with_version_0_1_0(out: Path) -> bool:
+    """Whether a folder holds an unfinished run of version 0.1.0, which knew no `data.fold_seed`."""
+    state = read_state(out)
+    if state is None or state.get("status") == FINISHED:
+        return False
+    try:
+        recipe = yaml.safe_load((out / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(recipe, dict) and isinstance(recipe.get("data"), dict) and "fold_seed" not in recipe["data"]
+
+
+def corpus_folds(corpus: Corpus, folds: int, *, seed: int) -> Folds:
+    """The folds of a corpus: read from its folds.parquet, which is made, or gets the series that it lacks, if need be.
+
+    Args:
+        corpus: With a label table.
+        folds: `data.folds`.
+        seed: `data.fold_seed`.
+
+    Returns:
+        The folds; where the corpus cannot be written they are the same, but not `kept`.
+
+    Raises:
+        UserError: The file is damaged or was dealt otherwise, or there are fewer patients than folds.
+    """
+    path, table = corpus.path / FOLDS, corpus.labels[corpus.labels["source"] == SOURCE]
+    there = read_folds(path)
+    found = _completed(path, there, table, folds, seed)
+    if there is not None and len(found.fold_of) == len(there.fold_of):
+        return found
+    try:
+        with lock.turn(corpus.path / LOCK, waiting=f"{corpus.path}: another run is dealing the folds; waiting for it"):
+            found = _completed(path, read_folds(path), table, folds, seed)
+            write_folds(path, found)
+        return found
+    except OSError as error:
+        if error.errno not in NO_WRITING:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); make room, then run again") from error
+        return _not_kept(found)
+
+
+def read_folds(path: Path) -> Folds | None:
+    """What `write_folds` wrote; None where there is no file.
+
+    Raises:
+        UserError: The file is something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        table = pq.read_table(path)
+        facts = table.schema.metadata or {}
+        rows = table.select(SCHEMA.names).cast(SCHEMA).to_pandas()
+        return Folds(
+            subjects=dict(zip(rows["scan_id"], rows["subject"], strict=True)),
+            fold_of={scan: int(fold) for scan, fold in zip(rows["scan_id"], rows["fold"], strict=True)},
+            folds=int(facts[b"folds"]),
+            seed=int(facts[b"fold_seed"]),
+        )
+    except (pa.ArrowException, KeyError, ValueError, TypeError, OSError) as error:
+        raise UserError(
+            f"{path}: cannot be read as the folds of a corpus ({type(error).__name__}); restore it, or delete it to "
+            "deal the patients again"
+        ) from error
+
+
+def write_folds(path: Path, found: Folds) -> None:
+    """Write folds atomically; the same folds give the same file."""
+    rows = [{"subject": found.subjects[scan], "scan_id": scan, "fold": found.fold_of[scan]} for scan in found.fold_of]
+    rows.sort(key=lambda row: (row["subject"], row["scan_id"]))
+    facts = {"folds": str(found.folds), "fold_seed": str(found.seed)}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(facts)), temporary, compression="zstd")
+
+
+def deal(table: pd.DataFrame, folds: int, *, seed: int, known: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Deal patients to folds: each fold gets its share of every stratum, and of all, as evenly as numbers allow.
+
+    The patients of a stratum (aneurysm or not, modality) go, in an order that the seed draws, to the fold that has the
+    fewest of the stratum, and of these to the one that has the fewest in all.
+
+    Args:
+        table: Columns scan_id, subject, modality, labels, as `Corpus.labels`; the order of its rows does not matter.
+        folds: How many.
+        seed: Of the order.
+        known: Folds of series that were dealt before; their patients stay where they are.
+
+    Returns:
+        Fold of each series by scan id.
+
+    Raises:
+        UserError: If there are fewer patients than folds.
+    """
+    scans, strata = defaultdict(list), {}
+    for row in table.to_dict("records"):
+        scans[row["subject"]].append(row["scan_id"])
+        strata.setdefault(row["subject"], []).append(_stratum(row))
+    if folds < 2 or len(scans) < folds:
+        raise UserError(
+            f"data.folds {folds}: needs to be 2 or more, and no more than the {len(scans)} patients", exit_code=2
+        )
+    of_subject = {subject: (max(s[0] for s in found), min(s[1] for s in found)) for subject, found in strata.items()}
+    fold_of_subject = {
+        subject: known[scan] for subject, ids in scans.items() for scan in sorted(ids) if known and scan in known
+    }
+    in_stratum: Counter[tuple[Stratum, int]] = Counter()
+    in_all: Counter[int] = Counter()
+
+    def put(subject: str, fold: int) -> None:
+        fold_of_subject[subject] = fold
+        in_stratum[of_subject[subject], fold] += 1
+        in_all[fold] += 1
+
+    for subject, fold in list(fold_of_subject.items()):
+        put(subject, fold)
+    fresh = [subject for subject in scans if subject not in fold_of_subject]
+    for subject in sorted(fresh, key=lambda subject: (of_subject[subject], _draw(seed, subject))):
+        stratum = of_subject[subject]
+        put(subject, min(range(folds), key=lambda fold: (in_stratum[stratum, fold], in_all[fold], fold)))
+    dealt = {scan: fold_of_subject[subject] for subject, ids in scans.items() for scan in ids}
+    return {**dealt, **(known or {})}
+
+
+def folds_of_version_0_1_0(cases: Sequence[Case], folds: int, *, seed: int) -> Folds:
+    """What version 0.1.0 dealt, from the accepted series and the seed of the training run: for runs that it began."""
+    by_subject: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        by_subject[case.subject].append(case)
+    strata: dict[tuple[bool, str], list[str]] = defaultdict(list)
+    for subject in sorted(by_subject):
+        series = by_subject[subject]
+        strata[any(case.present for case in series), min(case.modality for case in series)].append(subject)
+    generator = np.random.default_rng(seed)
+    dealt = [subject for key in sorted(strata) for subject in generator.permutation(strata[key])]
+    fold_of = {subject: number % folds for number, subject in enumerate(dealt)}
+    return Folds(
+        subjects={case.scan_id: case.subject for case in cases},
+        fold_of={case.scan_id: fold_of[case.subject] for case in cases},
+        folds=folds,
+        seed=seed,
+        kept=False,
+    )
+
+
+def _completed(path: Path, there: Folds | None, table: pd.DataFrame, folds: int, seed: int) -> Folds:
+    """The folds of the file, and of the series of the label table that it lacks."""
+    if there is not None and (there.folds, there.seed) != (folds, seed):
+        raise UserError(
+            f"{path}: this corpus was dealt into data.folds {there.folds} with data.fold_seed {there.seed}, now "
+            f"{folds} with {seed} are asked for; use those, or delete the file to deal the patients again (runs on the "
+            "old folds are then no longer comparable)",
+            exit_code=2,
+        )
+    known, subjects = ({}, {}) if there is None else (there.fold_of, there.subjects)
+    named = {str(scan): str(subject) for scan, subject in zip(table["scan_id"], table["subject"], strict=True)}
+    if there is not None and named.keys() <= known.keys():
+        return there
+    return Folds(
+        subjects={**named, **subjects},
+        fold_of=deal(table, folds, seed=seed, known=known),
+        folds=folds,
+        seed=seed,
+    )
+
+
+def _not_kept(found: Folds) -> Folds:
+    return Folds(subjects=found.subjects, fold_of=found.fold_of, folds=found.folds, seed=found.seed, kept=False)
+
+
+def _stratum(row: Mapping[Any, Any]) -> Stratum:
+    labels = row["labels"]
+    present = -1 if labels is None else int(any(labels))
+    return present, str(row["modality"] or "")
+
+
+def _draw(seed: int, subject: str) -> bytes:
+    """A number that depends on nothing but seed and patient, so that a patient more or less reorders no others."""
+    return hashlib.sha256(f"{seed} {subject}".encode()).digest()
