@@ -93,8 +93,8 @@ def irreproducible(corpus: Corpus, cases: Sequence[Case], *, brain_model: Path |
         )
     if norm in BY_CONTRAST and any(case.unit == norm for case in cases):
         return (
-            f"--mri-norm {norm}: it needs the contrast of an MRI, which train.csv tells and the DICOM header of a series "
-            "to predict does not; harmonize with --mri-norm zscore, fcm or none"
+            f"--mri-norm {norm}: it needs the contrast of an MRI, which train.csv tells and the DICOM header of a "
+            "series to predict does not; harmonize with --mri-norm zscore, fcm or none"
         )
     if not shared.get("apply_brain"):
         return None

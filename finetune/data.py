@@ -16,12 +16,16 @@ from finetune.losses import Targets
 from finetune.patches import AugmentConfig, Patch, Region, draw_pose, load_region, pose_patch, vary_intensity
 from finetune.rsna import Case, drawing_weights
 from finetune.targets import cell_targets, is_located
+from harmonize.errors import UserError
 from harmonize.progress import Progress
 from headspark.channels import DEFAULT_CT_WINDOWS, to_network_input
 from headspark.data import Plan
 
 READERS = 2
 """Threads that read series: decompression releases the interpreter lock, the disk is rarely faster than two."""
+
+LARGEST_PATCH_MM = 1000.0
+"""A longer box is air for the most part: its numbers are a slip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,43 @@ class DataConfig:
             raise ValueError(f"data.fold_seed {self.fold_seed}: must be 0 or more")
         if not 0 <= self.positive_share <= 1 or self.workers < 0 or self.cache_gb < 0:
             raise ValueError("data.positive_share must lie in [0, 1], data.workers and data.cache_gb be >= 0")
+
+
+def check_patch(config: DataConfig, stride: int, spacing: Sequence[float] | None = None) -> None:
+    """Refuse a patch that an encoder cannot take, before anything is read.
+
+    Args:
+        config: With the patch.
+        stride: The encoder's total stride.
+        spacing: Of the corpus, in mm; None leaves the size in mm unchecked where the recipe gives no spacing.
+
+    Raises:
+        UserError: With exit code 2.
+    """
+    patch = list(config.patch)
+    if any(voxels % stride for voxels in patch):
+        nearest = [max(1, round(voxels / stride)) * stride for voxels in patch]
+        raise UserError(
+            f"data.patch {patch}: each edge must be a multiple of the encoder's total stride {stride}, such as "
+            f"{nearest}",
+            exit_code=2,
+        )
+    if all(voxels == stride for voxels in patch):
+        raise UserError(
+            f"data.patch {patch}: must be longer than the encoder's total stride {stride} along an axis, for norms of "
+            "its last map",
+            exit_code=2,
+        )
+    edges_mm = spacing if config.spacing is None else (config.spacing,) * 3
+    if edges_mm is None:
+        return
+    longest = max(voxels * mm for voxels, mm in zip(patch, edges_mm, strict=True))
+    if longest > LARGEST_PATCH_MM:
+        raise UserError(
+            f"data.patch {patch}: is {longest:.0f} mm long at a spacing of {max(edges_mm):g} mm, and no head is longer "
+            f"than {LARGEST_PATCH_MM:.0f} mm; lower data.patch or data.spacing",
+            exit_code=2,
+        )
 
 
 class Batch(NamedTuple):

@@ -185,10 +185,11 @@ def deal(table: pd.DataFrame, folds: int, *, seed: int, known: Mapping[str, int]
     Raises:
         UserError: If there are fewer patients than folds.
     """
-    scans, strata = defaultdict(list), {}
+    scans: dict[str, list[str]] = defaultdict(list)
+    strata: dict[str, list[Stratum]] = defaultdict(list)
     for row in table.to_dict("records"):
         scans[row["subject"]].append(row["scan_id"])
-        strata.setdefault(row["subject"], []).append(_stratum(row))
+        strata[row["subject"]].append(_stratum(row))
     if folds < 2 or len(scans) < folds:
         raise UserError(
             f"data.folds {folds}: needs to be 2 or more, and no more than the {len(scans)} patients", exit_code=2

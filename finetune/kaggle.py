@@ -88,7 +88,7 @@ def empty(folder: Path) -> None:
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
             else:
-                os.unlink(entry.path)
+                Path(entry.path).unlink()
         except OSError as error:
             print(f"{entry.path}: cannot be removed ({error.strerror})", file=sys.stderr)
 

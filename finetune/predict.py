@@ -148,9 +148,7 @@ class Predictor:
         probabilities = predict_region(self.model, region, self.bundle.data, self.device)
         if not all(math.isfinite(value) for value in probabilities.values()):
             raise Rejection(Reason.BAD_INTENSITY, "the model's answer is no number: its weights or the values diverged")
-        return Answer(
-            series=name, probabilities=probabilities, decisions=list(decisions), warnings=unusual(decisions)
-        )
+        return Answer(series=name, probabilities=probabilities, decisions=list(decisions), warnings=unusual(decisions))
 
 
 def _unusable(series: Path, error: Rejection) -> UserError:

@@ -18,7 +18,7 @@ from finetune.data import DataConfig
 from finetune.inference import PREDICTIONS, TARGET_PREFIX, score_of, targets_and_predictions
 from finetune.metrics import Score, bootstrap_interval
 from finetune.patches import load_region, pose_patch
-from finetune.rsna import read_cases
+from finetune.rsna import select
 from harmonize.aneurysm_labels import LABELS, PRESENT
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
@@ -183,7 +183,7 @@ def figure_examples(predictions: pd.DataFrame, scan_ids: Sequence[str]) -> Figur
 
 def figure_patches(corpus: Corpus, scan_ids: Sequence[str], config: DataConfig) -> Figure:
     """Three planes of the network's input for some series, through an aneurysm or the middle."""
-    cases = {case.scan_id: case for case in read_cases(corpus)}
+    cases = {case.scan_id: case for case in select(corpus, every_label=True).cases}
     figure = Figure(figsize=(13, 3.0 * len(scan_ids) / 2), layout="constrained")
     axes = np.asarray(figure.subplots(-(-len(scan_ids) // 2), 6, squeeze=False)).reshape(-1, 3)
     for axis in axes.ravel():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +56,16 @@ class RunFolder:
 
 
 @contextmanager
-def hold_run(path: Path, recipe: Recipe, origin: Mapping[str, Any]) -> Iterator[RunFolder]:
+def hold_run(
+    path: Path, recipe: Recipe, origin: Mapping[str, Any], *, first: Callable[[], None] | None = None
+) -> Iterator[RunFolder]:
     """Start a run in a new folder, or take up an unfinished one, and keep others out meanwhile.
 
     Args:
         path: The folder.
         recipe: The run's.
         origin: What it is made from (corpus, encoder); must not change when it is taken up again.
+        first: Writes what must lie there before the recipe does, once the folder is known to be the run's.
 
     Raises:
         UserError: With exit code 2: the folder holds a finished run, one of another recipe or origin, or no run.
@@ -73,6 +76,8 @@ def hold_run(path: Path, recipe: Recipe, origin: Mapping[str, Any]) -> Iterator[
     with exclusive(path / LOCK, f"{path}: another process is writing to this run"):
         if there is not None:
             _check_same(path, there, recipe, origin)
+        if first is not None:
+            first()
         write_text(path / RECIPE, to_yaml(recipe))
         write_json(
             path / STATE,

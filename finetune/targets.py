@@ -66,7 +66,8 @@ def is_located(patch: Patch) -> bool:
 def _in_patch(patch: Patch) -> NDArray[np.bool_]:
     """Which points lie in a voxel of the patch, (K,)."""
     points = patch.points_K3
-    return ((points >= -0.5) & (points < np.array(patch.values_XYZ.shape) - 0.5)).all(1)
+    inside_K3: NDArray[np.bool_] = (points >= -0.5) & (points < np.array(patch.values_XYZ.shape) - 0.5)
+    return np.all(inside_K3, axis=1)
 
 
 def _vessel_places(vessels_XYZ: Tensor | None, shape: Sequence[int], stride: int) -> NDArray[np.int64]:

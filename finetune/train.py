@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +16,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 
-from finetune.bundle import save_bundle, settings_of
-from finetune.data import Batch, DataConfig, RegionStore, TrainingSamples, training_batches
+from finetune.bundle import irreproducible, save_bundle, settings_of
+from finetune.data import Batch, RegionStore, TrainingSamples, check_patch, training_batches
+from finetune.folds import FOLDS, began_with_version_0_1_0, folds_of_run, write_folds
 from finetune.inference import PREDICTIONS, predict_cases, score_of
 from finetune.losses import finetune_loss
 from finetune.metrics import Score
 from finetune.recipe import Recipe
 from finetune.report import write_report
-from finetune.rsna import Case, assign_folds, read_cases
+from finetune.rsna import select
 from finetune.run_folder import RunFolder, hold_run
 from finetune.stages import Rates, apply_rates, total_steps
 from finetune.trainer import Trainer, differences, make_trainer, restore, snapshot
@@ -48,7 +50,9 @@ class StepReport(NamedTuple):
     gradient_norm: float
 
 
-def train(recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Path) -> Score:
+def train(
+    recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Path, brain_model: Path | None = None
+) -> Score:
     """Run all stages, or what is left of them, and write the model and its predictions for the validation fold.
 
     Args:
@@ -56,6 +60,7 @@ def train(recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Pa
         corpus: With labelled RSNA series.
         encoder_folder: Folder or Hub repository of a pretrained encoder; None trains the recipe's from scratch.
         out: The run's folder.
+        brain_model: SynthStrip's weights, for a corpus that was made with ``--apply-brain``.
 
     Returns:
         The score on the validation fold.
@@ -70,14 +75,27 @@ def train(recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Pa
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     torch.set_num_threads(recipe.train.threads or threads_of_a_rank())
-    training, held_out = split_cases(read_cases(corpus), recipe.data, seed=recipe.train.seed)
+    # A pretrained encoder says its stride when it is loaded.
+    check_patch(recipe.data, recipe.scratch.cumulative_strides[-1] if encoder_folder is None else 1, corpus.spacing)
+    old = began_with_version_0_1_0(out)
+    selection = select(corpus, every_label=old)
+    accelerator.print(f"note: {selection.summary()}", file=sys.stderr)
+    fault = irreproducible(corpus, selection.cases, brain_model=brain_model)
+    if fault is not None:
+        if not old:
+            raise UserError(f"{corpus.path}: {fault}", exit_code=2)
+        accelerator.print(f"note: the finished model will not harmonize as its corpus was: {fault}", file=sys.stderr)
+    settings = settings_of(corpus, brain_model=brain_model)
+    folds = folds_of_run(corpus, recipe, selection.cases, out)
+    training, held_out = folds.split(selection.cases, recipe.data.fold)
     origin = {
         "corpus": corpus.manifest_sha256(),
         "encoder": encoder_folder,
         "ranks": accelerator.num_processes,
     }
     # Only one rank writes; the others go on when it has made or refused the folder.
-    with hold_run(out, recipe, origin) if accelerator.is_main_process else nullcontext() as folder:
+    keep_folds = None if folds.kept else partial(write_folds, out / FOLDS, folds)
+    with hold_run(out, recipe, origin, first=keep_folds) if accelerator.is_main_process else nullcontext() as folder:
         accelerator.wait_for_everyone()
         trainer = make_trainer(recipe, accelerator, encoder_folder)
         for line in differences(trainer.model.encoder, corpus, recipe.data):
@@ -97,8 +115,10 @@ def train(recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Pa
             log_score(folder, trainer, score)
             with atomic_path(out / PREDICTIONS) as temporary:
                 predictions.to_parquet(temporary, index=False)
-            save_bundle(out, trainer.bundle(settings_of(corpus)), trainer.judged.state_dict())
-            folder.finish({**score.headline(), "held_out_series": len(predictions)})
+            save_bundle(out, trainer.bundle(settings), trainer.judged.state_dict())
+            folder.finish(
+                {**score.headline(), "held_out_series": len(predictions), "left_out": dict(selection.left_out)}
+            )
             write_report(out, corpus)
         accelerator.print(summary(trainer, score))
     accelerator.end_training()
@@ -191,15 +211,6 @@ def validate(trainer: Trainer, judged: RegionStore) -> pd.DataFrame:
     return pd.concat(gather_object([own])).sort_values("scan_id", ignore_index=True)
 
 
-def split_cases(cases: Sequence[Case], config: DataConfig, *, seed: int) -> tuple[list[Case], list[Case]]:
-    """Training and held-out series."""
-    folds = assign_folds(cases, config.folds, seed=seed)
-    paired = list(zip(cases, folds, strict=True))
-    return [case for case, fold in paired if fold != config.fold], [
-        case for case, fold in paired if fold == config.fold
-    ]
-
-
 def log_steps(folder: RunFolder, trainer: Trainer, rates: Rates, reports: Sequence[StepReport], seconds: float) -> None:
     """Write a line with the means of the steps since the last one."""
     means = {name: sum(values) / len(values) for name, *values in zip(StepReport._fields, *reports, strict=True)}
@@ -240,9 +251,18 @@ def _command(argv: Sequence[str]) -> int:
     parser = recipe_parser(Recipe, prog="finetune.train", description=__doc__ or "")
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `harmonize rsna` wrote")
     parser.add_argument("--encoder", type=str, default=None, help="pretrained encoder: folder or Hub repository")
+    parser.add_argument(
+        "--brain-model", type=Path, default=None, help="SynthStrip's weights, if the corpus was made with --apply-brain"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is taken up")
     recipe, options = parse_recipe(parser, Recipe, argv)
-    train(recipe, corpus=Corpus.open(options.corpus), encoder_folder=options.encoder, out=options.out)
+    train(
+        recipe,
+        corpus=Corpus.open(options.corpus),
+        encoder_folder=options.encoder,
+        out=options.out,
+        brain_model=options.brain_model,
+    )
     return 0
 
 

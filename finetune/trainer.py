@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from finetune.bundle import Bundle
-from finetune.data import DataConfig
+from finetune.data import DataConfig, check_patch
 from finetune.model import AneurysmClassifier
 from finetune.recipe import Recipe
 from finetune.rsna import SOURCE
@@ -78,6 +78,7 @@ def make_trainer(recipe: Recipe, accelerator: Accelerator, encoder_folder: str |
     else:
         encoder = Encoder.from_pretrained(encoder_folder)
         data = replace(data, ct_windows=tuple(encoder.preprocessing["ct_windows"]))
+        check_patch(data, encoder.strides[-1])
     model = AneurysmClassifier(encoder, recipe.head).to(memory_format=torch.channels_last_3d).to(accelerator.device)
     optimizer = AdamW(parameter_groups(model, weight_decay=recipe.train.weight_decay), lr=0.0)
     # Wrapped while everything wants a gradient: the wrapper for several ranks looks only once at who takes part.

@@ -18,8 +18,8 @@ _ROUTINE = re.compile(
     r"|header scale \S+ and offset \S+ applied"
     r"|\w+ mask used"
 )
-"""Decisions that say how a sound scan was handled. A new kind of decision is unusual until it is named here, so that none
-is passed over by mistake."""
+"""Decisions that say how a sound scan was handled. A new kind of decision is unusual until it is named here, so that
+none is passed over by mistake."""
 
 
 def unusual(decisions: Iterable[str]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from finetune.losses import IGNORE
+from finetune.losses import IGNORE, heat_loss
 from finetune.patches import MIRROR, AugmentConfig, Patch, Pose, Region, cut_region, draw_pose, pose_patch
 from finetune.targets import cell_targets, is_located
 from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
@@ -174,3 +176,58 @@ def test_a_positive_series_without_a_point_for_each_place_is_not_located() -> No
     assert is_located(located)
     located.labels_14[0] = 1
     assert not is_located(located)
+
+
+def test_a_patch_whose_aneurysm_lies_outside_teaches_no_empty_cells() -> None:
+    region = blob_region()
+    spacing = np.array(region.spacing)
+    inside = pose_patch(region, PATCH)
+    voxels_to_edge = PATCH[0] - 1 - inside.points_K3[0, 0]
+    for voxels, located in ((voxels_to_edge - 0.1, True), (voxels_to_edge + 0.6, False), (40.0, False)):
+        # The pose says where the patch goes, so the point goes the other way.
+        moved = pose_patch(region, PATCH, Pose(shift=(-float(voxels * spacing[0]), 0.0, 0.0)))
+        assert is_located(moved) == located, voxels
+        heat, _ = cell_targets(moved, stride=4, spacing=region.spacing)
+        assert bool((heat == 1).any()) == located
+    negative = dataclasses.replace(region, points_K3=np.empty((0, 3)), places_K=np.empty(0, np.int64))
+    negative.labels_14[:] = 0
+    assert is_located(pose_patch(negative, PATCH, Pose(shift=(90.0, 0.0, 0.0))))
+
+
+def test_of_two_aneurysms_one_outside_leaves_the_heat_map_out() -> None:
+    region = blob_region()
+    both = dataclasses.replace(
+        region,
+        points_K3=np.concatenate([region.points_K3, [[-9.0, 4.0, 4.0]]]),
+        places_K=np.array([LEFT_MCA, LEFT_MCA]),
+    )
+    assert is_located(pose_patch(region, PATCH))
+    assert not is_located(pose_patch(both, PATCH))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_in_any_pose_a_located_positive_patch_has_a_centre_for_each_point(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    config = AugmentConfig(shift=30.0, rotate=30.0, scale=0.3)
+    region = blob_region()
+    for _ in range(20):
+        patch = pose_patch(region, PATCH, draw_pose(config, generator))
+        heat, _ = cell_targets(patch, stride=4, spacing=region.spacing)
+        assert is_located(patch) == bool((heat == 1).any())
+
+
+def test_a_lost_or_contradicting_localizer_leaves_the_heat_map_out() -> None:
+    region = blob_region()
+    assert not is_located(pose_patch(dataclasses.replace(region, points_complete=False), PATCH))
+    denied = dataclasses.replace(region, places_K=np.array([RIGHT_MCA]))
+    assert not is_located(pose_patch(denied, PATCH))
+
+
+def test_what_is_not_located_moves_no_loss_of_the_heat_map() -> None:
+    presence = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    heat = torch.zeros(2, 4, 4, 4)
+    loss = heat_loss(presence, heat, torch.tensor([False, True]))
+    loss.backward()
+    assert presence.grad is not None
+    assert presence.grad[0].abs().max() == 0
+    assert presence.grad[1].abs().max() > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -49,8 +50,10 @@ def test_predict_prints_the_labels_in_the_competitions_order(
 ) -> None:
     assert main(["predict", str(model), str(series)]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert list(answer) == list(LABELS)
-    assert all(0 < value < 1 for value in answer.values())
+    assert list(answer) == [*LABELS, "decisions", "warnings"]
+    assert all(0 < answer[label] < 1 for label in LABELS)
+    assert answer["decisions"]
+    assert answer["warnings"] == []
 
 
 def test_the_same_series_gets_the_same_answer(model: Path, series: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +104,32 @@ def test_the_server_answers_one_row_and_falls_back_where_a_series_cannot_be_read
     fallback = predict(str(tmp_path / "nowhere"))
     assert pd.DataFrame(fallback, columns=list(LABELS)).to_numpy().tolist() == [[0.5] * 14]
     assert "default row" in capsys.readouterr().err
+
+
+def test_every_call_empties_the_shared_folder_and_touches_nothing_outside(
+    model: Path, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, outside = tmp_path / "shared", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine.txt").write_text("stays")
+    monkeypatch.setattr(kaggle, "SHARED", shared)
+    predict = kaggle.make_predict(model)
+    assert len(predict(str(series))) == 1, "without a shared folder the answer comes all the same"
+    for number in range(2):
+        here = shared / str(number) / "series"
+        shutil.copytree(series, here)
+        (shared / "link").symlink_to(outside)
+        (here / "link").symlink_to(outside)
+        (shared / "loose.bin").write_bytes(b"x")
+        # The second series cannot be read: that call empties the folder as well.
+        assert len(predict(str(here if number == 0 else shared / "nowhere"))) == 1
+        assert list(shared.iterdir()) == []
+    assert (outside / "mine.txt").read_text() == "stays"
+    assert any(series.iterdir()), "a series that lies elsewhere stays"
+    shared.rmdir()
+    shared.symlink_to(outside)
+    predict(str(series))
+    assert (outside / "mine.txt").exists(), "a shared folder that is a link is not followed"
 
 
 def test_the_fallback_is_the_median_prediction_of_the_held_out_fold(model: Path, tmp_path: Path) -> None:

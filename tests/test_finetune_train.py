@@ -25,7 +25,7 @@ from finetune.losses import LossConfig
 from finetune.model import HeadConfig
 from finetune.recipe import Recipe, TrainConfig
 from finetune.report import write_report
-from finetune.rsna import assign_folds, drawing_weights, read_cases
+from finetune.rsna import drawing_weights, read_cases
 from finetune.stages import StageConfig
 from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.corpus import Corpus, claim, image_name, mask_name, write_manifest, write_volume
@@ -168,10 +168,10 @@ def test_predictions_cover_the_held_out_fold_and_none_of_its_patients_was_traine
 ) -> None:
     predictions = pd.read_parquet(finished / "predictions.parquet")
     assert list(predictions.columns) == ["scan_id", *LABELS, *(f"target: {label}" for label in LABELS), "fold"]
-    cases = read_cases(corpus)
-    folds = assign_folds(cases, 2, seed=0)
-    held_out = {case.scan_id for case, fold in zip(cases, folds, strict=True) if fold == 0}
-    assert set(predictions["scan_id"]) == held_out
+    folds = pd.read_parquet(corpus.path / "folds.parquet")
+    held_out = folds[folds["fold"] == 0]
+    assert set(predictions["scan_id"]) == set(held_out["scan_id"])
+    assert not set(held_out["subject"]) & set(folds[folds["fold"] != 0]["subject"])
     assert predictions[list(LABELS)].to_numpy().min() > 0
     assert predictions[list(LABELS)].to_numpy().max() < 1
 
@@ -300,26 +300,6 @@ def test_the_report_is_one_page_that_opens_offline(finished: Path, corpus: Corpu
     assert f"{score.auc_present:.3f}" in page
     for label in LABELS:
         assert label in page
-
-
-def test_folds_keep_patients_together_and_share_out_the_positives(corpus: Corpus) -> None:
-    cases = read_cases(corpus)
-    folds = assign_folds(cases, 4, seed=1)
-    by_subject: dict[str, set[int]] = {}
-    for case, fold in zip(cases, folds, strict=True):
-        by_subject.setdefault(case.subject, set()).add(int(fold))
-    assert all(len(found) == 1 for found in by_subject.values())
-    positives = np.bincount([fold for case, fold in zip(cases, folds, strict=True) if case.present], minlength=4)
-    assert positives.max() - positives.min() <= 2
-    assert set(folds) == {0, 1, 2, 3}
-    backwards = assign_folds(cases[::-1], 4, seed=1)[::-1]
-    assert folds.tolist() == backwards.tolist(), "the order of the cases does not matter"
-    assert folds.tolist() != assign_folds(cases, 4, seed=2).tolist()
-
-
-def test_more_folds_than_patients_are_refused(corpus: Corpus) -> None:
-    with pytest.raises(UserError, match="patients"):
-        assign_folds(read_cases(corpus), 50, seed=0)
 
 
 def test_drawing_is_balanced_and_rare_places_are_drawn_more(corpus: Corpus) -> None:

@@ -157,8 +157,8 @@ def find_series(folder: Path) -> list[Series]:
     for volume in find_volumes(find_files(_checked(folder)), RULES):
         if volume.stack.frames:
             header = volume.stack.frames[0].header
-            place = "" if header.series_uid else header.path.parent.as_posix()
-            identity = (header.patient_id, header.study_uid, header.series_uid, place)
+            home = "" if header.series_uid else header.path.parent.as_posix()
+            identity = (header.patient_id, header.study_uid, header.series_uid, home)
             by_identity.setdefault(identity, []).append(volume)
         else:
             damaged.append(volume)
