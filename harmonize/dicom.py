@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from harmonize.dicom_geometry import MIN_TILT_DEG, StackGeometry, fit_stack
 from harmonize.dicom_grouping import MIN_SLICES, Stack, distinct_positions, group_series
 from harmonize.dicom_headers import Frame, read_frames
 from harmonize.dicom_pixels import AIR_HU, Picture, read_values
+from harmonize.dicom_separation import split_by_identity
 from harmonize.errors import Reason, Rejection
 from harmonize.scan import ACTIVITY, ARBITRARY, HU, Scan
 
@@ -55,7 +56,9 @@ class Volume:
     Attributes:
         paths: Its files, in slice order.
         series_uid: SeriesInstanceUID; empty for files that cannot be parsed or do not say.
-        number: Among the volumes of the series.
+        member: What sets its pictures apart from those of other patients, studies ... under the same series UID, as
+            (name, value) of `dicom_traits.IDENTITY`; empty where the series has one owner. May be patient text.
+        number: Among the volumes of the series, or of that member of it.
         part: Among those of them that have exactly the same files.
         stack: Its pictures; none where the file cannot be parsed.
     """
@@ -65,6 +68,7 @@ class Volume:
     number: int
     part: int
     stack: Stack
+    member: tuple[tuple[str, str], ...] = ()
 
     @property
     def refusal(self) -> tuple[Reason, str] | None:
@@ -121,7 +125,7 @@ def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
                 series[frame.header.series_uid or path.parent.as_posix()].append(frame)
     volumes = []
     for frames in (series[name] for name in sorted(series)):
-        volumes += _number(frames[0].header.series_uid, group_series(frames, min_slices=rules.min_slices))
+        volumes += _volumes_of(frames, rules)
     for path, fault in damaged:
         stack = Stack(frames=(), refusal=(fault.reason, fault.message))
         volumes.append(Volume(paths=(path,), series_uid="", number=0, part=0, stack=stack))
@@ -208,14 +212,39 @@ def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[
     return lines
 
 
-def _number(uid: str, stacks: Sequence[Stack]) -> list[Volume]:
+def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
+    """The volumes of one series UID, those of each patient, study ... by themselves."""
+    members = split_by_identity(frames)
+    owners = [member for member, own in members if any(frame.refusal is None for frame in own)]
+    if len(members) > 1 and len(owners) <= 1:
+        members = [((), list(frames))]  # only scouts and captures say otherwise
+    volumes = []
+    for member, own in members:
+        stacks = group_series(own, min_slices=rules.min_slices, read=_read_some)
+        if len(members) > 1:
+            told = ", ".join(dict.fromkeys(name for other, _ in members for name, _ in other))
+            note = f"one of {len(members)} sets of pictures under one series UID, told apart by {told}"
+            stacks = [replace(stack, decisions=(note, *stack.decisions)) for stack in stacks]
+        volumes += _number(own[0].header.series_uid, member, stacks)
+    return volumes
+
+
+def _read_some(frames: Sequence[Frame]) -> NDArray[Any] | None:
+    """The values of a few pictures, where headers alone leave a doubt while volumes are looked for."""
+    try:
+        return read_values([_picture(frame) for frame in frames], modality=frames[0].header.modality)[0]
+    except (Rejection, OSError):
+        return None
+
+
+def _number(uid: str, member: tuple[tuple[str, str], ...], stacks: Sequence[Stack]) -> list[Volume]:
     volumes = []
     parts: dict[frozenset[Path], int] = defaultdict(int)
     for number, stack in enumerate(stacks):
         paths = tuple(dict.fromkeys(frame.header.path for frame in stack.frames))
         part = parts[frozenset(paths)]
         parts[frozenset(paths)] += 1
-        volumes.append(Volume(paths=paths, series_uid=uid, number=number, part=part, stack=stack))
+        volumes.append(Volume(paths=paths, series_uid=uid, number=number, part=part, stack=stack, member=member))
     return volumes
 
 

@@ -7,7 +7,7 @@ are refused, so that no file is silently left out.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from harmonize.dicom_geometry import MAX_MISSING, SAME_POSITION_MM, find_holes, slice_normal
 from harmonize.dicom_headers import Frame
+from harmonize.dicom_separation import ReadPictures, separate
 from harmonize.errors import Reason, Rejection
 
 MIN_SLICES = 4
@@ -27,17 +28,6 @@ ORIENTATION_TOLERANCE = 5e-4
 
 SPACING_TOLERANCE = 1e-4
 """Relative; headers round the same spacing differently from slice to slice."""
-
-TRAIT_NAMES = {
-    "echo": "echo time",
-    "b_value": "b-value",
-    "gradient": "gradient direction",
-    "image_type": "image type",
-    "temporal": "temporal position",
-    "acquisition": "acquisition number",
-    "trigger": "trigger time",
-}
-"""What may tell apart volumes at the same positions, in the order in which it is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +45,18 @@ class Stack:
     decisions: tuple[str, ...] = ()
 
 
-def group_series(frames: Iterable[Frame], *, min_slices: int = MIN_SLICES) -> list[Stack]:
+def group_series(
+    frames: Iterable[Frame], *, min_slices: int = MIN_SLICES, read: ReadPictures | None = None
+) -> list[Stack]:
     """Sort the pictures of one series into stacks.
 
-    The largest of several orientations or sizes is kept. Volumes at the same positions are split by the first traits
-    in `TRAIT_NAMES` that tell them apart; a stack with a hole is cut there.
+    The largest of several orientations or sizes is kept. Volumes at the same positions, or between each other's
+    slices, are separated by their headers; a stack with a hole is cut there.
 
     Args:
-        frames: All pictures with one SeriesInstanceUID, in any order.
+        frames: All pictures with one SeriesInstanceUID, of one patient and study, in any order.
         min_slices: Stacks with fewer different positions are refused.
+        read: Reads a few pictures where the headers are in doubt.
 
     Returns:
         Stacks in a stable order that does not depend on file names; every frame is in exactly one.
@@ -82,9 +75,9 @@ def group_series(frames: Iterable[Frame], *, min_slices: int = MIN_SLICES) -> li
     for rank, plane in enumerate(planes):
         if rank == 0:
             note = f"the largest of {len(planes)} groups of pictures in the series" if len(planes) > 1 else ""
-            stacks += _split_plane(plane, min_slices, (note,) if note else ())
+            stacks += _split_plane(plane, min_slices, (note,) if note else (), read)
         else:
-            message = "another orientation, size or spacing than the largest group of the series"
+            message = "another orientation, size, spacing or stack than the largest group of the series"
             stacks.append(Stack(frames=tuple(plane), refusal=(Reason.MIXED_GEOMETRY, message)))
     stacks += [
         Stack(frames=tuple(sorted(group, key=_name_free_key)), refusal=fault)
@@ -162,7 +155,9 @@ def _size_key(plane: Sequence[Frame]) -> tuple[object, ...]:
     return -int(distinct_positions(plane)[-1]), -len(plane), -voxels, _name_free_key(plane[0])
 
 
-def _split_plane(plane: Sequence[Frame], min_slices: int, notes: tuple[str, ...]) -> list[Stack]:
+def _split_plane(
+    plane: Sequence[Frame], min_slices: int, notes: tuple[str, ...], read: ReadPictures | None
+) -> list[Stack]:
     places = int(distinct_positions(plane)[-1]) + 1
     if places < min_slices:
         if places == 1 and len(plane) >= min_slices:
@@ -170,53 +165,28 @@ def _split_plane(plane: Sequence[Frame], min_slices: int, notes: tuple[str, ...]
         else:
             fault = (Reason.TOO_FEW_SLICES, f"{places} slices; at least {min_slices} are needed")
         return [Stack(frames=tuple(plane), refusal=fault, decisions=notes)]
-    volumes, traits = _split_repeats(plane)
+    separated = _separate(plane, min_slices, notes, read)
+    return _cut_at_holes(plane, min_slices, notes, read) if separated is None else separated
+
+
+def _separate(
+    plane: Sequence[Frame], min_slices: int, notes: tuple[str, ...], read: ReadPictures | None
+) -> list[Stack] | None:
+    """The stacks of each of several volumes; None where the pictures are one, so that each of those is one when it is
+    grouped again without the others."""
+    found = separate(plane, _offsets(plane), distinct_positions(plane), read)
+    if found is None:
+        return None
     stacks = []
-    for number, volume in enumerate(volumes):
-        split = ""
-        if len(volumes) > 1:
-            named = ", ".join(TRAIT_NAMES[trait] for trait in traits)
-            split = f"volume {number + 1} of {len(volumes)} at the same positions, told apart by {named}"
-        stacks += _cut_at_holes(volume, min_slices, (*notes, split) if split else notes)
+    for number, volume in enumerate(found.volumes):
+        note = f"volume {number + 1} of {len(found.volumes)} {found.why}"
+        stacks += _split_plane(volume, min_slices, (*notes, note), read)
     return stacks
 
 
-def _split_repeats(plane: Sequence[Frame]) -> tuple[list[list[Frame]], list[str]]:
-    """Split frames that share positions into volumes; (volumes, names of the traits that told them apart)."""
-    places = distinct_positions(plane).tolist()
-    most = max(Counter(places).values())
-    if most == 1:
-        return [list(plane)], []
-    chosen: list[str] = []
-    best = _repeats(plane, places, chosen)
-    for trait in TRAIT_NAMES:
-        if best == 0:
-            break
-        tried = [*chosen, trait]
-        # A trait that also changes from slice to slice (an acquisition counter) would shatter the volumes.
-        if _repeats(plane, places, tried) < best and len({_values(frame, tried) for frame in plane}) <= most:
-            chosen, best = tried, _repeats(plane, places, tried)
-    volumes: dict[tuple[str, ...], list[Frame]] = defaultdict(list)
-    for frame in plane:
-        volumes[_values(frame, chosen)].append(frame)
-    return [volumes[values] for values in sorted(volumes, key=_numeric_order)], chosen
-
-
-def _repeats(plane: Sequence[Frame], places: Sequence[int], traits: Sequence[str]) -> int:
-    counts = Counter((place, _values(frame, traits)) for frame, place in zip(plane, places, strict=True))
-    return sum(count - 1 for count in counts.values())
-
-
-def _values(frame: Frame, traits: Sequence[str]) -> tuple[str, ...]:
-    own = dict(frame.traits)
-    return tuple(own.get(trait, "") for trait in traits)
-
-
-def _numeric_order(values: tuple[str, ...]) -> list[tuple[float, str]]:
-    return [(float(v) if v.replace(".", "", 1).isdigit() else float("inf"), v) for v in values]
-
-
-def _cut_at_holes(volume: Sequence[Frame], min_slices: int, notes: tuple[str, ...]) -> list[Stack]:
+def _cut_at_holes(
+    volume: Sequence[Frame], min_slices: int, notes: tuple[str, ...], read: ReadPictures | None
+) -> list[Stack]:
     places = distinct_positions(volume)
     _, first_of_place = np.unique(places, return_index=True)
     holes = find_holes(_offsets(volume)[first_of_place])
@@ -227,7 +197,9 @@ def _cut_at_holes(volume: Sequence[Frame], min_slices: int, notes: tuple[str, ..
     for part in range(len(holes) + 1):
         frames = [frame for frame, place in zip(volume, places, strict=True) if part_of_place[place] == part]
         note = f"part {part + 1} of {len(holes) + 1}: cut where more than {MAX_MISSING} slices are missing"
-        stacks.append(_accept(frames, min_slices, (*notes, note), short=Reason.MISSING_SLICES))
+        accepted = _accept(frames, min_slices, (*notes, note), short=Reason.MISSING_SLICES)
+        separated = _separate(frames, min_slices, accepted.decisions, read) if accepted.refusal is None else None
+        stacks += [accepted] if separated is None else separated
     return stacks
 
 

@@ -7,14 +7,16 @@ multi-frame file one per frame (from its functional groups), a Siemens mosaic on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from harmonize import dicom_kinds, dicom_mosaic
 from harmonize.dicom_decode import PixelLayout, count_frames
 from harmonize.dicom_elements import Elements, read_elements
+from harmonize.dicom_traits import FrameTraits, read_identity, read_traits
 from harmonize.errors import Reason, Rejection
 
 MAX_FRAMES = 20_000
@@ -44,6 +46,8 @@ class Header:
         contrast: Name of the MR contrast where the header tells it safely, else the modality.
         units: PET units, e.g. ``BQML``.
         frames_of_file: Number of pictures in the file.
+        identity: The values of `dicom_traits.IDENTITY`; never to be written anywhere.
+        whole: Names the file, or the files that were cut from it, where it may hold a volume of its own; else empty.
     """
 
     path: Path
@@ -57,6 +61,8 @@ class Header:
     contrast: str
     units: str
     frames_of_file: int
+    identity: tuple[str, ...] = ()
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +79,7 @@ class Frame:
         intercept: Rescale intercept.
         stack: StackID; pictures of different stacks are never one volume.
         instance: InstanceNumber (frame number in a multi-frame file), for ties only.
-        traits: By name, what may tell apart the volumes of a series that share their positions.
+        traits: What may tell apart the volumes of a series, by the names of `dicom_traits.TRAITS`.
         refusal: Why this picture is no part of a scan (scout, reformat ...), or None.
         assumed: The geometry is a documented assumption because the file has none.
     """
@@ -87,7 +93,7 @@ class Frame:
     intercept: float
     stack: str
     instance: int
-    traits: tuple[tuple[str, str], ...]
+    traits: Mapping[str, str]
     refusal: tuple[Reason, str] | None
     assumed: bool = False
 
@@ -160,14 +166,19 @@ def _picture_frames(
         contrast=_contrast(elements, shared, per_frame[0] if per_frame else None, image_type, modality),
         units=elements.text(0x00541001),
         frames_of_file=frame_count,
+        identity=read_identity(elements, modality),
+        # The parts of a concatenation (PS3.3 C.7.6.16.2.2.4) are one object in several files.
+        whole=(elements.text(0x00209161) or elements.text(0x00080018) or path.as_posix()) if frame_count > 1 else "",
     )
     if mosaic:
         return [_tile_frame(header, elements, mosaic, tile, refusal(())) for tile in range(frame_count)]
     if per_frame and len(per_frame) != frame_count:
         raise Rejection(Reason.MISSING_METADATA, f"{frame_count} frames, but geometry for {len(per_frame)}")
     if per_frame:
+        traits = FrameTraits(elements)
         return [
-            _enhanced_frame(header, elements, shared, item, number, refusal) for number, item in enumerate(per_frame)
+            _enhanced_frame(header, elements, shared, item, number, refusal, traits)
+            for number, item in enumerate(per_frame)
         ]
     if frame_count == 1:
         return [_single_frame(header, elements, refusal(()))]
@@ -219,15 +230,7 @@ def _single_frame(header: Header, elements: Elements, refusal: tuple[Reason, str
         intercept=elements.number(0x00281052, 0.0),
         stack=elements.text(0x00209056),
         instance=elements.integer(0x00200013) or 0,
-        traits=_traits(
-            echo=elements.text(0x00180081),
-            b_value=elements.text(0x0019100C) or _text(elements.numbers(0x00189087)) or elements.text(0x00431039),
-            gradient=_text(elements.numbers(0x00189089)),
-            image_type=elements.text(0x00080008),
-            temporal=elements.text(0x00200100),
-            acquisition=elements.text(0x00200012),
-            trigger=elements.text(0x00181060),
-        ),
+        traits=read_traits(elements) | ({"file": header.whole} if header.whole else {}),
         refusal=refusal,
     )
 
@@ -262,15 +265,17 @@ def _enhanced_frame(
     item: Elements,
     number: int,
     refusal: Callable[[tuple[str, ...]], tuple[Reason, str] | None],
+    traits: FrameTraits,
 ) -> Frame:
+    @cache
     def group(sequence: int) -> Elements | None:
-        own = item.items(sequence)
-        return own[0] if own else next(iter(shared.items(sequence)), None) if shared is not None else None
+        for source in (item, shared):
+            if source is not None and sequence in source and (found := source.items(sequence)):
+                return found[0]
+        return None
 
     plane, measures, orientation = group(0x00209113), group(0x00289110), group(0x00209116)
     rescale, content = group(0x00289145), group(0x00209111)
-    diffusion, echo = group(0x00189117), group(0x00189114)
-    gradient = next(iter(diffusion.items(0x00189076)), None) if diffusion else None
     frame_type = group(0x00189226) or group(0x00189329) or group(0x00189751)
     types = tuple(part.upper() for part in frame_type.texts(0x00089007)) if frame_type else ()
     return Frame(
@@ -283,15 +288,7 @@ def _enhanced_frame(
         intercept=rescale.number(0x00281052, 0.0) if rescale else elements.number(0x00281052, 0.0),
         stack=content.text(0x00209056) if content else "",
         instance=number,
-        traits=_traits(
-            echo=_text(echo.numbers(0x00189082)) if echo else "",
-            b_value=_text(diffusion.numbers(0x00189087)) if diffusion else "",
-            gradient=_text(gradient.numbers(0x00189089)) if gradient else "",
-            image_type="\\".join(types),
-            temporal=_text(content.numbers(0x00209128)) if content else "",
-            acquisition=_text(content.numbers(0x00209156)) if content else "",
-            trigger="",
-        ),
+        traits=traits.of(group) | {"file": header.whole},
         refusal=refusal(types),
     )
 
@@ -322,7 +319,7 @@ def _bare_frame(
         intercept=elements.number(0x00281052, 0.0),
         stack="",
         instance=number,
-        traits=(),
+        traits={"file": header.whole},
         refusal=refusal,
         assumed=assume_geometry,
     )
@@ -347,11 +344,3 @@ def _contrast(
         echo_ms=echo.number(0x00189082) if echo else elements.number(0x00180081),
         inversion_ms=elements.number(0x00180082),
     )
-
-
-def _traits(**values: str) -> tuple[tuple[str, str], ...]:
-    return tuple(values.items())
-
-
-def _text(values: tuple[float, ...]) -> str:
-    return "\\".join(f"{value:g}" for value in values)

@@ -7,6 +7,7 @@ found by what the files say. A Subject ID in metadata.csv is public; without tha
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from harmonize.dicom import Volume, find_files, find_volumes, raise_if_refused, reload_volume, walk
+from harmonize.dicom_traits import PATIENT
 from harmonize.errors import UserError
 from harmonize.progress import Progress
 from harmonize.scan import Scan, ScanRef
@@ -74,13 +76,14 @@ def _counted(files: Iterable[Path], progress: Progress) -> Iterator[Path]:
 def _reference(root: Path, volume: Volume, subjects: dict[str, str]) -> ScanRef:
     first = volume.paths[0]
     series = volume.series_uid or first.relative_to(root).as_posix()
+    member = "".join(f"/{name}={value}" for name, value in volume.member)
     ids = _ids(root, volume, subjects)
     meta: dict[str, object] = {"part": volume.part, "decisions": volume.stack.decisions}
     if volume.refusal:
         meta["refused"] = (volume.refusal[0].value, volume.refusal[1])
     return ScanRef(
         source="tcia",
-        key=f"{series}/{volume.number}",
+        key=f"{series}{member}/{volume.number}",
         root=root,
         paths=volume.paths,
         subject=ids.subject,
@@ -94,17 +97,31 @@ def _reference(root: Path, volume: Volume, subjects: dict[str, str]) -> ScanRef:
 def _ids(root: Path, volume: Volume, subjects: dict[str, str]) -> _Ids:
     if not volume.stack.frames:
         return _Ids(subject=volume.paths[0].parent.relative_to(root).as_posix(), session=None, public_id=None)
-    header = volume.stack.frames[0].header
+    headers = [frame.header for frame in volume.stack.frames]
+    patient, study = (_shared(getattr(header, name) for header in headers) for name in ("patient_id", "study_uid"))
     public = subjects.get(volume.series_uid)
+    persons = {name: value for name, value in volume.member if name in PATIENT}
+    if persons and patient != public:
+        public = None  # the table speaks of another of the patients under this UID
     if public is not None and _SAFE_NAME.fullmatch(public) and _UID.fullmatch(volume.series_uid):
-        suffix = f"_{volume.number}" if volume.number else ""
-        session = header.study_uid if _UID.fullmatch(header.study_uid) else None
+        # A digest of what is public already: patients' names and birth dates are no part of it.
+        owner = "".join(f"/{value}" for name, value in volume.member if name not in PATIENT)
+        suffix = f"_{hashlib.sha256((public + owner).encode()).hexdigest()[:8]}" if volume.member else ""
+        suffix += f"_{volume.number}" if volume.number else ""
+        session = study if _UID.fullmatch(study) else None
         return _Ids(subject=public, session=session, public_id=f"{volume.series_uid}{suffix}")
+    person = "".join(f"/{value}" for name, value in sorted(persons.items()) if name != "patient")
     return _Ids(
-        subject=header.patient_id or header.study_uid or volume.series_uid or "unknown",
-        session=header.study_uid or None,
+        subject=(patient or study or volume.series_uid or "unknown") + person,
+        session=study or None,
         public_id=None,
     )
+
+
+def _shared(values: Iterable[str]) -> str:
+    """The one value of all pictures; none where an anonymiser drew one for each file."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else ""
 
 
 def _public_subjects(root: Path) -> dict[str, str]:

@@ -1,0 +1,298 @@
+"""Tell the volumes of one DICOM series apart by what the headers of its pictures say (see `dicom_traits`).
+
+A value that differs in nearly every slice counts slices, or was drawn for each file by an anonymiser, and an absent one
+says nothing; both are passed over. What is left separates volumes in three ways: whose the pictures are, whatever their
+places; values that alternate along the normal; and, where several pictures claim one place, values that sort them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize import interleaving
+from harmonize.dicom_headers import Frame
+from harmonize.dicom_traits import (
+    EXPORT_TRAITS,
+    IDENTITY,
+    MEASURED_TRAITS,
+    RELATIVE_TOLERANCE,
+    TRAITS,
+    Trust,
+    trust_of,
+)
+
+MAX_SINGLE_SHARE = 0.5
+"""A header value at one place only is no group; where more places than this have such values, they say nothing."""
+
+SAME_STEP = 1.5
+"""A stack goes on through a slice of another value if its own step there is no larger than this many of its steps."""
+
+MIN_PLACES = 4
+"""Fewer slices of another value, where one's own are missing, are a second attempt at these, not a second volume."""
+
+LOOKED_AT = 12
+"""Slices that are read where the headers are in doubt."""
+
+ReadPictures = Callable[[Sequence[Frame]], NDArray[Any] | None]
+"""The values of pictures, shape (N, rows, columns), or None where they cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Separated:
+    """The volumes that pictures were separated into.
+
+    Attributes:
+        volumes: Two or more.
+        why: How they were told apart, for a person.
+    """
+
+    volumes: list[list[Frame]]
+    why: str
+
+
+def split_by_identity(frames: Sequence[Frame]) -> list[tuple[tuple[tuple[str, str], ...], list[Frame]]]:
+    """Split by patient, study, frame of reference and modality.
+
+    Returns:
+        For each set of pictures what of `dicom_traits.IDENTITY` sets it apart (name, value), and the pictures;
+        ordered by these. Values may be patient text.
+    """
+    for number, name in enumerate(IDENTITY):
+        groups: dict[str, list[Frame]] = defaultdict(list)
+        for frame in frames:
+            groups[frame.header.identity[number] if frame.header.identity else ""].append(frame)
+        if _says_something({value: {_place(frame) for frame in group} for value, group in groups.items()}):
+            return [
+                (((name, value), *rest), members)
+                for value in sorted(groups)
+                for rest, members in split_by_identity(groups[value])
+            ]
+    return [((), list(frames))]
+
+
+def separate(
+    plane: Sequence[Frame], offsets: NDArray[np.float64], places: NDArray[np.int64], read: ReadPictures | None
+) -> Separated | None:
+    """Separate pictures of one size and orientation.
+
+    Args:
+        plane: Sorted along the normal.
+        offsets: (N,) their places along it, mm.
+        places: (N,) the same as whole numbers, from 0; pictures at one place share theirs.
+        read: Reads a few pictures where the headers are in doubt; without it, what is in doubt stays together.
+
+    Returns:
+        None where they are one volume, as far as the headers tell.
+    """
+    doubtful: list[tuple[str, list[str]]] = []
+    for name in MEASURED_TRAITS:
+        values, members = _groups(plane, places, name)
+        if _says_something(members) and _interleave(members, offsets, places):
+            if trust_of(name, plane[0].header.modality) is Trust.SURE:
+                return _by_values(plane, values, f"whose slices interleave, told apart by {TRAITS[name].label}")
+            doubtful.append((name, values))
+    for name, values in doubtful:
+        if read is not None and _intensities_follow(plane, places, values, read):
+            label = TRAITS[name].label
+            return _by_values(plane, values, f"whose slices interleave, told apart by {label} and intensity")
+    return _split_repeats(plane, places) or _split_exports(plane, offsets, places, read)
+
+
+def _groups(plane: Sequence[Frame], places: NDArray[np.int64], name: str) -> tuple[list[str], Mapping[str, set[int]]]:
+    """A trait's value of each picture, and the places of each value; none where all have the same."""
+    values = [frame.traits.get(name, "") for frame in plane]
+    members: dict[str, set[int]] = defaultdict(set)
+    if len(set(values)) > 1:
+        values = _without_rounding(values, TRAITS[name].tolerance)
+        for value, place in zip(values, places.tolist(), strict=True):
+            members[value].add(place)
+    return values, members
+
+
+def _says_something(members: Mapping[str, set[Any]]) -> bool:
+    """Whether a header tells groups apart: two values or more, most of which several places share."""
+    sizes = [len(places) for value, places in members.items() if value]
+    singles = sizes.count(1)
+    return len(sizes) > 1 and singles <= MAX_SINGLE_SHARE * sum(sizes)
+
+
+def _place(frame: Frame) -> Hashable:
+    return frame.position or (frame.header.path, frame.index)
+
+
+def _overlap(members: Mapping[str, set[int]]) -> bool:
+    return sum(map(len, members.values())) > len(set().union(*members.values()))
+
+
+def _interleave(members: Mapping[str, set[int]], offsets: NDArray[np.float64], places: NDArray[np.int64]) -> bool:
+    """Whether the slices of two values alternate along the normal; those at shared places do not count."""
+    sets = sorted({frozenset(own) for value, own in members.items() if value}, key=min)
+    owner = {place: number for number, own in enumerate(sets) for place in own}
+    ordered = [owner[place] for place in sorted(owner)]
+    if sum(map(len, sets)) == len(owner) and _runs(ordered) == len(sets):
+        return False  # one block after another
+    heights = offsets[np.searchsorted(places, np.arange(places[-1] + 1))]
+    return any(
+        _alternate(sorted(a - b), sorted(b - a), heights)
+        for n, a in enumerate(sets)
+        for b in sets[n + 1 :]
+        if min(b) < max(a) and min(a) < max(b)
+    )
+
+
+def _alternate(a: list[int], b: list[int], heights: NDArray[np.float64]) -> bool:
+    if not a or not b:
+        return False
+    in_a = frozenset(a)
+    ordered = [place in in_a for place in sorted(a + b)]
+    runs = _runs(ordered)
+    if runs < 3:
+        return False
+    if _goes_through(a, b, heights) or _goes_through(b, a, heights):
+        return True
+    # Blocks that are volumes of their own may come back; shorter ones are woven.
+    return runs > 3 and min(len(a), len(b)) >= MIN_PLACES and len(ordered) < MIN_PLACES * runs
+
+
+def _goes_through(own: list[int], others: list[int], heights: NDArray[np.float64]) -> bool:
+    """Whether a stack keeps its own step where slices of another value lie in it: they fill no gap of it."""
+    gaps = np.diff(heights[own])
+    if len(gaps) < 2:
+        return False
+    filled = np.diff(np.searchsorted(others, own)) > 0
+    return bool((gaps[filled] <= SAME_STEP * np.median(gaps)).any())
+
+
+def _runs(ordered: Sequence[object]) -> int:
+    return 1 + sum(one != other for one, other in pairwise(ordered))
+
+
+def _without_rounding(values: Sequence[str], tolerance: float | None) -> list[str]:
+    """The same values where numbers that differ by rounding alone are written alike."""
+    if tolerance is None:
+        return list(values)
+    try:
+        numbers = sorted({float(value) for value in values if value})
+    except ValueError:
+        return list(values)
+    named, first = {}, 0.0
+    for n, number in enumerate(numbers):
+        if n == 0 or number - numbers[n - 1] > max(tolerance, RELATIVE_TOLERANCE * abs(number)):
+            first = number
+        named[number] = f"{first:g}"
+    return [named[float(value)] if value else "" for value in values]
+
+
+def _by_values(plane: Sequence[Frame], values: Iterable[Hashable], why: str) -> Separated:
+    volumes: dict[Hashable, list[Frame]] = defaultdict(list)
+    for frame, value in zip(plane, values, strict=True):
+        volumes[value].append(frame)
+    ordered = sorted(volumes, key=lambda value: _numeric_order(value if isinstance(value, tuple) else (value,)))
+    return Separated(volumes=[volumes[value] for value in ordered], why=why)
+
+
+def _numeric_order(values: tuple[Any, ...]) -> list[tuple[float, str]]:
+    return [(float(v) if v.replace(".", "", 1).isdigit() else float("inf"), v) for v in values]
+
+
+# ------------------------------------------------------------------------------------- several pictures at one place
+
+
+def _split_repeats(plane: Sequence[Frame], places: NDArray[np.int64]) -> Separated | None:
+    """Split frames that share places by the first traits that tell them apart."""
+    at = places.tolist()
+    most = max(Counter(at).values())
+    if most == 1:
+        return None
+    chosen: list[str] = []
+    best = _repeats(plane, at, chosen)
+    varying = [name for name in MEASURED_TRAITS if len({frame.traits.get(name, "") for frame in plane}) > 1]
+    # A trait that also changes from slice to slice (an acquisition counter) would shatter the volumes: it has as many
+    # values as there are volumes, or else each of them at several places.
+    for admitted in (lambda tried: _variety(plane, tried) <= most, lambda tried: _covers_places(plane, at, tried)):
+        for name in varying:
+            tried = [*chosen, name]
+            if best == 0 or name in chosen or not admitted(tried):
+                continue
+            left = _repeats(plane, at, tried)
+            if left < best:
+                chosen, best = tried, left
+    if not chosen:
+        return None
+    labels = ", ".join(dict.fromkeys(TRAITS[name].label for name in chosen))
+    values = [_values(frame, chosen) for frame in plane]
+    return _by_values(plane, values, f"at the same positions, told apart by {labels}")
+
+
+def _split_exports(
+    plane: Sequence[Frame], offsets: NDArray[np.float64], places: NDArray[np.int64], read: ReadPictures | None
+) -> Separated | None:
+    """Split by series number and by files that hold many pictures, but not the copies of one volume."""
+    for name in EXPORT_TRAITS:
+        values, members = _groups(plane, places, name)
+        if not _says_something(members):
+            continue
+        shared = _overlap(members)
+        # Another number is another series wherever it lies; another file may go on where the first one ends.
+        if not shared and name != "series" and not _interleave(members, offsets, places):
+            continue
+        if not (shared and _are_copies(plane, places, read)):
+            return _by_values(plane, values, f"told apart by {TRAITS[name].label}")
+    return None
+
+
+def _variety(plane: Sequence[Frame], traits: Sequence[str]) -> int:
+    return len({_values(frame, traits) for frame in plane})
+
+
+def _covers_places(plane: Sequence[Frame], places: Sequence[int], traits: Sequence[str]) -> bool:
+    members: dict[tuple[str, ...], set[int]] = defaultdict(set)
+    for frame, place in zip(plane, places, strict=True):
+        members[_values(frame, traits)].add(place)
+    sizes = [len(own) for own in members.values()]
+    return sizes.count(1) <= MAX_SINGLE_SHARE * sum(sizes)
+
+
+def _repeats(plane: Sequence[Frame], places: Sequence[int], traits: Sequence[str]) -> int:
+    counts = Counter((place, _values(frame, traits)) for frame, place in zip(plane, places, strict=True))
+    return sum(count - 1 for count in counts.values())
+
+
+def _values(frame: Frame, traits: Sequence[str]) -> tuple[str, ...]:
+    return tuple(frame.traits.get(trait, "") for trait in traits)
+
+
+# --------------------------------------------------------------------------------------------- a look at some pixels
+
+
+def _are_copies(plane: Sequence[Frame], places: NDArray[np.int64], read: ReadPictures | None) -> bool:
+    """Whether the pictures at one place are the same, looked at in two of the places that have several."""
+    if read is None:
+        return False
+    shared = np.flatnonzero(np.bincount(places) > 1)
+    for place in {int(shared[len(shared) // 3]), int(shared[2 * len(shared) // 3])}:
+        values = read([plane[n] for n in np.flatnonzero(places == place).tolist()])
+        if values is None or not (values == values[:1]).all():
+            return False
+    return True
+
+
+def _intensities_follow(
+    plane: Sequence[Frame], places: NDArray[np.int64], values: Sequence[str], read: ReadPictures
+) -> bool:
+    """Whether the intensities alternate with a header's values, by a few slices from the middle of where it changes."""
+    firsts = np.flatnonzero(np.diff(places, prepend=-1)).tolist()
+    own = [values[n] for n in firsts]
+    changes = np.flatnonzero([a != b for a, b in pairwise(own)])
+    start = max(0, min(int(changes[len(changes) // 2]) - LOOKED_AT // 2, len(firsts) - LOOKED_AT))
+    pictures = read([plane[n] for n in firsts[start : start + LOOKED_AT]])
+    if pictures is None:
+        return False
+    return interleaving.follow_groups(interleaving.sample_slices(pictures, axis=0), own[start : start + LOOKED_AT])
