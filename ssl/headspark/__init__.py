@@ -1,5 +1,8 @@
 """Pretrain 3D head encoders by masked modelling that computes only what is visible."""
 
+import harmonize.launcher  # noqa: F401  # first, because what follows loads torch; see there
+
+# isort: split
 from headspark.hub import Encoder, save_encoder
 
 __all__ = ["Encoder", "save_encoder"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,3 +70,30 @@ def agree(value: T) -> T:
     values = [value]
     broadcast_object_list(values)
     return values[0]
+
+
+def enter_on_main(
+    accelerator: Accelerator, stack: ExitStack, enter: Callable[[], AbstractContextManager[T]]
+) -> T | None:
+    """Enter a context on the first rank; where it is refused there, the others end too, without a word of their own.
+
+    Returns:
+        What the context gives; None on the other ranks.
+
+    Raises:
+        UserError: On the first rank: its own.
+        SystemExit: On the others, with the same code.
+    """
+    value: T | None = None
+    refused: UserError | None = None
+    if accelerator.is_main_process:
+        try:
+            value = stack.enter_context(enter())
+        except UserError as error:
+            refused = error
+    code = agree(None if refused is None else refused.exit_code)
+    if refused is not None:
+        raise refused
+    if code is not None:
+        raise SystemExit(code)
+    return value

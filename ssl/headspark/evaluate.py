@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,16 @@ class Judge:
         store: Their voxels.
         recipe: Sizes, masks, labels.
         accelerator: Device, precision, ranks.
+        asked: Whether the run was asked to stop: then what is under way is left half done, and worth nothing.
     """
 
-    def __init__(self, cohort: Cohort, store: Store, recipe: Recipe, accelerator: Accelerator) -> None:
+    def __init__(
+        self, cohort: Cohort, store: Store, recipe: Recipe, accelerator: Accelerator, *, asked: Callable[[], bool]
+    ) -> None:
         self._held_out = ValidationSamples(cohort, store, recipe)
         self._pictured = CentralSamples(cohort, store, recipe, limit=PICTURE_ROWS)
         self._probed = CentralSamples(cohort, store, recipe, limit=PROBED_SCANS)
-        self._recipe, self._accelerator = recipe, accelerator
+        self._recipe, self._accelerator, self._asked = recipe, accelerator, asked
 
     @torch.no_grad()
     def validation_loss(self, model: SparK) -> float | None:
@@ -55,6 +59,8 @@ class Judge:
         totals_2 = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
         mine = range(accelerator.process_index, len(self._held_out), accelerator.num_processes)
         for first in range(0, len(mine), size):
+            if self._asked():
+                break
             batch = stack([self._held_out[index] for index in mine[first : first + size]]).to(accelerator.device)
             x_BCDHW, scored_B1DHW = self._input(batch)
             with accelerator.autocast():
@@ -78,7 +84,12 @@ class Judge:
     @torch.no_grad()
     def probe(self, encoder: nn.Module) -> dict[str, float]:
         """How well the frozen features of whole cubes tell the recipe's labels apart; see `headspark.probe`."""
-        features_ND = np.stack([self._feature(encoder, index) for index in range(len(self._probed))])
+        features = []
+        for index in range(len(self._probed)):
+            if self._asked():
+                return {}
+            features.append(self._feature(encoder, index))
+        features_ND = np.stack(features)
         found = {}
         for label in self._recipe.train.probe_labels:
             answers = [self._probed.label(index, label) for index in range(len(self._probed))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
@@ -107,12 +107,13 @@ class Report:
         interval, self._interval = self._interval, Interval()
         seconds = self._interval.began - interval.began
         steps = max(len(interval.losses), 1)
-        losses = [loss for loss in interval.losses if isfinite(loss)]  # JSON knows no other; they are counted below
+        # The mean of the steps that counted; where none did, what was seen instead.
+        losses = [loss for loss in interval.losses if isfinite(loss)] or interval.losses[-1:]
         facts: dict[str, Any] = {
             "step": step,
             "loss": fmean(losses) if losses else None,
             "lr": lr,
-            "grad_norm": interval.norms[-1] if interval.norms and isfinite(interval.norms[-1]) else None,
+            "grad_norm": interval.norms[-1] if interval.norms else None,
             "seconds": seconds / steps,
             "samples_per_second": steps * self._effective / seconds,
             "data_wait_share": interval.wait_share(),
@@ -127,8 +128,14 @@ class Report:
         if self._run is not None:
             self._run.log(**facts)
         if self._accelerator.log_with:
-            values = {name: value for name, value in facts.items() if name != "step" and value is not None}
+            values = {name: value for name, value in facts.items() if name != "step" and _is_number(value)}
             self._accelerator.log(values, step=facts["step"])
+
+    def skip(self, step: int, reason: str, scans: Sequence[str]) -> None:
+        """Name a step that changed nothing: to the user, and in metrics.jsonl."""
+        self.say(f"step {step} skipped: {reason}; it saw {', '.join(scans)}")
+        if self._run is not None:
+            self._run.log(step=step, skipped=reason, scans=list(scans))
 
     def picture(self, path: Path, step: int) -> None:
         """Hand a picture to the trackers that take pictures."""
@@ -157,3 +164,7 @@ class Report:
         """Begin the first interval now; a resumed run takes up what `pending` gave."""
         kept = pending or {"losses": [], "norms": []}
         self._interval = Interval(losses=list(kept["losses"]), norms=list(kept["norms"]))
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and (not isinstance(value, float) or isfinite(value))

@@ -12,78 +12,31 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
-from torch import nn
-from torch.optim import Optimizer
 
 from harmonize.corpus import Corpus
-from harmonize.errors import UserError
 from headspark.cache import Store, cached
-from headspark.checkpoint import Checkpoint, load_newest, remove_leftovers, save_checkpoint
+from headspark.checkpoint import load_newest, remove_leftovers, save_checkpoint
 from headspark.cohort import Cohort, idle_weights, read_cohort
-from headspark.config import WRONG_USE
 from headspark.crops import NOISE, generator
-from headspark.data import Batch, Plan, network_input, train_batches
-from headspark.device import agree, device_name, local_ranks, make_accelerator, on_gpu
-from headspark.encoder import build_encoder
+from headspark.data import Batch, network_input, train_batches
+from headspark.device import agree, device_name, enter_on_main, local_ranks, make_accelerator, on_gpu
+from headspark.diverged import Diverged, reason_at_end
 from headspark.evaluate import Judge
-from headspark.fit import fit_batch
-from headspark.interrupt import Interrupt, interrupts
-from headspark.optim import make_optimizer, make_schedule
+from headspark.interrupt import Interrupt, Interrupted, interrupts, say_nothing_to_save
 from headspark.packed_geometry import MaskGeometry
 from headspark.profiling import profiled
 from headspark.recipe import Recipe
 from headspark.report import Report, check_trackers
 from headspark.run import FINISHED, INTERRUPTED, Run, open_run
 from headspark.samples import TrainSamples
-from headspark.spark import SparK
+from headspark.training import Training, make_model, prepare, restore, snapshot
 
+__all__ = ["Training", "make_model", "prepare", "train", "train_step"]
 
-@dataclass(slots=True, kw_only=True)
-class Training:
-    """What changes from step to step, and what moves it.
-
-    Attributes:
-        recipe: What the run is.
-        accelerator: Device, ranks, precision.
-        plan: Which samples each step uses.
-        model: As prepared by the accelerator.
-        optimizer: As prepared by the accelerator.
-        schedule: Sets the learning rate of a step.
-        ema: Moving average of the weights, or None.
-        step: Optimizer steps done.
-        skipped: Steps whose loss or gradient was not finite.
-        skipped_in_a_row: The last so many of them.
-        evaluated: The last step after which `evaluate` was called.
-    """
-
-    recipe: Recipe
-    accelerator: Accelerator
-    plan: Plan
-    model: nn.Module
-    optimizer: Optimizer
-    schedule: Scheduler
-    ema: ModelEmaV3 | None
-    step: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    evaluated: int = -1
-
-    @property
-    def bare(self) -> SparK:
-        """The model without the accelerator's wrapping."""
-        return self.accelerator.unwrap_model(self.model)
-
-    @property
-    def judged(self) -> SparK:
-        """The model that is validated and exported: the moving average, if there is one."""
-        return self.bare if self.ema is None else self.ema.module
+ADVICE = "lower optim.lr or lengthen optim.warmup, and give --out a new folder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +61,10 @@ class Outcome:
 def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
     """Run a recipe on a corpus into the folder `out`, or take up the run that is there.
 
+    Until the first step is taken the folder can be left as it was, and is, if the start fails or is asked to stop.
+
     Returns:
-        Whether the run is finished; False after a signal, when a checkpoint has been written.
+        Whether the run is finished; False after a signal, when what was done has been saved.
 
     Raises:
         UserError: Wrong use, or the run cannot go on; one line that says why.
@@ -117,10 +72,18 @@ def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
     check_trackers(recipe.train.trackers)
     opened = Corpus.open(corpus)
     cohort = read_cohort(opened, recipe.data)
+    try:
+        with interrupts() as interrupt:
+            return _train(recipe, opened, cohort, out, interrupt)
+    except Interrupted:
+        say_nothing_to_save(out)
+        return False
+
+
+def _train(recipe: Recipe, corpus: Corpus, cohort: Cohort, out: Path, interrupt: Interrupt) -> bool:
     accelerator = make_accelerator(recipe, out)
     with ExitStack() as stack:
-        interrupt = stack.enter_context(interrupts())
-        run = stack.enter_context(open_run(out, recipe, opened)) if accelerator.is_main_process else None
+        run = enter_on_main(accelerator, stack, lambda: open_run(out, recipe, corpus))
         training = prepare(recipe, accelerator)
         pending = resume(training, run, out)
         report = stack.enter_context(Report(training.plan, accelerator, run, done=training.step))
@@ -128,26 +91,32 @@ def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
             run.note(effective_batch=training.plan.effective, device=device_name(accelerator))
         store = stack.enter_context(fill_cache(cohort, training, report, out))
         profiler = stack.enter_context(profiled(recipe.train.profile, out / "profile", report.say))
-        judge = Judge(cohort, store, recipe, accelerator)
+        judge = Judge(cohort, store, recipe, accelerator, asked=lambda: bool(interrupt))
         samples = TrainSamples(cohort, store, recipe, effective=training.plan.effective)
         batches = stack.enter_context(
             closing(train_batches(samples, training.plan, recipe, first_step=training.step, pin=on_gpu(accelerator)))
         )
         if training.evaluated != training.step:  # a new run, or one that was stopped before it came to that
-            evaluate(training, report, judge, out)
+            evaluate(training, report, judge, out, interrupt)
         report.begin(pending)
+        interrupt.begin()
         stop = False
         while training.step < recipe.train.steps and not stop:
             outcome = train_step(training, batches, interrupt)
             stop = outcome.stop
+            if run is not None:
+                run.claim.keep()
             profiler.step()
             record(training, report, outcome)
             with report.pause():
-                if not stop:  # whoever sent a signal does not wait long
-                    evaluate(training, report, judge, out)
+                # Whoever sent a signal does not wait long.
+                stop = stop or not evaluate(training, report, judge, out, interrupt)
                 if stop or training.step == recipe.train.steps or _due(training.step, recipe.train.checkpoint_every):
                     save(training, report, run)
+        if not stop:
+            check_result(training)
         if run is not None:
+            run.claim.keep()
             run.note(status=INTERRUPTED if stop else FINISHED, step=training.step)
     return not stop
 
@@ -212,58 +181,82 @@ def record(training: Training, report: Report, outcome: Outcome) -> None:
     """Take a step into the report, and write a line where one is due.
 
     Raises:
-        UserError: Too many steps in a row were skipped.
+        Diverged: Too many steps in a row were skipped.
     """
     step, every = training.step, training.recipe.train.log_every
     report.collect(loss=outcome.loss, norm=outcome.norm, waited=outcome.waited)
     if outcome.skipped_scans:
-        scans = ", ".join(outcome.skipped_scans)
-        report.say(f"step {step} skipped: its loss or gradient is not finite; it saw {scans}")
+        report.skip(step, "its loss or gradient is not finite", outcome.skipped_scans)
         if training.skipped_in_a_row >= training.recipe.train.non_finite_patience:
-            raise UserError(
-                f"step {step}: the loss or its gradient was not finite in {training.skipped_in_a_row} steps in a row, "
-                f"lastly on {scans}; look at these scans, or lower optim.lr"
+            reason = (
+                f"the loss or its gradient was not finite in {training.skipped_in_a_row} steps in a row, lastly on "
+                f"{', '.join(outcome.skipped_scans)}"
             )
+            raise Diverged(step, reason, advice=f"look at these scans, or {ADVICE}")
     if step == 1 or step % every == 0 or step == training.recipe.train.steps:
         lr = training.optimizer.param_groups[0]["lr"]
         report.line(step, lr=lr, skipped=training.skipped)
 
 
-def evaluate(training: Training, report: Report, judge: Judge, out: Path) -> None:
-    """Validate, draw and probe where it is due; the last step always validates and draws."""
+def evaluate(training: Training, report: Report, judge: Judge, out: Path, interrupt: Interrupt) -> bool:
+    """Validate, draw and probe where it is due; the last step always validates and draws.
+
+    Returns:
+        Whether it was done; False after a signal, when it is left to the run that goes on.
+    """
     recipe, step = training.recipe.train, training.step
     model, last = training.judged.eval(), step == recipe.steps
-    training.evaluated = step
-    if last or _due(step, recipe.validate_every):
-        loss = judge.validation_loss(model)
+    validates, draws = (last or _due(step, every) for every in (recipe.validate_every, recipe.picture_every))
+    probes = recipe.probe_every > 0 and (last or _due(step, recipe.probe_every))
+    if validates or draws or probes:
+        path = out / "pictures" / f"step_{step:06d}.png"
+        loss = judge.validation_loss(model) if validates else None
+        if draws and training.accelerator.is_main_process:
+            judge.draw(path, model, step=step)
+        scores = judge.probe(model.encoder) if probes else {}
+        if training.any_rank(bool(interrupt)):
+            return False
+        if validates:
+            training.held_out_loss = loss
         if loss is not None:
             report.write(step=step, val_loss=loss)
-    if last or _due(step, recipe.picture_every):
-        path = out / "pictures" / f"step_{step:06d}.png"
-        if training.accelerator.is_main_process:
-            judge.draw(path, model, step=step)
+        if draws and training.accelerator.is_main_process:
             report.picture(path, step)
-    if recipe.probe_every and (last or _due(step, recipe.probe_every)):
-        report.write(step=step, **judge.probe(model.encoder))
+        if probes:
+            report.write(step=step, **scores)
+    training.evaluated = step
+    return True
 
 
 def save(training: Training, report: Report, run: Run | None) -> None:
-    """Write a checkpoint, on the first rank; the others wait for it."""
+    """Write a checkpoint, on the first rank; the others wait for it.
+
+    Raises:
+        Diverged: There is nothing in the weights to go on from; the checkpoints before them stay.
+    """
+    if not training.has_finite_weights():
+        raise Diverged(training.step, "its weights are not finite", advice=ADVICE)
     if run is not None:
-        scaler = training.accelerator.scaler
-        state: dict[str, Any] = {
-            "optimizer": training.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "effective_batch": training.plan.effective,
-            "skipped": training.skipped,
-            "skipped_in_a_row": training.skipped_in_a_row,
-            "evaluated": training.evaluated,
-            "pending": report.pending(),
-        }
-        ema = None if training.ema is None else training.ema.module.state_dict()
-        checkpoint = Checkpoint(step=training.step, model=training.bare.state_dict(), ema=ema, training=state)
-        save_checkpoint(run.checkpoints, checkpoint, keep=training.recipe.train.keep)
+        save_checkpoint(run.checkpoints, snapshot(training, pending=report.pending()), keep=training.recipe.train.keep)
     training.accelerator.wait_for_everyone()
+
+
+def check_result(training: Training) -> None:
+    """Refuse to call a run finished whose model says nothing.
+
+    Raises:
+        Diverged: It does not.
+    """
+    loss = training.held_out_loss
+    reason = reason_at_end(
+        steps=training.recipe.train.steps,
+        skipped=training.skipped,
+        skipped_in_a_row=training.skipped_in_a_row,
+        finite_weights=training.has_finite_weights(),
+        finite_scores=None if loss is None else isfinite(loss),
+    )
+    if reason is not None:
+        raise Diverged(training.step, reason, advice=ADVICE)
 
 
 def resume(training: Training, run: Run | None, out: Path) -> dict[str, list[float]] | None:
@@ -276,21 +269,7 @@ def resume(training: Training, run: Run | None, out: Path) -> dict[str, list[flo
         run.forget_after(-1 if found is None else found.step)
     if found is None:
         return None
-    effective = found.training["effective_batch"]
-    if effective != training.plan.effective:
-        raise UserError(
-            f"{out}: began with {effective} samples a step, now {training.plan.effective}: "
-            "set train.batch, train.accumulate and the number of ranks so that their product is the same",
-            exit_code=WRONG_USE,
-        )
-    training.step, training.evaluated = found.step, found.training["evaluated"]
-    training.skipped, training.skipped_in_a_row = found.training["skipped"], found.training["skipped_in_a_row"]
-    training.bare.load_state_dict(found.model)
-    training.optimizer.load_state_dict(found.training["optimizer"])
-    if training.ema is not None and found.ema is not None:
-        training.ema.module.load_state_dict(found.ema)
-    if training.accelerator.scaler is not None:
-        training.accelerator.scaler.load_state_dict(found.training["scaler"])
+    restore(training, found, where=out)
     return found.training["pending"]
 
 
@@ -310,46 +289,6 @@ def fill_cache(cohort: Cohort, training: Training, report: Report, out: Path) ->
         wait=training.accelerator.wait_for_everyone,
         say=report.say,
     )
-
-
-def prepare(recipe: Recipe, accelerator: Accelerator) -> Training:
-    """Model, optimizer and plan of a run at its first step."""
-    batch, accumulate = recipe.train.batch, recipe.train.accumulate
-    if on_gpu(accelerator):
-        batch, accumulate = fit_batch(recipe, accelerator, make_model)
-    model = make_model(recipe)
-    if accelerator.num_processes > 1 and on_gpu(accelerator):
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    optimizer = make_optimizer(model, recipe.optim)
-    schedule = make_schedule(optimizer, recipe.optim, steps=recipe.train.steps)
-    ema = None if recipe.train.ema is None else ModelEmaV3(model, decay=recipe.train.ema).to(accelerator.device)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    return Training(
-        recipe=recipe,
-        accelerator=accelerator,
-        plan=Plan(
-            steps=recipe.train.steps,
-            batch=batch,
-            accumulate=accumulate,
-            rank=accelerator.process_index,
-            ranks=accelerator.num_processes,
-        ),
-        model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        ema=ema,
-    )
-
-
-def make_model(recipe: Recipe) -> SparK:
-    """The model at its first step: a function of the recipe's seed."""
-    torch.manual_seed(recipe.train.seed)
-    encoder = build_encoder(recipe.encoder)
-    if recipe.train.activation_checkpointing:
-        if not hasattr(encoder, "set_grad_checkpointing"):
-            raise UserError(f"train.activation_checkpointing: {recipe.encoder.kind} cannot", exit_code=WRONG_USE)
-        encoder.set_grad_checkpointing(True)
-    return SparK(encoder, recipe.decoder, recipe.spark, in_channels=recipe.encoder.in_channels)
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,0 +1,269 @@
+"""Take a run's folder, hold it against other processes, and give it back as it was unless a step was taken.
+
+Pretraining and fine-tuning share this: both write recipe.yaml, run.json, metrics.jsonl and checkpoints/.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from harmonize.errors import UserError
+from harmonize.files import TEMPORARY, atomic_path
+from headspark.config import FULL_DISK, WRONG_USE
+
+RECIPE, STATE, METRICS, LOCK = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"
+CHECKPOINTS = "checkpoints"
+FOLDERS = (CHECKPOINTS, "pictures", "tensorboard", "profile")
+FINISHED = "finished"
+NEW_FOLDER = "give --out a new folder"
+
+
+@dataclass(slots=True)
+class Claim:
+    """A folder that this process alone may write to.
+
+    Attributes:
+        folder: Where it lies.
+        state: What run.json held, if a run is there that has taken a step; else None: whoever comes may begin anew.
+        kept: Whether the folder stays as it has become.
+    """
+
+    folder: Path
+    state: dict[str, Any] | None
+    kept: bool = False
+
+    def keep(self) -> None:
+        """Let what was written stay: a step was taken, or the run came to its end."""
+        self.kept = True
+
+
+@contextmanager
+def claim(folder: Path, *, kind: str, other: str, key: str) -> Iterator[Claim]:
+    """Hold the folder of a new run, or of one that is to be taken up.
+
+    Args:
+        folder: Where; made if need be.
+        kind: What the run is, for people: ``pretraining``.
+        other: What else may have written a run.json.
+        key: What run.json holds for runs of this kind and no other.
+
+    Raises:
+        UserError: With exit code 2: the place cannot be written or holds something else, a finished run, or one that
+            another process is writing to.
+    """
+    try:
+        _check_place(folder)
+        _own_state(folder, kind, other, key)
+        made = _make(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    lock: TextIO | None = None
+    claimed: Claim | None = None
+    before = _Before(folder)
+    try:
+        lock = _hold(folder)
+        state = _own_state(folder, kind, other, key)  # again: whoever held it may have gone on meanwhile
+        if state is not None and state["status"] == FINISHED:
+            raise UserError(f"{folder}: this run is finished; {NEW_FOLDER}", exit_code=WRONG_USE)
+        before.look()
+        claimed = Claim(folder, state if has_taken_a_step(folder) else None)
+        try:
+            yield claimed
+        finally:
+            if not claimed.kept:
+                before.restore()
+    finally:
+        if lock is not None:
+            before.give_back(lock, kept=claimed is not None and claimed.kept)
+        for path in reversed(made):
+            with suppress(OSError):  # not empty: it is kept, or somebody else's by now
+                path.rmdir()
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """The content of run.json; None where there is none.
+
+    Raises:
+        UserError: With exit code 2: it was not written by headspark.
+    """
+    path = folder / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        state = None
+    if not isinstance(state, dict) or "status" not in state:
+        raise UserError(f"{path}: damaged, or not headspark's; {NEW_FOLDER}", exit_code=WRONG_USE)
+    return state
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a line that a killed process cut short is left out."""
+    path = folder / METRICS
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def has_taken_a_step(folder: Path) -> bool:
+    """Whether a run there has done anything that would be lost."""
+    if any((folder / CHECKPOINTS).glob("step_*")):
+        return True
+    return any(line.get("step", 0) >= 1 for line in read_metrics(folder))
+
+
+@dataclass(slots=True)
+class _Before:
+    """What a run's folder held before this process wrote to it; only names that runs use are looked at."""
+
+    folder: Path
+    lock: bytes | None = None
+    files: dict[str, bytes | None] = field(default_factory=dict)
+    inside: set[Path] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.lock = _read(self.folder / LOCK)
+
+    def look(self) -> None:
+        """Note the small files, and the names in the folders."""
+        self.files = {name: _read(self.folder / name) for name in (RECIPE, STATE, METRICS)}
+        self.inside = {path for name in FOLDERS for path in _tree(self.folder / name)}
+
+    def restore(self) -> None:
+        """Put them back, and remove what has come since."""
+        for name, content in self.files.items():
+            if content is None:
+                (self.folder / name).unlink(missing_ok=True)
+            elif content != _read(self.folder / name):
+                with atomic_path(self.folder / name) as temporary:
+                    temporary.write_bytes(content)
+        new = [path for name in FOLDERS for path in _tree(self.folder / name) if path not in self.inside]
+        for path in sorted(new, reverse=True):  # what lies in a folder comes before it
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def give_back(self, lock: TextIO, *, kept: bool) -> None:
+        """Let the folder go; the lock file of a run stays behind, empty."""
+        if self.lock is None and not kept:
+            (self.folder / LOCK).unlink()  # whoever opened it meanwhile sees that it has gone
+        else:
+            lock.seek(0)
+            lock.truncate()
+            lock.write("" if kept or self.lock is None else self.lock.decode("utf-8", "replace"))
+        lock.close()
+
+
+def _tree(folder: Path) -> list[Path]:
+    return [folder, *folder.rglob("*")] if folder.is_dir() else []
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse what can be no run's folder, before anything is made."""
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(
+            f"{folder}: a link to {folder.readlink()}, which is not there; {NEW_FOLDER}", exit_code=WRONG_USE
+        )
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: a file, not a folder; {NEW_FOLDER}", exit_code=WRONG_USE)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if STATE not in names and any(name not in (LOCK, RECIPE) and not name.startswith(TEMPORARY) for name in names):
+        raise UserError(f"{folder}: not empty and no run; {NEW_FOLDER}", exit_code=WRONG_USE)
+
+
+def _own_state(folder: Path, kind: str, other: str, key: str) -> dict[str, Any] | None:
+    state = read_state(folder)
+    if state is not None and key not in state:
+        raise UserError(f"{folder}: holds a run of {other}, not of {kind}; {NEW_FOLDER}", exit_code=WRONG_USE)
+    return state
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder; gives those that were not there, the outermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+    return missing[::-1]
+
+
+def _unwritable(folder: Path, error: OSError) -> Exception:
+    if error.errno in FULL_DISK:
+        return error
+    return UserError(f"{folder}: cannot be written ({error.strerror}); {NEW_FOLDER}", exit_code=WRONG_USE)
+
+
+def _hold(folder: Path) -> TextIO:
+    """Lock the folder; POSIX record locks end with the process and do not pass to forked data workers."""
+    path = folder / LOCK
+    while True:
+        try:
+            stream = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            holder = _holder(stream)
+            stream.close()
+            raise UserError(
+                f"{folder}: another process is writing to this run ({holder}); wait for it or end it, or {NEW_FOLDER}",
+                exit_code=WRONG_USE,
+            ) from error
+        except OSError as error:
+            stream.close()
+            raise UserError(f"{path}: this file system has no locks ({error.strerror}); {NEW_FOLDER}") from error
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
+                break
+        stream.close()  # its last holder has just removed it
+    stream.seek(0)
+    stream.truncate()
+    stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _started()}) + "\n")
+    stream.flush()
+    return stream
+
+
+def _started() -> str:
+    """When this process began, in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(psutil.Process().create_time()))
+
+
+def _holder(stream: TextIO) -> str:
+    """Who holds a lock, as it wrote itself down."""
+    stream.seek(0)
+    try:
+        found = json.loads(stream.read())
+        return f"process {found['pid']} on {found['host']}, started {found['started']}"
+    except (ValueError, KeyError, TypeError, OSError):  # an older version's, or not written yet
+        return "it did not say which"

@@ -1,0 +1,292 @@
+"""What becomes of a run's folder: who may take it, what a failed start leaves, how a run ends that says nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import headspark.train as module
+from harmonize.errors import UserError
+from headspark.checkpoint import load_newest
+from headspark.claim import claim, read_metrics, read_state
+from headspark.config import from_plain
+from headspark.diverged import Diverged
+from headspark.export import export_run
+from headspark.recipe import Recipe
+from headspark.run import metrics_line
+from headspark.train import train
+
+TOY: dict[str, dict[str, Any]] = {
+    "data": {"patch": 16, "workers": 0, "val_share": 0.3},
+    "encoder": {"features": [4, 8], "blocks": [1, 1], "strides": [1, 2]},
+    "mask": {"block": 8, "ratio": 0.5},
+    "decoder": {"stop_stride": 2, "width": 8},
+    "train": {
+        "steps": 3, "batch": 2, "threads": 1, "log_every": 1, "checkpoint_every": 1, "validate_every": 0,
+        "val_samples": 2, "picture_every": 0, "trackers": [],
+    },
+}  # fmt: skip
+
+
+def toy(**changes: dict[str, Any]) -> Recipe:
+    return from_plain(Recipe, {name: TOY.get(name, {}) | changes.get(name, {}) for name in TOY.keys() | changes.keys()})
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder below, by name."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def fails_after(step: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    taken = module.train_step
+
+    def failing(training: Any, *rest: Any) -> Any:
+        if training.step == step:
+            raise error
+        return taken(training, *rest)
+
+    monkeypatch.setattr(module, "train_step", failing)
+
+
+def begun(corpus: Path, run: Path) -> None:
+    """A run that failed after a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        fails_after(1, patch, UserError("a scan has gone"))
+        with pytest.raises(UserError, match="has gone"):
+            train(toy(), corpus=corpus, out=run)
+
+
+def test_a_start_that_fails_before_the_first_step_leaves_no_folder(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_after(0, monkeypatch, torch.OutOfMemoryError("too large"))
+    with pytest.raises(torch.OutOfMemoryError):
+        train(toy(train={"trackers": ["tensorboard"]}), corpus=tiny_corpus, out=tmp_path / "a" / "run")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert train(toy(optim={"lr": 1e-4}), corpus=tiny_corpus, out=tmp_path / "a" / "run")
+
+
+def test_a_failed_start_leaves_an_empty_folder_empty_and_a_begun_run_as_it_was(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    begun(tiny_corpus, run)
+    empty.mkdir()
+    before = content(run)
+    assert read_state(run)["status"] == "running"  # type: ignore[index]
+    fails_after(1, monkeypatch, UserError("again"))
+    with pytest.raises(UserError, match="again"):
+        train(toy(train={"keep": 7, "trackers": ["tensorboard"]}), corpus=tiny_corpus, out=run)
+    assert content(run) == before
+    fails_after(0, monkeypatch, UserError("again"))
+    with pytest.raises(UserError, match="again"):
+        train(toy(), corpus=tiny_corpus, out=empty)
+    assert content(empty) == {}
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"optim\.lr"):  # a run that took a step has its recipe
+        train(toy(optim={"lr": 1e-4}), corpus=tiny_corpus, out=run)
+    assert content(run) == before
+
+
+def test_what_a_killed_start_left_does_not_hold_the_folder(tiny_corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    begun(tiny_corpus, run)
+    for path in (run / "checkpoints").iterdir():
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    (run / "metrics.jsonl").write_text('{"step": 0, "val_loss": 1.0}\n')
+    (run / ".lock").write_text('{"pid": 1, "host": "elsewhere"}')
+    assert train(toy(optim={"lr": 1e-4}), corpus=tiny_corpus, out=run)
+    assert [line["step"] for line in read_metrics(run) if "loss" in line] == [1, 2, 3]
+
+
+def test_a_signal_before_the_first_step_ends_the_start_and_leaves_the_folder(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill = module.fill_cache
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return fill(*arguments)
+
+    monkeypatch.setattr(module, "fill_cache", interrupted)
+    assert train(toy(), corpus=tiny_corpus, out=tmp_path / "run") is False
+    assert not (tmp_path / "run").exists()
+    assert "stopped before the first step" in capsys.readouterr().err
+
+
+def test_a_validation_that_a_signal_cuts_short_is_made_up_for(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toy(train={"validate_every": 2, "steps": 4})
+    train(recipe, corpus=tiny_corpus, out=tmp_path / "undisturbed")
+    validate = module.Judge.validation_loss
+
+    def interrupted(judge: Any, model: Any) -> Any:
+        if read_metrics(tmp_path / "run"):
+            signal.raise_signal(signal.SIGTERM)
+        return validate(judge, model)
+
+    monkeypatch.setattr(module.Judge, "validation_loss", interrupted)
+    for _ in range(2):  # after step 2, and after the last one
+        assert train(recipe, corpus=tiny_corpus, out=tmp_path / "run") is False
+        assert read_state(tmp_path / "run")["status"] == "interrupted"  # type: ignore[index]
+        monkeypatch.undo()
+        break
+    assert train(recipe, corpus=tiny_corpus, out=tmp_path / "run")
+    named = [
+        [(line["step"], line.get("val_loss")) for line in read_metrics(tmp_path / name)]
+        for name in ("undisturbed", "run")
+    ]
+    assert named[0] == named[1]
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "dangling link", "own files", "foreign run.json", "proc"])
+def test_a_place_that_can_be_no_runs_folder_is_refused_in_one_line_and_left_alone(
+    kind: str, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    if kind in ("file", "below a file"):
+        out.write_text("mine")
+    elif kind == "dangling link":
+        out.symlink_to(tmp_path / "nowhere")
+    elif kind in ("own files", "foreign run.json"):
+        out.mkdir()
+        (out / ("run.json" if kind == "foreign run.json" else "thesis.tex")).write_text('{"runs": 3}')
+    before = content(tmp_path)
+    where = {"below a file": out / "run", "proc": Path("/proc/run")}.get(kind, out)
+    with pytest.raises(UserError) as refused:
+        train(toy(), corpus=tiny_corpus, out=where)
+    assert refused.value.exit_code == 2
+    assert str(out if kind != "proc" else where) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert content(tmp_path) == before
+
+
+def test_a_link_to_a_folder_and_the_working_folder_are_folders(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (tmp_path / "link", Path()):
+        assert train(toy(train={"steps": 1}), corpus=tiny_corpus, out=out)
+    assert (tmp_path / "disk" / "run.json").is_file()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_of_the_other_kind_of_run_is_refused_by_name(tiny_corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"status": "interrupted", "origin": {}}')
+    with pytest.raises(UserError, match="holds a run of fine-tuning, not of pretraining"):
+        train(toy(), corpus=tiny_corpus, out=tmp_path)
+
+
+def test_a_held_folder_names_the_process_that_holds_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from headspark.claim import claim\n"
+        "with claim(Path(sys.argv[1]), kind='a', other='b', key='k') as held:\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    wanted = rf"process {process.pid} on {os.uname().nodename}, started \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
+    with (
+        pytest.raises(UserError, match=wanted) as refused,
+        claim(tmp_path / "run", kind="a", other="b", key="k"),
+    ):
+        pass
+    assert refused.value.exit_code == 2
+    process.communicate()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"optim": {"lr": 1e30, "name": "sgd"}}, "were skipped|held-out scans"),
+        ({"optim": {"lr": 1e30, "name": "sgd"}, "train": {"steps": 2}}, "held-out scans"),
+        (
+            {"optim": {"lr": 1e30, "name": "sgd"}, "train": {"steps": 2}, "data": {"val_share": 0}},
+            "last step was skipped",
+        ),
+        ({"optim": {"lr": 1e30}}, "were skipped|held-out scans|weights"),
+    ],
+)
+def test_a_run_that_diverged_is_not_finished(
+    changes: dict[str, Any], reason: str, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Diverged, match=rf"diverged at step \d: .*({reason}).*optim\.lr") as given_up:
+        train(
+            toy(**changes | {"train": {"clip": 0, **changes.get("train", {})}}),
+            corpus=tiny_corpus,
+            out=tmp_path / "run",
+        )
+    assert given_up.value.exit_code == 1
+    state = read_state(tmp_path / "run")
+    assert state is not None
+    assert state["status"] == "diverged"
+    assert state["diverged"]["reason"] in str(given_up.value)
+
+    def no_constant(name: str) -> float:
+        raise AssertionError(f"{name} is no JSON")
+
+    lines = [json.loads(text, parse_constant=no_constant) for text in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert lines[-1]["step"] >= 2
+    odd = [line for line in lines if "not_finite" in line]
+    assert odd
+    assert all(line[name] is None for line in odd for name in line["not_finite"])
+    assert all(line["scans"] for line in lines if "skipped" in line)
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = module.train_step
+
+    def poisoning(training: Any, *rest: Any) -> Any:
+        outcome = taken(training, *rest)
+        if training.step == 3:
+            next(training.bare.parameters()).data[0] = math.inf
+        return outcome
+
+    monkeypatch.setattr(module, "train_step", poisoning)
+    with pytest.raises(Diverged, match="step 3: its weights are not finite"):
+        train(toy(train={"steps": 5, "keep": 1}), corpus=tiny_corpus, out=tmp_path / "run")
+    newest = load_newest(tmp_path / "run" / "checkpoints", say=print)
+    assert newest is not None
+    assert newest.step == 2
+
+
+def test_a_diverged_run_is_not_exported_without_a_word(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Diverged):
+        train(toy(optim={"lr": 1e30, "name": "sgd"}, train={"clip": 0}), corpus=tiny_corpus, out=tmp_path / "run")
+    capsys.readouterr()
+    exported = export_run(tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "diverged at step" in said
+    assert "diverged" in exported.card.text
+
+
+def test_a_line_of_metrics_names_what_json_cannot_say() -> None:
+    line = json.loads(metrics_line({"step": 1, "loss": math.nan, "lr": 0.1, "norm": -math.inf}))
+    assert line == {"step": 1, "loss": None, "lr": 0.1, "norm": None, "not_finite": {"loss": "nan", "norm": "-inf"}}
