@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from harmonize.licences import terms_of
 from headspark.config import to_yaml
+from headspark.diverged import divergence
 from headspark.hub import CURVES, RECONSTRUCTION, Card
 from headspark.recipe import Recipe
 
@@ -54,6 +55,7 @@ def write_card(
     sections = [
         _header(state),
         _opening(recipe, state, step),
+        _warning(state, metrics),
         _loading(recipe, state["corpus"]),
         _corpus(state["corpus"]),
         _training(recipe, state, metrics, step),
@@ -104,6 +106,11 @@ def _opening(recipe: Recipe, state: Mapping[str, Any], step: int) -> str:
         f"masked modelling (SparK): {_percent(recipe.ratio)} of each cube was hidden and a decoder filled it in. "
         f"Step {step} of {recipe.train.steps}."
     )
+
+
+def _warning(state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
+    found = divergence(state, metrics)
+    return "" if found is None else f"**This run {found}.**"
 
 
 def _loading(recipe: Recipe, corpus: Mapping[str, Any]) -> str:

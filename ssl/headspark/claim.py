@@ -106,7 +106,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         state = None
     if not isinstance(state, dict) or "status" not in state:
-        raise UserError(f"{path}: damaged, or not headspark's; {NEW_FOLDER}", exit_code=WRONG_USE)
+        raise UserError(f"{path}: damaged, or not headspark's", exit_code=WRONG_USE)
     return state
 
 
@@ -198,7 +198,10 @@ def _check_place(folder: Path) -> None:
 
 
 def _own_state(folder: Path, kind: str, other: str, key: str) -> dict[str, Any] | None:
-    state = read_state(folder)
+    try:
+        state = read_state(folder)
+    except UserError as error:
+        raise UserError(f"{error}; {NEW_FOLDER}", exit_code=WRONG_USE) from error
     if state is not None and key not in state:
         raise UserError(f"{folder}: holds a run of {other}, not of {kind}; {NEW_FOLDER}", exit_code=WRONG_USE)
     return state

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import torch
@@ -70,4 +71,25 @@ def reason_at_end(
         return "what it says of held-out scans is not finite"
     if skipped_in_a_row == 1 and finite_scores is None:
         return "its last step was skipped, because its loss or gradient was not finite"
+    return None
+
+
+def divergence(state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """What run.json and metrics.jsonl say about a run that has diverged; None where they say nothing of the kind.
+
+    Version 0.1.0 wrote no such status, so the last losses count too.
+
+    Example:
+        >>> divergence({"status": "diverged", "diverged": {"step": 4, "reason": "its weights are not finite"}}, [])
+        'diverged at step 4: its weights are not finite'
+        >>> divergence({"status": "finished"}, [{"step": 8, "loss": 0.3}, {"step": 9, "val_loss": float("inf")}])
+        'diverged: val_loss is not finite at step 9'
+    """
+    found = state.get("diverged")
+    if found is not None:
+        return f"diverged at step {found['step']}: {found['reason']}"
+    for name in ("val_loss", "loss"):
+        line = next((line for line in reversed(metrics) if name in line), None)
+        if line is not None and (line[name] is None or not isfinite(line[name])):
+            return f"diverged: {name} is not finite at step {line['step']}"
     return None

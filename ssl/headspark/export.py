@@ -12,6 +12,7 @@ from headspark.card import preprocessing_of, write_card
 from headspark.checkpoint import load_newest
 from headspark.config import WRONG_USE, read_recipe
 from headspark.decoder import UNetDecoder
+from headspark.diverged import all_finite, divergence
 from headspark.encoder import ResidualEncoder, build_encoder
 from headspark.hub import Card, load_weights
 from headspark.interop import write_nnssl
@@ -41,8 +42,10 @@ class Exported:
 def export_run(folder: Path) -> Exported:
     """Read the newest whole checkpoint of a run; its moving average, if it has one.
 
+    That the run diverged is said on standard error and in the card.
+
     Raises:
-        UserError: The folder holds no run (exit code 2), or one without a checkpoint yet.
+        UserError: The folder holds no run (exit code 2), one without a checkpoint yet, or weights that are not finite.
     """
     state = read_state(folder)
     if state is None or "corpus" not in state:
@@ -58,10 +61,16 @@ def export_run(folder: Path) -> Exported:
         build_encoder(recipe.encoder), recipe.decoder, recipe.spark, in_channels=recipe.encoder.in_channels
     ).eval()
     load_weights(model, weights, where=f"{folder}, step {checkpoint.step}", wanted=f"its {RECIPE}")
+    if not all_finite([model]):
+        raise UserError(f"{folder}, step {checkpoint.step}: its weights are not finite; nothing can be made of them")
+    metrics = read_metrics(folder)
+    diverged = divergence(state, metrics)
+    if diverged is not None:
+        print(
+            f"warning: {folder} {diverged}; what is exported are the weights of step {checkpoint.step}", file=sys.stderr
+        )
     pictures = sorted((folder / "pictures").glob("step_*.png"))
-    card = write_card(
-        recipe, state, read_metrics(folder), step=checkpoint.step, picture=pictures[-1] if pictures else None
-    )
+    card = write_card(recipe, state, metrics, step=checkpoint.step, picture=pictures[-1] if pictures else None)
     return Exported(model=model, recipe=recipe, preprocessing=preprocessing_of(recipe, state["corpus"]), card=card)
 
 
