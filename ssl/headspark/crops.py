@@ -121,7 +121,7 @@ def central_crop(*, shape: tuple[int, int, int], box: Box, size: int) -> Crop:
 
 
 def cut(volume_XYZ: NDArray[Voxel], crop: Crop, *, fill: float) -> NDArray[Voxel]:
-    """The voxels of a crop, padded with `fill` beyond the volume; reads nothing else of a memory-mapped volume.
+    """The voxels of a crop, padded with `fill` beyond the volume; touches nothing else of a memory-mapped volume.
 
     A volume may have channels behind its three axes.
     """

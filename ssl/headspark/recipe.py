@@ -32,7 +32,7 @@ class DataConfig:
         worker_kind: ``thread``, which hands a cube over without a copy, or ``process``, which takes shared memory and a
             system that can fork.
         cache: Where decoded scans are kept: ``ram`` (this process), ``shared`` (once a node, for all its ranks),
-            ``disk`` (memory-mapped, only the cubes are read), ``none``, or ``auto``: decided by measured memory.
+            ``disk`` (memory-mapped), ``none``, or ``auto``: decided by measured memory.
         cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache`` in the system's temporary folder.
         ct_windows: Channels that a CT is cut into; MRI is copied into as many.
         foreground_share: Chance that a cube is drawn within the head and not anywhere in the scan.
