@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from io import TextIOWrapper
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -26,6 +28,7 @@ SOURCES = {
     "rsna": "RSNA 2025 intracranial aneurysm detection: series/, train.csv and more",
 }
 EXECUTORS = ("local", "dask", "slurm")
+FETCH = "fetch"
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
 DRAWN = 10_000
@@ -42,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 nothing usable or not finished, 2 wrong use.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A path may hold bytes that the terminal has no letters for.
+        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in given
     try:
         options = _parse(given)
@@ -78,11 +84,14 @@ def _parse(given: list[str]) -> argparse.Namespace:
     parsers["verify"] = _add_verify(commands)
     parsers["report"] = _add_report(commands)
     parsers["locate"] = _add_locate(commands)
-    parsers["fetch"] = fetch_arguments.add(commands)
+    parsers[FETCH] = fetch_arguments.add(commands)
     parsers["publish"] = _add_publish(commands)
     command = next((word for word in given if not word.startswith("-")), None)
     if command is not None and command not in parsers:
         raise UserError(f"{command}: unknown command{_nearest(command, parsers)}", exit_code=WRONG_USE)
+    if command is not None and command != FETCH:
+        # Before argparse, which would rather say that a required option is missing than which one is misspelt.
+        _check_options(given, parsers[command]._option_string_actions)
     options, unknown = parser.parse_known_args(given)
     if unknown:
         name = unknown[0].split("=")[0]
@@ -93,9 +102,18 @@ def _parse(given: list[str]) -> argparse.Namespace:
     return options
 
 
+def _check_options(given: Iterable[str], known: Iterable[str]) -> None:
+    names = {*known, "--version"}
+    for word in takewhile(lambda word: word != "--", given):
+        name = word.split("=")[0]
+        is_option = name.startswith("--") or (name.startswith("-") and name[1:2].isalpha())
+        if is_option and name not in names:
+            raise UserError(f"{name}: unknown option{_nearest(name, names)}", exit_code=WRONG_USE)
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    names = sorted(known)
+    close = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=1)
     return f"; did you mean {close[0]}?" if close else f"; use one of {', '.join(names)}"
 
 
@@ -274,7 +292,9 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _harmonize(options: argparse.Namespace) -> int:
     from harmonize import engine
+    from harmonize.sources.first_look import check_root
 
+    check_root(options.source, options.raw)
     settings = Settings(
         spacing=options.spacing,
         mri_norm=options.mri_norm,
@@ -409,7 +429,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _locate(options: argparse.Namespace) -> int:
     from harmonize.locate import describe, locate
+    from harmonize.sources.first_look import check_root
 
+    check_root(options.source, options.raw)
     count = 0
     for located in locate(options.source, options.raw, options.corpus, salt=options.salt, names=options.names):
         print(describe(located))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +19,10 @@ from harmonize.dicom_headers import Frame, read_frames
 from harmonize.dicom_pixels import AIR_HU, Picture, read_values
 from harmonize.dicom_separation import split_by_identity
 from harmonize.errors import Reason, Rejection
+from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import ACTIVITY, ARBITRARY, HU, Scan
 
-_SKIPPED_NAMES = frozenset({"DICOMDIR"})
+_INDEX = "DICOMDIR"
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 
 _BONE_WITHOUT_INTERCEPT = 1500
@@ -76,26 +76,42 @@ class Volume:
         return self.stack.refusal
 
 
-def walk(root: Path) -> Iterator[Path]:
-    """Yield every file under `root` in a fixed order; hidden and ``._`` files and hidden folders are left out.
-
-    Links to folders are followed, each real folder once.
-    """
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+def is_dicom_name(name: str) -> bool:
+    """Whether a file of that name is DICOM, or damaged; of other names the first bytes tell."""
+    return Path(name).suffix.lower() in _DICOM_SUFFIXES
 
 
 def find_files(root: Path) -> list[Path]:
-    """All files under `root` that may be DICOM, in the order of `walk`; ``DICOMDIR`` is left out."""
-    paths = (path for path in walk(root) if path.name not in _SKIPPED_NAMES)
-    return [path for path in paths if path.suffix.lower() in _DICOM_SUFFIXES or _may_be_dicom(path)]
+    """All files under `root` that may be DICOM, in a fixed order; what cannot be read comes last, to be refused."""
+    tree = RawTree(root, is_dicom_name)
+    return [path for path in tree.files() if take(path, tree)] + [path for path, _ in tree.unread]
+
+
+def take(path: Path, tree: RawTree) -> bool:
+    """Whether a file may be DICOM; if not, `tree` is told why."""
+    if is_dicom_name(path.name):
+        return True
+    if path.name.upper() == _INDEX:
+        tree.count(_INDEX, "an index, no image")
+        return False
+    suffix = suffix_of(path.name)
+    try:
+        with path.open("rb") as stream:
+            if looks_like_dicom(stream):
+                return True
+    except OSError as error:
+        if suffix and suffix not in VOLUME_SUFFIXES:
+            tree.leave(path.name, "cannot be read")
+        else:
+            tree.refuse_unread(path, "a file", error)
+        return False
+    if suffix.startswith(tuple(_DICOM_SUFFIXES)):
+        tree.refuse(path, Reason.UNSUPPORTED_ENCODING, "a packed DICOM file; unpack it")
+    elif suffix in VOLUME_SUFFIXES:
+        tree.refuse(path, Reason.UNSUPPORTED_ENCODING, "an image of another format among DICOM files")
+    else:
+        tree.leave(path.name, "no DICOM")
+    return False
 
 
 def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
@@ -182,14 +198,6 @@ def reload_volume(paths: Sequence[Path], part: int = 0, rules: Rules = STRICT) -
         if volume.refusal:
             raise Rejection(*volume.refusal)
     raise Rejection(Reason.MIXED_GEOMETRY, "the files of the series no longer form the volume that was found")
-
-
-def raise_if_refused(meta: Mapping[str, object]) -> None:
-    """Raise the rejection that a source's `discover` left in a reference under ``refused``, if there is one."""
-    refused = meta.get("refused")
-    if refused is not None:
-        reason, message = cast(tuple[str, str], refused)
-        raise Rejection(Reason(reason), message)
 
 
 def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[str]:
@@ -314,11 +322,3 @@ def _unit(frame: Frame, decisions: list[str]) -> str:
             return ACTIVITY
         decisions.append("PET in other units than Bq/ml")
     return ARBITRARY
-
-
-def _may_be_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return looks_like_dicom(stream)
-    except OSError:
-        return False

@@ -9,6 +9,7 @@ from pathlib import Path
 from harmonize import identity, sources
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
+from harmonize.raw_tree import printable
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 
@@ -61,7 +62,7 @@ def locate(source: str, root: Path, path: Path, *, salt: str = "", names: Collec
 def describe(located: Located) -> str:
     """One line: what, why and where."""
     paths = located.ref.paths
-    where = str(paths[0]) if paths else f"{located.ref.root}: no files of {located.ref.key}"
+    where = printable(str(paths[0]) if paths else f"{located.ref.root}: no files of {located.ref.key}")
     others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     why = f"{located.reason} ({located.message})" if located.message else located.reason
     return f"{located.name}: {why}: {where}{others}"

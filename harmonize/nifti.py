@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import math
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +18,14 @@ from numpy.typing import NDArray
 
 from harmonize.errors import Reason, Rejection
 
-GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC, BZIP2_MAGIC = b"\x1f\x8b", b"BZh"
+OTHER_PACKERS = {b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"\x04\x22\x4d\x18": "lz4"}
 NIFTI1_SIZE, NIFTI2_SIZE = 348, 540
 MAGICS = {b"n+1\0": nib.Nifti1Header, b"n+2\0": nib.Nifti2Header}
+PAIR_MAGICS = {b"ni1\0": nib.Nifti1Header, b"ni2\0": nib.Nifti2Header}
+"""Of a header whose voxels lie in a file of their own."""
+
+_ANALYZE = (NIFTI1_SIZE.to_bytes(4, "little"), NIFTI1_SIZE.to_bytes(4, "big"))
 
 MAX_BYTES = 2**32
 """Voxels claimed beyond 4 GiB are not believed."""
@@ -34,24 +41,35 @@ LAST_CODE = 5
 
 _UNIT_BITS = 7
 
+MAX_EXPONENT = 60
+"""The squares of values beyond 2^60 leave float32, as those of values below 2^-60 do."""
+
+_WIDE = 2.0**MAX_EXPONENT
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NiftiVolume:
     """What one file holds.
 
     Attributes:
-        voxels_XYZ: With the header's scale applied (then float32), else in the stored dtype, native byte order.
+        voxels_XYZ: With the header's scale applied (then float), else in the stored dtype, native byte order.
         affine: (4, 4) float64, voxel index to RAS+ mm.
         decisions: What was found and chosen.
+        exponent: The file's values are 2^exponent times these; 0 unless they lie beyond float32.
     """
 
     voxels_XYZ: NDArray[Any]
     affine: NDArray[np.float64]
     decisions: list[str] = field(default_factory=list)
+    exponent: int = 0
 
 
-def read_nifti(path: Path) -> NiftiVolume:
-    """Read a ``.nii`` or ``.nii.gz``, NIfTI-1 or -2, of either byte order.
+def read_nifti(path: Path, header: Path | None = None) -> NiftiVolume:
+    """Read a NIfTI-1 or -2 file of either byte order, plain or packed by gzip or bzip2.
+
+    Args:
+        path: The ``.nii``, or the ``.img`` of a pair.
+        header: The ``.hdr`` of a pair.
 
     Raises:
         Rejection: The file is cut, damaged, no NIfTI, not 3D, or without a usable affine.
@@ -60,47 +78,100 @@ def read_nifti(path: Path) -> NiftiVolume:
     decisions: list[str] = []
     try:
         with path.open("rb") as raw:
-            header, stored = _read(raw)
+            if header is None:
+                found, stored = _read(raw, None)
+            else:
+                with header.open("rb") as beside:
+                    found, stored = _read(raw, beside)
     except FileNotFoundError as error:
         raise Rejection(Reason.MISSING_FILE, "the file is not there") from error
     except (gzip.BadGzipFile, zlib.error, igzip_lib.IsalError) as error:  # type: ignore[misc]
         raise Rejection(Reason.UNREADABLE, "damaged gzip") from error
     except EOFError as error:
-        raise Rejection(Reason.TRUNCATED, "the gzip stream ends early") from error
-    if header.get_data_shape()[3:]:
-        decisions.append(f"one volume of a {len(header.get_data_shape())}-dimensional file")
-    voxels = _scaled(stored.reshape(stored.shape[:3], order="F"), header, decisions)
-    return NiftiVolume(voxels_XYZ=voxels, affine=_affine(header, decisions), decisions=decisions)
+        raise Rejection(Reason.TRUNCATED, "the packed stream ends early") from error
+    except OSError as error:
+        # Those of bzip2 have no errno; those of the file system have.
+        if error.errno is not None:
+            raise
+        raise Rejection(Reason.UNREADABLE, "damaged bzip2") from error
+    if found.get_data_shape()[3:]:
+        decisions.append(f"one volume of a {len(found.get_data_shape())}-dimensional file")
+    voxels, exponent = within_float32(_scaled(stored.reshape(stored.shape[:3], order="F"), found, decisions))
+    if exponent:
+        decisions.append(describe_exponent(exponent))
+    return NiftiVolume(voxels_XYZ=voxels, affine=_affine(found, decisions), decisions=decisions, exponent=exponent)
 
 
-def _read(raw: BinaryIO) -> tuple[nib.Nifti1Header, NDArray[Any]]:
-    packed = raw.read(2) == GZIP_MAGIC
-    raw.seek(0)
-    stream: Any = igzip.IGzipFile(fileobj=raw, mode="rb") if packed else raw
-    header = _header(stream.read(NIFTI2_SIZE))
-    shape, dtype, offset = _layout(header)
+def within_float32(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Values whose arithmetic float32 can hold: those given, or in float32 divided by a power of two.
+
+    Returns:
+        (values, exponent of that power, 0 where there was no need).
+
+    Example:
+        >>> values, exponent = within_float32(np.array([1e300, -2e300]))
+        >>> values.dtype, np.allclose(values * 2.0**exponent, [1e300, -2e300])
+        (dtype('float32'), True)
+    """
+    if values.dtype.kind != "f" or values.size == 0:
+        return values, 0
+    largest = max(abs(float(values.max())), abs(float(values.min())))
+    if not math.isfinite(largest):
+        largest = float(np.abs(values).max(where=np.isfinite(values), initial=0.0))
+    exponent = math.frexp(largest)[1]
+    if largest == 0 or abs(exponent) <= MAX_EXPONENT:
+        return values, 0
+    # In place of a division, because 2^exponent may be beyond float64 where the values are not.
+    return np.ldexp(values, -exponent).astype(np.float32), exponent
+
+
+def describe_exponent(exponent: int) -> str:
+    """The decision that values were divided by 2^exponent."""
+    return f"values beyond the range of float32: divided by 2^{exponent}"
+
+
+def _read(raw: BinaryIO, beside: BinaryIO | None) -> tuple[nib.Nifti1Header, NDArray[Any]]:
+    stream = _unpacked(raw)
+    header = _header((stream if beside is None else _unpacked(beside)).read(NIFTI2_SIZE), pair=beside is not None)
+    shape, dtype, offset = _layout(header, pair=beside is not None)
     stream.seek(offset)
     size = dtype.itemsize * int(np.prod([float(count) for count in shape]))
     content = stream.read(size)
     if len(content) < size:
         raise Rejection(Reason.TRUNCATED, f"{len(content)} of {size} bytes of voxels are there")
-    if packed:
-        # Reading on to the end makes gzip compare its checksum.
+    if stream is not raw:
+        # Reading on to the end makes the unpacker compare its checksum.
         stream.read(1)
     return header, np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
 
 
-def _header(start: bytes) -> nib.Nifti1Header:
+def _unpacked(raw: BinaryIO) -> Any:
+    start = raw.read(6)
+    raw.seek(0)
+    if start.startswith(GZIP_MAGIC):
+        return igzip.IGzipFile(fileobj=raw, mode="rb")
+    if start.startswith(BZIP2_MAGIC):
+        return bz2.BZ2File(raw)
+    for magic, name in OTHER_PACKERS.items():
+        if start.startswith(magic):
+            raise Rejection(Reason.UNSUPPORTED_ENCODING, f"packed by {name}; unpack it")
+    return raw
+
+
+def _header(start: bytes, *, pair: bool) -> nib.Nifti1Header:
     if not start:
         raise Rejection(Reason.EMPTY, "the file is empty")
     if len(start) < NIFTI1_SIZE:
         raise Rejection(Reason.TRUNCATED, "the file ends within its header")
-    if start[344:348] in MAGICS:
+    magics = PAIR_MAGICS if pair else MAGICS
+    if start[344:348] in magics:
         kind, size = nib.Nifti1Header, NIFTI1_SIZE
-    elif start[4:8] in MAGICS:
+    elif start[4:8] in magics:
         kind, size = nib.Nifti2Header, NIFTI2_SIZE
+    elif pair and start[:4] in _ANALYZE:
+        raise Rejection(Reason.MISSING_METADATA, "an Analyze pair has no orientation: left and right are unknown")
     else:
-        raise Rejection(Reason.NOT_AN_IMAGE, "not a single-file NIfTI")
+        raise Rejection(Reason.NOT_AN_IMAGE, "no header of a NIfTI pair" if pair else "not a single-file NIfTI")
     if len(start) < size:
         raise Rejection(Reason.TRUNCATED, "the file ends within its header")
     try:
@@ -109,7 +180,7 @@ def _header(start: bytes) -> nib.Nifti1Header:
         raise Rejection(Reason.UNREADABLE, "the header makes no sense") from error
 
 
-def _layout(header: nib.Nifti1Header) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+def _layout(header: nib.Nifti1Header, *, pair: bool) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Shape, dtype and offset of the voxels, once they are plausible."""
     dimensions = int(header["dim"][0])
     if not 1 <= dimensions <= 7:
@@ -129,7 +200,7 @@ def _layout(header: nib.Nifti1Header) -> tuple[tuple[int, ...], np.dtype[Any], i
     if np.prod([float(count) for count in shape]) * dtype.itemsize > MAX_BYTES:
         raise Rejection(Reason.TOO_LARGE, f"the header claims {' x '.join(map(str, shape))} voxels")
     offset = float(header["vox_offset"])
-    if not NIFTI1_SIZE <= offset < 2**24:
+    if not (0 if pair else NIFTI1_SIZE) <= offset < 2**24:
         raise Rejection(Reason.UNREADABLE, "the header puts the voxels in an impossible place")
     return shape, dtype, int(offset)
 
@@ -144,6 +215,8 @@ def _scaled(stored_XYZ: NDArray[Any], header: nib.Nifti1Header, decisions: list[
         return native
     inter = inter if np.isfinite(inter) else 0.0
     decisions.append(f"header scale {slope:.6g} and offset {inter:.6g} applied")
+    if native.dtype.itemsize > 4 or abs(inter) > _WIDE or not 1 / _WIDE < abs(slope) < _WIDE:
+        return native.astype(np.float64) * slope + inter
     return native.astype(np.float32) * np.float32(slope) + np.float32(inter)
 
 
@@ -175,6 +248,9 @@ def _affine(header: nib.Nifti1Header, decisions: list[str]) -> NDArray[np.float6
 def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:
     if not (header["pixdim"][1:4] > 0).all():
         return None
+    if header["pixdim"][0] == 0:
+        # nifti1.h: "if pixdim[0] = 0 (which should not occur), we take qfac = 1".
+        header["pixdim"][0] = 1
     try:
         return _usable(header.get_qform())
     except (nib.spatialimages.HeaderDataError, ValueError):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from harmonize.errors import Reason, Rejection
 
 HU = "HU"
 ARBITRARY = "arbitrary"
@@ -43,15 +46,23 @@ class ScanRef:
     meta: Mapping[str, object] = field(default_factory=dict)
 
 
+def raise_if_refused(meta: Mapping[str, object]) -> None:
+    """Raise the rejection that a source's `discover` left in a reference under ``refused``, if there is one."""
+    refused = meta.get("refused")
+    if refused is not None:
+        reason, message = cast(tuple[str, str], refused)
+        raise Rejection(Reason(reason), message)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """Files of a raw tree that `discover` saw and that no scan is made of; nothing in it names a file.
+    """Files of a raw tree, or rows of its tables, that `discover` saw and no scan is made of; nothing in it names one.
 
     What claims to be an image and cannot be taken is no `LeftOut` but a `ScanRef` with ``meta["refused"]``, so that it
     gets a row of rejected.parquet.
 
     Attributes:
-        what: The kind of file, such as a suffix.
+        what: The kind of file, such as a suffix, or ``rows of train.csv``.
         why: Why it was not taken, in a few words.
         count: How many.
     """

@@ -11,7 +11,7 @@ import pytest
 
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.identity import scan_id, subject_id
-from harmonize.sources import openmind
+from harmonize.sources import openmind, references
 
 VOXELS = np.random.default_rng(0).normal(100, 9, (8, 9, 10)).astype(np.float32)
 
@@ -34,7 +34,7 @@ def test_the_table_says_what_an_image_shows(tmp_path: Path) -> None:
         "sex,image_path,junk,modality,age",
         "female,ds000001/sub-01/ses-T1/anat/sub-01_ses-T1_T1w.nii.gz,?,MP2RAGE,31.5",
     )
-    (ref,) = openmind.discover(tmp_path)
+    (ref,) = references("openmind", tmp_path)
     scan = openmind.load(ref)
     assert (scan.modality, scan.age, scan.sex) == ("MP2RAGE", 31.5, "F")
     assert np.array_equal(scan.voxels_XYZ, VOXELS)
@@ -46,14 +46,14 @@ def test_the_table_says_what_an_image_shows(tmp_path: Path) -> None:
 def test_without_a_table_the_bids_suffix_says_it(tmp_path: Path) -> None:
     image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T2w.nii")
     image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_FLAIR.nii.gz")
-    assert [ref.modality for ref in openmind.discover(tmp_path)] == ["FLAIR", "T2w"]
+    assert [ref.modality for ref in references("openmind", tmp_path)] == ["FLAIR", "T2w"]
 
 
 def test_the_tree_itself_may_be_given(tmp_path: Path) -> None:
     image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz")
     table(tmp_path, "image_path,modality", "ds000001/sub-01/anat/sub-01_T1w.nii.gz,PDw")
-    inner = list(openmind.discover(tmp_path / "OpenMind"))
-    assert inner == list(openmind.discover(tmp_path))
+    inner = list(references("openmind", tmp_path / "OpenMind"))
+    assert inner == list(references("openmind", tmp_path))
     assert inner[0].modality == "PDw"
 
 
@@ -61,12 +61,12 @@ def test_an_image_that_the_table_does_not_list_is_not_lost(tmp_path: Path) -> No
     image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz")
     image(tmp_path / "OpenMind/ds000001/sub-02/anat/sub-02_T1w.nii.gz")
     table(tmp_path, "image_path,modality", "ds000001/sub-01/anat/sub-01_T1w.nii.gz,T1w")
-    assert len(list(openmind.discover(tmp_path))) == 2
+    assert len(list(references("openmind", tmp_path))) == 2
 
 
 def test_an_unknown_contrast_is_refused_and_not_dropped(tmp_path: Path) -> None:
     image(tmp_path / "OpenMind/ds000001/sub-01/func/sub-01_boldref.nii.gz")
-    (ref,) = openmind.discover(tmp_path)
+    (ref,) = references("openmind", tmp_path)
     with pytest.raises(Rejection) as caught:
         openmind.load(ref)
     assert caught.value.reason == Reason.UNSUPPORTED_MODALITY
@@ -85,12 +85,12 @@ def test_apple_doubles_hidden_files_and_masks_are_no_images(tmp_path: Path) -> N
         "image_path,modality,anat_mask_path",
         "ds000001/sub-01/anat/sub-01_T1w.nii.gz,T1w,ds000001/sub-01/anat/elsewhere/head.nii.gz",
     )
-    assert [ref.paths[0].name for ref in openmind.discover(tmp_path)] == ["sub-01_T1w.nii.gz"]
+    assert [ref.paths[0].name for ref in references("openmind", tmp_path)] == ["sub-01_T1w.nii.gz"]
 
 
 def test_images_derived_from_diffusion_are_scans_of_their_own(tmp_path: Path) -> None:
     image(tmp_path / "OpenMind/ds000001/sub-01/dwi/sub-01_dwi__Data/sub-01_ADC.nii.gz")
-    (ref,) = openmind.discover(tmp_path)
+    (ref,) = references("openmind", tmp_path)
     assert ref.modality == "ADC"
     assert scan_id(ref, "") == "ds000001__dwi__sub-01_dwi__Data__sub-01_ADC"
 
@@ -104,7 +104,7 @@ def test_the_anatomy_mask_is_turned_round_and_the_deface_mask_is_not(tmp_path: P
     defaced[:, 7:] = 1
     image(anat / "sub-01_T1w__Data/fb_mask.nii.gz", background)
     image(anat / "sub-01_T1w__Data/deface_mask.nii.gz", defaced)
-    (ref,) = openmind.discover(tmp_path)
+    (ref,) = references("openmind", tmp_path)
     scan = openmind.load(ref)
     assert np.array_equal(scan.masks["anatomy"].labels_XYZ, 1 - background)
     assert np.array_equal(scan.masks["deface"].labels_XYZ, defaced)
@@ -122,7 +122,7 @@ def test_scans_of_a_session_may_share_the_masks_that_the_table_names(tmp_path: P
         f"./OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz,T1w,{shared}",
         f"ds000001/sub-01/anat/sub-01_T2w.nii.gz,T2w,{shared}",
     )
-    assert all("anatomy" in openmind.load(ref).masks for ref in openmind.discover(tmp_path))
+    assert all("anatomy" in openmind.load(ref).masks for ref in references("openmind", tmp_path))
 
 
 def test_a_mask_that_is_missing_or_damaged_is_said(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_mask_that_is_missing_or_damaged_is_said(tmp_path: Path) -> None:
         "image_path,modality,anon_mask_path",
         "ds000001/sub-01/anat/sub-01_T1w.nii.gz,T1w,ds000001/nowhere.nii.gz",
     )
-    (ref,) = openmind.discover(tmp_path)
+    (ref,) = references("openmind", tmp_path)
     scan = openmind.load(ref)
     assert scan.masks == {}
     assert scan.decisions[-2:] == [
@@ -151,7 +151,7 @@ def test_a_mask_path_that_leaves_the_tree_is_refused(tmp_path: Path) -> None:
         "image_path,modality,anat_mask_path",
         "ds000001/sub-01/anat/sub-01_T1w.nii.gz,T1w,../../../etc/passwd",
     )
-    (ref,) = openmind.discover(tmp_path)
+    (ref,) = references("openmind", tmp_path)
     with pytest.raises(Rejection) as caught:
         openmind.load(ref)
     assert caught.value.reason == Reason.UNSAFE_NAME
@@ -161,20 +161,20 @@ def test_a_table_without_a_needed_column_is_named(tmp_path: Path) -> None:
     image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz")
     table(tmp_path, "path,modality", "a,b")
     with pytest.raises(UserError, match="image_path"):
-        list(openmind.discover(tmp_path))
+        list(references("openmind", tmp_path))
 
 
 def test_what_the_table_lacks_and_what_has_no_file_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz")
     table(tmp_path, "image_path,modality", "ds000001/sub-01/anat/sub-01_T1w.nii.gz,T1w", "ds000009/x_T1w.nii.gz,T1w")
     with caplog.at_level(logging.WARNING):
-        assert len(list(openmind.discover(tmp_path))) == 1
+        assert len(list(references("openmind", tmp_path))) == 1
     assert "anat_mask_path" in caplog.text
     assert "1 of 2 rows" in caplog.text
 
 
 def test_names_outside_the_public_data_sets_are_hashed(tmp_path: Path) -> None:
     image(tmp_path / "private/DOE_JANE_T1w.nii.gz")
-    (ref,) = openmind.discover(tmp_path / "private")
+    (ref,) = references("openmind", tmp_path / "private")
     assert ref.public_id is None
     assert "DOE" not in scan_id(ref, "") + subject_id(ref, "")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from harmonize.errors import Reason, Rejection, UserError
-from harmonize.scan import HU, Scan, ScanRef
+from harmonize.raw_tree import Folder, RawTree, suffix_of
+from harmonize.scan import HU, LeftOut, Scan, ScanRef, raise_if_refused
+from harmonize.sources.first_look import check_root, nothing_found
+from harmonize.sources.tables import age_of, merge, read_table, sex_of
 
 TABLE, IMAGES = "DL_info.csv", "Images_png"
 NEEDED = ("File_name", "Slice_range", "Spacing_mm_px_")
+WANTED = ("Patient_gender", "Patient_age")
 
 HU_OFFSET = 32768
 """HU = pixel value - 32768, says the data set's README."""
@@ -25,14 +30,27 @@ HU_RANGE = (-1024, 3071)
 
 MAX_SIDE = 4096
 DEPTH_16_MODES = ("I;16", "I;16B", "I")
-_SERIES = re.compile(r"\d{6}_\d{2}_\d{2}")
-_SLICE = re.compile(r"\d{1,5}")
+SUFFIX = ".png"
+_SERIES = re.compile(r"[0-9]{6}_[0-9]{2}_[0-9]{2}")
+_SLICE = re.compile(r"[0-9]{1,5}")
 
 Spacing = tuple[float, float, float]
 
 
-def discover(root: Path) -> Iterator[ScanRef]:
-    """Yield every run of consecutive slices, ordered by series and slice.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """What a row of the table says of the slices `first` to `last` of its series."""
+
+    first: int
+    last: int
+    spacing: str
+    age: float | None
+    sex: str | None
+    notes: tuple[str, ...]
+
+
+def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
+    """Yield every run of consecutive slices, ordered by folder and slice; then what was not taken.
 
     A series may hold several runs, and the runs different spacings, so a row of the table speaks for its own
     ``Slice_range`` alone.
@@ -41,19 +59,24 @@ def discover(root: Path) -> Iterator[ScanRef]:
         root: The folder with ``Images_png/`` and ``DL_info.csv``.
 
     Raises:
-        UserError: The table is missing or lacks a needed column.
+        UserError: The table is missing or lacks a needed column, or no folder is a series.
     """
-    rows = _rows(root)
-    images = root / IMAGES if (root / IMAGES).is_dir() else root
-    for folder in sorted(images.iterdir()):
-        if not folder.is_dir() or not _SERIES.fullmatch(folder.name):
-            continue
-        numbers = sorted(
-            int(path.stem) for path in folder.glob("*.png") if _SLICE.fullmatch(path.stem) and path.is_file()
-        )
-        own = rows.get(folder.name, [])
-        for run in _runs(numbers, own):
-            yield _reference(root, folder, run, own)
+    check_root("deeplesion", root)
+    tree = RawTree(root, claims=lambda name: suffix_of(name) == SUFFIX)
+    rows = _rows(root, tree)
+    series: set[str] = set()
+    for folder in tree.folders():
+        name = folder.path.name
+        if not _SERIES.fullmatch(name):
+            _leave_strangers(tree, folder)
+        elif name in series:
+            tree.refuse(folder.path, Reason.DUPLICATE, "the series lies in another folder too")
+        else:
+            series.add(name)
+            yield from _series(tree, folder, rows.get(name, []))
+    if not series and not tree.unread:
+        raise nothing_found("deeplesion", root, tree.seen())
+    yield from tree.rest("deeplesion")
 
 
 def load(ref: ScanRef) -> Scan:
@@ -62,6 +85,7 @@ def load(ref: ScanRef) -> Scan:
     Raises:
         Rejection: A slice is damaged or of another size, or the table gives no single spacing.
     """
+    raise_if_refused(ref.meta)
     first, last = ref.paths[0].stem, ref.paths[-1].stem
     spacing = _one_spacing(ref.meta["spacings"])
     slices_ZYX: NDArray[np.int16] | None = None
@@ -81,46 +105,76 @@ def load(ref: ScanRef) -> Scan:
         decisions.append(f"{padding} padding voxels set to {low}")
     if clipped:
         decisions.append(f"{clipped} voxels above {high} HU were clipped")
+    decisions += cast(tuple[str, ...], ref.meta.get("notes", ()))
     x, y, z = spacing
     return Scan(
         voxels_XYZ=np.clip(slices_ZYX, low, high, out=slices_ZYX).transpose(2, 1, 0),
         affine=np.diag([-x, -y, -z, 1.0]),
         modality="CT",
         unit=HU,
-        age=_age(str(ref.meta.get("age") or "")),
-        sex={"F": "F", "M": "M"}.get(str(ref.meta.get("sex") or "")),
+        age=cast(float | None, ref.meta.get("age")),
+        sex=cast(str | None, ref.meta.get("sex")),
         decisions=decisions,
     )
 
 
-def _rows(root: Path) -> dict[str, list[tuple[int, int, str, str, str]]]:
-    """By series: first and last slice, spacing, sex and age of each row, as the table has them."""
-    table = root / TABLE
-    if not table.is_file():
-        raise UserError(f"{table}: missing; it holds the spacings, put it beside {IMAGES}/", exit_code=2)
-    found: dict[str, list[tuple[int, int, str, str, str]]] = {}
-    with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        reader = csv.DictReader(stream)
-        absent = [name for name in NEEDED if name not in (reader.fieldnames or [])]
-        if absent:
-            raise UserError(f"{table}: lacks the columns {', '.join(absent)}; restore it from the dataset", exit_code=2)
-        for row in reader:
-            series = (row["File_name"] or "").rpartition("_")[0]
-            limits = re.findall(r"\d+", row["Slice_range"] or "")
-            if len(limits) != 2:
-                continue
-            entry = (
-                int(limits[0]),
-                int(limits[1]),
-                row["Spacing_mm_px_"] or "",
-                row.get("Patient_gender") or "",
-                row.get("Patient_age") or "",
-            )
-            found.setdefault(series, []).append(entry)
+def _rows(root: Path, tree: RawTree) -> dict[str, list[_Row]]:
+    """By series what the rows of the table say; rows that name no slices are counted."""
+    path = root / TABLE
+    if not path.is_file():
+        error = nothing_found("deeplesion", root)
+        raise UserError(f"{path}: missing; it holds the spacings, put it beside {IMAGES}/; {error}", exit_code=2)
+    table = read_table(path, NEEDED, WANTED)
+    found: dict[str, list[_Row]] = {}
+    unusable = 0
+    for row in table.rows:
+        series, _, _ = row["File_name"].strip().rpartition("_")
+        limits = re.findall(r"[0-9]+", row["Slice_range"])
+        if len(limits) != 2 or not series:
+            unusable += 1
+            continue
+        notes: list[str] = []
+        entry = _Row(
+            first=int(limits[0]),
+            last=int(limits[1]),
+            spacing=row["Spacing_mm_px_"],
+            age=age_of(row["Patient_age"], notes),
+            sex=sex_of(row["Patient_gender"], notes),
+            notes=tuple(notes),
+        )
+        found.setdefault(series, []).append(entry)
+    tree.count(f"rows of {TABLE}", "their Slice_range is not two numbers", unusable)
+    tree.count(f"rows of {TABLE}", "damaged", table.damaged)
     return found
 
 
-def _runs(numbers: list[int], rows: list[tuple[int, int, str, str, str]]) -> Iterator[list[int]]:
+def _leave_strangers(tree: RawTree, folder: Folder) -> None:
+    """Account for the files of a folder that is no series."""
+    for name in folder.names:
+        if suffix_of(name) == SUFFIX:
+            tree.refuse(folder.path / name, Reason.MISSING_METADATA, "a PNG file outside a series folder")
+        elif folder.relative or name != TABLE:
+            tree.dismiss(folder.path / name, "no slice")
+
+
+def _series(tree: RawTree, folder: Folder, rows: list[_Row]) -> Iterator[ScanRef]:
+    """A reference for each run of slices of one series."""
+    slices: dict[int, list[str]] = {}
+    for name in folder.names:
+        stem = name[: -len(SUFFIX)]
+        if suffix_of(name) == SUFFIX and _SLICE.fullmatch(stem):
+            slices.setdefault(int(stem), []).append(name)
+        elif suffix_of(name) == SUFFIX:
+            tree.refuse(folder.path / name, Reason.MISSING_METADATA, "a PNG file whose name is no slice number")
+        else:
+            tree.dismiss(folder.path / name, "no slice")
+    if not slices:
+        tree.count("series folders", "they hold no slices")
+    for run in _runs(sorted(slices), rows):
+        yield _reference(tree, folder, {number: slices[number] for number in run}, rows)
+
+
+def _runs(numbers: list[int], rows: list[_Row]) -> Iterator[list[int]]:
     """Consecutive numbers, parted also where the table changes its spacing."""
     run: list[int] = []
     for number in numbers:
@@ -132,8 +186,8 @@ def _runs(numbers: list[int], rows: list[tuple[int, int, str, str, str]]) -> Ite
         yield run
 
 
-def _said(number: int, rows: list[tuple[int, int, str, str, str]]) -> frozenset[str]:
-    return frozenset(spacing for first, last, spacing, _, _ in rows if first <= number <= last)
+def _said(number: int, rows: list[_Row]) -> frozenset[str]:
+    return frozenset(row.spacing for row in rows if row.first <= number <= row.last)
 
 
 def _differ(one: frozenset[str], other: frozenset[str]) -> bool:
@@ -141,29 +195,46 @@ def _differ(one: frozenset[str], other: frozenset[str]) -> bool:
     return bool(one) and bool(other) and one != other
 
 
-def _reference(root: Path, folder: Path, run: list[int], rows: list[tuple[int, int, str, str, str]]) -> ScanRef:
-    name = f"{folder.name}_{run[0]:03d}-{run[-1]:03d}"
-    patient, study, _ = folder.name.split("_")
-    speaking = [row for row in rows if row[0] <= run[-1] and row[1] >= run[0]]
+def _reference(tree: RawTree, folder: Folder, run: Mapping[int, list[str]], rows: list[_Row]) -> ScanRef:
+    first, last = min(run), max(run)
+    name = f"{folder.path.name}_{first:03d}-{last:03d}"
+    patient, study, _ = folder.path.name.split("_")
+    speaking = [row for row in rows if row.first <= last and row.last >= first]
+    said, differing = merge([{"sex": row.sex, "age": row.age} for row in speaking] or [{"sex": None, "age": None}])
+    notes = [note for row in speaking for note in row.notes]
+    notes += [f"the table contradicts itself about the {field}: left out" for field in differing]
+    files, doubled = zip(*(_slice_name(number, names) for number, names in run.items()), strict=True)
+    if any(doubled):
+        notes.append(f"{sum(doubled)} slice numbers stand on several files: the name of three digits is taken")
+    meta: dict[str, object] = said | {
+        "spacings": tuple(sorted({row.spacing for row in speaking})),
+        "notes": tuple(dict.fromkeys(notes)),
+    }
+    if None in files:
+        meta["refused"] = (Reason.REPEATED_POSITIONS.value, "a slice number stands on several files")
+    taken = {file for file in files if file is not None}
+    for names in run.values():
+        for other in names if None not in files else ():
+            if other not in taken:
+                tree.leave(other, "another file has the same slice number")
     return ScanRef(
         source="deeplesion",
         key=name,
-        root=root,
-        paths=tuple(_slice_path(folder, number) for number in run),
+        root=tree.root,
+        paths=tuple(folder.path / (file or names[0]) for file, names in zip(files, run.values(), strict=True)),
         subject=patient,
         session=study,
         modality="CT",
         public_id=name,
-        meta={
-            "spacings": tuple(sorted({row[2] for row in speaking})),
-            "sex": speaking[0][3] if speaking else "",
-            "age": speaking[0][4] if speaking else "",
-        },
+        meta=meta,
     )
 
 
-def _slice_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:03d}.png"
+def _slice_name(number: int, names: list[str]) -> tuple[str | None, bool]:
+    """The file of a slice, and whether others claim its number; None where no name is the data set's own."""
+    if len(names) == 1:
+        return names[0], False
+    return next((name for name in names if name == f"{number:03d}{SUFFIX}"), None), True
 
 
 def _one_spacing(spacings: object) -> Spacing:
@@ -202,11 +273,3 @@ def _read(path: Path) -> NDArray[np.uint16]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise Rejection(Reason.TRUNCATED, "a slice is cut or damaged") from error
-
-
-def _age(text: str) -> float | None:
-    try:
-        years = float(text)
-    except ValueError:
-        return None
-    return years if 0 <= years <= 120 else None

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 import numpy as np
 
-from harmonize.errors import Reason, Rejection, UserError
-from harmonize.nifti import read_nifti
-from harmonize.scan import ARBITRARY, HU, Mask, Scan, ScanRef
+from harmonize.errors import Reason, Rejection
+from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, suffix_of
+from harmonize.scan import ARBITRARY, HU, LeftOut, Mask, Scan, ScanRef, raise_if_refused
+from harmonize.sources.first_look import check_root, nothing_found
+from harmonize.sources.tables import age_of, merge, read_table, sex_of
+from harmonize.volume_files import HEADERS, PACKED, PARTNERS, READ, SINGLE, read_volume_file, stem_of
 
 TABLE, TREE = "openneuro_metadata.csv", "OpenMind"
 NEEDED = ("image_path", "modality")
-WANTED = ("anon_mask_path", "anat_mask_path", "age", "sex")
+MASK_COLUMNS = ("anon_mask_path", "anat_mask_path")
+WANTED = (*MASK_COLUMNS, "age", "sex")
 
 ANATOMY, DEFACE = "fb_mask", "deface_mask"
 """Stems of the masks in ``<image>__Data/``. In a deface mask 1 is what was removed; in an fb mask 1 is background."""
@@ -31,36 +34,59 @@ MODALITIES = (
 )  # fmt: skip
 """What a BIDS suffix may say where the table is silent."""
 
-SUFFIXES = (".nii.gz", ".nii")
 _BY_SUFFIX = {name.casefold(): name for name in MODALITIES}
 _PUBLIC = re.compile(r"ds\d{6}/sub-[A-Za-z0-9]+/")
-_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 log = logging.getLogger(__name__)
 
 
-def discover(root: Path) -> Iterator[ScanRef]:
+def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
     """Yield every image of the tree, ordered by path; the table says what it is where it lists it.
+
+    Files that are not called ``.nii`` or ``.nii.gz`` in lower case come after all others, so that of two files of one
+    name these are the scan; at last comes what was not taken.
 
     Args:
         root: The folder with ``OpenMind/`` and ``openneuro_metadata.csv``, or ``OpenMind/`` itself.
 
     Raises:
-        UserError: The table lacks a needed column.
+        UserError: The table lacks a needed column or is damaged, or there is no image.
     """
-    tree = root / TREE if (root / TREE).is_dir() else root
-    rows = _rows(next((path for path in (root / TABLE, tree.parent / TABLE) if path.is_file()), None))
-    masks = {_relative(row[name]) for row in rows.values() for name in WANTED[:2] if row.get(name)}
+    check_root("openmind", root)
+    top = root / TREE if (root / TREE).is_dir() else root
+    tree = RawTree(top, claims=lambda name: suffix_of(name) in VOLUME_SUFFIXES)
+    table = next((path for path in (root / TABLE, top.parent / TABLE) if path.is_file()), None)
+    rows = _rows(table, tree)
+    listed = {_relative(str(row[name])) for row in rows.values() for name in MASK_COLUMNS if row[name]}
+    stems: set[str] = set()
+    masks: list[str] = []
+    later: list[ScanRef] = []
     seen = 0
-    for path in _images(tree):
-        relative = path.relative_to(tree).as_posix()
-        if relative in masks:
-            continue
-        row = rows.get(relative)
-        seen += row is not None
-        yield _reference(tree, path, relative, row or {})
+    for folder in tree.folders():
+        for paths in _images(tree, folder, masks):
+            relative = folder.key(paths[0].name)
+            if relative in listed:
+                continue
+            row = next((rows[name] for name in (folder.key(path.name) for path in paths) if name in rows), None)
+            seen += row is not None
+            stems.add(stem_of(relative))
+            ref = _reference(top, paths, relative, row or {})
+            if relative.endswith((".nii", ".nii.gz")):
+                yield ref
+            else:
+                later.append(ref)
+    if not stems and not tree.unread:
+        raise nothing_found("openmind", root, tree.seen())
+    yield from later
+    if table is None:
+        log.warning("no %s beside the tree: the names of the files alone say what they show", TABLE)
     if seen < len(rows):
-        log.warning("%d of %d rows of %s name no file under %s", len(rows) - seen, len(rows), TABLE, tree)
+        log.warning("%d of %d rows of %s name no file under %s", len(rows) - seen, len(rows), TABLE, top)
+    orphans = (name for name in masks if name not in listed and _owner(name) not in stems)
+    tree.count("masks", "no image beside them", sum(1 for _ in orphans))
+    yield from tree.rest("openmind")
+    if top != root:
+        yield from _outside(root)
 
 
 def load(ref: ScanRef) -> Scan:
@@ -69,10 +95,13 @@ def load(ref: ScanRef) -> Scan:
     Raises:
         Rejection: See `harmonize.nifti.read_nifti`; or no known contrast.
     """
+    raise_if_refused(ref.meta)
     if ref.modality is None:
         raise Rejection(Reason.UNSUPPORTED_MODALITY, "neither the table nor the BIDS suffix names the contrast")
-    image = read_nifti(ref.paths[0])
-    decisions = list(image.decisions)
+    image = read_volume_file(*ref.paths)
+    if image.exponent and ref.modality == "CT":
+        raise Rejection(Reason.BAD_INTENSITY, "values beyond float32 are no Hounsfield units")
+    decisions = [*cast(tuple[str, ...], ref.meta.get("notes", ())), *image.decisions]
     masks = {}
     for kind, stem, column in MASKS:
         mask = _mask(ref, kind, stem, str(ref.meta.get(column) or ""), decisions)
@@ -84,31 +113,38 @@ def load(ref: ScanRef) -> Scan:
         modality=ref.modality,
         unit=HU if ref.modality == "CT" else ARBITRARY,
         masks=masks,
-        age=_age(str(ref.meta.get("age") or "")),
-        sex=_SEXES.get(str(ref.meta.get("sex") or "").strip().casefold()),
+        age=cast(float | None, ref.meta.get("age")),
+        sex=cast(str | None, ref.meta.get("sex")),
         decisions=decisions,
     )
 
 
-def _rows(table: Path | None) -> dict[str, Mapping[str, str]]:
-    """The table's rows by image path relative to the tree."""
-    if table is None:
+def _rows(path: Path | None, tree: RawTree) -> dict[str, dict[str, object]]:
+    """What the table says of each image, by its path relative to the tree."""
+    if path is None:
         return {}
-    with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        reader = csv.DictReader(stream)
-        columns = reader.fieldnames or []
-        absent = [name for name in NEEDED if name not in columns]
-        if absent:
-            raise UserError(f"{table}: lacks the columns {', '.join(absent)}; restore it from the dataset", exit_code=2)
-        unsaid = [name for name in WANTED if name not in columns]
-        if unsaid:
-            log.warning("%s lacks the columns %s; what they would say is left out", table.name, ", ".join(unsaid))
-        kept = (*NEEDED, *WANTED)
-        return {
-            _relative(row["image_path"]): {name: row.get(name) or "" for name in kept}
-            for row in reader
-            if row["image_path"]
-        }
+    table = read_table(path, NEEDED, WANTED)
+    unsaid = [name for name in WANTED if name not in table.columns]
+    if unsaid:
+        log.warning("%s lacks the columns %s; what they would say is left out", path.name, ", ".join(unsaid))
+    tree.count(f"rows of {TABLE}", "damaged", table.damaged)
+    found: dict[str, list[dict[str, object]]] = {}
+    for row in table.rows:
+        if row["image_path"].strip():
+            found.setdefault(_relative(row["image_path"]), []).append(_typed(row))
+    return {name: rows[0] if len(rows) == 1 else _merged(rows) for name, rows in found.items()}
+
+
+def _typed(row: Mapping[str, str]) -> dict[str, object]:
+    notes: list[str] = []
+    said = {name: row[name].strip() for name in ("modality", *MASK_COLUMNS)}
+    return {**said, "age": age_of(row["age"], notes), "sex": sex_of(row["sex"], notes), "notes": tuple(notes)}
+
+
+def _merged(rows: list[dict[str, object]]) -> dict[str, object]:
+    said, differing = merge(rows)
+    notes = tuple(f"the table contradicts itself about the {name}: left out" for name in differing if name != "notes")
+    return said | {"notes": notes}
 
 
 def _relative(path: str) -> str:
@@ -116,32 +152,56 @@ def _relative(path: str) -> str:
     return PurePosixPath(path.strip().replace("\\", "/")).as_posix().removeprefix(f"{TREE}/")
 
 
-def _images(tree: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(tree, followlinks=False):
-        folders.sort()
-        for name in sorted(names):
-            # macOS leaves `._` twins, and other hidden files are nobody's images either.
-            if name.startswith(".") or not name.endswith(SUFFIXES):
-                continue
-            if _stem(name) not in (ANATOMY, DEFACE):
-                yield Path(folder) / name
+def _images(tree: RawTree, folder: Folder, masks: list[str]) -> Iterator[tuple[Path, ...]]:
+    """The images of a folder, each with the file of its header where that is another; masks are put aside."""
+    headers = {name.casefold(): name for name in folder.names if suffix_of(name) in HEADERS}
+    for name in folder.names:
+        suffix = suffix_of(name)
+        if suffix in SINGLE and stem_of(name) in (ANATOMY, DEFACE):
+            masks.append(folder.key(name))
+        elif suffix in PARTNERS:
+            header = _header_of(name, headers)
+            yield (folder.path / name,) if header is None else (folder.path / name, folder.path / header)
+        elif suffix in READ:
+            yield (folder.path / name,)
+        elif suffix not in HEADERS:
+            tree.dismiss(folder.path / name, "no image")
+    for name in headers.values():
+        tree.refuse(folder.path / name, Reason.MISSING_FILE, "a header whose voxels are not there")
 
 
-def _stem(name: str) -> str:
-    return name.removesuffix(".gz").removesuffix(".nii")
+def _header_of(name: str, headers: dict[str, str]) -> str | None:
+    """Take the header that belongs to a file of voxels out of those of its folder."""
+    candidates = (f"{stem_of(name)}{PARTNERS[suffix_of(name)]}{packer}".casefold() for packer in PACKED)
+    return next((headers.pop(candidate) for candidate in candidates if candidate in headers), None)
 
 
-def _reference(tree: Path, path: Path, relative: str, row: Mapping[str, str]) -> ScanRef:
-    stem = _stem(path.name)
+def _owner(mask: str) -> str:
+    """The image, without its suffix, in whose ``__Data`` folder a mask lies."""
+    return str(PurePosixPath(mask).parent).removesuffix("__Data")
+
+
+def _outside(root: Path) -> Iterator[LeftOut]:
+    """Count what lies beside the tree."""
+    beside = RawTree(root)
+    beside.pass_over(root / TREE)
+    for path in beside.files():
+        if path != root / TABLE:
+            beside.leave(path.name, f"outside {TREE}/")
+    return (found for found in beside.rest("openmind") if isinstance(found, LeftOut))
+
+
+def _reference(tree: Path, paths: tuple[Path, ...], relative: str, row: Mapping[str, object]) -> ScanRef:
+    stem = stem_of(paths[0].name)
     folders = PurePosixPath(relative).parts[:-1]
     subject = next((part for part in folders if part.startswith("sub-")), stem)
     dataset = folders[0] if folders else ""
-    said = row.get("modality", "").strip()
+    said = str(row.get("modality") or "")
     return ScanRef(
         source="openmind",
         key=relative,
         root=tree,
-        paths=(path,),
+        paths=paths,
         subject=f"{dataset}_{subject}",
         session=next((part for part in folders if part.startswith("ses-")), None),
         modality=said or _BY_SUFFIX.get(re.split(r"[_-]", stem)[-1].casefold()),
@@ -176,7 +236,7 @@ def _mask(ref: ScanRef, kind: str, stem: str, listed: str, decisions: list[str])
             decisions.append(f"the {kind} mask is listed but missing")
         return None
     try:
-        found = read_nifti(path)
+        found = read_volume_file(path)
     except Rejection as rejection:
         decisions.append(f"the {kind} mask was left out: {rejection.message}")
         return None
@@ -189,8 +249,7 @@ def _mask_candidates(ref: ScanRef, stem: str, listed: str) -> Iterator[Path]:
     """Where a mask may lie, the place that the table names first."""
     if listed and _stays_in_tree(listed):
         yield ref.root / _relative(listed)
-    beside = ref.paths[0].with_name(f"{_stem(ref.paths[0].name)}__Data")
-    yield from (beside / f"{stem}{suffix}" for suffix in SUFFIXES)
+    yield from _masks_in(ref.paths[0].with_name(f"{stem_of(ref.paths[0].name)}__Data"), stem)
 
 
 def _stays_in_tree(path: str) -> bool:
@@ -198,9 +257,11 @@ def _stays_in_tree(path: str) -> bool:
     return not relative.is_absolute() and ".." not in relative.parts
 
 
-def _age(text: str) -> float | None:
+def _masks_in(folder: Path, stem: str) -> list[Path]:
+    """The masks of that stem in the folder beside an image; the plain suffixes first."""
     try:
-        years = float(text)
-    except ValueError:
-        return None
-    return years if 0 <= years <= 120 else None
+        names = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [name for name in names if suffix_of(name) in SINGLE and stem_of(name) == stem]
+    return [folder / name for name in sorted(found, key=lambda name: (name != f"{stem}.nii.gz", name))]

@@ -5,83 +5,52 @@ from __future__ import annotations
 import ast
 import math
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-import nibabel as nib
-import numpy as np
-import pandas as pd
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
-from numpy.typing import NDArray
-
-from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES
-from harmonize.dicom import Rules, Volume, find_files, find_volumes, load_volume, raise_if_refused
+from harmonize.aneurysm_labels import LOCATIONS
+from harmonize.dicom import Rules, Volume, find_files, find_volumes, is_dicom_name, load_volume
 from harmonize.dicom_geometry import pixel_to_ras
 from harmonize.dicom_headers import Frame
 from harmonize.errors import Reason, Rejection, UserError
-from harmonize.scan import Mask, Point, Scan, ScanRef
+from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
+from harmonize.scan import LeftOut, Point, Scan, ScanRef, raise_if_refused
+from harmonize.sources.first_look import check_root
+from harmonize.sources.rsna_masks import find_masks, read_mask
+from harmonize.sources.rsna_tables import LOCALIZERS, TRAIN, read_localizers, read_train
+
+SERIES = "series"
 
 RULES = Rules(keep_derived=True, assume_geometry=True)
 """The series were chosen by the organisers, and the test gateway strips the geometry of multi-frame files."""
-
-MODALITIES = {"CTA": "CTA", "MRA": "MRA", "MRI T2": "T2w", "MRI T1post": "T1post"}
-"""Names in train.csv, by the corpus's names."""
-
-MAX_MASK_DISTANCE_MM = 10.0
-"""A vessel mask whose centre is farther from the image's centre belongs to another image."""
-
-NIFTI_FAULTS = (
-    ImageFileError, HeaderDataError, WrapStructError, zlib.error, OSError, EOFError, ValueError, TypeError,
-    OverflowError, MemoryError,
-)  # fmt: skip
-"""What nibabel is known to raise on damaged files."""
 
 LOCALIZER_DROPPED = "localizer dropped"
 """How a decision begins that loses a labelled place."""
 
 _UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
-_SEXES = {"Female": "F", "Male": "M"}
 
 
-def discover(root: Path) -> Iterator[ScanRef]:
-    """Yield one reference for each row of ``train.csv``, in its order; no DICOM file is opened.
+def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
+    """Yield one reference for each series of ``train.csv``, in its order; then what was not taken.
+
+    No DICOM file is opened. Rows of one series that contradict each other take what they differ in from each other;
+    what a series without usable labels is worth stands in its decisions and in the counts.
 
     Raises:
         UserError: `root` is not laid out as the competition's download.
     """
-    train = _read_table(root / "train.csv", ("SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS))
-    localizers = _localizers(root)
-    seen: set[str] = set()
-    for row in train.to_dict("records"):
-        uid = str(row["SeriesInstanceUID"]).strip()
-        meta: dict[str, object] = {
-            "age": _age(row["PatientAge"]),
-            "sex": _SEXES.get(str(row["PatientSex"]).strip()),
-            "labels": _labels(row),
-            "localizers": localizers.get(uid, ()),
-        }
-        if not _UID.fullmatch(uid):
-            meta["refused"] = (Reason.UNSAFE_NAME.value, "a series id that is no file name")
-        elif uid in seen:
-            meta["refused"] = (Reason.DUPLICATE.value, "the series stands twice in train.csv")
-        refused = "refused" in meta
-        seen.add(uid)
-        yield ScanRef(
-            source="rsna",
-            key=uid,
-            root=root,
-            paths=() if refused else _files(root / "series" / uid),
-            subject=uid,
-            modality=MODALITIES.get(str(row["Modality"]).strip()),
-            public_id=None if refused else uid,
-            meta=meta if refused else meta | {"mask": _mask_path(root / "segmentations", uid)},
-        )
+    check_root("rsna", root)
+    tree = RawTree(root, claims=_may_be_dicom)
+    rows = read_train(root, tree)
+    localizers = read_localizers(root, tree, rows)
+    masks = find_masks(root, tree, rows)
+    for uid, said in rows.items():
+        yield _reference(root, tree, uid, said, {"localizers": localizers.get(uid, ()), "mask": masks.get(uid)})
+    _leave_strangers(root, tree)
+    yield from tree.rest("rsna")
 
 
 def load(ref: ScanRef) -> Scan:
@@ -98,12 +67,13 @@ def load(ref: ScanRef) -> Scan:
         if (ref.modality == "CTA") != (scan.modality == "CT"):
             scan.decisions.append(f"train.csv says {ref.modality}, the DICOM header {scan.modality}")
         scan.modality = ref.modality
+    scan.decisions += cast(tuple[str, ...], ref.meta.get("notes", ()))
     scan.labels = _dict_or_none(ref.meta.get("labels"))
     scan.age, scan.sex = ref.meta.get("age"), ref.meta.get("sex")  # type: ignore[assignment]
     scan.points = tuple(_points(ref.meta.get("localizers", ()), frames, scan.decisions))  # type: ignore[arg-type]
     mask_path = ref.meta.get("mask")
     if isinstance(mask_path, Path):
-        mask = _read_mask(mask_path, scan)
+        mask = read_mask(mask_path, scan)
         if mask is not None:
             scan.masks["vessels"] = mask
     return scan
@@ -118,7 +88,7 @@ def load_series(folder: Path) -> Scan:
         UserError: There is no such folder.
         Rejection: None of its volumes can be used.
     """
-    return load_largest(find_volumes(_files(_checked(folder)), RULES))[0]
+    return load_largest(find_volumes(find_files(_checked(folder)), RULES))[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +163,8 @@ def load_largest(volumes: Sequence[Volume]) -> tuple[Scan, list[Frame]]:
     left_out = sum(len(volume.stack.frames) for volume in volumes) - len(best.stack.frames)
     if left_out:
         scan.decisions.append(f"{left_out} other pictures of the series left out")
-    unreadable = sum(not volume.stack.frames for volume in volumes)
-    if unreadable:
-        scan.decisions.append(f"{unreadable} files of the series that cannot be read left out")
+    damaged = Counter(volume.refusal[1] for volume in volumes if not volume.stack.frames and volume.refusal)
+    scan.decisions += [f"{count} files of the series left out: {fault}" for fault, count in sorted(damaged.items())]
     return scan, [frame for volume in volumes for frame in volume.stack.frames]
 
 
@@ -262,99 +231,74 @@ def _coordinates(text: str) -> tuple[float, float, int | None] | None:
     return (x, y, number) if math.isfinite(x) and math.isfinite(y) else None
 
 
-def _read_mask(path: Path, scan: Scan) -> Mask | None:
-    """The vessel mask, or None with a decision where it does not belong to the volume."""
-    try:
-        image = nib.Nifti1Image.from_filename(path)
-        labels = np.asanyarray(image.dataobj).squeeze()
-        affine = np.asarray(image.affine, np.float64)
-    except NIFTI_FAULTS as error:
-        scan.decisions.append(f"mask dropped: it cannot be read ({type(error).__name__})")
-        return None
-    fault = _mask_fault(labels, affine, scan)
-    if fault:
-        scan.decisions.append(f"mask dropped: {fault}")
-        return None
-    return Mask(labels_XYZ=labels.astype(np.uint8), affine=affine)
-
-
-def _mask_fault(labels: NDArray[Any], affine: NDArray[np.float64], scan: Scan) -> str:
-    # Converters may turn a sagittal stack round, so the axes' order may differ; the affine says where they lie.
-    if sorted(labels.shape) != sorted(scan.voxels_XYZ.shape):
-        return "its shape is not the volume's"
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        return "its affine is singular"
-    last = np.array(scan.voxels_XYZ.shape) - 1.0
-    if scan.slice_offsets is not None:
-        last[2] = scan.slice_offsets[-1]
-    centre = scan.affine @ [*(last / 2), 1]
-    mask_centre = affine @ [*((np.array(labels.shape) - 1) / 2), 1]
-    if np.linalg.norm(centre - mask_centre) > MAX_MASK_DISTANCE_MM:
-        return "it lies elsewhere than the volume"
-    if not np.isin(np.unique(labels), (0, *MASK_VALUES)).all():
-        return "it has values that name no vessel"
-    return ""
-
-
-def _mask_path(folder: Path, uid: str) -> Path | None:
-    candidates = (
-        directory / f"{uid}_cowseg{suffix}" for directory in (folder, folder / uid) for suffix in (".nii", ".nii.gz")
-    )
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def _checked(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of one DICOM series", exit_code=2)
     return folder
 
 
-def _files(folder: Path) -> tuple[Path, ...]:
+def _reference(
+    root: Path, tree: RawTree, uid: str, said: Mapping[str, object], beside: Mapping[str, object]
+) -> ScanRef:
+    meta: dict[str, object] = {name: said[name] for name in ("age", "sex", "labels", "notes")} | dict(beside)
+    is_safe = _UID.fullmatch(uid) is not None
+    paths: tuple[Path, ...] = ()
+    if is_safe:
+        unread = len(tree.unread)
+        packed: list[str] = []
+        paths = _files(tree, root / SERIES / uid, packed)
+        if len(tree.unread) > unread:
+            meta["refused"] = (Reason.IO_ERROR.value, tree.unread[unread][1])
+            del tree.unread[unread:]
+        elif packed and not paths:
+            meta["refused"] = (Reason.UNSUPPORTED_ENCODING.value, "the series holds packed or foreign images only")
+    else:
+        meta["refused"] = (Reason.UNSAFE_NAME.value, "a series id that is no file name")
+    return ScanRef(
+        source="rsna",
+        key=uid,
+        root=root,
+        paths=paths,
+        subject=uid,
+        modality=cast(str | None, said["modality"]),
+        public_id=uid if is_safe else None,
+        meta=meta,
+    )
+
+
+def _files(tree: RawTree, folder: Path, others: list[str] | None = None) -> tuple[Path, ...]:
+    """The files of a series that may be DICOM; `tree` keeps account of the rest, `others` of images among it."""
     if not folder.is_dir():
         return ()
-    return tuple(sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")))
+    found = []
+    for path in tree.files(folder):
+        if _may_be_dicom(path.name):
+            found.append(path)
+        else:
+            tree.dismiss(path, "no DICOM")
+            if others is not None and suffix_of(path.name) in VOLUME_SUFFIXES:
+                others.append(path.name)
+    return tuple(sorted(found))
 
 
-def _localizers(root: Path) -> dict[str, tuple[tuple[str, str, str], ...]]:
-    """(SOP instance, coordinates as text, location) of each localizer by series; none without the table."""
-    path = root / "train_localizers.csv"
-    if not path.is_file():
-        return {}
-    table = _read_table(path, ("SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location"))
-    found: dict[str, list[tuple[str, str, str]]] = {}
-    for row in table.to_dict("records"):
-        entry = (str(row["SOPInstanceUID"]).strip(), str(row["coordinates"]), str(row["location"]).strip())
-        found.setdefault(str(row["SeriesInstanceUID"]).strip(), []).append(entry)
-    return {uid: tuple(entries) for uid, entries in found.items()}
+def _may_be_dicom(name: str) -> bool:
+    """By the name alone: the competition's files are ``<SOPInstanceUID>.dcm``, some mirrors drop the suffix."""
+    return is_dicom_name(name) or (not suffix_of(name) and name.upper() != "DICOMDIR")
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError(f"{path}: not found; give the folder that holds the competition's train.csv and series/")
-    try:
-        table = pd.read_csv(path, dtype={"SeriesInstanceUID": str, "SOPInstanceUID": str})
-    except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a CSV table ({type(error).__name__}); download it again") from error
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; is it the competition's table?")
-    return table
-
-
-def _labels(row: Mapping[Any, Any]) -> dict[str, int] | None:
-    try:
-        values = {name: int(row[name]) for name in LABELS}
-    except (ValueError, TypeError):
-        return None
-    return values if set(values.values()) <= {0, 1} else None
-
-
-def _age(value: object) -> float | None:
-    try:
-        age = float(str(value))
-    except ValueError:
-        return None
-    return age if math.isfinite(age) and 0 <= age <= 130 else None
+def _leave_strangers(root: Path, tree: RawTree) -> None:
+    """Account for what lies beside the series of ``train.csv``: a row for each folder of DICOM files."""
+    for folder in tree.folders():
+        images = [name for name in folder.names if is_dicom_name(name)]
+        strange = folder.relative.startswith(f"{SERIES}/")
+        if strange and not images:
+            images = [name for name in folder.names if _may_be_dicom(name)]
+        if images:
+            message = f"no row of {TRAIN} names these {len(images)} files"
+            tree.refuse(folder.path, Reason.MISSING_METADATA, message)
+        for name in set(folder.names).difference(images):
+            if folder.relative or name not in (TRAIN, LOCALIZERS):
+                tree.dismiss(folder.path / name, "no DICOM of a series")
 
 
 def _dict_or_none(value: object) -> dict[str, int] | None:

@@ -6,7 +6,6 @@ found by what the files say. A Subject ID in metadata.csv is public; without tha
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -14,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from harmonize.dicom import Volume, find_files, find_volumes, raise_if_refused, reload_volume, walk
+from harmonize.dicom import Volume, find_volumes, is_dicom_name, reload_volume, take
 from harmonize.dicom_traits import PATIENT
 from harmonize.errors import UserError
 from harmonize.progress import Progress
-from harmonize.scan import Scan, ScanRef
+from harmonize.raw_tree import RawTree
+from harmonize.scan import LeftOut, Scan, ScanRef, raise_if_refused
+from harmonize.sources.first_look import check_root, nothing_found
+from harmonize.sources.tables import read_table
 
 METADATA_NAME = "metadata.csv"
 """What the NBIA Data Retriever calls its table."""
@@ -34,23 +36,33 @@ class _Ids:
     public_id: str | None
 
 
-def discover(root: Path) -> Iterator[ScanRef]:
-    """Yield one reference a volume under `root`, from the headers of its DICOM files.
+def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
+    """Yield one reference a volume under `root`, from the headers of its DICOM files; then what was not taken.
 
     Volumes that are refused by their headers (scouts, captures, reformats, PET without attenuation correction, damaged
-    files ...) are yielded too, for `load` to raise; objects that are no pictures are not.
+    files ...) are yielded too, for `load` to raise; objects that are no pictures are counted.
 
     Raises:
-        UserError: `root` is no folder, or a metadata.csv is not NBIA's.
+        UserError: `root` is no folder, or nothing in it is DICOM.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the folder of the TCIA download", exit_code=2)
-    subjects = _public_subjects(root)
-    files = find_files(root)
+    check_root("tcia", root)
+    tree = RawTree(root, is_dicom_name)
+    files: list[Path] = []
+    subjects: dict[str, str] = {}
+    for path in tree.files():
+        if path.name.lower() == METADATA_NAME:
+            _add_subjects(path, subjects, tree)
+        elif take(path, tree):
+            files.append(path)
+    if not files and not tree.unread:
+        raise nothing_found("tcia", root, tree.seen())
     with Progress("read headers", total=len(files), unit="file") as progress:
         volumes = find_volumes(_counted(files, progress))
     for volume in volumes:
         yield _reference(root, volume, subjects)
+    pictures = {path for volume in volumes for path in volume.paths}
+    tree.count("DICOM objects", "they hold no pictures", sum(path not in pictures for path in files))
+    yield from tree.rest("tcia")
 
 
 def load(ref: ScanRef) -> Scan:
@@ -124,21 +136,16 @@ def _shared(values: Iterable[str]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _public_subjects(root: Path) -> dict[str, str]:
-    """Subject ID by Series UID from every metadata.csv below `root`."""
-    subjects: dict[str, str] = {}
-    for path in (path for path in walk(root) if path.name == METADATA_NAME):
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-            table = csv.DictReader(stream)
-            missing = {"Series UID", "Subject ID"} - set(table.fieldnames or ())
-            if missing:
-                raise UserError(f"{path}: no column {', '.join(sorted(missing))}; use the metadata.csv of the download")
-            try:
-                subjects |= {
-                    row["Series UID"].strip(): row["Subject ID"].strip()
-                    for row in table
-                    if row["Series UID"] and row["Subject ID"]
-                }
-            except csv.Error as error:
-                raise UserError(f"{path}: not a CSV table ({error}); download it again") from error
-    return subjects
+def _add_subjects(path: Path, subjects: dict[str, str], tree: RawTree) -> None:
+    """Add the Subject ID by Series UID of one metadata.csv; a series that has several keeps none."""
+    try:
+        table = read_table(path, ("Series UID", "Subject ID"))
+    except (UserError, OSError):
+        # Anybody may call a table so; the ids of one that cannot be read count as private.
+        tree.count(METADATA_NAME, "not NBIA's table, so not used")
+        return
+    tree.count(f"rows of {METADATA_NAME}", "damaged", table.damaged)
+    for row in table.rows:
+        series, subject = row["Series UID"].strip(), row["Subject ID"].strip()
+        if series and subject:
+            subjects[series] = subject if subjects.get(series, subject) == subject else ""

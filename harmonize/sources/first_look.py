@@ -1,0 +1,111 @@
+"""What a raw folder should look like and what it looks like instead: the mistakes of the first hour, by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+
+from harmonize.dicom_elements import looks_like_dicom
+from harmonize.errors import UserError
+from harmonize.raw_tree import CORPUS_FILE, CORPUS_FOLDER, RawTree, suffix_of
+
+EXPECTED = {
+    "openmind": "a tree of NIfTI files such as OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz",
+    "tcia": "a folder of DICOM files, in any layout",
+    "deeplesion": "DL_info.csv and Images_png/ with a folder a series, such as 000001_01_01/103.png",
+    "rsna": "the competition's train.csv and series/<SeriesInstanceUID>/*.dcm",
+}
+
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+_DICOM = "DICOM without suffix"
+_LOOKED_AT = 2000
+"""Files that a look at a strange folder goes through at most."""
+
+_NAMED = 4
+"""Kinds of file that are named."""
+
+
+def check_root(source: str, root: Path) -> None:
+    """Refuse what cannot be the raw folder of any source.
+
+    Raises:
+        UserError: No folder, an archive, or a corpus of ours.
+    """
+    if root.is_file():
+        kind = "an archive: unpack it and give its folder" if suffix_of(root.name) in _ARCHIVES else "a file"
+        raise UserError(f"{root}: {kind}; expected is {EXPECTED[source]}", exit_code=2)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected is {EXPECTED[source]}", exit_code=2)
+    if (root / CORPUS_FILE).is_file() and (root / CORPUS_FOLDER).is_dir():
+        raise UserError(f"{root}: is a corpus that harmonize wrote; give the raw folder it was made from", exit_code=2)
+    if source == "tcia" and _is_rsna(root):
+        raise UserError(
+            f"{root}: is the RSNA competition's download; give it to harmonize rsna, or {root / 'series'} to harmonize "
+            "tcia to do without its labels",
+            exit_code=2,
+        )
+
+
+def nothing_found(source: str, root: Path, seen: Mapping[str, int] | None = None) -> UserError:
+    """The error that says what a folder holds instead of the source's files.
+
+    Args:
+        source: Registry name.
+        root: The raw folder.
+        seen: Its files by suffix; None to look.
+    """
+    found = Counter(seen) if seen is not None else _look(root)
+    if not found:
+        return UserError(f"{root}: no {source} scans found; it is empty; expected is {EXPECTED[source]}", exit_code=2)
+    named = ", ".join(f"{count} {what}" for what, count in found.most_common(_NAMED))
+    more = ", ..." if len(found) > _NAMED else ""
+    return UserError(
+        f"{root}: no {source} scans found; it holds {named}{more}{_advice(source, root, found)}; "
+        f"expected is {EXPECTED[source]}",
+        exit_code=2,
+    )
+
+
+def _advice(source: str, root: Path, seen: Counter[str]) -> str:
+    other = _looks_like(root, seen)
+    if other and other != source:
+        return f" and looks like {other}: try harmonize {other}"
+    if any(seen[suffix] for suffix in _ARCHIVES):
+        return ": unpack the archives"
+    return ""
+
+
+def _looks_like(root: Path, seen: Counter[str]) -> str | None:
+    if _is_rsna(root):
+        return "rsna"
+    if (root / "DL_info.csv").is_file() or (root / "Images_png").is_dir():
+        return "deeplesion"
+    dicom = sum(seen[kind] for kind in (".dcm", ".dicom", ".ima", _DICOM))
+    nifti = sum(seen[kind] for kind in (".nii", ".nii.gz"))
+    if max(dicom, nifti) == 0:
+        return None
+    return "tcia" if dicom > nifti else "openmind"
+
+
+def _is_rsna(root: Path) -> bool:
+    return (root / "train.csv").is_file() and (root / "series").is_dir()
+
+
+def _look(root: Path) -> Counter[str]:
+    """The first files below a folder by suffix, DICOM without one told by its bytes; then what is no file."""
+    tree = RawTree(root)
+    found = Counter(_kind(path) for path in islice(tree.files(), _LOOKED_AT))
+    return found + tree.seen()
+
+
+def _kind(path: Path) -> str:
+    suffix = suffix_of(path.name)
+    if not suffix:
+        try:
+            with path.open("rb") as stream:
+                return _DICOM if looks_like_dicom(stream) else "without suffix"
+        except OSError:
+            return "unreadable"
+    return suffix

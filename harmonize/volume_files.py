@@ -1,0 +1,130 @@
+"""Foreign volume files of every format that nibabel reads: NIfTI and its pairs, MGH, AFNI, MINC, Philips PAR/REC."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from harmonize.errors import Reason, Rejection
+from harmonize.nifti import MAX_BYTES, NiftiVolume, describe_exponent, read_nifti, within_float32
+from harmonize.raw_tree import suffix_of
+
+PACKED = ("", ".gz", ".bz2")
+SINGLE = frozenset(f".nii{packer}" for packer in PACKED)
+_PAIRS = {".img": ".hdr", ".brik": ".head", ".rec": ".par"}
+PARTNERS = {voxels + packer: header for voxels, header in _PAIRS.items() for packer in PACKED}
+"""Suffix of the header, which may be packed itself, by that of the voxels, where a volume is two files."""
+
+HEADERS = frozenset(header + packer for header in _PAIRS.values() for packer in PACKED)
+READ = SINGLE | PARTNERS.keys() | {".mgh", ".mgz", ".mgh.gz", ".mnc"}
+"""Suffixes of what `read_volume_file` reads; the headers of pairs are read with their voxels."""
+
+NIFTI_PAIR = ".img"
+_ORIENTED = "the header says no orientation: left and right are unknown"
+
+NIBABEL_FAULTS = (
+    ImageFileError, HeaderDataError, WrapStructError, zlib.error, EOFError, ValueError, TypeError, KeyError, IndexError,
+    AttributeError, OverflowError, MemoryError, ImportError, AssertionError,
+)  # fmt: skip
+"""What nibabel is known to raise on damaged files."""
+
+
+def stem_of(name: str) -> str:
+    """A file name without its suffix; a packer's suffix goes too."""
+    return name[: len(name) - len(suffix_of(name))]
+
+
+def read_volume_file(path: Path, header: Path | None = None) -> NiftiVolume:
+    """Read one volume with its affine.
+
+    Args:
+        path: The file, or the one with the voxels where there are two.
+        header: The file with the header, where there are two.
+
+    Raises:
+        Rejection: The file is cut, damaged, of another format, not 3D, or without a usable affine.
+        OSError: The disk failed.
+    """
+    suffix = suffix_of(path.name)
+    if suffix in SINGLE:
+        return read_nifti(path)
+    if suffix in PARTNERS and header is None:
+        raise Rejection(Reason.MISSING_FILE, f"the {PARTNERS[suffix]} of a {suffix} is not there")
+    if suffix.startswith(NIFTI_PAIR) and header is not None:
+        return read_nifti(path, header)
+    return _read_by_nibabel(suffix, path, header)
+
+
+def _read_by_nibabel(suffix: str, path: Path, header: Path | None) -> NiftiVolume:
+    _check_readable(path, header)
+    log = logging.getLogger("nibabel.global")
+    level = log.level
+    try:
+        # What nibabel says about odd headers quotes them.
+        log.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = _open(suffix, path, header)
+            shape = tuple(int(count) for count in image.shape)
+            if len(shape) < 3 or any(count != 1 for count in shape[3:]):
+                raise Rejection(Reason.NOT_3D, f"{' x '.join(map(str, shape))} voxels are not one volume")
+            if min(shape) < 1:
+                raise Rejection(Reason.EMPTY, "the header claims no voxels")
+            if np.prod([float(count) for count in shape]) * 4 > MAX_BYTES:
+                raise Rejection(Reason.TOO_LARGE, f"the header claims {' x '.join(map(str, shape))} voxels")
+            stored: NDArray[Any] = np.asanyarray(image.dataobj).reshape(shape[:3])
+            affine = np.asarray(image.affine, np.float64)
+    except NIBABEL_FAULTS as error:
+        raise Rejection(Reason.UNREADABLE, f"a damaged {suffix} file ({type(error).__name__})") from error
+    except OSError as error:
+        # nibabel's own have no errno; those of the file system have.
+        if error.errno is not None:
+            raise
+        raise Rejection(Reason.TRUNCATED, f"a {suffix} file that is cut or damaged") from error
+    finally:
+        log.setLevel(level)
+    if stored.dtype.kind not in "iuf" or stored.dtype.itemsize > 8:
+        raise Rejection(Reason.UNSUPPORTED_ENCODING, "voxels that are no intensities")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) == 0:
+        raise Rejection(Reason.BAD_GEOMETRY, "the header's affine is singular")
+    decisions = [f"read as {suffix.removeprefix('.')}"]
+    native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    voxels, exponent = within_float32(native)
+    if exponent:
+        decisions.append(describe_exponent(exponent))
+    return NiftiVolume(voxels_XYZ=voxels, affine=affine, decisions=decisions, exponent=exponent)
+
+
+def _open(suffix: str, path: Path, header: Path | None) -> Any:
+    if suffix.startswith(".mg"):
+        image = nib.MGHImage.from_file_map({"image": FileHolder(filename=os.fspath(path))})
+        if not int(image.header["goodRASFlag"]):
+            raise Rejection(Reason.MISSING_METADATA, _ORIENTED)
+        return image
+    if suffix == ".mnc":
+        return nib.load(path)
+    holders = {"image": FileHolder(filename=os.fspath(path)), "header": FileHolder(filename=os.fspath(header or path))}
+    if suffix.startswith(".rec"):
+        return nib.parrec.PARRECImage.from_file_map(holders)
+    return nib.brikhead.AFNIImage.from_file_map(holders)
+
+
+def _check_readable(*paths: Path | None) -> None:
+    for path in paths:
+        try:
+            if path is not None and path.stat().st_size == 0:
+                raise Rejection(Reason.EMPTY, "the file is empty")
+        except FileNotFoundError as error:
+            raise Rejection(Reason.MISSING_FILE, "the file is not there") from error
