@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from finetune import train as finetuning
 from finetune.predict import Predictor
 from finetune.recipe import Recipe as FinetuneRecipe
+from finetune.report import write_report
 from harmonize.cli import main as harmonize
 from harmonize.corpus import Corpus
 from headspark import Encoder
 from headspark.checkpoint import load_newest
 from headspark.config import read_recipe
+from headspark.export import export_run
 from headspark.recipe import Recipe
 from headspark.run import read_metrics, read_state
 from headspark.train import train
@@ -69,6 +71,25 @@ def test_another_run_keeps_what_is_there(old: Path, source: str, capsys: pytest.
     assert harmonize(["verify", str(corpus), "--workers", "1"]) == 0
 
 
+def test_shards_that_were_not_merged_yet_are(old: Path) -> None:
+    corpus = old / "corpus"
+    rows, rejected = (pd.read_parquet(corpus / name) for name in ("metadata.parquet", "rejected.parquet"))
+    (corpus / "records" / "rsna.jsonl").rename(corpus / "records" / "rsna.shard-0-of-1.jsonl")
+    assert harmonize(["merge", str(corpus)]) == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(corpus / "metadata.parquet")[rows.columns.tolist()], rows)
+    pd.testing.assert_frame_equal(pd.read_parquet(corpus / "rejected.parquet")[rejected.columns.tolist()], rejected)
+
+
+def test_the_corpus_is_shown_and_what_it_refused_is_found(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = old / "corpus"
+    assert harmonize(["report", str(corpus), "--workers", "1", "--thumbnails", "2"]) == 0
+    assert (corpus / "report" / "index.html").is_file()
+    capsys.readouterr()
+    assert harmonize(["locate", "tcia", str(old / "raw" / "tcia"), str(corpus)]) == 0
+    said = capsys.readouterr().out
+    assert all(raw_hash in said for raw_hash in Corpus.open(corpus).rejected["raw_hash"])
+
+
 def test_a_scan_that_was_lost_is_made_again_beside_the_others(old: Path) -> None:
     corpus = old / "corpus"
     before = Corpus.open(corpus).scans.set_index("scan_id")
@@ -99,6 +120,17 @@ def test_the_pretraining_run_goes_on_to_the_end_that_it_would_have_had(old: Path
         torch.testing.assert_close(average[name], tensor, rtol=RELATIVE, atol=ABSOLUTE)
 
 
+def test_the_encoder_of_an_unfinished_run_is_exported() -> None:
+    exported = export_run(FIXTURES / "run")
+    assert exported.preprocessing["spacing_mm"] == [5.0, 5.0, 5.0]
+    assert "Step 4 of 8" in exported.card.text
+    checkpoint = load_newest(FIXTURES / "run" / "checkpoints", say=print)
+    assert checkpoint is not None
+    assert checkpoint.ema is not None
+    state = exported.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in checkpoint.ema.items())
+
+
 def test_the_fine_tuning_run_goes_on_to_the_end_that_it_would_have_had(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +145,11 @@ def test_the_fine_tuning_run_goes_on_to_the_end_that_it_would_have_had(
 
 def test_the_fine_tuned_model_answers_as_it_did() -> None:
     assert_same_answers(FIXTURES / "finetuned")
+
+
+def test_the_fine_tuned_model_has_its_report(old: Path) -> None:
+    (old / "finetuned" / "report.html").unlink()
+    assert write_report(old / "finetuned", Corpus.open(FIXTURES / "corpus")).is_file()
 
 
 def test_the_encoder_sees_what_it_saw() -> None:
