@@ -19,7 +19,9 @@ from harmonize.corpus import NYUL, Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path, sha256_of, write_json
 from harmonize.pipeline import WINDOWED
+from harmonize.scan import HU
 from harmonize.settings import Settings
+from headspark.channels import MRI_UNITS
 from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub import load_weights
@@ -91,10 +93,12 @@ def irreproducible(corpus: Corpus, cases: Sequence[Case], *, brain_model: Path |
             "--bake-windows: this corpus stores CT windows, and fine-tuning cuts its own out of Hounsfield units; "
             "harmonize without it"
         )
+    if any(case.unit not in (HU, *MRI_UNITS) for case in cases):
+        return f"--mri-norm {norm}: MRI as it is has no common scale; harmonize with --mri-norm zscore or fcm"
     if norm in BY_CONTRAST and any(case.unit == norm for case in cases):
         return (
             f"--mri-norm {norm}: it needs the contrast of an MRI, which train.csv tells and the DICOM header of a "
-            "series to predict does not; harmonize with --mri-norm zscore, fcm or none"
+            "series to predict does not; harmonize with --mri-norm zscore or fcm"
         )
     if not shared.get("apply_brain"):
         return None

@@ -78,7 +78,7 @@ class Region:
         places_K: Index of each aneurysm's location in `LOCATIONS`.
         vessels_XYZ: uint8, 0 for none, else one more than the index of the location; None without a mask.
         labels_14: 0 or 1.
-        points_complete: False where a localizer of the series could not be used.
+        points_complete: False where a localizer of the series could not be used, or lies outside of the volume.
     """
 
     stored_XYZ: NDArray[np.int16]
@@ -217,6 +217,8 @@ def cut_region(
     start = corner - low
     inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     points_K3 = np.array([point.xyz_mm for point in points], dtype=np.float64).reshape(-1, 3)
+    points_K3 = (points_K3 - affine[:3, 3]) / sizes_mm
+    within_K3 = (points_K3 >= -0.5) & (points_K3 < np.array(stored.shape) - 0.5)
     return Region(
         stored_XYZ=np.ascontiguousarray(stored[inside]),
         slope=volume.slope,
@@ -225,11 +227,11 @@ def cut_region(
         unit=unit,
         spacing=(float(sizes_mm[0]), float(sizes_mm[1]), float(sizes_mm[2])),
         start=(int(start[0]), int(start[1]), int(start[2])),
-        points_K3=(points_K3 - affine[:3, 3]) / sizes_mm - low,
+        points_K3=points_K3 - low,
         places_K=np.array([LOCATIONS.index(point.label) for point in points], dtype=np.int64),
         vessels_XYZ=None if mask is None else _place_of_value()[mask[inside]],
         labels_14=np.asarray(labels, dtype=np.int64),
-        points_complete=points_complete,
+        points_complete=points_complete and bool(within_K3.all()),
     )
 
 

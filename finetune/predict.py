@@ -16,10 +16,11 @@ from finetune.rsna import is_foreign
 from harmonize import brain
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.pipeline import harmonize_scan
-from harmonize.scan import Scan
+from harmonize.scan import HU, Scan
 from harmonize.sources.rsna import find_series, load_series
 from harmonize.unusual import unusual
 from harmonize.volume import Volume
+from headspark.channels import MRI_UNITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,8 @@ class Predictor:
             affine=harmonized.affine,
         )
         data = self.bundle.data
+        if harmonized.unit not in (HU, *MRI_UNITS):
+            raise Rejection(Reason.BAD_INTENSITY, f"the model knows no intensities in {harmonized.unit!r}")
         region = cut_region(
             volume, data.patch, spacing=data.spacing, unit=harmonized.unit, foreground_box=harmonized.foreground_box
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from harmonize.aneurysm_labels import LABELS, LOCATIONS, PRESENT
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
+from harmonize.pipeline import WIDENED
 from harmonize.scan import ACTIVITY, Point
 from harmonize.sources.rsna import LOCALIZER_DROPPED
 
@@ -171,6 +172,9 @@ def _fault(row: dict[Any, Any]) -> str | None:
         return "neither CT nor MR"
     if contradiction(row["labels"]):
         return "with labels that contradict each other"
+    if WIDENED in row["decisions"]:
+        # Prediction, which knows no labels, would crop it closer.
+        return "cropped wider than without labels"
     return None
 
 

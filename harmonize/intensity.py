@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +169,17 @@ def correct_bias(
     return values_XYZ.astype(np.float32) / np.exp(field)
 
 
+@contextmanager
+def _fixed_start() -> Iterator[None]:
+    """Let fuzzy c-means, which draws its first memberships from numpy's global generator, begin alike every time."""
+    before = np.random.get_state()  # noqa: NPY002  # the library knows no other generator
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
 def _tissue_statistics(foreground: NDArray[Any], method: str, modality: str) -> tuple[float, float]:
     """Centre and scale from intensity-normalization, fitted on a thinned foreground: all three maps are linear."""
     from intensity_normalization import (
@@ -189,7 +202,8 @@ def _tissue_statistics(foreground: NDArray[Any], method: str, modality: str) -> 
         elif method == "kde":
             centre, scale = 0.0, KDENormalizer(modality=peak).fit(image, everywhere).tissue_mode
         else:
-            scaled = FCMNormalizer().fit(image, everywhere).transform(image).get_data()
+            with _fixed_start():
+                scaled = FCMNormalizer().fit(image, everywhere).transform(image).get_data()
             brightest = int(np.abs(sample).argmax())
             centre, scale = 0.0, float(sample.flat[brightest] / scaled.flat[brightest])
     except (NormalizationError, ValueError, np.linalg.LinAlgError) as error:

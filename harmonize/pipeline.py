@@ -26,6 +26,9 @@ MAX_BAD_SHARE = 0.5
 CROP_MARGIN_MM = 10.0
 """Air kept around the foreground by ``crop_foreground``, so that nothing at its border is cut."""
 
+WIDENED = "the crop was widened for labelled places"
+"""Decision of a scan that would have been cropped closer without its points and masks."""
+
 HEAD, DEFACED = 1, 2
 """Values of an anatomy mask."""
 
@@ -311,6 +314,7 @@ def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[
 def _crop(resampled: Resampled, scan: Scan) -> None:
     kept = find_foreground(resampled.values_XYZ, resampled.spacing, scan.unit, caution=CROP_CAUTION)
     kept |= resampled.foreground_XYZ
+    unlabelled = np.asarray(bounding_box(kept)).reshape(3, 2)
     if resampled.mask_XYZ is not None:
         kept |= resampled.mask_XYZ > 0
     box = np.asarray(bounding_box(kept)).reshape(3, 2)
@@ -321,6 +325,9 @@ def _crop(resampled: Resampled, scan: Scan) -> None:
             box = np.stack((np.minimum(box[:, 0], place), np.maximum(box[:, 1], place + 1)), axis=1).astype(int)
     margin = np.ceil(CROP_MARGIN_MM / np.asarray(resampled.spacing)).astype(int)
     low, high = np.maximum(box[:, 0] - margin, 0), np.minimum(box[:, 1] + margin, shape)
+    if (low < np.maximum(unlabelled[:, 0] - margin, 0)).any() or (high > unlabelled[:, 1] + margin).any():
+        # Nothing of this kind is known of a scan that comes without labels.
+        resampled.decisions.append(WIDENED)
     if (low == 0).all() and (high == shape).all():
         return
     cut = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))

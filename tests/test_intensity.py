@@ -118,3 +118,13 @@ def test_n4_evens_out_a_bias_field() -> None:
     biased = values * ramp
     found = correct_bias(biased, foreground, (5.0, 5.0, 5.0))
     assert found[white].std() / found[white].mean() < 0.6 * biased[white].std() / biased[white].mean()
+
+
+def test_fuzzy_c_means_gives_the_same_values_whatever_was_drawn_before() -> None:
+    values = np.random.default_rng(0).normal(100, 20, (12, 12, 12))
+    everywhere = np.ones(values.shape, dtype=bool)
+    first = normalise(values, everywhere, method="fcm", modality="T1w")
+    np.random.random(5)  # noqa: NPY002  # moves the global generator, from which the library draws
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert np.array_equal(normalise(values, everywhere, method="fcm", modality="T1w"), first)
+    assert np.random.get_state()[1].tolist() == before, "the caller's generator is left alone"  # noqa: NPY002

@@ -1,0 +1,185 @@
+"""Training and prediction see the same voxels under every option of harmonize, or training refuses the corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from finetune import train as training
+from finetune.bundle import BRAIN, Bundle, irreproducible, read_bundle, save_bundle, settings_of
+from finetune.data import DataConfig, network_input
+from finetune.model import AneurysmClassifier, HeadConfig
+from finetune.patches import load_region, pose_patch
+from finetune.predict import Predictor
+from finetune.recipe import Recipe
+from finetune.rsna import read_cases
+from harmonize import brain, engine, phantom, pipeline
+from harmonize.corpus import Corpus
+from harmonize.errors import UserError
+from harmonize.settings import MRI_NORMS, Settings
+from harmonize.sources.rsna import load_series
+from headspark.encoder import EncoderConfig, build_encoder
+
+TINY = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))
+HEAD = HeadConfig(stride=2, width=4)
+COARSE: dict[str, Any] = {"spacing": (5.0, 5.0, 5.0)}
+REPEATABLE: dict[str, dict[str, Any]] = {
+    "spacing": {"spacing": (3.0, 4.0, 5.5)},
+    "fine": {"spacing": (2.5, 2.5, 2.5)},
+    **{norm: {"mri_norm": norm} for norm in ("zscore", "fcm")},
+    "n4": {"n4": True},
+    "crop": {"crop_foreground": True},
+    "all": {"n4": True, "crop_foreground": True, "mri_norm": "fcm", "spacing": (4.0, 4.5, 5.0)},
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    **{norm: ({"mri_norm": norm}, f"--mri-norm {norm}") for norm in ("nyul", "whitestripe", "kde", "none")},
+    "baked": ({"bake_windows": True}, "--bake-windows"),
+}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("raw")
+    phantom.write("rsna", out, scans=4, size=24, seed=0)
+    return out / "rsna"
+
+
+def harmonized(raw: Path, out: Path, **options: Any) -> Corpus:
+    engine.run("rsna", raw, out, Settings(**(COARSE | options)), workers=0)
+    return Corpus.open(out)
+
+
+def model_of(corpus: Corpus, folder: Path, data: DataConfig, brain_model: Path | None = None) -> Path:
+    """An untrained model with the settings that training on `corpus` would give it."""
+    folder.mkdir()
+    weights = AneurysmClassifier(build_encoder(TINY), HEAD).state_dict()
+    settings = settings_of(corpus, brain_model=brain_model)
+    save_bundle(folder, Bundle(encoder=TINY, head=HEAD, data=data, settings=settings), weights)
+    return folder
+
+
+def assert_same_input(raw: Path, corpus: Corpus, model: Path) -> None:
+    predictor = Predictor(model, device=torch.device("cpu"))
+    data = predictor.bundle.data
+    cases = read_cases(corpus)
+    assert len({case.unit for case in cases}) == 2, "both CT and MRI are compared"
+    for case in cases:
+        region, decisions = predictor.network_region(load_series(raw / "series" / case.scan_id))
+        seen = pose_patch(region, data.patch)
+        trained = pose_patch(load_region(case, data.patch, spacing=data.spacing), data.patch)
+        assert torch.equal(network_input(seen, data), network_input(trained, data)), case.scan_id
+        assert seen.unit == case.unit
+        assert set(decisions) <= set(case.decisions), "what was decided for training is decided again"
+
+
+@pytest.mark.parametrize("name", REPEATABLE)
+def test_prediction_sees_the_voxels_that_training_saw(
+    name: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "CROP_MARGIN_MM", 0.0)  # else nothing of such small heads is cropped
+    corpus = harmonized(raw, tmp_path / "corpus", **REPEATABLE[name])
+    assert irreproducible(corpus, read_cases(corpus)) is None
+    done = " ".join(line for case in read_cases(corpus) for line in case.decisions)
+    assert ("cropped to" in done) == ("crop_foreground" in REPEATABLE[name])
+    assert ("by N4" in done) == ("n4" in REPEATABLE[name])
+    for number, spacing in enumerate((None, 6.0)):
+        data = DataConfig(patch=(16, 20, 12), spacing=spacing)
+        assert_same_input(raw, corpus, model_of(corpus, tmp_path / f"model{number}", data))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_prediction_cannot_repeat_is_refused_before_training(name: str, raw: Path, tmp_path: Path) -> None:
+    options, option = REFUSED[name]
+    corpus = harmonized(raw, tmp_path / "corpus", **options)
+    with pytest.raises(UserError, match=option) as refusal:
+        training.train(
+            Recipe(data=DataConfig(patch=(160,) * 3)), corpus=corpus, encoder_folder=None, out=tmp_path / "run"
+        )
+    assert refusal.value.exit_code == 2
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_normaliser_is_either_repeated_or_refused() -> None:
+    assert set(MRI_NORMS) == {name for name in (*REPEATABLE, *REFUSED) if name in MRI_NORMS}
+
+
+@pytest.mark.parametrize("norm", ["nyul", "whitestripe"])
+def test_a_corpus_of_ct_alone_is_free_to_name_any_normaliser(norm: str, raw: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(raw / "train.csv", dtype=str)
+    ct = tmp_path / "ct"
+    ct.mkdir()
+    (ct / "series").symlink_to(raw / "series")
+    table[table["Modality"] == "CTA"].to_csv(ct / "train.csv", index=False)
+    corpus = harmonized(ct, tmp_path / "corpus", mri_norm=norm)
+    cases = read_cases(corpus)
+    assert cases
+    assert irreproducible(corpus, cases) is None
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SynthStrip's architecture with weights by hand: the brighter, the deeper in the brain."""
+    model = pytest.importorskip("nipreps.synthstrip.model", reason="needs headspark[brain]").StripModel()
+    first, last = model.encoder[0], model.remaining
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        skipped = last[0].conv.in_channels - first[-1].conv.out_channels
+        for conv, channel in ((first[0].conv, 0), (first[1].conv, 0), (last[0].conv, skipped), (last[1].conv, 0)):
+            conv.weight[0, channel, 1, 1, 1] = 1
+        last[-1].conv.weight[0, 0, 1, 1, 1] = -200
+        last[-1].conv.bias[0] = 60
+    torch.save({brain.STATE: model.state_dict()}, tmp_path / "weights.pt")
+    # A coarse grid in the smallest frame: it is the same network, and quick.
+    monkeypatch.setattr(brain, "NETWORK_SPACING_MM", 4.0)
+    monkeypatch.setattr(brain, "MIN_SIDE", brain.SIDE_STEP)
+    monkeypatch.setattr(brain, "MAX_SIDE", brain.SIDE_STEP)
+    return tmp_path / "weights.pt"
+
+
+DATA = DataConfig(patch=(16, 20, 12))
+
+
+@pytest.fixture
+def two(raw: Path, tmp_path: Path) -> Path:
+    """A raw tree of one CT and one MRI."""
+    table = pd.read_csv(raw / "train.csv", dtype=str)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "series").symlink_to(raw / "series")
+    table[~(table["Modality"] == "CTA").duplicated()].to_csv(tmp_path / "two" / "train.csv", index=False)
+    return tmp_path / "two"
+
+
+def test_brain_masks_that_are_only_stored_need_no_weights_later(two: Path, weights: Path, tmp_path: Path) -> None:
+    engine.run("rsna", two, tmp_path / "corpus", Settings(**COARSE, brain_model=weights), workers=0, limit=1)
+    corpus = Corpus.open(tmp_path / "corpus")
+    assert irreproducible(corpus, read_cases(corpus)) is None
+    assert any("SynthStrip" in line for line in read_cases(corpus)[0].decisions)
+    # Such a mask changes no voxel of the image, so prediction makes none.
+    assert settings_of(corpus, brain_model=weights) == settings_of(corpus) == Settings(**COARSE)
+    assert not (model_of(corpus, tmp_path / "model", DATA) / BRAIN).exists()
+
+
+def test_an_applied_brain_mask_travels_with_the_model(two: Path, weights: Path, tmp_path: Path) -> None:
+    corpus = harmonized(two, tmp_path / "corpus", brain_model=weights, apply_brain=True)
+    cases = read_cases(corpus)
+    assert "--brain-model" in str(irreproducible(corpus, cases))
+    other = tmp_path / "other.pt"
+    other.write_bytes(weights.read_bytes() + b"0")
+    assert "SHA-256" in str(irreproducible(corpus, cases, brain_model=other))
+    assert irreproducible(corpus, cases, brain_model=weights) is None
+    recipe = Recipe(data=DataConfig(patch=(160,) * 3))
+    with pytest.raises(UserError, match="--apply-brain") as refusal:
+        training.train(recipe, corpus=corpus, encoder_folder=None, out=tmp_path / "run")
+    assert refusal.value.exit_code == 2
+    model = model_of(corpus, tmp_path / "model", DATA, weights)
+    weights.unlink()
+    assert_same_input(two, corpus, model)
+    (model / BRAIN).write_bytes(b"other")
+    with pytest.raises(UserError, match="missing or damaged"):
+        read_bundle(model)
