@@ -266,12 +266,16 @@ _LABEL_COLUMNS = [name for name in LABEL_SCHEMA.names if name != "accepted"]
 
 
 def _label_rows(accepted: list[dict[str, Any]], labels: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of labels.parquet in their order; an accepted scan's own row says what its labels are."""
+    """Rows of labels.parquet in their order; an accepted scan's own row says what its labels are.
+
+    The modality stays the table's, since that of the header is known of accepted scans alone.
+    """
     found = {(entry["source"], entry["subject"], entry["scan_id"]): entry | {"accepted": False} for entry in labels}
     for row in accepted:
         key = (row["source"], row["subject"], row["scan_id"])
         if key in found or row["labels"] is not None:
-            found[key] = {name: row[name] for name in _LABEL_COLUMNS} | {"accepted": True}
+            modality = found[key]["modality"] if key in found else row["modality"]
+            found[key] = {name: row[name] for name in _LABEL_COLUMNS} | {"modality": modality, "accepted": True}
     return [found[key] for key in sorted(found)]
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from finetune import train as training
 from finetune.bundle import BRAIN, Bundle, irreproducible, read_bundle, save_bundle, settings_of
@@ -16,8 +21,9 @@ from finetune.model import AneurysmClassifier, HeadConfig
 from finetune.patches import load_region, pose_patch
 from finetune.predict import Predictor
 from finetune.recipe import Recipe
-from finetune.rsna import read_cases
-from harmonize import brain, engine, phantom, pipeline
+from finetune.rsna import read_cases, select
+from harmonize import brain, engine, phantom
+from harmonize.aneurysm_labels import LOCATIONS, PRESENT
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.settings import MRI_NORMS, Settings
@@ -26,6 +32,7 @@ from headspark.encoder import EncoderConfig, build_encoder
 
 TINY = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))
 HEAD = HeadConfig(stride=2, width=4)
+DATA = DataConfig(patch=(16, 20, 12))
 COARSE: dict[str, Any] = {"spacing": (5.0, 5.0, 5.0)}
 REPEATABLE: dict[str, dict[str, Any]] = {
     "spacing": {"spacing": (3.0, 4.0, 5.5)},
@@ -46,6 +53,46 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("raw")
     phantom.write("rsna", out, scans=4, size=24, seed=0)
     return out / "rsna"
+
+
+@pytest.fixture(scope="module")
+def airy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CT and an MRI, each a ball with much air around it, with a localizer that lies in the air of the first."""
+    root = tmp_path_factory.mktemp("airy")
+    z, y, x = np.mgrid[:20, :40, :40]
+    ball = (x - 20) ** 2 + (y - 18) ** 2 + (z - 9) ** 2 < 36
+    rows = []
+    for uid, modality, kind in (("1.2.1", "CT", "CTA"), ("1.2.2", "MR", "MRA")):
+        noise = np.random.default_rng(0).integers(0, 20, ball.shape)
+        pixels = np.where(ball, 900 if modality == "MR" else 1064, 0 if modality == "CT" else 30) + noise
+        write_series(root / "series" / uid, uid, modality, pixels)
+        rows.append({"SeriesInstanceUID": uid, "PatientAge": 60, "PatientSex": "Female", "Modality": kind})
+    present = {label: [0, 0] for label in LOCATIONS} | {"Basilar Tip": [1, 0], PRESENT: [1, 0]}
+    pd.DataFrame(rows).assign(**present).to_csv(root / "train.csv", index=False)
+    return root
+
+
+def write_series(folder: Path, uid: str, modality: str, pixels_ZYX: NDArray[np.int_]) -> None:
+    """An axial series of 4 mm voxels."""
+    folder.mkdir(parents=True)
+    for k, plane in enumerate(pixels_ZYX):
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        kind = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}[modality]
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = kind
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{k}"
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID, dataset.PatientID = uid, f"{uid}.0", uid
+        dataset.Modality, dataset.InstanceNumber = modality, k + 1
+        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [-80, -80, 4 * k], [1, 0, 0, 0, 1, 0]
+        dataset.PixelSpacing, dataset.SliceThickness = [4, 4], 4
+        dataset.Rows, dataset.Columns = plane.shape
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        if modality == "CT":
+            dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+        dataset.PixelData = plane.astype("<i2").tobytes()
+        dataset.save_as(folder / f"{k}.dcm", enforce_file_format=True)
 
 
 def harmonized(raw: Path, out: Path, **options: Any) -> Corpus:
@@ -77,18 +124,33 @@ def assert_same_input(raw: Path, corpus: Corpus, model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REPEATABLE)
-def test_prediction_sees_the_voxels_that_training_saw(
-    name: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "CROP_MARGIN_MM", 0.0)  # else nothing of such small heads is cropped
+def test_prediction_sees_the_voxels_that_training_saw(name: str, raw: Path, tmp_path: Path) -> None:
     corpus = harmonized(raw, tmp_path / "corpus", **REPEATABLE[name])
     assert irreproducible(corpus, read_cases(corpus)) is None
     done = " ".join(line for case in read_cases(corpus) for line in case.decisions)
-    assert ("cropped to" in done) == ("crop_foreground" in REPEATABLE[name])
     assert ("by N4" in done) == ("n4" in REPEATABLE[name])
     for number, spacing in enumerate((None, 6.0)):
         data = DataConfig(patch=(16, 20, 12), spacing=spacing)
         assert_same_input(raw, corpus, model_of(corpus, tmp_path / f"model{number}", data))
+
+
+@pytest.mark.parametrize("name", ["crop", "all"])
+def test_a_crop_is_the_same_with_and_without_labels(name: str, airy: Path, tmp_path: Path) -> None:
+    corpus = harmonized(airy, tmp_path / "corpus", **REPEATABLE[name])
+    assert all(any(line.startswith("cropped to") for line in case.decisions) for case in read_cases(corpus))
+    assert_same_input(airy, corpus, model_of(corpus, tmp_path / "model", DATA))
+
+
+def test_a_crop_that_labels_widened_is_left_out_and_said(airy: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(airy, raw)
+    localizer = {"SeriesInstanceUID": ["1.2.1"], "SOPInstanceUID": ["1.2.1.2"], "location": ["Basilar Tip"]}
+    pd.DataFrame(localizer | {"coordinates": ["{'x': 3.0, 'y': 3.0}"]}).to_csv(raw / "train_localizers.csv")
+    uncropped = harmonized(raw, tmp_path / "uncropped")
+    assert [case.scan_id for case in read_cases(uncropped)] == ["1.2.1", "1.2.2"]
+    selection = select(harmonized(raw, tmp_path / "corpus", crop_foreground=True))
+    assert [case.scan_id for case in selection.cases] == ["1.2.2"]
+    assert selection.summary() == "1 of 2 series used; left out: 1 cropped wider than without labels"
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -140,9 +202,6 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(brain, "MIN_SIDE", brain.SIDE_STEP)
     monkeypatch.setattr(brain, "MAX_SIDE", brain.SIDE_STEP)
     return tmp_path / "weights.pt"
-
-
-DATA = DataConfig(patch=(16, 20, 12))
 
 
 @pytest.fixture
