@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
+from harmonize import engine
+from harmonize.corpus import Corpus
 from harmonize.outliers import FLAGS, find, order, robust_z
+from harmonize.settings import Settings
 
 
 def manifest(count: int = 20, **changes: dict[int, Any]) -> pd.DataFrame:
@@ -80,6 +85,23 @@ def test_what_is_noteworthy_raises_its_flag(column: str, value: list[Any], flag:
     assert flag in findings[1].flags
     assert findings[0].flags == ()
     assert flag in FLAGS
+
+
+@pytest.mark.parametrize("removed", [0, 1])
+def test_a_scan_is_defaced_where_its_source_removed_something(tmp_path: Path, removed: int) -> None:
+    image = tmp_path / "raw/OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz"
+    mask = image.with_name("sub-01_T1w__Data") / "deface_mask.nii.gz"
+    mask.parent.mkdir(parents=True)
+    values = np.random.default_rng(0).normal(10, 1, (16, 18, 20)).astype(np.float32)
+    values[4:12, 4:14, 4:16] += 100
+    marked = np.zeros(values.shape, dtype=np.uint8)
+    marked[4:6, 4:14, 4:8] = removed
+    for path, voxels in ((image, values), (mask, marked)):
+        nib.save(nib.Nifti1Image(voxels, np.diag([4.0, 4.0, 4.0, 1.0])), path)
+    corpus = tmp_path / "corpus"
+    assert engine.run("openmind", tmp_path / "raw", corpus, Settings(spacing=(4.0,) * 3), workers=0).accepted == 1
+    (found,) = find(Corpus.open(corpus).scans)
+    assert ("defaced" in found.flags) == bool(removed)
 
 
 def test_an_empty_manifest_has_no_findings() -> None:
