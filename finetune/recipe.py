@@ -10,7 +10,7 @@ from finetune.model import HeadConfig
 from finetune.patches import AugmentConfig
 from finetune.stages import StageConfig
 from headspark.encoder import EncoderConfig
-from headspark.recipe import Precision
+from headspark.recipe import MOST_THREADS, Precision
 
 DEFAULT_STAGES = (
     StageConfig(name="head", steps=1000, head_lr=1e-3, warmup=100),
@@ -62,8 +62,8 @@ class TrainConfig:
                 raise ValueError(f"train.{name} {getattr(self, name)}: must be 0 or more")
         if not 0 <= self.ema < 1:
             raise ValueError(f"train.ema {self.ema}: must be 0, or lie between 0 and 1")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"train.threads {self.threads}: must be 1 or more")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"train.threads {self.threads}: use 1 to {MOST_THREADS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import re
 import sys
 import typing
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +18,15 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from harmonize.errors import UserError
+from headspark.recipe_text import LARGEST_INT, check_numbers, read_mapping, walk
 
 T = TypeVar("T")
 WRONG_USE = 2
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room on the disk, in the user's quota, or for a file of that size."""
+
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|Storage size calculation overflowed|not enough memory")
+"""What PyTorch says on a GPU, and three things that it says on a CPU."""
 
 
 def recipe_parser(config_class: type, *, prog: str, description: str) -> ArgumentParser:
@@ -50,18 +54,17 @@ def parse_recipe(parser: ArgumentParser, config_class: type[T], argv: Sequence[s
         UserError: With exit code 2 and one line that names the key, for an unknown key (and the nearest valid one),
             a wrong type or an impossible combination.
     """
-    valid = {*recipe_keys(config_class), *_own_options(parser)}
-    free = _free_keys(config_class)
-    for option in _options(argv):
-        if any(option.startswith(f"{key}.") for key in free):
-            continue
-        _check_key(option, valid, where="on the command line", shown="--{}")
+    own = _own_options(parser, config_class)
+    argv = _check_options(argv, own, config_class)
     for path in _config_files(argv):
-        for key in _leaves(_read_mapping(path), free=free):
-            _check_key(key, valid, where=f"in {path}", shown="{}")
+        values, where = read_mapping(path), f"in {path}"
+        if "config" in values:
+            raise UserError(f"{path}: a recipe cannot name another (config)", exit_code=WRONG_USE)
+        _check_keys(values, config_class, where=where, more=own)
     with _wrong_use():
         made = parser.instantiate(parser.parse_args(list(argv)))
         recipe = config_class(**{name: made[name] for name in _names(config_class)})
+    _check_values(recipe)
     return recipe, Namespace(**{name: made[name] for name in vars(made) if name not in _names(config_class)})
 
 
@@ -81,12 +84,14 @@ def from_plain(config_class: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         UserError: For an unknown key or a wrong type.
     """
-    for key in _leaves(values, free=_free_keys(config_class)):
-        _check_key(key, set(recipe_keys(config_class)), where=f"for {config_class.__name__}", shown="{}")
+    _check_keys(values, config_class, where=f"for {config_class.__name__}")
+    check_numbers("", values)
     parser = recipe_parser(config_class, prog="recipe", description="")
     with _wrong_use():
         made = parser.instantiate(parser.parse_object(dict(values)))
-        return config_class(**{name: made[name] for name in _names(config_class)})
+        config = config_class(**{name: made[name] for name in _names(config_class)})
+    _check_values(config)
+    return config
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -121,10 +126,18 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except OSError as error:
-        if error.errno not in FULL_DISK or "--debug" in argv:
+        if (error.errno not in FULL_DISK and not error.filename) or "--debug" in argv:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        line = f"{where}{error.strerror}; what was written before is intact: make room and give the same command again"
+        advice = "make room and give the same command again" if error.errno in FULL_DISK else "mend that and try again"
+        line = f"{where}{error.strerror}; what was written before is intact: {advice}"
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        fault = _one_line(error)
+        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(fault)) or "--debug" in argv:
+            raise
+        line = f"not enough memory ({fault}): take a smaller patch, batch, encoder or cache"
         print(f"error: {line}", file=sys.stderr, flush=True)
         return 1
 
@@ -133,7 +146,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
 def _wrong_use() -> Iterator[None]:
     try:
         yield
-    except (ArgumentError, ValueError, TypeError) as error:
+    except (ArgumentError, ValueError, TypeError, OverflowError) as error:
         raise UserError(_one_line(error), exit_code=WRONG_USE) from error
 
 
@@ -145,14 +158,65 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _own_options(parser: ArgumentParser) -> set[str]:
-    return {option.removeprefix("--") for action in parser._actions for option in action.option_strings} | {"help"}
+def _own_options(parser: ArgumentParser, config_class: Any) -> set[str]:
+    """The options that are no keys of the recipe."""
+    names = {option.removeprefix("--") for action in parser._actions for option in action.option_strings} | {"help"}
+    return names - set(recipe_keys(config_class))
 
 
-def _options(argv: Sequence[str]) -> Iterator[str]:
+def _check_options(argv: Sequence[str], own: set[str], config_class: Any) -> list[str]:
+    """Refuse keys that do not exist or stand twice; gives `argv` with the recipe first, so that options overrule it."""
+    free, sections = _free_keys(config_class), _sections(config_class)
+    valid = {*recipe_keys(config_class), *own}
+    seen: set[str] = set()
+    recipe: list[str] = []
+    rest: list[str] = []
+    for words in _options(argv):
+        option, value = words[0].removeprefix("--").split("=", 1)[0], _value(words)
+        if not words[0].startswith("--") or len(words[0]) == 2:
+            rest += words
+            continue
+        if not any(option.startswith(f"{key}.") for key in free):
+            _check_key(option, valid, where="on the command line", shown="--{}")
+        keys = [option]
+        if value is not None and option not in own:
+            keys += _check_value(option, value, config_class)
+        for key in keys:
+            if key in seen and key not in ("debug", "help", *sections):
+                raise UserError(f"--{key} stands twice on the command line; keep one", exit_code=WRONG_USE)
+        seen.update(keys)
+        (recipe if option == "config" else rest).extend(words)
+    return recipe + rest
+
+
+def _check_value(option: str, value: str, config_class: Any) -> list[str]:
+    """The keys in the value of an option; refuses those that do not exist or stand twice, and numbers beyond reason."""
+    if value.lstrip("+-").isdigit() and len(value.lstrip("+-0")) > len(str(LARGEST_INT)):
+        check_numbers(option, LARGEST_INT + 1)
+    is_section = option in _sections(config_class)
+    if not is_section and not value.lstrip().startswith(("{", "[")):
+        return []
+    keys = [written.path for written in walk(value, where=f"--{option}", below=option)]
+    if is_section or option in _names(config_class):
+        _check_keys({option: yaml.safe_load(value)}, config_class, where="on the command line")
+    return keys
+
+
+def _options(argv: Sequence[str]) -> Iterator[list[str]]:
+    """Each option with its value, where that is a word of its own."""
+    words: list[str] = []
     for word in argv:
-        if word.startswith("--") and len(word) > 2:
-            yield word[2:].split("=", 1)[0]
+        if word.startswith("--") or (words and ("=" in words[0] or len(words) == 2)):
+            if words:
+                yield words
+            words = []
+        words.append(word)
+    if words:
+        yield words
+
+
+def _value(words: Sequence[str]) -> str | None:
+    return words[1] if len(words) > 1 else words[0].split("=", 1)[1] if "=" in words[0] else None
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[Path]:
@@ -161,18 +225,6 @@ def _config_files(argv: Sequence[str]) -> Iterator[Path]:
             yield Path(argv[index + 1])
         elif word.startswith("--config="):
             yield Path(word.removeprefix("--config="))
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}", exit_code=WRONG_USE) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path} is not YAML: {_one_line(error)}", exit_code=WRONG_USE) from error
-    if not isinstance(values, dict):
-        raise UserError(f"recipe {path} holds no keys", exit_code=WRONG_USE)
-    return values
 
 
 def _free_keys(config_class: Any, prefix: str = "") -> set[str]:
@@ -187,12 +239,59 @@ def _free_keys(config_class: Any, prefix: str = "") -> set[str]:
     return free
 
 
-def _leaves(values: Mapping[str, Any], *, free: set[str], prefix: str = "") -> Iterator[str]:
+def _sections(config_class: Any) -> dict[str, Any]:
+    """The fields that are dataclasses themselves, and their classes."""
+    return {name: hint for name, hint in typing.get_type_hints(config_class).items() if dataclasses.is_dataclass(hint)}
+
+
+def _check_keys(
+    values: Mapping[Any, Any], config_class: Any, *, where: str, prefix: str = "", more: Collection[str] = ()
+) -> None:
+    """Refuse keys that a configuration class does not have, and sections that are none.
+
+    Args:
+        values: Plain ones; at the top, keys may be dotted.
+        config_class: What they shall make.
+        where: Names the place in messages.
+        prefix: The keys above, with a dot behind.
+        more: Other keys that are taken.
+    """
+    hints, valid = typing.get_type_hints(config_class), {*recipe_keys(config_class), *more}
+    free = _free_keys(config_class)
     for name, value in values.items():
-        key = f"{prefix}{name}"
-        yield key
-        if isinstance(value, Mapping) and key not in free:
-            yield from _leaves(value, free=free, prefix=f"{key}.")
+        if any(str(name).startswith(f"{key}.") for key in free):
+            continue
+        _check_key(f"{prefix}{name}", {f"{prefix}{key}" for key in valid}, where=where, shown="{}")
+        hint = hints.get(name)
+        items = next((one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)), None)
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                said = "empty" if value is None else repr(value)
+                message = f"{prefix}{name} {where}: a section of keys is wanted, it is {said}"
+                raise UserError(message, exit_code=WRONG_USE)
+            _check_keys(value, hint, where=where, prefix=f"{prefix}{name}.")
+        elif items is not None and isinstance(value, list | tuple):
+            for number, item in enumerate(value):
+                if not isinstance(item, Mapping):
+                    message = f"{prefix}{name}[{number}] {where}: keys are wanted, it is {item!r}"
+                    raise UserError(message, exit_code=WRONG_USE)
+                _check_keys(item, items, where=where, prefix=f"{prefix}{name}[{number}].")
+
+
+def _check_values(config: Any, prefix: str = "") -> None:
+    """Refuse what a parser lets pass: numbers without end, and nothing where something is wanted."""
+    hints = typing.get_type_hints(type(config))
+    for name in _names(type(config)):
+        value, key = getattr(config, name), f"{prefix}{name}"
+        if dataclasses.is_dataclass(value):
+            _check_values(value, f"{key}.")
+        elif isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
+            for number, item in enumerate(value):
+                _check_values(item, f"{key}[{number}].")
+        elif value is None and type(None) not in typing.get_args(hints[name]):
+            raise UserError(f"{key}: a value is wanted, it is empty", exit_code=WRONG_USE)
+        else:
+            check_numbers(key, value)
 
 
 def _check_key(key: str, valid: set[str], *, where: str, shown: str) -> None:
@@ -206,7 +305,15 @@ def _check_key(key: str, valid: set[str], *, where: str, shown: str) -> None:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r"""Parser key "([^"]+)":""", r"\1:", text)
-    return re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
+    text = re.sub(r"Problem with given class_path '[\w.]+':", "", text).replace(":  ", ": ")
+    text = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*? Given value type: \w+ "
+        r"Given value:", r"Expected one of \1. Got value:", text,
+    )  # fmt: skip
+    if re.search(r"Got value: (True|False)$", text):
+        text += "; YAML reads yes, no, on and off as true and false: put a word into quotes"
+    return text
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,8 @@ from headspark.spark import SparKConfig
 WorkerKind = Literal["thread", "process"]
 CacheMode = Literal["auto", "ram", "shared", "disk", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
+MOST_THREADS = 1024
+"""No machine has more cores; PyTorch dies of a number far beyond them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,8 @@ class DataConfig:
             self.worker_kind == "thread" or "fork" in multiprocessing.get_all_start_methods(),
             "data.worker_kind process: this system cannot fork; take thread",
         )
-        _require(self.workers >= 0, f"data.workers {self.workers}: must be 0 or more")
+        _require(0 <= self.workers <= MOST_THREADS, f"data.workers {self.workers}: use 0 to {MOST_THREADS}")
+        _require(self.val_seed >= 0, f"data.val_seed {self.val_seed}: must be 0 or more")
         _require(bool(self.ct_windows), "data.ct_windows: name at least one window")
         for name in self.ct_windows:
             _require(name in CT_WINDOWS, f"data.ct_windows {name}: use some of {', '.join(CT_WINDOWS)}")
@@ -123,7 +126,8 @@ class TrainConfig:
         for name in ("clip", "validate_every", "val_samples", "picture_every", "probe_every", "profile", "seed"):
             _require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)}: must be 0 or more")
         _require(self.ema is None or 0 < self.ema < 1, f"train.ema {self.ema}: must lie between 0 and 1")
-        _require(self.threads is None or self.threads >= 1, f"train.threads {self.threads}: must be 1 or more")
+        threads = self.threads
+        _require(threads is None or 1 <= threads <= MOST_THREADS, f"train.threads {threads}: use 1 to {MOST_THREADS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
