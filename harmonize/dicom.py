@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from harmonize import interleaving
 from harmonize.dicom_elements import looks_like_dicom
 from harmonize.dicom_geometry import MIN_TILT_DEG, StackGeometry, fit_stack
-from harmonize.dicom_grouping import MIN_SLICES, Stack, distinct_positions, group_series
+from harmonize.dicom_grouping import MIN_SLICES, Stack, group_series
 from harmonize.dicom_headers import Frame, read_frames
-from harmonize.dicom_pixels import AIR_HU, Picture, read_values
+from harmonize.dicom_pixels import AIR_HU, read_values
+from harmonize.dicom_repeats import one_picture_a_place, picture_of, read_some
 from harmonize.dicom_separation import split_by_identity
 from harmonize.errors import Reason, Rejection
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
@@ -139,6 +139,7 @@ def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
             for frame in frames:
                 # Without a series UID (some anonymisers drop it) a folder is the best guess at a series.
                 series[frame.header.series_uid or path.parent.as_posix()].append(frame)
+    _join_drawn(series)
     volumes = []
     for frames in (series[name] for name in sorted(series)):
         volumes += _volumes_of(frames, rules)
@@ -162,15 +163,19 @@ def load_volume(volume: Volume) -> Scan:
         raise Rejection(*volume.refusal)
     decisions = list(volume.stack.decisions)
     try:
-        frames = _drop_duplicates(volume.stack.frames, decisions)
+        frames = one_picture_a_place(volume.stack.frames, decisions)
         geometry = fit_stack([f.position for f in frames], frames[0].orientation, frames[0].spacing)
         decisions += describe_geometry(frames, geometry)
-        voxels_ZYX, notes = read_values([_picture(frame) for frame in frames], modality=frames[0].header.modality)
+        voxels_ZYX, notes = read_values([picture_of(frame) for frame in frames], modality=frames[0].header.modality)
     except FileNotFoundError as error:
         raise Rejection(Reason.MISSING_FILE, "a file of the series has gone") from error
     except OSError as error:
         raise Rejection(Reason.IO_ERROR, f"a file of the series cannot be read: {error.strerror}") from error
     decisions += notes
+    if interleaving.standing_apart(interleaving.sample_slices(voxels_ZYX, axis=0), interleaving.WOVEN):
+        raise Rejection(
+            Reason.MIXED_VOLUMES, "slices alternate in intensity like two volumes woven into one; no header sorts them"
+        )
     if frames[0].header.modality == "CT":
         decisions += _repair_hounsfield(voxels_ZYX, frames)
     return Scan(
@@ -220,6 +225,27 @@ def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[
     return lines
 
 
+def _join_drawn(series: dict[str, list[Frame]]) -> None:
+    """Join the files of a folder for each of which an anonymiser drew a series UID of its own.
+
+    They must have one series number, and one patient or study: a folder of single slices of many series has not.
+    """
+    folders: dict[Path, list[str]] = defaultdict(list)
+    for name, frames in series.items():
+        if len(frames) == 1 and frames[0].refusal is None and frames[0].header.series_uid:
+            folders[frames[0].header.path.parent].append(name)
+    for folder, names in folders.items():
+        frames = [frame for name in names for frame in series[name]]
+        numbers = {frame.traits.get("series", "") for frame in frames}
+        owners = ({frame.header.patient_id for frame in frames}, {frame.header.study_uid for frame in frames})
+        if len(frames) < MIN_SLICES or len(numbers) > 1 or numbers == {""}:
+            continue
+        if any(len(owner) == 1 and owner != {""} for owner in owners):
+            for name in names:
+                del series[name]
+            series[folder.as_posix()].extend(frames)
+
+
 def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
     """The volumes of one series UID, those of each patient, study ... by themselves."""
     members = split_by_identity(frames)
@@ -228,21 +254,14 @@ def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
         members = [((), list(frames))]  # only scouts and captures say otherwise
     volumes = []
     for member, own in members:
-        stacks = group_series(own, min_slices=rules.min_slices, read=_read_some)
+        stacks = group_series(own, min_slices=rules.min_slices, read=read_some)
         if len(members) > 1:
             told = ", ".join(dict.fromkeys(name for other, _ in members for name, _ in other))
             note = f"one of {len(members)} sets of pictures under one series UID, told apart by {told}"
             stacks = [replace(stack, decisions=(note, *stack.decisions)) for stack in stacks]
-        volumes += _number(own[0].header.series_uid, member, stacks)
+        uids = {frame.header.series_uid for frame in own}
+        volumes += _number(uids.pop() if len(uids) == 1 else "", member, stacks)
     return volumes
-
-
-def _read_some(frames: Sequence[Frame]) -> NDArray[Any] | None:
-    """The values of a few pictures, where headers alone leave a doubt while volumes are looked for."""
-    try:
-        return read_values([_picture(frame) for frame in frames], modality=frames[0].header.modality)[0]
-    except (Rejection, OSError):
-        return None
 
 
 def _number(uid: str, member: tuple[tuple[str, str], ...], stacks: Sequence[Stack]) -> list[Volume]:
@@ -254,52 +273,6 @@ def _number(uid: str, member: tuple[tuple[str, str], ...], stacks: Sequence[Stac
         parts[frozenset(paths)] += 1
         volumes.append(Volume(paths=paths, series_uid=uid, number=number, part=part, stack=stack, member=member))
     return volumes
-
-
-def _drop_duplicates(frames: Sequence[Frame], decisions: list[str]) -> list[Frame]:
-    """One frame a place: equal pictures are dropped, unequal ones told apart by their instance numbers if at all.
-
-    Raises:
-        Rejection: Different pictures claim the same place and nothing tells which belong together.
-    """
-    by_place: dict[int, list[Frame]] = defaultdict(list)
-    for frame, place in zip(frames, distinct_positions(frames).tolist(), strict=True):
-        by_place[place].append(frame)
-    if len(by_place) == len(frames):
-        return list(frames)
-    firsts = [group[0] for group in by_place.values()]
-    if _are_copies(firsts, [(place, frame) for place, group in by_place.items() for frame in group[1:]]):
-        decisions.append(f"pictures with the same place and pixels as another: {len(frames) - len(firsts)} dropped")
-        return firsts
-    counts = {len(group) for group in by_place.values()}
-    numbered = all(len({frame.instance for frame in group}) == len(group) for group in by_place.values())
-    if len(counts) > 1 or not numbered:
-        raise Rejection(Reason.REPEATED_POSITIONS, "different pictures at one position, and no header tells them apart")
-    decisions.append(f"{counts.pop()} volumes told apart only by the order of their instances: the first is kept")
-    return [min(group, key=lambda frame: frame.instance) for group in by_place.values()]
-
-
-def _are_copies(firsts: Sequence[Frame], others: Sequence[tuple[int, Frame]]) -> bool:
-    """Whether each of the other frames has the values of the first frame at its place."""
-    modality = firsts[0].header.modality
-    values_ZYX, _ = read_values([_picture(frame) for frame in firsts], modality=modality)
-    by_file = sorted(others, key=lambda other: (other[1].header.path, other[1].index))
-    for _, group in groupby(by_file, key=lambda other: other[1].header.path):
-        places, frames = zip(*group, strict=True)
-        copy_ZYX, _ = read_values([_picture(frame) for frame in frames], modality=modality)
-        if not np.array_equal(values_ZYX[list(places)], copy_ZYX):
-            return False
-    return True
-
-
-def _picture(frame: Frame) -> Picture:
-    return Picture(
-        path=frame.header.path,
-        layout=frame.header.pixels,
-        index=frame.index,
-        slope=frame.slope,
-        intercept=frame.intercept,
-    )
 
 
 def _repair_hounsfield(voxels_ZYX: NDArray[Any], frames: Sequence[Frame]) -> list[str]:

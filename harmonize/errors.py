@@ -33,6 +33,7 @@ class Reason(StrEnum):
     TOO_FEW_SLICES = "too_few_slices"
     MIXED_GEOMETRY = "mixed_geometry"
     REPEATED_POSITIONS = "repeated_positions"
+    MIXED_VOLUMES = "mixed_volumes"
     MISSING_SLICES = "missing_slices"
     BAD_GEOMETRY = "bad_geometry"
     BAD_INTENSITY = "bad_intensity"

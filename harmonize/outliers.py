@@ -32,6 +32,7 @@ FLAGS = {
     "odd size": "extent far from the others",
     "odd foreground": "share of the foreground box far from the others",
     "odd intensity": "normalised intensities far from the others",
+    "alternating slices": "every other slice is unlike its neighbours: two volumes may be woven into one",
     "small foreground": f"the foreground box fills less than {SMALL_FOREGROUND_SHARE:.0%} of the volume",
     "short coverage": f"less than {SHORT_COVERAGE_MM:g} mm of foreground from foot to head",
     "thick slices": f"raw slices {THICK_SLICES_MM:g} mm apart or more",
@@ -47,6 +48,7 @@ FLAGS = {
 """What each flag means, the more alarming ones first."""
 
 _SAID = {
+    "alternating slices": ("slices alternate in intensity",),
     "clipped": ("were clipped",),
     "not finite": ("not finite",),
     "missing slices": ("missing slices",),

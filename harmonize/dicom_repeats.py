@@ -1,0 +1,97 @@
+"""One picture a place: what to do with pictures of a stack that no header trait separates."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize import interleaving
+from harmonize.dicom_grouping import distinct_positions
+from harmonize.dicom_headers import Frame
+from harmonize.dicom_pixels import Picture, read_values
+from harmonize.errors import Reason, Rejection
+
+_SWAPPED = 1.1
+"""Pictures that differ from their own volume's next ones by so much more than from another's are swapped."""
+
+
+def one_picture_a_place(frames: Sequence[Frame], decisions: list[str]) -> list[Frame]:
+    """One frame a place: equal pictures are dropped, unequal ones told apart by their instance numbers if at all.
+
+    Raises:
+        Rejection: Different pictures claim the same place and nothing tells which belong together.
+    """
+    by_place: dict[int, list[Frame]] = defaultdict(list)
+    for frame, place in zip(frames, distinct_positions(frames).tolist(), strict=True):
+        by_place[place].append(frame)
+    if len(by_place) == len(frames):
+        return list(frames)
+    firsts = [group[0] for group in by_place.values()]
+    if _are_copies(firsts, [(place, frame) for place, group in by_place.items() for frame in group[1:]]):
+        decisions.append(f"pictures with the same place and pixels as another: {len(frames) - len(firsts)} dropped")
+        return firsts
+    ranks = _by_instance(list(by_place.values()))
+    if not ranks:
+        raise Rejection(
+            Reason.REPEATED_POSITIONS, "different pictures at one position, and no header tells which belong together"
+        )
+    decisions.append(f"{len(ranks)} volumes told apart only by the order of their instances: the first is kept")
+    return ranks[0]
+
+
+def read_some(frames: Sequence[Frame]) -> NDArray[Any] | None:
+    """The values of a few pictures, where headers alone leave a doubt while volumes are looked for."""
+    try:
+        return read_values([picture_of(frame) for frame in frames], modality=frames[0].header.modality)[0]
+    except (Rejection, OSError):
+        return None
+
+
+def picture_of(frame: Frame) -> Picture:
+    """How to read the pixels of a frame."""
+    return Picture(
+        path=frame.header.path,
+        layout=frame.header.pixels,
+        index=frame.index,
+        slope=frame.slope,
+        intercept=frame.intercept,
+    )
+
+
+def _by_instance(places: Sequence[Sequence[Frame]]) -> list[list[Frame]]:
+    """The volumes that instance numbers tell apart, the first one first; none where they do not.
+
+    They are believed only where no picture resembles another volume's next picture more than its own: the volumes may
+    have been numbered in opposed directions.
+    """
+    if len({len(group) for group in places}) > 1:
+        return []
+    ordered = [sorted(group, key=lambda frame: frame.instance) for group in places]
+    if any(a.instance == b.instance for group in ordered for a, b in pairwise(group)):
+        return []
+    ranks = [list(rank) for rank in zip(*ordered, strict=True)]
+    values = read_some([frame for rank in ranks for frame in rank])
+    if values is None:
+        return []
+    samples = interleaving.sample_slices(values, axis=0).reshape(len(ranks), len(places), -1)
+    own = interleaving.distance(samples[:, 1:], samples[:, :-1])
+    others = interleaving.distance(np.roll(samples, 1, axis=0)[:, 1:], samples[:, :-1])
+    return ranks if (own.sum(axis=0) <= _SWAPPED * others.sum(axis=0)).all() else []
+
+
+def _are_copies(firsts: Sequence[Frame], others: Sequence[tuple[int, Frame]]) -> bool:
+    """Whether each of the other frames has the values of the first frame at its place."""
+    modality = firsts[0].header.modality
+    values_ZYX, _ = read_values([picture_of(frame) for frame in firsts], modality=modality)
+    by_file = sorted(others, key=lambda other: (other[1].header.path, other[1].index))
+    for _, group in groupby(by_file, key=lambda other: other[1].header.path):
+        places, frames = zip(*group, strict=True)
+        copy_ZYX, _ = read_values([picture_of(frame) for frame in frames], modality=modality)
+        if not np.array_equal(values_ZYX[list(places)], copy_ZYX):
+            return False
+    return True
