@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from harmonize import __version__
 from harmonize.errors import UserError
 from harmonize.fetch import arguments as fetch_arguments
+from harmonize.files import NO_ROOM
 from harmonize.settings import DEFAULT_MRI_NORM, MRI_NORMS, Settings, parse_spacing
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
-        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        more = "; make room and give the same command again" if error.errno in NO_ROOM else ""
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}{more}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("error: stopped; the same command goes on from here", file=sys.stderr)
@@ -313,7 +315,10 @@ def _harmonize(options: argparse.Namespace) -> int:
         from harmonize.brain import check_model
 
         check_model(settings.brain_model)
-    with _executor(options) as executor:
+    starting = _executor(options)
+    # Before workers are started, which may take minutes and leave logs beside the corpus.
+    engine.check(options.source, options.raw, options.out, settings, shard=options.shard, nyul_folder=options.nyul)
+    with starting as executor:
         summary = engine.run(
             options.source,
             options.raw,

@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,12 +30,23 @@ from harmonize.errors import UserError
 from harmonize.files import atomic_path, sha256_of, write_json, write_text
 from harmonize.provenance import library_versions
 from harmonize.settings import Settings
+from harmonize.target import INFO, NYUL, RECORDS, check_ours, fault_of_info, read_info
 from harmonize.volume import Volume, read_volume, write_volume
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PERCENTILES", "SCHEMA_VERSION", "Corpus", "Volume", "read_volume", "write_volume"]
+__all__ = [
+    "INFO",
+    "NYUL",
+    "PERCENTILES",
+    "RECORDS",
+    "SCHEMA_VERSION",
+    "Corpus",
+    "Volume",
+    "read_volume",
+    "write_volume",
+]
 
 SCHEMA_VERSION = 1
 
@@ -44,9 +54,8 @@ PERCENTILES = (0.5, 1, 5, 25, 50, 75, 95, 99, 99.5)
 """What `intensity_percentiles` holds, over the real values of the foreground; `raw_percentiles` holds what they were
 before they were normalised."""
 
-INFO, SCANS, REJECTED, CARD = "corpus.json", "metadata.parquet", "rejected.parquet", "README.md"
-LABEL_TABLE = "labels.parquet"
-IMAGES, MASKS, RECORDS, NYUL = "images", "masks", "records", "nyul"
+SCANS, REJECTED, LABEL_TABLE, CARD = "metadata.parquet", "rejected.parquet", "labels.parquet", "README.md"
+IMAGES, MASKS = "images", "masks"
 
 SCAN_SCHEMA = pa.schema(
     [
@@ -126,7 +135,10 @@ class Corpus:
         corpus = cls(Path(path))
         if not (corpus.path / INFO).is_file():
             raise UserError(f"{path}: no corpus there ({INFO} is missing); make one with `harmonize SOURCE RAW --out`")
-        version = corpus.info.get("schema_version")
+        fault = fault_of_info(corpus.info)
+        if fault:
+            raise UserError(f"{path}: not a corpus of harmonize ({INFO} {fault}); give the folder of a corpus")
+        version = corpus.info["schema_version"]
         if version != SCHEMA_VERSION:
             raise UserError(f"{path}: corpus schema {version}, this headspark reads {SCHEMA_VERSION}; harmonize again")
         return corpus
@@ -134,10 +146,7 @@ class Corpus:
     @cached_property
     def info(self) -> dict[str, Any]:
         """The content of corpus.json."""
-        try:
-            return json.loads((self.path / INFO).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.path / INFO}: not JSON ({error.msg}); restore it or start a new corpus") from error
+        return read_info(self.path)
 
     @cached_property
     def scans(self) -> pd.DataFrame:
@@ -196,7 +205,7 @@ FILE_COLUMNS = ("image_file_name", "mask_file_name", "brain_mask_file_name")
 
 
 def check_claim(path: Path, source: str, settings: Settings) -> dict[str, Any]:
-    """Check that a corpus is new, or was made with the same settings.
+    """Check that a corpus is new, or was made with the same settings; nothing is written.
 
     Returns:
         The content of corpus.json, or what a new one begins with.
@@ -204,11 +213,8 @@ def check_claim(path: Path, source: str, settings: Settings) -> dict[str, Any]:
     Raises:
         UserError: The corpus holds scans made otherwise (exit code 2); names the first difference.
     """
-    if not (path / INFO).exists():
-        if path.is_dir() and any(entry.name not in _OWN_BEFORE_INFO for entry in path.iterdir()):
-            raise UserError(f"{path}: not empty and no corpus; give --out a new folder", exit_code=2)
-        info: dict[str, Any] = {"settings": settings.shared(), "sources": {}}
-    else:
+    info: dict[str, Any] = {"settings": settings.shared(), "sources": {}}
+    if check_ours(path):
         info = Corpus.open(path).info
     _refuse_difference(path, info["settings"], settings.shared())
     _refuse_difference(path, info["sources"].get(source, settings.of_source()), settings.of_source())
@@ -258,8 +264,19 @@ def write_manifest(
     write_text(path / CARD, corpus_card(Corpus.open(path).info, accepted, len(rejected)))
 
 
+def table_rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of metadata.parquet and of rejected.parquet, as `write_manifest` took them.
+
+    Raises:
+        UserError: A table is missing or damaged.
+    """
+    return (
+        _read_table(path / SCANS, SCAN_SCHEMA).to_pylist(),
+        _read_table(path / REJECTED, REJECTED_SCHEMA).to_pylist(),
+    )
+
+
 SALT = "salt_fingerprint"
-_OWN_BEFORE_INFO = {RECORDS, NYUL, ".lock"}
 
 
 _LABEL_COLUMNS = [name for name in LABEL_SCHEMA.names if name != "accepted"]

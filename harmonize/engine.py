@@ -2,80 +2,50 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
+from harmonize import (
+    changes,
+    duplicates,
+    histograms,
+    journal,
+    ledger,
+    lock,
+    pool,
+    sources,
+    target,
+)
 from harmonize import corpus as layout
-from harmonize import identity, journal, lock, nyul, pool, sources, time_limit
+from harmonize.changes import State
 from harmonize.errors import Reason, Rejection, UserError
-from harmonize.files import TEMPORARY
-from harmonize.process import landmarks_of, process, refused
+from harmonize.executors import Executor, cause_of_death, local, within
+from harmonize.files import room_in
+from harmonize.fingerprint import Fingerprint, look_and_read
+from harmonize.ledger import Ledger
+from harmonize.process import label_row, process, refused
 from harmonize.progress import Progress
-from harmonize.scan import LeftOut, ScanRef
+from harmonize.raw_scans import Found, discover, key_of, of_shard
+from harmonize.scan import ScanRef
 from harmonize.settings import Settings
+from harmonize.summary import Summary
 
-PASSING = {Reason.IO_ERROR.value, Reason.MISSING_FILE.value, Reason.WORKER_DIED.value}
-"""Refusals that say nothing about the scan itself: the next run tries these again."""
+__all__ = ["LOCK", "Executor", "Summary", "check", "merge", "run"]
 
 GONE = {Reason.IO_ERROR.value, Reason.MISSING_FILE.value}
 """What a scan is refused for when the disk below it goes away."""
 
-LOCK = ".lock"
+LOCK = target.LOCK
 SHARD_IS_FITTING = "another shard of this corpus is fitting the standard histograms; waiting for it"
-
-Executor = Callable[[Callable[[ScanRef], Any], Iterable[ScanRef]], Iterator[tuple[ScanRef, Any]]]
-"""Yields each reference with what the function made of it, or with `harmonize.pool.Died`; in any order. Local processes
-are one; a cluster's scheduler can be another."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Summary:
-    """What a run found and did.
-
-    Attributes:
-        source: Registry name.
-        found: Scans that the run was to take care of.
-        known: Of these, how many an earlier run had done.
-        accepted: In the corpus now.
-        rejected: Refused, by reason code.
-        interrupted: The run was stopped before its end.
-        left_out: What the source saw and made no scan of: files by kind and reason.
-    """
-
-    source: str
-    found: int = 0
-    known: int = 0
-    accepted: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    interrupted: bool = False
-    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-    def table(self) -> str:
-        """The lines that end a run."""
-        lines = [
-            ("source", self.source),
-            ("scans", f"{self.found} ({self.known} done before)"),
-            ("accepted", str(self.accepted)),
-            ("rejected", str(self.rejected.total())),
-            *((f"  {reason}", str(count)) for reason, count in sorted(self.rejected.items())),
-            *([("left out", f"{self.left_out.total()} files")] if self.left_out else []),
-            *((f"  {what}", f"{count} ({why})") for (what, why), count in sorted(self.left_out.items())),
-        ]
-        width = max(len(name) for name, _ in lines) + 2
-        return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
 
 
 def run(
@@ -94,6 +64,8 @@ def run(
 ) -> Summary:
     """Bring the scans of one raw root into a corpus; those that are there already stay as they are.
 
+    A scan is there when the journal says so and its raw files are still those that it was made from.
+
     Args:
         source: Registry name.
         root: The raw folder.
@@ -110,55 +82,76 @@ def run(
     Raises:
         UserError: Nothing to do, the corpus is taken or was made otherwise, or it cannot be written.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder", exit_code=2)
-    if out.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{out}: lies inside the raw folder {root}; give --out a place outside", exit_code=2)
-    run_over = executor or partial(_local, workers=workers)
+    run_over = executor or partial(local, workers=workers)
     if time_limit_s is not None:
-        run_over = partial(_within, run_over=run_over, seconds=time_limit_s)
+        run_over = partial(within, run_over=run_over, seconds=time_limit_s)
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
-        _take(stack, out, source, shard)
-        # Wrong settings are said before the long look at the raw folder, and a wrong raw folder claims nothing.
-        with lock.turn(out / layout.RECORDS / LOCK, waiting=SHARD_IS_FITTING):
-            layout.check_claim(out, source, settings)
-        references, doubles, left_out = _discover(source, root, settings, limit)
-        with lock.turn(out / layout.RECORDS / LOCK, waiting=SHARD_IS_FITTING):
-            layout.claim(out, source, settings)
+        # Whatever is wrong with the command is said before the long look at the raw folder, and a wrong raw folder is
+        # said before the first write.
+        check(source, root, out, settings, shard=shard, nyul_folder=nyul_folder)
+        found = discover(source, root, settings, limit)
+        stack.enter_context(room_in(out))
+        _take(stack, out, source, settings, shard)
         if settings.mri_norm == "nyul":
-            settings = _with_histograms(root, out, references, settings, nyul_folder, run_over)
-        if shard is not None:
-            references = [ref for ref in references if _part(ref, settings, shard[1]) == shard[0]]
-            doubles = [ref for ref in doubles if _part(ref, settings, shard[1]) == shard[0]]
-        records = journal.read(out / layout.RECORDS)
-        missing = [ref for ref in references if _is_missing(out, records.get(_key(ref, settings)), retry=retry)]
-        summary = Summary(source=source, found=len(references) + len(doubles), known=len(references) - len(missing))
-        summary.left_out = left_out
-        path = out / layout.RECORDS / journal.journal_name(source, shard)
-        with journal.appending(path) as stream:
-
-            def keep(record: journal.Record) -> None:
-                journal.append(stream, record)
-                records[record.source, record.raw_hash] = record
-
-            for ref in doubles:
-                keep(refused(ref, settings, Rejection(Reason.DUPLICATE, "another scan has the same name")))
-            try:
-                _work(source, missing, len(references), root, out, settings, run_over, keep)
-            except KeyboardInterrupt:
-                summary.interrupted = True
-        if summary.interrupted and shard is None:
-            _sweep(out)
+            with lock.turn(out / layout.RECORDS / LOCK, waiting=SHARD_IS_FITTING):
+                histograms.complete(out / layout.NYUL, nyul_folder, found.references, root, settings, run_over)
+            settings = replace(settings, nyul_folder=out / layout.NYUL)
+        mine = of_shard(found, settings, shard)
+        stream = stack.enter_context(journal.appending(out / layout.RECORDS / journal.journal_name(source, shard)))
+        this = _Run(
+            source=source,
+            root=root,
+            out=out,
+            settings=settings,
+            run_over=run_over,
+            ledger=Ledger(out, stream),
+            summary=Summary(source=source, left_out=found.left_out),
+        )
+        is_whole = limit is None and shard is None
+        try:
+            this.bring_in(mine, retry=retry)
+            if is_whole:
+                this.forget_what_is_gone(found)
+        except KeyboardInterrupt:
+            this.summary.interrupted = True
+        records = this.ledger.records
         if shard is None:
-            _finish(out, records)
-        for ref in (*references, *doubles):
-            record = records.get(_key(ref, settings))
-            if record is not None and record.row is not None:
-                summary.accepted += 1
-            elif record is not None and record.rejection is not None:
-                summary.rejected[record.rejection["reason"]] += 1
-        return summary
+            if this.summary.interrupted:
+                target.remove_temporaries(out)
+            outcomes = ledger.write_tables(out, records)
+        else:
+            outcomes = {
+                key: None if record.rejection is None else record.rejection["reason"] for key, record in records.items()
+            }
+        this.count(mine, outcomes)
+        return this.summary
+
+
+def check(
+    source: str,
+    root: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    shard: tuple[int, int] | None = None,
+    nyul_folder: Path | None = None,
+) -> None:
+    """Check what can be checked of a command without a look at the raw scans; nothing is written.
+
+    Raises:
+        UserError: See `run`.
+    """
+    sources.get(source)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder", exit_code=2)
+    target.check_place(out, root)
+    layout.check_claim(out, source, settings)
+    lock.check_free(out / LOCK, _busy(out), alone=shard is None)
+    if shard is not None:
+        lock.check_free(*_shard_lock(out, source, shard), alone=True)
+    if nyul_folder is not None:
+        histograms.check_given(nyul_folder, out / layout.NYUL)
 
 
 def merge(out: Path) -> tuple[int, int]:
@@ -168,222 +161,175 @@ def merge(out: Path) -> tuple[int, int]:
         Accepted and refused scans.
 
     Raises:
-        UserError: No corpus, or a run is still writing it.
+        UserError: No corpus, a run is still writing it, it has no journal, or its disk is full.
     """
     layout.Corpus.open(out)
-    with lock.exclusive(out / LOCK, f"{out}: a run is still writing this corpus; wait for it, then merge"):
-        _sweep(out)
-        records = journal.read(out / layout.RECORDS)
-        _finish(out, records)
-    accepted = sum(record.row is not None for record in records.values())
-    return accepted, len(records) - accepted
+    if not journal.sources_in(out / layout.RECORDS):
+        raise UserError(f"{out}: no journal in {layout.RECORDS}/ (a published corpus has none), so nothing to merge")
+    busy = f"{out}: a run is still writing this corpus; wait for it, then merge"
+    with room_in(out), lock.exclusive(out / LOCK, busy):
+        target.remove_temporaries(out)
+        ledger.restore_journal(out)
+        outcomes = ledger.write_tables(out, journal.read(out / layout.RECORDS))
+    accepted = sum(reason is None for reason in outcomes.values())
+    return accepted, len(outcomes) - accepted
 
 
-def _take(stack: ExitStack, out: Path, source: str, shard: tuple[int, int] | None) -> None:
+def _busy(out: Path) -> str:
+    return f"{out}: another run is writing this corpus; wait for it, or give both --shard i/n"
+
+
+def _shard_lock(out: Path, source: str, shard: tuple[int, int]) -> tuple[Path, str]:
+    path = out / layout.RECORDS / journal.journal_name(source, shard)
+    return path, f"{out}: shard {shard[0]}/{shard[1]} is running already"
+
+
+def _take(stack: ExitStack, out: Path, source: str, settings: Settings, shard: tuple[int, int] | None) -> None:
+    """Make the corpus if need be, and hold it until the stack is left."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out", exit_code=2) from error
-    busy = f"{out}: another run is writing this corpus; wait for it, or give both --shard i/n"
     if shard is None:
-        stack.enter_context(lock.exclusive(out / LOCK, busy))
-        _sweep(out)
-        return
-    stack.enter_context(lock.shared(out / LOCK, busy))
-    journal_path = out / layout.RECORDS / journal.journal_name(source, shard)
-    stack.enter_context(lock.exclusive(journal_path, f"{out}: shard {shard[0]}/{shard[1]} is running already"))
-
-
-def _sweep(out: Path) -> None:
-    """Remove the temporary files of runs that were killed; only while nobody else writes."""
-    for path in out.rglob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
-
-
-def _discover(
-    source: str, root: Path, settings: Settings, limit: int | None
-) -> tuple[list[ScanRef], list[ScanRef], Counter[tuple[str, str]]]:
-    """The references of a root, those whose name in the corpus an earlier one has taken, and what was left out."""
-    references: list[ScanRef] = []
-    doubles: list[ScanRef] = []
-    keys: set[str] = set()
-    names: set[tuple[str, str]] = set()
-    left_out: Counter[tuple[str, str]] = Counter()
-
-    def found() -> Iterator[ScanRef]:
-        for item in sources.get(source).discover(root):
-            if isinstance(item, LeftOut):
-                left_out[item.what, item.why] += item.count
-            else:
-                yield item
-
-    for ref in islice(found(), limit):
-        if ref.key in keys:
-            continue
-        keys.add(ref.key)
-        # Folded, because the corpus may be copied to a file system that does not tell case.
-        name = (identity.subject_id(ref, settings.salt).casefold(), identity.scan_id(ref, settings.salt).casefold())
-        (doubles if name in names else references).append(ref)
-        names.add(name)
-    if not references:
-        raise UserError(f"{root}: no {source} scans found; give the folder that holds the raw data")
-    return references, doubles, left_out
-
-
-def _work(
-    source: str,
-    missing: list[ScanRef],
-    total: int,
-    root: Path,
-    out: Path,
-    settings: Settings,
-    run_over: Executor,
-    keep: Callable[[journal.Record], None],
-) -> None:
-    rejected = 0
-    with Progress(f"harmonize {source}", total=total, done=total - len(missing)) as progress:
-        for ref, result in run_over(partial(process, corpus=out, settings=settings), missing):
-            if isinstance(result, pool.Died):
-                result = refused(ref, settings, Rejection(Reason.WORKER_DIED, _cause_of_death(result)))
-            refusal = result.rejection
-            if refusal is not None and refusal["reason"] in GONE:
-                _check_still_there(root)
-            keep(result)
-            if refusal is not None:
-                rejected += 1
-                progress.say(f"rejected {result.raw_hash}: {refusal['reason']}: {refusal['message']}")
-            progress.advance(rejected=rejected)
-
-
-def _local(
-    function: Callable[[ScanRef], Any], references: Iterable[ScanRef], *, workers: int
-) -> Iterator[tuple[ScanRef, Any]]:
-    return pool.run(function, references, workers=workers)
-
-
-def _check_still_there(root: Path) -> None:
-    """Raise if the raw folder is gone, or empty as a mount point is when nothing is mounted on it.
-
-    Raises:
-        UserError: It is.
-    """
-    try:
-        vanished = next(root.iterdir(), None) is None
-    except OSError:
-        vanished = True
-    if vanished:
-        raise UserError(f"{root}: vanished during the run; bring it back and run the same command again")
-
-
-def _within(
-    function: Callable[[ScanRef], Any], references: Iterable[ScanRef], *, run_over: Executor, seconds: float
-) -> Iterator[tuple[ScanRef, Any]]:
-    return run_over(partial(time_limit.within, function=function, seconds=seconds), references)
-
-
-def _cause_of_death(died: pool.Died) -> str:
-    if died.exit_code == time_limit.EXIT_CODE:
-        return "it twice took longer than the time limit of a scan"
-    if died.exit_code is None:
-        return "its workers died, probably for memory or at the time limit of a scan"
-    return f"its process was killed twice (exit code {died.exit_code}), probably for memory"
-
-
-def _with_histograms(
-    root: Path, out: Path, references: list[ScanRef], settings: Settings, given: Path | None, run_over: Executor
-) -> Settings:
-    """Settings that point at the corpus's standard histograms, after what is missing there was copied or fitted."""
-    folder = out / layout.NYUL
+        stack.enter_context(lock.exclusive(out / LOCK, _busy(out)))
+    else:
+        stack.enter_context(lock.shared(out / LOCK, _busy(out)))
+        stack.enter_context(lock.exclusive(*_shard_lock(out, source, shard)))
     with lock.turn(out / layout.RECORDS / LOCK, waiting=SHARD_IS_FITTING):
-        if given is not None:
-            _adopt(given, folder)
-        by_modality: dict[str | None, list[ScanRef]] = {}
+        layout.claim(out, source, settings)
+        ledger.restore_journal(out)
+    if shard is None:
+        target.remove_temporaries(out)
+        stack.push(partial(_remove_temporaries_after_a_fault, out))
+
+
+def _remove_temporaries_after_a_fault(out: Path, kind: type[BaseException] | None, *_: object) -> None:
+    """What a run that ends with an error has half-written; its workers have ended by then."""
+    if kind is not None:
+        target.remove_temporaries(out)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One run over a raw root, once the corpus is held."""
+
+    source: str
+    root: Path
+    out: Path
+    settings: Settings
+    run_over: Executor
+    ledger: Ledger
+    summary: Summary
+
+    def bring_in(self, found: Found, *, retry: bool) -> None:
+        """Do every scan that has no outcome, or one that no longer speaks of its raw data."""
+        for ref in found.doubles:
+            self.ledger.add(refused(ref, self.settings, Rejection(Reason.DUPLICATE, "another scan has the same name")))
+        states = self._judge(found.references, retry=retry)
+        missing = [ref for ref in found.references if states[ref.key] in (State.MISSING, State.CHANGED)]
+        self.summary.found = len(found.references) + len(found.doubles)
+        self.summary.known = len(found.references) - len(missing)
+        counts = Counter(states.values())
+        self.summary.changed = counts[State.CHANGED]
+        self.summary.shrunk, self.summary.unrecorded = counts[State.SHRUNK], counts[State.UNRECORDED]
+        if self.summary.changed:
+            scans = "1 scan" if self.summary.changed == 1 else f"{self.summary.changed} scans"
+            print(f"{scans} changed since, to be made again", file=sys.stderr, flush=True)
+        self._work(missing, len(found.references))
+        # Whose voxels another scan had that has changed has no files, and is needed now.
+        kept = duplicates.find(self.ledger.records).kept
+        needed = [ref for ref in found.references if self._has_lost_its_twin(ref, kept)]
+        if needed:
+            self._work(needed, len(needed))
+
+    def forget_what_is_gone(self, found: Found) -> None:
+        """After a look at the whole root: refusals of what is not there any more, and scans under an older name."""
+        records = self.ledger.records
+        references = [*found.references, *found.doubles]
+        gone = changes.no_longer_found(records, references, self.settings)
+        replaced = changes.superseded(gone, records, references, self.settings)
+        self.summary.replaced = len(replaced)
+        self.summary.vanished = sum(records[key].row is not None for key in gone) - len(replaced)
+        self.ledger.drop(key for key in gone if records[key].row is None or key in replaced)
+
+    def count(self, found: Found, outcomes: dict[journal.Key, str | None]) -> None:
+        """Count what became of each scan."""
+        for ref in (*found.references, *found.doubles):
+            key = key_of(ref, self.settings)
+            if key in outcomes:
+                reason = outcomes[key]
+                if reason is None:
+                    self.summary.accepted += 1
+                else:
+                    self.summary.rejected[reason] += 1
+
+    def _judge(self, references: list[ScanRef], *, retry: bool) -> dict[str, State]:
+        """What is to be done about each scan, by its key; the journal is told where that shows something new."""
+        records = self.ledger.records
+        kept = duplicates.find(records).kept
+        states: dict[str, State] = {}
+        looks: dict[str, Fingerprint | None] = {}
         for ref in references:
-            by_modality.setdefault(ref.modality, []).append(ref)
-        wanted = [
-            ref
-            for modality, group in sorted(by_modality.items(), key=lambda item: item[0] or "")
-            if modality is None or not nyul.histogram_path(folder, modality).is_file()
-            for ref in _sample(group, settings)
-        ]
-        if wanted:
-            _fit(wanted, root, folder, settings, run_over)
-    return replace(settings, nyul_folder=folder)
+            key = key_of(ref, self.settings)
+            states[ref.key], looks[ref.key] = changes.judge(
+                ref, records.get(key), self.out, self.settings, retry=retry, duplicate=key in kept
+            )
+        touched = [ref for ref in references if states[ref.key] is State.TOUCHED]
+        for ref, now in self._compared(touched):
+            same = isinstance(now, Fingerprint) and now.content == _read(records[key_of(ref, self.settings)]).content
+            states[ref.key], looks[ref.key] = (State.MOVED, now) if same else (State.CHANGED, None)
+        noted = (State.MOVED, State.UNRECORDED)
+        self.ledger.note(self._with_look(ref, looks[ref.key]) for ref in references if states[ref.key] in noted)
+        return states
+
+    def _with_look(self, ref: ScanRef, now: Fingerprint | None) -> journal.Record:
+        record = self.ledger.records[key_of(ref, self.settings)]
+        if now is not None and now.content is None and record.read is not None:
+            now = replace(now, content=record.read.content)
+        return replace(record, read=now, labels=label_row(ref, self.settings))
+
+    def _compared(self, touched: list[ScanRef]) -> Iterator[tuple[ScanRef, Any]]:
+        if not touched:
+            return
+        with Progress(f"compare {self.source}", total=len(touched)) as progress:
+            for ref, now in self.run_over(partial(look_and_read, salt=self.settings.salt), touched):
+                progress.advance()
+                yield ref, now
+
+    def _has_lost_its_twin(self, ref: ScanRef, kept: Mapping[journal.Key, journal.Record]) -> bool:
+        key = key_of(ref, self.settings)
+        record = self.ledger.records.get(key)
+        if record is None or record.duplicate_of is None or key in kept:
+            return False
+        return not changes.has_files(record, self.out)
+
+    def _work(self, missing: list[ScanRef], total: int) -> None:
+        rejected = 0
+        with Progress(f"harmonize {self.source}", total=total, done=total - len(missing)) as progress:
+            results = self.run_over(partial(process, corpus=self.out, settings=self.settings), missing)
+            # Closed at once, so that no worker writes on while an error ends the run.
+            with closing(results) as results:  # type: ignore[type-var]
+                for ref, result in results:
+                    if isinstance(result, pool.Died):
+                        fault = Rejection(Reason.WORKER_DIED, cause_of_death(result))
+                        result = refused(ref, self.settings, fault)
+                    refusal = result.rejection
+                    if refusal is not None and refusal["reason"] in GONE:
+                        sources.check_still_there(self.root)
+                    stands = self.ledger.add(result)
+                    if refusal is not None:
+                        rejected += 1
+                        message = f"{refusal['reason']}: {refusal['message']}"
+                        if stands.row is not None:
+                            self.summary.outdated += 1
+                            message += "; the scan made before stays"
+                        progress.say(f"rejected {result.raw_hash}: {message}")
+                    progress.advance(rejected=rejected)
 
 
-def _sample(group: list[ScanRef], settings: Settings) -> list[ScanRef]:
-    ordered = sorted(group, key=lambda ref: ref.key)
-    count = min(settings.nyul_sample, len(ordered))
-    return random.Random(settings.seed).sample(ordered, count)
-
-
-def _fit(wanted: list[ScanRef], root: Path, folder: Path, settings: Settings, run_over: Executor) -> None:
-    found: dict[str, list[tuple[str, list[float]]]] = {}
-    unused = 0
-    with Progress("fit nyul", total=len(wanted)) as progress:
-        for ref, result in run_over(partial(landmarks_of, settings=settings), wanted):
-            if result is None or isinstance(result, pool.Died):
-                unused += 1
-            else:
-                modality, landmarks = result
-                found.setdefault(modality, []).append((ref.key, landmarks))
-            progress.advance(unused=unused)
-    if unused:
-        _check_still_there(root)
-    for modality, landmarks_by_key in sorted(found.items()):
-        path = nyul.histogram_path(folder, modality)
-        if not path.is_file():
-            # In the order of the keys: a sum of floats depends on its order.
-            nyul.save(path, nyul.fit(np.asarray(landmarks) for _, landmarks in sorted(landmarks_by_key)))
-            # A user who tries a few scans first must know that the corpus keeps what these few gave.
-            count = len(landmarks_by_key)
-            scans = "1 scan" if count == 1 else f"{count} scans"
-            print(f"nyul: {modality} fitted on {scans}, for all of this corpus", file=sys.stderr, flush=True)
-
-
-def _adopt(given: Path, folder: Path) -> None:
-    """Copy a user's standard histograms into the corpus.
-
-    Raises:
-        UserError: The folder holds none, or the corpus was made with others.
-    """
-    paths = sorted(given.glob("*.npy"))
-    if not paths:
-        raise UserError(f"--nyul {given}: holds no <modality>.npy", exit_code=2)
-    for path in paths:
-        histogram, there = nyul.load(path), folder / path.name
-        if not there.is_file():
-            nyul.save(there, histogram)
-        elif not histogram.equals(nyul.load(there)):
-            raise UserError(f"--nyul {given}: {path.name} differs from the one this corpus was made with", exit_code=2)
-
-
-def _part(ref: ScanRef, settings: Settings, parts: int) -> int:
-    """Which shard a scan belongs to: by its hash, so that a scan more or less moves no other."""
-    return int(identity.raw_hash(ref, settings.salt), 16) % parts
-
-
-def _key(ref: ScanRef, settings: Settings) -> journal.Key:
-    return ref.source, identity.raw_hash(ref, settings.salt)
-
-
-def _is_missing(out: Path, record: journal.Record | None, *, retry: bool) -> bool:
-    if record is None:
-        return True
-    if record.row is None:
-        return retry or record.rejection is None or record.rejection["reason"] in PASSING
-    names = (record.row.get(column) for column in layout.FILE_COLUMNS)
-    return not all((out / name).is_file() for name in names if name is not None)
-
-
-def _finish(out: Path, records: dict[journal.Key, journal.Record]) -> None:
-    journal.compact(out / layout.RECORDS, records)
-    layout.write_manifest(
-        out,
-        [record.row for record in records.values() if record.row is not None],
-        [record.rejection for record in records.values() if record.rejection is not None],
-        [record.labels for record in records.values() if record.labels is not None],
-    )
+def _read(record: journal.Record) -> Fingerprint:
+    assert record.read is not None
+    return record.read
 
 
 @contextmanager

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harmonize.errors import UserError
+
 TEMPORARY = ".tmp-"
+_TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY)}[0-9]+-(?P<target>.+)", re.DOTALL)
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Errors that whatever is written next would meet too."""
 
 
 @contextmanager
@@ -48,6 +56,41 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON atomically; the same value gives the same bytes."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def target_of_temporary(name: str) -> str | None:
+    """The file that a temporary name of `atomic_path` stands for; None for any other name.
+
+    Example:
+        >>> target_of_temporary(".tmp-4711-metadata.parquet")
+        'metadata.parquet'
+        >>> target_of_temporary(".tmp-notes.txt") is None
+        True
+    """
+    found = _TEMPORARY_NAME.fullmatch(name)
+    return None if found is None else found["target"]
+
+
+def no_room(folder: Path, error: OSError) -> UserError:
+    """What to say when a folder's disk is full; `error` is one of `NO_ROOM`."""
+    return UserError(
+        f"{folder}: {os.strerror(error.errno or 0)}; make room and run the same command again, it goes on from here"
+    )
+
+
+@contextmanager
+def room_in(folder: Path) -> Iterator[None]:
+    """Say in one line that a folder's disk is full, whichever write meets it.
+
+    Raises:
+        UserError: It is, or it can only be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise no_room(folder, error) from error
 
 
 def sha256_of(path: Path) -> str:

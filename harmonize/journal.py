@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from harmonize.files import write_text
+from harmonize.fingerprint import Fingerprint
 
 SUFFIX = ".jsonl"
 SHARD = ".shard-"
+_EMPTY: dict[str, Any] = {"files": "", "times": "", "count": 0, "first": "", "root": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,10 @@ class Record:
         row: Its row of metadata.parquet, or None if it was refused.
         rejection: Its row of rejected.parquet, or None if it was accepted.
         labels: Its row of labels.parquet without `accepted`, or None if its source labels nothing.
+        read: What it was made from; None in a journal of version 0.1.0, which did not note it.
+        duplicate_of: Scan id of the one with the same voxels that was kept, so that this one's files were removed.
+        attempt: How often it had been done before since the journal was last compacted: a later outcome replaces an
+            earlier one, wherever the two lines stand.
     """
 
     source: str
@@ -38,6 +44,9 @@ class Record:
     row: dict[str, Any] | None = None
     rejection: dict[str, str] | None = None
     labels: dict[str, Any] | None = None
+    read: Fingerprint | None = None
+    duplicate_of: str | None = None
+    attempt: int = 0
 
 
 Key = tuple[str, str]
@@ -66,31 +75,49 @@ def appending(path: Path) -> Iterator[TextIO]:
         yield stream
 
 
-def append(stream: TextIO, record: Record) -> None:
-    """Write one line and see it onto the disk."""
-    stream.write(_line(record))
+def append(stream: TextIO, *records: Record) -> None:
+    """Write a line each and see them onto the disk."""
+    stream.writelines(_line(record) for record in records)
     stream.flush()
     os.fsync(stream.fileno())
 
 
 def read(folder: Path) -> dict[Key, Record]:
-    """All records of a corpus by source and raw hash; an accepted scan outlives a refusal, a later line an earlier."""
+    """All records of a corpus by source and raw hash.
+
+    Of several of one scan the latest attempt stands; of those of one attempt an accepted outlives a refusal, and a
+    later line an earlier.
+    """
     found: dict[Key, Record] = {}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         for record in _records(path):
             key = (record.source, record.raw_hash)
-            if key not in found or found[key].row is None or record.row is not None:
+            there = found.get(key)
+            if there is None or (record.attempt, record.row is not None or there.row is None) >= (there.attempt, True):
                 found[key] = record
     return found
 
 
+def sources_in(folder: Path) -> set[str]:
+    """The sources that have a journal."""
+    return {path.name.removesuffix(SUFFIX).partition(SHARD)[0] for path in folder.glob(f"*{SUFFIX}")}
+
+
 def compact(folder: Path, records: dict[Key, Record]) -> None:
     """Leave one sorted journal a source, and no shards."""
-    for source in sorted({source for source, _ in records}):
-        lines = [_line(records[key]) for key in sorted(records) if key[0] == source]
-        write_text(folder / journal_name(source, None), "".join(lines))
+    by_source: dict[str, list[Record]] = {source: [] for source in sources_in(folder)}
+    for key in sorted(records):
+        by_source.setdefault(key[0], []).append(records[key])
+    for source, of_source in sorted(by_source.items()):
+        write_whole(folder, source, of_source)
     for path in folder.glob(f"*{SHARD}*{SUFFIX}"):
         path.unlink()
+
+
+def write_whole(folder: Path, source: str, records: Iterable[Record]) -> None:
+    """Write the journal of one source from its records, in their order."""
+    lines = (_line(record if record.attempt == 0 else replace(record, attempt=0)) for record in records)
+    write_text(folder / journal_name(source, None), "".join(lines))
 
 
 def absent_shards(folder: Path) -> list[str]:
@@ -116,6 +143,8 @@ def absent_shards(folder: Path) -> list[str]:
 def _line(record: Record) -> str:
     # Not dataclasses.asdict: it copies every list, and takes nine tenths of the time of a large merge.
     entry = {name: value for name in Record.__slots__ if (value := getattr(record, name)) is not None}
+    if record.read is not None:
+        entry["read"] = {name: value for name in Fingerprint.__slots__ if (value := getattr(record.read, name))}
     return json.dumps(entry, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -123,7 +152,9 @@ def _records(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             try:
-                yield Record(**json.loads(line))
-            except (json.JSONDecodeError, TypeError):
+                entry = json.loads(line)
+                read = entry.pop("read", None)
+                yield Record(**entry, read=None if read is None else Fingerprint(**_EMPTY | read))
+            except (json.JSONDecodeError, TypeError, AttributeError):
                 # Cut by a kill: the scan has no record and is done again.
                 continue

@@ -38,6 +38,27 @@ def shared(path: Path, busy: str) -> Iterator[None]:
         yield
 
 
+def check_free(path: Path, busy: str, *, alone: bool) -> None:
+    """Look whether `path` could be held now, without making or holding anything.
+
+    Args:
+        path: The lock file, which need not be there.
+        busy: What the user is told when it is taken.
+        alone: Whether it is wanted alone, or together with others that share it.
+
+    Raises:
+        UserError: It is taken.
+    """
+    try:
+        with path.open() as stream:
+            fcntl.flock(stream, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(busy) from error
+    except OSError:
+        # No lock file yet, or a file system that locks no file opened for reading: taking it will tell.
+        return
+
+
 @contextmanager
 def turn(path: Path, *, waiting: str) -> Iterator[None]:
     """Wait until `path` is free, then hold it alone.

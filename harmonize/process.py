@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harmonize import identity, nyul, sources
+from harmonize import fingerprint, identity, nyul, sources
 from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import brain_mask_name, image_name, mask_name, write_volume
 from harmonize.errors import Reason, Rejection, UserError
+from harmonize.files import NO_ROOM, no_room
 from harmonize.foreground import values_inside
 from harmonize.journal import Record
 from harmonize.pipeline import Harmonized, harmonize_scan, resample_scan, without_bias
 from harmonize.scan import HU, ScanRef
 from harmonize.settings import Settings
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-"""Errors that every scan after this one would meet too."""
-
 RETRY_AFTER_S = 0.5
+
+PARTLY_READ = "a file of the scan could not be read: it is tried again in the next run"
+
 DEBUG_VARIABLE = "HARMONIZE_DEBUG"
 
 
@@ -38,6 +39,18 @@ def process(ref: ScanRef, *, corpus: Path, settings: Settings) -> Record:
     Raises:
         UserError: The corpus cannot be written to, so there is no point in going on.
     """
+    before = fingerprint.look(ref, settings.salt)
+    record = _tried_twice(ref, corpus, settings)
+    if record.row is None:
+        # What was refused is only done again when names, sizes or times change, so its content need not be known.
+        return replace(record, read=before)
+    after = fingerprint.read(ref, before, settings.salt)
+    if after.partial:
+        record.row["decisions"] = [*record.row["decisions"], PARTLY_READ]
+    return replace(record, read=after)
+
+
+def _tried_twice(ref: ScanRef, corpus: Path, settings: Settings) -> Record:
     try:
         return _attempt(ref, corpus, settings)
     except (OSError, MemoryError) as error:
@@ -186,6 +199,4 @@ def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Setting
 
 def _refuse_to_go_on(error: OSError | MemoryError, corpus: Path) -> None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        raise UserError(
-            f"{corpus}: {os.strerror(error.errno or 0)}; make room and run the same command again, it goes on from here"
-        ) from error
+        raise no_room(corpus, error) from error

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from harmonize import charts, outliers
 from harmonize.corpus import Corpus, read_volume
+from harmonize.files import room_in
 from harmonize.html import Page
 from harmonize.progress import Progress
 from harmonize.thumbnails import thumbnail
@@ -39,7 +40,7 @@ def write_report(path: Path, *, thumbnails: int, workers: int = 1) -> Path:
         Path of the page.
 
     Raises:
-        UserError: No corpus there, or its tables cannot be read.
+        UserError: No corpus there, its tables cannot be read, or its disk is full.
     """
     corpus = Corpus.open(path)
     findings = outliers.find(corpus.scans)
@@ -48,7 +49,8 @@ def write_report(path: Path, *, thumbnails: int, workers: int = 1) -> Path:
     rows = cast(list[dict[str, Any]], scans.to_dict("records"))
     pictures = _draw(path, rows[:thumbnails], workers)
     page = _page(corpus, rows, [findings[row] for row in order], pictures)
-    page.write(path / REPORT)
+    with room_in(path):
+        page.write(path / REPORT)
     return path / REPORT
 
 

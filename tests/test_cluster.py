@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -73,14 +74,19 @@ def test_dask_workers_write_the_bytes_that_local_processes_write(workers: Execut
 
 def test_a_scan_that_hangs_is_given_up_at_the_time_limit(workers: Executor, root: Path, tmp_path: Path) -> None:
     poisoned = root / "OpenMind/ds000001/sub-00/anat/sub-00_T1w.nii.gz"
-    poisoned.unlink()
-    # Opening a pipe that nobody writes to never returns.
-    os.mkfifo(poisoned)
+    whole = poisoned.read_bytes()
     settings = Settings(spacing=(4.0, 4.0, 4.0))
-    for name, executor in (("dask", workers), ("local", None)):
-        summary = engine.run(
-            "openmind", root, tmp_path / name, settings, workers=1, limit=2, executor=executor, time_limit_s=4.0
-        )
+    for name, executor in (("dask", workers), ("local", partial(pool.run, workers=1))):
+
+        def hanging(function, references, *, executor=executor):
+            # Opening a pipe that nobody writes to never returns; discovery would have left it out.
+            poisoned.unlink()
+            os.mkfifo(poisoned)
+            yield from executor(function, references)
+
+        summary = engine.run("openmind", root, tmp_path / name, settings, limit=2, executor=hanging, time_limit_s=4.0)
+        poisoned.unlink()
+        poisoned.write_bytes(whole)
         assert (summary.accepted, dict(summary.rejected)) == (1, {"worker_died": 1})
         assert "time limit" in (tmp_path / name / "records/openmind.jsonl").read_text()
 

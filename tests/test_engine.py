@@ -107,19 +107,22 @@ def test_the_manifest_is_rebuilt_from_the_files(root: Path, tmp_path: Path) -> N
     assert content(tmp_path / "corpus") == before
 
 
-def test_what_was_repaired_is_tried_again_when_asked(root: Path, tmp_path: Path) -> None:
+def test_what_was_repaired_is_tried_again(root: Path, tmp_path: Path) -> None:
     broken = root / "OpenMind/ds000001/sub-04/anat/sub-04_T1w.nii.gz"
-    content_before = broken.read_bytes()
     whole = lay_out(tmp_path / "other", broken=0)
-    run(root, tmp_path / "corpus")
+    assert run(root, tmp_path / "corpus").accepted == 4
     broken.write_bytes((whole / broken.relative_to(root)).read_bytes())
-    assert run(root, tmp_path / "corpus").known == 5
-    assert run(root, tmp_path / "corpus", retry=True).accepted == 5
+    assert run(root, tmp_path / "corpus").accepted == 5
     assert Corpus.open(tmp_path / "corpus").rejected.empty
-    run(whole, tmp_path / "undisturbed")
+    run(root, tmp_path / "undisturbed")
     assert content(tmp_path / "corpus") == content(tmp_path / "undisturbed")
-    broken.write_bytes(content_before)
     assert run(root, tmp_path / "corpus", retry=True).known == 5
+
+
+def test_what_was_refused_is_tried_again_when_asked(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "corpus")
+    assert run(root, tmp_path / "corpus").known == 5
+    assert run(root, tmp_path / "corpus", retry=True).known == 4
 
 
 def test_a_raw_folder_that_vanishes_while_histograms_are_fitted_leaves_none(root: Path, tmp_path: Path) -> None:

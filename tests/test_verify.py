@@ -30,7 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = base / "raw/OpenMind/ds000001/sub-01/anat"
     (folder / "sub-01_T1w__Data").mkdir(parents=True)
     nib.save(nib.Nifti1Image(voxels, np.diag([4.0, 4, 4, 1])), folder / "sub-01_T1w.nii.gz")
-    nib.save(nib.Nifti1Image(voxels, np.diag([4.0, 4, 4, 1])), folder / "sub-01_T2w.nii.gz")
+    nib.save(nib.Nifti1Image(voxels[::-1].copy(), np.diag([4.0, 4, 4, 1])), folder / "sub-01_T2w.nii.gz")
     nib.save(nib.Nifti1Image(outside, np.diag([4.0, 4, 4, 1])), folder / "sub-01_T1w__Data/fb_mask.nii.gz")
     engine.run("openmind", base / "raw", base / "corpus", Settings(spacing=(4.0, 4.0, 4.0)), workers=0)
     return base / "corpus"

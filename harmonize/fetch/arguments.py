@@ -9,6 +9,7 @@ from typing import Any
 
 from harmonize.errors import UserError
 from harmonize.licences import terms_of
+from harmonize.target import check_folder
 
 WORKERS = 4
 OPENMIND = "a part of OpenMind, from the Hugging Face Hub"
@@ -85,6 +86,7 @@ def _positive(text: str) -> int:
 def _openmind(options: argparse.Namespace) -> int:
     from harmonize.fetch import openmind
 
+    check_folder(options.out)
     choice = openmind.Choice(modalities=options.modality, max_score=options.max_score, limit=options.limit)
     there, missing = openmind.fetch(
         choice, options.out, repo=options.repo, endpoint=options.endpoint, workers=options.workers
@@ -96,6 +98,7 @@ def _openmind(options: argparse.Namespace) -> int:
 def _tcia(options: argparse.Namespace) -> int:
     from harmonize.fetch import tcia
 
+    check_folder(options.out)
     outcome = tcia.fetch(
         options.collection,
         options.out,
@@ -113,6 +116,7 @@ def _tcia(options: argparse.Namespace) -> int:
 def _deeplesion(options: argparse.Namespace) -> int:
     from harmonize.fetch import deeplesion
 
+    check_folder(options.out)
     wanted = deeplesion.addresses(options.list, options.base_url)[: options.limit]
     table = f"{options.base_url.rstrip('/')}/{deeplesion.TABLE}" if options.base_url else None
     missing = deeplesion.fetch(wanted, options.out, table_url=table)

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,7 +72,7 @@ def fetch(
     """
     series = _list_series(collection, modalities, base_url)[:limit]
     folder = out / safe_name(collection)
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+    _clear(folder / WORK)
     failed = []
     with Progress("fetch tcia", total=len(series), unit="series") as progress, ThreadPoolExecutor(workers) as threads:
         try:
@@ -82,9 +83,24 @@ def fetch(
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+    _clear(folder / WORK)
     licences = Counter(_licence(one) for one in series)
     return Outcome(there=len(series) - len(failed), failed=failed, licences=licences)
+
+
+def _clear(work: Path) -> None:
+    """Remove what fetches leave in their own folder: archives of series, whole or in part, and what they held."""
+    if work.is_symlink() or not work.is_dir():
+        return
+    for path in work.iterdir():
+        uid = path.name.removeprefix(http.PARTIAL).removesuffix(".zip")
+        if _UID.fullmatch(uid) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif _UID.fullmatch(uid) and path.name.endswith(".zip"):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        # Not empty: what else lies there is somebody's.
+        work.rmdir()
 
 
 def _list_series(collection: str, modalities: Sequence[str], base_url: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from harmonize import pool
 from harmonize.errors import UserError
 from harmonize.phantom import deeplesion, openmind, rsna, tcia
 from harmonize.progress import Progress
+from harmonize.target import check_folder
 
 SOURCES = ("openmind", "tcia", "deeplesion", "rsna")
 ALL = "all"
@@ -40,7 +41,7 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
         The root of each tree.
 
     Raises:
-        UserError: For an unknown source, a number out of range, or a tree that exists already.
+        UserError: For an unknown source, a number out of range, a tree that exists already, or no place to write to.
     """
     if source != ALL and source not in SOURCES:
         raise UserError(f"unknown source {source!r}: choose {ALL} or one of {', '.join(SOURCES)}", exit_code=2)
@@ -48,10 +49,12 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
         raise UserError(f"--scans is {scans}: ask for at least 1", exit_code=2)
     if size < SMALLEST_SIZE:
         raise UserError(f"--size is {size}: ask for at least {SMALLEST_SIZE} voxels", exit_code=2)
+    check_folder(Path(out))
     chosen = SOURCES if source == ALL else (source,)
     roots = [Path(out) / name for name in chosen]
     for root in roots:
-        if root.exists():
+        # A link that leads nowhere would be found out only when the tree is whole.
+        if os.path.lexists(root):
             raise UserError(f"{root} exists already: choose another --out or remove it", exit_code=2)
     with Progress("phantom", total=scans * len(chosen)) as progress:
         for name, root in zip(chosen, roots, strict=True):
@@ -61,7 +64,12 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
 
 def _write_whole(name: str, root: Path, *, scans: int, size: int, seed: int, workers: int, progress: Progress) -> None:
     partial_root = root.with_name(f".tmp-{os.getpid()}-{name}")
-    partial_root.mkdir(parents=True)
+    try:
+        partial_root.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"{root.parent}: cannot be made ({error.strerror}): choose another --out", exit_code=2
+        ) from error
     try:
         write_scan = partial(_WRITERS[name].write_scan, root=partial_root, scans=scans, size=size, seed=seed)
         found = {}

@@ -63,3 +63,17 @@ def inputs(ref: ScanRef) -> tuple[Path, ...]:
     if own is not None:
         return cast(tuple[Path, ...], own(ref))
     return (*ref.paths, *(value for value in ref.meta.values() if isinstance(value, Path)))
+
+
+def check_still_there(root: Path) -> None:
+    """Raise if the raw folder is gone, or empty as a mount point is when nothing is mounted on it.
+
+    Raises:
+        UserError: It is.
+    """
+    try:
+        vanished = next(root.iterdir(), None) is None
+    except OSError:
+        vanished = True
+    if vanished:
+        raise UserError(f"{root}: vanished during the run; bring it back and run the same command again")

@@ -1,0 +1,134 @@
+"""Whether a scan must be done: what the journal says of it against what lies in the raw folder now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum, auto
+from pathlib import Path
+
+from harmonize import fingerprint, identity
+from harmonize.corpus import FILE_COLUMNS
+from harmonize.errors import Reason
+from harmonize.fingerprint import Fingerprint
+from harmonize.journal import Key, Record
+from harmonize.scan import ScanRef
+from harmonize.settings import Settings
+
+PASSING = {Reason.IO_ERROR.value, Reason.MISSING_FILE.value, Reason.WORKER_DIED.value}
+"""Refusals that say nothing about the scan itself: the next run tries these again."""
+
+
+class State(Enum):
+    """What is to be done about a scan."""
+
+    DONE = auto()
+    """Nothing: its record speaks of what lies there now."""
+    MISSING = auto()
+    """There is no outcome yet, or one that is to be tried again."""
+    CHANGED = auto()
+    """Its files, or its rows of the tables, are others than those it was made from."""
+    TOUCHED = auto()
+    """Only times differ: its contents are to be compared."""
+    SHRUNK = auto()
+    """Some of its raw files are gone: what was made from all of them stays, until a `retry`."""
+    UNRECORDED = auto()
+    """Version 0.1.0 made it, and did not note from what: it stays."""
+    MOVED = auto()
+    """Nothing, but its raw folder lies elsewhere now."""
+
+
+def judge(
+    ref: ScanRef, record: Record | None, out: Path, settings: Settings, *, retry: bool, duplicate: bool
+) -> tuple[State, Fingerprint | None]:
+    """The state of a raw scan, and its fingerprint as it lies there now where that had to be looked at.
+
+    Args:
+        ref: The raw scan.
+        record: What the journal says of it.
+        out: The corpus.
+        settings: How it is made.
+        retry: Try all again that was refused, or made from files of which some are gone.
+        duplicate: The journal says that another scan with the same voxels is kept, so this one has no files.
+    """
+    if record is None or (record.row is None and _is_tried_again(record, retry=retry)):
+        return State.MISSING, None
+    if record.row is not None and not duplicate and not has_files(record, out):
+        return State.MISSING, None
+    now, then = fingerprint.look(ref, settings.salt), record.read
+    if then is None:
+        return State.UNRECORDED, now
+    if then.partial:
+        return State.MISSING, None
+    if now.files != then.files:
+        shrunk = record.row is not None and now.count < then.count and not retry
+        return (State.SHRUNK if shrunk else State.CHANGED), now
+    if now.times != then.times:
+        return (State.CHANGED if then.content is None else State.TOUCHED), now
+    return (State.DONE if now.root == then.root else State.MOVED), now
+
+
+def has_files(record: Record, out: Path) -> bool:
+    """Whether all files that an accepted scan's row names are there."""
+    return all((out / name).is_file() for name in file_names(record))
+
+
+def file_names(record: Record) -> list[str]:
+    """The files of an accepted scan, relative to the corpus; none of a refused one."""
+    return [] if record.row is None else [name for column in FILE_COLUMNS if (name := record.row.get(column))]
+
+
+def is_passing(record: Record) -> bool:
+    """Whether a record is a refusal that says nothing about the scan itself."""
+    return record.rejection is not None and record.rejection["reason"] in PASSING
+
+
+def no_longer_found(records: dict[Key, Record], references: Iterable[ScanRef], settings: Settings) -> list[Key]:
+    """Records of scans that the raw folder had, and that a look at all of it no longer finds.
+
+    Other raw folders of the same source are left alone, and so is what does not say which one it came from.
+    """
+    found, roots = set(), set()
+    for ref in references:
+        found.add((ref.source, identity.raw_hash(ref, settings.salt)))
+        roots.add((ref.source, fingerprint.root_hash(ref, settings.salt)))
+    return [
+        key
+        for key, record in records.items()
+        if key not in found and record.read is not None and (record.source, record.read.root) in roots
+    ]
+
+
+def superseded(
+    gone: Iterable[Key], records: dict[Key, Record], references: Iterable[ScanRef], settings: Settings
+) -> set[Key]:
+    """Of the accepted scans that are no longer found, those whose data an accepted scan of another name holds now.
+
+    A run of slices that grew has a new name, the old one's first file and no fewer files than that; a file that was
+    renamed gives the same voxels.
+    """
+    old = {key: records[key] for key in gone if records[key].row is not None}
+    if not old:
+        return set()
+    holders: dict[str, int] = {}
+    voxels = set()
+    for ref in references:
+        record = records.get((ref.source, identity.raw_hash(ref, settings.salt)))
+        if record is None or record.row is None:
+            continue
+        voxels.add((record.source, record.row["sha256"]))
+        for path in ref.paths:
+            name = fingerprint.file_name_hash(path, ref, settings.salt)
+            holders[name] = max(holders.get(name, 0), len(ref.paths))
+    return {
+        key
+        for key, record in old.items()
+        if (record.source, record.row and record.row["sha256"]) in voxels
+        or (record.read is not None and 0 < record.read.count <= holders.get(record.read.first, 0))
+    }
+
+
+def _is_tried_again(record: Record, *, retry: bool) -> bool:
+    if retry or record.rejection is None or is_passing(record):
+        return True
+    # Refused for a name that another scan had, which is not there any more: it was never looked at itself.
+    return record.rejection["reason"] == Reason.DUPLICATE.value and record.read is None

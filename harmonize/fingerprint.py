@@ -1,0 +1,154 @@
+"""What a scan was made from: a salted fingerprint of its raw files and of the table rows that went in.
+
+It is kept in the journal beside the scan's record, so that the next run sees whether the record still speaks of what
+lies in the raw folder. Nothing in it can be read back: names, sizes, values and contents are hashed with the salt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from isal import isal_zlib
+
+from harmonize import sources
+from harmonize.identity import salted_hash
+from harmonize.scan import ScanRef
+
+GONE = -1
+"""Size and time of a file that is not there, or that may not be looked at."""
+
+NOT_WHAT_WAS_READ = frozenset({"decisions", "refused"})
+"""Keys of a reference's `meta` that are this program's own words: another version may put them otherwise."""
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """What a scan's raw data were when they were read; every text is a salted hash.
+
+    Attributes:
+        files: Of the files' names and sizes, and of what discovery said of the scan (ids, rows of tables).
+        times: Of the files' modification times; empty for what discovery refused, which no file is read for.
+        count: How many files there were.
+        first: Of the first file's name.
+        root: Of the raw folder's place.
+        content: Of the files' contents; None where it is not known, or was not the same throughout.
+        partial: Some file could not be read, and the scan was made without it.
+    """
+
+    files: str
+    times: str
+    count: int
+    first: str
+    root: str
+    content: str | None = None
+    partial: bool = False
+
+
+def look(ref: ScanRef, salt: str) -> Fingerprint:
+    """The fingerprint of a raw scan as it lies there now, without its content: no file is opened."""
+    names, sizes, times = [], [], []
+    for path in _inputs(ref):
+        size, time_ns = _stat(path)
+        names.append(_name(path, ref.root))
+        sizes.append(size)
+        times.append(time_ns)
+    refused = ref.meta.get("refused")
+    said = {
+        "ids": [ref.subject, ref.session, ref.public_id, ref.modality],
+        "meta": _plain({key: value for key, value in ref.meta.items() if key not in NOT_WHAT_WAS_READ}, ref.root),
+        "refused": refused[0] if isinstance(refused, tuple) else None,
+    }
+    return Fingerprint(
+        files=salted_hash(salt, "files", *names, json.dumps([sizes, said], sort_keys=True, default=str)),
+        times="" if refused is not None else salted_hash(salt, "times", json.dumps(times)),
+        count=sum(size != GONE for size in sizes),
+        first=salted_hash(salt, "file", names[0]) if names else "",
+        root=root_hash(ref, salt),
+    )
+
+
+def read(ref: ScanRef, before: Fingerprint, salt: str) -> Fingerprint:
+    """`before` with the content of the files; without it where a file changed since, or cannot be read.
+
+    Args:
+        ref: The raw scan.
+        before: What `look` gave before the scan was loaded.
+        salt: Of the corpus.
+    """
+    sums: list[int] = []
+    try:
+        for path in _inputs(ref):
+            sums.append(_checksum(path))
+    except FileNotFoundError:
+        return before
+    except OSError:
+        return replace(before, partial=True)
+    if look(ref, salt) != replace(before, content=None, partial=False):
+        return before
+    return replace(before, content=salted_hash(salt, "content", json.dumps(sums)))
+
+
+def look_and_read(ref: ScanRef, *, salt: str) -> Fingerprint:
+    """The fingerprint of a raw scan as it lies there now, with its content."""
+    return read(ref, look(ref, salt), salt)
+
+
+def file_name_hash(path: Path, ref: ScanRef, salt: str) -> str:
+    """What `Fingerprint.first` says of a file."""
+    return salted_hash(salt, "file", _name(path, ref.root))
+
+
+def root_hash(ref: ScanRef, salt: str) -> str:
+    """What `Fingerprint.root` says of where a raw scan lies."""
+    return salted_hash(salt, "root", _resolved(str(ref.root.absolute())))
+
+
+def _inputs(ref: ScanRef) -> tuple[Path, ...]:
+    try:
+        return sources.inputs(ref)
+    except OSError:
+        # A folder that may not be looked into: once it may, there are more files, and the fingerprint is another.
+        return ref.paths
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return GONE, GONE
+    return found.st_size, found.st_mtime_ns
+
+
+def _checksum(path: Path) -> int:
+    # Against changes, not against forgers: a CRC costs a tenth of a cryptographic hash, and the sizes agree already.
+    found = 0
+    with path.open("rb", buffering=0) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            found = isal_zlib.crc32(chunk, found)
+    return found
+
+
+def _name(path: Path, root: Path) -> str:
+    """Relative to the root, so that a raw folder may move; string work, because there may be millions."""
+    return os.fspath(path).removeprefix(os.fspath(root)).removeprefix(os.sep)
+
+
+def _plain(value: object, root: Path) -> object:
+    """Table values as JSON has them, without those that say nothing."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry, root) for key, entry in value.items() if entry not in (None, "", ())}
+    if isinstance(value, tuple | list):
+        return [_plain(entry, root) for entry in value]
+    return _name(value, root) if isinstance(value, Path) else value
+
+
+@lru_cache(maxsize=64)
+def _resolved(root: str) -> str:
+    return os.path.realpath(root)

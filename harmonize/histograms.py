@@ -1,0 +1,101 @@
+"""The standard histograms of a corpus: fitted once on a sample of each modality, or taken from the user."""
+
+from __future__ import annotations
+
+import random
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from harmonize import nyul, pool, sources
+from harmonize.errors import UserError
+from harmonize.executors import Executor
+from harmonize.process import landmarks_of
+from harmonize.progress import Progress
+from harmonize.scan import ScanRef
+from harmonize.settings import Settings
+
+
+def check_given(given: Path, folder: Path) -> None:
+    """Check that a user's standard histograms can be those of a corpus; nothing is written.
+
+    Args:
+        given: The user's folder.
+        folder: The corpus's own, which need not be there.
+
+    Raises:
+        UserError: The user's folder holds none, or the corpus was made with others.
+    """
+    paths = sorted(given.glob("*.npy"))
+    if not paths:
+        raise UserError(f"--nyul {given}: holds no <modality>.npy", exit_code=2)
+    for path in paths:
+        histogram, there = nyul.load(path), folder / path.name
+        if there.is_file() and not histogram.equals(nyul.load(there)):
+            raise UserError(f"--nyul {given}: {path.name} differs from the one this corpus was made with", exit_code=2)
+
+
+def complete(
+    folder: Path, given: Path | None, references: list[ScanRef], root: Path, settings: Settings, run_over: Executor
+) -> None:
+    """Copy or fit what the folder of a corpus's standard histograms lacks.
+
+    Args:
+        folder: Of the corpus.
+        given: The user's own, taken before any is fitted.
+        references: All scans of the raw root.
+        root: The raw folder.
+        settings: How the scans are read.
+        run_over: Who reads them.
+
+    Raises:
+        UserError: See `check_given`; or the raw folder vanished.
+    """
+    if given is not None:
+        check_given(given, folder)
+        for path in sorted(given.glob("*.npy")):
+            if not (folder / path.name).is_file():
+                nyul.save(folder / path.name, nyul.load(path))
+    by_modality: dict[str | None, list[ScanRef]] = {}
+    for ref in references:
+        by_modality.setdefault(ref.modality, []).append(ref)
+    wanted = [
+        ref
+        for modality, group in sorted(by_modality.items(), key=lambda item: item[0] or "")
+        if modality is None or not nyul.histogram_path(folder, modality).is_file()
+        for ref in _sample(group, settings)
+    ]
+    if wanted:
+        _fit(wanted, root, folder, settings, run_over)
+
+
+def _sample(group: list[ScanRef], settings: Settings) -> list[ScanRef]:
+    ordered = sorted(group, key=lambda ref: ref.key)
+    count = min(settings.nyul_sample, len(ordered))
+    return random.Random(settings.seed).sample(ordered, count)
+
+
+def _fit(wanted: list[ScanRef], root: Path, folder: Path, settings: Settings, run_over: Executor) -> None:
+    found: dict[str, list[tuple[str, list[float]]]] = {}
+    unused = 0
+    with Progress("fit nyul", total=len(wanted)) as progress:
+        for ref, result in run_over(partial(landmarks_of, settings=settings), wanted):
+            if result is None or isinstance(result, pool.Died):
+                unused += 1
+            else:
+                modality, landmarks = result
+                found.setdefault(modality, []).append((ref.key, landmarks))
+            progress.advance(unused=unused)
+    if unused:
+        sources.check_still_there(root)
+    for modality, landmarks_by_key in sorted(found.items()):
+        path = nyul.histogram_path(folder, modality)
+        if not path.is_file():
+            # In the order of the keys: a sum of floats depends on its order.
+            nyul.save(path, nyul.fit(np.asarray(landmarks) for _, landmarks in sorted(landmarks_by_key)))
+            # A user who tries a few scans first must know that the corpus keeps what these few gave.
+            count = len(landmarks_by_key)
+            scans = "1 scan" if count == 1 else f"{count} scans"
+            print(f"nyul: {modality} fitted on {scans}, for all of this corpus", file=sys.stderr, flush=True)

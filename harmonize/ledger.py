@@ -1,0 +1,133 @@
+"""The records of a corpus while a run adds to them, and the tables that are made from them at its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+from harmonize import corpus as layout
+from harmonize import duplicates, journal
+from harmonize.changes import file_names, has_files, is_passing
+from harmonize.journal import Key, Record
+
+
+class Ledger:
+    """What is known of each scan, on disk as soon as it is known.
+
+    Args:
+        out: The corpus.
+        stream: The run's journal, open to append to.
+
+    Attributes:
+        records: By source and raw hash, of all runs.
+    """
+
+    def __init__(self, out: Path, stream: TextIO) -> None:
+        self.records = journal.read(out / layout.RECORDS)
+        self._out, self._stream = out, stream
+        self._owners: Counter[str] | None = None
+
+    def add(self, record: Record) -> Record:
+        """Take in the outcome of a scan; gives what stands now.
+
+        A scan that was accepted before outlives a failure to read it again. Otherwise the new outcome stands, and files
+        of the old one that it does not name are removed.
+        """
+        key = (record.source, record.raw_hash)
+        old = self.records.get(key)
+        if old is not None:
+            if is_passing(record) and old.row is not None and has_files(old, self._out):
+                return old
+            record = replace(record, attempt=old.attempt + 1)
+            # Before the line is written: were the run killed in between, the scan would be found without its files.
+            self._remove(old, record)
+        journal.append(self._stream, record)
+        self.records[key] = record
+        return record
+
+    def note(self, records: Iterable[Record]) -> None:
+        """Take in more about scans whose outcome stays."""
+        noted = list(records)
+        if noted:
+            journal.append(self._stream, *noted)
+            self.records |= {(record.source, record.raw_hash): record for record in noted}
+
+    def drop(self, keys: Iterable[Key]) -> None:
+        """Forget scans and remove their files; the journal forgets them when it is compacted."""
+        for key in keys:
+            self._remove(self.records[key], None)
+            del self.records[key]
+
+    def _remove(self, old: Record, new: Record | None) -> None:
+        names = set(file_names(old))
+        if new is not None:
+            names -= set(file_names(new))
+        if not names:
+            return
+        if self._owners is None:
+            self._owners = Counter(name for record in self.records.values() for name in file_names(record))
+        for name in names:
+            # Two scans of one name may both stand in an old journal; the file is the other one's then.
+            if self._owners[name] <= 1:
+                (self._out / name).unlink(missing_ok=True)
+            self._owners[name] -= 1
+
+
+def restore_journal(out: Path) -> None:
+    """Give a corpus without a journal, such as one from the Hub, a journal of what its tables hold."""
+    folder = out / layout.RECORDS
+    absent = set(layout.Corpus.open(out).info["sources"]) - journal.sources_in(folder)
+    if not absent or not (out / layout.SCANS).is_file():
+        return
+    accepted, rejected = layout.table_rows(out)
+    for source in sorted(absent):
+        found = [
+            Record(source=source, raw_hash=row["raw_hash"], row=row) for row in accepted if row["source"] == source
+        ]
+        found += [
+            Record(source=source, raw_hash=row["raw_hash"], rejection=row)
+            for row in rejected
+            if row["source"] == source
+        ]
+        if found:
+            journal.write_whole(folder, source, sorted(found, key=lambda record: record.raw_hash))
+
+
+def write_tables(out: Path, records: dict[Key, Record]) -> dict[Key, str | None]:
+    """Compact the journal, write the tables, and remove the files of scans that are another's voxels again.
+
+    Returns:
+        By scan: the code of its refusal, or None where it is accepted.
+    """
+    found = duplicates.find(records)
+    accepted, rejected, labels = [], [], []
+    standing: dict[Key, Record] = {}
+    for key, record in records.items():
+        kept = found.kept.get(key)
+        rejection = record.rejection
+        of = None
+        if kept is not None and kept.row is not None:
+            rejection = duplicates.rejection(record, kept, contradicted=key in found.contradicted)
+            of = kept.row["scan_id"]
+        elif record.duplicate_of is not None and not has_files(record, out):
+            rejection, of = duplicates.lost_rejection(record), record.duplicate_of
+        standing[key] = replace(record, duplicate_of=of)
+        if rejection is not None:
+            rejected.append(rejection)
+        elif record.row is not None:
+            contradicted = key in found.contradicted
+            accepted.append(duplicates.without_labels(record.row) if contradicted else record.row)
+        if record.labels is not None:
+            labels.append(record.labels | ({"labels": None} if key in found.contradicted else {}))
+    journal.compact(out / layout.RECORDS, standing)
+    layout.write_manifest(out, accepted, rejected, labels)
+    named = {row[column] for row in accepted for column in layout.FILE_COLUMNS}
+    for key in found.kept:
+        for name in file_names(records[key]):
+            if name not in named:
+                (out / name).unlink(missing_ok=True)
+    outcomes: dict[Key, str | None] = {(row["source"], row["raw_hash"]): None for row in accepted}
+    return outcomes | {(row["source"], row["raw_hash"]): row["reason"] for row in rejected}

@@ -1,0 +1,84 @@
+"""What a run found and did, in the lines that end it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+MOST_KINDS = 12
+"""Kinds of files left out that get a line each; a raw tree may hold hundreds."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Summary:
+    """What a run found and did.
+
+    Attributes:
+        source: Registry name.
+        found: Scans that the run was to take care of.
+        known: Of these, how many an earlier run had done.
+        accepted: In the corpus now.
+        rejected: Refused, by reason code.
+        interrupted: The run was stopped before its end.
+        left_out: What the source saw and made no scan of: files by kind and reason.
+        changed: Done again, because their raw data changed since.
+        shrunk: Left as they are, although some of their raw files are gone.
+        vanished: In the corpus still, although the raw folder no longer has them.
+        replaced: Taken out of the corpus, because a scan of another name holds their data now.
+        unrecorded: Left as they are, because version 0.1.0 made them and did not note from what.
+        outdated: Left as they are, because they could not be done again after a change: reading failed.
+    """
+
+    source: str
+    found: int = 0
+    known: int = 0
+    accepted: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    interrupted: bool = False
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    changed: int = 0
+    shrunk: int = 0
+    vanished: int = 0
+    replaced: int = 0
+    unrecorded: int = 0
+    outdated: int = 0
+
+    def table(self) -> str:
+        """The lines that end a run."""
+        lines = [
+            ("source", self.source),
+            ("scans", f"{self.found} ({self.known} done before)"),
+            ("accepted", str(self.accepted)),
+            ("rejected", str(self.rejected.total())),
+            *((f"  {reason}", str(count)) for reason, count in sorted(self.rejected.items())),
+            *self._changes(),
+            *self._left_out(),
+        ]
+        width = max(len(name) for name, _ in lines) + 2
+        return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
+
+    def _changes(self) -> Iterator[tuple[str, str]]:
+        if self.changed:
+            yield "made again", f"{self.changed} (their files or rows of the tables changed since)"
+        if self.outdated:
+            yield "not made again", f"{self.outdated} (they changed since, but reading failed; the next run tries)"
+        if self.replaced:
+            yield "taken out", f"{self.replaced} (a scan of another name holds their data now)"
+        if self.vanished:
+            yield "kept", f"{self.vanished} that the raw folder no longer has"
+        if self.shrunk:
+            yield "kept", f"{self.shrunk} of which raw files are gone (--retry makes them again from what is left)"
+        if self.unrecorded:
+            yield "kept", f"{self.unrecorded} of version 0.1.0, which did not note their files; from now on it is noted"
+
+    def _left_out(self) -> Iterator[tuple[str, str]]:
+        if not self.left_out:
+            return
+        yield "left out", f"{self.left_out.total()} files"
+        most = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+        for (what, why), count in sorted(most[:MOST_KINDS]):
+            yield f"  {what}", f"{count} ({why})"
+        rest = most[MOST_KINDS:]
+        if rest:
+            yield "  others", f"{sum(count for _, count in rest)} ({len(rest)} more kinds)"

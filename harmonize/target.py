@@ -1,0 +1,141 @@
+"""The folder that a corpus is written to: whose it is, and which of its files are ours to remove."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harmonize.errors import UserError
+from harmonize.files import target_of_temporary
+
+INFO = "corpus.json"
+LOCK = ".lock"
+RECORDS, NYUL = "records", "nyul"
+FILES = (INFO, "metadata.parquet", "rejected.parquet", "labels.parquet", "README.md")
+"""What a corpus holds besides folders."""
+
+FOLDERS = {"images": ".nii.gz", "masks": ".nii.gz", NYUL: ".npy", RECORDS: ".jsonl", "report": "index.html"}
+"""Its folders, and how the names of the files in each end."""
+
+ELSEWHERE = "give --out a new folder, an empty one or a corpus"
+
+
+def check_folder(out: Path) -> None:
+    """Check that `out` is a folder that may be written to, or can become one; nothing is written.
+
+    Raises:
+        UserError: It cannot (exit code 2).
+    """
+    if os.path.lexists(out) and not out.is_dir():
+        what = "a link that leads nowhere" if out.is_symlink() and not out.exists() else "a file"
+        raise UserError(f"{out}: {what}, not a folder; choose another --out", exit_code=2)
+    place = Path(os.path.realpath(out))
+    there = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise UserError(f"{out}: {there} is a file, not a folder; choose another --out", exit_code=2)
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        raise UserError(f"{out}: {there} may not be written to; choose another --out", exit_code=2)
+
+
+def check_place(out: Path, root: Path) -> None:
+    """Check that a corpus may lie at `out`, beside the raw folder `root`; nothing is written.
+
+    Raises:
+        UserError: See `check_folder`; or it lies inside the raw folder or around it (exit code 2).
+    """
+    check_folder(out)
+    place, raw = Path(os.path.realpath(out)), Path(os.path.realpath(root))
+    if place.is_relative_to(raw):
+        raise UserError(f"{out}: lies inside the raw folder {root}; give --out a place outside", exit_code=2)
+    if raw.is_relative_to(place):
+        raise UserError(f"{out}: the raw folder {root} lies inside it; give --out a place of its own", exit_code=2)
+
+
+def check_ours(out: Path) -> bool:
+    """Whether a corpus lies at `out` (else the folder is new or empty); nothing is written.
+
+    Raises:
+        UserError: The folder is somebody else's (exit code 2).
+    """
+    if not out.is_dir():
+        return False
+    if os.path.lexists(out / INFO):
+        fault = fault_of_info(read_info(out))
+        if fault:
+            raise UserError(f"{out}: not a corpus of harmonize ({INFO} {fault}); {ELSEWHERE}", exit_code=2)
+        return True
+    if not all(_is_left_by_a_start(entry) for entry in out.iterdir()):
+        raise UserError(f"{out}: not empty and no corpus; {ELSEWHERE}", exit_code=2)
+    return False
+
+
+def read_info(path: Path) -> Any:
+    """The content of corpus.json, whatever it is.
+
+    Raises:
+        UserError: It cannot be read, or is not JSON.
+    """
+    file = path / INFO
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: not JSON ({error.msg}); restore it or start a new corpus") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not JSON (not UTF-8); restore it or start a new corpus") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def fault_of_info(info: Any) -> str:
+    """What shows that a corpus.json is not harmonize's; empty for one of ours, of any schema version."""
+    if not isinstance(info, dict):
+        return "holds no settings"
+    settings, sources = info.get("settings"), info.get("sources")
+    if not isinstance(info.get("schema_version"), int):
+        return "has no schema_version"
+    if not isinstance(settings, dict) or not {"spacing", "salt_fingerprint"} <= settings.keys():
+        return "has no settings of harmonize"
+    if not isinstance(sources, dict) or not all(isinstance(chosen, dict) for chosen in sources.values()):
+        return "has no sources"
+    return ""
+
+
+def remove_temporaries(out: Path) -> None:
+    """Remove what killed runs left half-written in a corpus; only while nobody else writes to it.
+
+    Only names that `harmonize.files.atomic_path` gives, for files that a corpus has at that place.
+    """
+    for path in _own_temporaries(out):
+        path.unlink(missing_ok=True)
+
+
+def _own_temporaries(out: Path) -> Iterator[Path]:
+    for name in FILES:
+        yield from (path for path in out.glob(f".tmp-*-{name}") if _stands_for(path, name))
+    for part, ending in FOLDERS.items():
+        for folder, _, names in os.walk(out / part):
+            yield from (Path(folder, name) for name in names if _stands_for(Path(folder, name), ending))
+
+
+def _stands_for(path: Path, ending: str) -> bool:
+    target = target_of_temporary(path.name)
+    return target is not None and target.endswith(ending) and path.is_file() and not path.is_symlink()
+
+
+def _is_left_by_a_start(path: Path) -> bool:
+    """Whether a run that was killed before it could write corpus.json left this in its new folder."""
+    if path.is_symlink():
+        return False
+    if path.name == RECORDS and path.is_dir():
+        return all(
+            entry.is_file() and entry.stat().st_size == 0 and (entry.name == LOCK or entry.suffix == ".jsonl")
+            for entry in path.iterdir()
+        )
+    if path.name == NYUL and path.is_dir():
+        return all(entry.suffix == ".npy" and entry.is_file() for entry in path.iterdir())
+    if path.name == LOCK:
+        return path.is_file() and path.stat().st_size == 0
+    return _stands_for(path, INFO)
