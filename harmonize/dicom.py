@@ -6,29 +6,24 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from harmonize import interleaving
+from harmonize.dicom_doubts import settle_doubts
 from harmonize.dicom_elements import looks_like_dicom
 from harmonize.dicom_geometry import MIN_TILT_DEG, StackGeometry, fit_stack
 from harmonize.dicom_grouping import MIN_SLICES, Stack, group_series
 from harmonize.dicom_headers import Frame, read_frames
-from harmonize.dicom_pixels import AIR_HU, read_values
+from harmonize.dicom_pixels import read_values
 from harmonize.dicom_repeats import one_picture_a_place, picture_of, read_some
+from harmonize.dicom_rescale import settle_rescale
 from harmonize.dicom_separation import split_by_identity
+from harmonize.dicom_units import settle_units
 from harmonize.errors import Reason, Rejection
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
-from harmonize.scan import ACTIVITY, ARBITRARY, HU, Scan
+from harmonize.scan import Scan
 
 _INDEX = "DICOMDIR"
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
-
-_BONE_WITHOUT_INTERCEPT = 1500
-_AIR_WITHOUT_INTERCEPT = 60
-_AIR_SHARE = 0.05
-"""A CT that stores 0 for air and has no intercept: nothing below 0, air around the head, bone far above 1000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +158,8 @@ def load_volume(volume: Volume) -> Scan:
         raise Rejection(*volume.refusal)
     decisions = list(volume.stack.decisions)
     try:
-        frames = one_picture_a_place(volume.stack.frames, decisions)
+        settled, rescaling = settle_rescale(volume.stack.frames)
+        frames = one_picture_a_place(settled, decisions)
         geometry = fit_stack([f.position for f in frames], frames[0].orientation, frames[0].spacing)
         decisions += describe_geometry(frames, geometry)
         voxels_ZYX, notes = read_values([picture_of(frame) for frame in frames], modality=frames[0].header.modality)
@@ -171,19 +167,18 @@ def load_volume(volume: Volume) -> Scan:
         raise Rejection(Reason.MISSING_FILE, "a file of the series has gone") from error
     except OSError as error:
         raise Rejection(Reason.IO_ERROR, f"a file of the series cannot be read: {error.strerror}") from error
-    decisions += notes
+    voxels_ZYX, unit, more = settle_units(voxels_ZYX, frames, stated=rescaling.stated)
+    decisions += [*rescaling.decisions, *notes, *more]
     if interleaving.standing_apart(interleaving.sample_slices(voxels_ZYX, axis=0), interleaving.WOVEN):
         raise Rejection(
             Reason.MIXED_VOLUMES, "slices alternate in intensity like two volumes woven into one; no header sorts them"
         )
-    if frames[0].header.modality == "CT":
-        decisions += _repair_hounsfield(voxels_ZYX, frames)
     return Scan(
         voxels_XYZ=voxels_ZYX.transpose(2, 1, 0),
         affine=geometry.affine,
         slice_offsets=geometry.slice_offsets,
         modality=frames[0].header.contrast,
-        unit=_unit(frames[0], decisions),
+        unit=unit,
         decisions=decisions,
     )
 
@@ -214,7 +209,11 @@ def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[
     elif header.frames_of_file > 1:
         lines.append(f"multi-frame file of {header.frames_of_file} frames")
     if frames[0].assumed:
-        lines.append("the file has no geometry: taken as axial, in frame order, with assumed spacing")
+        lines.append(
+            f"the file has no geometry: taken as axial, in frame order, with assumed spacing, {frames[0].assumed}"
+        )
+    if frames[0].doubt:
+        lines.append("a word of the header says otherwise, but its slices are those of a full stack")
     if geometry.tilt_deg > MIN_TILT_DEG:
         lines.append(f"gantry tilt of {geometry.tilt_deg:.1f} degrees kept as shear")
     if geometry.missing:
@@ -248,6 +247,7 @@ def _join_drawn(series: dict[str, list[Frame]]) -> None:
 
 def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
     """The volumes of one series UID, those of each patient, study ... by themselves."""
+    frames = settle_doubts(frames)
     members = split_by_identity(frames)
     owners = [member for member, own in members if any(frame.refusal is None for frame in own)]
     if len(members) > 1 and len(owners) <= 1:
@@ -273,25 +273,3 @@ def _number(uid: str, member: tuple[tuple[str, str], ...], stacks: Sequence[Stac
         parts[frozenset(paths)] += 1
         volumes.append(Volume(paths=paths, series_uid=uid, number=number, part=part, stack=stack, member=member))
     return volumes
-
-
-def _repair_hounsfield(voxels_ZYX: NDArray[Any], frames: Sequence[Frame]) -> list[str]:
-    """Add the intercept that some writers lose: without it air is 0 and water 1024."""
-    if any(frame.slope != 1 or frame.intercept != 0 or frame.header.pixels.signed for frame in frames):
-        return []
-    sample = voxels_ZYX[::2, ::4, ::4]
-    air = (sample <= _AIR_WITHOUT_INTERCEPT).mean()
-    if sample.min() < 0 or sample.max() < _BONE_WITHOUT_INTERCEPT or air < _AIR_SHARE:
-        return []
-    voxels_ZYX += voxels_ZYX.dtype.type(AIR_HU)
-    return [f"the rescale intercept is missing: {AIR_HU} assumed, since air is stored as 0"]
-
-
-def _unit(frame: Frame, decisions: list[str]) -> str:
-    if frame.header.modality == "CT":
-        return HU
-    if frame.header.modality == "PT":
-        if frame.header.units == "BQML":
-            return ACTIVITY
-        decisions.append("PET in other units than Bq/ml")
-    return ARBITRARY

@@ -1,4 +1,4 @@
-"""Read the stored pixels of DICOM files: whole numbers as the scanner wrote them, before any rescaling.
+"""Read the stored pixels of DICOM files: numbers as the scanner wrote them, before any rescaling.
 
 Uncompressed pixels are read straight from the file; compressed ones are decoded by openjpeg, CharLS or
 pydicom's own RLE decoder where these are as fast, and otherwise by GDCM.
@@ -7,7 +7,7 @@ pydicom's own RLE decoder where these are as fast, and otherwise by GDCM.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,10 +18,10 @@ from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.pixels import pixel_array
 
 from harmonize.dicom_elements import PARSER_FAULTS, parsing
+from harmonize.dicom_layout import IMPLICIT_GE, PixelLayout
 from harmonize.dicom_mosaic import cut_tiles
 from harmonize.errors import Reason, Rejection
 
-_PIXEL_DATA = 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _LONG_VALUE_REPRESENTATIONS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
@@ -40,80 +40,7 @@ _DECODERS: dict[str, tuple[str, ...]] = {
     uid.JPEGExtended12Bit: ("gdcm",),
     uid.JPEGBaseline8Bit: ("gdcm",),
 }
-_IMPLICIT_GE = "1.2.840.113619.5.2"
-"""GE's private syntax: little-endian header, big-endian pixels."""
-_NATIVE = ("", uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, _IMPLICIT_GE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PixelLayout:
-    """How the pixels of a file are stored.
-
-    Attributes:
-        transfer_syntax: UID; empty for a file without meta information.
-        offset: Where the pixel data element begins in the file.
-        rows: Rows of the stored picture.
-        columns: Columns of the stored picture.
-        frames: Pictures in the file.
-        bits_allocated: 8, 16 or 32.
-        bits_stored: Bits that belong to the pixel.
-        high_bit: Place of the highest of them.
-        signed: Two's complement.
-        samples: 1 for grey.
-        padding: (value, limit) of PixelPaddingValue and -RangeLimit, or None.
-        has_lookup_table: There is a modality lookup table instead of a slope.
-        tiles: Slices tiled in each stored picture (Siemens mosaic).
-    """
-
-    transfer_syntax: str
-    offset: int
-    rows: int
-    columns: int
-    frames: int
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    signed: bool
-    samples: int
-    padding: tuple[float, float] | None
-    has_lookup_table: bool
-    tiles: int = 1
-
-    @property
-    def picture_bytes(self) -> int:
-        """Bytes of one uncompressed picture."""
-        return self.rows * self.columns * self.bits_allocated // 8
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the stored pixels in the file."""
-        order = ">" if self.transfer_syntax in (uid.ExplicitVRBigEndian, _IMPLICIT_GE) else "<"
-        return np.dtype(f"{order}{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
-
-    @property
-    def stored_range(self) -> tuple[int, int]:
-        """Least and greatest value that `bits_stored` can hold."""
-        if self.signed:
-            return -(1 << (self.bits_stored - 1)), (1 << (self.bits_stored - 1)) - 1
-        return 0, (1 << self.bits_stored) - 1
-
-
-def check_layout(layout: PixelLayout) -> None:
-    """Refuse what cannot be read as a grey picture.
-
-    Raises:
-        Rejection: Colour, odd bit depths, lookup tables, unknown encodings.
-    """
-    if layout.samples != 1:
-        raise Rejection(Reason.DERIVED, "a colour picture")
-    if layout.bits_allocated not in (8, 16, 32):
-        raise Rejection(Reason.UNSUPPORTED_ENCODING, f"{layout.bits_allocated} bits for each pixel")
-    if not 0 < layout.bits_stored <= layout.bits_allocated or not (
-        layout.bits_stored - 1 <= layout.high_bit < layout.bits_allocated
-    ):
-        raise Rejection(Reason.UNSUPPORTED_ENCODING, "contradictory bit depths")
-    if layout.has_lookup_table:
-        raise Rejection(Reason.UNSUPPORTED_ENCODING, "values behind a modality lookup table")
+_NATIVE = ("", uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, IMPLICIT_GE)
 
 
 def count_frames(stream: BinaryIO, layout: PixelLayout) -> PixelLayout:
@@ -141,13 +68,15 @@ def count_frames(stream: BinaryIO, layout: PixelLayout) -> PixelLayout:
     return replace(layout, frames=max(1, len(offsets) or fragments))
 
 
-def stored_pictures(pictures: Iterable[tuple[Path, PixelLayout, int]]) -> Iterator[NDArray[Any]]:
+def stored_pictures(pictures: Iterable[tuple[Path, PixelLayout, int]]) -> Iterator[tuple[NDArray[Any], bool]]:
     """Yield the stored pixels of each (file, layout, 0-based number in the file); the array is reused for the next.
+
+    With them comes whether bits are in use that, as the layout says, do not belong to the pixel.
 
     Raises:
         Rejection: The pixels are truncated or cannot be decoded.
     """
-    reader: Callable[[int], NDArray[Any]] | None = None
+    reader: Callable[[int], tuple[NDArray[Any], bool]] | None = None
     path: Path | None = None
     scratch: NDArray[Any] | None = None
     for file, layout, index in pictures:
@@ -155,23 +84,23 @@ def stored_pictures(pictures: Iterable[tuple[Path, PixelLayout, int]]) -> Iterat
             if scratch is None or scratch.dtype != layout.dtype or scratch.shape != (layout.rows, layout.columns):
                 scratch = np.empty((layout.rows, layout.columns), layout.dtype)
             _read_native(file, layout, index, scratch)
-            yield _clean_bits(scratch, layout)
+            yield clean_bits(scratch, layout)
             continue
         if reader is None or path != file:
             reader, path = _open_whole(file, layout), file
         yield reader(index)
 
 
-def _open_whole(path: Path, layout: PixelLayout) -> Callable[[int], NDArray[Any]]:
+def _open_whole(path: Path, layout: PixelLayout) -> Callable[[int], tuple[NDArray[Any], bool]]:
     if layout.transfer_syntax in _NATIVE:
         whole = np.empty((layout.rows, layout.columns), layout.dtype)
         _read_native(path, layout, 0, whole)
         pictures = whole[None]
     else:
         pictures = _decode(path, layout)
-    pictures = _clean_bits(pictures, layout)
+    pictures, stray = clean_bits(pictures, layout)
     stack = cut_tiles(pictures[0], layout.tiles) if layout.tiles > 1 else pictures
-    return lambda index: stack[index]
+    return lambda index: (stack[index], stray)
 
 
 def _read_native(path: Path, layout: PixelLayout, index: int, out: NDArray[Any]) -> None:
@@ -196,7 +125,7 @@ def _pixel_data_length(stream: BinaryIO, layout: PixelLayout) -> int | None:
     if len(head) < 8:
         return None
     group, element = int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)  # type: ignore[arg-type]
-    if (group << 16 | element) != _PIXEL_DATA:
+    if (group << 16 | element) != layout.pixel_tag:
         return None
     if head[4:6] in _LONG_VALUE_REPRESENTATIONS:
         return int.from_bytes(stream.read(4), order)  # type: ignore[arg-type]
@@ -211,9 +140,26 @@ def _decode(path: Path, layout: PixelLayout) -> NDArray[Any]:
     with parsing("a file with compressed pixels"):
         dataset = dcmread(path, force=True)
         dataset.NumberOfFrames = layout.frames
+        _complete(dataset, layout)
+        if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+            raise Rejection(Reason.UNSUPPORTED_ENCODING, "float pixel data in a compressed file")
         if "PixelData" not in dataset:
             raise Rejection(Reason.TRUNCATED, "a file has no pixels")
         return _from_bytes(dataset.PixelData, layout) if deflated else _decompress(path, dataset, layout)
+
+
+def _complete(dataset: Dataset, layout: PixelLayout) -> None:
+    """Give a dataset what the decoders insist on, where the file lacks it."""
+    found = {
+        "SamplesPerPixel": layout.samples,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsStored": layout.bits_stored,
+        "HighBit": layout.high_bit,
+        "PixelRepresentation": int(layout.signed or False),
+    }
+    for keyword, value in found.items():
+        if dataset.get(keyword) in (None, ""):
+            setattr(dataset, keyword, value)
 
 
 def _decompress(path: Path, dataset: Dataset, layout: PixelLayout) -> NDArray[Any]:
@@ -221,7 +167,8 @@ def _decompress(path: Path, dataset: Dataset, layout: PixelLayout) -> NDArray[An
     for plugin in _DECODERS.get(layout.transfer_syntax, ()):
         try:
             decoded = pixel_array(dataset, raw=True, decoding_plugin=plugin)
-            return decoded.reshape(layout.frames, layout.rows, layout.columns)
+            decoded = decoded.reshape(layout.frames, layout.rows, layout.columns)
+            return decoded.view(layout.dtype) if decoded.dtype.itemsize == layout.dtype.itemsize else decoded
         except (RuntimeError, *PARSER_FAULTS) as error:
             fault = error
     decoded_by_gdcm = _decode_with_gdcm(path, layout)
@@ -278,15 +225,22 @@ def _from_bytes(content: bytes, layout: PixelLayout) -> NDArray[Any]:
     return np.frombuffer(content[:wanted], layout.dtype).reshape(layout.frames, layout.rows, layout.columns)
 
 
-def _clean_bits(stored: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
-    """Native byte order, and only the bits that belong to the pixel, with their sign."""
+def clean_bits(stored: NDArray[Any], layout: PixelLayout) -> tuple[NDArray[Any], bool]:
+    """Native byte order, and only the bits that belong to the pixel, with their sign; and whether others are in use.
+
+    The bits above a negative number may repeat its sign or be zero.
+    """
     if not stored.dtype.isnative:
         stored = stored.astype(stored.dtype.newbyteorder("="))
     if layout.bits_stored == layout.bits_allocated:
-        return stored
+        return stored, False
     integers = stored.astype(np.int64) if stored.dtype.kind == "f" else stored
     shift = layout.high_bit + 1 - layout.bits_stored
     if not layout.signed:
-        return (integers >> shift) & integers.dtype.type((1 << layout.bits_stored) - 1)
+        mask = integers.dtype.type((1 << layout.bits_stored) - 1)
+        stray = bool((integers & ~(mask << shift)).any()) if shift else integers.max() > mask
+        return (integers >> shift) & mask, bool(stray)
+    low, _ = layout.stored_range
+    stray = not shift and bool(integers.min() < low or integers.max() >> layout.bits_stored)
     to_top = layout.bits_allocated - 1 - layout.high_bit
-    return (integers << to_top) >> (layout.bits_allocated - layout.bits_stored)
+    return (integers << to_top) >> (layout.bits_allocated - layout.bits_stored), stray

@@ -104,6 +104,10 @@ class Elements:
         found = value if isinstance(value, list) else _parse_items(value, self._explicit, self._little_endian)
         return [Elements(item, explicit=self._explicit, little_endian=self._little_endian) for item in found]
 
+    def representation(self, tag: int) -> str:
+        """The value representation that the file gives; empty where it gives none, or has no such element."""
+        return self._scanned.get(tag, ("", b""))[0]
+
     def raw(self, tag: int) -> bytes:
         """The value's bytes; empty where it is absent."""
         value = self._scanned.get(tag, ("", b""))[1]

@@ -66,6 +66,16 @@ class StackGeometry:
     gaps_mm: tuple[float, float]
 
 
+def is_plausible_step(step_mm: float) -> bool:
+    """Whether a distance of pixels or slices that a header claims may be one; NaN is none.
+
+    Example:
+        >>> is_plausible_step(0.8), is_plausible_step(0.0)
+        (True, False)
+    """
+    return 0 < step_mm <= MAX_STEP_MM
+
+
 def slice_normal(orientation: Sequence[float]) -> NDArray[np.float64]:
     """Unit normal of a slice, from the six numbers of ImageOrientationPatient.
 

@@ -6,21 +6,20 @@ multi-frame file one per frame (from its functional groups), a Siemens mosaic on
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from harmonize import dicom_kinds, dicom_mosaic
-from harmonize.dicom_decode import PixelLayout, count_frames
+from harmonize.dicom_decode import count_frames
 from harmonize.dicom_elements import Elements, read_elements
+from harmonize.dicom_geometry import is_plausible_step
+from harmonize.dicom_layout import PixelLayout, read_layout
+from harmonize.dicom_meaning import Meaning, grey_refusal, read_meaning
 from harmonize.dicom_traits import FrameTraits, read_identity, read_traits
 from harmonize.errors import Reason, Rejection
-
-MAX_FRAMES = 20_000
-"""More frames in one file than any scanner writes; a larger claim is a damaged header."""
 
 ASSUMED_FIELD_OF_VIEW_MM = 220.0
 """Width of a head scan where a multi-frame file came without any geometry (a common choice for head MR and CTA)."""
@@ -75,13 +74,13 @@ class Frame:
         position: ImagePositionPatient, LPS mm, or empty where the file does not say.
         orientation: ImageOrientationPatient, or empty.
         spacing: (row step, column step), mm, or empty.
-        slope: Rescale slope.
-        intercept: Rescale intercept.
+        meaning: What its stored numbers mean.
         stack: StackID; pictures of different stacks are never one volume.
         instance: InstanceNumber (frame number in a multi-frame file), for ties only.
         traits: What may tell apart the volumes of a series, by the names of `dicom_traits.TRAITS`.
         refusal: Why this picture is no part of a scan (scout, reformat ...), or None.
-        assumed: The geometry is a documented assumption because the file has none.
+        doubt: What would refuse it, unless it lies in a full stack of slices (a scout by its description ...).
+        assumed: How the geometry was assumed because the file has none; empty where it has.
     """
 
     header: Header
@@ -89,13 +88,22 @@ class Frame:
     position: tuple[float, ...]
     orientation: tuple[float, ...]
     spacing: tuple[float, ...]
-    slope: float
-    intercept: float
+    meaning: Meaning
     stack: str
     instance: int
     traits: Mapping[str, str]
     refusal: tuple[Reason, str] | None
-    assumed: bool = False
+    doubt: tuple[Reason, str] | None = None
+    assumed: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Description:
+    """What is told about a picture besides its place; see `Frame`."""
+
+    meaning: Meaning
+    refusal: tuple[Reason, str] | None
+    doubt: tuple[Reason, str] | None
 
 
 def read_frames(path: Path, *, keep_derived: bool = False, assume_geometry: bool = False) -> list[Frame]:
@@ -136,24 +144,34 @@ def _picture_frames(
     assume_geometry: bool,
 ) -> list[Frame]:
     image_type = tuple(part.upper() for part in elements.texts(0x00080008))
+    per_frame = elements.items(0x52009230)
+    shared = next(iter(elements.items(0x52009229)), None)
+    mosaic = None if per_frame else dicom_mosaic.read_mosaic(elements, image_type)
+    layout, counted = read_layout(stream, meta.text(0x00020010), elements, tiles=mosaic.tiles if mosaic else 1)
+    if not counted and sop_class in dicom_kinds.MULTI_FRAME_CLASSES:
+        layout = count_frames(stream, layout)
+    frame_count = mosaic.tiles if mosaic else layout.frames
     description = elements.text(0x0008103E)
+    doubt = dicom_kinds.doubt(description)
+    if mosaic is None and frame_count == 1 and not per_frame:
+        doubt = doubt or dicom_mosaic.doubt(image_type)
 
-    def refusal(frame_type: tuple[str, ...]) -> tuple[Reason, str] | None:
-        return dicom_kinds.refusal(
+    def describe(groups: Sequence[Elements] = (), frame_type: tuple[str, ...] = ()) -> _Description:
+        types = image_type + frame_type
+        refusal = dicom_kinds.refusal(
             sop_class=sop_class,
             modality=modality,
-            image_type=image_type + frame_type,
+            image_type=types,
             description=description,
             corrections=tuple(filter(None, elements.texts(0x00280051))),
             attenuation_method=elements.text(0x00541101),
             keep_derived=keep_derived,
         )
+        meaning, unit = read_meaning(modality, (*groups, elements), image_type=types, description=description)
+        return _Description(
+            meaning=meaning, refusal=refusal or grey_refusal(layout.samples, layout.photometric) or unit, doubt=doubt
+        )
 
-    mosaic = dicom_mosaic.read_mosaic(elements, image_type)
-    layout = _layout(stream, meta, elements, sop_class, tiles=mosaic.tiles if mosaic else 1)
-    frame_count = mosaic.tiles if mosaic else layout.frames
-    per_frame = elements.items(0x52009230)
-    shared = next(iter(elements.items(0x52009229)), None)
     header = Header(
         path=path,
         pixels=layout,
@@ -171,90 +189,34 @@ def _picture_frames(
         whole=(elements.text(0x00209161) or elements.text(0x00080018) or path.as_posix()) if frame_count > 1 else "",
     )
     if mosaic:
-        return [_tile_frame(header, elements, mosaic, tile, refusal(())) for tile in range(frame_count)]
+        whole = _single_frame(header, elements, describe())
+        return [replace(whole, index=tile, position=mosaic.tile_position(tile)) for tile in range(frame_count)]
     if per_frame and len(per_frame) != frame_count:
         raise Rejection(Reason.MISSING_METADATA, f"{frame_count} frames, but geometry for {len(per_frame)}")
     if per_frame:
         traits = FrameTraits(elements)
         return [
-            _enhanced_frame(header, elements, shared, item, number, refusal, traits)
+            _enhanced_frame(header, elements, shared, item, number, describe, traits)
             for number, item in enumerate(per_frame)
         ]
     if frame_count == 1:
-        return [_single_frame(header, elements, refusal(()))]
-    return [
-        _bare_frame(header, elements, number, refusal(()), assume_geometry=assume_geometry)
-        for number in range(frame_count)
-    ]
+        return [_single_frame(header, elements, describe())]
+    return _bare_frames(header, elements, describe(), assume_geometry=assume_geometry)
 
 
-def _layout(stream: BinaryIO, meta: Elements, elements: Elements, sop_class: str, *, tiles: int) -> PixelLayout:
-    rows, columns = elements.integer(0x00280010), elements.integer(0x00280011)
-    bits_allocated = elements.integer(0x00280100)
-    if not rows or not columns or not bits_allocated or min(rows, columns) < 1:
-        raise Rejection(Reason.MISSING_METADATA, "the header does not say how large the picture is")
-    bits_stored = elements.integer(0x00280101) or bits_allocated
-    high_bit = elements.integer(0x00280102)
-    padding = elements.number(0x00280120)
-    frames = elements.integer(0x00280008)
-    if frames is not None and not 1 <= frames <= MAX_FRAMES:
-        raise Rejection(Reason.MISSING_METADATA, f"the header claims {frames} frames")
-    layout = PixelLayout(
-        transfer_syntax=meta.text(0x00020010),
-        offset=stream.tell(),
-        rows=rows,
-        columns=columns,
-        frames=frames or 1,
-        bits_allocated=bits_allocated,
-        bits_stored=bits_stored,
-        high_bit=bits_stored - 1 if high_bit is None else high_bit,
-        signed=elements.integer(0x00280103) == 1,
-        samples=elements.integer(0x00280002) or 1,
-        padding=(padding, elements.number(0x00280121, padding)) if math.isfinite(padding) else None,
-        has_lookup_table=0x00283000 in elements,
-        tiles=tiles,
-    )
-    if frames is None and sop_class in dicom_kinds.MULTI_FRAME_CLASSES:
-        return count_frames(stream, layout)
-    return layout
-
-
-def _single_frame(header: Header, elements: Elements, refusal: tuple[Reason, str] | None) -> Frame:
+def _single_frame(header: Header, elements: Elements, described: _Description) -> Frame:
     return Frame(
         header=header,
         index=0,
         position=elements.numbers(0x00200032),
         orientation=elements.numbers(0x00200037),
         spacing=elements.numbers(0x00280030),
-        slope=elements.number(0x00281053, 1.0),
-        intercept=elements.number(0x00281052, 0.0),
+        meaning=described.meaning,
         stack=elements.text(0x00209056),
         instance=elements.integer(0x00200013) or 0,
         traits=read_traits(elements) | ({"file": header.whole} if header.whole else {}),
-        refusal=refusal,
-    )
-
-
-def _tile_frame(
-    header: Header,
-    elements: Elements,
-    mosaic: dicom_mosaic.Mosaic,
-    tile: int,
-    refusal: tuple[Reason, str] | None,
-) -> Frame:
-    whole = _single_frame(header, elements, refusal)
-    return Frame(
-        header=header,
-        index=tile,
-        position=mosaic.tile_position(tile),
-        orientation=whole.orientation,
-        spacing=whole.spacing,
-        slope=whole.slope,
-        intercept=whole.intercept,
-        stack=whole.stack,
-        instance=whole.instance,
-        traits=whole.traits,
-        refusal=refusal,
+        refusal=described.refusal,
+        doubt=described.doubt,
     )
 
 
@@ -264,7 +226,7 @@ def _enhanced_frame(
     shared: Elements | None,
     item: Elements,
     number: int,
-    refusal: Callable[[tuple[str, ...]], tuple[Reason, str] | None],
+    describe: Callable[[Sequence[Elements], tuple[str, ...]], _Description],
     traits: FrameTraits,
 ) -> Frame:
     @cache
@@ -275,54 +237,60 @@ def _enhanced_frame(
         return None
 
     plane, measures, orientation = group(0x00209113), group(0x00289110), group(0x00209116)
-    rescale, content = group(0x00289145), group(0x00209111)
+    content = group(0x00209111)
     frame_type = group(0x00189226) or group(0x00189329) or group(0x00189751)
     types = tuple(part.upper() for part in frame_type.texts(0x00089007)) if frame_type else ()
+    # Rescaling, Philips' private values, and the real world values where the frame's groups hold them side by side.
+    values = (group(0x00289145), group(0x2005140F), item, shared)
+    described = describe([found for found in values if found is not None], types)
     return Frame(
         header=header,
         index=number,
         position=plane.numbers(0x00200032) if plane else (),
         orientation=orientation.numbers(0x00200037) if orientation else (),
         spacing=measures.numbers(0x00280030) if measures else (),
-        slope=rescale.number(0x00281053, 1.0) if rescale else elements.number(0x00281053, 1.0),
-        intercept=rescale.number(0x00281052, 0.0) if rescale else elements.number(0x00281052, 0.0),
+        meaning=described.meaning,
         stack=content.text(0x00209056) if content else "",
         instance=number,
         traits=traits.of(group) | {"file": header.whole},
-        refusal=refusal(types),
+        refusal=described.refusal,
+        doubt=described.doubt,
     )
 
 
-def _bare_frame(
-    header: Header,
-    elements: Elements,
-    number: int,
-    refusal: tuple[Reason, str] | None,
-    *,
-    assume_geometry: bool,
-) -> Frame:
-    """A frame of a multi-frame file without functional groups."""
+def _bare_frames(header: Header, elements: Elements, described: _Description, *, assume_geometry: bool) -> list[Frame]:
+    """The frames of a multi-frame file without functional groups."""
     spacing = elements.numbers(0x00280030)
-    position: tuple[float, ...] = ()
-    orientation: tuple[float, ...] = ()
-    if assume_geometry:
-        step = elements.number(0x00180088, elements.number(0x00180050, ASSUMED_STEP_MM))
-        spacing = spacing or (ASSUMED_FIELD_OF_VIEW_MM / header.pixels.columns,) * 2
-        position, orientation = (0.0, 0.0, number * step), _AXIAL
-    return Frame(
-        header=header,
-        index=number,
-        position=position,
-        orientation=orientation,
-        spacing=spacing,
-        slope=elements.number(0x00281053, 1.0),
-        intercept=elements.number(0x00281052, 0.0),
-        stack="",
-        instance=number,
-        traits={"file": header.whole},
-        refusal=refusal,
-        assumed=assume_geometry,
-    )
+    step, source = _assumed_step(elements)
+    if assume_geometry and not (len(spacing) == 2 and all(map(is_plausible_step, spacing))):
+        spacing = (ASSUMED_FIELD_OF_VIEW_MM / header.pixels.columns,) * 2
+        source += f", pixels of a field of view of {ASSUMED_FIELD_OF_VIEW_MM:g} mm"
+    return [
+        Frame(
+            header=header,
+            index=number,
+            position=(0.0, 0.0, number * step) if assume_geometry else (),
+            orientation=_AXIAL if assume_geometry else (),
+            spacing=spacing,
+            meaning=described.meaning,
+            stack="",
+            instance=number,
+            traits={"file": header.whole},
+            refusal=described.refusal,
+            doubt=described.doubt,
+            assumed=source if assume_geometry else "",
+        )
+        for number in range(header.frames_of_file)
+    ]
+
+
+def _assumed_step(elements: Elements) -> tuple[float, str]:
+    """The distance of slices without positions, mm, and where it comes from: what cannot be true is passed over."""
+    for tag, name in ((0x00180088, "SpacingBetweenSlices"), (0x00180050, "SliceThickness")):
+        step = elements.number(tag)
+        if is_plausible_step(step):
+            return step, f"slices as far apart as {name} says"
+    return ASSUMED_STEP_MM, f"slices taken to be {ASSUMED_STEP_MM:g} mm apart, since no element says"
 
 
 def _contrast(

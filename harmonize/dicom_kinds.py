@@ -42,10 +42,12 @@ _NO_IMAGE_MODALITIES = frozenset(
 )
 
 _LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "SCANOGRAM"})
+_SCOUT_SEQUENCES = re.compile(r"(?<![a-z])(aahead_?scout|aahscout)(?![a-z])")
+"""Names of Siemens' own scout sequences: whole heads in one orientation, but scouts by what they are."""
 _LOCALIZER_WORDS = re.compile(
-    r"(?<![a-z])(localis?z?er|aahead_?scout|aahscout|scout|topogram|surview|scanogram|3[- ]?plane|3[- ]?pl[- ]?loc)"
-    r"(?![a-z])"
+    r"(?<![a-z])(locali[sz]er|scout|topogram|surview|survey|scanogram|3[- ]?plane|3[- ]?pl[- ]?loc)(?![a-z])"
 )
+_LOCALIZER = Reason.LOCALIZER, "a localizer"
 _DERIVED_TYPES = frozenset(
     {"MPR", "MIP", "MINIP", "MNIP", "MAX_IP", "MIN_IP", "MEAN_IP", "PROJECTION", "PROJECTION IMAGE", "CURVED"}
     | {"REFORMATTED", "VRT", "VOLREN", "SSD", "RENDERED", "VOLUME RENDERED", "3D RENDERING", "3DRECON"}
@@ -96,7 +98,7 @@ def refusal(
         sop_class: SOP Class UID.
         modality: As `scan_modality` gives it.
         image_type: The values of ImageType (or FrameType), upper case.
-        description: Series description; only words for scouts and uncorrected PET are looked for.
+        description: Series description; only names of scout sequences and words for uncorrected PET are looked for.
         corrections: CorrectedImage of a PET.
         attenuation_method: AttenuationCorrectionMethod of a PET.
         keep_derived: Accept reformats, for sources that have chosen their series by hand.
@@ -111,13 +113,23 @@ def refusal(
         return Reason.DERIVED, "a secondary capture"
     if modality not in MODALITIES:
         return Reason.UNSUPPORTED_MODALITY, "neither CT, MR nor PET"
-    if types & _LOCALIZER_TYPES or _LOCALIZER_WORDS.search(words):
-        return Reason.LOCALIZER, "a localizer"
+    if types & _LOCALIZER_TYPES or _SCOUT_SEQUENCES.search(words):
+        return _LOCALIZER
     if types & _DERIVED_TYPES and not keep_derived:
         return Reason.DERIVED, "a reformat or projection of another series"
     if modality == "PT" and _is_uncorrected(corrections, attenuation_method, words):
         return Reason.DERIVED, "PET without attenuation correction"
     return None
+
+
+def doubt(description: str) -> tuple[Reason, str] | None:
+    """Why an image may be no scan by the words of its series description, which its geometry can refute; or None.
+
+    Example:
+        >>> doubt("CTA HEAD (no scout)")[0]
+        <Reason.LOCALIZER: 'localizer'>
+    """
+    return _LOCALIZER if _LOCALIZER_WORDS.search(description.lower()) else None
 
 
 def mr_contrast(
@@ -180,4 +192,6 @@ def mr_contrast(
 def _is_uncorrected(corrections: Collection[str], method: str, words: str) -> bool:
     if corrections:
         return "ATTN" not in corrections
-    return method.upper() == "NONE" or bool(_UNCORRECTED_WORDS.search(words))
+    if method:
+        return method.upper() == "NONE"
+    return bool(_UNCORRECTED_WORDS.search(words))

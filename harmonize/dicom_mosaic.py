@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonize.dicom_elements import Elements
-from harmonize.dicom_geometry import slice_normal
+from harmonize.dicom_geometry import is_plausible_step, slice_normal
 from harmonize.errors import Reason, Rejection
 
 _MAX_CSA_TAGS = 512
+_UNCUT = (Reason.MISSING_METADATA, "a mosaic whose header does not say how to cut it into slices and how far apart")
 _CSA_TAG = struct.Struct("<64si4s3i")
 
 
@@ -44,30 +45,40 @@ class Mosaic:
 
 
 def read_mosaic(elements: Elements, image_type: tuple[str, ...]) -> Mosaic | None:
-    """Read the mosaic's layout, or None where the picture is no mosaic.
+    """Read the mosaic's layout, or None where the picture is no mosaic, whatever it is called.
+
+    Several frames, no number of tiles, or a size that is not a multiple of the tiles' are an ordinary picture's:
+    Siemens' XA software keeps the word in the ImageType of enhanced files.
 
     Raises:
         Rejection: It is a mosaic, but the header does not say how to cut it.
     """
-    if "MOSAIC" not in image_type:
+    if "MOSAIC" not in image_type or (elements.integer(0x00280008) or 1) > 1:
         return None
     csa = parse_csa(elements.raw(0x00291010))
     counts = [elements.integer(0x0019100A), *(_integer(text) for text in csa.get("NumberOfImagesInMosaic", []))]
     tiles = next((count for count in counts if count), 0)
     rows, columns = elements.integer(0x00280010) or 0, elements.integer(0x00280011) or 0
     position, orientation = elements.numbers(0x00200032), elements.numbers(0x00200037)
-    spacing, step = elements.numbers(0x00280030), elements.number(0x00180088)
+    spacing = elements.numbers(0x00280030)
+    steps = [elements.number(0x00180088), *(_number(text) for text in csa.get("SpacingBetweenSlices", []))]
+    step = next((step for step in steps if is_plausible_step(step)), math.nan)
     across = tiles_across(tiles)
-    if not (0 < tiles <= rows * columns) or len(position) != 3 or len(spacing) != 2 or not step > 0:
-        raise Rejection(Reason.MISSING_METADATA, "a mosaic whose header does not say how to cut it into slices")
-    if rows % across or columns % across:
-        raise Rejection(Reason.BAD_GEOMETRY, "a mosaic whose size is not a multiple of its slices'")
+    if not 0 < tiles <= rows * columns or rows % across or columns % across:
+        return None
+    if len(position) != 3 or len(spacing) != 2 or math.isnan(step):
+        raise Rejection(*_UNCUT)
     normal = slice_normal(orientation)
     if _direction(csa.get("SliceNormalVector", [])) @ normal < 0:
         normal = -normal
     directions = np.asarray(orientation, np.float64).reshape(2, 3)
     inset = np.array([(columns - columns // across) / 2 * spacing[1], (rows - rows // across) / 2 * spacing[0]])
     return Mosaic(tiles=tiles, first_position=np.asarray(position) + inset @ directions, advance=normal * step)
+
+
+def doubt(image_type: tuple[str, ...]) -> tuple[Reason, str] | None:
+    """Why a picture that cannot be cut is no slice of its own, unless it lies in a full stack of slices."""
+    return _UNCUT if "MOSAIC" in image_type else None
 
 
 def tiles_across(tiles: int) -> int:
@@ -124,6 +135,13 @@ def _direction(parts: list[str]) -> NDArray[np.float64]:
         return np.array([float(part) for part in parts]).reshape(3)
     except ValueError:
         return np.zeros(3)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _integer(text: str) -> int | None:

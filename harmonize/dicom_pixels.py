@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom_decode import PixelLayout, check_layout, stored_pictures
+from harmonize.dicom_bits import is_open, settle_bits
+from harmonize.dicom_decode import stored_pictures
+from harmonize.dicom_layout import Picture, PixelLayout, check_layout
 from harmonize.dicom_mosaic import tiles_across
 from harmonize.errors import Reason, Rejection
 
@@ -23,17 +23,6 @@ TISSUE_HU = (-900.0, 3000.0)
 
 MAX_VOXELS = 2**30
 """Refused before anything is allocated: 1024 x 1024 x 1024, twice the largest head CT in use."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """Which picture to read and how to scale it: ``value = stored * slope + intercept``."""
-
-    path: Path
-    layout: PixelLayout
-    index: int
-    slope: float
-    intercept: float
 
 
 def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[Any], list[str]]:
@@ -64,13 +53,31 @@ def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[
     if any(picture.slope == 0 for picture in pictures):
         raise Rejection(Reason.BAD_INTENSITY, "the rescale slope is zero")
 
-    dtype = _result_dtype(pictures, modality)
-    voxels_ZYX = np.empty(shape, dtype)
+    notes: list[str] = []
+    if any(map(is_open, pictures)):
+        pictures, notes = settle_bits(pictures, modality=modality)
+    voxels_ZYX, decisions, suspects = _read(pictures, shape, modality)
+    if suspects:
+        settled, more = settle_bits(pictures, modality=modality, suspects=suspects)
+        notes += more
+        if settled != pictures:
+            voxels_ZYX, decisions, _ = _read(settled, shape, modality)
+    return voxels_ZYX, notes + decisions
+
+
+def _read(
+    pictures: Sequence[Picture], shape: tuple[int, int, int], modality: str
+) -> tuple[NDArray[Any], list[str], set[int]]:
+    """(voxels_ZYX, decisions, numbers of the pictures whose bits contradict the header)."""
+    voxels_ZYX = np.empty(shape, _result_dtype(pictures, modality))
     padded = distrusted = 0
+    suspects: set[int] = set()
     stored_ones = stored_pictures((picture.path, picture.layout, picture.index) for picture in pictures)
-    for out, picture, stored in zip(voxels_ZYX, pictures, stored_ones, strict=True):
+    for number, (out, picture, (stored, stray)) in enumerate(zip(voxels_ZYX, pictures, stored_ones, strict=True)):
         if stored.shape != out.shape:
             raise Rejection(Reason.TRUNCATED, "a picture is smaller than its header says")
+        if stray or (stored.dtype == np.uint16 and _uses_sign_bit(stored, picture.layout)):
+            suspects.add(number)
         padding = _padding_mask(stored, picture)
         _rescale(stored, picture, out, least=AIR_HU if modality == "CT" else None)
         if padding is None:
@@ -82,7 +89,11 @@ def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[
         if count:
             np.copyto(out, AIR_HU if modality == "CT" else 0, where=padding)
             padded += count
-    return voxels_ZYX, _decisions(pictures, padded, distrusted, modality)
+    return voxels_ZYX, _decisions(pictures, padded, distrusted, modality), suspects
+
+
+def _uses_sign_bit(stored: NDArray[Any], layout: PixelLayout) -> bool:
+    return layout.bits_stored == 16 and bool(stored.max() > np.iinfo(np.int16).max)
 
 
 def _decisions(pictures: Sequence[Picture], padded: int, distrusted: int, modality: str) -> list[str]:
@@ -99,7 +110,8 @@ def _decisions(pictures: Sequence[Picture], padded: int, distrusted: int, modali
 
 def _result_dtype(pictures: Sequence[Picture], modality: str) -> np.dtype:
     scalings = {(p.slope, p.intercept, p.layout.stored_range, p.layout.bits_stored) for p in pictures}
-    if not all(slope.is_integer() and intercept.is_integer() for slope, intercept, _, _ in scalings):
+    floats = any(picture.layout.floating for picture in pictures)
+    if floats or not all(slope.is_integer() and intercept.is_integer() for slope, intercept, _, _ in scalings):
         return np.dtype(np.float32)
     if modality == "CT":
         return np.dtype(np.int16)
@@ -114,6 +126,8 @@ def _result_dtype(pictures: Sequence[Picture], modality: str) -> np.dtype:
 def _rescale(stored: NDArray[Any], picture: Picture, out: NDArray[Any], *, least: int | None) -> None:
     """Write the values of a picture into `out`, none below `least`, and none outside an integer `out`'s range."""
     if out.dtype == np.float32:
+        if stored.dtype == np.float64:
+            _check_doubles(stored, picture)
         np.multiply(stored, np.float32(picture.slope), out=out, casting="unsafe")
         out += np.float32(picture.intercept)
         if least is not None:
@@ -122,7 +136,7 @@ def _rescale(stored: NDArray[Any], picture: Picture, out: NDArray[Any], *, least
     limits = np.iinfo(out.dtype)
     least = limits.min if least is None else least
     slope, intercept = int(picture.slope), int(picture.intercept)
-    low, high = picture.layout.stored_range
+    low, high = map(int, picture.layout.stored_range)
     if slope != 1:
         out[...] = np.clip(stored.astype(np.int64) * slope + intercept, least, limits.max)
         return
@@ -140,6 +154,12 @@ def _rescale(stored: NDArray[Any], picture: Picture, out: NDArray[Any], *, least
         out += np.array(intercept).astype(out.dtype)
 
 
+def _check_doubles(stored: NDArray[Any], picture: Picture) -> None:
+    largest = np.abs(stored, where=np.isfinite(stored), out=np.zeros_like(stored)).max(initial=0.0)
+    if largest * max(1.0, abs(picture.slope)) > np.finfo(np.float32).max:
+        raise Rejection(Reason.BAD_INTENSITY, "double values beyond the range of 32-bit floats")
+
+
 def _padding_mask(stored: NDArray[Any], picture: Picture) -> NDArray[np.bool_] | None:
     if picture.layout.padding is None:
         return None
@@ -154,6 +174,8 @@ def _scaled_padding(picture: Picture) -> float:
 
 def _wrapped(value: float, layout: PixelLayout) -> float:
     """A padding value as the stored pixels show it: writers confuse its sign (63536 for -2000 and the reverse)."""
+    if layout.floating:
+        return value
     low, high = layout.stored_range
     whole = 1 << layout.bits_allocated
     if value > high and value - whole >= low:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from harmonize import interleaving
 from harmonize.dicom_grouping import distinct_positions
 from harmonize.dicom_headers import Frame
-from harmonize.dicom_pixels import Picture, read_values
+from harmonize.dicom_layout import Picture
+from harmonize.dicom_pixels import read_values
+from harmonize.dicom_rescale import settle_rescale
 from harmonize.errors import Reason, Rejection
 
 _SWAPPED = 1.1
@@ -47,19 +49,20 @@ def one_picture_a_place(frames: Sequence[Frame], decisions: list[str]) -> list[F
 def read_some(frames: Sequence[Frame]) -> NDArray[Any] | None:
     """The values of a few pictures, where headers alone leave a doubt while volumes are looked for."""
     try:
-        return read_values([picture_of(frame) for frame in frames], modality=frames[0].header.modality)[0]
+        settled, _ = settle_rescale(frames)
+        return read_values([picture_of(frame) for frame in settled], modality=frames[0].header.modality)[0]
     except (Rejection, OSError):
         return None
 
 
 def picture_of(frame: Frame) -> Picture:
-    """How to read the pixels of a frame."""
+    """How to read the pixels of a frame whose rescaling is settled."""
     return Picture(
         path=frame.header.path,
         layout=frame.header.pixels,
         index=frame.index,
-        slope=frame.slope,
-        intercept=frame.intercept,
+        slope=1.0 if frame.meaning.slope is None else frame.meaning.slope,
+        intercept=0.0 if frame.meaning.intercept is None else frame.meaning.intercept,
     )
 
 

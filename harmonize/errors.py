@@ -27,6 +27,7 @@ class Reason(StrEnum):
     MISSING_FILE = "missing_file"
     MISSING_METADATA = "missing_metadata"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
+    UNSUPPORTED_UNIT = "unsupported_unit"
     UNSUPPORTED_MODALITY = "unsupported_modality"
     LOCALIZER = "localizer"
     DERIVED = "derived"

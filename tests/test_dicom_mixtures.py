@@ -14,9 +14,10 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from harmonize.dicom import find_files, find_volumes, load_volume, reload_volume
-from harmonize.dicom_decode import PixelLayout
 from harmonize.dicom_grouping import group_series
 from harmonize.dicom_headers import Frame, Header
+from harmonize.dicom_layout import PixelLayout
+from harmonize.dicom_meaning import Meaning
 from harmonize.dicom_separation import split_by_identity
 from harmonize.errors import Reason, Rejection
 from harmonize.sources import tcia
@@ -410,8 +411,7 @@ def frame(name, z, *, instance, identity=("A", "", "", "", "1.2", "1.5", "CT"), 
         position=(0.0, 0.0, z),
         orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
         spacing=(1.0, 1.0),
-        slope=1.0,
-        intercept=0.0,
+        meaning=Meaning(slope=1.0, intercept=0.0),
         stack="",
         instance=instance,
         traits={key: str(value) for key, value in traits.items()},

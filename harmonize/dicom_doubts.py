@@ -1,0 +1,86 @@
+"""Let the geometry of a series answer what single words of its headers raise: is it a scout, is it a mosaic?
+
+A word such as *scout* in a description may name another series ("no scout", "post-topogram"). A scout is known by its
+few slices or its several planes; slices of their own, at different places, are no mosaics.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from harmonize.dicom_geometry import slice_normal
+from harmonize.dicom_grouping import MIN_SLICES, distinct_positions
+from harmonize.dicom_headers import Frame
+from harmonize.errors import Reason, Rejection
+
+FULL_MR_SLICES = 10
+FULL_MR_STEP_MM = 7.5
+"""MR scouts come as small stacks, too: only more slices, and no thicker ones, in a single plane outweigh their name."""
+
+_PARALLEL = 0.996
+"""Cosine of 5 degrees: planes that are closer are one."""
+
+
+def settle_doubts(frames: Sequence[Frame]) -> list[Frame]:
+    """Refuse the pictures of a series whose doubt the geometry confirms; the others keep it, and it refuses nothing.
+
+    Args:
+        frames: All pictures with one SeriesInstanceUID.
+
+    Returns:
+        The pictures in the same order.
+    """
+    by_kind: dict[tuple[str, Reason, str], list[Frame]] = defaultdict(list)
+    for frame in frames:
+        if frame.doubt and (frame.refusal is None or frame.refusal[0] is Reason.DERIVED):
+            by_kind[frame.header.modality, *frame.doubt].append(frame)
+    confirmed: set[int] = set()
+    for doubted in by_kind.values():
+        full = {id(frame) for frame in _full_stacks(doubted)}
+        confirmed |= {id(frame) for frame in doubted if id(frame) not in full}
+    return [replace(frame, refusal=frame.doubt) if id(frame) in confirmed else frame for frame in frames]
+
+
+def _full_stacks(doubted: Sequence[Frame]) -> list[Frame]:
+    """Those of pictures with the same doubt that lie in full stacks of parallel slices."""
+    planes = _planes(doubted)
+    if doubted[0].header.modality == "MR" and doubted[0].doubt and doubted[0].doubt[0] is Reason.LOCALIZER:
+        return [] if len(planes) > 1 else [frame for plane in planes if _is_full_mr(plane) for frame in plane]
+    return [frame for plane in planes if _places(plane) >= MIN_SLICES for frame in plane]
+
+
+def _planes(frames: Sequence[Frame]) -> list[list[Frame]]:
+    planes: list[tuple[np.ndarray, list[Frame]]] = []
+    for frame in frames:
+        try:
+            normal = slice_normal(frame.orientation)
+        except Rejection:
+            continue
+        if len(frame.position) != 3 or not np.isfinite(frame.position).all():
+            continue
+        for other, plane in planes:
+            if abs(normal @ other) >= _PARALLEL:
+                plane.append(frame)
+                break
+        else:
+            planes.append((normal, [frame]))
+    return [_sorted(normal, plane) for normal, plane in planes]
+
+
+def _sorted(normal: np.ndarray, plane: Sequence[Frame]) -> list[Frame]:
+    offsets = (np.array([frame.position for frame in plane]) @ normal).tolist()
+    return [plane[i] for i in sorted(range(len(plane)), key=offsets.__getitem__)]
+
+
+def _places(plane: Sequence[Frame]) -> int:
+    return int(distinct_positions(plane)[-1]) + 1
+
+
+def _is_full_mr(plane: Sequence[Frame]) -> bool:
+    places = _places(plane)
+    extent = np.linalg.norm(np.subtract(plane[-1].position, plane[0].position))
+    return places >= FULL_MR_SLICES and bool(extent <= FULL_MR_STEP_MM * (places - 1))

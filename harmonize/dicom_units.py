@@ -1,0 +1,165 @@
+"""Make sure that values are what their label says: a CT in Hounsfield units, a PET in Bq/ml, an MR dark in air.
+
+Nothing is computed for a CT whose header gives slope and intercept, and leaves nothing open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize.dicom_headers import Frame
+from harmonize.dicom_pixels import AIR_HU
+from harmonize.errors import Reason, Rejection
+from harmonize.scan import ACTIVITY, ARBITRARY, HU
+
+AIR_RANGE = (-1100, -900)
+"""HU of air with its noise. `AIR_HU` itself counts not: padding is stored like that in all kinds of units."""
+AIR_SHARE = 0.01
+"""A picture of a head shows more air than that; tissue never lies there."""
+
+TISSUE_WITHOUT_INTERCEPT = (874, 1174)
+"""Soft tissue and fluids, -150 to 150 HU, where an intercept of -1024 is missing."""
+FEW_WITHOUT_INTERCEPT = (150, 874)
+"""There lies little then: between air and fat. In HU it is where contrast agent and spongy bone lie."""
+TISSUE_SHARE = 0.05
+TISSUE_TRACE = 0.01
+"""From this share on, tissue seems to be there: signed pixels are not taken as HU then."""
+
+_SMALL = 1 << 20
+_CLEAR_SHARE = 0.1
+"""Of the range of an MR: by so much the air around a head has to differ from its middle."""
+
+
+class Evidence(Enum):
+    """What the values of a CT show."""
+
+    HOUNSFIELD = auto()
+    INTERCEPT_LOST = auto()
+    INTERCEPT_MAY_BE_LOST = auto()
+    NOTHING = auto()
+
+
+def settle_units(
+    voxels_ZYX: NDArray[Any], frames: Sequence[Frame], *, stated: bool
+) -> tuple[NDArray[Any], str, list[str]]:
+    """Bring values into the unit that is said of them.
+
+    Args:
+        voxels_ZYX: The rescaled values of a volume; may be changed.
+        frames: Its pictures, with settled slopes and intercepts.
+        stated: The headers give a rescale intercept.
+
+    Returns:
+        (values, their unit, what was decided).
+
+    Raises:
+        Rejection: They are not what they have to be, or that cannot be told.
+    """
+    inverted = {frame.header.pixels.inverted for frame in frames}
+    notes = [] if all(frame.header.pixels.photometric for frame in frames) else [_NO_PHOTOMETRIC]
+    modality = frames[0].header.modality
+    if modality == "CT":
+        as_stored = all((frame.meaning.slope, frame.meaning.intercept) == (1, 0) for frame in frames)
+        if as_stored or _doubt(frames, stated):
+            voxels_ZYX = _in_hounsfield(voxels_ZYX, frames, stated, as_stored, notes)
+        return voxels_ZYX, HU, notes
+    if inverted == {True, False}:
+        raise Rejection(Reason.BAD_INTENSITY, "MONOCHROME1 (the least value is white) in some slices only")
+    if True in inverted:
+        voxels_ZYX = _dark_in_air(voxels_ZYX, modality, notes)
+    if modality != "PT":
+        return voxels_ZYX, ARBITRARY, notes
+    return voxels_ZYX, _pet_unit(frames, stated, notes), notes
+
+
+_NO_RESCALE = "rescale slope and intercept are missing"
+_NO_PHOTOMETRIC = "PhotometricInterpretation is missing: taken as MONOCHROME2"
+
+
+def hounsfield_evidence(voxels_ZYX: NDArray[Any]) -> Evidence:
+    """What the values of a CT show: air at -1000, or soft tissue at 1024 and next to nothing where it should be."""
+    sample = voxels_ZYX if voxels_ZYX.size < _SMALL else voxels_ZYX[::2, ::4, ::4]
+    air = _share(sample, AIR_RANGE) - np.count_nonzero(sample == AIR_HU) / sample.size
+    if air >= AIR_SHARE:
+        return Evidence.HOUNSFIELD
+    tissue = _share(sample, TISSUE_WITHOUT_INTERCEPT)
+    if tissue < max(TISSUE_TRACE, 2 * _share(sample, FEW_WITHOUT_INTERCEPT)):
+        return Evidence.NOTHING
+    return Evidence.INTERCEPT_LOST if tissue >= TISSUE_SHARE else Evidence.INTERCEPT_MAY_BE_LOST
+
+
+def _share(values: NDArray[Any], limits: tuple[float, float]) -> float:
+    return float(np.count_nonzero((values >= limits[0]) & (values <= limits[1])) / values.size)
+
+
+def _doubt(frames: Sequence[Frame], stated: bool) -> str:
+    """Why the values of a CT may not be in HU; empty where the header leaves nothing open."""
+    if any(frame.meaning.doubtful for frame in frames):
+        return "RescaleType does not say HU"
+    if any(frame.header.pixels.inverted for frame in frames):
+        return "MONOCHROME1 (the least value is white)"
+    return "" if stated else _NO_RESCALE
+
+
+def _in_hounsfield(
+    voxels_ZYX: NDArray[Any], frames: Sequence[Frame], stated: bool, as_stored: bool, notes: list[str]
+) -> NDArray[Any]:
+    doubt, evidence = _doubt(frames, stated), hounsfield_evidence(voxels_ZYX)
+    if evidence is Evidence.INTERCEPT_LOST and as_stored:
+        voxels_ZYX += voxels_ZYX.dtype.type(AIR_HU)
+        np.maximum(voxels_ZYX, AIR_HU, out=voxels_ZYX)
+        notes.append(f"the rescale intercept is missing: {AIR_HU} assumed, since soft tissue is stored as about 1024")
+    elif doubt and evidence is Evidence.HOUNSFIELD:
+        notes.append(f"{doubt}: taken as HU, since air lies at about -1000")
+    elif doubt == _NO_RESCALE and evidence is Evidence.NOTHING and _is_signed(frames):
+        notes.append(f"{doubt}: taken as HU, since the pixels are signed and no tissue lies at 1024")
+    elif doubt:
+        raise Rejection(Reason.UNSUPPORTED_UNIT, f"{doubt}, and the values do not show that they are HU")
+    return voxels_ZYX
+
+
+def _is_signed(frames: Sequence[Frame]) -> bool:
+    """Whether a header says that all values may be negative, as HU need to be."""
+    return all(frame.header.pixels.signed for frame in frames)
+
+
+def _dark_in_air(voxels_ZYX: NDArray[Any], modality: str, notes: list[str]) -> NDArray[Any]:
+    """Turn the values of a MONOCHROME1 picture round if their edges are bright; a head lies in dark air."""
+    _, rows, columns = voxels_ZYX.shape
+    at_edge = np.ones((rows, columns), bool)
+    width = max(1, min(rows, columns) // 16)
+    at_edge[width : rows - width, width : columns - width] = False
+    middle = np.zeros((rows, columns), bool)
+    middle[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4] = True
+    edge, centre = (float(np.nanmedian(voxels_ZYX[:, where])) for where in (at_edge, middle))
+    low, high = np.nanpercentile(voxels_ZYX, (1, 99))
+    if abs(edge - centre) <= _CLEAR_SHARE * (high - low) or (edge > centre and modality == "PT"):
+        raise Rejection(
+            Reason.BAD_INTENSITY, "MONOCHROME1 (the least value is white), and the pixels do not tell what is air"
+        )
+    if edge < centre:
+        notes.append("MONOCHROME1, but air is stored darker than the head: taken as it is")
+        return voxels_ZYX
+    notes.append("MONOCHROME1: the values were turned round, so that air is dark")
+    if voxels_ZYX.dtype.kind == "f":
+        return np.nanmax(voxels_ZYX) - voxels_ZYX
+    turned = int(voxels_ZYX.max()) - voxels_ZYX.astype(np.int32)
+    return turned.astype(np.int16 if turned.max() <= np.iinfo(np.int16).max else np.uint16)
+
+
+def _pet_unit(frames: Sequence[Frame], stated: bool, notes: list[str]) -> str:
+    units = {frame.header.units for frame in frames}
+    if len(units) > 1:
+        raise Rejection(Reason.UNSUPPORTED_UNIT, "the slices of the PET are in different units")
+    if units != {"BQML"}:
+        notes.append("PET in other units than Bq/ml")
+        return ARBITRARY
+    if not stated:
+        notes.append("PET without rescale slope and intercept: its values are in no known unit")
+        return ARBITRARY
+    return ACTIVITY
