@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import multiprocessing
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from finetune.losses import Targets
 from finetune.patches import AugmentConfig, Patch, Region, draw_pose, load_region, pose_patch, vary_intensity
@@ -19,7 +20,8 @@ from finetune.targets import cell_targets, is_located
 from harmonize.errors import UserError
 from harmonize.progress import Progress
 from headspark.channels import DEFAULT_CT_WINDOWS, to_network_input
-from headspark.data import Plan
+from headspark.data import Plan, planned_batches
+from headspark.recipe import WorkerKind
 
 READERS = 2
 """Threads that read series: decompression releases the interpreter lock, the disk is rarely faster than two."""
@@ -41,7 +43,8 @@ class DataConfig:
         fold_seed: Of that dealing.
         positive_share: Share of the training draws that have an aneurysm.
         mirror: Average validation and prediction over the patch and its mirror image.
-        workers: Loader processes; 0 loads in the training process.
+        workers: How many make samples, beside the training; 0 makes them between the steps.
+        worker_kind: ``thread``, or ``process`` on a system that can fork, which does not wait for Python's lock.
         cache_gb: Memory for series that are kept, in GB and per rank; the others are read when drawn.
     """
 
@@ -54,6 +57,7 @@ class DataConfig:
     positive_share: float = 0.5
     mirror: bool = True
     workers: int = 0
+    worker_kind: WorkerKind = "thread"
     cache_gb: float = 8.0
 
     def __post_init__(self) -> None:
@@ -65,7 +69,9 @@ class DataConfig:
             raise ValueError(f"data.fold {self.fold}: must lie between 0 and data.folds - 1 = {self.folds - 1}")
         if self.fold_seed < 0:
             raise ValueError(f"data.fold_seed {self.fold_seed}: must be 0 or more")
-        if not 0 <= self.positive_share <= 1 or self.workers < 0 or self.cache_gb < 0:
+        if self.worker_kind == "process" and "fork" not in multiprocessing.get_all_start_methods():
+            raise ValueError("data.worker_kind process: this system cannot fork; take thread")
+        if not 0 <= self.positive_share <= 1 or self.workers < 0 or not self.cache_gb >= 0:
             raise ValueError("data.positive_share must lie in [0, 1], data.workers and data.cache_gb be >= 0")
 
 
@@ -112,17 +118,23 @@ class Batch(NamedTuple):
     Attributes:
         x_BCDHW: Network input.
         targets: What it should say.
+        scan_ids: The series, for messages.
     """
 
     x_BCDHW: Tensor
     targets: Targets
+    scan_ids: tuple[str, ...]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        return Batch(
-            self.x_BCDHW.to(device, non_blocking=True),
-            Targets(*(tensor.to(device, non_blocking=True) for tensor in self.targets)),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(change(self.x_BCDHW), Targets(*map(change, self.targets)), self.scan_ids)
 
 
 class RegionStore:
@@ -187,7 +199,8 @@ class TrainingSamples(Dataset[Batch]):
         x_CDHW = vary_intensity(network_input(patch, self._config), self._augment, generator)
         heat_dhw, territory_dhw = cell_targets(patch, stride=self._stride, spacing=region.spacing)
         labels_14, located = torch.from_numpy(patch.labels_14).float(), torch.tensor(is_located(patch))
-        return Batch(x_CDHW[None], Targets(labels_14[None], heat_dhw[None], territory_dhw[None], located[None]))
+        targets = Targets(labels_14[None], heat_dhw[None], territory_dhw[None], located[None])
+        return Batch(x_CDHW[None], targets, (self._store.cases[drawn].scan_id,))
 
 
 def network_input(patch: Patch, config: DataConfig) -> Tensor:
@@ -195,23 +208,28 @@ def network_input(patch: Patch, config: DataConfig) -> Tensor:
     return to_network_input(patch.values_XYZ, patch.unit, config.ct_windows)
 
 
-def training_batches(samples: TrainingSamples, plan: Plan, *, first_step: int, workers: int) -> Iterator[Batch]:
+def training_batches(
+    samples: TrainingSamples, plan: Plan, config: DataConfig, *, first_step: int
+) -> Generator[Batch, None, None]:
     """This rank's batches from a step on: a resumed run sees what it would have seen.
 
     Args:
         samples: Where they come from.
         plan: Which samples each step uses, on each rank.
+        config: Says who makes them.
         first_step: Counted from the run's beginning.
-        workers: Loader processes.
+
+    Raises:
+        UserError: A series cannot be read, or a worker process died.
     """
-    return iter(
-        DataLoader(
-            samples,
-            batch_sampler=list(plan.batches(first_step)),
-            num_workers=workers,
-            collate_fn=join,
-            pin_memory=torch.cuda.is_available(),
-        )
+    return planned_batches(
+        samples,
+        plan,
+        join,
+        first_step=first_step,
+        workers=config.workers,
+        kind=config.worker_kind,
+        pin=torch.cuda.is_available(),
     )
 
 
@@ -220,4 +238,5 @@ def join(batches: Sequence[Batch]) -> Batch:
     return Batch(
         torch.cat([batch.x_BCDHW for batch in batches]),
         Targets(*(torch.cat(parts) for parts in zip(*(batch.targets for batch in batches), strict=True))),
+        tuple(scan_id for batch in batches for scan_id in batch.scan_ids),
     )

@@ -27,6 +27,7 @@ from harmonize import lock
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
+from headspark.claim import has_taken_a_step
 from headspark.run import FINISHED, RECIPE, read_state
 
 FOLDS = "folds.parquet"
@@ -87,14 +88,14 @@ def folds_of_run(corpus: Corpus, recipe: Recipe, cases: Sequence[Case], out: Pat
     # The recipe first: a run that is taken up at this moment writes its folds before its recipe.
     if began_with_version_0_1_0(out):
         return folds_of_version_0_1_0(cases, recipe.data.folds, seed=recipe.train.seed)
-    own = read_folds(out / FOLDS) if read_state(out) is not None else None
+    own = read_folds(out / FOLDS) if has_taken_a_step(out) else None
     return own or corpus_folds(corpus, recipe.data.folds, seed=recipe.data.fold_seed)
 
 
 def began_with_version_0_1_0(out: Path) -> bool:
     """Whether a folder holds an unfinished run of version 0.1.0, which knew no `data.fold_seed`."""
     state = read_state(out)
-    if state is None or state.get("status") == FINISHED:
+    if state is None or state.get("status") == FINISHED or not has_taken_a_step(out):
         return False
     try:
         recipe = yaml.safe_load((out / RECIPE).read_text(encoding="utf-8"))

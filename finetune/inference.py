@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -50,10 +52,27 @@ def predict_region(model: nn.Module, region: Region, config: DataConfig, device:
     return dict(zip(LABELS, probabilities_14, strict=True))
 
 
-def predict_cases(model: nn.Module, store: RegionStore, config: DataConfig, device: torch.device) -> pd.DataFrame:
-    """Predictions and truth of labelled series: the columns of predictions.parquet."""
+def predict_cases(
+    model: nn.Module,
+    store: RegionStore,
+    config: DataConfig,
+    device: torch.device,
+    *,
+    asked: Callable[[], bool] = lambda: False,
+) -> pd.DataFrame:
+    """Predictions and truth of labelled series: the columns of predictions.parquet.
+
+    Args:
+        model: In eval mode.
+        store: The series.
+        config: How their patches are cut.
+        device: The model's.
+        asked: Whether to stop; then the table ends there.
+    """
     rows = []
     for number, case in enumerate(store.cases):
+        if asked():
+            break
         targets = {f"{TARGET_PREFIX}{label}": value for label, value in zip(LABELS, case.labels, strict=True)}
         predicted = predict_region(model, store[number], config, device)
         rows.append({"scan_id": case.scan_id, **predicted, **targets, "fold": config.fold})
@@ -64,6 +83,11 @@ def targets_and_predictions(predictions: pd.DataFrame) -> tuple[NDArray[np.int64
     """Truth and probabilities of a table as `predict_cases` makes it, (N, 14) each."""
     targets = predictions[[f"{TARGET_PREFIX}{label}" for label in LABELS]].to_numpy(dtype=np.int64)
     return targets, predictions[list(LABELS)].to_numpy(dtype=np.float64)
+
+
+def has_finite(predictions: pd.DataFrame) -> bool:
+    """Whether every probability of such a table is a number."""
+    return bool(np.isfinite(predictions[list(LABELS)].to_numpy(dtype=np.float64)).all())
 
 
 def score_of(predictions: pd.DataFrame) -> Score:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,99 +9,136 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.folds import FOLDS
+from finetune.origin import Given, encoder_facts, taken_up
 from finetune.recipe import Recipe
 from harmonize.errors import UserError
 from harmonize.files import write_json, write_text
-from harmonize.lock import exclusive
 from harmonize.provenance import git_revision, library_versions
+from headspark.claim import CHECKPOINTS, FINISHED, METRICS, NEW_FOLDER, RECIPE, STATE, Claim, claim, read_metrics
 from headspark.config import WRONG_USE, read_recipe, to_plain, to_yaml
-from headspark.run import FINISHED, LOCK, METRICS, RECIPE, RUNNING, STATE, read_metrics, read_state
+from headspark.diverged import Diverged
+from headspark.run import DIVERGED, INTERRUPTED, RUNNING, metrics_line
 
 FREE_ON_RESUME = {
-    "data.workers", "data.cache_gb", "train.threads", "train.log_every", "train.validate_every",
+    "data.workers", "data.worker_kind", "data.cache_gb", "train.threads", "train.log_every", "train.validate_every",
     "train.checkpoint_every", "train.keep", "train.non_finite_patience",
 }  # fmt: skip
 """Keys that change what is written down or how fast, and nothing that is computed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunFolder:
     """A run's folder, held by the process that writes to it.
 
     Attributes:
-        path: The folder.
+        claim: The hold on it.
+        state: The content of run.json.
     """
 
-    path: Path
+    claim: Claim
+    state: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.claim.folder
 
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
+
+    @property
+    def encoder(self) -> dict[str, Any] | None:
+        """The pretrained encoder that the run began with, as `finetune.origin.encoder_facts`."""
+        return self.state["origin"]["encoder"]
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl; what is not finite becomes null, for JSON knows no NaN."""
+        """Append a line to metrics.jsonl."""
         with (self.path / METRICS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(_plain(line)) + "\n")
+            stream.write(metrics_line(line))
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be taken again."""
-        kept = [json.dumps(line) + "\n" for line in read_metrics(self.path) if line["step"] <= step]
+        kept = [metrics_line(line) for line in read_metrics(self.path) if line["step"] <= step]
         write_text(self.path / METRICS, "".join(kept))
+
+    def note(self, **facts: object) -> None:
+        """Write facts to run.json; what is not finite becomes null, for JSON knows no NaN."""
+        self.state |= plain(facts)
+        write_json(self.path / STATE, self.state)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Mark the run as finished."""
-        write_json(self.path / STATE, {**(read_state(self.path) or {}), "status": FINISHED, "results": _plain(results)})
+        self.claim.keep()
+        self.note(status=FINISHED, results=results)
+
+    def interrupt(self, step: int) -> None:
+        """Mark the run as one that was asked to stop after `step`."""
+        self.claim.keep()
+        self.note(status=INTERRUPTED, step=step)
 
 
 @contextmanager
 def hold_run(
-    path: Path, recipe: Recipe, origin: Mapping[str, Any], *, first: Callable[[], None] | None = None
+    path: Path,
+    recipe: Recipe,
+    *,
+    corpus: str,
+    ranks: int,
+    given: Given,
+    first: Callable[[], None] | None = None,
 ) -> Iterator[RunFolder]:
     """Start a run in a new folder, or take up an unfinished one, and keep others out meanwhile.
+
+    Until `Claim.keep` everything can be undone.
 
     Args:
         path: The folder.
         recipe: The run's.
-        origin: What it is made from (corpus, encoder); must not change when it is taken up again.
+        corpus: Hash of the corpus's manifest.
+        ranks: Processes that train.
+        given: The encoder that is asked for.
         first: Writes what must lie there before the recipe does, once the folder is known to be the run's.
 
     Raises:
-        UserError: With exit code 2: the folder holds a finished run, one of another recipe or origin, or no run.
+        UserError: With exit code 2: the folder holds a finished run, one that began otherwise, or no run.
     """
-    there = read_state(path)
-    if there is None and path.is_dir() and any(entry.name not in (LOCK, RECIPE) for entry in path.iterdir()):
-        raise UserError(f"{path}: not empty and no run; give --out a new folder", exit_code=WRONG_USE)
-    with exclusive(path / LOCK, f"{path}: another process is writing to this run"):
-        if there is not None:
-            _check_same(path, there, recipe, origin)
+    with claim(path, kind="fine-tuning", other="pretraining", key="origin", more=(FOLDS,)) as claimed:
+        if claimed.state is None:
+            encoder = encoder_facts(given)
+        else:
+            has_checkpoint = any((path / CHECKPOINTS).glob("step_*"))
+            encoder = taken_up(
+                path, claimed.state["origin"], corpus=corpus, ranks=ranks, given=given, has_checkpoint=has_checkpoint
+            )
+            _check_same(path, recipe)
         if first is not None:
             first()
         write_text(path / RECIPE, to_yaml(recipe))
-        write_json(
-            path / STATE,
-            {
-                "status": RUNNING,
-                "seed": recipe.train.seed,
-                "revision": git_revision(),
-                "libraries": library_versions(),
-                "origin": dict(origin),
-            },
+        folder = RunFolder(claimed, {})
+        folder.note(
+            status=RUNNING,
+            seed=recipe.train.seed,
+            revision=git_revision(),
+            libraries=library_versions(),
+            origin={"corpus": corpus, "encoder": encoder, "ranks": ranks},
         )
-        yield RunFolder(path)
+        try:
+            yield folder
+        except Diverged as error:
+            if claimed.kept:
+                folder.note(status=DIVERGED, diverged=error.facts())
+            raise
 
 
-def _check_same(path: Path, there: Mapping[str, Any], recipe: Recipe, origin: Mapping[str, Any]) -> None:
-    if there["status"] == FINISHED:
-        raise UserError(f"{path}: this run is finished; give --out a new folder", exit_code=WRONG_USE)
-    for name, value in origin.items():
-        if there["origin"].get(name) != value:
-            raise UserError(f"{path}: began with another {name}; give --out a new folder", exit_code=WRONG_USE)
+def _check_same(path: Path, recipe: Recipe) -> None:
     before, now = (_flat(to_plain(one)) for one in (read_recipe(Recipe, path / RECIPE), recipe))
     for key, value in now.items():
         if before[key] != value and key not in FREE_ON_RESUME:
             raise UserError(
-                f"{path}: began with {key} {before[key]}, now {value} is asked for; give --out a new folder",
+                f"{path}: began with {key} {before[key]}, now {value} is asked for; {NEW_FOLDER}",
                 exit_code=WRONG_USE,
             )
 
@@ -114,9 +150,10 @@ def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same with null for each number that JSON does not know."""
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,12 +6,11 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
@@ -19,40 +18,50 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from finetune.bundle import irreproducible, save_bundle, settings_of
 from finetune.data import Batch, RegionStore, TrainingSamples, check_patch, training_batches
 from finetune.folds import FOLDS, began_with_version_0_1_0, folds_of_run, write_folds
-from finetune.inference import PREDICTIONS, predict_cases, score_of
+from finetune.inference import PREDICTIONS, score_of
 from finetune.losses import finetune_loss
 from finetune.metrics import Score
+from finetune.origin import read_given, rebuilt
 from finetune.recipe import Recipe
 from finetune.report import write_report
 from finetune.rsna import select
 from finetune.run_folder import RunFolder, hold_run
-from finetune.stages import Rates, apply_rates, total_steps
-from finetune.trainer import Trainer, differences, make_trainer, restore, snapshot
+from finetune.stages import apply_rates, total_steps
+from finetune.step_log import log_score, log_skip, log_steps, summary
+from finetune.trainer import StepReport, Trainer, make_trainer, notes, restore, snapshot
+from finetune.validation import ADVICE, check_result, validate, validate_if_due
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
 from harmonize.progress import Progress
 from headspark.checkpoint import load_newest, save_checkpoint
+from headspark.claim import CHECKPOINTS
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.data import Plan
-from headspark.device import mixed_precision, threads_of_a_rank
+from headspark.device import agree, enter_on_main, mixed_precision, threads_of_a_rank
+from headspark.diverged import Diverged
+from headspark.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted, interrupts, say_nothing_to_save
 
-CHECKPOINTS = "checkpoints"
+NOT_FINITE = "its loss or gradient is not finite"
 
 
-class StepReport(NamedTuple):
-    """One step in numbers."""
+class Outcome(NamedTuple):
+    """What one step gave; the same on all ranks.
 
-    loss: float
-    labels: float
-    presence: float
-    territory: float
-    gradient_norm: float
+    Attributes:
+        report: In numbers.
+        stop: Whether any rank was asked to stop.
+        skipped_scans: What the step saw on all ranks, if it was skipped because it was not finite; else nothing.
+    """
+
+    report: StepReport
+    stop: bool
+    skipped_scans: tuple[str, ...]
 
 
 def train(
     recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Path, brain_model: Path | None = None
-) -> Score:
+) -> Score | None:
     """Run all stages, or what is left of them, and write the model and its predictions for the validation fold.
 
     Args:
@@ -63,11 +72,27 @@ def train(
         brain_model: SynthStrip's weights, for a corpus that was made with ``--apply-brain``.
 
     Returns:
-        The score on the validation fold.
+        The score on the validation fold; None after a signal, when what was done has been saved.
 
     Raises:
         UserError: The run cannot start or go on.
     """
+    try:
+        with interrupts() as interrupt:
+            return _train(recipe, corpus, encoder_folder, out, brain_model, interrupt)
+    except Interrupted:
+        say_nothing_to_save(out)
+        return None
+
+
+def _train(
+    recipe: Recipe,
+    corpus: Corpus,
+    encoder_folder: str | None,
+    out: Path,
+    brain_model: Path | None,
+    interrupt: Interrupt,
+) -> Score | None:
     accelerator = Accelerator(
         mixed_precision=mixed_precision(recipe.train.precision),
         # Said outright: without a GPU, accelerate would otherwise take each rank for a run of its own.
@@ -88,28 +113,36 @@ def train(
     settings = settings_of(corpus, brain_model=brain_model)
     folds = folds_of_run(corpus, recipe, selection.cases, out)
     training, held_out = folds.split(selection.cases, recipe.data.fold)
-    origin = {
-        "corpus": corpus.manifest_sha256(),
-        "encoder": encoder_folder,
-        "ranks": accelerator.num_processes,
-    }
-    # Only one rank writes; the others go on when it has made or refused the folder.
+    given = read_given(encoder_folder)
     keep_folds = None if folds.kept else partial(write_folds, out / FOLDS, folds)
-    with hold_run(out, recipe, origin, first=keep_folds) if accelerator.is_main_process else nullcontext() as folder:
-        accelerator.wait_for_everyone()
-        trainer = make_trainer(recipe, accelerator, encoder_folder)
-        for line in differences(trainer.model.encoder, corpus, recipe.data):
-            accelerator.print(f"note: {line}", file=sys.stderr)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    hold = partial(hold_run, corpus=corpus.manifest_sha256(), ranks=ranks, given=given, first=keep_folds)
+    with ExitStack() as stack:
+        folder = enter_on_main(accelerator, stack, lambda: hold(out, recipe))
+        encoder = given.network
+        if given.fault is not None:
+            accelerator.print(f"note: {given.fault}; the run's checkpoint holds its weights", file=sys.stderr)
+            encoder = rebuilt(agree({} if folder is None else folder.encoder or {}))
+        trainer = make_trainer(recipe, accelerator, encoder)
         checkpoint = load_newest(out / CHECKPOINTS, say=accelerator.print)
+        for line in notes(trainer, corpus):
+            accelerator.print(f"note: {line}", file=sys.stderr)
         if checkpoint is not None:
             restore(trainer, checkpoint)
+        elif given.fault is not None:
+            raise given.fault
         if folder is not None:
             folder.forget_after(trainer.step)
-        rank, ranks = accelerator.process_index, accelerator.num_processes
         seen = RegionStore(training, trainer.data, label="training series")
         judged = RegionStore(held_out[rank::ranks], trainer.data, label="held-out series")
-        run_stages(trainer, seen, judged, folder)
-        predictions = validate(trainer, judged)
+        interrupt.begin()
+        done = run_stages(trainer, seen, judged, folder, interrupt)
+        predictions = validate(trainer, judged, interrupt) if done else None
+        if predictions is None:
+            if folder is not None:
+                folder.interrupt(trainer.step)
+            return None
+        check_result(trainer, predictions)
         score = score_of(predictions)
         if folder is not None:
             log_score(folder, trainer, score)
@@ -125,7 +158,9 @@ def train(
     return score
 
 
-def run_stages(trainer: Trainer, seen: RegionStore, judged: RegionStore, folder: RunFolder | None) -> None:
+def run_stages(
+    trainer: Trainer, seen: RegionStore, judged: RegionStore, folder: RunFolder | None, interrupt: Interrupt
+) -> bool:
     """Take the steps that are left, with validations, log lines and checkpoints on the way.
 
     Args:
@@ -133,6 +168,10 @@ def run_stages(trainer: Trainer, seen: RegionStore, judged: RegionStore, folder:
         seen: Training series.
         judged: This rank's held-out series.
         folder: Where the main process writes; None on the others.
+        interrupt: Whether the run was asked to stop.
+
+    Returns:
+        Whether all are taken; False after a signal, when the last one has been saved.
     """
     recipe, data = trainer.recipe.train, trainer.data
     stride = trainer.recipe.head.stride
@@ -145,101 +184,102 @@ def run_stages(trainer: Trainer, seen: RegionStore, judged: RegionStore, folder:
         ranks=trainer.accelerator.num_processes,
     )
     samples = TrainingSamples(seen, data, trainer.recipe.augment, stride=stride, seed=recipe.seed)
-    batches = training_batches(samples, plan, first_step=trainer.step, workers=data.workers)
-    with Progress("fine-tune", total=steps, unit="step", done=trainer.step) as progress:
-        reports: list[StepReport] = []
+    with (
+        closing(training_batches(samples, plan, data, first_step=trainer.step)) as batches,
+        Progress("fine-tune", total=steps, unit="step", done=trainer.step) as progress,
+    ):
         began = time.monotonic()
-        while trainer.step < steps:
+        # First the validation that a run which was asked to stop had left out.
+        stop = not validate_if_due(trainer, judged, folder, interrupt, progress)
+        while trainer.step < steps and not stop:
             rates = trainer.rates()
-            reports.append(train_step(trainer, batches))
-            progress.advance(stage=rates.name, loss=f"{reports[-1].loss:.3f}")
+            outcome = train_step(trainer, batches, interrupt)
+            stop = outcome.stop
+            progress.advance(stage=rates.name, loss=f"{outcome.report.loss:.3f}")
+            if folder is not None:
+                folder.claim.keep()
+            record(trainer, outcome, folder, progress)
             if folder is not None and (trainer.step % recipe.log_every == 0 or trainer.step == 1):
-                log_steps(folder, trainer, rates, reports, time.monotonic() - began)
-                reports, began = [], time.monotonic()
-            if recipe.validate_every and trainer.step % recipe.validate_every == 0 and trainer.step < steps:
-                score = score_of(validate(trainer, judged))
-                progress.say(summary(trainer, score))
-                if folder is not None:
-                    log_score(folder, trainer, score)
-            if folder is not None and trainer.step % recipe.checkpoint_every == 0 and trainer.step < steps:
-                save_checkpoint(folder.checkpoints, snapshot(trainer), keep=recipe.keep)
+                log_steps(folder, trainer, rates, time.monotonic() - began)
+            if trainer.step % recipe.log_every == 0 or trainer.step == 1:
+                trainer.pending, began = [], time.monotonic()
+            # Whoever sent a signal does not wait long.
+            stop = stop or not validate_if_due(trainer, judged, folder, interrupt, progress)
+            if stop or trainer.step == steps or trainer.step % recipe.checkpoint_every == 0:
+                save(trainer, folder)
+    return not stop
 
 
-def train_step(trainer: Trainer, batches: Iterator[Batch]) -> StepReport:
-    """Take one optimizer step.
-
-    Raises:
-        UserError: The gradient was not finite too many times in a row.
-    """
+def train_step(trainer: Trainer, batches: Iterator[Batch], interrupt: Interrupt) -> Outcome:
+    """Take one optimizer step."""
     recipe, accelerator = trainer.recipe, trainer.accelerator
     apply_rates(trainer.rates(), trainer.model, trainer.optimizer)
     # Dropout follows from the step, as the samples do, so a resumed run needs no generator's state.
     torch.manual_seed(recipe.train.seed + trainer.step * accelerator.num_processes + accelerator.process_index)
 
-    sums = torch.zeros(4, device=accelerator.device)
+    sums_5 = torch.zeros(5, device=accelerator.device)
+    scan_ids: list[str] = []
     for part in range(recipe.train.accumulate):
         batch = next(batches).to(accelerator.device)
+        scan_ids += batch.scan_ids
         last = part == recipe.train.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(trainer.parallel):
             output = trainer.parallel(batch.x_BCDHW.to(memory_format=torch.channels_last_3d))
             losses = finetune_loss(output, batch.targets, recipe.loss)
             accelerator.backward(losses.total / recipe.train.accumulate)
-        sums += torch.stack(losses).detach() / recipe.train.accumulate
+        sums_5[:4] += torch.stack(losses).detach() / recipe.train.accumulate
 
+    # One small exchange a step: the losses, and whether any rank was asked to stop.
+    sums_5[4] = float(bool(interrupt))
+    total, labels, presence, territory, asked = accelerator.reduce(sums_5, "mean").tolist()
     limit = recipe.train.clip if recipe.train.clip > 0 else math.inf
     norm = float(accelerator.clip_grad_norm_(trainer.parallel.parameters(), limit))
-    finite = math.isfinite(norm)
-    trainer.non_finite = 0 if finite else trainer.non_finite + 1
-    if trainer.non_finite >= recipe.train.non_finite_patience:
-        raise UserError(f"step {trainer.step}: {trainer.non_finite} non-finite gradients in a row; lower the rates")
+    report = StepReport(total, labels, presence, territory, norm)
     # The scaler of fp16 must see a bad step to shrink its scale; it leaves the weights alone by itself.
-    if finite or accelerator.scaler is not None:
+    if report.finite or accelerator.scaler is not None:
         trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
-    if trainer.ema is not None:
+    if report.finite and trainer.ema is not None:
         trainer.ema.update(trainer.model)
     trainer.step += 1
-    total, labels, presence, territory = sums.tolist()
-    return StepReport(total, labels, presence, territory, norm)
-
-
-def validate(trainer: Trainer, judged: RegionStore) -> pd.DataFrame:
-    """Predictions for the held-out series of all ranks, ordered by id; on every rank."""
-    trainer.judged.eval()
-    with trainer.accelerator.autocast():
-        own = predict_cases(trainer.judged, judged, trainer.data, trainer.accelerator.device)
-    return pd.concat(gather_object([own])).sort_values("scan_id", ignore_index=True)
-
-
-def log_steps(folder: RunFolder, trainer: Trainer, rates: Rates, reports: Sequence[StepReport], seconds: float) -> None:
-    """Write a line with the means of the steps since the last one."""
-    means = {name: sum(values) / len(values) for name, *values in zip(StepReport._fields, *reports, strict=True)}
-    encoder_rates = [rate for rate in rates.encoder if rate is not None]
-    folder.log(
-        {
-            "step": trainer.step,
-            "stage": rates.name,
-            **means,
-            "lr_head": rates.head,
-            "lr_encoder": max(encoder_rates, default=0.0),
-            "layers": len(encoder_rates),
-            "seconds": round(seconds, 3),
-        }
+    trainer.skipped += not report.finite
+    trainer.non_finite = 0 if report.finite else trainer.non_finite + 1
+    return Outcome(
+        report=report,
+        stop=asked > 0,
+        skipped_scans=() if report.finite else tuple(sorted(set(gather_object(scan_ids)))),
     )
 
 
-def log_score(folder: RunFolder, trainer: Trainer, score: Score) -> None:
-    """Write the line of a validation."""
-    folder.log({"step": trainer.step, "stage": trainer.last_stage(), **score.headline()})
+def record(trainer: Trainer, outcome: Outcome, folder: RunFolder | None, progress: Progress) -> None:
+    """Note a step; one that was skipped is named.
+
+    Raises:
+        Diverged: Too many steps in a row were skipped.
+    """
+    trainer.pending.append(outcome.report)
+    if outcome.report.finite:
+        return
+    scans = ", ".join(outcome.skipped_scans)
+    if folder is not None:
+        progress.say(f"step {trainer.step} skipped: {NOT_FINITE}; it saw {scans}")
+        log_skip(folder, trainer, NOT_FINITE, outcome.skipped_scans)
+    if trainer.non_finite >= trainer.recipe.train.non_finite_patience:
+        reason = f"the loss or its gradient was not finite in {trainer.non_finite} steps in a row, lastly on {scans}"
+        raise Diverged(trainer.step, reason, advice=f"look at these series, or {ADVICE}")
 
 
-def summary(trainer: Trainer, score: Score) -> str:
-    """One line for a person."""
-    note = f" ({score.note()})" if score.note() else ""
-    return (
-        f"step {trainer.step} ({trainer.last_stage()}): AUC present {score.auc_present:.3f}, "
-        f"mean of locations {score.auc_mean_locations:.3f}, score {score.score:.3f}{note}"
-    )
+def save(trainer: Trainer, folder: RunFolder | None) -> None:
+    """Write a checkpoint, on the first rank; the others wait for it.
+
+    Raises:
+        Diverged: There is nothing in the weights to go on from; the checkpoints before them stay.
+    """
+    if not trainer.has_finite_weights():
+        raise Diverged(trainer.step, "its weights are not finite", advice=ADVICE)
+    if folder is not None:
+        save_checkpoint(folder.checkpoints, snapshot(trainer), keep=trainer.recipe.train.keep)
+    trainer.accelerator.wait_for_everyone()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -256,14 +296,14 @@ def _command(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is taken up")
     recipe, options = parse_recipe(parser, Recipe, argv)
-    train(
+    score = train(
         recipe,
         corpus=Corpus.open(options.corpus),
         encoder_folder=options.encoder,
         out=options.out,
         brain_model=options.brain_model,
     )
-    return 0
+    return EXIT_INTERRUPTED if score is None else 0
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import cast
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -20,8 +21,24 @@ from finetune.stages import Rates, parameter_groups, rates_at
 from harmonize.corpus import Corpus
 from harmonize.settings import Settings
 from headspark.checkpoint import Checkpoint
+from headspark.diverged import all_finite
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.hub import Encoder
+from headspark.split_norms import split_norms
+
+
+class StepReport(NamedTuple):
+    """One step in numbers; over several ranks their mean."""
+
+    loss: float
+    labels: float
+    presence: float
+    territory: float
+    gradient_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step counted; one that did not changed nothing."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,7 +54,10 @@ class Trainer:
         optimizer: One for the whole run.
         ema: The moving average, or None.
         step: Optimizer steps done.
-        non_finite: Steps in a row whose gradient was not finite.
+        skipped: Steps whose loss or gradient was not finite, and which changed nothing.
+        non_finite: The last so many of them, in a row.
+        validated: The last step after which a validation was due and made.
+        pending: The steps that were not yet written as a line.
     """
 
     recipe: Recipe
@@ -48,12 +68,20 @@ class Trainer:
     optimizer: Optimizer
     ema: ModelEmaV3 | None
     step: int = 0
+    skipped: int = 0
     non_finite: int = 0
+    validated: int = 0
+    pending: list[StepReport] = field(default_factory=list)
 
     @property
     def judged(self) -> nn.Module:
         """The weights that are validated and kept."""
         return self.model if self.ema is None else self.ema.module
+
+    def has_finite_weights(self) -> bool:
+        """Whether the weights and their moving average are finite on all ranks."""
+        odd = float(not all_finite([self.model, None if self.ema is None else self.ema.module]))
+        return not self.accelerator.reduce(torch.tensor(odd, device=self.accelerator.device), "sum").item()
 
     def rates(self) -> Rates:
         """What the coming step trains."""
@@ -69,14 +97,21 @@ class Trainer:
         return Bundle(encoder=shape, head=self.recipe.head, data=self.data, settings=settings)
 
 
-def make_trainer(recipe: Recipe, accelerator: Accelerator, encoder_folder: str | None) -> Trainer:
-    """Model, optimizer and moving average at step 0."""
+def make_trainer(recipe: Recipe, accelerator: Accelerator, pretrained: Any | None) -> Trainer:
+    """Model, optimizer and moving average at step 0.
+
+    Args:
+        recipe: The run's.
+        accelerator: Ranks, devices and precision.
+        pretrained: What `Encoder.from_pretrained` gives; None trains the recipe's encoder from scratch.
+    """
     torch.manual_seed(recipe.train.seed)
     data = recipe.data
-    if encoder_folder is None:
+    encoder: Any
+    if pretrained is None:
         encoder = build_encoder(recipe.scratch)
     else:
-        encoder = Encoder.from_pretrained(encoder_folder)
+        encoder = pretrained
         data = replace(data, ct_windows=tuple(encoder.preprocessing["ct_windows"]))
         check_patch(data, encoder.strides[-1])
     model = AneurysmClassifier(encoder, recipe.head).to(memory_format=torch.channels_last_3d).to(accelerator.device)
@@ -93,6 +128,15 @@ def make_trainer(recipe: Recipe, accelerator: Accelerator, encoder_folder: str |
         optimizer=optimizer,
         ema=ema,
     )
+
+
+def notes(trainer: Trainer, corpus: Corpus) -> list[str]:
+    """What the user may not expect of a run that starts."""
+    train, ranks = trainer.recipe.train, trainer.accelerator.num_processes
+    key = "the encoder's norm"
+    split = split_norms(trainer.model, batch=train.batch, accumulate=train.accumulate, ranks=ranks, key=key)
+    lines = differences(trainer.model.encoder, corpus, trainer.recipe.data)
+    return lines if split is None else [*lines, split]
 
 
 def differences(encoder: nn.Module, corpus: Corpus, data: DataConfig) -> list[str]:
@@ -121,6 +165,9 @@ def snapshot(trainer: Trainer) -> Checkpoint:
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "non_finite": trainer.non_finite,
+            "skipped": trainer.skipped,
+            "validated": trainer.validated,
+            "pending": [list(report) for report in trainer.pending],
         },
     )
 
@@ -134,4 +181,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.optimizer.load_state_dict(checkpoint.training["optimizer"])
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
-    trainer.non_finite = checkpoint.training["non_finite"]
+    training = checkpoint.training  # version 0.1.0 kept no more than the row, and wrote no checkpoint before validating
+    trainer.non_finite, trainer.skipped = training["non_finite"], training.get("skipped", 0)
+    trainer.validated = training.get("validated", checkpoint.step)
+    trainer.pending = [StepReport(*values) for values in training.get("pending", ())]

@@ -22,7 +22,7 @@ from harmonize.errors import UserError
 from harmonize.settings import Settings
 from harmonize.verify import verify
 from headspark.config import to_yaml
-from headspark.run import RECIPE, STATE
+from headspark.run import METRICS, RECIPE, STATE
 
 MODALITIES = ("CTA", "MRA", "T2w", "T1post")
 
@@ -230,6 +230,7 @@ def test_a_run_that_version_0_1_0_began_keeps_its_folds(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / STATE).write_text('{"status": "running"}')
+    (out / METRICS).write_text('{"step": 1, "loss": 0.5}\n')
     (out / RECIPE).write_text("\n".join(line for line in to_yaml(recipe).splitlines() if "fold_seed" not in line))
     found = folds_of_run(corpus, recipe, cases, out)
     assert [found.fold_of[case.scan_id] for case in cases] == OF_VERSION_0_1_0

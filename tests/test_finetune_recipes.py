@@ -21,6 +21,7 @@ from finetune.trainer import make_trainer
 from harmonize.scan import HU
 from headspark.config import read_recipe, to_yaml
 from headspark.encoder import EncoderConfig
+from headspark.interrupt import Interrupt
 
 ROOT = Path(__file__).resolve().parents[1] / "recipes"
 RECIPES = [path for path in sorted(ROOT.rglob("*.yaml")) if "stages" in yaml.safe_load(path.read_text())]
@@ -80,8 +81,8 @@ def test_a_recipe_takes_a_step_in_each_stage_at_toy_size(path: Path) -> None:
     samples = TrainingSamples(Noise(), trainer.data, recipe.augment, stride=2, seed=0)  # type: ignore[arg-type]
     batch: Batch = join([samples[0], samples[1]])
     for step in range(total_steps(recipe.stages)):
-        report = train_step(trainer, iter([batch] * recipe.train.accumulate))
-        assert np.isfinite(report.loss)
+        outcome = train_step(trainer, iter([batch] * recipe.train.accumulate), Interrupt())
+        assert np.isfinite(outcome.report.loss)
         frozen = rates_at(step, recipe.stages, len(trainer.model.layers)).encoder[0] is None
         stem = next(trainer.model.encoder.parameters())
         assert stem.requires_grad != frozen

@@ -50,7 +50,7 @@ class Claim:
 
 
 @contextmanager
-def claim(folder: Path, *, kind: str, other: str, key: str) -> Iterator[Claim]:
+def claim(folder: Path, *, kind: str, other: str, key: str, more: tuple[str, ...] = ()) -> Iterator[Claim]:
     """Hold the folder of a new run, or of one that is to be taken up.
 
     Args:
@@ -58,20 +58,21 @@ def claim(folder: Path, *, kind: str, other: str, key: str) -> Iterator[Claim]:
         kind: What the run is, for people: ``pretraining``.
         other: What else may have written a run.json.
         key: What run.json holds for runs of this kind and no other.
+        more: Files that runs of this kind write besides those that all write.
 
     Raises:
         UserError: With exit code 2: the place cannot be written or holds something else, a finished run, or one that
             another process is writing to.
     """
     try:
-        _check_place(folder)
+        _check_place(folder, (RECIPE, *more))
         _own_state(folder, kind, other, key)
         made = _make(folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
     lock: TextIO | None = None
     claimed: Claim | None = None
-    before = _Before(folder)
+    before = _Before(folder, (RECIPE, STATE, METRICS, *more))
     try:
         lock = _hold(folder)
         state = _own_state(folder, kind, other, key)  # again: whoever held it may have gone on meanwhile
@@ -134,6 +135,7 @@ class _Before:
     """What a run's folder held before this process wrote to it; only names that runs use are looked at."""
 
     folder: Path
+    names: tuple[str, ...]
     lock: bytes | None = None
     files: dict[str, bytes | None] = field(default_factory=dict)
     inside: set[Path] = field(default_factory=set)
@@ -143,7 +145,7 @@ class _Before:
 
     def look(self) -> None:
         """Note the small files, and the names in the folders."""
-        self.files = {name: _read(self.folder / name) for name in (RECIPE, STATE, METRICS)}
+        self.files = {name: _read(self.folder / name) for name in self.names}
         self.inside = {path for name in FOLDERS for path in _tree(self.folder / name)}
 
     def restore(self) -> None:
@@ -183,8 +185,13 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _check_place(folder: Path) -> None:
-    """Refuse what can be no run's folder, before anything is made."""
+def _check_place(folder: Path, without_state: tuple[str, ...]) -> None:
+    """Refuse what can be no run's folder, before anything is made.
+
+    Args:
+        folder: Where.
+        without_state: What a start may have written before run.json, when it was killed.
+    """
     if folder.is_symlink() and not folder.exists():
         raise UserError(
             f"{folder}: a link to {folder.readlink()}, which is not there; {NEW_FOLDER}", exit_code=WRONG_USE
@@ -192,8 +199,9 @@ def _check_place(folder: Path) -> None:
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: a file, not a folder; {NEW_FOLDER}", exit_code=WRONG_USE)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if STATE not in names and any(name not in (LOCK, RECIPE) and not name.startswith(TEMPORARY) for name in names):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = {name for name in names if not name.startswith(TEMPORARY)} - {LOCK, *without_state}
+    if STATE not in names and foreign:
         raise UserError(f"{folder}: not empty and no run; {NEW_FOLDER}", exit_code=WRONG_USE)
 
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from harmonize.errors import UserError
 from harmonize.pipeline import WINDOWED
 from headspark.augment import AugmentConfig, Variation, turn, vary_intensity, within
 from headspark.channels import to_network_input
-from headspark.recipe import Recipe
+from headspark.recipe import Recipe, WorkerKind
 from headspark.samples import Sample, TrainSamples
 
 _NAME_OF_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
+
+
+class _Pinnable(Protocol):
+    def pin_memory(self) -> Self: ...
+
+
+S = TypeVar("S")
+B = TypeVar("B", bound=_Pinnable)
 PREFETCH = 4
 """Batches that each worker makes ahead."""
 
@@ -134,19 +143,44 @@ def network_input(batch: Batch, windows: Sequence[str], augment: AugmentConfig, 
 def train_batches(
     samples: TrainSamples, plan: Plan, recipe: Recipe, *, first_step: int, pin: bool
 ) -> Generator[Batch, None, None]:
+    """All batches of this rank from `first_step` to the end of the run, in order; as `planned_batches`."""
+    data = recipe.data
+    return planned_batches(
+        samples, plan, stack, first_step=first_step, workers=data.workers, kind=data.worker_kind, pin=pin
+    )
+
+
+def planned_batches(
+    samples: Dataset[S],
+    plan: Plan,
+    join: Callable[[list[S]], B],
+    *,
+    first_step: int,
+    workers: int,
+    kind: WorkerKind,
+    pin: bool,
+) -> Generator[B, None, None]:
     """All batches of this rank from `first_step` to the end of the run, in order.
+
+    Args:
+        samples: By number.
+        plan: Which of them each step uses, on each rank.
+        join: Makes a batch of some.
+        first_step: Counted from the run's beginning.
+        workers: How many make batches ahead; 0 makes them when they are asked for.
+        kind: ``thread`` or ``process``.
+        pin: Whether batches go to page-locked memory.
 
     Raises:
         UserError: A scan cannot be read, or a worker process died.
     """
-    workers = recipe.data.workers
-    if workers and recipe.data.worker_kind == "thread":
-        yield from _threaded_batches(samples, plan, first_step=first_step, workers=workers, pin=pin)
+    if workers and kind == "thread":
+        yield from _threaded_batches(samples, plan, join, first_step=first_step, workers=workers, pin=pin)
         return
     loader = DataLoader(
         samples,
         batch_sampler=_Batches(plan, first_step),
-        collate_fn=stack,
+        collate_fn=join,
         num_workers=workers,
         pin_memory=pin,
         generator=torch.Generator(),  # else it draws from the one that the step has seeded for the network
@@ -162,24 +196,24 @@ def train_batches(
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "a data worker died, perhaps for want of memory: lower data.workers or set data.cache disk"
+            "a data worker died, perhaps for want of memory: lower data.workers or set data.worker_kind thread"
         ) from error
 
 
 def _threaded_batches(
-    samples: TrainSamples, plan: Plan, *, first_step: int, workers: int, pin: bool
-) -> Iterator[Batch]:
+    samples: Dataset[S], plan: Plan, join: Callable[[list[S]], B], *, first_step: int, workers: int, pin: bool
+) -> Iterator[B]:
     """The same batches from threads of this process.
 
     MONAI's ThreadDataLoader would seed this process's random numbers and take all but one of its CPU threads away.
     """
 
-    def make(numbers: list[int]) -> Batch:
-        batch = stack([samples[number] for number in numbers])
+    def make(numbers: list[int]) -> B:
+        batch = join([samples[number] for number in numbers])
         return batch.pin_memory() if pin else batch
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="data")
-    ahead: deque[Future[Batch]] = deque()
+    ahead: deque[Future[B]] = deque()
     try:
         for numbers in plan.batches(first_step):
             ahead.append(pool.submit(make, numbers))

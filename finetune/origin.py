@@ -1,0 +1,139 @@
+"""What a fine-tuning run began with: corpus, ranks, and the encoder, which is known by its weights, not its name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harmonize.errors import UserError
+from headspark.claim import NEW_FOLDER
+from headspark.config import WRONG_USE, from_plain, to_plain
+from headspark.encoder import EncoderConfig, build_encoder
+from headspark.hub import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What ``--encoder`` named.
+
+    Attributes:
+        name: Folder or Hub repository; None: the recipe's encoder, from scratch.
+        network: What was read there; None from scratch, or where it cannot be read.
+        fault: Why it cannot be read.
+    """
+
+    name: str | None
+    network: Any = None
+    fault: UserError | None = None
+
+
+def read_given(name: str | None) -> Given:
+    """Read a pretrained encoder; that it cannot be read matters only to a run that needs it."""
+    if name is None:
+        return Given(None)
+    try:
+        return Given(name, Encoder.from_pretrained(name))
+    except UserError as error:
+        return Given(name, fault=error)
+
+
+def encoder_facts(given: Given) -> dict[str, Any] | None:
+    """The encoder for run.json: the hash of its weights, and what else is needed to build it without its folder.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if given.fault is not None:
+        raise given.fault
+    if given.network is None:
+        return None
+    return {
+        "name": given.name,
+        "sha256": weights_sha256(given.network.state_dict()),
+        "config": to_plain(given.network.config),
+        "preprocessing": given.network.preprocessing,
+    }
+
+
+def rebuilt(facts: Mapping[str, Any]) -> Any:
+    """The network of an encoder whose folder is not there; its weights are those of a checkpoint's."""
+    network = build_encoder(from_plain(EncoderConfig, facts["config"]))
+    network.preprocessing = facts["preprocessing"]  # type: ignore[assignment]  # a plain dict beside the modules
+    return network
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes, types and values, whatever file they came from and in which order.
+
+    Example:
+        >>> one, two = torch.zeros(2), torch.ones(1, 3)
+        >>> weights_sha256({"a": one, "b": two}) == weights_sha256({"b": two, "a": one})
+        True
+        >>> weights_sha256({"a": one}) == weights_sha256({"a": two})
+        False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def taken_up(
+    path: Path, began: Mapping[str, Any], *, corpus: str, ranks: int, given: Given, has_checkpoint: bool
+) -> dict[str, Any] | None:
+    """The encoder of a run that goes on, after a look at whether it goes on with what it began with.
+
+    Args:
+        path: The run's folder, for messages.
+        began: `origin` of its run.json.
+        corpus: Hash of the corpus's manifest now.
+        ranks: Processes that train now.
+        given: The encoder that is asked for now.
+        has_checkpoint: Whether the run can do without the encoder's weights.
+
+    Returns:
+        As `encoder_facts`.
+
+    Raises:
+        UserError: With exit code 2: something is not the same.
+    """
+    if began.get("corpus") != corpus:
+        raise _other(path, "the corpus is not the one that this run began with")
+    if began.get("ranks") != ranks:
+        raise _other(path, f"began with {began.get('ranks')} ranks, now {ranks} train; start as many as then")
+    facts = began.get("encoder")
+    if (facts is None) != (given.name is None):
+        then, now = ("--encoder", "none") if facts is not None else ("none, from scratch", f"--encoder {given.name}")
+        raise _other(path, f"began with another encoder ({then}), now {now} is asked for")
+    if facts is None:
+        return None
+    if isinstance(facts, str):
+        return _of_version_0_1_0(path, facts, given)
+    if given.network is None:
+        if has_checkpoint:
+            return dict(facts)
+        return encoder_facts(given)  # says why there is none
+    if facts["sha256"] != weights_sha256(given.network.state_dict()):
+        raise _other(path, f"the weights of --encoder {given.name} are not those that this run began with")
+    return dict(facts)
+
+
+def _of_version_0_1_0(path: Path, name: str, given: Given) -> dict[str, Any] | None:
+    """The encoder of a run that knew it by its name alone."""
+    if given.name is not None and os.path.realpath(given.name) != os.path.realpath(name):
+        raise _other(
+            path, f"began with --encoder {name}, which version 0.1.0 knew by name alone, now {given.name} is asked for"
+        )
+    return encoder_facts(given)
+
+
+def _other(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what}; {NEW_FOLDER}", exit_code=WRONG_USE)
