@@ -7,7 +7,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import BinaryIO
@@ -65,9 +65,14 @@ class Elements:
     def __contains__(self, tag: int) -> bool:
         return tag in self._scanned
 
+    def present(self, tags: Set[int]) -> Set[int]:
+        """Those of `tags` that are there."""
+        return self._scanned.keys() & tags
+
     def text(self, tag: int) -> str:
         """The whole value as text."""
-        return "\\".join(self.texts(tag))
+        value = self._scanned.get(tag, ("", b""))[1]
+        return _joined(value) if value and isinstance(value, bytes) else ""
 
     def texts(self, tag: int) -> tuple[str, ...]:
         """The value's parts as text, stripped of padding."""
@@ -203,6 +208,11 @@ def _scanned(dataset: Dataset) -> Scanned:
 @lru_cache(maxsize=_CACHED_VALUES)
 def _parts(value: bytes) -> tuple[str, ...]:
     return tuple(part.strip(" \0") for part in value.decode("latin-1").split("\\"))
+
+
+@lru_cache(maxsize=_CACHED_VALUES)
+def _joined(value: bytes) -> str:
+    return "\\".join(_parts(value))
 
 
 @lru_cache(maxsize=_CACHED_VALUES)

@@ -63,6 +63,12 @@ class Header:
     identity: tuple[str, ...] = ()
     whole: str = ""
 
+    @property
+    def export_traits(self) -> dict[str, str]:
+        """Traits that the file has by its place: the folder, and itself where it may hold a volume of its own."""
+        folder = {"folder": str(self.path.parent)}
+        return folder | {"file": self.whole} if self.whole else folder
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
@@ -214,7 +220,7 @@ def _single_frame(header: Header, elements: Elements, described: _Description) -
         meaning=described.meaning,
         stack=elements.text(0x00209056),
         instance=elements.integer(0x00200013) or 0,
-        traits=read_traits(elements) | ({"file": header.whole} if header.whole else {}),
+        traits=read_traits(elements) | header.export_traits,
         refusal=described.refusal,
         doubt=described.doubt,
     )
@@ -252,7 +258,7 @@ def _enhanced_frame(
         meaning=described.meaning,
         stack=content.text(0x00209056) if content else "",
         instance=number,
-        traits=traits.of(group) | {"file": header.whole},
+        traits=traits.of(group) | header.export_traits,
         refusal=described.refusal,
         doubt=described.doubt,
     )
@@ -275,7 +281,7 @@ def _bare_frames(header: Header, elements: Elements, described: _Description, *,
             meaning=described.meaning,
             stack="",
             instance=number,
-            traits={"file": header.whole},
+            traits=header.export_traits,
             refusal=described.refusal,
             doubt=described.doubt,
             assumed=source if assume_geometry else "",

@@ -8,7 +8,7 @@ places; values that alternate along the normal; and, where several pictures clai
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -102,7 +102,11 @@ def separate(
         if read is not None and _intensities_follow(plane, places, values, read):
             label = TRAITS[name].label
             return _by_values(plane, values, f"whose slices interleave, told apart by {label} and intensity")
-    return _split_repeats(plane, places) or _split_exports(plane, offsets, places, read)
+    return (
+        _split_repeats(plane, places)
+        or _split_exports(plane, offsets, places, read)
+        or _split_numbering(plane, offsets, places, read)
+    )
 
 
 def _groups(plane: Sequence[Frame], places: NDArray[np.int64], name: str) -> tuple[list[str], Mapping[str, set[int]]]:
@@ -190,10 +194,17 @@ def _without_rounding(values: Sequence[str], tolerance: float | None) -> list[st
     return [named[float(value)] if value else "" for value in values]
 
 
-def _by_values(plane: Sequence[Frame], values: Iterable[Hashable], why: str) -> Separated:
+def _by_values(plane: Sequence[Frame], values: Sequence[Hashable], why: str) -> Separated:
     volumes: dict[Hashable, list[Frame]] = defaultdict(list)
     for frame, value in zip(plane, values, strict=True):
         volumes[value].append(frame)
+    # Beside true values may stand those of a counter: they are one group, which the other traits may split.
+    counted = [value for value, group in volumes.items() if len(group) == 1]
+    if 1 < len(counted) < len(volumes):
+        single = set(counted)
+        volumes[counted[0]] = [frame for frame, value in zip(plane, values, strict=True) if value in single]
+        for value in counted[1:]:
+            del volumes[value]
     ordered = sorted(volumes, key=lambda value: _numeric_order(value if isinstance(value, tuple) else (value,)))
     return Separated(volumes=[volumes[value] for value in ordered], why=why)
 
@@ -239,13 +250,51 @@ def _split_exports(
         values, members = _groups(plane, places, name)
         if not _says_something(members):
             continue
-        shared = _overlap(members)
-        # Another number is another series wherever it lies; another file may go on where the first one ends.
-        if not shared and name != "series" and not _interleave(members, offsets, places):
-            continue
-        if not (shared and _are_copies(plane, places, read)):
+        if _overlap(members):
+            apart = not _are_copies(plane, places, read)
+        elif name == "series":
+            apart = True  # another number is another series wherever it lies; other files may go on where one ends
+        else:
+            apart = _interleave(members, offsets, places)
+        if apart and TRAITS[name].trust is Trust.DOUBTFUL and not _overlap(members):
+            apart = read is not None and _intensities_follow(plane, places, values, read)
+        if apart:
             return _by_values(plane, values, f"told apart by {TRAITS[name].label}")
     return None
+
+
+def _split_numbering(
+    plane: Sequence[Frame], offsets: NDArray[np.float64], places: NDArray[np.int64], read: ReadPictures | None
+) -> Separated | None:
+    """Split in two where the slices were numbered one volume after the other, in either direction each, and interleave.
+
+    A scanner may number the slices of one volume in the order in which it excites them, so intensities must follow.
+    """
+    numbers = np.array([frame.instance for frame in plane])
+    order = np.argsort(numbers, kind="stable")
+    if (
+        read is None
+        or len(plane) < 2 * MIN_PLACES
+        or len(np.unique(numbers)) < len(plane)
+        or places[-1] + 1 < len(plane)
+    ):
+        return None
+    steps = np.diff(offsets[order])
+    if (steps > 0).all() or (steps < 0).all():
+        return None
+    uneven = {}
+    for first in range(MIN_PLACES, len(plane) - MIN_PLACES + 1):
+        halves = steps[: first - 1], steps[first:]
+        if all((half > 0).all() or (half < 0).all() for half in halves):
+            uneven[first] = max(float(abs(half).max() / abs(half).min()) for half in halves)
+    if not uneven:
+        return None
+    last = numbers[order][min(uneven, key=lambda first: uneven[first]) - 1]
+    values = ["1" if number <= last else "2" for number in numbers]
+    members = {value: {n for n, own in enumerate(values) if own == value} for value in "12"}
+    if not _interleave(members, offsets, places) or not _intensities_follow(plane, places, values, read):
+        return None
+    return _by_values(plane, values, "whose slices interleave, told apart by instance numbers and intensity")
 
 
 def _variety(plane: Sequence[Frame], traits: Sequence[str]) -> int:

@@ -78,7 +78,9 @@ TRAITS: Mapping[str, Trait] = {
     "repetition": Trait(label="repetition time", trust=Trust.DOUBTFUL, tags=(0x00180080,), tolerance=1.0),
     "b_value_private": Trait(label="b-value", tags=(0x20011003,), raw=True),
     "gradient_private": Trait(label="gradient direction", tags=(0x0019100E, 0x200510B0), raw=True),
-    "phase": Trait(label="cardiac phase", tags=(0x20011008,), raw=True),
+    "phase": Trait(label="cardiac phase", tags=(0x00209241, 0x00209153)),
+    "phase_private": Trait(label="cardiac phase", tags=(0x20011008,), raw=True),
+    "spacing": Trait(label="spacing between slices", tags=(0x00180088,), tolerance=0.05),
     "sequence": Trait(label="sequence", tags=(0x00180024,)),
     "scanning": Trait(label="scanning sequence", tags=(0x00180020,)),
     "options": Trait(label="scan options", tags=(0x00180022,)),
@@ -92,6 +94,7 @@ TRAITS: Mapping[str, Trait] = {
     "rescale_type": Trait(label="rescale type", tags=(0x00281054,)),
     "units": Trait(label="units", tags=(0x00541001,)),
     "correction": Trait(label="correction", tags=(0x00280051,)),
+    "target": Trait(label="reconstruction target", tags=(0x00189318,), raw=True),
     "frame_time": Trait(label="frame reference time", trust=Trust.DOUBTFUL, tags=(0x00541300,), tolerance=1.0),
     "description": Trait(label="series description", tags=(0x0008103E,)),
     "protocol": Trait(label="protocol", tags=(0x00181030,)),
@@ -102,14 +105,22 @@ TRAITS: Mapping[str, Trait] = {
     "study_time": Trait(label="study time", tags=(0x00080030,)),
     "series_time": Trait(label="series time", tags=(0x00080031,)),
     "study_date": Trait(label="study date", tags=(0x00080020,)),
+    "exposure": Trait(label="exposure", trust=Trust.DOUBTFUL, tags=(0x00181152, 0x00181150), tolerance=1.0),
+    "current": Trait(label="tube current", trust=Trust.DOUBTFUL, tags=(0x00181151,), tolerance=1.0),
     "acquired": Trait(label="acquisition time", trust=Trust.DOUBTFUL, tags=(0x0008002A, 0x00080032)),
     "dimension": Trait(label="dimension index"),
     "series": Trait(label="series number", tags=(0x00200011,)),
     "file": Trait(label="file"),
+    "derivation": Trait(label="derivation", trust=Trust.DOUBTFUL, tags=(0x00082111,)),
+    "comments": Trait(label="comments", trust=Trust.DOUBTFUL, tags=(0x00204000,)),
+    "window": Trait(label="display window", trust=Trust.DOUBTFUL, tags=(0x00281050,)),
+    "content_time": Trait(label="content time", trust=Trust.DOUBTFUL, tags=(0x00080033,)),
+    "created": Trait(label="creation time", trust=Trust.DOUBTFUL, tags=(0x00080013,)),
+    "folder": Trait(label="folder", trust=Trust.DOUBTFUL),
 }
 """By name, in the order in which they are tried."""
 
-EXPORT_TRAITS = ("series", "file")
+EXPORT_TRAITS = ("series", "file", "derivation", "comments", "window", "content_time", "created", "folder")
 """Traits in which two copies of one volume may differ."""
 
 MEASURED_TRAITS = tuple(name for name in TRAITS if name not in EXPORT_TRAITS)
@@ -118,7 +129,9 @@ MEASURED_TRAITS = tuple(name for name in TRAITS if name not in EXPORT_TRAITS)
 DOUBTFUL_BUT_IN_CT = frozenset({"acquisition"})
 """In CT a second acquisition number is a second rotation of the tube; elsewhere it may be a package of slices."""
 
-_TAGS = tuple((name, trait.tags, trait.raw) for name, trait in TRAITS.items() if trait.tags)
+_NAME_OF = {tag: (name, trait.raw) for name, trait in TRAITS.items() for tag in trait.tags}
+_TAGS = frozenset(_NAME_OF)
+_ALTERNATIVES = tuple((name, trait.tags) for name, trait in TRAITS.items() if len(trait.tags) > 1)
 
 _PLACE_POINTERS = frozenset({0x00200032, 0x00209056, 0x00209057, 0x00209156, 0x00189074, 0x00189151})
 """Dimensions of a multi-frame file along which one volume extends: position, stack, slice, and when it was acquired."""
@@ -136,13 +149,17 @@ def read_identity(elements: Elements, modality: str) -> tuple[str, ...]:
 def read_traits(elements: Elements) -> dict[str, str]:
     """The traits of a single-frame file, or those that the frames of a multi-frame file share; absent ones left out."""
     found: dict[str, str] = {}
-    for name, tags, raw in _TAGS:
-        for tag in tags:
-            if tag in elements:
-                text = elements.raw(tag).hex() if raw else elements.text(tag)
-                if text:
-                    found[name] = text
-                    break
+    present = elements.present(_TAGS)
+    for tag in present:
+        name, raw = _NAME_OF[tag]
+        text = elements.raw(tag).hex() if raw else elements.text(tag)
+        if text:
+            found[name] = text
+    for name, tags in _ALTERNATIVES:
+        there = [tag for tag in tags if tag in present]
+        if len(there) > 1:  # the first that says something counts, not the one that was read last
+            texts = (elements.raw(tag).hex() if TRAITS[name].raw else elements.text(tag) for tag in there)
+            found[name] = next(filter(None, texts), "")
     b_value = elements.text(0x0019100C) or join(elements.numbers(0x00189087)) or elements.text(0x00431039)
     if b_value:
         found["b_value"] = b_value

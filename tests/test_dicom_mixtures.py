@@ -113,6 +113,9 @@ TOLD_APART = [
     ("SeriesDescription", "native", "venous", "CT"),
     ("SeriesTime", "101500", "102000", "CT"),
     ("IrradiationEventUID", "1.9.1", "1.9.2", "CT"),
+    ("ContentTime", "101500", "102000", "CT"),
+    ("Exposure", 100, 300, "CT"),
+    ("DerivationDescription", "native", "subtracted", "CT"),
     ("AccessionNumber", "1", "2", "CT"),
     ("PatientID", "P1", "P2", "CT"),
     ("PatientName", "Doe^A", "Roe^B", "CT"),
@@ -245,12 +248,45 @@ def test_slices_of_many_series_in_one_folder_are_not_put_together(tmp_path):
 
 
 def test_slices_that_alternate_without_any_header_are_refused_for_that(tmp_path):
-    write(tmp_path, np.arange(10) * STEP, 100, name="s")
-    write(tmp_path, np.arange(10) * STEP + HALF, 300, name="t")
+    write(tmp_path, np.arange(10) * STEP, 100, name="s", InstanceNumber=None)
+    write(tmp_path, np.arange(10) * STEP + HALF, 300, name="t", InstanceNumber=None)
     (volume,) = find_volumes(find_files(tmp_path))
     with pytest.raises(Rejection, match="alternate") as caught:
         load_volume(volume)
     assert caught.value.reason is Reason.MIXED_VOLUMES
+
+
+@pytest.mark.parametrize("shift", [HALF, 0.3 * STEP])
+@pytest.mark.parametrize("second", [lambda k: 9 + k, lambda k: 16 - k])
+def test_slices_numbered_one_volume_after_the_other_are_two_where_intensities_agree(tmp_path, shift, second):
+    write(tmp_path, np.arange(8) * STEP, 100)
+    write(tmp_path, np.arange(8) * STEP + shift, 300, InstanceNumber=second)
+    assert levels(tmp_path) == [{100}, {300}]
+
+
+def test_slices_numbered_in_the_order_of_excitation_are_one_volume(tmp_path):
+    write(tmp_path, np.arange(16) * STEP, 100, Modality="MR", InstanceNumber=lambda k: k // 2 + 8 * (k % 2))
+    assert levels(tmp_path) == [{100}]
+
+
+@pytest.mark.parametrize("shift", [0.0, HALF])
+def test_folders_tell_two_volumes_apart_where_nothing_else_does(tmp_path, shift):
+    write(tmp_path / "one", np.arange(8) * STEP, 100, InstanceNumber=None)
+    write(tmp_path / "two", np.arange(8) * STEP + shift, 300, InstanceNumber=None)
+    assert levels(tmp_path) == [{100}, {300}]
+
+
+def test_a_volume_spread_over_folders_is_one(tmp_path):
+    for k in range(12):
+        write(tmp_path / f"{k % 2}", [k * STEP], 100, name=f"{k:02d}")
+    assert levels(tmp_path) == [{100}]
+
+
+@pytest.mark.parametrize("shift", [0.0, HALF])
+def test_one_number_for_a_volume_and_counters_for_another(tmp_path, shift):
+    write(tmp_path, np.arange(8) * STEP, 100, AcquisitionNumber=1)
+    write(tmp_path, np.arange(8)[::-1] * STEP + shift, 300, AcquisitionNumber=lambda k: k + 2)
+    assert levels(tmp_path) == [{100}, {300}]
 
 
 def test_instances_in_opposed_order_never_mix_two_volumes(tmp_path):
