@@ -58,6 +58,8 @@ def outcome(source: str, root: Path) -> tuple[list[Scan], tuple[list[int], dict[
     """The scans of a raw tree, and how many slices they have and which codes the refusals."""
     scans, codes = [], Counter()
     for ref in sources.references(source, root):
+        if source == "tcia" and ref.paths[0].suffix != ".dcm":
+            continue  # the answers of other converters, which lie beside the series
         try:
             scans.append(sources.get(source).load(ref))
         except Rejection as rejection:
