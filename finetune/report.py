@@ -18,11 +18,12 @@ from finetune.data import DataConfig
 from finetune.inference import PREDICTIONS, TARGET_PREFIX, score_of, targets_and_predictions
 from finetune.metrics import Score, bootstrap_interval
 from finetune.patches import load_region, pose_patch
-from finetune.rsna import select
+from finetune.rsna import SOURCE, select
 from harmonize.aneurysm_labels import LABELS, PRESENT
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.html import Page
+from harmonize.unusual import unusual
 from headspark.channels import to_network_input
 from headspark.run import read_metrics, read_state
 
@@ -77,6 +78,20 @@ def write_report(run: Path, corpus: Corpus | None = None) -> Path:
         figure_calibration(predictions),
         caption="Share of positive series by predicted probability of aneurysm present, in bins of equal count.",
     )
+    left_out = (state.get("results") or {}).get("left_out")
+    if left_out:
+        page.text("Series of the corpus that the run could not use, neither to train nor to judge:")
+        page.table(["why", "series"], sorted(left_out.items()))
+    if corpus is not None:
+        page.heading("Out of the ordinary")
+        found = unusual_rows(corpus, predictions)
+        page.text(
+            "What harmonize decided about held-out series that is no matter of course."
+            if found
+            else "Harmonize noted nothing out of the ordinary about a held-out series."
+        )
+        if found:
+            page.table(["series", "decision"], found)
     page.heading("Examples")
     page.text("The two highest-ranked series with an aneurysm, and the two without one that ranked highest.")
     page.figure(figure_examples(predictions, examples(predictions)), caption="Predictions; true labels are filled.")
@@ -219,6 +234,17 @@ def location_rows(predictions: pd.DataFrame, score: Score) -> list[tuple[str, in
     return [
         (label, int(predictions[f"{TARGET_PREFIX}{label}"].sum()), "-" if np.isnan(area) else area)
         for label, area in score.areas.items()
+    ]
+
+
+def unusual_rows(corpus: Corpus, predictions: pd.DataFrame) -> list[tuple[str, str]]:
+    """(series, decision) of the held-out series about which something out of the ordinary was decided."""
+    judged = set(predictions["scan_id"])
+    rows = corpus.scans[(corpus.scans["source"] == SOURCE) & corpus.scans["scan_id"].isin(judged)]
+    return [
+        (f"...{scan_id[-8:]}", line)
+        for scan_id, decisions in sorted(zip(rows["scan_id"], rows["decisions"], strict=True), key=lambda row: row[0])
+        for line in unusual(decisions)
     ]
 
 
