@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune import folds
 from finetune import train as training
 from finetune.bundle import load_model, read_bundle
-from finetune.data import DataConfig, RegionStore
+from finetune.data import DataConfig, RegionStore, check_patch
 from finetune.inference import classify, predict_cases, score_of
 from finetune.losses import LossConfig
 from finetune.model import HeadConfig
@@ -318,6 +321,86 @@ def test_a_corpus_without_labels_is_refused_with_what_to_do(tmp_path: Path) -> N
     write_manifest(tmp_path / "corpus", [], [])
     with pytest.raises(UserError, match=r"train\.csv"):
         read_cases(Corpus.open(tmp_path / "corpus"))
+
+
+@pytest.mark.parametrize(
+    ("patch", "spacing", "said"),
+    [
+        ((18, 16, 16), None, "multiple of the encoder's total stride 4"),
+        ((16, 16, 17), 4.0, "multiple of the encoder's total stride 4"),
+        ((160, 160, 160), 10.0, "1600 mm long"),
+    ],
+)
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_patch_that_the_encoder_cannot_take_is_refused_before_anything_is_read(
+    patch: tuple[int, int, int],
+    spacing: float | None,
+    said: str,
+    pretrained: bool,
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "RegionStore", None)  # whoever reads series calls it
+    folder = None
+    if pretrained:
+        preprocessing = {"spacing_mm": [4.0] * 3, "ct_windows": ["brain", "blood", "bone"], "mri_norms": {}}
+        save_encoder(build_encoder(TINY), tmp_path / "encoder", preprocessing=preprocessing)
+        folder = str(tmp_path / "encoder")
+    recipe = dataclasses.replace(tiny_recipe(), data=DataConfig(patch=patch, spacing=spacing, folds=2))
+    with pytest.raises(UserError, match=r"data\.patch") as refusal:
+        training.train(recipe, corpus=corpus, encoder_folder=folder, out=tmp_path / "run")
+    assert said in str(refusal.value)
+    assert refusal.value.exit_code == 2
+
+
+def test_a_patch_of_a_single_cell_is_refused() -> None:
+    with pytest.raises(UserError, match="norms of its last map"):
+        check_patch(DataConfig(patch=(16, 16, 16)), 16)
+    check_patch(DataConfig(patch=(16, 16, 32)), 16)
+
+
+def test_a_run_says_how_many_series_it_left_out_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "write_report", lambda run, corpus: run)
+    corpus = write_corpus(tmp_path / "corpus", scans=12)
+    rows = corpus.scans.to_dict("records")
+    rows[0]["labels"] = None
+    rows[1]["labels"] = [1] + [0] * 13
+    rows[2] |= {"modality": "PT", "unit": "Bq/ml"}
+    refused = {"source": "rsna", "raw_hash": "x", "stage": "load", "reason": "truncated", "message": "cut"}
+    write_manifest(corpus.path, rows, [refused, refused | {"source": "tcia", "raw_hash": "y"}])
+    recipe = dataclasses.replace(tiny_recipe(validate_every=0), stages=STAGES[:1])
+    training.train(recipe, corpus=Corpus.open(corpus.path), encoder_folder=None, out=tmp_path / "run")
+    assert (
+        "9 of 13 series used; left out: 1 neither CT nor MR, 1 refused by harmonize (truncated), "
+        "1 with labels that contradict each other, 1 without labels"
+    ) in capsys.readouterr().err
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert sum(results["left_out"].values()) == 4
+
+
+def test_a_run_on_a_corpus_that_cannot_be_written_keeps_its_folds_in_its_own_folder(
+    corpus: Corpus, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: Any
+) -> None:
+    shutil.copytree(corpus.path, tmp_path / "corpus")
+    (tmp_path / "corpus" / "folds.parquet").unlink()
+
+    def refuse(path: Path, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(folds.lock, "turn", refuse)
+    copied, out = Corpus.open(tmp_path / "corpus"), tmp_path / "run"
+    killed_after(2)
+    with pytest.raises(Killed):
+        training.train(tiny_recipe(), corpus=copied, encoder_folder=None, out=out)
+    kept = (out / "folds.parquet").read_bytes()
+    killed_after(-1)
+    training.train(tiny_recipe(), corpus=copied, encoder_folder=None, out=out)
+    assert (out / "folds.parquet").read_bytes() == kept == (corpus.path / "folds.parquet").read_bytes()
+    expected, found = load_file(finished / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_errors_of_the_command_are_one_line_with_an_exit_code(
