@@ -9,8 +9,8 @@ stays as it was drawn. All three are judged twice:
 - frozen: a linear classifier on the features of single cells says where a vessel runs, in series it has not seen;
 - fine-tuned: the competition's score on the validation fold of the demo.
 
-Reported are mean and standard deviation over the seeds. A handful of seeds on the few series of the demo proves nothing:
-the modality of a series alone scores as high there.
+Reported are mean and standard deviation over the seeds. A handful of seeds on the few series of the demo proves
+nothing: the modality of a series alone scores as high there.
 """
 
 from __future__ import annotations
