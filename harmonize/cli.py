@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -73,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        close = difflib.get_close_matches(wrong[1].lower(), re.findall(r"\w+", wrong[2]), n=1) if wrong else []
+        message += f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"{message}; see `{self.prog} --help`", exit_code=WRONG_USE)
 
 
@@ -91,9 +95,11 @@ def _parse(given: list[str]) -> argparse.Namespace:
     command = next((word for word in given if not word.startswith("-")), None)
     if command is not None and command not in parsers:
         raise UserError(f"{command}: unknown command{_nearest(command, parsers)}", exit_code=WRONG_USE)
-    if command is not None and command != FETCH:
+    if command is not None:
         # Before argparse, which would rather say that a required option is missing than which one is misspelt.
-        _check_options(given, parsers[command]._option_string_actions)
+        names = _known_options(parsers[command], given)
+        if names:
+            _check_options(given, names)
     options, unknown = parser.parse_known_args(given)
     if unknown:
         name = unknown[0].split("=")[0]
@@ -102,6 +108,15 @@ def _parse(given: list[str]) -> argparse.Namespace:
         kind = "option" if name.startswith("-") else "argument"
         raise UserError(f"{name}: unknown {kind}{_nearest(name, known)}", exit_code=WRONG_USE)
     return options
+
+
+def _known_options(parser: argparse.ArgumentParser, given: Iterable[str]) -> list[str]:
+    """Its options, or those of the command below it that is given; none where that is not known."""
+    below = next((action for action in parser._actions if isinstance(action, argparse._SubParsersAction)), None)
+    if below is None:
+        return list(parser._option_string_actions)
+    chosen = next((word for word in given if word in below.choices), None)
+    return [] if chosen is None else _known_options(below.choices[chosen], given)
 
 
 def _check_options(given: Iterable[str], known: Iterable[str]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from harmonize.errors import Reason, UserError
@@ -17,8 +17,9 @@ from harmonize.scan import LeftOut, ScanRef
 BROKEN = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR}
 """What following a link that leads nowhere ends in."""
 
-CORPUS_FILE, CORPUS_FOLDER = "corpus.json", "records"
-"""What every corpus of ours holds; nothing in one is raw."""
+CORPUS_FILE = "corpus.json"
+CORPUS_PARTS = frozenset({"records", "metadata.parquet"})
+"""What a corpus of ours holds, and one of these beside it; nothing in one is raw."""
 
 HIDDEN = {False: ("hidden files", "their names begin with a dot"), True: ("hidden folders", "not looked into")}
 
@@ -33,13 +34,12 @@ VOLUME_SUFFIXES = frozenset(
 )  # fmt: skip
 """Of files that claim to hold a volume, whoever can read it."""
 
-_KNOWN = sorted({suffix for suffix in VOLUME_SUFFIXES if suffix.count(".") == 1} | {".tar", ".json", ".csv", ".tsv"})
-_SUFFIX = re.compile(
-    rf"((?:{'|'.join(map(re.escape, _KNOWN))})?(?:{'|'.join(map(re.escape, PACKERS))})|\.[a-z0-9]{{1,5}})$"
-)
+_PACKABLE = {suffix for suffix in VOLUME_SUFFIXES if suffix.count(".") == 1} | {".tar", ".json", ".csv", ".tsv"}
+_LONGEST = 5
 _SPECIAL = {stat.S_IFIFO: "named pipes", stat.S_IFSOCK: "sockets", stat.S_IFBLK: "devices", stat.S_IFCHR: "devices"}
 
 
+@lru_cache(maxsize=4096)
 def suffix_of(name: str) -> str:
     """The suffix of a file name in lower case, a packer's together with what it packs; "" where there is none.
 
@@ -49,8 +49,15 @@ def suffix_of(name: str) -> str:
         >>> [suffix_of(name) for name in ("a.NII.gz", "b.PNG", "1.2.840.10008", "README", "scan.Waldorf")]
         ['.nii.gz', '.png', '', '', '']
     """
-    found = _SUFFIX.search(name.lower())
-    return found[0] if found and not found[0][1:].isdecimal() and found.start() > 0 else ""
+    stem, _, last = name.rpartition(".")
+    if not stem or not last.isalnum() or not last.isascii() or last.isdecimal() or len(last) > _LONGEST:
+        return ""
+    suffix = f".{last.lower()}"
+    if suffix in PACKERS:
+        inner = f".{stem.rpartition('.')[2].lower()}"
+        if inner in _PACKABLE and len(stem) > len(inner):
+            return inner + suffix
+    return suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +65,19 @@ class Folder:
     """One folder of a raw tree.
 
     Attributes:
-        path: The folder.
+        where: Its path.
         relative: Its path relative to the root, with slashes; empty for the root itself.
         names: Its regular files and links to such, sorted; hidden ones are left out.
     """
 
-    path: Path
+    where: str
     relative: str
     names: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The folder as a path; most folders of a tree hold no file, so it is made only when asked for."""
+        return Path(self.where)
 
     def key(self, name: str) -> str:
         """Path of a file relative to the root."""
@@ -108,7 +120,7 @@ class RawTree:
     def files(self, top: Path | None = None) -> Iterator[Path]:
         """Yield the regular files below `top` (the root)."""
         for folder in self.folders(top):
-            yield from (folder.path / name for name in folder.names)
+            yield from (Path(folder.where, name) for name in folder.names)
 
     def pass_over(self, folder: Path) -> None:
         """Leave out a folder without a count, because it is looked at elsewhere."""
@@ -171,10 +183,10 @@ class RawTree:
             if found is None:
                 continue
             names, folders, linked = found
-            if CORPUS_FILE in names and CORPUS_FOLDER in folders and relative:
+            if relative and is_corpus((*names, *folders)):
                 self._left["corpora of harmonize", "not raw data"] += 1
                 continue
-            yield Folder(Path(path), relative, tuple(names))
+            yield Folder(path, relative, tuple(names))
             prefix = f"{relative}/" if relative else ""
             stack += [(f"{path}/{name}", prefix + name, f"{real}/{name}") for name in reversed(folders)]
             links += [(f"{path}/{name}", prefix + name) for name in linked]
@@ -226,6 +238,11 @@ class RawTree:
     def _relative(self, path: Path) -> str:
         relative = path.relative_to(self.root).as_posix()
         return "" if relative == "." else relative
+
+
+def is_corpus(names: Collection[str]) -> bool:
+    """Whether a folder that holds these names is a corpus of ours."""
+    return CORPUS_FILE in names and not CORPUS_PARTS.isdisjoint(names)
 
 
 def refused_ref(source: str, root: Path, key: str, paths: tuple[Path, ...], reason: Reason, message: str) -> ScanRef:

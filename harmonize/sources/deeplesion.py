@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from harmonize.errors import Reason, Rejection, UserError
+from harmonize.errors import Reason, Rejection
 from harmonize.raw_tree import Folder, RawTree, suffix_of
 from harmonize.scan import HU, LeftOut, Scan, ScanRef, raise_if_refused
 from harmonize.sources.first_look import check_root, nothing_found
@@ -66,7 +66,7 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
     rows = _rows(root, tree)
     series: set[str] = set()
     for folder in tree.folders():
-        name = folder.path.name
+        name = folder.where.rpartition("/")[2]
         if not _SERIES.fullmatch(name):
             _leave_strangers(tree, folder)
         elif name in series:
@@ -100,7 +100,7 @@ def load(ref: ScanRef) -> Scan:
         raise Rejection(Reason.EMPTY, "no slices")
     low, high = HU_RANGE
     padding, clipped = int((slices_ZYX < low).sum()), int((slices_ZYX > high).sum())
-    decisions = [f"slices {first} to {last}, spacing from the table", "origin unknown, set to 0"]
+    decisions = [f"slices {int(first):03d} to {int(last):03d}, spacing from the table", "origin unknown, set to 0"]
     if padding:
         decisions.append(f"{padding} padding voxels set to {low}")
     if clipped:
@@ -122,8 +122,7 @@ def _rows(root: Path, tree: RawTree) -> dict[str, list[_Row]]:
     """By series what the rows of the table say; rows that name no slices are counted."""
     path = root / TABLE
     if not path.is_file():
-        error = nothing_found("deeplesion", root)
-        raise UserError(f"{path}: missing; it holds the spacings, put it beside {IMAGES}/; {error}", exit_code=2)
+        raise nothing_found("deeplesion", root, lacking=f"{TABLE} beside {IMAGES}/, which holds the spacings")
     table = read_table(path, NEEDED, WANTED)
     found: dict[str, list[_Row]] = {}
     unusable = 0
@@ -221,7 +220,7 @@ def _reference(tree: RawTree, folder: Folder, run: Mapping[int, list[str]], rows
         source="deeplesion",
         key=name,
         root=tree.root,
-        paths=tuple(folder.path / (file or names[0]) for file, names in zip(files, run.values(), strict=True)),
+        paths=tuple(Path(folder.where, file or names[0]) for file, names in zip(files, run.values(), strict=True)),
         subject=patient,
         session=study,
         modality="CT",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harmonize.dicom_elements import looks_like_dicom
 from harmonize.errors import UserError
-from harmonize.raw_tree import CORPUS_FILE, CORPUS_FOLDER, RawTree, suffix_of
+from harmonize.raw_tree import RawTree, is_corpus, suffix_of
 
 EXPECTED = {
     "openmind": "a tree of NIfTI files such as OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz",
@@ -18,6 +18,12 @@ EXPECTED = {
     "rsna": "the competition's train.csv and series/<SeriesInstanceUID>/*.dcm",
 }
 
+_KINDS = {
+    "openmind": "OpenMind's NIfTI",
+    "tcia": "DICOM",
+    "deeplesion": "DeepLesion",
+    "rsna": "the RSNA competition's download",
+}
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 _DICOM = "DICOM without suffix"
 _LOOKED_AT = 2000
@@ -31,14 +37,18 @@ def check_root(source: str, root: Path) -> None:
     """Refuse what cannot be the raw folder of any source.
 
     Raises:
-        UserError: No folder, an archive, or a corpus of ours.
+        UserError: No folder, an archive, unreadable, or a corpus of ours.
     """
-    if root.is_file():
-        kind = "an archive: unpack it and give its folder" if suffix_of(root.name) in _ARCHIVES else "a file"
+    if _is_file(root):
+        kind = "an archive: unpack it and give its folder" if suffix_of(root.name) in _ARCHIVES else "a file, no folder"
         raise UserError(f"{root}: {kind}; expected is {EXPECTED[source]}", exit_code=2)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected is {EXPECTED[source]}", exit_code=2)
-    if (root / CORPUS_FILE).is_file() and (root / CORPUS_FOLDER).is_dir():
+    try:
+        names = [path.name for path in root.iterdir()]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{root}: no such folder; expected is {EXPECTED[source]}", exit_code=2) from error
+    except OSError as error:
+        raise UserError(f"{root}: cannot be read: {error.strerror}", exit_code=2) from error
+    if is_corpus(names):
         raise UserError(f"{root}: is a corpus that harmonize wrote; give the raw folder it was made from", exit_code=2)
     if source == "tcia" and _is_rsna(root):
         raise UserError(
@@ -48,39 +58,40 @@ def check_root(source: str, root: Path) -> None:
         )
 
 
-def nothing_found(source: str, root: Path, seen: Mapping[str, int] | None = None) -> UserError:
+def nothing_found(source: str, root: Path, seen: Mapping[str, int] | None = None, *, lacking: str = "") -> UserError:
     """The error that says what a folder holds instead of the source's files.
 
     Args:
         source: Registry name.
         root: The raw folder.
         seen: Its files by suffix; None to look.
+        lacking: What the source cannot do without, where that is missing.
     """
-    found = Counter(seen) if seen is not None else _look(root)
-    if not found:
-        return UserError(f"{root}: no {source} scans found; it is empty; expected is {EXPECTED[source]}", exit_code=2)
+    found = _look(root)
+    if seen and not found[_DICOM]:
+        found = Counter(seen)
+    fault = f"no {lacking}" if lacking else f"no {source} scans found"
     named = ", ".join(f"{count} {what}" for what, count in found.most_common(_NAMED))
-    more = ", ..." if len(found) > _NAMED else ""
-    return UserError(
-        f"{root}: no {source} scans found; it holds {named}{more}{_advice(source, root, found)}; "
-        f"expected is {EXPECTED[source]}",
-        exit_code=2,
-    )
+    holds = f"it holds {named}{', ...' if len(found) > _NAMED else ''}" if found else "it is empty"
+    advice = _advice(source, root, found)
+    return UserError(f"{root}: {fault}; {holds}{advice}; expected is {EXPECTED[source]}", exit_code=2)
 
 
 def _advice(source: str, root: Path, seen: Counter[str]) -> str:
     other = _looks_like(root, seen)
     if other and other != source:
-        return f" and looks like {other}: try harmonize {other}"
+        return f" and looks like {_KINDS[other]}: try harmonize {other}"
     if any(seen[suffix] for suffix in _ARCHIVES):
         return ": unpack the archives"
+    if source == "deeplesion" and seen[".png"]:
+        return ", but none in a folder of its series"
     return ""
 
 
 def _looks_like(root: Path, seen: Counter[str]) -> str | None:
     if _is_rsna(root):
         return "rsna"
-    if (root / "DL_info.csv").is_file() or (root / "Images_png").is_dir():
+    if _is_file(root / "DL_info.csv") or "Images_png" in (root.name, *(path.name for path in root.iterdir())):
         return "deeplesion"
     dicom = sum(seen[kind] for kind in (".dcm", ".dicom", ".ima", _DICOM))
     nifti = sum(seen[kind] for kind in (".nii", ".nii.gz"))
@@ -90,7 +101,14 @@ def _looks_like(root: Path, seen: Counter[str]) -> str | None:
 
 
 def _is_rsna(root: Path) -> bool:
-    return (root / "train.csv").is_file() and (root / "series").is_dir()
+    return _is_file(root / "train.csv") and any(path.name == "series" for path in root.iterdir())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _look(root: Path) -> Counter[str]:

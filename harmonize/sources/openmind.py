@@ -67,7 +67,7 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
             relative = folder.key(paths[0].name)
             if relative in listed:
                 continue
-            row = next((rows[name] for name in (folder.key(path.name) for path in paths) if name in rows), None)
+            row = rows.get(relative) or (rows.get(folder.key(paths[1].name)) if len(paths) > 1 else None)
             seen += row is not None
             stems.add(stem_of(relative))
             ref = _reference(top, paths, relative, row or {})
@@ -149,11 +149,17 @@ def _merged(rows: list[dict[str, object]]) -> dict[str, object]:
 
 def _relative(path: str) -> str:
     """A path of the table, relative to the tree."""
-    return PurePosixPath(path.strip().replace("\\", "/")).as_posix().removeprefix(f"{TREE}/")
+    text = path.strip().replace("\\", "/")
+    if text.startswith(".") or "/." in text or "//" in text:
+        text = PurePosixPath(text).as_posix()
+    return text.removeprefix(f"{TREE}/")
 
 
 def _images(tree: RawTree, folder: Folder, masks: list[str]) -> Iterator[tuple[Path, ...]]:
     """The images of a folder, each with the file of its header where that is another; masks are put aside."""
+    if not folder.names:
+        return
+    path = folder.path
     headers = {name.casefold(): name for name in folder.names if suffix_of(name) in HEADERS}
     for name in folder.names:
         suffix = suffix_of(name)
@@ -161,9 +167,9 @@ def _images(tree: RawTree, folder: Folder, masks: list[str]) -> Iterator[tuple[P
             masks.append(folder.key(name))
         elif suffix in PARTNERS:
             header = _header_of(name, headers)
-            yield (folder.path / name,) if header is None else (folder.path / name, folder.path / header)
+            yield (path / name,) if header is None else (path / name, path / header)
         elif suffix in READ:
-            yield (folder.path / name,)
+            yield (path / name,)
         elif suffix not in HEADERS:
             tree.dismiss(folder.path / name, "no image")
     for name in headers.values():
@@ -178,7 +184,7 @@ def _header_of(name: str, headers: dict[str, str]) -> str | None:
 
 def _owner(mask: str) -> str:
     """The image, without its suffix, in whose ``__Data`` folder a mask lies."""
-    return str(PurePosixPath(mask).parent).removesuffix("__Data")
+    return mask.rpartition("/")[0].removesuffix("__Data")
 
 
 def _outside(root: Path) -> Iterator[LeftOut]:
@@ -193,7 +199,7 @@ def _outside(root: Path) -> Iterator[LeftOut]:
 
 def _reference(tree: Path, paths: tuple[Path, ...], relative: str, row: Mapping[str, object]) -> ScanRef:
     stem = stem_of(paths[0].name)
-    folders = PurePosixPath(relative).parts[:-1]
+    folders = tuple(relative.split("/")[:-1])
     subject = next((part for part in folders if part.startswith("sub-")), stem)
     dataset = folders[0] if folders else ""
     said = str(row.get("modality") or "")

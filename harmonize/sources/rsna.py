@@ -294,7 +294,8 @@ def _leave_strangers(root: Path, tree: RawTree) -> None:
         if strange and not images:
             images = [name for name in folder.names if _may_be_dicom(name)]
         if images:
-            message = f"no row of {TRAIN} names these {len(images)} files"
+            files = "this file" if len(images) == 1 else f"these {len(images)} files"
+            message = f"no row of {TRAIN} names {files}"
             tree.refuse(folder.path, Reason.MISSING_METADATA, message)
         for name in set(folder.names).difference(images):
             if folder.relative or name not in (TRAIN, LOCALIZERS):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import cast
 
 from harmonize.aneurysm_labels import LABELS, NO_LABELS, read_labels
-from harmonize.errors import UserError
 from harmonize.raw_tree import RawTree
 from harmonize.sources.first_look import nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
@@ -24,7 +23,7 @@ def read_train(root: Path, tree: RawTree) -> dict[str, dict[str, object]]:
     """What ``train.csv`` says of each series, typed, in its order; of several rows what they agree in."""
     path = root / TRAIN
     if not path.is_file():
-        raise UserError(f"{path}: not found; {nothing_found('rsna', root)}", exit_code=2)
+        raise nothing_found("rsna", root, lacking=TRAIN)
     table = read_table(path, NEEDED)
     tree.count(f"rows of {TRAIN}", "damaged", table.damaged)
     found: dict[str, list[dict[str, object]]] = {}
