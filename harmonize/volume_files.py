@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ READ = SINGLE | PARTNERS.keys() | {".mgh", ".mgz", ".mgh.gz", ".mnc"}
 """Suffixes of what `read_volume_file` reads; the headers of pairs are read with their voxels."""
 
 NIFTI_PAIR = ".img"
+_MGH_FLAG = slice(28, 30)
+"""Where an MGH header says whether it has an orientation: after seven numbers of four bytes."""
+
 _ORIENTED = "the header says no orientation: left and right are unknown"
 
 NIBABEL_FAULTS = (
@@ -109,10 +113,12 @@ def _read_by_nibabel(suffix: str, path: Path, header: Path | None) -> NiftiVolum
 
 def _open(suffix: str, path: Path, header: Path | None) -> Any:
     if suffix.startswith(".mg"):
-        image = nib.MGHImage.from_file_map({"image": FileHolder(filename=os.fspath(path))})
-        if not int(image.header["goodRASFlag"]):
+        # nibabel invents an orientation where the header has none, and says that it was there.
+        with ImageOpener(os.fspath(path)) as stream:
+            flag = stream.read(_MGH_FLAG.stop)[_MGH_FLAG]
+        if flag == bytes(2):
             raise Rejection(Reason.MISSING_METADATA, _ORIENTED)
-        return image
+        return nib.MGHImage.from_file_map({"image": FileHolder(filename=os.fspath(path))})
     if suffix == ".mnc":
         return nib.load(path)
     holders = {"image": FileHolder(filename=os.fspath(path)), "header": FileHolder(filename=os.fspath(header or path))}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,23 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real scans at {folder}: set HEADSPARK_REAL_DATA")
     return folder
+
+
+@pytest.fixture
+def guarded() -> Iterator[Path]:
+    """A folder where permissions bind: while the test runs, the superuser is nobody."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, own = Path(name), os.geteuid()
+        folder.chmod(0o777)
+        if own == 0:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            if own == 0:
+                os.seteuid(own)
+            for path, _, _ in os.walk(folder):
+                Path(path).chmod(0o700)
 
 
 @pytest.fixture(scope="session")

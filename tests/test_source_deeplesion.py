@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from harmonize.errors import Reason, Rejection, UserError
-from harmonize.sources import deeplesion
+from harmonize.scan import LeftOut, ScanRef
+from harmonize.sources import deeplesion, references
 
 HEADER = (
     "File_name,Patient_index,Study_index,Series_ID,Key_slice_index,Measurement_coordinates,Bounding_boxes,"
@@ -158,3 +162,71 @@ def test_a_missing_table_or_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "DL_info.csv").write_text("File_name,Slice_range\n")
     with pytest.raises(UserError, match="Spacing_mm_px_"):
         list(deeplesion.discover(tmp_path))
+
+
+@settings(max_examples=30, deadline=None)
+@given(numbers=st.sets(st.integers(0, 120), min_size=1, max_size=12), data=st.data())
+def test_slices_are_in_the_order_of_their_numbers_however_these_are_written(
+    numbers: set[int], data: st.DataObject
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for number in numbers:
+            width, suffix = data.draw(st.integers(1, 5)), data.draw(st.sampled_from([".png", ".PNG", ".Png"]))
+            slices(root, "000001_01_01", number, number, np.full((6, 8), number))
+            folder = root / "Images_png/000001_01_01"
+            (folder / f"{number:03d}.png").rename(folder / f"{number:0{width}d}{suffix}")
+        table(root, line("000001_01_01", 1, 0, 120))
+        found = {ref.key: deeplesion.load(ref).voxels_XYZ[0, 0].tolist() for ref in references("deeplesion", root)}
+    runs = [[number] for number in sorted(numbers) if number - 1 not in numbers]
+    for run in runs:
+        while run[-1] + 1 in numbers:
+            run.append(run[-1] + 1)
+    assert found == {f"000001_01_01_{run[0]:03d}-{run[-1]:03d}": run for run in runs}
+
+
+def test_of_two_files_with_one_number_the_data_sets_own_name_is_taken_and_that_is_said(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3, np.full((6, 8), 7))
+    folder = tmp_path / "Images_png/000001_01_01"
+    Image.fromarray(np.full((6, 8), 32768, dtype=np.uint16)).save(folder / "2.png")
+    table(tmp_path, line("000001_01_01", 2, 1, 3))
+    ref, left = deeplesion.discover(tmp_path)
+    scan = deeplesion.load(ref)
+    assert scan.voxels_XYZ[0, 0].tolist() == [7, 7, 7]
+    assert "1 slice numbers stand on several files: the name of three digits is taken" in scan.decisions
+    assert left == LeftOut(what=".png", why="another file has the same slice number")
+    (folder / "002.png").rename(folder / "0002.png")
+    (ref,) = references("deeplesion", tmp_path)
+    with pytest.raises(Rejection) as caught:
+        deeplesion.load(ref)
+    assert caught.value.reason == Reason.REPEATED_POSITIONS
+
+
+def test_what_is_no_slice_of_a_series_is_accounted_for(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    slices(tmp_path, "strange", 1, 1)
+    slices(tmp_path, "000002_01_01", 1, 0)
+    folder = tmp_path / "Images_png/000001_01_01"
+    for name in ("mask.png", "notes.txt", "volume.nii.gz"):
+        (folder / name).touch()
+    table(tmp_path, line("000001_01_01", 2, 1, 3), line("000001_01_01", 2, 1, 3).replace('"1, 3"', '"1"'))
+    found = list(deeplesion.discover(tmp_path))
+    refused = {ref.key: ref.meta["refused"][0] for ref in found if isinstance(ref, ScanRef) and "refused" in ref.meta}
+    assert refused == {
+        "Images_png/000001_01_01/mask.png": "missing_metadata",
+        "Images_png/000001_01_01/volume.nii.gz": "unsupported_encoding",
+        "Images_png/strange/001.png": "missing_metadata",
+    }
+    assert {(left.what, left.count) for left in found if isinstance(left, LeftOut)} == {
+        (".txt", 1), ("series folders", 1), ("rows of DL_info.csv", 1),
+    }  # fmt: skip
+
+
+def test_rows_that_contradict_each_other_about_the_patient_say_nothing(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    own = line("000001_01_01", 2, 1, 3)
+    table(tmp_path, own, own.replace(",F,62,", ",F,old,"))
+    (ref,) = references("deeplesion", tmp_path)
+    scan = deeplesion.load(ref)
+    assert (scan.age, scan.sex) == (None, "F")
+    assert "the table contradicts itself about the age: left out" in scan.decisions

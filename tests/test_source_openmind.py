@@ -11,6 +11,7 @@ import pytest
 
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.identity import scan_id, subject_id
+from harmonize.scan import LeftOut, ScanRef
 from harmonize.sources import openmind, references
 
 VOXELS = np.random.default_rng(0).normal(100, 9, (8, 9, 10)).astype(np.float32)
@@ -178,3 +179,81 @@ def test_names_outside_the_public_data_sets_are_hashed(tmp_path: Path) -> None:
     (ref,) = references("openmind", tmp_path / "private")
     assert ref.public_id is None
     assert "DOE" not in scan_id(ref, "") + subject_id(ref, "")
+
+
+def test_every_format_that_nibabel_reads_is_a_scan_and_the_plain_one_keeps_the_name(tmp_path: Path) -> None:
+    anat = tmp_path / "OpenMind/ds000001/sub-01/anat"
+    image(anat / "sub-01_T1w.nii.gz")
+    image(anat / "sub-01_T2w.nii.gz").rename(anat / "sub-01_T2w.NII.GZ")
+    image(anat / "sub-01_PDw.nii.bz2")
+    nib.save(nib.Nifti1Pair(VOXELS, np.eye(4)), anat / "sub-01_SWI.img")
+    nib.save(nib.MGHImage(VOXELS, np.eye(4)), anat / "sub-01_T1w.mgz")
+    found = list(references("openmind", tmp_path))
+    assert [ref.paths[0].name for ref in found] == [
+        "sub-01_T1w.nii.gz", "sub-01_PDw.nii.bz2", "sub-01_SWI.img", "sub-01_T1w.mgz", "sub-01_T2w.NII.GZ",
+    ]  # fmt: skip
+    assert scan_id(found[0], "") == scan_id(found[3], "") == "ds000001__sub-01_T1w"
+    assert [ref.modality for ref in found] == ["T1w", "PDw", "SWI", "T1w", "T2w"]
+    for ref in found:
+        assert np.array_equal(openmind.load(ref).voxels_XYZ, VOXELS)
+
+
+def test_what_is_no_image_is_refused_or_counted(tmp_path: Path) -> None:
+    anat = tmp_path / "OpenMind/ds000001/sub-01/anat"
+    image(anat / "sub-01_T1w.nii.gz")
+    image(anat / "sub-02_T1w__Data/fb_mask.nii.gz")
+    for name in ("a.hdr", "b.nrrd", "c.dcm", "d.json", "../../participants.tsv", "../../../../README.md"):
+        (anat / name).touch()
+    found = list(openmind.discover(tmp_path))
+    refused = {ref.key: ref.meta["refused"][0] for ref in found if isinstance(ref, ScanRef) and "refused" in ref.meta}
+    prefix = "ds000001/sub-01/anat"
+    assert refused == {
+        f"{prefix}/a.hdr": "missing_file",
+        f"{prefix}/b.nrrd": "unsupported_encoding",
+        f"{prefix}/c.dcm": "unsupported_encoding",
+    }
+    assert {(left.what, left.why) for left in found if isinstance(left, LeftOut)} == {
+        (".json", "no image"), (".tsv", "no image"), (".md", "outside OpenMind/"), ("masks", "no image beside them"),
+    }  # fmt: skip
+
+
+def test_a_linked_data_set_is_read(tmp_path: Path) -> None:
+    image(tmp_path / "disk/ds000002/sub-01/anat/sub-01_T1w.nii.gz")
+    (tmp_path / "raw/OpenMind").mkdir(parents=True)
+    (tmp_path / "raw/OpenMind/ds000002").symlink_to(tmp_path / "disk/ds000002")
+    (ref,) = references("openmind", tmp_path / "raw")
+    assert scan_id(ref, "") == "ds000002__sub-01_T1w"
+    assert np.array_equal(openmind.load(ref).voxels_XYZ, VOXELS)
+
+
+def test_rows_that_contradict_each_other_say_nothing_of_what_they_differ_in(tmp_path: Path) -> None:
+    image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz")
+    name = "ds000001/sub-01/anat/sub-01_T1w.nii.gz"
+    table(tmp_path, "image_path,modality,age,sex", f"{name},T1w,30,F", f"OpenMind/{name},T2w,30.0,unclear")
+    (ref,) = references("openmind", tmp_path)
+    scan = openmind.load(ref)
+    assert (scan.modality, scan.age, scan.sex) == ("T1w", 30.0, None)
+    assert scan.decisions[:2] == [
+        "the table contradicts itself about the modality: left out",
+        "the table contradicts itself about the sex: left out",
+    ]
+
+
+def test_an_age_that_makes_no_sense_is_a_decision_that_does_not_quote_it(tmp_path: Path) -> None:
+    image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz")
+    table(tmp_path, "image_path;modality;age", "ds000001/sub-01/anat/sub-01_T1w.nii.gz;PDw;born 1950")
+    (ref,) = references("openmind", tmp_path)
+    scan = openmind.load(ref)
+    assert (scan.modality, scan.age) == ("PDw", None)
+    assert "the table's age makes no sense: left out" in scan.decisions
+
+
+def test_hounsfield_units_beyond_float32_are_refused_by_name(tmp_path: Path) -> None:
+    image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_CT.nii.gz", VOXELS.astype(np.float64) * 1e60)
+    image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz", VOXELS.astype(np.float64) * 1e60)
+    ct, mri = references("openmind", tmp_path)
+    with pytest.raises(Rejection, match="beyond float32") as caught:
+        openmind.load(ct)
+    assert caught.value.reason == Reason.BAD_INTENSITY
+    scan = openmind.load(mri)
+    assert np.corrcoef(scan.voxels_XYZ.ravel(), VOXELS.ravel())[0, 1] == pytest.approx(1)

@@ -11,10 +11,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
-from harmonize.aneurysm_labels import LABELS, PRESENT
+from harmonize.aneurysm_labels import LABELS, NO_LABELS, PRESENT
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.pipeline import harmonize_scan
-from harmonize.scan import LeftOut
+from harmonize.scan import LeftOut, ScanRef
 from harmonize.settings import Settings
 from harmonize.sources import references, rsna
 
@@ -328,3 +328,88 @@ def test_a_folder_of_one_series_without_files_is_refused_and_a_missing_one_is_wr
     with pytest.raises(UserError) as caught:
         rsna.load_series(tmp_path / "nowhere")
     assert caught.value.exit_code == 2
+
+
+def write_rows(root, rows):
+    """train.csv from rows of text: series, and what differs from a negative CTA of a woman of 64."""
+    with (root / "train.csv").open("w", newline="") as stream:
+        table = csv.DictWriter(stream, ["SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS])
+        table.writeheader()
+        usual = {"PatientAge": "64", "PatientSex": "Female", "Modality": "CTA"} | dict.fromkeys(LABELS, "0")
+        table.writerows({"SeriesInstanceUID": uid} | usual | differing for uid, differing in rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said", "why"),
+    [
+        ([{PRESENT: ""}], "1 of the 14 labels is empty", None),
+        ([{PRESENT: "2"}], "1 of the 14 labels is neither 0 nor 1", None),
+        ([{PRESENT: "yes"}], "1 of the 14 labels is neither 0 nor 1", None),
+        ([{LABEL: "1"}], "a location is positive although Aneurysm Present is 0", None),
+        ([{}, {PRESENT: "1"}], "its rows in train.csv contradict each other", "the series stands in an earlier row"),
+        ([{}, {PRESENT: ""}], "its rows in train.csv contradict each other", "the series stands in an earlier row"),
+    ],
+)
+def test_a_series_whose_labels_cannot_be_used_trains_nothing_and_that_is_said(tmp_path, rows, said, why):
+    write_series(tmp_path)
+    write_rows(tmp_path, [(UID, row) for row in rows])
+    (ref,) = references("rsna", tmp_path)
+    scan = rsna.load(ref)
+    assert scan.labels is None
+    assert ref.meta["labels"] is None
+    (line,) = [line for line in scan.decisions if line.startswith(NO_LABELS)]
+    assert said in line
+    counts = left_out(tmp_path)
+    assert counts["series of train.csv", "no usable labels: taken, but they train nothing"] == 1
+    assert why is None or counts["rows of train.csv", why] == len(rows) - 1
+
+
+def test_rows_that_agree_are_one_and_what_they_differ_in_is_left_out(tmp_path):
+    write_series(tmp_path)
+    write_rows(tmp_path, [(UID, {}), (UID, dict.fromkeys(LABELS, "0.0") | {"PatientAge": "65"}), (UID, {})])
+    scan = load(tmp_path)
+    assert scan.labels == dict.fromkeys(LABELS, 0)
+    assert (scan.age, scan.sex) == (None, "F")
+    assert "its rows contradict each other about the age: left out" in scan.decisions
+
+
+def test_what_no_row_of_the_tables_names_is_refused_or_counted(tmp_path):
+    write_series(tmp_path)
+    write_series(tmp_path, uid="1.9")
+    write_tables(tmp_path, localizers=[("1.8", "1", "{}", LABEL)])
+    write_mask(tmp_path / "segmentations/1.7_cowseg.nii", affine=MASK_AFFINE)
+    write_mask(tmp_path / f"segmentations/{UID}_cowseg.NII.GZ", affine=MASK_AFFINE)
+    write_mask(tmp_path / f"segmentations/{UID}.nii", affine=MASK_AFFINE)
+    (tmp_path / "series" / UID / "Thumbs.db").touch()
+    (tmp_path / "notes.txt").touch()
+    found = list(rsna.discover(tmp_path))
+    own, strange = (ref for ref in found if isinstance(ref, ScanRef))
+    assert (own.key, len(own.paths)) == (UID, 5)
+    assert "vessels" in rsna.load(own).masks
+    assert strange.key == "series/1.9/"
+    assert strange.meta["refused"] == ("missing_metadata", "no row of train.csv names these 5 files")
+    assert "labels" not in strange.meta
+    assert {what: count for (what, _), count in left_out(tmp_path).items()} == {
+        ".db": 1, ".nii": 1, ".txt": 1, "rows of train_localizers.csv": 1, "vessel masks": 1,
+    }  # fmt: skip
+
+
+def test_a_series_that_cannot_be_read_is_refused_once_with_its_labels_kept(guarded):
+    write_series(guarded)
+    write_tables(guarded)
+    (guarded / "series" / UID).chmod(0)
+    (ref,) = references("rsna", guarded)
+    assert ref.meta["labels"] == {name: int(name in (LABEL, PRESENT)) for name in LABELS}
+    with pytest.raises(Rejection) as caught:
+        rsna.load(ref)
+    assert caught.value.reason is Reason.IO_ERROR
+    assert "Permission denied" in caught.value.message
+
+
+def test_a_file_that_cannot_be_read_is_a_decision_of_its_series(guarded):
+    write_series(guarded, offsets=(0.0, 1.5, 3.0, 4.5, 6.0))
+    write_tables(guarded)
+    (guarded / "series" / UID / f"{UID}.4.dcm").chmod(0)
+    scan = load(guarded)
+    assert scan.voxels_XYZ.shape == (8, 6, 4)
+    assert "1 files of the series left out: a file cannot be read: Permission denied" in scan.decisions

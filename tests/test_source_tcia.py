@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from harmonize.errors import Reason, Rejection, UserError
-from harmonize.scan import LeftOut
+from harmonize.scan import LeftOut, ScanRef
 from harmonize.sources import references, tcia
 
 CT, PET, STRUCTURES = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.128", "1.2.840.10008.5.1.4.1.1.481.3"
@@ -178,6 +178,45 @@ def test_linked_folders_are_followed_once(tmp_path):
     (root / "loop").symlink_to(root)
     (ref,) = references("tcia", root)
     assert len(ref.paths) == 5
+
+
+def test_a_folder_and_a_file_that_cannot_be_read_are_refused_to_be_tried_again(guarded):
+    write_series(guarded / "a", slices=6)
+    write_series(guarded / "locked", uid="1.2.4")
+    (guarded / "a/1-6.dcm").rename(guarded / "a/IM6")
+    (guarded / "a/IM6").chmod(0)
+    (guarded / "a/notes.txt").touch(mode=0)
+    (guarded / "locked").chmod(0)
+    own, *refused = references("tcia", guarded)
+    assert (own.key, len(own.paths)) == ("1.2.3/0", 5)
+    assert [(ref.key, ref.meta["refused"]) for ref in refused] == [
+        ("a/IM6", ("io_error", "a file cannot be read: Permission denied")),
+        ("locked/", ("io_error", "a folder cannot be read: Permission denied")),
+    ]
+    left = [found for found in tcia.discover(guarded) if isinstance(found, LeftOut)]
+    assert left == [LeftOut(what=".txt", why="cannot be read")]
+
+
+def test_what_is_no_picture_is_refused_or_counted(tmp_path):
+    write_series(tmp_path / "ct")
+    write_series(tmp_path / "rt", uid="1.5", slices=2, SOPClassUID=STRUCTURES, Modality="RTSTRUCT")
+    for name in ("DICOMDIR", "a.dcm.gz", "b.nii.gz", "c.txt", "README"):
+        (tmp_path / name).write_bytes(b"?" * 200)
+    found = list(tcia.discover(tmp_path))
+    refused = {ref.key: ref.meta["refused"][0] for ref in found if isinstance(ref, ScanRef) and "refused" in ref.meta}
+    assert refused == {"a.dcm.gz": "unsupported_encoding", "b.nii.gz": "unsupported_encoding"}
+    assert {(left.what, left.count) for left in found if isinstance(left, LeftOut)} == {
+        ("DICOM objects", 2), ("DICOMDIR", 1), (".txt", 1), ("without suffix", 1),
+    }  # fmt: skip
+
+
+def test_a_series_that_two_tables_give_to_two_subjects_is_private(tmp_path):
+    write_series(tmp_path / "a")
+    for folder, subject in (("x", "S1"), ("y", "S2"), ("z", "S1")):
+        (tmp_path / folder).mkdir()
+        write_table(tmp_path / folder, [("1.2.3", subject)])
+    (ref,) = references("tcia", tmp_path)
+    assert ref.public_id is None
 
 
 @pytest.mark.realdata

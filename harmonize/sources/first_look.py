@@ -50,7 +50,7 @@ def check_root(source: str, root: Path) -> None:
         raise UserError(f"{root}: cannot be read: {error.strerror}", exit_code=2) from error
     if is_corpus(names):
         raise UserError(f"{root}: is a corpus that harmonize wrote; give the raw folder it was made from", exit_code=2)
-    if source == "tcia" and _is_rsna(root):
+    if source != "rsna" and _is_rsna(root):
         raise UserError(
             f"{root}: is the RSNA competition's download; give it to harmonize rsna, or {root / 'series'} to harmonize "
             "tcia to do without its labels",

@@ -61,7 +61,7 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
     stems: set[str] = set()
     masks: list[str] = []
     later: list[ScanRef] = []
-    seen = 0
+    seen, known = 0, False
     for folder in tree.folders():
         for paths in _images(tree, folder, masks):
             relative = folder.key(paths[0].name)
@@ -71,11 +71,12 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
             seen += row is not None
             stems.add(stem_of(relative))
             ref = _reference(top, paths, relative, row or {})
+            known |= ref.modality is not None
             if relative.endswith((".nii", ".nii.gz")):
                 yield ref
             else:
                 later.append(ref)
-    if not stems and not tree.unread:
+    if not (known or tree.unread) and (not stems or tree.seen()[".dcm"] > len(stems)):
         raise nothing_found("openmind", root, tree.seen())
     yield from later
     if table is None:
