@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 from finetune.rsna import Case
 from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
-from harmonize.corpus import Volume, read_volume
+from harmonize.corpus import Volume
 from harmonize.errors import UserError
 from harmonize.scan import HU, Point
 from harmonize.spatial import resample, resample_labels, target_grid
 from headspark.channels import AIR_HU
+from headspark.stores import read_corpus_file
 
 MARGIN = 1.2
 """Edge of the region that is kept in memory over that of the patch: room for rotation, scaling and shifts."""
@@ -146,14 +147,18 @@ class Patch:
 
 
 def load_region(case: Case, patch: Sequence[int], *, spacing: float | None) -> Region:
-    """Read a series of the corpus and keep what a patch can need; arguments as for `cut_region`."""
+    """Read a series of the corpus and keep what a patch can need; arguments as for `cut_region`.
+
+    Raises:
+        UserError: A file is gone or damaged; names the series.
+    """
     return cut_region(
-        read_volume(case.image),
+        read_corpus_file(case.image, scan_id=case.scan_id),
         patch,
         spacing=spacing,
         unit=case.unit,
         foreground_box=case.foreground_box,
-        vessels=read_volume(case.vessels) if case.vessels else None,
+        vessels=read_corpus_file(case.vessels, scan_id=case.scan_id) if case.vessels else None,
         points=case.points,
         labels=case.labels,
         points_complete=case.points_complete,

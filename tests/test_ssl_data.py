@@ -268,13 +268,6 @@ def test_a_filled_disk_cache_is_used_again(cohort: Cohort, tmp_path: Path) -> No
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
 
 
-def test_a_damaged_scan_is_named(cohort: Cohort, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.nii.gz"
-    broken.write_bytes(cohort.scans[0].image.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"scan scan-0: .*harmonize verify"):
-        decode(replace(cohort.scans[0], image=broken))
-
-
 @pytest.mark.parametrize(
     ("memory", "shared", "disk", "ranks", "mode"),
     [

@@ -1,0 +1,199 @@
+"""One copy of the decoded scans for all ranks of a node, in one file of the shared memory that has no name for long.
+
+The file is unlinked as soon as every rank has it open, before the first scan is decoded: whatever ends the ranks, kill
+-9 included, the system takes the memory back with the last of them. What a kill in that short moment leaves is removed
+by the next start of ours; a lock that ends with its process tells whether somebody still uses it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from harmonize.errors import UserError
+from harmonize.progress import Progress
+from headspark.cohort import ScanItem
+from headspark.stores import Decoded, decode_row_major, stored_shape
+
+SUFFIX = ".voxels"
+_NAME = re.compile(rf"headspark-[0-9a-f]{{16}}{re.escape(SUFFIX)}")
+_ENTRY_OF_0_1 = re.compile(r"(\.tmp-\d+-)?[0-9a-f]{64}(\.scale|\.[0-9a-f]{64})?\.npy")
+_ALIGNED = 64
+_TRIES = 5
+
+
+class SharedStore:
+    """Decoded scans in memory that all ranks of a node share.
+
+    Args:
+        scans: Of the cohort, the same on every rank.
+        path: Where the file appears for a moment.
+        local_rank: This process's number on this node.
+        wait: Returns when all ranks have called it.
+        say: Told about memory that ended runs left.
+
+    Raises:
+        UserError: There is not enough shared memory, or none.
+    """
+
+    def __init__(
+        self,
+        scans: Sequence[ScanItem],
+        path: Path,
+        *,
+        local_rank: int,
+        wait: Callable[[], object],
+        say: Callable[[str], object],
+    ) -> None:
+        self._scans = scans
+        self._places, size = _layout(scans)
+        held = -1
+        try:
+            if local_rank == 0:
+                sweep(path, say)
+                held = _create(path, size)
+            wait()
+            self._memory = _map(path, size)
+            wait()
+        except OSError as error:
+            fault = error.strerror or error
+            raise UserError(
+                f"shared memory {path}: {fault}, {size / 2**30:.1f} GiB are wanted; set data.cache disk or ram"
+            ) from error
+        finally:
+            if held >= 0:
+                path.unlink(missing_ok=True)
+                os.close(held)
+
+    def fill(self, local_rank: int, local_ranks: int) -> None:
+        """Decode this rank's share; wait for all of them before reading."""
+        mine = range(local_rank, len(self._scans), local_ranks)
+        with Progress("cache in shared memory", total=len(mine)) as progress:
+            for number in mine:
+                decoded, place = decode_row_major(self._scans[number]), self[number]
+                place.stored_XYZ[...] = decoded.stored_XYZ
+                if place.scored_XYZ is not None:
+                    place.scored_XYZ[...] = decoded.scored_XYZ
+                self._scales_N2()[number] = decoded.slope, decoded.inter
+                progress.advance()
+
+    def __getitem__(self, scan: int) -> Decoded:
+        """Scan number `scan`; its arrays are views of the shared memory."""
+        item, (image, mask) = self._scans[scan], self._places[scan]
+        slope, inter = self._scales_N2()[scan]
+        shape = stored_shape(item)
+        return Decoded(
+            stored_XYZ=np.frombuffer(self._memory, np.int16, int(np.prod(shape)), image).reshape(shape),
+            scored_XYZ=None
+            if item.mask is None
+            else np.frombuffer(self._memory, np.bool_, int(np.prod(item.shape)), mask).reshape(item.shape),
+            slope=float(slope),
+            inter=float(inter),
+        )
+
+    def _scales_N2(self) -> np.ndarray:
+        return np.frombuffer(self._memory, np.float64, 2 * len(self._scans)).reshape(-1, 2)
+
+
+def sweep(path: Path, say: Callable[[str], object]) -> None:
+    """Remove what ended runs of this user left beside `path`, and nothing that anybody uses.
+
+    Args:
+        path: As for `SharedStore`. Version 0.1.0 kept a folder of that name without the suffix; nobody else can be
+            using this run's own, for its lock is held.
+        say: Told what was removed, and which folders of version 0.1.0 are left.
+    """
+    for found in sorted(path.parent.glob(f"headspark-*{SUFFIX}")):
+        if _NAME.fullmatch(found.name) and _is_ours(found) and _is_left(found):
+            size = found.stat().st_size
+            found.unlink(missing_ok=True)
+            say(f"{found}: {size / 2**20:.0f} MiB that a killed run left are free again")
+    for found in sorted(path.parent.glob("headspark-*")):
+        if not _NAME.fullmatch(f"{found.name}{SUFFIX}") or found.is_symlink() or not found.is_dir():
+            continue
+        if not _is_ours(found) or not _holds_only_scans(found):
+            continue
+        if found == path.with_suffix(""):
+            shutil.rmtree(found, ignore_errors=True)
+            say(f"{found}: what a killed run of version 0.1.0 left is free again")
+        else:
+            say(f"{found}: left by a run of version 0.1.0; remove it if that run has ended")
+
+
+def _layout(scans: Sequence[ScanItem]) -> tuple[list[tuple[int, int]], int]:
+    """Where each scan's voxels and mask begin, behind all slopes and intercepts; and the size of it all, in bytes."""
+    places, at = [], _aligned(16 * len(scans))
+    for scan in scans:
+        mask = at + _aligned(2 * int(np.prod(stored_shape(scan))))
+        places.append((at, mask))
+        at = mask + (0 if scan.mask is None else _aligned(int(np.prod(scan.shape))))
+    return places, max(at, _ALIGNED)
+
+
+def _create(path: Path, size: int) -> int:
+    """Make the file with all of its memory reserved: a page that is missing later would kill the process."""
+    for _ in range(_TRIES):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if os.fstat(descriptor).st_nlink:  # else another start took it for a leftover before it was locked
+                os.posix_fallocate(descriptor, 0, size)
+                return descriptor
+        except BaseException:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise OSError(f"{path} vanishes as soon as it is made")
+
+
+def _map(path: Path, size: int) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # held by the map, too: it keeps a copy of the descriptor
+        status = os.fstat(descriptor)
+        if status.st_uid != os.getuid() or status.st_size != size:
+            raise OSError(f"{path} is another run's")
+        return mmap.mmap(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.lstat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def _is_left(path: Path) -> bool:
+    """Whether no process has a file of ours open: each of them holds a lock that ends with it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _holds_only_scans(folder: Path) -> bool:
+    return all(
+        path.is_dir() if path.parent == folder else _ENTRY_OF_0_1.fullmatch(path.name) for path in folder.rglob("*")
+    )
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED
