@@ -214,6 +214,8 @@ def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[
         )
     if frames[0].doubt:
         lines.append("a word of the header says otherwise, but its slices are those of a full stack")
+    if frames[0].straightened:
+        lines.append("the direction cosines are rounded: made perpendicular unit vectors")
     if geometry.tilt_deg > MIN_TILT_DEG:
         lines.append(f"gantry tilt of {geometry.tilt_deg:.1f} degrees kept as shear")
     if geometry.missing:

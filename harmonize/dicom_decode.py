@@ -236,11 +236,15 @@ def clean_bits(stored: NDArray[Any], layout: PixelLayout) -> tuple[NDArray[Any],
         return stored, False
     integers = stored.astype(np.int64) if stored.dtype.kind == "f" else stored
     shift = layout.high_bit + 1 - layout.bits_stored
+    low, high = layout.stored_range
+    if not shift:
+        least, most = int(integers.min()) if layout.signed else 0, int(integers.max())
+        if low <= least and most <= high:
+            return integers, False
     if not layout.signed:
         mask = integers.dtype.type((1 << layout.bits_stored) - 1)
-        stray = bool((integers & ~(mask << shift)).any()) if shift else integers.max() > mask
-        return (integers >> shift) & mask, bool(stray)
-    low, _ = layout.stored_range
-    stray = not shift and bool(integers.min() < low or integers.max() >> layout.bits_stored)
+        stray = bool((integers & ~(mask << shift)).any()) if shift else True
+        return (integers >> shift) & mask, stray
+    stray = not shift and (least < low or most >> layout.bits_stored != 0)
     to_top = layout.bits_allocated - 1 - layout.high_bit
     return (integers << to_top) >> (layout.bits_allocated - layout.bits_stored), stray

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +41,9 @@ MAX_TILT_DEG = 75.0
 
 DIRECTION_TOLERANCE = 1e-3
 """How far direction cosines may be from unit length and from a right angle."""
+
+ROUNDED_DIRECTION = 0.01
+"""So much rounding to two decimals can change the length and the angle of direction cosines."""
 
 MAX_SPACING_MM = 100.0
 """A pixel or slice step beyond this is a broken header."""
@@ -74,6 +78,32 @@ def is_plausible_step(step_mm: float) -> bool:
         (True, False)
     """
     return 0 < step_mm <= MAX_STEP_MM
+
+
+@lru_cache(maxsize=256)
+def straighten(orientation: tuple[float, ...]) -> tuple[float, ...]:
+    """The direction cosines of rows and columns made perpendicular unit vectors where rounding took that from them.
+
+    What is within `DIRECTION_TOLERANCE`, and what is farther off than `ROUNDED_DIRECTION`, comes back as it is.
+
+    Example:
+        >>> straighten((0.97, 0.26, 0.0, -0.26, 0.97, 0.0))[0] > 0.9659
+        True
+    """
+    try:
+        slice_normal(orientation)
+        return orientation
+    except Rejection:
+        pass
+    directions = np.asarray(orientation, np.float64)
+    if directions.shape != (6,) or not np.isfinite(directions).all():
+        return orientation
+    pair = directions.reshape(2, 3)
+    if abs(pair @ pair.T - np.eye(2)).max() > 2 * ROUNDED_DIRECTION:
+        return orientation
+    # The nearest pair of perpendicular unit vectors.
+    u, _, vt = np.linalg.svd(pair, full_matrices=False)
+    return tuple((u @ vt).ravel().tolist())
 
 
 def slice_normal(orientation: Sequence[float]) -> NDArray[np.float64]:

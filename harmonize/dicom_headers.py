@@ -15,7 +15,7 @@ from typing import BinaryIO
 from harmonize import dicom_kinds, dicom_mosaic
 from harmonize.dicom_decode import count_frames
 from harmonize.dicom_elements import Elements, read_elements
-from harmonize.dicom_geometry import is_plausible_step
+from harmonize.dicom_geometry import is_plausible_step, straighten
 from harmonize.dicom_layout import PixelLayout, read_layout
 from harmonize.dicom_meaning import Meaning, grey_refusal, read_meaning
 from harmonize.dicom_traits import FrameTraits, read_identity, read_traits
@@ -87,6 +87,7 @@ class Frame:
         refusal: Why this picture is no part of a scan (scout, reformat ...), or None.
         doubt: What would refuse it, unless it lies in a full stack of slices (a scout by its description ...).
         assumed: How the geometry was assumed because the file has none; empty where it has.
+        straightened: The orientation was rounded in the file.
     """
 
     header: Header
@@ -101,6 +102,7 @@ class Frame:
     refusal: tuple[Reason, str] | None
     doubt: tuple[Reason, str] | None = None
     assumed: str = ""
+    straightened: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,11 +213,13 @@ def _picture_frames(
 
 
 def _single_frame(header: Header, elements: Elements, described: _Description) -> Frame:
+    directions = elements.numbers(0x00200037)
     return Frame(
         header=header,
         index=0,
         position=elements.numbers(0x00200032),
-        orientation=elements.numbers(0x00200037),
+        orientation=straighten(directions),
+        straightened=straighten(directions) != directions,
         spacing=elements.numbers(0x00280030),
         meaning=described.meaning,
         stack=elements.text(0x00209056),
@@ -247,13 +251,15 @@ def _enhanced_frame(
     frame_type = group(0x00189226) or group(0x00189329) or group(0x00189751)
     types = tuple(part.upper() for part in frame_type.texts(0x00089007)) if frame_type else ()
     # Rescaling, Philips' private values, and the real world values where the frame's groups hold them side by side.
+    directions = orientation.numbers(0x00200037) if orientation else ()
     values = (group(0x00289145), group(0x2005140F), item, shared)
     described = describe([found for found in values if found is not None], types)
     return Frame(
         header=header,
         index=number,
         position=plane.numbers(0x00200032) if plane else (),
-        orientation=orientation.numbers(0x00200037) if orientation else (),
+        orientation=straighten(directions),
+        straightened=straighten(directions) != directions,
         spacing=measures.numbers(0x00280030) if measures else (),
         meaning=described.meaning,
         stack=content.text(0x00209056) if content else "",

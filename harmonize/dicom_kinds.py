@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from harmonize.errors import Reason
 
@@ -29,9 +30,12 @@ MULTI_FRAME_CLASSES = frozenset(_STORAGE + end for end in ("2.1", "2.2", "4.1", 
 CAPTURE_CLASSES = frozenset(_STORAGE + end for end in ("7", "7.1", "7.2", "7.3", "7.4"))
 """Secondary capture: pictures of a screen or of paper."""
 
+PARAMETRIC_MAP_CLASS = _STORAGE + "30"
+"""Float pixels, or whole numbers, that stand for what was computed from pictures."""
+
 _NO_IMAGE_CLASSES = re.compile(
     r"1\.2\.840\.10008\.(1\.3\.10"  # media storage directory
-    r"|5\.1\.4\.1\.1\.(481|88|66|11|9|104|4\.2|67|68|30|78|79)(\.|$)"  # RT, SR, SEG and raw, presentation, waveform ...
+    r"|5\.1\.4\.1\.1\.(481|88|66|11|9|104|4\.2|67|68|78|79)(\.|$)"  # RT, SR, SEG and raw, presentation, waveform ...
     r"|5\.1\.4\.(32|34|38|39)\.)"
     r"|1\.3\.12\.2\.1107\.5\.9\.1$"  # Siemens CSA non-image
     r"|1\.3\.46\.670589\."  # Philips private
@@ -111,6 +115,8 @@ def refusal(
     words = description.lower()
     if sop_class in CAPTURE_CLASSES:
         return Reason.DERIVED, "a secondary capture"
+    if sop_class == PARAMETRIC_MAP_CLASS:
+        return Reason.DERIVED, "a parametric map: float pixels that were computed from other pictures"
     if modality not in MODALITIES:
         return Reason.UNSUPPORTED_MODALITY, "neither CT, MR nor PET"
     if types & _LOCALIZER_TYPES or _SCOUT_SEQUENCES.search(words):
@@ -122,6 +128,7 @@ def refusal(
     return None
 
 
+@lru_cache(maxsize=256)
 def doubt(description: str) -> tuple[Reason, str] | None:
     """Why an image may be no scan by the words of its series description, which its geometry can refute; or None.
 

@@ -171,8 +171,8 @@ def read_layout(stream: BinaryIO, syntax: str, elements: Elements, *, tiles: int
         tiles=tiles,
         floating=floating,
         photometric=photometric,
-        inverted=photometric == "MONOCHROME1" or elements.text(0x20500020).upper() == "INVERSE",
-        overlay_bits=(elements.integer(0x60000100) or 1) > 1,
+        inverted=photometric == "MONOCHROME1" or (0x20500020 in elements and elements.text(0x20500020) == "INVERSE"),
+        overlay_bits=0x60000100 in elements and (elements.integer(0x60000100) or 1) > 1,
         sign_hint="" if representation in (0, 1) or floating else _sign_hint(elements),
     )
     return layout, frames is not None
@@ -180,6 +180,8 @@ def read_layout(stream: BinaryIO, syntax: str, elements: Elements, *, tiles: int
 
 def _padding(elements: Elements, floating: bool) -> tuple[float, float] | None:
     if not floating:
+        if 0x00280120 not in elements:
+            return None
         value = elements.number(0x00280120)
         limit = elements.number(0x00280121, value)
     else:

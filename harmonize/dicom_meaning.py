@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from harmonize.dicom_elements import Elements
 from harmonize.errors import Reason
@@ -86,7 +87,7 @@ def read_meaning(
         slope, intercept = hounsfield[0].number(0x00409225), hounsfield[0].number(0x00409224)
         slope, intercept = (None, None) if math.isnan(slope) or math.isnan(intercept) else (slope, intercept)
     said = kind in _HOUNSFIELD_TYPES or bool(hounsfield)
-    doubtful = not said and (bool(kind) or bool(_MATERIAL_WORDS.search(description.lower())))
+    doubtful = not said and (bool(kind) or _names_a_material(description))
     return Meaning(slope=slope, intercept=intercept, doubtful=doubtful), refusal
 
 
@@ -108,6 +109,11 @@ def grey_refusal(samples: int, photometric: str) -> tuple[Reason, str] | None:
     if photometric not in _GREYS:
         return Reason.UNSUPPORTED_ENCODING, "a PhotometricInterpretation that is no grey scale"
     return None
+
+
+@lru_cache(maxsize=256)
+def _names_a_material(description: str) -> bool:
+    return bool(_MATERIAL_WORDS.search(description.lower()))
 
 
 def _unit_refusal(kind: str, units: Sequence[str], image_type: Collection[str]) -> tuple[Reason, str] | None:

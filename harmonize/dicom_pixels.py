@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ AIR_HU = -1024
 
 TISSUE_HU = (-900.0, 3000.0)
 """A padding value inside this range would blot out tissue, so it is not believed."""
+
+_NOT_APPLIED = "padding value lies among tissue values: not applied"
 
 MAX_VOXELS = 2**30
 """Refused before anything is allocated: 1024 x 1024 x 1024, twice the largest head CT in use."""
@@ -82,13 +85,17 @@ def _read(
         _rescale(stored, picture, out, least=AIR_HU if modality == "CT" else None)
         if padding is None:
             continue
-        if modality == "CT" and TISSUE_HU[0] < _scaled_padding(picture) < TISSUE_HU[1]:
+        if _is_among_values(stored, picture, modality):
             distrusted += 1
             continue
         count = int(np.count_nonzero(padding))
         if count:
             np.copyto(out, AIR_HU if modality == "CT" else 0, where=padding)
             padded += count
+    if distrusted and padded:  # in some slices the value looks like padding, in others like tissue
+        bare = [replace(picture, layout=replace(picture.layout, padding=None)) for picture in pictures]
+        voxels_ZYX, decisions, suspects = _read(bare, shape, modality)
+        return voxels_ZYX, [*decisions, _NOT_APPLIED], suspects
     return voxels_ZYX, _decisions(pictures, padded, distrusted, modality), suspects
 
 
@@ -104,7 +111,7 @@ def _decisions(pictures: Sequence[Picture], padded: int, distrusted: int, modali
     if padded:
         lines.append(f"{padded} padding voxels set to {AIR_HU if modality == 'CT' else 0}")
     if distrusted:
-        lines.append("padding value lies among tissue values: not applied")
+        lines.append(_NOT_APPLIED)
     return lines
 
 
@@ -163,13 +170,22 @@ def _check_doubles(stored: NDArray[Any], picture: Picture) -> None:
 def _padding_mask(stored: NDArray[Any], picture: Picture) -> NDArray[np.bool_] | None:
     if picture.layout.padding is None:
         return None
-    low, high = sorted(_wrapped(value, picture.layout) for value in picture.layout.padding)
+    low, high = _padding_range(picture.layout)
     return (stored >= low) & (stored <= high) if low != high else stored == low
 
 
-def _scaled_padding(picture: Picture) -> float:
-    assert picture.layout.padding is not None
-    return _wrapped(picture.layout.padding[0], picture.layout) * picture.slope + picture.intercept
+def _is_among_values(stored: NDArray[Any], picture: Picture, modality: str) -> bool:
+    """Whether padding would blot out tissue: HU where tissue lies, or values with others on both sides."""
+    low, high = _padding_range(picture.layout)
+    if modality != "CT":
+        return bool(stored.min() < low and stored.max() > high) or picture.layout.inverted
+    scaled = sorted(edge * picture.slope + picture.intercept for edge in (low, high))
+    return scaled[0] < TISSUE_HU[1] and scaled[1] > TISSUE_HU[0]
+
+
+def _padding_range(layout: PixelLayout) -> tuple[float, float]:
+    low, high = sorted(_wrapped(value, layout) for value in layout.padding or ())
+    return low, high
 
 
 def _wrapped(value: float, layout: PixelLayout) -> float:

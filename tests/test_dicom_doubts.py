@@ -276,3 +276,23 @@ def test_implausible_pixels_of_a_file_without_geometry_are_those_of_a_head_scan(
     (scan,) = accepted(tmp_path, GATEWAY)
     np.testing.assert_allclose(np.diag(scan.affine), [-27.5, -27.5, 4, 1])
     assert any("field of view" in line for line in scan.decisions)
+
+
+# --- directions
+
+
+def test_direction_cosines_rounded_to_two_decimals_are_made_unit_vectors(tmp_path):
+    turned = [0.97, 0.26, 0, -0.26, 0.97, 0]
+    (scan,) = accepted(write_stack(tmp_path, "CT", 6, orientation=turned))
+    np.testing.assert_allclose(np.linalg.norm(scan.affine[:3, :2], axis=0), 2, rtol=1e-9)
+    np.testing.assert_allclose(scan.affine[:3, 0] / 2, np.array([-0.97, -0.26, 0]) / np.hypot(0.97, 0.26), atol=1e-9)
+    assert any("rounded" in line for line in scan.decisions)
+
+
+@pytest.mark.parametrize("directions", [[0.9, 0, 0, 0, 1, 0], [1, 0, 0, 0.1, 1, 0], [0] * 6])
+def test_direction_cosines_that_are_no_unit_vectors_are_refused(tmp_path, directions):
+    for k in range(6):
+        picture("CT", position=(0, 0, k), ImageOrientationPatient=directions).save_as(
+            tmp_path / f"{k}.dcm", enforce_file_format=True
+        )
+    assert refusals(tmp_path) == {Reason.BAD_GEOMETRY}

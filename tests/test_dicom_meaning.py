@@ -11,7 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from harmonize.dicom import find_files, find_volumes, load_volume
 from harmonize.errors import Reason, Rejection
@@ -700,3 +706,63 @@ def test_float_pixels_that_end_early_are_truncated(tmp_path):
     last = tmp_path / "03.dcm"
     last.write_bytes(last.read_bytes()[:-100])
     assert rejection(tmp_path).reason is Reason.TRUNCATED
+
+
+def test_float_pixels_are_read_in_other_encodings_too(tmp_path):
+    for name, options in {
+        "implicit": {"implicit_vr": True},
+        "big": {"implicit_vr": False, "little_endian": False},
+    }.items():
+        (tmp_path / name).mkdir()
+        for k in range(SLICES):
+            dataset = picture(head_hu(), k)
+            values = to_float(dataset, "<f4")
+            big = name == "big"
+            dataset.FloatPixelData = values.astype(">f4" if big else "<f4").tobytes()
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian if big else ImplicitVRLittleEndian
+            dataset.save_as(tmp_path / name / f"{k:02d}.dcm", **({"little_endian": True} | options))
+        assert_head(read(tmp_path / name))
+
+
+def test_a_parametric_map_object_is_refused_for_what_it_is(tmp_path):
+    def edit(dataset, k):
+        to_float(dataset, "<f4")
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.30"
+
+    fault = rejection(write(tmp_path, edit))
+    assert fault.reason is Reason.DERIVED
+    assert "parametric map" in fault.message
+
+
+# --- padding
+
+
+def test_padding_among_the_values_of_an_mr_is_not_believed(tmp_path):
+    def edit(dataset, k):
+        as_mr(dataset, k)
+        dataset.PixelPaddingValue = BRAIN + 1024
+
+    scan = read(write(tmp_path, edit))
+    assert scan.voxels_XYZ[16, 16, 0] == BRAIN + 1024
+    assert "not applied" in said(scan)
+
+
+def test_padding_below_all_values_of_an_mr_becomes_zero(tmp_path):
+    def edit(dataset, k):
+        as_mr(dataset, k)
+        values = stored(dataset)
+        values[:3] = -2000
+        store(dataset, values)
+        dataset.PixelPaddingValue = -2000
+
+    scan = read(write(tmp_path, edit))
+    assert scan.voxels_XYZ[16, [0, 16], 0].tolist() == [0, BRAIN + 1024]
+
+
+def test_a_padding_range_that_reaches_into_tissue_is_not_believed(tmp_path):
+    def edit(dataset, k):
+        dataset.PixelPaddingValue, dataset.PixelPaddingRangeLimit = -2000, BRAIN
+
+    scan = read(write(tmp_path, edit, intercept=0))
+    assert_head(scan)
+    assert "not applied" in said(scan)
