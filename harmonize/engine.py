@@ -108,11 +108,11 @@ def run(
             ledger=Ledger(out, stream),
             summary=Summary(source=source, left_out=found.left_out),
         )
-        is_whole = limit is None and shard is None
         try:
             this.bring_in(mine, retry=retry)
-            if is_whole:
+            if limit is None and shard is None:
                 this.forget_what_is_gone(found)
+            this.bring_back_duplicates(mine)
         except KeyboardInterrupt:
             this.summary.interrupted = True
         records = this.ledger.records
@@ -236,11 +236,6 @@ class _Run:
             scans = "1 scan" if self.summary.changed == 1 else f"{self.summary.changed} scans"
             print(f"{scans} changed since, to be made again", file=sys.stderr, flush=True)
         self._work(missing, len(found.references))
-        # Whose voxels another scan had that has changed has no files, and is needed now.
-        kept = duplicates.find(self.ledger.records).kept
-        needed = [ref for ref in found.references if self._has_lost_its_twin(ref, kept)]
-        if needed:
-            self._work(needed, len(needed))
 
     def forget_what_is_gone(self, found: Found) -> None:
         """After a look at the whole root: refusals of what is not there any more, and scans under an older name."""
@@ -251,6 +246,13 @@ class _Run:
         self.summary.replaced = len(replaced)
         self.summary.vanished = sum(records[key].row is not None for key in gone) - len(replaced)
         self.ledger.drop(key for key in gone if records[key].row is None or key in replaced)
+
+    def bring_back_duplicates(self, found: Found) -> None:
+        """Do scans again that had no files because another one had their voxels, which is not so any more."""
+        kept = duplicates.find(self.ledger.records).kept
+        needed = [ref for ref in found.references if self._has_lost_its_twin(ref, kept)]
+        if needed:
+            self._work(needed, len(needed))
 
     def count(self, found: Found, outcomes: dict[journal.Key, str | None]) -> None:
         """Count what became of each scan."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 from harmonize import engine
+from harmonize.cli import main
 from harmonize.errors import UserError
 from harmonize.settings import Settings
 
@@ -107,3 +111,96 @@ def test_a_file_that_is_gone_is_recorded_and_looked_for_again(root: Path, tmp_pa
     assert (summary.accepted, dict(summary.rejected)) == (5, {"missing_file": 1})
     (tmp_path / "kept").rename(victim)
     assert run(root, tmp_path / "corpus").accepted == 6
+
+
+@pytest.mark.parametrize("command", ["merge", "report", "run"])
+def test_a_disk_that_is_full_when_tables_are_written_leaves_the_old_ones(
+    root: Path, small_disk: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    out = small_disk / "corpus"
+    run(root, out)
+    before = content(out)
+    with pytest.raises(OSError, match="No space"), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    words = {
+        "merge": ["merge", str(out)],
+        "report": ["report", str(out), "--workers", "1"],
+        "run": ["openmind", str(root), "--out", str(out), "--spacing", "3", "--mri-norm", "zscore", "--workers", "0"],
+    }
+    assert main(words[command]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {out}: No space left on device; make room")
+    assert content(out) == before
+    assert not list(out.rglob(".tmp-*"))
+    (small_disk / "filler").unlink()
+    assert main(words[command]) == 0
+
+
+@pytest.mark.parametrize(
+    "table", ["metadata.parquet", "rejected.parquet", "README.md", "openmind.jsonl", "corpus.json"]
+)
+def test_no_room_for_any_one_of_the_tables_is_one_line_and_loses_nothing(
+    root: Path, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if Path(target).name == table:
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    out = tmp_path / "corpus"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        with pytest.raises(UserError, match="No space left on device; make room"):
+            run(root, out)
+    assert not list(out.rglob(".tmp-*"))
+    assert run(root, out).known == (0 if table == "corpus.json" else 6)
+    run(root, tmp_path / "whole")
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_workers_that_write_while_the_run_ends_leave_no_temporaries(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(stream: object, *records: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "corpus"
+    closed = []
+
+    def writing(function, references):
+        try:
+            for ref in references:
+                result = function(ref)
+                (out / "images/.tmp-99-x.nii.gz").write_bytes(b"half")
+                yield ref, result
+        finally:
+            closed.append(True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("harmonize.journal.append", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            run(root, out, executor=writing)
+    assert closed
+    assert not list(out.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_histograms_are_fitted_is_one_line_and_the_same_command_goes_on(
+    root: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    from harmonize import histograms
+
+    def stopped(ref, *, settings):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    words = ["openmind", str(root), "--out", str(tmp_path / "corpus"), "--spacing", "3", "--workers", "0"]
+    with monkeypatch.context() as patched:
+        patched.setattr(histograms, "landmarks_of", stopped)
+        assert main(words) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: stopped; the same command goes on from here"
+    assert main(words) == 0
