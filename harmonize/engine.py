@@ -262,6 +262,7 @@ class _Run:
                 reason = outcomes[key]
                 if reason is None:
                     self.summary.accepted += 1
+                    self.summary.note((self.ledger.records[key].row or {}).get("decisions", ()))
                 else:
                     self.summary.rejected[reason] += 1
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+from harmonize.unusual import unusual
 
 MOST_KINDS = 12
-"""Kinds of files left out that get a line each; a raw tree may hold hundreds."""
+"""Kinds of files left out, and of unusual decisions, that get a line each; a raw tree may hold hundreds."""
+
+Kind = TypeVar("Kind")
+_NUMBER = re.compile(r"\d[\d.]*")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,6 +35,7 @@ class Summary:
         replaced: Taken out of the corpus, because a scan of another name holds their data now.
         unrecorded: Left as they are, because version 0.1.0 made them and did not note from what.
         outdated: Left as they are, because they could not be done again after a change: reading failed.
+        unusual: Accepted scans by what was decided about them that a person should hear of, without its numbers.
     """
 
     source: str
@@ -43,6 +51,11 @@ class Summary:
     replaced: int = 0
     unrecorded: int = 0
     outdated: int = 0
+    unusual: Counter[str] = field(default_factory=Counter)
+
+    def note(self, decisions: Iterable[str]) -> None:
+        """Count what was decided about an accepted scan."""
+        self.unusual.update({_NUMBER.sub("N", line) for line in unusual(decisions)})
 
     def table(self) -> str:
         """The lines that end a run."""
@@ -53,6 +66,7 @@ class Summary:
             ("rejected", str(self.rejected.total())),
             *((f"  {reason}", str(count)) for reason, count in sorted(self.rejected.items())),
             *self._changes(),
+            *self._unusual(),
             *self._left_out(),
         ]
         width = max(len(name) for name, _ in lines) + 2
@@ -72,13 +86,24 @@ class Summary:
         if self.unrecorded:
             yield "kept", f"{self.unrecorded} of version 0.1.0, which did not note their files; from now on it is noted"
 
+    def _unusual(self) -> Iterator[tuple[str, str]]:
+        if self.unusual:
+            yield "accepted, but", "(the decisions of each are in metadata.parquet and in the report)"
+        yield from (("", f"{count} with: {line}") for line, count in _most(self.unusual))
+        rest = len(self.unusual) - MOST_KINDS
+        if rest > 0:
+            yield "", f"and {rest} more kinds of decisions"
+
     def _left_out(self) -> Iterator[tuple[str, str]]:
-        if not self.left_out:
-            return
-        yield "left out", f"{self.left_out.total()} files"
-        most = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-        for (what, why), count in sorted(most[:MOST_KINDS]):
+        if self.left_out:
+            yield "left out", f"{self.left_out.total()} files"
+        most = _most(self.left_out)
+        for (what, why), count in sorted(most):
             yield f"  {what}", f"{count} ({why})"
-        rest = most[MOST_KINDS:]
+        rest = self.left_out.total() - sum(count for _, count in most)
         if rest:
-            yield "  others", f"{sum(count for _, count in rest)} ({len(rest)} more kinds)"
+            yield "  others", f"{rest} ({len(self.left_out) - MOST_KINDS} more kinds)"
+
+
+def _most(counts: Counter[Kind]) -> list[tuple[Kind, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_KINDS]  # type: ignore[return-value]
