@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,10 +43,12 @@ class LossConfig:
     focal: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.labels, self.presence, self.territory, self.focal) < 0:
-            raise ValueError("loss: labels, presence, territory and focal must be >= 0")
-        if min(self.positive_weight, self.present_weight) <= 0:
-            raise ValueError("loss: positive_weight and present_weight must be > 0")
+        for name in ("labels", "presence", "territory", "focal"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"loss.{name} {getattr(self, name)}: must be 0 or more, and finite")
+        for name in ("positive_weight", "present_weight"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"loss.{name} {getattr(self, name)}: must be more than 0, and finite")
 
 
 class Targets(NamedTuple):

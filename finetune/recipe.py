@@ -10,6 +10,7 @@ from finetune.model import HeadConfig
 from finetune.patches import AugmentConfig
 from finetune.stages import StageConfig
 from headspark.encoder import EncoderConfig
+from headspark.optim import LARGEST_RATE, LARGEST_SEED
 from headspark.recipe import MOST_THREADS, Precision
 
 DEFAULT_STAGES = (
@@ -58,8 +59,12 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} {getattr(self, name)}: must be 1 or more")
         for name in ("seed", "weight_decay", "clip", "validate_every"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"train.{name} {getattr(self, name)}: must be 0 or more")
+        if self.seed > LARGEST_SEED:
+            raise ValueError(f"train.seed {self.seed}: must be no more than {LARGEST_SEED} (2**63 - 1)")
+        if self.weight_decay > LARGEST_RATE:
+            raise ValueError(f"train.weight_decay {self.weight_decay}: must be no more than {LARGEST_RATE:g}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"train.ema {self.ema}: must be 0, or lie between 0 and 1")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:

@@ -18,6 +18,8 @@ from typing import Literal, Protocol
 from torch import nn
 from torch.optim import Optimizer
 
+from headspark.optim import LARGEST_RATE
+
 HEAD = "head"
 
 
@@ -56,8 +58,14 @@ class StageConfig:
             )
         if (self.layers == 0) != (self.encoder_lr == 0):
             raise ValueError(f"stage {self.name!r}: give encoder_lr and layers together, or neither (frozen encoder)")
-        if min(self.head_lr, self.encoder_lr) < 0 or not 0 <= self.final <= 1 or not 0 < self.layer_decay <= 1:
-            raise ValueError(f"stage {self.name!r}: rates >= 0, final in [0, 1] and layer_decay in (0, 1] are needed")
+        for name in ("head_lr", "encoder_lr"):
+            if not 0 <= getattr(self, name) <= LARGEST_RATE:
+                raise ValueError(
+                    f"stage {self.name!r}: {name} {getattr(self, name)} must be 0 or more, and no more than "
+                    f"{LARGEST_RATE:g}"
+                )
+        if not 0 <= self.final <= 1 or not 0 < self.layer_decay <= 1:
+            raise ValueError(f"stage {self.name!r}: final in [0, 1] and layer_decay in (0, 1] are needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,12 @@ from torch.optim import Optimizer
 from harmonize.errors import UserError
 from headspark.config import WRONG_USE
 
+LARGEST_RATE = 1e30
+"""Of learning rates and weight decays: a step with a larger one overflows float32 whatever the gradient is."""
+
+LARGEST_SEED = 2**63 - 1
+"""PyTorch takes 64 bits, and runs add the number of their steps."""
+
 POLY_POWER = 0.9
 """Exponent of the ``poly`` schedule (nnU-Net)."""
 
@@ -46,9 +52,14 @@ class OptimConfig:
         if self.name not in list_optimizers():
             known = ", ".join(map(str, list_optimizers()))
             raise UserError(f"optim.name {self.name}: timm knows {known}", exit_code=WRONG_USE)
-        for name in ("lr", "weight_decay", "momentum", "warmup", "min_lr"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"optim.{name} {getattr(self, name)}: must be 0 or more", exit_code=WRONG_USE)
+        if self.warmup < 0:
+            raise UserError(f"optim.warmup {self.warmup}: must be 0 or more", exit_code=WRONG_USE)
+        for name in ("lr", "weight_decay", "momentum", "min_lr"):
+            if not 0 <= getattr(self, name) <= LARGEST_RATE:
+                message = f"optim.{name} {getattr(self, name)}: must be 0 or more, and no more than {LARGEST_RATE:g}"
+                raise UserError(message, exit_code=WRONG_USE)
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas {list(self.betas)}: must lie in [0, 1)", exit_code=WRONG_USE)
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:

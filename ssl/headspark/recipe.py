@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,7 +15,7 @@ from headspark.config import WRONG_USE
 from headspark.decoder import DecoderConfig
 from headspark.encoder import EncoderConfig
 from headspark.masking import MaskConfig
-from headspark.optim import OptimConfig
+from headspark.optim import LARGEST_SEED, OptimConfig
 from headspark.spark import SparKConfig
 
 WorkerKind = Literal["thread", "process"]
@@ -63,13 +64,15 @@ class DataConfig:
         )
         _require(0 <= self.workers <= MOST_THREADS, f"data.workers {self.workers}: use 0 to {MOST_THREADS}")
         _require(self.val_seed >= 0, f"data.val_seed {self.val_seed}: must be 0 or more")
+        _require(self.val_seed >= 0, f"data.val_seed {self.val_seed}: must be 0 or more")
         _require(bool(self.ct_windows), "data.ct_windows: name at least one window")
         for name in self.ct_windows:
             _require(name in CT_WINDOWS, f"data.ct_windows {name}: use some of {', '.join(CT_WINDOWS)}")
         for name in ("foreground_share", "val_share"):
             _require(0 <= getattr(self, name) <= 1, f"data.{name} {getattr(self, name)}: must lie in [0, 1]")
         _require(self.val_share < 1, "data.val_share 1: nothing would be left to train on")
-        _require(all(weight >= 0 for weight in self.weights.values()), "data.weights: must not be negative")
+        for name, weight in self.weights.items():
+            _require(0 <= weight < math.inf, f"data.weights {name} {weight}: must be 0 or more, and finite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +128,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"train.{name} {getattr(self, name)}: must be 1 or more")
         for name in ("clip", "validate_every", "val_samples", "picture_every", "probe_every", "profile", "seed"):
             _require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)}: must be 0 or more")
+        _require(self.seed <= LARGEST_SEED, f"train.seed {self.seed}: must be no more than {LARGEST_SEED} (2**63 - 1)")
         _require(self.ema is None or 0 < self.ema < 1, f"train.ema {self.ema}: must lie between 0 and 1")
         threads = self.threads
         _require(threads is None or 1 <= threads <= MOST_THREADS, f"train.threads {threads}: use 1 to {MOST_THREADS}")
