@@ -77,7 +77,7 @@ def group_series(
             note = f"the largest of {len(planes)} groups of pictures in the series" if len(planes) > 1 else ""
             stacks += _split_plane(plane, min_slices, (note,) if note else (), read)
         else:
-            message = "another orientation, size, spacing or stack than the largest group of the series"
+            message = "another orientation, size or spacing than the largest group of the series"
             stacks.append(Stack(frames=tuple(plane), refusal=(Reason.MIXED_GEOMETRY, message)))
     stacks += [
         Stack(frames=tuple(sorted(group, key=_name_free_key)), refusal=fault)
@@ -112,12 +112,12 @@ def _orientation_fault(orientation: tuple[float, ...]) -> tuple[Reason, str] | N
 
 
 def _split_planes(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Group by size, stack, orientation and pixel spacing."""
+    """Group by size, orientation and pixel spacing."""
     groups: list[list[Frame]] = []
     by_size: dict[tuple[object, ...], list[list[Frame]]] = defaultdict(list)
     for frame in sorted(frames, key=_name_free_key):
         layout = frame.header.pixels
-        similar = by_size[frame.header.modality, layout.rows, layout.columns, layout.tiles, frame.stack]
+        similar = by_size[frame.header.modality, layout.rows, layout.columns, layout.tiles]
         for group in similar:
             if _same_plane(group[0], frame):
                 group.append(frame)
@@ -192,6 +192,12 @@ def _cut_at_holes(
     holes = find_holes(_offsets(volume)[first_of_place])
     if not holes:
         return [_accept(volume, min_slices, notes)]
+    ends = np.array([-1, *holes, places[-1]])
+    if len(holes) > 1 and np.diff(ends).max() < min_slices:
+        message = (
+            f"{places[-1] + 1} slices, nowhere {min_slices} in a row: many are missing, or two volumes lie in pairs"
+        )
+        return [Stack(frames=tuple(volume), refusal=(Reason.MISSING_SLICES, message), decisions=notes)]
     part_of_place = np.searchsorted(np.array(holes), np.arange(places[-1] + 1), side="left")
     stacks = []
     for part in range(len(holes) + 1):

@@ -66,8 +66,7 @@ class Header:
     @property
     def export_traits(self) -> dict[str, str]:
         """Traits that the file has by its place: the folder, and itself where it may hold a volume of its own."""
-        folder = {"folder": str(self.path.parent)}
-        return folder | {"file": self.whole} if self.whole else folder
+        return {"folder": str(self.path.parent), "file": self.whole or "single-frame files"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +193,7 @@ def _picture_frames(
         frames_of_file=frame_count,
         identity=read_identity(elements, modality),
         # The parts of a concatenation (PS3.3 C.7.6.16.2.2.4) are one object in several files.
-        whole=(elements.text(0x00209161) or elements.text(0x00080018) or path.as_posix()) if frame_count > 1 else "",
+        whole=(elements.text(0x00209161) or f"{elements.text(0x00080018)} {path}") if frame_count > 1 else "",
     )
     if mosaic:
         whole = _single_frame(header, elements, describe())

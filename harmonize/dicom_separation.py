@@ -111,7 +111,7 @@ def separate(
 
 def _groups(plane: Sequence[Frame], places: NDArray[np.int64], name: str) -> tuple[list[str], Mapping[str, set[int]]]:
     """A trait's value of each picture, and the places of each value; none where all have the same."""
-    values = [frame.traits.get(name, "") for frame in plane]
+    values = [frame.stack if name == "stack" else frame.traits.get(name, "") for frame in plane]
     members: dict[str, set[int]] = defaultdict(set)
     if len(set(values)) > 1:
         values = _without_rounding(values, TRAITS[name].tolerance)
@@ -252,7 +252,7 @@ def _split_exports(
             continue
         if _overlap(members):
             apart = not _are_copies(plane, places, read)
-        elif name == "series":
+        elif name in {"stack", "series"}:
             apart = True  # another number is another series wherever it lies; other files may go on where one ends
         else:
             apart = _interleave(members, offsets, places)

@@ -109,6 +109,7 @@ TRAITS: Mapping[str, Trait] = {
     "current": Trait(label="tube current", trust=Trust.DOUBTFUL, tags=(0x00181151,), tolerance=1.0),
     "acquired": Trait(label="acquisition time", trust=Trust.DOUBTFUL, tags=(0x0008002A, 0x00080032)),
     "dimension": Trait(label="dimension index"),
+    "stack": Trait(label="stack"),
     "series": Trait(label="series number", tags=(0x00200011,)),
     "file": Trait(label="file"),
     "derivation": Trait(label="derivation", trust=Trust.DOUBTFUL, tags=(0x00082111,)),
@@ -120,7 +121,7 @@ TRAITS: Mapping[str, Trait] = {
 }
 """By name, in the order in which they are tried."""
 
-EXPORT_TRAITS = ("series", "file", "derivation", "comments", "window", "content_time", "created", "folder")
+EXPORT_TRAITS = ("stack", "series", "file", "derivation", "comments", "window", "content_time", "created", "folder")
 """Traits in which two copies of one volume may differ."""
 
 MEASURED_TRAITS = tuple(name for name in TRAITS if name not in EXPORT_TRAITS)

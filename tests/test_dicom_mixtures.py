@@ -289,6 +289,14 @@ def test_one_number_for_a_volume_and_counters_for_another(tmp_path, shift):
     assert levels(tmp_path) == [{100}, {300}]
 
 
+def test_slices_in_pairs_are_refused_in_words_that_are_true(tmp_path):
+    write(tmp_path, np.arange(8) * STEP, 100, InstanceNumber=None)
+    write(tmp_path, np.arange(8) * STEP + 0.05 * STEP, 300, InstanceNumber=None)
+    (volume,) = find_volumes(find_files(tmp_path))
+    assert volume.refusal[0] is Reason.MISSING_SLICES
+    assert "16 slices, nowhere 4 in a row" in volume.refusal[1]
+
+
 def test_instances_in_opposed_order_never_mix_two_volumes(tmp_path):
     write(tmp_path, np.arange(8) * STEP, 100, InstanceNumber=lambda k: 2 * k + 1)
     write(tmp_path, np.arange(8) * STEP, 300, InstanceNumber=lambda k: 2 * (8 - k))
@@ -368,6 +376,26 @@ def test_files_that_each_hold_a_whole_volume_are_volumes(tmp_path, shift):
     for number in range(3):
         write_enhanced(tmp_path / f"{number}.dcm", np.arange(8) * STEP + number * shift / 2, 100 * (number + 1))
     assert levels(tmp_path) == [{100}, {200}, {300}]
+
+
+def test_files_with_one_instance_uid_for_all_are_volumes_of_their_own(tmp_path):
+    for number in range(2):
+        write_enhanced(tmp_path / f"{number}.dcm", np.arange(8) * STEP, 100 * (number + 1), SOPInstanceUID="1.2.9")
+    assert levels(tmp_path) == [{100}, {200}]
+
+
+@pytest.mark.parametrize("shift", [0.0, HALF, 20 * STEP])
+def test_stacks_of_one_file_are_volumes(tmp_path, shift):
+    frames = [(100 + 200 * n, {"FrameContentSequence": item(StackID=str(n + 1))}) for _ in range(8) for n in (0, 1)]
+    write_enhanced(tmp_path / "a.dcm", [k * STEP + n * shift for k in range(8) for n in (0, 1)], 0, frames)
+    assert levels(tmp_path) == [{100}, {300}]
+
+
+@pytest.mark.parametrize("shift", [0.0, HALF])
+def test_single_frame_slices_beside_a_whole_file_are_a_volume(tmp_path, shift):
+    write_enhanced(tmp_path / "a.dcm", np.arange(8) * STEP, 100)
+    write(tmp_path, np.arange(8) * STEP + shift, 300, Modality="MR")
+    assert levels(tmp_path) == [{100}, {300}]
 
 
 def test_files_that_go_on_where_the_first_ends_are_one_volume(tmp_path):
