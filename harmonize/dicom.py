@@ -209,9 +209,7 @@ def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[
     elif header.frames_of_file > 1:
         lines.append(f"multi-frame file of {header.frames_of_file} frames")
     if frames[0].assumed:
-        lines.append(
-            f"the file has no geometry: taken as axial, in frame order, with assumed spacing, {frames[0].assumed}"
-        )
+        lines.append(f"the file has no geometry of its frames: {frames[0].assumed}")
     if frames[0].doubt:
         lines.append("a word of the header says otherwise, but its slices are those of a full stack")
     if frames[0].straightened:

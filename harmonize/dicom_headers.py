@@ -12,10 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harmonize import dicom_kinds, dicom_mosaic
 from harmonize.dicom_decode import count_frames
 from harmonize.dicom_elements import Elements, read_elements
-from harmonize.dicom_geometry import is_plausible_step, straighten
+from harmonize.dicom_geometry import is_plausible_step, slice_normal, straighten
 from harmonize.dicom_layout import PixelLayout, read_layout
 from harmonize.dicom_meaning import Meaning, grey_refusal, read_meaning
 from harmonize.dicom_traits import FrameTraits, read_identity, read_traits
@@ -276,23 +279,36 @@ def _bare_frames(header: Header, elements: Elements, described: _Description, *,
     if assume_geometry and not (len(spacing) == 2 and all(map(is_plausible_step, spacing))):
         spacing = (ASSUMED_FIELD_OF_VIEW_MM / header.pixels.columns,) * 2
         source += f", pixels of a field of view of {ASSUMED_FIELD_OF_VIEW_MM:g} mm"
+    start, orientation, how = _assumed_place(elements)
+    advance = slice_normal(orientation) * step
     return [
         Frame(
             header=header,
             index=number,
-            position=(0.0, 0.0, number * step) if assume_geometry else (),
-            orientation=_AXIAL if assume_geometry else (),
+            position=tuple((start + number * advance).tolist()) if assume_geometry else (),
+            orientation=orientation if assume_geometry else (),
             spacing=spacing,
             meaning=described.meaning,
             stack="",
             instance=number,
-            traits=header.export_traits,
+            traits={"file": header.whole},
             refusal=described.refusal,
             doubt=described.doubt,
-            assumed=source if assume_geometry else "",
+            assumed=f"{how}, with assumed spacing, {source}" if assume_geometry else "",
         )
         for number in range(header.frames_of_file)
     ]
+
+
+def _assumed_place(elements: Elements) -> tuple[NDArray[np.float64], tuple[float, ...], str]:
+    """Where the first frame lies and how it is turned, as far as the header says: (LPS mm, cosines, in words)."""
+    position, orientation = elements.numbers(0x00200032), straighten(elements.numbers(0x00200037))
+    try:
+        slice_normal(orientation)
+    except Rejection:
+        return np.zeros(3), _AXIAL, "taken as axial, in frame order"
+    start = np.array(position if len(position) == 3 and np.isfinite(position).all() else (0.0, 0.0, 0.0))
+    return start, orientation, "taken in frame order, along the normal of its one orientation"
 
 
 def _assumed_step(elements: Elements) -> tuple[float, str]:

@@ -26,9 +26,11 @@ TISSUE_WITHOUT_INTERCEPT = (874, 1174)
 """Soft tissue and fluids, -150 to 150 HU, where an intercept of -1024 is missing."""
 FEW_WITHOUT_INTERCEPT = (150, 874)
 """There lies little then: between air and fat. In HU it is where contrast agent and spongy bone lie."""
-TISSUE_SHARE = 0.05
-TISSUE_TRACE = 0.01
-"""From this share on, tissue seems to be there: signed pixels are not taken as HU then."""
+TISSUE_SHARE, TISSUE_SHARE_UNSIGNED = 0.05, 0.01
+"""So much of it is evidence enough; less, where no value is negative, as air would be in HU."""
+
+MIN_SPAN_HU = 1000.0
+"""What cannot hold both air and water is no CT in HU: eight bits of a window, a map with a small slope."""
 
 _SMALL = 1 << 20
 _CLEAR_SHARE = 0.1
@@ -64,6 +66,7 @@ def settle_units(
     notes = [] if all(frame.header.pixels.photometric for frame in frames) else [_NO_PHOTOMETRIC]
     modality = frames[0].header.modality
     if modality == "CT":
+        _check_span(frames)
         as_stored = all((frame.meaning.slope, frame.meaning.intercept) == (1, 0) for frame in frames)
         if as_stored or _doubt(frames, stated):
             voxels_ZYX = _in_hounsfield(voxels_ZYX, frames, stated, as_stored, notes)
@@ -88,9 +91,11 @@ def hounsfield_evidence(voxels_ZYX: NDArray[Any]) -> Evidence:
     if air >= AIR_SHARE:
         return Evidence.HOUNSFIELD
     tissue = _share(sample, TISSUE_WITHOUT_INTERCEPT)
-    if tissue < max(TISSUE_TRACE, 2 * _share(sample, FEW_WITHOUT_INTERCEPT)):
+    if tissue < max(TISSUE_SHARE_UNSIGNED, 2 * _share(sample, FEW_WITHOUT_INTERCEPT)):
         return Evidence.NOTHING
-    return Evidence.INTERCEPT_LOST if tissue >= TISSUE_SHARE else Evidence.INTERCEPT_MAY_BE_LOST
+    if tissue >= TISSUE_SHARE or sample.min() >= 0:
+        return Evidence.INTERCEPT_LOST
+    return Evidence.INTERCEPT_MAY_BE_LOST
 
 
 def _share(values: NDArray[Any], limits: tuple[float, float]) -> float:
@@ -103,6 +108,8 @@ def _doubt(frames: Sequence[Frame], stated: bool) -> str:
         return "RescaleType does not say HU"
     if any(frame.header.pixels.inverted for frame in frames):
         return "MONOCHROME1 (the least value is white)"
+    if any((frame.meaning.slope or 0.0) < 0 for frame in frames):
+        return "the rescale slope is negative"
     return "" if stated else _NO_RESCALE
 
 
@@ -125,7 +132,21 @@ def _in_hounsfield(
 
 def _is_signed(frames: Sequence[Frame]) -> bool:
     """Whether a header says that all values may be negative, as HU need to be."""
-    return all(frame.header.pixels.signed for frame in frames)
+    return all(frame.header.pixels.signed or frame.header.pixels.floating for frame in frames)
+
+
+def _check_span(frames: Sequence[Frame]) -> None:
+    """Refuse values that cannot be HU, as few as they are.
+
+    Raises:
+        Rejection: Less than `MIN_SPAN_HU` lie between the least and the greatest value that may be stored.
+    """
+    for frame in frames:
+        (low, high), slope = frame.header.pixels.stored_range, frame.meaning.slope
+        if (high - low) * abs(slope or 0.0) < MIN_SPAN_HU:
+            raise Rejection(
+                Reason.UNSUPPORTED_UNIT, "the stored bits and the rescale slope leave no room for HU from air to water"
+            )
 
 
 def _dark_in_air(voxels_ZYX: NDArray[Any], modality: str, notes: list[str]) -> NDArray[Any]:

@@ -278,6 +278,24 @@ def test_implausible_pixels_of_a_file_without_geometry_are_those_of_a_head_scan(
     assert any("field of view" in line for line in scan.decisions)
 
 
+def test_one_orientation_of_a_file_without_frame_positions_is_believed(tmp_path):
+    dataset = picture(
+        "MR",
+        frames=6,
+        SOPClassUID=ENHANCED_MR,
+        NumberOfFrames=6,
+        SliceThickness=4,
+        orientation=SAGITTAL,
+        position=(5, 6, 7),
+    )
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    (scan,) = accepted(tmp_path, GATEWAY)
+    normal = np.cross(SAGITTAL[:3], SAGITTAL[3:])
+    np.testing.assert_allclose(scan.affine[:3, 3], [-5, -6, 7])
+    np.testing.assert_allclose(scan.affine[:3, 2], np.array([-1, -1, 1]) * normal * 4)
+    assert any("its one orientation" in line for line in scan.decisions)
+
+
 # --- directions
 
 

@@ -247,9 +247,10 @@ def test_signed_pixels_without_rescale_tags_are_in_hounsfield_units_even_without
 
 
 def little_tissue(dataset):
-    """A head that is a small part of the picture, which is padded with zeros."""
+    """A head that is a small part of the picture, whose padding lies far below."""
     values = np.zeros((SIDE, SIDE), int)
     values[14:18, 14:18] = 1064
+    values[0] = -1500
     store(dataset, values)
 
 
@@ -284,7 +285,48 @@ def test_hounsfield_units_stored_without_negatives_keep_their_bone(tmp_path):
     np.testing.assert_array_equal(scan.voxels_XYZ[:, :, 0].T, np.maximum(head_hu(), 0))
 
 
+def test_a_small_head_in_a_wide_picture_gets_its_lost_intercept_back(tmp_path):
+    def edit(dataset, k):
+        NO_RESCALE(dataset, k)
+        values = np.zeros((SIDE, SIDE), int)
+        values[14:18, 14:18] = 1064
+        store(dataset, values)
+
+    assert read(write(tmp_path, edit)).voxels_XYZ[[0, 16], 16, 0].tolist() == [-1024, 40]
+
+
 # --- units
+
+
+def test_numbers_that_cannot_reach_from_air_to_water_are_no_hounsfield_units(tmp_path):
+    (tmp_path / "slope").mkdir()
+    (tmp_path / "bits").mkdir()
+
+    def small_slope(dataset, k):
+        dataset.RescaleSlope, dataset.RescaleIntercept = 0.01, 0
+
+    def eight_bits(dataset, k):
+        dataset.RescaleIntercept = 0
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+        store(dataset, np.clip(head_hu() + 40, 0, 255), "u1")
+
+    for name, edit in {"slope": small_slope, "bits": eight_bits}.items():
+        assert rejection(write(tmp_path / name, edit)).reason is Reason.UNSUPPORTED_UNIT
+
+
+def test_a_negative_slope_is_believed_where_it_gives_hounsfield_units(tmp_path):
+    (tmp_path / "right").mkdir()
+    (tmp_path / "wrong").mkdir()
+
+    def wrong(dataset, k):
+        dataset.RescaleSlope, dataset.RescaleIntercept = -1, 3000
+
+    def right(dataset, k):
+        wrong(dataset, k)
+        store(dataset, 3000 - head_hu())
+
+    assert_head(read(write(tmp_path / "right", right)))
+    assert "negative" in rejection(write(tmp_path / "wrong", wrong)).message
 
 
 @pytest.mark.parametrize("kind", ["MGML", "Z_EFF", "ED", "HU_MOD", "something new"])
