@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonize.errors import UserError
-from harmonize.files import target_of_temporary
+from harmonize.files import TEMPORARY, target_of_temporary
 
 INFO = "corpus.json"
 LOCK = ".lock"
@@ -17,7 +17,7 @@ RECORDS, NYUL = "records", "nyul"
 FILES = (INFO, "metadata.parquet", "rejected.parquet", "labels.parquet", "README.md")
 """What a corpus holds besides folders."""
 
-FOLDERS = {"images": ".nii.gz", "masks": ".nii.gz", NYUL: ".npy", RECORDS: ".jsonl", "report": "index.html"}
+FOLDERS = {"images": ".nii.gz", "masks": ".nii.gz", NYUL: ".npy", RECORDS: ".jsonl", "report": ".html"}
 """Its folders, and how the names of the files in each end."""
 
 ELSEWHERE = "give --out a new folder, an empty one or a corpus"
@@ -68,6 +68,9 @@ def check_ours(out: Path) -> bool:
             raise UserError(f"{out}: not a corpus of harmonize ({INFO} {fault}); {ELSEWHERE}", exit_code=2)
         return True
     if not all(_is_left_by_a_start(entry) for entry in out.iterdir()):
+        if os.path.lexists(out / INFO):
+            # Another shard has just made the corpus: what was seen first was its beginning.
+            return check_ours(out)
         raise UserError(f"{out}: not empty and no corpus; {ELSEWHERE}", exit_code=2)
     return False
 
@@ -114,15 +117,16 @@ def remove_temporaries(out: Path) -> None:
 
 def _own_temporaries(out: Path) -> Iterator[Path]:
     for name in FILES:
-        yield from (path for path in out.glob(f".tmp-*-{name}") if _stands_for(path, name))
-    for part, ending in FOLDERS.items():
+        yield from (path for path in out.glob(f"{TEMPORARY}*-{name}") if _target_of(path) == name)
+    for part, suffix in FOLDERS.items():
         for folder, _, names in os.walk(out / part):
-            yield from (Path(folder, name) for name in names if _stands_for(Path(folder, name), ending))
+            yield from (path for name in names if _target_of(path := Path(folder, name)).endswith(suffix))
 
 
-def _stands_for(path: Path, ending: str) -> bool:
+def _target_of(path: Path) -> str:
+    """The file that a temporary one was to become; empty for what is no temporary file of ours."""
     target = target_of_temporary(path.name)
-    return target is not None and target.endswith(ending) and path.is_file() and not path.is_symlink()
+    return target if target is not None and path.is_file() and not path.is_symlink() else ""
 
 
 def _is_left_by_a_start(path: Path) -> bool:
@@ -131,11 +135,14 @@ def _is_left_by_a_start(path: Path) -> bool:
         return False
     if path.name == RECORDS and path.is_dir():
         return all(
-            entry.is_file() and entry.stat().st_size == 0 and (entry.name == LOCK or entry.suffix == ".jsonl")
-            for entry in path.iterdir()
+            _is_empty_file(entry) and (entry.name == LOCK or entry.suffix == ".jsonl") for entry in path.iterdir()
         )
     if path.name == NYUL and path.is_dir():
         return all(entry.suffix == ".npy" and entry.is_file() for entry in path.iterdir())
     if path.name == LOCK:
-        return path.is_file() and path.stat().st_size == 0
-    return _stands_for(path, INFO)
+        return _is_empty_file(path)
+    return _target_of(path) == INFO
+
+
+def _is_empty_file(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0

@@ -7,11 +7,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from harmonize import engine, journal, phantom
@@ -396,3 +399,91 @@ def test_a_published_corpus_without_its_journal_keeps_its_scans(root: Path, tmp_
     save(image(root, 4), 4)
     assert run(root, out).accepted == 3
     assert len(Corpus.open(out).scans) == 4
+
+
+class Crash(BaseException):
+    """The power goes."""
+
+
+def crash_at(number: int, patched: pytest.MonkeyPatch) -> list[str]:
+    """Let the n-th write of a run be its last; gives the writes."""
+    writes: list[str] = []
+
+    def counted(name: str, original):
+        def call(*arguments, **options):
+            writes.append(name)
+            if len(writes) > number:
+                raise Crash
+            return original(*arguments, **options)
+
+        return call
+
+    patched.setattr(Path, "replace", counted("replace", Path.replace))
+    patched.setattr(Path, "unlink", counted("unlink", Path.unlink))
+    patched.setattr(journal, "append", counted("append", journal.append))
+    return writes
+
+
+def test_a_crash_at_any_write_of_a_second_run_is_made_good_by_the_next(tmp_path: Path) -> None:
+    """One scan is replaced, one refused now, one renamed, one a duplicate of another's old voxels, one new."""
+    root, out = tmp_path / "raw", tmp_path / "corpus"
+    for number, seed in enumerate((0, 1, 2, 0)):
+        save(image(root, number), seed)
+    run(root, out)
+    save(image(root, 0), 7)
+    image(root, 1).write_bytes(b"broken")
+    image(root, 5).parent.mkdir(parents=True)
+    image(root, 2).rename(image(root, 5))
+    save(image(root, 6), 6)
+    run(root, tmp_path / "fresh")
+    expected = content(tmp_path / "fresh")
+    kinds: set[str] = set()
+    for number in range(100):
+        shutil.copytree(out, tmp_path / f"{number}")
+        with pytest.MonkeyPatch.context() as patched:
+            writes = crash_at(number, patched)
+            try:
+                run(root, tmp_path / f"{number}")
+                break
+            except Crash:
+                kinds.add(writes[number])
+        run(root, tmp_path / f"{number}")
+        assert content(tmp_path / f"{number}") == expected, (number, writes[-1])
+    assert kinds == {"replace", "unlink", "append"}
+    assert number > 10
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("save"), st.integers(0, 3), st.integers(0, 3)),
+    st.tuples(st.just("break"), st.integers(0, 3), st.just(0)),
+    st.tuples(st.just("touch"), st.integers(0, 3), st.just(0)),
+    st.tuples(st.just("run"), st.sampled_from(["whole", "shards", "shards, not merged", "limit"]), st.just(0)),
+)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, min_size=3, max_size=9))
+def test_whatever_happened_before_the_last_run_gives_what_a_first_one_would(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("steps")
+    root, out = folder / "raw", folder / "corpus"
+    for number in range(4):
+        save(image(root, number), number % 3)
+    time = 1000
+    for step, what, seed in steps:
+        time += 10
+        if step == "run":
+            parts = [None] if what in ("whole", "limit") else [(0, 2), (1, 2)]
+            for part in parts:
+                run(root, out, shard=part, limit=2 if what == "limit" else None)
+            if what == "shards":
+                engine.merge(out)
+            continue
+        if step == "save":
+            save(image(root, what), seed)
+        elif step == "break":
+            image(root, what).write_bytes(b"broken")
+        os.utime(image(root, what), (time, time))
+    run(root, out)
+    assert equals_a_fresh_one(root, out)

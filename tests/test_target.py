@@ -160,7 +160,8 @@ OURS = (
     "report/.tmp-6-index.html",
 )  # fmt: skip
 NOT_OURS = (
-    ".tmp-notes.txt", ".tmp-12-thesis.md", "mine/.tmp-4-x.nii.gz", "images/openmind/s/.tmp-x.nii.gz",
+    ".tmp-notes.txt", ".tmp-12-thesis.md", ".tmp-12-my-README.md", "mine/.tmp-4-x.nii.gz",
+    "images/openmind/s/.tmp-x.nii.gz",
     "images/openmind/s/.tmp-4-x.txt", "images/openmind/s/tmp-4-x.nii.gz", "records/.tmp-openmind.jsonl",
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonize.errors import UserError
+from harmonize.files import room_in
 from harmonize.licences import terms_of
 from harmonize.target import check_folder
 
@@ -88,9 +89,10 @@ def _openmind(options: argparse.Namespace) -> int:
 
     check_folder(options.out)
     choice = openmind.Choice(modalities=options.modality, max_score=options.max_score, limit=options.limit)
-    there, missing = openmind.fetch(
-        choice, options.out, repo=options.repo, endpoint=options.endpoint, workers=options.workers
-    )
+    with room_in(options.out):
+        there, missing = openmind.fetch(
+            choice, options.out, repo=options.repo, endpoint=options.endpoint, workers=options.workers
+        )
     print(f"{options.out}: {there} images; next: harmonize openmind {options.out} --out CORPUS")
     return _finish(options.out, missing)
 
@@ -99,14 +101,15 @@ def _tcia(options: argparse.Namespace) -> int:
     from harmonize.fetch import tcia
 
     check_folder(options.out)
-    outcome = tcia.fetch(
-        options.collection,
-        options.out,
-        modalities=options.modality,
-        limit=options.limit,
-        base_url=(options.base_url or tcia.BASE_URL).rstrip("/"),
-        workers=options.workers,
-    )
+    with room_in(options.out):
+        outcome = tcia.fetch(
+            options.collection,
+            options.out,
+            modalities=options.modality,
+            limit=options.limit,
+            base_url=(options.base_url or tcia.BASE_URL).rstrip("/"),
+            workers=options.workers,
+        )
     for licence, count in sorted(outcome.licences.items()):
         print(f"licence of {count} series: {licence}")
     print(f"{options.out}: {outcome.there} series; next: harmonize tcia {options.out} --out CORPUS")
@@ -119,7 +122,8 @@ def _deeplesion(options: argparse.Namespace) -> int:
     check_folder(options.out)
     wanted = deeplesion.addresses(options.list, options.base_url)[: options.limit]
     table = f"{options.base_url.rstrip('/')}/{deeplesion.TABLE}" if options.base_url else None
-    missing = deeplesion.fetch(wanted, options.out, table_url=table)
+    with room_in(options.out):
+        missing = deeplesion.fetch(wanted, options.out, table_url=table)
     print(f"{options.out}: {len(wanted)} archives asked for; next: harmonize deeplesion {options.out} --out CORPUS")
     return _finish(options.out, missing)
 
