@@ -197,18 +197,15 @@ def phantom_tree(source: str, folder: Path, divisor: int) -> Path:
 
 
 def large_tree(source: str, folder: Path, divisor: int) -> Path:
-    """One or two series of full-size slices."""
+    """One series of full-size slices."""
     root = folder / "raw"
     root.mkdir()
     if source == "openmind":
+        name = "ds000001/sub-01/ct/sub-01_CT.nii.gz"
+        (root / "OpenMind" / name).parent.mkdir(parents=True)
         write_ct_nifti(root, divisor)
-        for number in (1, 2):
-            path = root / f"OpenMind/ds000001/sub-{number:02d}/ct/sub-{number:02d}_CT.nii.gz"
-            path.parent.mkdir(parents=True)
-            path.hardlink_to(root / "ct.nii.gz")
-        (root / "ct.nii.gz").unlink()
-        rows = "".join(f"ds000001/sub-{n:02d}/ct/sub-{n:02d}_CT.nii.gz,CT\n" for n in (1, 2))
-        (root / "openneuro_metadata.csv").write_text(f"image_path,modality\n{rows}")
+        (root / "ct.nii.gz").rename(root / "OpenMind" / name)
+        (root / "openneuro_metadata.csv").write_text(f"image_path,modality\n{name},CT\n")
     elif source == "deeplesion":
         write_deeplesion(root, divisor)
     elif source == "tcia":
