@@ -18,7 +18,7 @@ from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.pixels import pixel_array
 
 from harmonize.dicom_elements import PARSER_FAULTS, parsing
-from harmonize.dicom_layout import IMPLICIT_GE, PixelLayout
+from harmonize.dicom_layout import DOUBLE_PIXEL_DATA, FLOAT_PIXEL_DATA, IMPLICIT_GE, PixelLayout
 from harmonize.dicom_mosaic import cut_tiles
 from harmonize.errors import Reason, Rejection
 
@@ -125,7 +125,10 @@ def _pixel_data_length(stream: BinaryIO, layout: PixelLayout) -> int | None:
     if len(head) < 8:
         return None
     group, element = int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)  # type: ignore[arg-type]
-    if (group << 16 | element) != layout.pixel_tag:
+    tag = group << 16 | element
+    if tag in (FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA) and not layout.floating:
+        raise Rejection(Reason.UNSUPPORTED_ENCODING, f"float pixel data of {layout.bits_allocated} bits")
+    if tag != layout.pixel_tag:
         return None
     if head[4:6] in _LONG_VALUE_REPRESENTATIONS:
         return int.from_bytes(stream.read(4), order)  # type: ignore[arg-type]

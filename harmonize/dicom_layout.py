@@ -150,7 +150,10 @@ def read_layout(stream: BinaryIO, syntax: str, elements: Elements, *, tiles: int
     if frames is not None and not 1 <= frames <= MAX_FRAMES:
         raise Rejection(Reason.MISSING_METADATA, f"the header claims {frames} frames")
     offset = stream.tell()
-    floating = bits_allocated in (32, 64) and _next_tag(stream, syntax) in (FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA)
+    tag = _next_tag(stream, syntax) if bits_allocated in (32, 64) else PIXEL_DATA
+    floating = tag in (FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA)
+    if floating:
+        bits_allocated = 32 if tag == FLOAT_PIXEL_DATA else 64
     bits_stored = bits_allocated if floating else elements.integer(0x00280101) or bits_allocated
     high_bit = None if floating else elements.integer(0x00280102)
     photometric = elements.text(0x00280004).upper()

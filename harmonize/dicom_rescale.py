@@ -7,8 +7,9 @@ of the neighbouring slice.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,22 +52,29 @@ def settle_rescale(frames: Sequence[Frame]) -> tuple[list[Frame], Rescaling]:
     Raises:
         Rejection: They are missing in some pictures, and neither the others nor the pixels tell them.
     """
-    slopes = [frame.meaning.slope for frame in frames]
-    intercepts = [frame.meaning.intercept for frame in frames]
-    incomplete = [k for k in range(len(frames)) if slopes[k] is None or intercepts[k] is None]
-    notes: list[str] = []
-    stated = any(intercept is not None for intercept in intercepts)
-    if not any(slope is not None for slope in slopes):
-        slopes = [1.0] * len(frames)
-        notes += ["the rescale slope is missing: 1 assumed"] if stated else []
-    if not stated:
-        intercepts = [0.0] * len(frames)
-    gaps = [k for k in range(len(frames)) if slopes[k] is None or intercepts[k] is None]
-    own = [(_or(slope, 1.0), _or(intercept, 0.0)) for slope, intercept in zip(slopes, intercepts, strict=True)]
-    scalings = _fill(frames, own, gaps, (_agreed(slopes), _agreed(intercepts)), notes) if gaps else own
+    slopes = _plausible([frame.meaning.slope for frame in frames], lambda slope: math.isfinite(slope) and slope != 0)
+    intercepts = _plausible([frame.meaning.intercept for frame in frames], math.isfinite)
     modality = frames[0].header.modality
+    notes: list[str] = []
+    no_slope, no_intercept = (not any(value is not None for value in values) for values in (slopes, intercepts))
+    # Only in CT does the unit hang on the intercept: that of MR and PET is nearly always 0.
+    stated = not no_intercept or (modality != "CT" and not no_slope)
+    if no_slope:
+        slopes = [1.0] * len(frames)
+        notes += ["the rescale slope is missing: 1 assumed"] if not no_intercept else []
+    if no_intercept:
+        intercepts = [0.0] * len(frames)
+        notes += ["the rescale intercept is missing: 0 assumed"] if modality != "CT" and not no_slope else []
+    own = [(_or(slope, 1.0), _or(intercept, 0.0)) for slope, intercept in zip(slopes, intercepts, strict=True)]
+    agreed = _agreed(slopes), _agreed(intercepts)
+    filled = {
+        k: (_or(slope, _or(agreed[0], math.nan)), _or(intercept, _or(agreed[1], math.nan)))
+        for k, (slope, intercept) in enumerate(zip(slopes, intercepts, strict=True))
+        if slope is None or intercept is None
+    }
+    scalings = _fill(frames, own, filled, notes) if filled else own
     if modality == "CT":
-        scalings = _overrule(frames, scalings, set(incomplete), notes)
+        scalings = _overrule(frames, scalings, set(filled), notes)
     if modality == "MR":
         scalings = _undo_philips_scaling(frames, scalings, notes)
     settled = [_with_scaling(frame, scaling) for frame, scaling in zip(frames, scalings, strict=True)]
@@ -83,6 +91,12 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
+def _plausible(values: list[float | None], is_plausible: Callable[[float], bool]) -> list[float | None]:
+    """The values without those that cannot be true, where others can; none can: all as they are, to be refused."""
+    kept = [value if value is not None and is_plausible(value) else None for value in values]
+    return kept if any(value is not None for value in kept) else values
+
+
 def _agreed(values: Sequence[float | None]) -> float | None:
     """The one value that all have that have any."""
     found = set(values) - {None}
@@ -90,34 +104,35 @@ def _agreed(values: Sequence[float | None]) -> float | None:
 
 
 def _fill(
-    frames: Sequence[Frame],
-    own: Sequence[Scaling],
-    gaps: Sequence[int],
-    agreed: tuple[float | None, float | None],
-    notes: list[str],
+    frames: Sequence[Frame], own: Sequence[Scaling], filled: Mapping[int, Scaling], notes: list[str]
 ) -> list[Scaling]:
-    """Give pictures without slope or intercept those of the others, or none where they plainly need none."""
-    slope, intercept = agreed
-    lacking = f"the rescale slope or intercept is missing in {len(gaps)} of {len(frames)} slices"
-    if slope is None or intercept is None:
+    """Give pictures that lack slope or intercept those of the others, unless they plainly need none.
+
+    Args:
+        frames: The pictures.
+        own: Their scalings, with 1 and 0 for what they lack.
+        filled: By number, those of the pictures that lack something, with NaN where the others do not agree.
+        notes: Gets a line about it.
+    """
+    lacking = f"the rescale slope or intercept is missing in {len(filled)} of {len(frames)} slices"
+    if any(map(math.isnan, (number for scaling in filled.values() for number in scaling))):
         raise Rejection(Reason.BAD_INTENSITY, f"{lacking}, and the others do not agree on one")
-    filled, needless = list(own), 0
-    told = sorted(set(range(len(frames))) - set(gaps))
-    for k in gaps:
-        filled[k] = slope, intercept
-        if own[k] == filled[k] or not told:
-            continue
-        nearest = min(told, key=lambda other: abs(other - k))
-        like_others, as_is = _unlikeness(frames, k, nearest, own[nearest], (filled[k], own[k]))
-        if as_is * CLEARLY < like_others:
-            filled[k] = own[k]
-            needless += 1
-        elif as_is < like_others:
-            raise Rejection(Reason.BAD_INTENSITY, f"{lacking}, and their pixels do not bear out that of the others")
-    notes.append(f"{lacking}: {len(gaps) - needless} read with {slope:g} and {intercept:g} as the others")
+    chosen, needless = list(own), 0
+    told = [k for k in range(len(frames)) if k not in filled]
+    for k, scaling in filled.items():
+        if own[k] != scaling and told:
+            nearest = min(told, key=lambda other: abs(other - k))
+            like_others, as_is = _unlikeness(frames, k, nearest, own[nearest], (scaling, own[k]))
+            if as_is * CLEARLY < like_others:
+                needless += 1
+                continue
+            if as_is < like_others:
+                raise Rejection(Reason.BAD_INTENSITY, f"{lacking}, and their pixels do not bear out that of the others")
+        chosen[k] = scaling
+    notes.append(f"{lacking}: {len(filled) - needless} read with that of the others")
     if needless:
-        notes.append(f"{needless} slices without rescale slope and intercept resemble their neighbours as they are")
-    return filled
+        notes.append(f"{needless} slices without rescale slope or intercept resemble their neighbours as they are")
+    return chosen
 
 
 def _overrule(frames: Sequence[Frame], scalings: list[Scaling], settled: set[int], notes: list[str]) -> list[Scaling]:

@@ -208,6 +208,16 @@ def test_an_empty_rescale_tag_is_a_missing_one(tmp_path):
     assert_head(read(write(tmp_path, every_third(edit))))
 
 
+@pytest.mark.parametrize("slope", ["0", "x"])
+def test_a_rescale_tag_that_cannot_be_true_is_a_missing_one(tmp_path, slope):
+    write(tmp_path, every_third(lambda dataset, k: setattr(dataset, "RescaleSlope", "7")))
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"DS\x02\x007 ", b"DS\x02\x00" + slope.encode() + b" "))
+    scan = read(tmp_path)
+    assert_head(scan)
+    assert "missing in 4 of 12 slices" in said(scan)
+
+
 def zoomed(dataset):
     """Nothing but the inside of the head."""
     store(dataset, np.repeat(np.repeat(stored(dataset)[8:24, 8:24], 2, 0), 2, 1))
@@ -448,6 +458,30 @@ def test_pet_is_activity_only_where_the_header_says_so(tmp_path):
         scan = read(write(tmp_path / name, lambda dataset, k, change=change: (as_pet(dataset, k), change(dataset, k))))
         units[name] = scan.unit
     assert units == {"activity": "Bq/ml", "uptake": "arbitrary", "stored": "arbitrary"}
+
+
+@pytest.mark.parametrize("lacking", [lambda k: True, lambda k: k % 3 == 1])
+def test_pet_without_intercepts_keeps_the_slope_of_each_slice(tmp_path, lacking):
+    def edit(dataset, k):
+        as_pet(dataset, k)
+        dataset.RescaleSlope = 0.5 * (k + 1)
+        if lacking(k):
+            del dataset.RescaleIntercept
+
+    scan = read(write(tmp_path, edit))
+    assert scan.unit == "Bq/ml"
+    assert scan.voxels_XYZ[16, 16].tolist() == [(BRAIN + 1024) * 0.5 * (k + 1) for k in range(SLICES)]
+    assert "intercept is missing" in said(scan)
+
+
+def test_pet_without_the_slope_of_some_slices_is_refused(tmp_path):
+    def edit(dataset, k):
+        as_pet(dataset, k)
+        dataset.RescaleSlope = 0.5 * (k + 1)
+        if k == 4:
+            del dataset.RescaleSlope
+
+    assert rejection(write(tmp_path, edit)).reason is Reason.BAD_INTENSITY
 
 
 def test_pet_slices_in_different_units_are_no_volume(tmp_path):
@@ -741,6 +775,21 @@ def test_doubles_beyond_single_precision_are_refused(tmp_path):
     fault = rejection(write(tmp_path, lambda dataset, k: to_float(dataset, "<f8", 1e300)))
     assert fault.reason is Reason.BAD_INTENSITY
     assert "double" in fault.message
+
+
+@pytest.mark.parametrize(("bits", "right"), [(64, True), (16, False)])
+def test_float_pixels_with_the_wrong_number_of_bits_are_named(tmp_path, bits, right):
+    def edit(dataset, k):
+        to_float(dataset, "<f4")
+        dataset.BitsAllocated = bits
+
+    write(tmp_path, edit)
+    if right:
+        assert_head(read(tmp_path))
+    else:
+        fault = rejection(tmp_path)
+        assert fault.reason is Reason.UNSUPPORTED_ENCODING
+        assert "float" in fault.message
 
 
 def test_float_pixels_that_end_early_are_truncated(tmp_path):
