@@ -24,8 +24,8 @@ from harmonize.settings import Settings
 from headspark.channels import MRI_UNITS
 from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.hub import load_weights
 from headspark.seen import is_model_config, read_json, seen_at
+from headspark.weights import load_weights
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

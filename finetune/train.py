@@ -28,13 +28,13 @@ from finetune.rsna import select
 from finetune.run_folder import RunFolder, hold_run
 from finetune.stages import apply_rates, total_steps
 from finetune.step_log import log_score, log_skip, log_steps, summary
-from finetune.trainer import StepReport, Trainer, make_trainer, notes, restore, snapshot
+from finetune.trainer import NEEDED, StepReport, Trainer, make_trainer, notes, restore, snapshot
 from finetune.validation import ADVICE, check_result, validate, validate_if_due
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
 from harmonize.progress import Progress
-from headspark.checkpoint import load_newest, save_checkpoint
+from headspark.checkpoint import check_fits, load_newest, save_checkpoint
 from headspark.claim import CHECKPOINTS
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.data import Plan
@@ -124,7 +124,8 @@ def _train(
             accelerator.print(f"note: {given.fault}; the run's checkpoint holds its weights", file=sys.stderr)
             encoder = rebuilt(agree({} if folder is None else folder.encoder or {}))
         trainer = make_trainer(recipe, accelerator, encoder)
-        checkpoint = load_newest(out / CHECKPOINTS, say=accelerator.print)
+        fits = partial(check_fits, model=trainer.model, optimizer=trainer.optimizer, needs=NEEDED)
+        checkpoint = load_newest(out / CHECKPOINTS, say=accelerator.print, fits=fits)
         for line in notes(trainer, corpus):
             accelerator.print(f"note: {line}", file=sys.stderr)
         if checkpoint is not None:

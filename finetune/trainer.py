@@ -25,6 +25,9 @@ from headspark.diverged import all_finite
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.split_norms import split_norms
 
+NEEDED = ("scaler", "non_finite")
+"""What a checkpoint must hold for a run to go on from it, version 0.1.0's too."""
+
 
 class StepReport(NamedTuple):
     """One step in numbers; over several ranks their mean."""

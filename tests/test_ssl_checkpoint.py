@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from standin_disk import file_size_limit
+from torch import nn
 
 from harmonize.errors import UserError
-from headspark.checkpoint import Checkpoint, load_checkpoint, load_newest, remove_leftovers, save_checkpoint
+from headspark.checkpoint import Checkpoint, check_fits, load_checkpoint, load_newest, remove_leftovers, save_checkpoint
 
 
 def checkpoint(step: int, size: int = 8) -> Checkpoint:
@@ -94,6 +105,117 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(tmp_path: Path) 
         save_checkpoint(tmp_path, checkpoint(2, size=100_000), keep=1)
     assert steps(tmp_path) == ["step_000001"]
     assert load_checkpoint(tmp_path / "step_000001").step == 1
+
+
+def seal(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a checkpoint's seal."""
+    content = json.loads((path / "checkpoint.json").read_text())
+    changed = change(content)
+    (path / "checkpoint.json").write_text(json.dumps(content if changed is None else changed))
+
+
+SEALS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no format": lambda seal: seal.pop("format") and None,
+    "a later format": lambda seal: seal.update(format=2),
+    "a format in words": lambda seal: seal.update(format=[1]),
+    "no step": lambda seal: seal.pop("step") and None,
+    "another step": lambda seal: seal.update(step=7),
+    "a step that is true": lambda seal: seal.update(step=True),
+    "no files": lambda seal: seal.pop("files") and None,
+    "files in a list": lambda seal: seal.update(files=["model.safetensors"]),
+    "a file without a hash": lambda seal: seal["files"]["model.safetensors"].pop("sha256") and None,
+    "a file that is null": lambda seal: seal["files"].update({"training.pt": None}),
+    "no model": lambda seal: seal["files"].pop("model.safetensors") and None,
+    "no state": lambda seal: seal["files"].pop("training.pt") and None,
+    "a file elsewhere": lambda seal: seal["files"].update({"../../x": {"bytes": 0, "sha256": ""}}),
+    "a list": lambda seal: [1],
+    "a number": lambda seal: 1,
+    "null": lambda seal: "null",
+}
+
+
+@pytest.mark.parametrize("odd", SEALS)
+def test_an_odd_seal_is_passed_over_with_a_word(tmp_path: Path, odd: str) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), keep=5)
+    seal(save_checkpoint(tmp_path, checkpoint(2), keep=5), SEALS[odd])
+    said: list[str] = []
+    found = load_newest(tmp_path, say=said.append)
+    assert found is not None
+    assert found.step == 1
+    assert len(said) == 1
+    assert "step_000002" in said[0]
+    assert said[0].endswith("; passed over")
+
+
+@given(data=st.data())
+def test_a_seal_with_any_byte_changed_never_ends_in_anything_but_a_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    save_checkpoint(folder, checkpoint(1), keep=5)
+    file = save_checkpoint(folder, checkpoint(2), keep=5) / "checkpoint.json"
+    content = bytearray(file.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] = data.draw(st.integers(0, 255))
+    file.write_bytes(content[: data.draw(st.sampled_from([place, len(content)]))])
+    said: list[str] = []
+    found = load_newest(folder, say=said.append)
+    assert found is not None
+    assert found.step == 2 - len(said)
+
+
+def sealed_again(path: Path, name: str, content: bytes) -> None:
+    """Put another content into a checkpoint, under a right seal."""
+    (path / name).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    seal(path, lambda seal: seal["files"].update({name: {"bytes": len(content), "sha256": digest}}))
+
+
+@pytest.mark.parametrize("kind", ["a list", "cut", "empty", "text", "a foreign safetensors"])
+def test_a_state_of_another_kind_is_passed_over_even_under_a_right_seal(tmp_path: Path, kind: str) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), keep=5)
+    path = save_checkpoint(tmp_path, checkpoint(2), keep=5)
+    whole = (path / "training.pt").read_bytes()
+    stream = io.BytesIO()
+    torch.save([1, 2], stream)
+    contents = {"a list": stream.getvalue(), "cut": whole[: len(whole) // 2], "empty": b"", "text": b"mine"}
+    name = "model.safetensors" if kind == "a foreign safetensors" else "training.pt"
+    sealed_again(path, name, contents.get(kind, whole))
+    said: list[str] = []
+    found = load_newest(tmp_path, say=said.append)
+    assert found is not None
+    assert found.step == 1
+    assert "something else than weights" in said[0]
+
+
+def test_a_checkpoint_that_a_run_cannot_go_on_from_is_passed_over(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = {"optimizer": optimizer.state_dict(), "pending": []}
+    whole = Checkpoint(step=1, model=model.state_dict(), ema=model.state_dict(), training=state)
+    other = nn.Sequential(model, nn.Linear(2, 2))
+    odd = {
+        2: (replace(whole, training={"optimizer": optimizer.state_dict()}), "lacks pending"),
+        3: (replace(whole, training={"pending": []}), "lacks optimizer"),
+        4: (replace(whole, training=state | {"optimizer": {}}), "another optimizer's state"),
+        5: (
+            replace(whole, training=state | {"optimizer": torch.optim.SGD(other.parameters(), 1).state_dict()}),
+            "another",
+        ),
+        6: (replace(whole, model=nn.Linear(3, 4).state_dict()), r"weight is \(4, 3\), the recipe asks for \(2, 3\)"),
+        7: (replace(whole, ema=other.state_dict()), r"ema\.safetensors: .* 2 missing"),
+    }
+    save_checkpoint(tmp_path, whole, keep=9)
+    for step, (one, _) in odd.items():
+        save_checkpoint(tmp_path, replace(one, step=step), keep=9)
+    said: list[str] = []
+    found = load_newest(
+        tmp_path, say=said.append, fits=partial(check_fits, model=model, optimizer=optimizer, needs=("pending",))
+    )
+    assert found is not None
+    assert found.step == 1
+    for line, (step, (_, reason)) in zip(reversed(said), odd.items(), strict=True):
+        assert re.search(rf"step_{step:06d}: .*{reason}.*; passed over", line)
 
 
 class Evil:

@@ -15,21 +15,21 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY
+from headspark.weights import check_weights
 
 FORMAT = 1
 MODEL, EMA, TRAINING, SEAL = "model.safetensors", "ema.safetensors", "training.pt", "checkpoint.json"
@@ -62,7 +62,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     Raises:
         UserError: The disk is full or cannot be written; what was there is intact.
     """
-    target = folder / f"step_{checkpoint.step:06d}"
+    target = folder / _folder_name(checkpoint.step)
     temporary = folder / f"{TEMPORARY}{os.getpid()}-{target.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,51 +86,119 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             f"{target}: {error.strerror or error}; {left}: make room and give the same command again"
         ) from error
     for step in sorted(step for step in _steps(folder) if step <= checkpoint.step)[:-keep]:
-        shutil.rmtree(folder / f"step_{step:06d}")
+        shutil.rmtree(folder / _folder_name(step))
     return target
 
 
-def load_newest(folder: Path, *, say: Callable[[str], object]) -> Checkpoint | None:
+def load_newest(
+    folder: Path, *, say: Callable[[str], object], fits: Callable[[Checkpoint, str], object] | None = None
+) -> Checkpoint | None:
     """The newest checkpoint that is whole; None if there is none. Leftovers of killed writes are ignored.
 
     Args:
         folder: The run's ``checkpoints``.
         say: Told about each checkpoint that is passed over.
+        fits: Given a whole checkpoint and its name for messages; raises `UserError` if it is none of this run's.
     """
     for step in sorted(_steps(folder), reverse=True):
-        path = folder / f"step_{step:06d}"
+        path = folder / _folder_name(step)
         try:
-            return load_checkpoint(path)
+            found = load_checkpoint(path)
+            if fits is not None:
+                fits(found, f"checkpoint {path}")
         except UserError as error:
             say(f"{error}; passed over")
+        else:
+            return found
     return None
+
+
+def check_fits(
+    found: Checkpoint, where: str, *, model: nn.Module, optimizer: Optimizer, needs: Collection[str]
+) -> None:
+    """Refuse a checkpoint that a run cannot go on from.
+
+    Args:
+        found: A whole one.
+        where: Names it.
+        model: Of the run.
+        optimizer: Of the run.
+        needs: What `Checkpoint.training` must hold besides the optimizer.
+
+    Raises:
+        UserError: Something is missing or has another shape.
+    """
+    missing = sorted({"optimizer", *needs} - set(found.training))
+    if missing:
+        raise UserError(f"{where}: {TRAINING} lacks {', '.join(missing)}")
+    for name, weights in ((MODEL, found.model), (EMA, found.ema)):
+        if weights is not None:
+            check_weights(model.state_dict(), weights, where=f"{where}: {name}", wanted="the recipe")
+    state = found.training["optimizer"]
+    groups = state.get("param_groups") if isinstance(state, dict) and isinstance(state.get("state"), dict) else None
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    try:
+        same = groups is not None and [len(group["params"]) for group in groups] == sizes
+    except (KeyError, TypeError):
+        same = False
+    if not same:
+        raise UserError(f"{where}: {TRAINING} holds another optimizer's state")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint folder.
 
     Raises:
-        UserError: It is incomplete, damaged, or holds anything but tensors and plain values.
+        UserError: It is incomplete, damaged, of another format or under another step's name, or holds anything but
+            tensors and plain values.
     """
-    try:
-        seal = json.loads((path / SEAL).read_bytes())
-        contents = {name: (path / name).read_bytes() for name in seal["files"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"checkpoint {path} is incomplete") from error
-    if seal["format"] != FORMAT:
-        raise UserError(f"checkpoint {path} has format {seal['format']}, this headspark reads {FORMAT}")
-    for name, content in contents.items():
-        if hashlib.sha256(content).hexdigest() != seal["files"][name]["sha256"]:
+    step, files = _read_seal(path)
+    contents: dict[str, bytes] = {}
+    for name, seal in files.items():
+        try:
+            contents[name] = (path / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"checkpoint {path} is incomplete: {name}: {error.strerror or error}") from error
+        if hashlib.sha256(contents[name]).hexdigest() != seal:
             raise UserError(f"checkpoint {path}: {name} is damaged")
     try:
+        training = torch.load(io.BytesIO(contents[TRAINING]), map_location="cpu", weights_only=True)
+        if not isinstance(training, dict):
+            raise TypeError(type(training).__name__)
         return Checkpoint(
-            step=seal["step"],
+            step=step,
             model=safetensors.torch.load(contents[MODEL]),
             ema=safetensors.torch.load(contents[EMA]) if EMA in contents else None,
-            training=torch.load(io.BytesIO(contents[TRAINING]), map_location="cpu", weights_only=True),
+            training=training,
         )
-    except (KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    # What a damaged archive or a foreign pickle makes PyTorch raise has no common base below Exception.
+    except Exception as error:
         raise UserError(f"checkpoint {path} holds something else than weights: {type(error).__name__}") from error
+
+
+def _read_seal(path: Path) -> tuple[int, dict[str, str]]:
+    """The step, and the SHA-256 of each file by its name.
+
+    Raises:
+        UserError: There is no seal, or it is none of ours.
+    """
+    try:
+        content = (path / SEAL).read_bytes()
+    except OSError as error:
+        raise UserError(f"checkpoint {path} is incomplete: {SEAL}: {error.strerror or error}") from error
+    try:
+        seal = json.loads(content)
+        found = seal.get("format")
+        if found != FORMAT:
+            raise UserError(f"checkpoint {path} has format {found}, this headspark reads {FORMAT}")
+        step, files = seal["step"], {name: facts["sha256"] for name, facts in seal["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"checkpoint {path}: its {SEAL} is damaged") from error
+    if not {MODEL, TRAINING} <= set(files) <= {MODEL, EMA, TRAINING}:
+        raise UserError(f"checkpoint {path}: its {SEAL} names {', '.join(map(str, sorted(files))) or 'no files'}")
+    if type(step) is not int or _folder_name(step) != path.name:
+        raise UserError(f"checkpoint {path}: its {SEAL} says step {step}")
+    return step, files
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -165,6 +233,10 @@ def _sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _folder_name(step: int) -> str:
+    return f"step_{step:06d}"
 
 
 def _steps(folder: Path) -> list[int]:

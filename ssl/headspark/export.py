@@ -14,12 +14,13 @@ from headspark.config import WRONG_USE, read_recipe
 from headspark.decoder import UNetDecoder
 from headspark.diverged import all_finite, divergence
 from headspark.encoder import ResidualEncoder, build_encoder
-from headspark.hub import Card, load_weights
+from headspark.hub import Card
 from headspark.interop import write_nnssl
 from headspark.recipe import Recipe
 from headspark.run import RECIPE, read_metrics, read_state
 from headspark.seen import seen_at
 from headspark.spark import SparK
+from headspark.weights import load_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

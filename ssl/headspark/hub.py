@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from harmonize.errors import UserError
 from harmonize.files import write_text
@@ -31,6 +31,7 @@ from headspark.config import WRONG_USE, from_plain, to_plain
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
 from headspark.folders import replaced
 from headspark.seen import NNSSL_CHECKPOINT, is_encoder_config, read_json, seen_at
+from headspark.weights import load_weights
 
 CARD, CURVES, RECONSTRUCTION = "README.md", "curves.png", "reconstruction.png"
 ENCODER_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE, CARD, CURVES, RECONSTRUCTION)
@@ -184,34 +185,6 @@ def save_encoder(
     """
     with replaced(folder, names=ENCODER_FILES, is_ours=_is_encoder, what="encoder") as temporary:
         on_hub(encoder, preprocessing, card).save_pretrained(temporary)
-
-
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: str, wanted: str) -> None:
-    """Load weights that must fit a network exactly.
-
-    Args:
-        network: Takes them.
-        weights: By name.
-        where: Names the file that they come from.
-        wanted: Names what the network was built from.
-
-    Raises:
-        UserError: They do not fit; names a tensor with both shapes, or what is missing or too much.
-    """
-    own = network.state_dict()
-    for name in own:
-        if name in weights and own[name].shape != weights[name].shape:
-            found, asked = tuple(weights[name].shape), tuple(own[name].shape)
-            raise UserError(f"{where}: {name} is {found}, {wanted} asks for {asked}; the two do not belong together")
-    missing, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
-    if missing or unexpected:
-        parts = [
-            f"{len(names)} {word} ({', '.join(sorted(names)[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''})"
-            for word, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
-        raise UserError(f"{where}: of the tensors that {wanted} asks for, {' and '.join(parts)}")
-    network.load_state_dict(dict(weights))
 
 
 def push_encoder(

@@ -24,8 +24,8 @@ from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.decoder import UNetDecoder
 from headspark.encoder import NORM_EPS, PRESETS, EncoderConfig, ResidualEncoder
 from headspark.folders import replaced
-from headspark.hub import load_weights
 from headspark.seen import read_json, seen_at
+from headspark.weights import load_weights
 
 CHECKPOINT_NAME = "checkpoint_final.pth"
 PLAN_NAME = "adaptation_plan.json"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from accelerate.utils import gather_object
 
 from harmonize.corpus import Corpus
 from headspark.cache import Store, cached
-from headspark.checkpoint import load_newest, remove_leftovers, save_checkpoint
+from headspark.checkpoint import check_fits, load_newest, remove_leftovers, save_checkpoint
 from headspark.cohort import Cohort, idle_weights, read_cohort
 from headspark.crops import NOISE, generator
 from headspark.data import Batch, network_input, train_batches
@@ -32,7 +33,7 @@ from headspark.recipe import Recipe
 from headspark.report import Report, check_trackers
 from headspark.run import FINISHED, INTERRUPTED, Run, open_run
 from headspark.samples import TrainSamples
-from headspark.training import Training, make_model, prepare, restore, snapshot
+from headspark.training import NEEDED, Training, make_model, prepare, restore, snapshot
 
 __all__ = ["Training", "make_model", "prepare", "train", "train_step"]
 
@@ -264,7 +265,8 @@ def resume(training: Training, run: Run | None, out: Path) -> dict[str, list[flo
     if run is not None:
         remove_leftovers(run.checkpoints)
     training.accelerator.wait_for_everyone()
-    found = load_newest(out / "checkpoints", say=training.accelerator.print)
+    fits = partial(check_fits, model=training.bare, optimizer=training.optimizer, needs=NEEDED)
+    found = load_newest(out / "checkpoints", say=training.accelerator.print, fits=fits)
     if run is not None:
         run.forget_after(-1 if found is None else found.step)
     if found is None:

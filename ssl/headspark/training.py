@@ -26,6 +26,9 @@ from headspark.recipe import Recipe
 from headspark.spark import SparK
 from headspark.split_norms import split_norms
 
+NEEDED = ("scaler", "effective_batch", "skipped", "skipped_in_a_row", "evaluated", "pending")
+"""What a checkpoint must hold for a run to go on from it, version 0.1.0's too."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Training:
