@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,14 +51,14 @@ class Folds:
         fold_of: Fold of each series, by scan id.
         folds: Into how many they were dealt.
         seed: `data.fold_seed`.
-        kept: Whether they stand in the corpus; else the run keeps them.
+        stored: Whether all of them stand in a file.
     """
 
     subjects: Mapping[str, str]
     fold_of: Mapping[str, int]
     folds: int
     seed: int
-    kept: bool = True
+    stored: bool = True
 
     def split(self, cases: Sequence[Case], fold: int) -> tuple[list[Case], list[Case]]:
         """Training and held-out series.
@@ -74,7 +75,7 @@ class Folds:
 
 
 def folds_of_run(corpus: Corpus, recipe: Recipe, cases: Sequence[Case], out: Path) -> Folds:
-    """The folds that a run uses: its own where it has them, else the corpus's.
+    """The folds that a run uses: its own where it has them, else the corpus's. Writes nothing.
 
     Args:
         corpus: With a label table.
@@ -105,33 +106,41 @@ def began_with_version_0_1_0(out: Path) -> bool:
 
 
 def corpus_folds(corpus: Corpus, folds: int, *, seed: int) -> Folds:
-    """The folds of a corpus: read from its folds.parquet, which is made, or gets the series that it lacks, if need be.
+    """The folds of a corpus: those of its folds.parquet, and of the series that it lacks. Writes nothing.
 
     Args:
         corpus: With a label table.
         folds: `data.folds`.
         seed: `data.fold_seed`.
 
-    Returns:
-        The folds; where the corpus cannot be written they are the same, but not `kept`.
-
     Raises:
         UserError: The file is damaged or was dealt otherwise, or there are fewer patients than folds.
     """
-    path, table = corpus.path / FOLDS, corpus.labels[corpus.labels["source"] == SOURCE]
-    there = read_folds(path)
-    found = _completed(path, there, table, folds, seed)
-    if there is not None and len(found.fold_of) == len(there.fold_of):
-        return found
+    return _completed(corpus, folds, seed)
+
+
+def keep_folds(found: Folds, corpus: Corpus, run: Path) -> None:
+    """Write folds into the corpus that they were dealt for, or into the run's folder where that cannot be.
+
+    Args:
+        found: Of `corpus_folds`.
+        corpus: Whose.
+        run: The run's folder.
+
+    Raises:
+        UserError: Another run has dealt the corpus otherwise meanwhile, or the disk is full.
+    """
+    path = corpus.path / FOLDS
     try:
         with lock.turn(corpus.path / LOCK, waiting=f"{corpus.path}: another run is dealing the folds; waiting for it"):
-            found = _completed(path, read_folds(path), table, folds, seed)
-            write_folds(path, found)
-        return found
+            again = _completed(corpus, found.folds, found.seed)
+            if not again.stored:
+                write_folds(path, again)
     except OSError as error:
         if error.errno not in NO_WRITING:
             raise UserError(f"{path}: cannot be written ({error.strerror}); make room, then run again") from error
-        return _not_kept(found)
+        print(f"note: {corpus.path} cannot be written: the run keeps its folds in {run / FOLDS}", file=sys.stderr)
+        write_folds(run / FOLDS, found)
 
 
 def read_folds(path: Path) -> Folds | None:
@@ -234,12 +243,14 @@ def folds_of_version_0_1_0(cases: Sequence[Case], folds: int, *, seed: int) -> F
         fold_of={case.scan_id: fold_of[case.subject] for case in cases},
         folds=folds,
         seed=seed,
-        kept=False,
+        stored=False,
     )
 
 
-def _completed(path: Path, there: Folds | None, table: pd.DataFrame, folds: int, seed: int) -> Folds:
-    """The folds of the file, and of the series of the label table that it lacks."""
+def _completed(corpus: Corpus, folds: int, seed: int) -> Folds:
+    """The folds of the corpus's file, and of the series of the label table that it lacks."""
+    path, table = corpus.path / FOLDS, corpus.labels[corpus.labels["source"] == SOURCE]
+    there = read_folds(path)
     if there is not None and (there.folds, there.seed) != (folds, seed):
         raise UserError(
             f"{path}: this corpus was dealt into data.folds {there.folds} with data.fold_seed {there.seed}, now "
@@ -256,11 +267,8 @@ def _completed(path: Path, there: Folds | None, table: pd.DataFrame, folds: int,
         fold_of=deal(table, folds, seed=seed, known=known),
         folds=folds,
         seed=seed,
+        stored=False,
     )
-
-
-def _not_kept(found: Folds) -> Folds:
-    return Folds(subjects=found.subjects, fold_of=found.fold_of, folds=found.folds, seed=found.seed, kept=False)
 
 
 def _stratum(row: Mapping[Any, Any]) -> Stratum:

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 
 from finetune.bundle import irreproducible, save_bundle, settings_of
 from finetune.data import Batch, RegionStore, TrainingSamples, check_patch, training_batches
-from finetune.folds import FOLDS, began_with_version_0_1_0, folds_of_run, write_folds
+from finetune.folds import FOLDS, began_with_version_0_1_0, folds_of_run, keep_folds, write_folds
 from finetune.inference import PREDICTIONS, score_of
 from finetune.losses import finetune_loss
 from finetune.metrics import Score
@@ -114,9 +114,9 @@ def _train(
     folds = folds_of_run(corpus, recipe, selection.cases, out)
     training, held_out = folds.split(selection.cases, recipe.data.fold)
     given = read_given(encoder_folder)
-    keep_folds = None if folds.kept else partial(write_folds, out / FOLDS, folds)
+    own_folds = partial(write_folds, out / FOLDS, folds) if old else None
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    hold = partial(hold_run, corpus=corpus.manifest_sha256(), ranks=ranks, given=given, first=keep_folds)
+    hold = partial(hold_run, corpus=corpus.manifest_sha256(), ranks=ranks, given=given, first=own_folds)
     with ExitStack() as stack:
         folder = enter_on_main(accelerator, stack, lambda: hold(out, recipe))
         encoder = given.network
@@ -136,6 +136,8 @@ def _train(
             folder.forget_after(trainer.step)
         seen = RegionStore(training, trainer.data, label="training series")
         judged = RegionStore(held_out[rank::ranks], trainer.data, label="held-out series")
+        if folder is not None and not folds.stored and not old:
+            keep_folds(folds, corpus, out)
         interrupt.begin()
         done = run_stages(trainer, seen, judged, folder, interrupt)
         predictions = validate(trainer, judged, interrupt) if done else None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from finetune import folds as folds_module
 from finetune.data import DataConfig
-from finetune.folds import FOLDS, corpus_folds, deal, folds_of_run, read_folds
+from finetune.folds import FOLDS, Folds, corpus_folds, deal, folds_of_run, keep_folds, read_folds
 from finetune.recipe import Recipe, TrainConfig
 from finetune.rsna import Case
 from harmonize.aneurysm_labels import LABELS
@@ -86,15 +86,15 @@ def test_folds_keep_patients_together_and_share_out_each_stratum(
     drawn: list[tuple[bool | None, str, int]], count: int, seed: int
 ) -> None:
     table = table_of(drawn)
-    dealt = deal(table, count, seed=seed)
-    found = table.assign(fold=[dealt[scan] for scan in table["scan_id"]])
+    fold_of = deal(table, count, seed=seed)
+    found = table.assign(fold=[fold_of[scan] for scan in table["scan_id"]])
     assert (found.groupby("subject")["fold"].nunique() == 1).all()
     first = found.drop_duplicates("subject")
     strata = first.assign(present=[-1 if x is None else x[-1] for x in first["labels"]])
     for _, stratum in [*strata.groupby(["present", "modality"]), ("all", strata)]:
         sizes = np.bincount(stratum["fold"], minlength=count)
         assert sizes.max() - sizes.min() <= 1
-    assert deal(table.sample(frac=1, random_state=seed), count, seed=seed) == dealt, "order does not matter"
+    assert deal(table.sample(frac=1, random_state=seed), count, seed=seed) == fold_of, "order does not matter"
 
 
 @settings(max_examples=15, deadline=None)
@@ -103,12 +103,12 @@ def test_patients_that_come_later_move_nobody(
     drawn: list[tuple[bool | None, str, int]], later: list[tuple[bool | None, str, int]], count: int
 ) -> None:
     before = table_of(drawn)
-    dealt = deal(before, count, seed=0)
+    fold_of = deal(before, count, seed=0)
     more = pd.concat([table_of(later, "a"), before, label_table([("p0.later", "p0", False, "CTA")])])
-    again = deal(more, count, seed=0, known=dealt)
-    assert {scan: again[scan] for scan in dealt} == dealt
+    again = deal(more, count, seed=0, known=fold_of)
+    assert {scan: again[scan] for scan in fold_of} == fold_of
     assert again.keys() == set(more["scan_id"])
-    assert again["p0.later"] == dealt["p0.0"], "another series of a patient stays with the patient"
+    assert again["p0.later"] == fold_of["p0.0"], "another series of a patient stays with the patient"
 
 
 def test_another_fold_seed_deals_otherwise() -> None:
@@ -119,13 +119,20 @@ def test_another_fold_seed_deals_otherwise() -> None:
 TABLE = table_of([(number % 3 == 0, MODALITIES[number % 4], 1) for number in range(24)])
 
 
+def dealt(corpus: Corpus, *, seed: int = 0) -> Folds:
+    """The folds of a corpus, written as the first run on it does."""
+    found = corpus_folds(corpus, 4, seed=seed)
+    keep_folds(found, corpus, corpus.path / "run")
+    assert not (corpus.path / "run").exists()
+    return found
+
+
 def test_two_corpora_of_one_table_have_equal_folds_whatever_was_refused(tmp_path: Path) -> None:
     whole = write_tables(tmp_path / "whole", TABLE)
     holed = write_tables(tmp_path / "holed", TABLE, refused=frozenset({"p0.0", "p7.0", "p8.0"}))
     assert len(holed.scans) == len(whole.scans) - 3
-    first, second = (corpus_folds(corpus, 4, seed=3) for corpus in (whole, holed))
+    first, second = (dealt(corpus, seed=3) for corpus in (whole, holed))
     assert first.fold_of == second.fold_of
-    assert first.kept
     assert (whole.path / FOLDS).read_bytes() == (holed.path / FOLDS).read_bytes()
     assert not [fault for fault in verify(whole.path) if "folds" in fault]
 
@@ -141,10 +148,12 @@ def test_the_training_seed_moves_no_patient(tmp_path: Path) -> None:
 
 def test_the_file_is_read_and_another_dealing_is_refused(tmp_path: Path) -> None:
     corpus = write_tables(tmp_path / "corpus", TABLE)
-    dealt = corpus_folds(corpus, 4, seed=3)
+    first = dealt(corpus, seed=3)
     written = (corpus.path / FOLDS).read_bytes()
     assert list(pd.read_parquet(corpus.path / FOLDS).columns) == ["subject", "scan_id", "fold"]
-    assert corpus_folds(Corpus.open(corpus.path), 4, seed=3).fold_of == dealt.fold_of
+    again = corpus_folds(Corpus.open(corpus.path), 4, seed=3)
+    assert again.fold_of == first.fold_of
+    assert again.stored
     for folds, seed in ((5, 3), (4, 2)):
         with pytest.raises(UserError, match=r"data\.folds 4 with data\.fold_seed 3") as refusal:
             corpus_folds(corpus, folds, seed=seed)
@@ -153,9 +162,9 @@ def test_the_file_is_read_and_another_dealing_is_refused(tmp_path: Path) -> None
 
 
 def test_series_added_to_the_corpus_get_folds_and_the_old_ones_stay(tmp_path: Path) -> None:
-    before = corpus_folds(write_tables(tmp_path / "corpus", TABLE), 4, seed=0)
+    before = dealt(write_tables(tmp_path / "corpus", TABLE))
     grown = write_tables(tmp_path / "corpus", pd.concat([TABLE, table_of([(True, "CTA", 2)] * 3, "new")]))
-    after = corpus_folds(grown, 4, seed=0)
+    after = dealt(grown)
     assert len(after.fold_of) == len(before.fold_of) + 6
     assert after.fold_of.items() >= before.fold_of.items()
     stored = read_folds(grown.path / FOLDS)
@@ -167,9 +176,9 @@ def test_series_added_to_the_corpus_get_folds_and_the_old_ones_stay(tmp_path: Pa
 
 
 def test_a_corpus_that_cannot_be_written_has_the_same_folds_and_the_run_keeps_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    writable = corpus_folds(write_tables(tmp_path / "writable", TABLE), 4, seed=0)
+    writable = dealt(write_tables(tmp_path / "writable", TABLE))
     corpus = write_tables(tmp_path / "corpus", TABLE)
 
     def refuse(path: Path, **options: object) -> None:
@@ -178,8 +187,21 @@ def test_a_corpus_that_cannot_be_written_has_the_same_folds_and_the_run_keeps_th
     monkeypatch.setattr(folds_module.lock, "turn", refuse)
     found = corpus_folds(corpus, 4, seed=0)
     assert found.fold_of == writable.fold_of
-    assert not found.kept
+    (tmp_path / "run").mkdir()
+    keep_folds(found, corpus, tmp_path / "run")
+    assert "the run keeps its folds" in capsys.readouterr().err
     assert not (corpus.path / FOLDS).exists()
+    own = read_folds(tmp_path / "run" / FOLDS)
+    assert own is not None
+    assert own.fold_of == writable.fold_of
+
+
+def test_a_run_that_dealt_otherwise_meanwhile_is_noticed(tmp_path: Path) -> None:
+    corpus = write_tables(tmp_path / "corpus", TABLE)
+    found = corpus_folds(corpus, 3, seed=0)
+    dealt(corpus)
+    with pytest.raises(UserError, match=r"data\.folds 4"):
+        keep_folds(found, corpus, tmp_path / "run")
 
 
 def test_a_damaged_file_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
@@ -234,5 +256,5 @@ def test_a_run_that_version_0_1_0_began_keeps_its_folds(tmp_path: Path) -> None:
     (out / RECIPE).write_text("\n".join(line for line in to_yaml(recipe).splitlines() if "fold_seed" not in line))
     found = folds_of_run(corpus, recipe, cases, out)
     assert [found.fold_of[case.scan_id] for case in cases] == OF_VERSION_0_1_0
-    assert not found.kept
+    assert not found.stored
     assert not (corpus.path / FOLDS).exists()

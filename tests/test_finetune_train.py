@@ -354,6 +354,19 @@ def test_a_patch_that_the_encoder_cannot_take_is_refused_before_anything_is_read
     assert refusal.value.exit_code == 2
 
 
+def test_a_refused_start_deals_no_folds(corpus: Corpus, tmp_path: Path) -> None:
+    shutil.copytree(corpus.path, tmp_path / "corpus", ignore=shutil.ignore_patterns("*folds*"))
+    before = sorted((tmp_path / "corpus").rglob("*"))
+    copied = Corpus.open(tmp_path / "corpus")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("mine")
+    bad_head = dataclasses.replace(tiny_recipe(), head=HeadConfig(stride=3))
+    for recipe, out in ((tiny_recipe(), tmp_path / "mine"), (bad_head, tmp_path / "run")):
+        with pytest.raises(UserError):
+            training.train(recipe, corpus=copied, encoder_folder=None, out=out)
+    assert sorted((tmp_path / "corpus").rglob("*")) == before
+
+
 def test_a_patch_of_a_single_cell_is_refused() -> None:
     with pytest.raises(UserError, match="norms of its last map"):
         check_patch(DataConfig(patch=(16, 16, 16)), 16)

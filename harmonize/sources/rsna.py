@@ -233,7 +233,8 @@ def _coordinates(text: str) -> tuple[float, float, int | None] | None:
 
 def _checked(folder: Path) -> Path:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of one DICOM series", exit_code=2)
+        fault = "a file; give the folder that holds it" if folder.exists() else "no such folder; give that of a series"
+        raise UserError(f"{folder}: {fault}", exit_code=2)
     return folder
 
 
