@@ -59,8 +59,10 @@ def judge(
         return State.UNRECORDED, now
     if then.partial:
         return State.MISSING, None
+    if now.said != then.said:
+        return State.CHANGED, now
     if now.files != then.files:
-        shrunk = record.row is not None and now.count < then.count and not retry
+        shrunk = record.row is not None and not retry and now.file_hashes() < then.file_hashes()
         return (State.SHRUNK if shrunk else State.CHANGED), now
     if now.times != then.times:
         return (State.CHANGED if then.content is None else State.TOUCHED), now
@@ -103,28 +105,25 @@ def superseded(
 ) -> set[Key]:
     """Of the accepted scans that are no longer found, those whose data an accepted scan of another name holds now.
 
-    A run of slices that grew has a new name, the old one's first file and no fewer files than that; a file that was
-    renamed gives the same voxels.
+    A run of slices that grew has a new name and all files of the old one; a file that was renamed gives the same
+    voxels.
     """
     old = {key: records[key] for key in gone if records[key].row is not None}
     if not old:
         return set()
-    holders: dict[str, int] = {}
+    files = {key: record.read.file_hashes() for key, record in old.items() if record.read is not None}
+    marks = {min(hashes): key for key, hashes in files.items() if hashes}
+    found = set()
     voxels = set()
     for ref in references:
         record = records.get((ref.source, identity.raw_hash(ref, settings.salt)))
-        if record is None or record.row is None:
+        if record is None or record.row is None or record.read is None:
             continue
         voxels.add((record.source, record.row["sha256"]))
-        for path in ref.paths:
-            name = fingerprint.file_name_hash(path, ref, settings.salt)
-            holders[name] = max(holders.get(name, 0), len(ref.paths))
-    return {
-        key
-        for key, record in old.items()
-        if (record.source, record.row and record.row["sha256"]) in voxels
-        or (record.read is not None and 0 < record.read.count <= holders.get(record.read.first, 0))
-    }
+        hashes = record.read.file_hashes()
+        found |= {marks[mark] for mark in hashes & marks.keys() if files[marks[mark]] <= hashes}
+    same = {key for key, record in old.items() if record.row and (record.source, record.row["sha256"]) in voxels}
+    return found | same
 
 
 def _is_tried_again(record: Record, *, retry: bool) -> bool:

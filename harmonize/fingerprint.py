@@ -6,6 +6,7 @@ lies in the raw folder. Nothing in it can be read back: names, sizes, values and
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Mapping
@@ -27,49 +28,59 @@ NOT_WHAT_WAS_READ = frozenset({"decisions", "refused"})
 
 CHUNK_BYTES = 1 << 20
 
+_CHARACTERS = 4
+"""Of a file's hash, base64: 24 bits tell a file of a scan from its others, and keep the journal of DICOM short."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
     """What a scan's raw data were when they were read; every text is a salted hash.
 
     Attributes:
-        files: Of the files' names and sizes, and of what discovery said of the scan (ids, rows of tables).
+        files: Of the files' names and sizes, and of the reason if discovery refused the scan.
+        each: Of the name and size of each file, four characters a file, sorted: tells whether files are gone.
+        said: Of what discovery said of the scan: ids, rows of tables.
         times: Of the files' modification times; empty for what discovery refused, which no file is read for.
-        count: How many files there were.
-        first: Of the first file's name.
         root: Of the raw folder's place.
         content: Of the files' contents; None where it is not known, or was not the same throughout.
         partial: Some file could not be read, and the scan was made without it.
     """
 
     files: str
+    each: str
+    said: str
     times: str
-    count: int
-    first: str
     root: str
     content: str | None = None
     partial: bool = False
 
+    def file_hashes(self) -> frozenset[str]:
+        """`each`, taken apart."""
+        return frozenset(self.each[at : at + _CHARACTERS] for at in range(0, len(self.each), _CHARACTERS))
+
 
 def look(ref: ScanRef, salt: str) -> Fingerprint:
     """The fingerprint of a raw scan as it lies there now, without its content: no file is opened."""
-    names, sizes, times = [], [], []
+    names, each, times = [], [], []
     for path in _inputs(ref):
         size, time_ns = _stat(path)
-        names.append(_name(path, ref.root))
-        sizes.append(size)
+        name = f"{_name(path, ref.root)} {size}"
+        names.append(name)
         times.append(time_ns)
+        if size != GONE:
+            each.append(_short_hash(salt, name))
     refused = ref.meta.get("refused")
-    said = {
-        "ids": [ref.subject, ref.session, ref.public_id, ref.modality],
-        "meta": _plain({key: value for key, value in ref.meta.items() if key not in NOT_WHAT_WAS_READ}, ref.root),
-        "refused": refused[0] if isinstance(refused, tuple) else None,
-    }
+    said = [
+        [ref.subject, ref.session, ref.public_id, ref.modality],
+        # A path is one of the files.
+        _plain({key: value for key, value in ref.meta.items() if _is_said(key, value)}, ref.root),
+    ]
+    reason = str(refused[0]) if isinstance(refused, tuple) else ""
     return Fingerprint(
-        files=salted_hash(salt, "files", *names, json.dumps([sizes, said], sort_keys=True, default=str)),
+        files=salted_hash(salt, "files", reason, *names),
+        each="".join(sorted(each)),
+        said=salted_hash(salt, "said", json.dumps(said, sort_keys=True, default=str)),
         times="" if refused is not None else salted_hash(salt, "times", json.dumps(times)),
-        count=sum(size != GONE for size in sizes),
-        first=salted_hash(salt, "file", names[0]) if names else "",
         root=root_hash(ref, salt),
     )
 
@@ -100,11 +111,6 @@ def look_and_read(ref: ScanRef, *, salt: str) -> Fingerprint:
     return read(ref, look(ref, salt), salt)
 
 
-def file_name_hash(path: Path, ref: ScanRef, salt: str) -> str:
-    """What `Fingerprint.first` says of a file."""
-    return salted_hash(salt, "file", _name(path, ref.root))
-
-
 def root_hash(ref: ScanRef, salt: str) -> str:
     """What `Fingerprint.root` says of where a raw scan lies."""
     return salted_hash(salt, "root", _resolved(str(ref.root.absolute())))
@@ -116,6 +122,14 @@ def _inputs(ref: ScanRef) -> tuple[Path, ...]:
     except OSError:
         # A folder that may not be looked into: once it may, there are more files, and the fingerprint is another.
         return ref.paths
+
+
+def _is_said(key: str, value: object) -> bool:
+    return key not in NOT_WHAT_WAS_READ and not isinstance(value, Path)
+
+
+def _short_hash(salt: str, name: str) -> str:
+    return base64.b64encode(bytes.fromhex(salted_hash(salt, "file", name)[:6])).decode("ascii")
 
 
 def _stat(path: Path) -> tuple[int, int]:

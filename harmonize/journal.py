@@ -20,7 +20,7 @@ from harmonize.fingerprint import Fingerprint
 
 SUFFIX = ".jsonl"
 SHARD = ".shard-"
-_EMPTY: dict[str, Any] = {"files": "", "times": "", "count": 0, "first": "", "root": ""}
+_EMPTY: dict[str, Any] = dict.fromkeys(("files", "each", "said", "times", "root"), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,6 +218,32 @@ def test_slices_that_vanish_leave_their_scan_until_a_retry(rsna: Path, tmp_path:
     assert equals_a_fresh_one(rsna, out, "rsna")
 
 
+def test_a_mask_that_vanishes_leaves_its_scan_until_a_retry(rsna: Path, tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    run(rsna, out, "rsna")
+    before = content(out)
+    masks = [path for path in (rsna / "segmentations").rglob("*") if path.is_file()]
+    assert masks
+    for path in masks:
+        path.unlink()
+    assert run(rsna, out, "rsna").changed == 0
+    assert content(out) == before
+    run(rsna, out, "rsna", retry=True)
+    assert equals_a_fresh_one(rsna, out, "rsna")
+
+
+def test_fewer_but_other_files_are_a_change(rsna: Path, tmp_path: Path) -> None:
+    """As when the volumes of a series are numbered anew because another one came before them."""
+    out, folder = tmp_path / "corpus", multi_file_series(rsna)
+    run(rsna, out, "rsna")
+    first, last, *_ = slices(folder)
+    last.unlink()
+    first.rename(folder / f"new-{first.name}")
+    assert (summary := run(rsna, out, "rsna")).changed == 1
+    assert summary.shrunk == 0
+    assert equals_a_fresh_one(rsna, out, "rsna")
+
+
 def test_a_scan_that_is_refused_after_a_change_leaves_the_corpus_with_its_files(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
     run(root, out)
