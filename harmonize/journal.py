@@ -20,7 +20,6 @@ from harmonize.fingerprint import Fingerprint
 
 SUFFIX = ".jsonl"
 SHARD = ".shard-"
-_EMPTY: dict[str, Any] = dict.fromkeys(("files", "each", "said", "times", "root"), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +153,12 @@ def _records(path: Path) -> Iterator[Record]:
             try:
                 entry = json.loads(line)
                 read = entry.pop("read", None)
-                yield Record(**entry, read=None if read is None else Fingerprint(**_EMPTY | read))
+                yield Record(**entry, read=None if read is None else _fingerprint(read))
             except (json.JSONDecodeError, TypeError, AttributeError):
                 # Cut by a kill: the scan has no record and is done again.
                 continue
+
+
+def _fingerprint(entry: dict[str, Any]) -> Fingerprint:
+    known = {"files": "", "each": "", "said": "", "times": "", "root": ""} | entry
+    return Fingerprint(**{name: known[name] for name in Fingerprint.__slots__ if name in known})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from harmonize.thumbnails import thumbnail
 
 REPORT = "report/index.html"
 PICTURES_PER_CHUNK = 120
+_NAMED = re.compile(r"scan [\w.-]+(?=,)", re.ASCII)
 
 
 def write_report(path: Path, *, thumbnails: int, workers: int = 1) -> Path:
@@ -129,9 +131,9 @@ def _page(
         "docs/rejections.md says what each reason means and what to do about it; `harmonize locate SOURCE RAW CORPUS` "
         "names the raw files."
     )
-    refused = Counter(
-        zip(corpus.rejected["source"], corpus.rejected["reason"], corpus.rejected["message"], strict=True)
-    )
+    # Of duplicates each message names another scan, and the table has a row a message.
+    messages = [_NAMED.sub("scan ...", message) for message in corpus.rejected["message"]]
+    refused = Counter(zip(corpus.rejected["source"], corpus.rejected["reason"], messages, strict=True))
     page.table(
         ["source", "reason", "message", "scans"],
         [(*group, count) for group, count in sorted(refused.items(), key=lambda item: (-item[1], item[0]))],

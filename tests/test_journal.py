@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from harmonize import journal
+from harmonize.fingerprint import Fingerprint
 from harmonize.journal import Record
 
 
@@ -43,3 +47,40 @@ def test_order_and_shards_do_not_show_after_a_run(tmp_path: Path) -> None:
         journal.compact(tmp_path / folder, journal.read(tmp_path / folder))
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["tcia.jsonl"]
     assert (tmp_path / "one/tcia.jsonl").read_bytes() == (tmp_path / "two/tcia.jsonl").read_bytes()
+
+
+PRINT = Fingerprint(files="f", each="abcd", said="s", times="t", root="r", content="c", partial=True)
+
+
+def test_what_a_scan_was_made_from_comes_back(tmp_path: Path) -> None:
+    write(tmp_path / "tcia.jsonl", replace(accepted("a"), read=PRINT), replace(refused("b"), read=PRINT))
+    journal.compact(tmp_path, journal.read(tmp_path))
+    assert {record.read for record in journal.read(tmp_path).values()} == {PRINT}
+
+
+def test_a_fingerprint_of_another_version_is_not_the_same_and_loses_no_scan(tmp_path: Path) -> None:
+    write(tmp_path / "tcia.jsonl", replace(accepted("a"), read=PRINT))
+    path = tmp_path / "tcia.jsonl"
+    path.write_text(path.read_text().replace('"files"', '"names"'))
+    found = journal.read(tmp_path)["tcia", "a"]
+    assert found.row is not None
+    assert found.read == replace(PRINT, files="")
+
+
+@pytest.mark.parametrize("first", ["tcia.jsonl", "tcia.shard-0-of-2.jsonl"])
+def test_a_later_attempt_replaces_an_earlier_one_wherever_it_stands(tmp_path: Path, first: str) -> None:
+    second = {"tcia.jsonl", "tcia.shard-0-of-2.jsonl"}.difference({first}).pop()
+    write(tmp_path / first, accepted("a"), refused("b"))
+    write(tmp_path / second, replace(refused("a"), attempt=1), replace(accepted("b"), attempt=1))
+    found = journal.read(tmp_path)
+    assert found["tcia", "a"].row is None
+    assert found["tcia", "b"].row is not None
+    journal.compact(tmp_path, found)
+    assert {record.attempt for record in journal.read(tmp_path).values()} == {0}
+
+
+def test_a_source_that_lost_all_its_records_has_an_empty_journal(tmp_path: Path) -> None:
+    write(tmp_path / "tcia.jsonl", refused("a"))
+    journal.compact(tmp_path, {})
+    assert journal.read(tmp_path) == {}
+    assert journal.sources_in(tmp_path) == {"tcia"}

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from harmonize import corpus as layout
+from harmonize import duplicates
 from harmonize.cli import main
 from harmonize.corpus import Corpus
+from harmonize.journal import Record
 from harmonize.report import PICTURES_PER_CHUNK, write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -80,6 +82,15 @@ def test_the_page_asks_for_nothing_outside_itself(report: Path) -> None:
 
 def test_refused_scans_stand_with_their_reasons(report: Path) -> None:
     assert "<td>localizer</td><td>a localizer</td><td class=number>3</td>" in report.read_text()
+
+
+def test_duplicates_of_many_scans_are_one_row_of_the_table(tiny_corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    records = [Record(source="tcia", raw_hash=f"{n}", row={"scan_id": f"1.2.{n}_0", "labels": None}) for n in range(4)]
+    refused = [duplicates.rejection(records[n + 1], records[n], contradicted=False) for n in range(3)]
+    layout.write_manifest(tmp_path / "corpus", Corpus.open(tmp_path / "corpus").scans.to_dict("records"), refused)
+    page = write_report(tmp_path / "corpus", thumbnails=0).read_text()
+    assert "<td>the same voxels as scan ..., which is kept</td><td class=number>3</td>" in page
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser")
