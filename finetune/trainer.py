@@ -19,6 +19,8 @@ from finetune.recipe import Recipe
 from finetune.rsna import SOURCE
 from finetune.stages import Rates, parameter_groups, rates_at
 from harmonize.corpus import Corpus
+from harmonize.errors import UserError
+from harmonize.intensity import CT_WINDOWS
 from harmonize.settings import Settings
 from headspark.checkpoint import Checkpoint
 from headspark.diverged import all_finite
@@ -115,7 +117,7 @@ def make_trainer(recipe: Recipe, accelerator: Accelerator, pretrained: Any | Non
         encoder = build_encoder(recipe.scratch)
     else:
         encoder = pretrained
-        data = replace(data, ct_windows=tuple(encoder.preprocessing["ct_windows"]))
+        data = replace(data, ct_windows=windows_of(encoder))
         check_patch(data, encoder.strides[-1])
     model = AneurysmClassifier(encoder, recipe.head).to(memory_format=torch.channels_last_3d).to(accelerator.device)
     optimizer = AdamW(parameter_groups(model, weight_decay=recipe.train.weight_decay), lr=0.0)
@@ -142,6 +144,24 @@ def notes(trainer: Trainer, corpus: Corpus) -> list[str]:
     return lines if split is None else [*lines, split]
 
 
+def windows_of(encoder: Any) -> tuple[str, ...]:
+    """The CT windows that a pretrained encoder wants, one a channel.
+
+    Raises:
+        UserError: Its config.json does not say them, or other ones than it has channels for.
+    """
+    windows, channels = encoder.preprocessing.get("ct_windows"), encoder.config.in_channels
+    known = (
+        isinstance(windows, list | tuple) and len(windows) == channels and all(name in CT_WINDOWS for name in windows)
+    )
+    if not known:
+        raise UserError(
+            f"--encoder: preprocessing.ct_windows in its config.json is {windows}; fine-tuning wants the names of its "
+            f"{channels} channels, of {', '.join(CT_WINDOWS)}"
+        )
+    return tuple(windows)
+
+
 def differences(encoder: nn.Module, corpus: Corpus, data: DataConfig) -> list[str]:
     """In what the scans differ from those that a pretrained encoder has seen; it may still be meant so."""
     seen = getattr(encoder, "preprocessing", None)
@@ -149,10 +169,10 @@ def differences(encoder: nn.Module, corpus: Corpus, data: DataConfig) -> list[st
         return []
     lines = []
     spacing = [data.spacing] * 3 if data.spacing is not None else list(corpus.spacing)
-    if spacing != list(seen["spacing_mm"]):
+    if seen.get("spacing_mm") and spacing != list(seen["spacing_mm"]):
         lines.append(f"the encoder was pretrained at {seen['spacing_mm']} mm, this run works at {spacing} mm")
     norm = corpus.mri_norms[SOURCE]
-    if seen["mri_norms"] and norm not in seen["mri_norms"].values():
+    if seen.get("mri_norms") and norm not in seen["mri_norms"].values():
         lines.append(f"the encoder was pretrained on MRI normalised by {seen['mri_norms']}, this corpus by {norm}")
     return lines
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from headspark.data import Plan, network_input, stack, train_batches
 from headspark.encoder import EncoderConfig
 from headspark.masking import MaskConfig
 from headspark.recipe import DataConfig, Recipe, WorkerKind
-from headspark.samples import TrainSamples, ValidationSamples
+from headspark.samples import Sample, TrainSamples, ValidationSamples
 from headspark.split import held_out
 
 GIB = 2**30
@@ -239,6 +241,23 @@ def test_an_unreadable_scan_ends_the_loader_with_one_line_that_names_it(
     small = recipe(workers=1, kind=kind)
     samples = TrainSamples(only, FileStore(only.scans), small, effective=1)
     with pytest.raises(UserError, match=r"^scan scan-0: .*harmonize verify.*$") as failed:
+        list(train_batches(samples, plan, small, first_step=0, pin=False))
+    assert "\n" not in str(failed.value)
+
+
+class Dying(TrainSamples):
+    """A sample that the system kills the process for, as it does when memory runs out."""
+
+    def __getitem__(self, index: int) -> Sample:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_is_killed_ends_the_loader_with_one_line(cohort: Cohort) -> None:
+    small = recipe(workers=1, kind="process")
+    samples = Dying(cohort, FileStore(cohort.scans), small, effective=1)
+    plan = Plan(steps=1, batch=1, accumulate=1, rank=0, ranks=1)
+    with pytest.raises(UserError, match=r"a data worker died, perhaps for want of memory") as failed:
         list(train_batches(samples, plan, small, first_step=0, pin=False))
     assert "\n" not in str(failed.value)
 

@@ -206,6 +206,12 @@ def test_an_encoder_on_the_hub_is_replaced_and_files_beside_it_stay(run: Path, h
     assert hub.repos["datasets/user/name"].files == {"data.parquet": b"theirs"}
 
 
+def test_a_repository_that_was_made_on_the_hubs_page_is_new(run: Path, hub: Hub) -> None:
+    hub.repos["user/new"] = standin_hub.Repo(private=False, commits=[{}, {"README.md": b"---\nlicense: mit\n---\n"}])
+    assert push(run, "--repo", "user/new") == 0
+    assert "model.safetensors" in hub.repos["user/new"].files
+
+
 def test_a_run_itself_is_no_place_for_its_encoder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for option in ("--folder", "--nnunet"):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from finetune.bundle import Bundle, load_model, read_bundle, save_bundle
 from finetune.data import DataConfig
 from finetune.model import AneurysmClassifier, HeadConfig
+from finetune.trainer import windows_of
 from harmonize.errors import UserError
 from harmonize.settings import Settings
 from headspark import Encoder, save_encoder
@@ -198,6 +199,17 @@ def test_what_is_given_for_an_nnssl_checkpoint_is_named(made: Path, tmp_path: Pa
     torch.save(checkpoint, broken / "checkpoint_final.pth")
     with pytest.raises(UserError, match=r"stem.convs.0.norm.weight is \(7,\), .* asks for \(4,\)"):
         read_nnssl(broken)
+
+
+@pytest.mark.parametrize("windows", [None, [], ["brain"], "brain", ["brain", "blood", "lung"]])
+def test_an_encoder_that_does_not_say_its_windows_is_no_encoder_to_fine_tune(tmp_path: Path, windows: object) -> None:
+    kept = {} if windows is None else {"ct_windows": windows}
+    save_encoder(build_encoder(SMALL), tmp_path / "encoder", preprocessing=kept)
+    encoder = Encoder.from_pretrained(tmp_path / "encoder")
+    with pytest.raises(
+        UserError, match=r"ct_windows in its config\.json is .* of its 3 channels, of brain, blood, bone"
+    ):
+        windows_of(encoder)
 
 
 def test_seeing_never_fails(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, FileNotFoun
 """HTTPError is the base of the client's own errors and of its transport's, whichever library that is."""
 
 _LIBRARY = "library_name: headspark"
+_ONLY_A_HEADER = re.compile(r"\s*---\n.*?\n---\s*", re.DOTALL)
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _HOW = "`python ssl/push.py RUN --folder ENCODER` writes one"
 _SHOWN = 3
@@ -260,6 +261,8 @@ def _refuse_foreign_repository(repo: str) -> None:
         return
     if CONFIG_NAME in names and is_encoder_config(read_json(Path(hf_hub_download(repo, CONFIG_NAME)))):
         return  # what else is there stays: only the encoder's own names are written
+    if names == {CARD} and _ONLY_A_HEADER.fullmatch(Path(hf_hub_download(repo, CARD)).read_text(encoding="utf-8")):
+        return  # as the Hub's form leaves a new repository whose licence was chosen
     taken = ", ".join(sorted(names)[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
     raise UserError(
         f"{repo}: the repository holds something else than an encoder of headspark ({taken}), which stays as it is; "
