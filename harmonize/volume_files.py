@@ -13,8 +13,11 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
+from nibabel.minc1 import MincError
 from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
+from nibabel.parrec import PARRECError
+from nibabel.spatialimages import HeaderDataError, ImageDataError
+from nibabel.tripwire import TripWireError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
@@ -40,7 +43,7 @@ _ORIENTED = "the header says no orientation: left and right are unknown"
 
 NIBABEL_FAULTS = (
     ImageFileError, HeaderDataError, WrapStructError, zlib.error, EOFError, ValueError, TypeError, KeyError, IndexError,
-    AttributeError, OverflowError, MemoryError, ImportError, AssertionError,
+    AttributeError, OverflowError, MemoryError, AssertionError, ImageDataError, MincError, PARRECError,
 )  # fmt: skip
 """What nibabel is known to raise on damaged files."""
 
@@ -90,6 +93,8 @@ def _read_by_nibabel(suffix: str, path: Path, header: Path | None) -> NiftiVolum
                 raise Rejection(Reason.TOO_LARGE, f"the header claims {' x '.join(map(str, shape))} voxels")
             stored: NDArray[Any] = np.asanyarray(image.dataobj).reshape(shape[:3])
             affine = np.asarray(image.affine, np.float64)
+    except (ImportError, TripWireError) as error:
+        raise Rejection(Reason.UNSUPPORTED_ENCODING, f"a {suffix} file that nibabel reads with h5py only") from error
     except NIBABEL_FAULTS as error:
         raise Rejection(Reason.UNREADABLE, f"a damaged {suffix} file ({type(error).__name__})") from error
     except OSError as error:
