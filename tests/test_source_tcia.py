@@ -106,7 +106,7 @@ def test_an_unsafe_subject_of_the_table_is_not_taken_as_a_name(tmp_path, subject
     assert ref.subject == "DOE^JANE 1950"
 
 
-@pytest.mark.parametrize("content", [b"id,label\n1,0\n", b"", b'Series UID,Subject ID\n1.2.3,"S1', b"a\0b"])
+@pytest.mark.parametrize("content", [b"id,label\n1,0\n", b"", b'"Series UID,Subject ID\n', b"a\0b"])
 def test_a_table_that_is_not_nbias_is_said_and_not_used(tmp_path, content):
     write_series(tmp_path / "a")
     (tmp_path / "metadata.csv").write_bytes(content)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import itertools
 import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from harmonize.errors import UserError
 from harmonize.raw_tree import printable
@@ -30,6 +29,9 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
+MAX_LINES = 1000
+"""No field of a table has so many."""
+
 _END = "\x03end of table\x03"
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class Table:
     Attributes:
         columns: All that its header names.
         rows: By the columns that were asked for; "" where a row or the table has none.
-        damaged: Rows that have more fields than the header, or run over several lines and lack some.
+        damaged: Rows that hold NUL bytes, have more fields than the header, or open a quote that is not closed.
     """
 
     columns: tuple[str, ...]
@@ -59,7 +61,7 @@ def read_table(path: Path, needed: Sequence[str], wanted: Iterable[str] = ()) ->
         wanted: Columns that may be absent.
 
     Raises:
-        UserError: It is empty, damaged (a quote that is never closed, NUL bytes), or lacks a needed column.
+        UserError: It is empty, in no encoding, or lacks a needed column.
     """
     text = _text(path)
     limit = csv.field_size_limit(sys.maxsize)
@@ -126,7 +128,7 @@ def _text(path: Path) -> str:
     raw = path.read_bytes()
     if not raw.strip():
         raise UserError(f"{path}: empty; download it again", exit_code=2)
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if raw.startswith(mark)), None) or _guess(path, raw)
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if raw.startswith(mark)), None) or _guess(raw)
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
@@ -136,18 +138,12 @@ def _text(path: Path) -> str:
     return raw.decode("latin-1")
 
 
-def _guess(path: Path, raw: bytes) -> str:
-    """UTF-8, or UTF-16 where every second byte of the start is a NUL.
-
-    Raises:
-        UserError: There are other NULs, as in files that a crash or a full disk left behind.
-    """
+def _guess(raw: bytes) -> str:
+    """UTF-8, or UTF-16 where every second byte of the start is a NUL."""
     start = raw[:2048]
     for first, encoding in ((0, "utf-16-be"), (1, "utf-16-le")):
-        if len(start) > 3 and start[first::2].count(0) > 0.4 * len(start):
+        if len(start) > 3 and start[first::2].count(0) > 0.4 * len(start) > 4 * start[1 - first :: 2].count(0):
             return encoding
-    if 0 in raw:
-        raise UserError(f"{path}: damaged, it holds NUL bytes; download it again", exit_code=2)
     return "utf-8"
 
 
@@ -155,43 +151,80 @@ def _parse(path: Path, text: str, needed: Sequence[str], wanted: Sequence[str]) 
     if text[:4].lower() == "sep=":  # Excel's own line
         text = text.partition("\n")[2]
     delimiter = max(DELIMITERS, key=lambda each: len(set(needed) & set(_header(text, each))))
-    # A last line that must come back alone tells whether a quote was left open.
-    lines = itertools.chain(io.StringIO(text, newline=""), ("\n", f"{_END}\n"))
-    reader = csv.reader(lines, delimiter=delimiter)
-    found = _closed(path, reader)
-    columns = tuple(name.strip() for name in next(found, []))
+    found = _rows(text if text.endswith("\n") else f"{text}\n", delimiter)
+    columns = tuple(name.strip() for name in next(found, None) or ())
     _check(path, columns, needed, wanted)
     places = [(name, columns.index(name)) for name in (*needed, *wanted) if name in columns]
     absent = dict.fromkeys((name for name in wanted if name not in columns), "")
     rows: list[dict[str, str]] = []
-    damaged, line = 0, reader.line_num
+    damaged, has_nul = 0, "\0" in text
     for row in found:
-        spans_lines, line = reader.line_num > line + 1, reader.line_num
-        if any(row[len(columns) :]) or (spans_lines and len(row) != len(columns)):
+        if row is None or any(row[len(columns) :]) or (has_nul and any("\0" in cell for cell in row)):
             damaged += 1
         else:
             rows.append({name: row[place] if place < len(row) else "" for name, place in places} | absent)
     return Table(columns=columns, rows=rows, damaged=damaged)
 
 
-def _closed(path: Path, reader: Any) -> Iterator[list[str]]:
-    """The rows that are not blank, before the one that `_parse` put at the end.
+def _rows(text: str, delimiter: str) -> Iterator[list[str] | None]:
+    """The rows that are not blank; None for a line that opens a quote which is not closed where it should be.
 
-    Raises:
-        UserError: It never comes alone, because a quote was left open.
+    Such a quote swallows the lines after it up to the next one, or the rest of the table: what comes after the line
+    is read anew.
     """
-    line = 0
-    for row in reader:
-        if row == [_END]:
-            return
-        if row and row[-1].rstrip("\n").endswith(_END):
-            raise UserError(
-                f"{path}: a quote that line {line + 1} opens is never closed; repair the table or download it again",
-                exit_code=2,
-            )
-        if any(row):
-            yield row
-        line = reader.line_num
+    lines = list(io.StringIO(text, newline=""))
+    width: int | None = None
+    start = 0
+    while start < len(lines):
+        feed = _Feed(lines, start)
+        start = len(lines)
+        for row in csv.reader(feed, delimiter=delimiter):
+            if row == [_END]:
+                return
+            is_open = bool(row) and row[-1].rstrip("\n").endswith(_END)
+            own = lines[feed.start : feed.place]
+            if is_open or (len(own) > 1 and width is not None and not _is_one_row(own, delimiter, width)):
+                start = feed.start + 1
+                yield None
+                break
+            feed.start = feed.place
+            if any(row):
+                width = width or len(row)
+                yield row
+
+
+def _is_one_row(lines: list[str], delimiter: str, width: int) -> bool:
+    """Whether quotes close only where a field ends, as they do in a row that is meant to have several lines."""
+    try:
+        ((*row,),) = csv.reader(lines, delimiter=delimiter, strict=True)
+    except (csv.Error, ValueError):
+        return False
+    return len(row) == width
+
+
+class _Feed:
+    """Lines for a csv reader; where a row runs over too many, or at the end, one that must come back alone.
+
+    Args:
+        lines: The table's.
+        start: Index of the first; the caller sets it on after each row.
+    """
+
+    def __init__(self, lines: Sequence[str], start: int) -> None:
+        self.lines, self.start, self.place = lines, start, start
+        self._ended = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        if self._ended:
+            raise StopIteration
+        if self.place == len(self.lines) or self.place - self.start >= MAX_LINES:
+            self._ended = True
+            return f"{_END}\n"
+        self.place += 1
+        return self.lines[self.place - 1]
 
 
 def _header(text: str, delimiter: str) -> list[str]:
