@@ -76,6 +76,9 @@ def group_series(
         if rank == 0:
             note = f"the largest of {len(planes)} groups of pictures in the series" if len(planes) > 1 else ""
             stacks += _split_plane(plane, min_slices, (note,) if note else (), read)
+        elif distinct_positions(plane)[-1] + 1 >= min_slices and _other_series(plane, planes[0]):
+            note = f"one of {len(planes)} groups of pictures under one series UID, told apart by series number"
+            stacks += _split_plane(plane, min_slices, (note,), read)
         else:
             message = "another orientation, size or spacing than the largest group of the series"
             stacks.append(Stack(frames=tuple(plane), refusal=(Reason.MIXED_GEOMETRY, message)))
@@ -84,6 +87,12 @@ def group_series(
         for fault, group in sorted(refused.items(), key=lambda entry: entry[0])
     ]
     return stacks
+
+
+def _other_series(plane: Sequence[Frame], other: Sequence[Frame]) -> bool:
+    """Whether every picture says that its series has another number than those of `other`."""
+    numbers, others = ({frame.traits.get("series", "") for frame in frames} for frames in (plane, other))
+    return "" not in numbers | others and not numbers & others
 
 
 def distinct_positions(frames: Sequence[Frame]) -> NDArray[np.int64]:

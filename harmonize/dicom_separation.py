@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,7 @@ from harmonize.dicom_traits import (
     EXPORT_TRAITS,
     IDENTITY,
     MEASURED_TRAITS,
+    NEVER_IN_COPIES,
     RELATIVE_TOLERANCE,
     TRAITS,
     Trust,
@@ -103,7 +105,7 @@ def separate(
             label = TRAITS[name].label
             return _by_values(plane, values, f"whose slices interleave, told apart by {label} and intensity")
     return (
-        _split_repeats(plane, places)
+        _split_repeats(plane, places, read)
         or _split_exports(plane, offsets, places, read)
         or _split_numbering(plane, offsets, places, read)
     )
@@ -216,7 +218,7 @@ def _numeric_order(values: tuple[Any, ...]) -> list[tuple[float, str]]:
 # ------------------------------------------------------------------------------------- several pictures at one place
 
 
-def _split_repeats(plane: Sequence[Frame], places: NDArray[np.int64]) -> Separated | None:
+def _split_repeats(plane: Sequence[Frame], places: NDArray[np.int64], read: ReadPictures | None) -> Separated | None:
     """Split frames that share places by the first traits that tell them apart."""
     at = places.tolist()
     most = max(Counter(at).values())
@@ -224,6 +226,7 @@ def _split_repeats(plane: Sequence[Frame], places: NDArray[np.int64]) -> Separat
         return None
     chosen: list[str] = []
     best = _repeats(plane, at, chosen)
+    are_copies = cache(lambda: _are_copies(plane, places, read))
     varying = [name for name in MEASURED_TRAITS if len({frame.traits.get(name, "") for frame in plane}) > 1]
     # A trait that also changes from slice to slice (an acquisition counter) would shatter the volumes: it has as many
     # values as there are volumes, or else each of them at several places.
@@ -233,7 +236,7 @@ def _split_repeats(plane: Sequence[Frame], places: NDArray[np.int64]) -> Separat
             if best == 0 or name in chosen or not admitted(tried):
                 continue
             left = _repeats(plane, at, tried)
-            if left < best:
+            if left < best and (name in NEVER_IN_COPIES or not are_copies()):
                 chosen, best = tried, left
     if not chosen:
         return None

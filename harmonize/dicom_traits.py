@@ -78,8 +78,8 @@ TRAITS: Mapping[str, Trait] = {
     "repetition": Trait(label="repetition time", trust=Trust.DOUBTFUL, tags=(0x00180080,), tolerance=1.0),
     "b_value_private": Trait(label="b-value", tags=(0x20011003,), raw=True),
     "gradient_private": Trait(label="gradient direction", tags=(0x0019100E, 0x200510B0), raw=True),
-    "phase": Trait(label="cardiac phase", tags=(0x00209241, 0x00209153)),
-    "phase_private": Trait(label="cardiac phase", tags=(0x20011008,), raw=True),
+    "phase": Trait(label="cardiac phase", trust=Trust.DOUBTFUL, tags=(0x00209241, 0x00209153)),
+    "phase_private": Trait(label="cardiac phase", trust=Trust.DOUBTFUL, tags=(0x20011008,), raw=True),
     "spacing": Trait(label="spacing between slices", tags=(0x00180088,), tolerance=0.05),
     "sequence": Trait(label="sequence", tags=(0x00180024,)),
     "scanning": Trait(label="scanning sequence", tags=(0x00180020,)),
@@ -108,7 +108,7 @@ TRAITS: Mapping[str, Trait] = {
     "exposure": Trait(label="exposure", trust=Trust.DOUBTFUL, tags=(0x00181152, 0x00181150), tolerance=1.0),
     "current": Trait(label="tube current", trust=Trust.DOUBTFUL, tags=(0x00181151,), tolerance=1.0),
     "acquired": Trait(label="acquisition time", trust=Trust.DOUBTFUL, tags=(0x0008002A, 0x00080032)),
-    "dimension": Trait(label="dimension index"),
+    "dimension": Trait(label="dimension index", trust=Trust.DOUBTFUL),
     "stack": Trait(label="stack"),
     "series": Trait(label="series number", tags=(0x00200011,)),
     "file": Trait(label="file"),
@@ -123,6 +123,9 @@ TRAITS: Mapping[str, Trait] = {
 
 EXPORT_TRAITS = ("stack", "series", "file", "derivation", "comments", "window", "content_time", "created", "folder")
 """Traits in which two copies of one volume may differ."""
+
+NEVER_IN_COPIES = frozenset(("echo", "b_value", "gradient", "image_type", "temporal", "acquisition", "trigger"))
+"""Traits in which no two copies differ; others are believed only of pictures that are no copies of each other."""
 
 MEASURED_TRAITS = tuple(name for name in TRAITS if name not in EXPORT_TRAITS)
 """All others."""

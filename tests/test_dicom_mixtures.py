@@ -164,6 +164,14 @@ def test_thin_and_thick_slices_come_out_as_two_whole_volumes(tmp_path, element, 
     assert "missing" not in said(tmp_path)
 
 
+@pytest.mark.parametrize("number", [3, 4])
+def test_another_orientation_is_a_volume_only_if_it_is_another_series(tmp_path, number):
+    write(tmp_path, np.arange(8) * STEP, 100, SeriesNumber=3)
+    turned = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1], "ImagePositionPatient": lambda k: [-k * STEP, 0, 0]}
+    write(tmp_path, np.arange(6) * STEP, 300, SeriesNumber=number, **turned)
+    assert levels(tmp_path) == [{100}] + [{300}] * (number != 3)
+
+
 @pytest.mark.parametrize("uid", ["1.2.3.4", None])
 def test_two_patients_in_folders_of_their_own_are_two_subjects(tmp_path, uid):
     for name, level, shift in (("P1", 100, 0.0), ("P2", 300, HALF)):
@@ -407,6 +415,13 @@ def test_files_that_go_on_where_the_first_ends_are_one_volume(tmp_path):
 def test_parts_of_a_concatenation_are_one_volume(tmp_path):
     for number in range(2):
         write_enhanced(tmp_path / f"{number}.dcm", np.arange(8) * STEP + number * HALF, 100, ConcatenationUID="1.4.4")
+    assert levels(tmp_path) == [{100}]
+
+
+@pytest.mark.parametrize("element", ["SeriesDescription", "SoftwareVersions", "SeriesTime", "DerivationDescription"])
+def test_slices_exported_twice_are_one_volume_whatever_the_export_changed(tmp_path, element):
+    for number in range(2):
+        write(tmp_path / str(number), np.arange(6) * STEP, 100, **{element: f"{101500 + number}"})
     assert levels(tmp_path) == [{100}]
 
 
