@@ -123,7 +123,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     except UserError as error:
         if "--debug" in argv:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"error: {error}\n")  # in one piece: other ranks may say the same at the same time
         return error.exit_code
     except OSError as error:
         if (error.errno not in FULL_DISK and not error.filename) or "--debug" in argv:

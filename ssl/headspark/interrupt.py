@@ -92,6 +92,8 @@ def interrupts() -> Iterator[Interrupt]:
         threading.Thread(target=_watch, args=(LAUNCHER, ended), name="launcher", daemon=True).start()
     try:
         with lasting_streams():
+            if LAUNCHER is not None and not LAUNCHER.alive():  # it ended while torch was loaded
+                interrupt.note("launcher")
             yield interrupt
     except Exception as error:
         if interrupt._starting and interrupt:  # another rank obeyed first, and this one could not do without it
