@@ -12,6 +12,7 @@ import hashlib
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ FOLDS = "folds.parquet"
 
 SCHEMA = pa.schema([("subject", pa.string()), ("scan_id", pa.string()), ("fold", pa.int32())])
 LOCK = ".folds.lock"
-NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM}
+NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK}
 
 Stratum = tuple[int, str]
 """What the series of a patient say: 1 for an aneurysm, 0 for none, -1 for no labels; and the modality."""
@@ -132,14 +133,22 @@ def keep_folds(found: Folds, corpus: Corpus, run: Path) -> None:
     """
     path = corpus.path / FOLDS
     try:
-        with lock.turn(corpus.path / LOCK, waiting=f"{corpus.path}: another run is dealing the folds; waiting for it"):
+        with ExitStack() as stack:
+            waiting = f"{corpus.path}: another run is dealing the folds; waiting for it"
+            try:
+                stack.enter_context(lock.turn(corpus.path / LOCK, waiting=waiting))
+            except UserError as error:
+                raise OSError(errno.ENOLCK, "its file system has no locks") from error
             again = _completed(corpus, found.folds, found.seed)
             if not again.stored:
                 write_folds(path, again)
     except OSError as error:
         if error.errno not in NO_WRITING:
             raise UserError(f"{path}: cannot be written ({error.strerror}); make room, then run again") from error
-        print(f"note: {corpus.path} cannot be written: the run keeps its folds in {run / FOLDS}", file=sys.stderr)
+        print(
+            f"note: {corpus.path} cannot be written ({error.strerror}): the run keeps its folds in {run / FOLDS}",
+            file=sys.stderr,
+        )
         write_folds(run / FOLDS, found)
 
 

@@ -175,14 +175,17 @@ def test_series_added_to_the_corpus_get_folds_and_the_old_ones_stay(tmp_path: Pa
     assert corpus_folds(shrunk, 4, seed=0).fold_of == after.fold_of
 
 
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.EROFS, "Read-only file system"), UserError("this file system has no locks")]
+)
 def test_a_corpus_that_cannot_be_written_has_the_same_folds_and_the_run_keeps_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writable = dealt(write_tables(tmp_path / "writable", TABLE))
     corpus = write_tables(tmp_path / "corpus", TABLE)
 
     def refuse(path: Path, **options: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system", str(path))
+        raise fault
 
     monkeypatch.setattr(folds_module.lock, "turn", refuse)
     found = corpus_folds(corpus, 4, seed=0)
