@@ -40,6 +40,9 @@ _CACHED_VALUES = 4096
 """The files of a series repeat most of their values, so that parsing each different one once is enough."""
 
 
+_ABSENT: tuple[str, bytes] = ("", b"")
+
+
 class Elements:
     """The elements of one DICOM dataset (or sequence item) by tag, e.g. ``0x00280010`` for Rows.
 
@@ -71,17 +74,17 @@ class Elements:
 
     def text(self, tag: int) -> str:
         """The whole value as text."""
-        value = self._scanned.get(tag, ("", b""))[1]
+        value = self._scanned.get(tag, _ABSENT)[1]
         return _joined(value) if value and isinstance(value, bytes) else ""
 
     def texts(self, tag: int) -> tuple[str, ...]:
         """The value's parts as text, stripped of padding."""
-        value = self._scanned.get(tag, ("", b""))[1]
+        value = self._scanned.get(tag, _ABSENT)[1]
         return _parts(value) if value and isinstance(value, bytes) else ()
 
     def numbers(self, tag: int) -> tuple[float, ...]:
         """The value's parts as numbers; NaN for a part that is none."""
-        kind, value = self._scanned.get(tag, ("", b""))
+        kind, value = self._scanned.get(tag, _ABSENT)
         if not value or not isinstance(value, bytes):
             return ()
         if kind in ("", "UN"):
@@ -92,10 +95,15 @@ class Elements:
 
     def number(self, tag: int, default: float = math.nan) -> float:
         """The first number of the value, or `default` where the element is absent or empty."""
-        return next(iter(self.numbers(tag)), default)
+        if tag not in self._scanned:
+            return default
+        numbers = self.numbers(tag)
+        return numbers[0] if numbers else default
 
     def integer(self, tag: int) -> int | None:
         """The first number as an integer; None where it is absent or no integer."""
+        if tag not in self._scanned:
+            return None
         value = self.number(tag)
         return int(value) if math.isfinite(value) and value == int(value) else None
 
@@ -105,13 +113,15 @@ class Elements:
         Raises:
             Rejection: The value is no sequence.
         """
-        value = self._scanned.get(tag, ("", b""))[1]
+        if tag not in self._scanned:
+            return []
+        value = self._scanned[tag][1]
         found = value if isinstance(value, list) else _parse_items(value, self._explicit, self._little_endian)
         return [Elements(item, explicit=self._explicit, little_endian=self._little_endian) for item in found]
 
     def representation(self, tag: int) -> str:
         """The value representation that the file gives; empty where it gives none, or has no such element."""
-        return self._scanned.get(tag, ("", b""))[0]
+        return self._scanned.get(tag, _ABSENT)[0]
 
     def raw(self, tag: int) -> bytes:
         """The value's bytes; empty where it is absent."""

@@ -173,7 +173,7 @@ def _picture_frames(
             modality=modality,
             image_type=types,
             description=description,
-            corrections=tuple(filter(None, elements.texts(0x00280051))),
+            corrections=tuple(filter(None, elements.texts(0x00280051))) if modality == "PT" else (),
             attenuation_method=elements.text(0x00541101),
             keep_derived=keep_derived,
         )

@@ -37,8 +37,10 @@ _MATERIAL_WORDS = re.compile(
     r"|(material|water|calcium|uric)[ _-]?(dens\w*|map|acid))(?![a-z])"
 )
 
-_COLOURS = frozenset({"RGB", "ARGB", "HSV", "CMYK", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"})
-_COLOURS_CODED = frozenset({"YBR_ICT", "YBR_RCT"})
+_COLOURS = frozenset(
+    {"RGB", "ARGB", "HSV", "CMYK", "YBR_ICT", "YBR_RCT"}
+    | {"YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"}
+)
 _GREYS = frozenset({"", "MONOCHROME1", "MONOCHROME2"})
 
 
@@ -78,8 +80,7 @@ def read_meaning(
         return Meaning(
             slope=slope, intercept=intercept, scale=_philips_scale(groups) if modality == "MR" else None
         ), None
-    kind = next((text.upper() for group in groups if (text := group.text(0x00281054))), "")
-    mappings = next((found for group in groups if 0x00409096 in group and (found := group.items(0x00409096))), [])
+    kind, mappings = _first_text(groups, 0x00281054).upper(), _first_items(groups, 0x00409096)
     units = [_unit_code(item) for item in mappings]
     hounsfield = [item for item, unit in zip(mappings, units, strict=True) if unit in _HOUNSFIELD_CODES]
     refusal = _unit_refusal(kind, units, image_type)
@@ -102,7 +103,7 @@ def grey_refusal(samples: int, photometric: str) -> tuple[Reason, str] | None:
         >>> grey_refusal(1, "MONOCHROME2") is None
         True
     """
-    if samples != 1 or photometric in _COLOURS | _COLOURS_CODED:
+    if samples != 1 or photometric in _COLOURS:
         return Reason.DERIVED, "a colour picture"
     if photometric == "PALETTE COLOR":
         return Reason.UNSUPPORTED_ENCODING, "a picture in PALETTE COLOR: its numbers are colours and no intensities"
@@ -117,7 +118,7 @@ def _names_a_material(description: str) -> bool:
 
 
 def _unit_refusal(kind: str, units: Sequence[str], image_type: Collection[str]) -> tuple[Reason, str] | None:
-    if kind not in _HOUNSFIELD_TYPES | _UNSPECIFIED_TYPES:
+    if kind not in _HOUNSFIELD_TYPES and kind not in _UNSPECIFIED_TYPES:
         unit = f"{_OTHER_TYPES[kind]} ({kind})" if kind in _OTHER_TYPES else "another unit"
         return Reason.UNSUPPORTED_UNIT, f"RescaleType says {unit} and not HU"
     if kind not in _HOUNSFIELD_TYPES and units and not _HOUNSFIELD_CODES & set(units):
@@ -134,7 +135,7 @@ def _unit_code(mapping: Elements) -> str:
 
 def _philips_scale(groups: Sequence[Elements]) -> float | None:
     for group in groups:
-        value = group.raw(_PHILIPS_SCALE)
+        value = group.raw(_PHILIPS_SCALE) if _PHILIPS_SCALE in group else b""
         if value:
             # Without a value representation nothing says that a private element is binary.
             numbers = group.numbers(_PHILIPS_SCALE) if group.representation(_PHILIPS_SCALE) in _NUMERIC else ()
@@ -145,4 +146,21 @@ def _philips_scale(groups: Sequence[Elements]) -> float | None:
 
 def _first_number(groups: Sequence[Elements], tag: int) -> float | None:
     """The first number with that tag; NaN where it is none; None where it is absent or empty everywhere."""
-    return next((numbers[0] for group in groups if (numbers := group.numbers(tag))), None)
+    for group in groups:
+        if tag in group and (numbers := group.numbers(tag)):
+            return numbers[0]
+    return None
+
+
+def _first_text(groups: Sequence[Elements], tag: int) -> str:
+    for group in groups:
+        if tag in group and (text := group.text(tag)):
+            return text
+    return ""
+
+
+def _first_items(groups: Sequence[Elements], tag: int) -> list[Elements]:
+    for group in groups:
+        if tag in group and (items := group.items(tag)):
+            return items
+    return []
