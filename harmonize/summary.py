@@ -28,7 +28,7 @@ class Summary:
         accepted: In the corpus now.
         rejected: Refused, by reason code.
         interrupted: The run was stopped before its end.
-        left_out: What the source saw and made no scan of: files by kind and reason.
+        left_out: What the source saw and made no scan of: files and rows of tables by kind and reason.
         changed: Done again, because their raw data changed since.
         shrunk: Left as they are, although some of their raw files are gone.
         vanished: In the corpus still, although the raw folder no longer has them.
@@ -96,7 +96,7 @@ class Summary:
 
     def _left_out(self) -> Iterator[tuple[str, str]]:
         if self.left_out:
-            yield "left out", f"{self.left_out.total()} files"
+            yield "left out", f"{self.left_out.total()} files, folders or rows of tables"
         most = _most(self.left_out)
         for (what, why), count in sorted(most):
             yield f"  {what}", f"{count} ({why})"

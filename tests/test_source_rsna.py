@@ -413,3 +413,10 @@ def test_a_file_that_cannot_be_read_is_a_decision_of_its_series(guarded):
     scan = load(guarded)
     assert scan.voxels_XYZ.shape == (8, 6, 4)
     assert "1 files of the series left out: a file cannot be read: Permission denied" in scan.decisions
+
+
+def test_a_localizer_of_a_location_that_is_negative_is_said(tmp_path):
+    write_series(tmp_path)
+    write_tables(tmp_path, localizers=[(UID, f"{UID}.1", "{'x': 1, 'y': 1}", "Basilar Tip")])
+    scan = load(tmp_path)
+    assert "train_localizers.csv has a point (Basilar Tip) where train.csv has none" in scan.decisions

@@ -71,6 +71,8 @@ def load(ref: ScanRef) -> Scan:
     scan.labels = _dict_or_none(ref.meta.get("labels"))
     scan.age, scan.sex = ref.meta.get("age"), ref.meta.get("sex")  # type: ignore[assignment]
     scan.points = tuple(_points(ref.meta.get("localizers", ()), frames, scan.decisions))  # type: ignore[arg-type]
+    negative = {point.label for point in scan.points if scan.labels is not None and not scan.labels[point.label]}
+    scan.decisions += [f"{LOCALIZERS} has a point ({label}) where {TRAIN} has none" for label in sorted(negative)]
     mask_path = ref.meta.get("mask")
     if isinstance(mask_path, Path):
         mask = read_mask(mask_path, scan)
