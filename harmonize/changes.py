@@ -56,14 +56,16 @@ def judge(
         return State.MISSING, None
     now, then = fingerprint.look(ref, settings.salt), record.read
     if then is None:
-        return State.UNRECORDED, now
+        return State.UNRECORDED, fingerprint.look_at_each(ref, settings.salt)
     if then.partial:
         return State.MISSING, None
     if now.said != then.said:
         return State.CHANGED, now
     if now.files != then.files:
-        shrunk = record.row is not None and not retry and now.file_hashes() < then.file_hashes()
-        return (State.SHRUNK if shrunk else State.CHANGED), now
+        if record.row is None or retry:
+            return State.CHANGED, now
+        there = fingerprint.look_at_each(ref, settings.salt).file_hashes()
+        return (State.SHRUNK if there < then.file_hashes() else State.CHANGED), now
     if now.times != then.times:
         return (State.CHANGED if then.content is None else State.TOUCHED), now
     return (State.DONE if now.root == then.root else State.MOVED), now

@@ -287,8 +287,8 @@ class _Run:
 
     def _with_look(self, ref: ScanRef, now: Fingerprint | None) -> journal.Record:
         record = self.ledger.records[key_of(ref, self.settings)]
-        if now is not None and now.content is None and record.read is not None:
-            now = replace(now, content=record.read.content)
+        if now is not None and record.read is not None:
+            now = replace(now, each=record.read.each, content=record.read.content)
         return replace(record, read=now, labels=label_row(ref, self.settings))
 
     def _compared(self, touched: list[ScanRef]) -> Iterator[tuple[ScanRef, Any]]:

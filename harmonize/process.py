@@ -39,7 +39,7 @@ def process(ref: ScanRef, *, corpus: Path, settings: Settings) -> Record:
     Raises:
         UserError: The corpus cannot be written to, so there is no point in going on.
     """
-    before = fingerprint.look(ref, settings.salt)
+    before = fingerprint.look_at_each(ref, settings.salt)
     record = _tried_twice(ref, corpus, settings)
     if record.row is None:
         # What was refused is only done again when names, sizes or times change, so its content need not be known.

@@ -42,12 +42,12 @@ def test_other_names_or_table_values_give_another_fingerprint_and_the_same_the_s
     write(tmp_path, sorted({*names, *others}))
     said = {key: value for key, value in meta.items() if value not in (None, "")}
     other_said = {key: value for key, value in other_meta.items() if value not in (None, "")}
-    one = fingerprint.look(reference(tmp_path, names, meta=meta), "salt")
-    other = fingerprint.look(reference(tmp_path, others, meta=other_meta), "salt")
+    one = fingerprint.look_at_each(reference(tmp_path, names, meta=meta), "salt")
+    other = fingerprint.look_at_each(reference(tmp_path, others, meta=other_meta), "salt")
     assert (one.files == other.files) == (names == others)
     assert (one.said == other.said) == (said == other_said)
     assert (one.file_hashes() <= other.file_hashes()) == (set(names) <= set(others))
-    assert one == fingerprint.look(reference(tmp_path, names, meta=meta), "salt")
+    assert one == fingerprint.look_at_each(reference(tmp_path, names, meta=meta), "salt")
 
 
 @pytest.mark.parametrize("change", ["size", "time", "content", "gone", "salt", "subject", "nothing"])
