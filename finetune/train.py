@@ -11,6 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from harmonize.launcher import end_with_launcher
+
+if __name__ == "__main__":
+    end_with_launcher()
+
+# isort: split
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object

@@ -6,11 +6,18 @@ reads what they say, and keep others out of the run's folder.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent dies."""
 
 PROGRAMS = ("accelerate", "accelerate-launch", "torchrun", "deepspeed")
 MODULES = ("accelerate.commands.", "torch.distributed.run", "torch.distributed.launch", "deepspeed.")
@@ -62,6 +69,15 @@ def is_launcher(words: Sequence[str]) -> bool:
     if rest[:1] == ["-m"]:
         return len(rest) > 1 and rest[1].startswith(MODULES)
     return bool(rest) and Path(rest[0]).name in PROGRAMS
+
+
+def end_with_launcher() -> None:
+    """Let a launcher that is this process's parent take it along when it ends, as a SIGTERM does; Linux alone has that.
+
+    For a program's first lines: until the run itself watches the launcher, it loads torch, which takes seconds.
+    """
+    if LAUNCHER is not None and sys.platform == "linux" and LAUNCHER.process.pid == os.getppid():
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _find() -> Launcher | None:

@@ -10,6 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harmonize.launcher import end_with_launcher
+
+if __name__ == "__main__":
+    end_with_launcher()
+
+# isort: split
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.interrupt import EXIT_INTERRUPTED
 from headspark.recipe import Recipe
