@@ -206,6 +206,14 @@ def test_an_encoder_on_the_hub_is_replaced_and_files_beside_it_stay(run: Path, h
     assert hub.repos["datasets/user/name"].files == {"data.parquet": b"theirs"}
 
 
+def test_without_a_network_the_push_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    assert push(run, "--repo", "user/name") == 1
+    assert "error: user/name: Cannot reach" in capsys.readouterr().err
+
+
 def test_a_repository_that_was_made_on_the_hubs_page_is_new(run: Path, hub: Hub) -> None:
     hub.repos["user/new"] = standin_hub.Repo(private=False, commits=[{}, {"README.md": b"---\nlicense: mit\n---\n"}])
     assert push(run, "--repo", "user/new") == 0

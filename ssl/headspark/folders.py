@@ -79,7 +79,7 @@ def refuse_foreign(folder: Path, *, names: Collection[str], is_ours: Callable[[P
             raise _wrong(f"{folder}: {blocked} is no folder; give the {what} a new folder")
         return
     if not folder.is_dir():
-        raise _wrong(f"{folder}: {seen_at(folder)}, not a folder; give the {what} a new folder")
+        raise _wrong(f"{folder}: {seen_at(folder)}, where a folder is wanted; give the {what} a new folder")
     try:
         entries = sorted(folder.iterdir())
         foreign = [path.name for path in entries if path.name not in names or path.is_symlink() or not path.is_file()]

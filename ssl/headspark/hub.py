@@ -37,7 +37,7 @@ CARD, CURVES, RECONSTRUCTION = "README.md", "curves.png", "reconstruction.png"
 ENCODER_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE, CARD, CURVES, RECONSTRUCTION)
 """All that `save_encoder` writes; a folder or repository with other files is not replaced."""
 
-HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, FileNotFoundError)
+HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, FileNotFoundError, OfflineModeIsEnabled)
 """HTTPError is the base of the client's own errors and of its transport's, whichever library that is."""
 
 _LIBRARY = "library_name: headspark"
