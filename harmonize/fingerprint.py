@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -62,28 +62,14 @@ class Fingerprint:
 
 def look(ref: ScanRef, salt: str) -> Fingerprint:
     """The fingerprint of a raw scan as it lies there now, without `each` and `content`: no file is opened."""
-    names, times = _listed(ref)
-    refused = ref.meta.get("refused")
-    said = [
-        [ref.subject, ref.session, ref.public_id, ref.modality],
-        # A path is one of the files.
-        _plain({key: value for key, value in ref.meta.items() if _is_said(key, value)}, ref.root),
-    ]
-    reason = str(refused[0]) if isinstance(refused, tuple) else ""
-    return Fingerprint(
-        files=salted_hash(salt, "files", reason, *names),
-        each="",
-        said=salted_hash(salt, "said", json.dumps(said, sort_keys=True, default=str)),
-        times="" if refused is not None else salted_hash(salt, "times", json.dumps(times)),
-        root=root_hash(ref, salt),
-    )
+    return _seen(ref, salt, *_listed(ref))
 
 
 def look_at_each(ref: ScanRef, salt: str) -> Fingerprint:
     """As `look`, with `each`, which costs more than all the rest."""
     names, times = _listed(ref)
     there = (name for name, time_ns in zip(names, times, strict=True) if time_ns != GONE)
-    return replace(look(ref, salt), each="".join(sorted(_short_hash(salt, name) for name in there)))
+    return replace(_seen(ref, salt, names, times), each="".join(sorted(_short_hash(salt, name) for name in there)))
 
 
 def read(ref: ScanRef, before: Fingerprint, salt: str) -> Fingerprint:
@@ -115,6 +101,23 @@ def look_and_read(ref: ScanRef, *, salt: str) -> Fingerprint:
 def root_hash(ref: ScanRef, salt: str) -> str:
     """What `Fingerprint.root` says of where a raw scan lies."""
     return salted_hash(salt, "root", _resolved(str(ref.root.absolute())))
+
+
+def _seen(ref: ScanRef, salt: str, names: Sequence[str], times: Sequence[int]) -> Fingerprint:
+    refused = ref.meta.get("refused")
+    said = [
+        [ref.subject, ref.session, ref.public_id, ref.modality],
+        # A path is one of the files.
+        _plain({key: value for key, value in ref.meta.items() if _is_said(key, value)}, ref.root),
+    ]
+    reason = str(refused[0]) if isinstance(refused, tuple) else ""
+    return Fingerprint(
+        files=salted_hash(salt, "files", reason, *names),
+        each="",
+        said=salted_hash(salt, "said", json.dumps(said, sort_keys=True, default=str)),
+        times="" if refused is not None else salted_hash(salt, "times", json.dumps(times)),
+        root=root_hash(ref, salt),
+    )
 
 
 def _inputs(ref: ScanRef) -> tuple[Path, ...]:

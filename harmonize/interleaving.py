@@ -33,6 +33,7 @@ MIN_SLICES_ALTERNATING = 10
 
 _SAMPLES_A_SIDE = 32
 _CLIP_PERCENTILES = (1, 99)
+_SAMPLES_FOR_EXTREMES = 8
 _CLIP_MEDIANS = 4.0
 
 
@@ -42,7 +43,8 @@ def sample_slices(voxels_XYZ: NDArray[Any], axis: int = 2) -> NDArray[np.float32
     steps = [max(1, size // _SAMPLES_A_SIDE) for size in stacked.shape[1:]]
     samples = np.array(stacked[:, :: steps[0], :: steps[1]], np.float32).reshape(len(stacked), -1)
     samples[~np.isfinite(samples)] = 0
-    low, high = np.percentile(samples, _CLIP_PERCENTILES)
+    # An eighth of them says where the extremes begin, at an eighth of the time.
+    low, high = np.percentile(samples[:, ::_SAMPLES_FOR_EXTREMES], _CLIP_PERCENTILES)
     return np.clip(samples, low, high)
 
 
