@@ -228,6 +228,7 @@ def _join_drawn(series: dict[str, list[Frame]]) -> None:
     """Join the files of a folder for each of which an anonymiser drew a series UID of its own.
 
     They must have one series number, and one patient or study: a folder of single slices of many series has not.
+    Where the number was taken out, too, the instance numbers must all differ; single slices of many series repeat them.
     """
     folders: dict[Path, list[str]] = defaultdict(list)
     for name, frames in series.items():
@@ -237,7 +238,9 @@ def _join_drawn(series: dict[str, list[Frame]]) -> None:
         frames = [frame for name in names for frame in series[name]]
         numbers = {frame.traits.get("series", "") for frame in frames}
         owners = ({frame.header.patient_id for frame in frames}, {frame.header.study_uid for frame in frames})
-        if len(frames) < MIN_SLICES or len(numbers) > 1 or numbers == {""}:
+        if len(frames) < MIN_SLICES or len(numbers) > 1:
+            continue
+        if numbers == {""} and len({frame.instance for frame in frames}) < len(frames):
             continue
         if any(len(owner) == 1 and owner != {""} for owner in owners):
             for name in names:

@@ -14,7 +14,7 @@ MOST_KINDS = 12
 """Kinds of files left out, and of unusual decisions, that get a line each; a raw tree may hold hundreds."""
 
 Kind = TypeVar("Kind")
-_NUMBER = re.compile(r"\d[\d.]*")
+_NUMBER = re.compile(r"(?<![A-Za-z\d])\d[\d.]*")
 
 
 @dataclass(slots=True, kw_only=True)

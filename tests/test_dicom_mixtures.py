@@ -218,6 +218,7 @@ def test_the_key_of_one_patient_does_not_depend_on_how_many_others_there_are(tmp
         {"PatientID": lambda k: f"drawn {k}"},
         {"SeriesNumber": lambda k: k},
         {"SeriesInstanceUID": lambda k: f"1.5.{k}", "SeriesNumber": 3},
+        {"SeriesInstanceUID": lambda k: f"1.5.{k}", "InstanceNumber": lambda k: k + 1},
         {"KVP": lambda k: None if k % 5 == 2 else 120},
         {"PatientID": lambda k: None if k % 2 else "A"},
         {"AcquisitionNumber": lambda k: k // 3},
@@ -247,6 +248,12 @@ def test_a_slice_that_was_measured_again_stays_in_its_place(tmp_path):
 
 def test_slices_of_many_series_in_one_folder_are_not_put_together(tmp_path):
     write(tmp_path, np.arange(8) * STEP, 100, SeriesInstanceUID=lambda k: f"1.5.{k}", SeriesNumber=lambda k: k)
+    assert levels(tmp_path) == []
+
+
+def test_slices_of_many_series_that_lost_their_numbers_are_not_put_together(tmp_path):
+    uids = {"SeriesInstanceUID": lambda k: f"1.5.{k}", "InstanceNumber": lambda k: 1 + k % 2}
+    write(tmp_path, np.arange(8) * STEP, 100, **uids)
     assert levels(tmp_path) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -138,3 +139,12 @@ def test_names_that_are_no_utf8_are_read_and_located(tmp_path: Path, capsys: pyt
     assert main(["locate", "openmind", str(tmp_path / "raw"), str(tmp_path / "out")]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith(r"M\xfcller\n/anat/sub-01_T2w.nii.gz")
+
+
+def test_a_missing_table_of_deeplesion_is_not_blamed_on_the_pictures(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(raw / "deeplesion/Images_png", tmp_path / "bare/Images_png")
+    error = said(capsys, tmp_path, "deeplesion", tmp_path / "bare")
+    assert "no DL_info.csv" in error
+    assert "none in a folder" not in error

@@ -21,7 +21,11 @@ def test_unusual_decisions_are_counted_without_their_numbers() -> None:
     summary = Summary(source="tcia")
     for missing in (1, 2):
         summary.note([f"missing slices: {missing}, interpolated between true positions"] * 2)
-    assert any("2 with: missing slices: N, interpolated" in line for line in lines(summary))
+    summary.note(["MONOCHROME1: taken as HU", "values beyond the range of float32: divided by 2^129"])
+    text = summary.table()
+    assert "2 with: missing slices: N, interpolated" in text
+    assert "MONOCHROME1: taken as HU" in text  # the digit belongs to the word
+    assert "float32: divided by N^N" in text
 
 
 def test_many_kinds_are_cut_short_and_still_add_up() -> None:

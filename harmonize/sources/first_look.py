@@ -73,17 +73,17 @@ def nothing_found(source: str, root: Path, seen: Mapping[str, int] | None = None
     fault = f"no {lacking}" if lacking else f"no {source} scans found"
     named = ", ".join(f"{count} {what}" for what, count in found.most_common(_NAMED))
     holds = f"it holds {named}{', ...' if len(found) > _NAMED else ''}" if found else "it is empty"
-    advice = _advice(source, root, found)
+    advice = _advice(source, root, found, lacking)
     return UserError(f"{root}: {fault}; {holds}{advice}; expected is {EXPECTED[source]}", exit_code=2)
 
 
-def _advice(source: str, root: Path, seen: Counter[str]) -> str:
+def _advice(source: str, root: Path, seen: Counter[str], lacking: str) -> str:
     other = _looks_like(root, seen)
     if other and other != source:
         return f" and looks like {_KINDS[other]}: try harmonize {other}"
     if any(seen[suffix] for suffix in _ARCHIVES):
         return ": unpack the archives"
-    if source == "deeplesion" and seen[".png"]:
+    if source == "deeplesion" and seen[".png"] and not lacking:
         return ", but none in a folder of its series"
     return ""
 
