@@ -7,17 +7,20 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from harmonize.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; an error is one line on standard error."""
-    options = _parser().parse_args(argv)
+    debug = False
     try:
+        options = _parser().parse_args(argv)
+        debug = options.debug
         return options.run(options)
     except UserError as error:
-        if options.debug:
+        if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -60,10 +63,15 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`", exit_code=2)
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="finetune",
         description="Use a model that `accelerate launch -m finetune.train` made.",
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,3 +223,31 @@ def test_the_log_of_the_server_has_the_warnings(
     (tmp_path / "hole" / "A1.2.3_09.dcm").unlink()
     kaggle.make_predict(model)(str(tmp_path / "hole"))
     assert "missing slices: 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["predict", "FT", "SERIES", "--modle", "x"], "--modle"),
+        (["predict", "FT"], "SERIES_FOLDER"),
+        (["pedict", "FT", "SERIES"], "pedict"),
+    ],
+)
+def test_a_misspelt_command_line_is_one_line(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert named in error
+
+
+@pytest.mark.parametrize("name", ["predict", "report"])
+def test_a_module_run_by_itself_is_its_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"finetune.{name}"])
+    monkeypatch.delitem(sys.modules, f"finetune.{name}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"finetune.{name}", run_name="__main__")
+    assert ended.value.code == 2
+    assert "arguments are required" in capsys.readouterr().err
