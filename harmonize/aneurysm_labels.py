@@ -51,7 +51,7 @@ def read_labels(row: Mapping[str, str]) -> tuple[dict[str, int] | None, str]:
         >>> read_labels(dict.fromkeys(LABELS, "0"))[1]
         ''
         >>> read_labels(dict.fromkeys(LABELS, "2"))
-        (None, '14 of the 14 labels are neither 0 nor 1')
+        (None, '14 of the 14 labels say neither yes nor no')
     """
     values = {name: _label(row[name]) for name in LABELS}
     empty = sum(not row[name].strip() for name in LABELS)
@@ -59,7 +59,7 @@ def read_labels(row: Mapping[str, str]) -> tuple[dict[str, int] | None, str]:
     if empty:
         return None, f"{empty} of the {len(LABELS)} labels {'is' if empty == 1 else 'are'} empty"
     if odd:
-        return None, f"{odd} of the {len(LABELS)} labels {'is' if odd == 1 else 'are'} neither 0 nor 1"
+        return None, f"{odd} of the {len(LABELS)} labels {'say' if odd > 1 else 'says'} neither yes nor no"
     labels = {name: value for name, value in values.items() if value is not None}
     if not labels[PRESENT] and any(labels.values()):
         return None, f"a location is positive although {PRESENT} is 0"

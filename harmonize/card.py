@@ -59,7 +59,8 @@ scans = load_dataset("niftifolder", data_dir="THIS_FOLDER", split="train")
 ```
 
 `metadata.parquet` has a row a scan, `rejected.parquet` a row a refused scan with its reason, `labels.parquet` (where a
-source labels its scans) a row a labelled scan, refused ones too.
+source labels its scans) a row a labelled scan, refused ones too, and `folds.parquet` (once a fine-tuning run has dealt
+them) the fold of each labelled scan.
 
 The scans keep the licences of their sources:
 

@@ -8,7 +8,8 @@
       metadata.parquet    a row a scan (`SCAN_SCHEMA`)
       rejected.parquet    a row a refused scan (`REJECTED_SCHEMA`)
       labels.parquet      a row a scan that its source labels, accepted or refused (`LABEL_SCHEMA`); absent without any
-      records/            the journal that the two tables are made from: one line of JSON a scan
+      folds.parquet       which patients are held out together; the first fine-tuning run writes it, nothing here does
+      records/            the journal that the tables above it are made from: one line of JSON a scan
       images/<source>/<subject>/<scan_id>.nii.gz
       masks/<source>/<subject>/<scan_id>.nii.gz, <scan_id>__brain.nii.gz
       nyul/<modality>.npy

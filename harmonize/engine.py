@@ -14,17 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from harmonize import (
-    changes,
-    duplicates,
-    histograms,
-    journal,
-    ledger,
-    lock,
-    pool,
-    sources,
-    target,
-)
+from harmonize import changes, duplicates, histograms, journal, ledger, lock, pool, sources, target
 from harmonize import corpus as layout
 from harmonize.changes import State
 from harmonize.errors import Reason, Rejection, UserError

@@ -48,6 +48,19 @@ def sample_slices(voxels_XYZ: NDArray[Any], axis: int = 2) -> NDArray[np.float32
     return np.clip(samples, low, high)
 
 
+def notes(voxels_XYZ: NDArray[Any], spacing: NDArray[np.float64]) -> list[str]:
+    """The decision that slices alternate, where they do: along Z or, of files that do not tell, the coarsest axis.
+
+    Args:
+        voxels_XYZ: As read.
+        spacing: Of its axes, mm.
+    """
+    for axis in sorted({2, int(np.argmax(spacing))}):
+        if seems_woven(sample_slices(voxels_XYZ, axis)):
+            return ["slices alternate in intensity: look whether two volumes were woven into one"]
+    return []
+
+
 def seems_woven(samples_ZS: NDArray[np.float32]) -> bool:
     """Whether slices alternate so much that the volume may be two, or that a scanner treated every other one unlike.
 

@@ -190,7 +190,7 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
         size = " x ".join(str(count) for count in scan.voxels_XYZ.shape)
         raise Rejection(Reason.TOO_FEW_SLICES, f"{size} voxels make no volume", stage="resample")
     grid = spatial.target_grid(scan.voxels_XYZ.shape, affine, settings.spacing, scan.slice_offsets)
-    _note_alternation(scan, decisions)
+    decisions += interleaving.notes(scan.voxels_XYZ, spatial.voxel_spacing(scan.affine))
     voxels, lowest = _finite(scan.voxels_XYZ, decisions)
     outside = intensity.CT_PADDING_HU if scan.unit == HU else lowest
     values = spatial.resample(voxels, affine, grid, slice_offsets=scan.slice_offsets, outside=outside)
@@ -225,13 +225,6 @@ def without_bias(resampled: Resampled, settings: Settings) -> NDArray[Any]:
 
 def _percentiles(foreground: NDArray[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in np.percentile(nyul.thin_out(foreground), PERCENTILES))
-
-
-def _note_alternation(scan: Scan, decisions: list[str]) -> None:
-    """Say so where slices alternate; of files that do not tell their slices, those along the coarsest axis."""
-    axes = {2, int(np.argmax(spatial.voxel_spacing(scan.affine)))}
-    if any(interleaving.seems_woven(interleaving.sample_slices(scan.voxels_XYZ, axis)) for axis in sorted(axes)):
-        decisions.append("slices alternate in intensity: look whether two volumes were woven into one")
 
 
 def _finite(voxels_XYZ: NDArray[Any], decisions: list[str]) -> tuple[NDArray[Any], float]:

@@ -343,8 +343,8 @@ def write_rows(root, rows):
     ("rows", "said", "why"),
     [
         ([{PRESENT: ""}], "1 of the 14 labels is empty", None),
-        ([{PRESENT: "2"}], "1 of the 14 labels is neither 0 nor 1", None),
-        ([{PRESENT: "yes"}], "1 of the 14 labels is neither 0 nor 1", None),
+        ([{PRESENT: "2"}], "1 of the 14 labels says neither yes nor no", None),
+        ([{PRESENT: "yes"}], "1 of the 14 labels says neither yes nor no", None),
         ([{LABEL: "1"}], "a location is positive although Aneurysm Present is 0", None),
         ([{}, {PRESENT: "1"}], "its rows in train.csv contradict each other", "the series stands in an earlier row"),
         ([{}, {PRESENT: ""}], "its rows in train.csv contradict each other", "the series stands in an earlier row"),

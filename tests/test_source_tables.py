@@ -165,7 +165,7 @@ def test_labels_are_read_however_a_table_writes_them(data: st.DataObject) -> Non
 def test_a_label_that_is_neither_0_nor_1_leaves_none_and_is_not_quoted(name: str, text: str) -> None:
     labels, fault = read_labels(dict.fromkeys(LABELS, "0") | {name: text})
     assert labels is None
-    assert fault in ("1 of the 14 labels is empty", "1 of the 14 labels is neither 0 nor 1")
+    assert fault in ("1 of the 14 labels is empty", "1 of the 14 labels says neither yes nor no")
 
 
 @given(st.sampled_from(LOCATIONS))

@@ -162,7 +162,7 @@ def test_an_encoder_is_replaced_but_nothing_else_is(
 
 def test_what_is_no_run_cannot_be_pushed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert push(tmp_path, "--folder", tmp_path / "encoder") == 2
-    assert "no run there" in capsys.readouterr().err
+    assert "not a pretraining run" in capsys.readouterr().err
 
 
 def test_an_encoder_goes_to_the_hub_and_back(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

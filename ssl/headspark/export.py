@@ -51,7 +51,8 @@ def export_run(folder: Path) -> Exported:
     state = read_state(folder)
     if state is None or "corpus" not in state:
         raise UserError(
-            f"{folder}: no run there, but {seen_at(folder)}; `ssl/pretrain.py --out` makes one", exit_code=WRONG_USE
+            f"{folder}: {seen_at(folder)}, not a pretraining run; `ssl/pretrain.py --out` makes one",
+            exit_code=WRONG_USE,
         )
     recipe = read_recipe(Recipe, folder / RECIPE)
     checkpoint = load_newest(folder / "checkpoints", say=lambda line: print(line, file=sys.stderr))
