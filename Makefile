@@ -1,17 +1,19 @@
-# Two commands: `make demo` and `make test`. Each sets up .venv by itself.
+# Two commands: `make demo` and `make test`. Each sets up .venv by itself; PIP_ARGS='-c constraints.txt' takes the
+# versions of the release.
 PYTHON ?= python3
+PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint constraints clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headspark needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing headspark and its libraries (about 6 GB, a few minutes) ..."
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)
@@ -24,6 +26,11 @@ lint: $(STAMP)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not cluster"
+
+# Before a release, once the tests have passed: all extras are installed beside what is there.
+constraints: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev,brain,cluster,kaggle]'
+	$(BIN)/python .ci/constraints.py
 
 clean:
 	rm -rf $(VENV) demo

@@ -17,7 +17,7 @@ FLOORS = {
 SSL_SCRIPTS = {"pretrain.py", "push.py"}
 TOP = {
     "harmonize", "ssl", "finetune", "recipes", "slurm", "tests", "docs",
-    "pyproject.toml", "README.md", "Makefile", "LICENSE", "CITATION.cff",
+    "pyproject.toml", "README.md", "Makefile", "LICENSE", "CITATION.cff", "constraints.txt",
 }  # fmt: skip
 
 
