@@ -20,12 +20,19 @@ SLICES = {
 }
 
 
-def archive(files: dict[str, bytes]) -> bytes:
+def archive(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as made:
+    with zipfile.ZipFile(stream, "w", method) as made:
         for name, content in files.items():
             made.writestr(name, content)
     return stream.getvalue()
+
+
+def damaged() -> bytes:
+    """An archive whose first file cannot be inflated: a fault of zlib, not of the zip."""
+    content = bytearray(archive(SLICES["/a1.zip"], zipfile.ZIP_DEFLATED))
+    content[30 + len(next(iter(SLICES["/a1.zip"])))] = 0xFF
+    return bytes(content)
 
 
 @pytest.fixture
@@ -122,6 +129,24 @@ def test_archives_that_are_gone_damaged_or_of_something_else_are_listed(
         True
     ] * 4
     assert pictures(tmp_path) == set()
+
+
+def test_an_archive_whose_data_is_damaged_is_removed_and_fetched_again(
+    nih: standin_files.Files, listed: Path, tmp_path: Path
+) -> None:
+    answers = [damaged(), archive(SLICES["/a1.zip"])]
+    nih.routes["/a1.zip"] = lambda query: answers.pop(0)
+    assert not any("zip" in line for line in fetch(addresses(listed, None), tmp_path / "raw"))
+    assert pictures(tmp_path / "raw") == ALL
+
+
+def test_an_archive_that_stays_damaged_is_not_kept(nih: standin_files.Files, listed: Path, tmp_path: Path) -> None:
+    nih.routes["/a1.zip"] = damaged()
+    missing = fetch(addresses(listed, None), tmp_path / "raw")
+    assert [f"{nih.url}/a1.zip" in line for line in missing if "zip" in line] == [True]
+    assert nih.asked.count("/a1.zip") == 2
+    assert not list((tmp_path / "raw/.fetched/archives").iterdir())
+    assert pictures(tmp_path / "raw") == {name for name in ALL if "000002" in name}
 
 
 def test_without_a_list_the_command_says_where_it_is(capsys, tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from harmonize.files import atomic_path
 
+CHUNK_BYTES = 1 << 20
+LONGEST_NAME, LONGEST_PATH = 200, 1000
+"""Bytes; file systems take 255 and 4096, with the temporary prefix and the folder."""
+
 
 class Damaged(Exception):
-    """The archive is cut, its checksums fail, or it wants to write outside its folder."""
+    """The archive is cut, its checksums fail, or its paths are none that can be written in its folder."""
 
 
 def unpack(archive: Path, folder: Path, *, place: Callable[[PurePosixPath], PurePosixPath | None]) -> list[Path]:
@@ -28,24 +32,76 @@ def unpack(archive: Path, folder: Path, *, place: Callable[[PurePosixPath], Pure
     Raises:
         Damaged: See there; nothing of such an archive is written if a path is unsafe.
     """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            placed = [(info, place(path)) for info, path in _members(opened)]
+    with archive.open("rb") as stream:
+        with _faults(archive):
+            opened = zipfile.ZipFile(stream)
+        with opened:
+            placed = [(info, place(path)) for info, path in _members(opened, archive)]
             targets = [(info, folder / path) for info, path in placed if path is not None]
             for info, target in targets:
-                if target.is_file() and target.stat().st_size == info.file_size:
-                    continue
-                with opened.open(info) as source, atomic_path(target) as temporary, temporary.open("wb") as stream:
-                    shutil.copyfileobj(source, stream, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise Damaged(f"{archive.name}: {error}") from error
+                if not (target.is_file() and target.stat().st_size == info.file_size):
+                    _write(opened, info, target, archive)
     return [target for _, target in targets]
 
 
-def _members(opened: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
+def _write(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, archive: Path) -> None:
+    with atomic_path(target) as temporary:
+        with temporary.open("wb") as stream:
+            for chunk in _chunks(opened, info, archive):
+                stream.write(chunk)
+            size = stream.tell()
+        if size != info.file_size:
+            raise Damaged(f"{archive.name}: a file has {size} bytes instead of {info.file_size}")
+
+
+def _chunks(opened: zipfile.ZipFile, info: zipfile.ZipInfo, archive: Path) -> Iterator[bytes]:
+    """What a member holds. A generator, so that faults of writing it (a full disk) are none of the archive's."""
+    with _faults(archive):
+        source = opened.open(info)
+    with source:
+        while True:
+            with _faults(archive):
+                chunk = source.read(CHUNK_BYTES)
+            if not chunk:
+                return
+            yield chunk
+
+
+@contextmanager
+def _faults(archive: Path) -> Iterator[None]:
+    """Call whatever goes wrong while a zip is read `Damaged`.
+
+    A wrong byte makes `zipfile` and its decompressors raise nearly anything: BadZipFile, zlib.error, LZMAError,
+    struct.error, EOFError, OSError (a seek before the start, bzip2), RuntimeError (encrypted), NotImplementedError
+    (a method), UnicodeDecodeError (a name), MemoryError ... No list of them would be whole.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise Damaged(f"{archive.name}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """The fault on one line of printable characters; `zipfile` quotes names and bytes of the archive."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in str(error)[:200])
+    return text or type(error).__name__
+
+
+def _members(opened: zipfile.ZipFile, archive: Path) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    files: set[PurePosixPath] = set()
+    # An empty name would be the folder itself.
+    folders = {PurePosixPath()}
     for info in opened.infolist():
         path = PurePosixPath(info.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in info.filename:
-            raise Damaged(f"{Path(opened.filename or '').name}: holds a path that leaves its folder")
-        if not info.is_dir():
-            yield info, path
+            raise Damaged(f"{archive.name}: holds a path that leaves its folder")
+        lengths = [len(part.encode()) for part in path.parts]
+        if sum(lengths) + len(lengths) > LONGEST_PATH or max(lengths, default=0) > LONGEST_NAME:
+            raise Damaged(f"{archive.name}: holds a path that is too long")
+        if info.filename.endswith("/"):
+            continue
+        files.add(path)
+        folders.update(path.parents)
+        yield info, path
+    if files & folders:
+        raise Damaged(f"{archive.name}: holds a path that is a file and a folder")
