@@ -18,7 +18,9 @@ from harmonize import __version__
 from harmonize.errors import UserError
 from harmonize.fetch import arguments as fetch_arguments
 from harmonize.files import NO_ROOM
+from harmonize.salt import FILE_OPTION, VARIABLE, given_salt
 from harmonize.settings import DEFAULT_MRI_NORM, MRI_NORMS, Settings, parse_spacing
+from harmonize.terminal import hide_texts_of_errors, say, warn
 
 if TYPE_CHECKING:
     from harmonize.engine import Executor
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         # A path may hold bytes that the terminal has no letters for.
         sys.stdout.reconfigure(errors="backslashreplace")
+    hide_texts_of_errors()
     debug = "--debug" in given
     try:
         options = _parse(given)
@@ -59,16 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         return error.exit_code
     except OSError as error:
         if debug:
             raise
         more = "; make room and give the same command again" if error.errno in NO_ROOM else ""
-        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}{more}", file=sys.stderr)
+        warn(f"error: {error.filename or 'input or output'}: {error.strerror or type(error).__name__}{more}")
         return FAILED
     except KeyboardInterrupt:
-        print("error: stopped; the same command goes on from here", file=sys.stderr)
+        warn("error: stopped; the same command goes on from here")
         return FAILED
 
 
@@ -160,7 +163,7 @@ def _add_source(commands: argparse._SubParsersAction[_Parser], name: str, text: 
     parser.add_argument("--apply-brain", action="store_true", help="blank all but the brain")
     parser.add_argument("--crop-foreground", action="store_true", help="cut the air away, keeping a margin")
     parser.add_argument("--bake-windows", action="store_true", help="store three CT windows instead of HU")
-    parser.add_argument("--salt", default="", help="secret mixed into the hashes of ids")
+    _add_salt(parser, "the secret that is mixed into the hashes of ids")
     parser.add_argument("--seed", type=int, default=0, help="of the sample that histograms are fitted on")
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N scans")
     parser.add_argument(
@@ -230,7 +233,7 @@ def _add_locate(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
     parser.add_argument("raw", type=Path, metavar="RAW", help="the raw folder")
     parser.add_argument("corpus", type=Path, metavar="CORPUS")
     parser.add_argument("names", nargs="*", metavar="NAME", help="scan ids or hashes; none: all that were refused")
-    parser.add_argument("--salt", default="", help="the one that the corpus was made with")
+    _add_salt(parser, "the secret that the corpus was made with")
     _add_debug(parser)
     parser.set_defaults(call=_locate)
     return parser
@@ -253,6 +256,11 @@ def _add_publish(commands: argparse._SubParsersAction[_Parser]) -> _Parser:
     _add_debug(parser)
     parser.set_defaults(call=_publish)
     return parser
+
+
+def _add_salt(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(FILE_OPTION, type=Path, metavar="FILE", help=f"{what}; default: in {VARIABLE}")
+    parser.add_argument("--salt", help="the same, for all users of this machine to see")
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
@@ -322,7 +330,7 @@ def _harmonize(options: argparse.Namespace) -> int:
         n4=options.n4,
         brain_model=None if options.brain_model is None else options.brain_model.absolute(),
         apply_brain=options.apply_brain,
-        salt=options.salt,
+        salt=given_salt(options.salt, options.salt_file),
     )
     if options.nyul is not None and options.mri_norm != "nyul":
         raise UserError(f"--nyul {options.nyul}: does nothing with --mri-norm {options.mri_norm}", exit_code=WRONG_USE)
@@ -347,14 +355,14 @@ def _harmonize(options: argparse.Namespace) -> int:
             time_limit_s=options.time_limit * 60 or None,
             retry=options.retry,
         )
-    print(summary.table())
+    say(*summary.lines())
     if summary.rejected and options.shard is None:
-        salt = " --salt ..." if options.salt else ""
-        print(f"which ones: harmonize locate {options.source} RAW {options.out}{salt}")
+        salt = f" {FILE_OPTION} {options.salt_file}" if options.salt_file else " --salt ..." if options.salt else ""
+        say(f"which ones: harmonize locate {options.source} RAW {options.out}{salt}")
     if summary.interrupted:
         raise UserError(f"{options.out}: stopped before the end; the same command goes on from here")
     if options.shard is not None:
-        print(f"when all {options.shard[1]} shards are done: harmonize merge {options.out}")
+        say(f"when all {options.shard[1]} shards are done: harmonize merge {options.out}")
     elif summary.accepted == 0:
         raise UserError(f"{options.raw}: no usable scan; the reasons are in {options.out / 'rejected.parquet'}")
     elif options.brain_model is not None:
@@ -369,7 +377,7 @@ def _draw_brains(corpus: Path, workers: int) -> None:
     """Brain masks never come without pictures to judge them by."""
     from harmonize.report import write_report
 
-    print(f"brain masks to look at: {write_report(corpus, thumbnails=DRAWN, workers=max(1, workers))}")
+    say(f"brain masks to look at: {write_report(corpus, thumbnails=DRAWN, workers=max(1, workers))}")
 
 
 def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | None]:
@@ -406,7 +414,7 @@ def _phantom(options: argparse.Namespace) -> int:
         options.source, options.out, scans=options.scans, size=options.size, seed=options.seed, workers=options.workers
     )
     for root in roots:
-        print(root)
+        say(root)
     return DONE
 
 
@@ -416,12 +424,12 @@ def _merge(options: argparse.Namespace) -> int:
 
     absent = journal.absent_shards(options.corpus / RECORDS)
     accepted, rejected = engine.merge(options.corpus)
-    print(f"{options.corpus}: {accepted} scans, {rejected} rejected")
+    say(f"{options.corpus}: {accepted} scans, {rejected} rejected")
     if "brain_model" in Corpus.open(options.corpus).info["settings"]:
         _draw_brains(options.corpus, _cores())
     if absent:
         which = f"shards {', '.join(absent)}" if len(absent) > 1 else f"shard {absent[0]}"
-        print(f"{options.corpus}: {which} never ran; run the same command without --shard to do what is missing")
+        say(f"{options.corpus}: {which} never ran; run the same command without --shard to do what is missing")
         return FAILED
     return DONE
 
@@ -431,19 +439,19 @@ def _verify(options: argparse.Namespace) -> int:
 
     faults = verify(options.corpus, workers=max(1, options.workers))
     for fault in faults:
-        print(fault)
+        say(fault)
     if not faults:
-        print(f"{options.corpus}: whole")
+        say(f"{options.corpus}: whole")
         return DONE
-    print(f"{options.corpus}: {len(faults)} faults; delete the files named, then give the harmonize commands again:")
-    print("they make what is missing, and only that")
+    say(f"{options.corpus}: {len(faults)} faults; delete the files named, then give the harmonize commands again:")
+    say("they make what is missing, and only that")
     return FAILED
 
 
 def _report(options: argparse.Namespace) -> int:
     from harmonize.report import write_report
 
-    print(write_report(options.corpus, thumbnails=options.thumbnails, workers=max(1, options.workers)))
+    say(write_report(options.corpus, thumbnails=options.thumbnails, workers=max(1, options.workers)))
     return DONE
 
 
@@ -453,8 +461,9 @@ def _locate(options: argparse.Namespace) -> int:
 
     check_root(options.source, options.raw)
     count = 0
-    for located in locate(options.source, options.raw, options.corpus, salt=options.salt, names=options.names):
-        print(describe(located))
+    salt = given_salt(options.salt, options.salt_file)
+    for located in locate(options.source, options.raw, options.corpus, salt=salt, names=options.names):
+        say(describe(located))
         count += 1
     if count < len(options.names):
         raise UserError(f"only {count} of {len(options.names)} names stand in {options.corpus} and in {options.raw}")
@@ -464,5 +473,5 @@ def _locate(options: argparse.Namespace) -> int:
 def _publish(options: argparse.Namespace) -> int:
     from harmonize.publish import publish
 
-    print(publish(options.corpus, options.repo, may_share=options.i_may_share, private=not options.public))
+    say(publish(options.corpus, options.repo, may_share=options.i_may_share, private=not options.public))
     return DONE

@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from harmonize.errors import UserError
 from harmonize.pool import ATTEMPTS, WORKER_ENVIRONMENT, Died, signals_held
+from harmonize.terminal import warn
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -194,7 +195,7 @@ class _Watch:
 
     def see(self, slots: int) -> None:
         if slots == 0 and time.monotonic() - self._seen > PATIENCE_S:
-            print("no dask worker yet; waiting for one", file=sys.stderr, flush=True)
+            warn("no dask worker yet; waiting for one")
             self._seen = time.monotonic()
         elif slots:
             self._seen = time.monotonic()
@@ -274,4 +275,4 @@ def _try_submitting(script: str) -> None:
 
 
 def _point_to_dashboard(client: Client) -> None:
-    print(f"dask dashboard: {client.dashboard_link}", file=sys.stderr, flush=True)
+    warn(f"dask dashboard: {client.dashboard_link}")

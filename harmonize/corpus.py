@@ -30,6 +30,7 @@ from harmonize.card import corpus_card
 from harmonize.errors import UserError
 from harmonize.files import atomic_path, sha256_of, write_json, write_text
 from harmonize.provenance import library_versions
+from harmonize.salt import is_known_by
 from harmonize.settings import Settings
 from harmonize.target import INFO, NYUL, RECORDS, check_ours, fault_of_info, read_info
 from harmonize.volume import Volume, read_volume, write_volume
@@ -217,7 +218,10 @@ def check_claim(path: Path, source: str, settings: Settings) -> dict[str, Any]:
     info: dict[str, Any] = {"settings": settings.shared(), "sources": {}}
     if check_ours(path):
         info = Corpus.open(path).info
-    _refuse_difference(path, info["settings"], settings.shared())
+    there = info["settings"]
+    if not is_known_by(settings.salt, there.get(SALT)):
+        raise UserError(f"{path}: was made with {ANOTHER_SALT}", exit_code=2)
+    _refuse_difference(path, there, settings.shared() | {SALT: there[SALT]})
     _refuse_difference(path, info["sources"].get(source, settings.of_source()), settings.of_source())
     return info
 
@@ -278,6 +282,7 @@ def table_rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 SALT = "salt_fingerprint"
+ANOTHER_SALT = "another --salt; give the same one, in HARMONIZE_SALT or --salt-file"
 
 
 _LABEL_COLUMNS = [name for name in LABEL_SCHEMA.names if name != "accepted"]
@@ -300,8 +305,6 @@ def _label_rows(accepted: list[dict[str, Any]], labels: Iterable[dict[str, Any]]
 def _refuse_difference(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name in sorted(there.keys() | wanted.keys()):
         if there.get(name) != wanted.get(name):
-            if name == SALT:
-                raise UserError(f"{path}: was made with another --salt; give the same one", exit_code=2)
             raise UserError(
                 f"{path}: was made with {name} {there.get(name)}, now {wanted.get(name)} is asked for; "
                 "use the same settings or another --out",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ from harmonize.raw_scans import Found, discover, key_of, of_shard
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 from harmonize.summary import Summary
+from harmonize.terminal import warn
 
 __all__ = ["LOCK", "Executor", "Summary", "check", "merge", "run"]
 
@@ -224,7 +224,7 @@ class _Run:
         self.summary.shrunk, self.summary.unrecorded = counts[State.SHRUNK], counts[State.UNRECORDED]
         if self.summary.changed:
             scans = "1 scan" if self.summary.changed == 1 else f"{self.summary.changed} scans"
-            print(f"{scans} changed since, to be made again", file=sys.stderr, flush=True)
+            warn(f"{scans} changed since, to be made again")
         self._work(missing, len(found.references))
 
     def forget_what_is_gone(self, found: Found) -> None:

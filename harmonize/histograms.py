@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from harmonize.process import landmarks_of
 from harmonize.progress import Progress
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
+from harmonize.terminal import warn
 
 
 def check_given(given: Path, folder: Path) -> None:
@@ -98,4 +98,4 @@ def _fit(wanted: list[ScanRef], root: Path, folder: Path, settings: Settings, ru
             # A user who tries a few scans first must know that the corpus keeps what these few gave.
             count = len(landmarks_by_key)
             scans = "1 scan" if count == 1 else f"{count} scans"
-            print(f"nyul: {modality} fitted on {scans}, for all of this corpus", file=sys.stderr, flush=True)
+            warn(f"nyul: {modality} fitted on {scans}, for all of this corpus")

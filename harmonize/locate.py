@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harmonize import identity, sources
-from harmonize.corpus import Corpus
+from harmonize.corpus import ANOTHER_SALT, Corpus
 from harmonize.errors import UserError
-from harmonize.raw_tree import printable
+from harmonize.salt import is_known_by
 from harmonize.scan import ScanRef
-from harmonize.settings import Settings
+from harmonize.terminal import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +47,8 @@ def locate(source: str, root: Path, path: Path, *, salt: str = "", names: Collec
     if not root.is_dir():
         raise UserError(f"{root}: no such folder", exit_code=2)
     corpus = Corpus.open(path)
-    if Settings(salt=salt).shared()["salt_fingerprint"] != corpus.info["settings"]["salt_fingerprint"]:
-        raise UserError(f"{path}: was made with another --salt; give the same one", exit_code=2)
+    if not is_known_by(salt, corpus.info["settings"]["salt_fingerprint"]):
+        raise UserError(f"{path}: was made with {ANOTHER_SALT}", exit_code=2)
     wanted = _wanted(corpus, source, frozenset(names))
     for ref in sources.references(source, root):
         found = wanted.pop(identity.raw_hash(ref, salt), None)
@@ -62,10 +62,10 @@ def locate(source: str, root: Path, path: Path, *, salt: str = "", names: Collec
 def describe(located: Located) -> str:
     """One line: what, why and where."""
     paths = located.ref.paths
-    where = printable(str(paths[0]) if paths else f"{located.ref.root}: no files of {located.ref.key}")
+    where = str(paths[0]) if paths else f"{located.ref.root}: no files of {located.ref.key}"
     others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     why = f"{located.reason} ({located.message})" if located.message else located.reason
-    return f"{located.name}: {why}: {where}{others}"
+    return printable(f"{located.name}: {why}: {where}{others}")
 
 
 def _wanted(corpus: Corpus, source: str, names: frozenset[str]) -> dict[str, tuple[str, str, str]]:

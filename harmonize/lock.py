@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from harmonize.errors import UserError
+from harmonize.terminal import warn
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def turn(path: Path, *, waiting: str) -> Iterator[None]:
         try:
             _lock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(waiting, file=sys.stderr, flush=True)
+            warn(waiting)
             _lock(stream, fcntl.LOCK_EX)
         yield
 

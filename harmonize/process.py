@@ -23,6 +23,7 @@ from harmonize.journal import Record
 from harmonize.pipeline import Harmonized, harmonize_scan, resample_scan, without_bias
 from harmonize.scan import HU, ScanRef
 from harmonize.settings import Settings
+from harmonize.terminal import show_frames
 
 RETRY_AFTER_S = 0.5
 
@@ -136,7 +137,7 @@ def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> Record:
         # The one place where a fault that nobody foresaw becomes a refusal: a damaged file must not end a run over a
         # hundred thousand. Its text is left out, because it may quote a header.
         if os.environ.get(DEBUG_VARIABLE):
-            traceback.print_exc()
+            show_frames(error)
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         return refused(ref, settings, Rejection(Reason.UNREADABLE, f"unexpected {type(error).__name__} in {place}"))

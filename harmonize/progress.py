@@ -9,6 +9,8 @@ from typing import Self, TextIO
 
 from tqdm import tqdm
 
+from harmonize import terminal
+
 PLAIN_INTERVAL_S = 30.0
 
 
@@ -78,9 +80,9 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line without tearing the bar."""
         if self._bar is not None:
-            self._bar.write(line, file=self._stream)
+            self._bar.write(terminal.line(line), file=self._stream)
         else:
-            print(line, file=self._stream, flush=True)
+            terminal.say(line, stream=self._stream)
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
@@ -89,7 +91,7 @@ class Progress:
         count = f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
         left = f", {_clock((self.total - self.done) / rate)} left" if self.total is not None and rate > 0 else ""
         facts = "".join(f", {name}={value}" for name, value in self.facts.items())
-        print(f"{self.label}: {count} {self.unit}, {rate:.2f}/s{left}{facts}", file=self._stream, flush=True)
+        terminal.say(f"{self.label}: {count} {self.unit}, {rate:.2f}/s{left}{facts}", stream=self._stream)
 
 
 def _clock(seconds: float) -> str:

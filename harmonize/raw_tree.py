@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harmonize.errors import Reason, UserError
 from harmonize.scan import LeftOut, ScanRef
+from harmonize.terminal import printable as printable
 
 BROKEN = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR}
 """What following a link that leads nowhere ends in."""
@@ -250,14 +251,3 @@ def refused_ref(source: str, root: Path, key: str, paths: tuple[Path, ...], reas
     return ScanRef(
         source=source, key=key, root=root, paths=paths, subject=key, meta={"refused": (reason.value, message)}
     )
-
-
-def printable(text: str) -> str:
-    """Text for one line of a terminal: bytes that are no UTF-8 and control characters are escaped.
-
-    Example:
-        >>> printable("a" + chr(0xDCE9) + chr(10))
-        'a\\\\xe9\\\\n'
-    """
-    text = os.fsencode(text).decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from harmonize.errors import UserError
 from harmonize.files import sha256_of
+from harmonize.salt import fingerprint
 
 MRI_NORMS = ("nyul", "zscore", "whitestripe", "fcm", "kde", "none")
 
@@ -75,7 +75,7 @@ class Settings:
             "crop_foreground": self.crop_foreground,
             "bake_windows": self.bake_windows,
             "n4": self.n4,
-            "salt_fingerprint": hashlib.sha256(f"headspark salt {self.salt}".encode()).hexdigest()[:12],
+            "salt_fingerprint": fingerprint(self.salt),
         }
         if self.brain_model is not None:
             found |= {"brain_model": sha256_of(self.brain_model), "apply_brain": self.apply_brain}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from harmonize.terminal import line
 from harmonize.unusual import unusual
 
 MOST_KINDS = 12
@@ -55,11 +56,15 @@ class Summary:
 
     def note(self, decisions: Iterable[str]) -> None:
         """Count what was decided about an accepted scan."""
-        self.unusual.update({_NUMBER.sub("N", line) for line in unusual(decisions)})
+        self.unusual.update({_NUMBER.sub("N", decision) for decision in unusual(decisions)})
 
     def table(self) -> str:
+        """The lines that end a run, as they may be shown."""
+        return "\n".join(line(one) for one in self.lines())
+
+    def lines(self) -> list[str]:
         """The lines that end a run."""
-        lines = [
+        facts = [
             ("source", self.source),
             ("scans", f"{self.found} ({self.known} done before)"),
             ("accepted", str(self.accepted)),
@@ -69,8 +74,8 @@ class Summary:
             *self._unusual(),
             *self._left_out(),
         ]
-        width = max(len(name) for name, _ in lines) + 2
-        return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
+        width = max(len(name) for name, _ in facts) + 2
+        return [f"{name:<{width}}{value}" for name, value in facts]
 
     def _changes(self) -> Iterator[tuple[str, str]]:
         if self.changed:
@@ -89,7 +94,7 @@ class Summary:
     def _unusual(self) -> Iterator[tuple[str, str]]:
         if self.unusual:
             yield "accepted, but", "(the decisions of each are in metadata.parquet and in the report)"
-        yield from (("", f"{count} with: {line}") for line, count in _most(self.unusual))
+        yield from (("", f"{count} with: {decision}") for decision, count in _most(self.unusual))
         rest = len(self.unusual) - MOST_KINDS
         if rest > 0:
             yield "", f"and {rest} more kinds of decisions"

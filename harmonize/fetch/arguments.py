@@ -11,6 +11,7 @@ from harmonize.errors import UserError
 from harmonize.files import room_in
 from harmonize.licences import terms_of
 from harmonize.target import check_folder
+from harmonize.terminal import say
 
 WORKERS = 4
 OPENMIND = "a part of OpenMind, from the Hugging Face Hub"
@@ -93,7 +94,7 @@ def _openmind(options: argparse.Namespace) -> int:
         there, missing = openmind.fetch(
             choice, options.out, repo=options.repo, endpoint=options.endpoint, workers=options.workers
         )
-    print(f"{options.out}: {there} images; next: harmonize openmind {options.out} --out CORPUS")
+    say(f"{options.out}: {there} images; next: harmonize openmind {options.out} --out CORPUS")
     return _finish(options.out, missing)
 
 
@@ -111,8 +112,8 @@ def _tcia(options: argparse.Namespace) -> int:
             workers=options.workers,
         )
     for licence, count in sorted(outcome.licences.items()):
-        print(f"licence of {count} series: {licence}")
-    print(f"{options.out}: {outcome.there} series; next: harmonize tcia {options.out} --out CORPUS")
+        say(f"licence of {count} series: {licence}")
+    say(f"{options.out}: {outcome.there} series; next: harmonize tcia {options.out} --out CORPUS")
     return _finish(options.out, outcome.failed)
 
 
@@ -124,7 +125,7 @@ def _deeplesion(options: argparse.Namespace) -> int:
     table = f"{options.base_url.rstrip('/')}/{deeplesion.TABLE}" if options.base_url else None
     with room_in(options.out):
         missing = deeplesion.fetch(wanted, options.out, table_url=table)
-    print(f"{options.out}: {len(wanted)} archives asked for; next: harmonize deeplesion {options.out} --out CORPUS")
+    say(f"{options.out}: {len(wanted)} archives asked for; next: harmonize deeplesion {options.out} --out CORPUS")
     return _finish(options.out, missing)
 
 
@@ -137,7 +138,7 @@ def _rsna(options: argparse.Namespace) -> int:
 
 def _finish(out: Path, missing: list[str]) -> int:
     for line in missing:
-        print(f"missing: {line}")
+        say(f"missing: {line}")
     if missing:
         raise UserError(f"{out}: {len(missing)} could not be had; the same command tries them again")
     return 0

@@ -91,7 +91,7 @@ def _bring(url: str, out: Path) -> str | None:
             if not archive.is_file():
                 http.download(url, archive)
             if not unpack(archive, out, place=_place):
-                return f"{url}: holds no slices of DeepLesion"
+                return f"{http.place(url)}: holds no slices of DeepLesion"
         except http.Refused as refused:
             return str(refused)
         except Damaged as damaged:
@@ -99,9 +99,9 @@ def _bring(url: str, out: Path) -> str | None:
             archive.unlink(missing_ok=True)
             continue
         archive.unlink()
-        write_text(done, f"{url}\n")
+        write_text(done, f"{http.place(url)}\n")
         return None
-    return f"{url}: {fault}"
+    return f"{http.place(url)}: {fault}"
 
 
 def _place(path: PurePosixPath) -> PurePosixPath | None:

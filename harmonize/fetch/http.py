@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
+import re
 import sys
 import time
 import urllib.error
@@ -12,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import unquote_to_bytes, urlencode, urlsplit
 
 from tqdm import tqdm
 
-from harmonize import __version__
+from harmonize import __version__, terminal
 from harmonize.errors import UserError
 
 ATTEMPTS = 6
@@ -60,7 +62,7 @@ def get_json(url: str, parameters: Mapping[str, str]) -> Any:
     try:
         return json.loads(body)
     except ValueError as error:
-        raise UserError(f"{_place(url)}: gave no JSON; try again later, or another --base-url") from error
+        raise UserError(f"{place(url)}: gave no JSON; try again later, or another --base-url") from error
 
 
 def download(url: str, path: Path) -> None:
@@ -100,10 +102,25 @@ def _continue(url: str, partial: Path) -> None:
 
 
 def _open(url: str, headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"{url}: not an http address", exit_code=2)
+    address, credentials = _without_credentials(url)
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise UserError(f"{place(url)}: not an http address", exit_code=2)
     agent = {"User-Agent": f"headspark/{__version__}"}
-    return urllib.request.urlopen(urllib.request.Request(url, headers=agent | dict(headers or {})), timeout=TIMEOUT_S)
+    request = urllib.request.Request(address, headers=agent | dict(headers or {}))
+    if credentials is not None:
+        # Not told to the server that a redirect leads to.
+        request.add_unredirected_header("Authorization", credentials)
+    return urllib.request.urlopen(request, timeout=TIMEOUT_S)
+
+
+def _without_credentials(url: str) -> tuple[str, str | None]:
+    """An address without ``user:password@``, which would be taken for a part of the host, and what says the same."""
+    parts = urlsplit(url)
+    user_info, found, host = parts.netloc.rpartition("@")
+    if not found:
+        return url, None
+    packed = base64.b64encode(unquote_to_bytes(user_info)).decode("ascii")
+    return parts._replace(netloc=host).geturl(), f"Basic {packed}"
 
 
 @contextmanager
@@ -114,24 +131,34 @@ def _passing(url: str, attempt: int) -> Iterator[None]:
     except urllib.error.HTTPError as error:
         with error:
             if error.code < 500 and error.code != TOO_MANY:
-                raise Refused(error.code, _place(url)) from error
+                raise Refused(error.code, place(url)) from error
             _pause(url, attempt, f"the server answered {error.code}", error.headers.get("Retry-After"), error)
     except _PASSING as error:
-        _pause(url, attempt, str(getattr(error, "reason", error)) or type(error).__name__, None, error)
+        # What is wrong with an address is told by a quotation of it.
+        said = "" if isinstance(error, http.client.InvalidURL) else str(getattr(error, "reason", error))
+        _pause(url, attempt, said or type(error).__name__, None, error)
 
 
 def _pause(url: str, attempt: int, fault: str, asked: str | None, error: Exception) -> None:
     if attempt == ATTEMPTS - 1:
-        raise UserError(f"{_place(url)}: {fault}, {ATTEMPTS} times; give the command again later") from error
+        raise UserError(f"{place(url)}: {fault}, {ATTEMPTS} times; give the command again later") from error
     seconds = BACKOFF_S * 2**attempt
     if asked is not None and asked.isdecimal():
         seconds = max(seconds, float(asked))
     seconds = min(seconds, MAX_PAUSE_S)
     # Not torn by a bar, and no bar torn by it.
-    tqdm.write(f"{_place(url)}: {fault}; trying again in {seconds:.0f} s, {attempt + 2} of {ATTEMPTS}", file=sys.stderr)
+    again = f"trying again in {seconds:.0f} s, {attempt + 2} of {ATTEMPTS}"
+    tqdm.write(terminal.line(f"{place(url)}: {fault}; {again}"), file=sys.stderr)
     time.sleep(seconds)
 
 
-def _place(url: str) -> str:
-    """The address without its query, which may be long or hold a key."""
-    return urlsplit(url)._replace(query="", fragment="").geturl()
+def place(url: str) -> str:
+    """An address as it may be shown and kept: without what may be secret, ``user:password@`` and a signed query.
+
+    Example:
+        >>> place("https://me:secret@a.org/b.zip?X-Amz-Signature=1#c")
+        'https://a.org/b.zip'
+    """
+    scheme, found, rest = url.partition("://")
+    host, slash, path = re.split(r"[?#]", rest if found else scheme, maxsplit=1)[0].partition("/")
+    return f"{scheme + found if found else ''}{host.rpartition('@')[2]}{slash}{path}"

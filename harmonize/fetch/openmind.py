@@ -23,7 +23,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from tqdm import tqdm
 
+from harmonize import terminal
 from harmonize.errors import UserError
+from harmonize.fetch import http
 from harmonize.progress import Progress
 from harmonize.sources.openmind import NEEDED, TABLE, TREE
 
@@ -76,12 +78,13 @@ def fetch(
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        if not bring(TABLE):
-            raise UserError(f"{repo}: holds no {TABLE}; give the --repo of OpenMind")
-        rows = choose(_read(out / TABLE), choice)
-        if not rows:
-            raise UserError(f"{repo}: no image of {TABLE} matches; look at its columns modality and {SCORE}")
-        return _bring_all(bring, rows, workers)
+        with terminal.careful_log("huggingface_hub"):
+            if not bring(TABLE):
+                raise UserError(f"{repo}: holds no {TABLE}; give the --repo of OpenMind")
+            rows = choose(_read(out / TABLE), choice)
+            if not rows:
+                raise UserError(f"{repo}: no image of {TABLE} matches; look at its columns modality and {SCORE}")
+            return _bring_all(bring, rows, workers)
     finally:
         if shown:
             enable_progress_bars()
@@ -157,10 +160,12 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
             hub.hf_hub_download(repo, name, repo_type="dataset", local_dir=out)
             break
         except GatedRepoError as error:
-            page = f"{hub.endpoint}/datasets/{repo}"
+            page = f"{http.place(hub.endpoint)}/datasets/{repo}"
             raise UserError(f"{repo}: accept its terms at {page}, then log in with `hf auth login`") from error
         except RepositoryNotFoundError as error:
-            raise UserError(f"{repo}: no such dataset on {hub.endpoint}, or it is private; see --repo") from error
+            raise UserError(
+                f"{repo}: no such dataset on {http.place(hub.endpoint)}, or it is private; see --repo"
+            ) from error
         except LocalEntryNotFoundError as error:
             # Not an absent entry, although its class says so: the Hub could not be asked, try as the client might.
             raise _away(hub, error) from error
@@ -172,7 +177,7 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
                 raise _away(hub, error) from error
             seconds, fault = BACKOFF_S * 2**attempt, f"answered {_status(error)}" if _status(error) else "broke off"
             again = f"trying again in {seconds:.0f} s, {attempt + 2} of {ATTEMPTS}"
-            tqdm.write(f"{hub.endpoint}: {fault}; {again}", file=sys.stderr)
+            tqdm.write(terminal.line(f"{http.place(hub.endpoint)}: {fault}; {again}"), file=sys.stderr)
             time.sleep(seconds)
     return True
 
@@ -180,7 +185,7 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
 def _away(hub: HfApi, error: Exception) -> UserError:
     status = _status(error)
     said = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
-    return UserError(f"{hub.endpoint}: {said}; give the command again later, it goes on from here")
+    return UserError(f"{http.place(hub.endpoint)}: {said}; give the command again later, it goes on from here")
 
 
 def _status(error: Exception) -> int:

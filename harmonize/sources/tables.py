@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from harmonize.errors import UserError
-from harmonize.raw_tree import printable
+from harmonize.terminal import printable
 
 DELIMITERS = (",", ";", "\t", "|")
 MAX_AGE = 120.0
