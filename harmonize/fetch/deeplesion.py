@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from harmonize.errors import UserError
 from harmonize.fetch import http
+from harmonize.fetch.address import parse
 from harmonize.fetch.archives import Damaged, unpack
 from harmonize.files import write_text
 from harmonize.progress import Progress
@@ -45,6 +46,11 @@ def addresses(list_file: Path | None, base_url: str | None) -> list[str]:
     found = list(dict.fromkeys(_ADDRESS.findall(list_file.read_text(encoding="utf-8", errors="replace"))))
     if not found:
         raise UserError(f"{list_file}: holds no address of a .zip file; take {LIST_NAME} from {HOME}", exit_code=2)
+    for url in found:
+        # Before hours of downloads.
+        parse(url)
+        if not _name(url).endswith(".zip"):
+            raise UserError(f"{list_file}: {http.place(url)} names no .zip file", exit_code=2)
     return found
 
 
@@ -80,7 +86,7 @@ def fetch(wanted: Sequence[str], out: Path, *, table_url: str | None = None) -> 
 
 
 def _bring(url: str, out: Path) -> str | None:
-    name = PurePosixPath(urlsplit(url).path).name
+    name = _name(url)
     done = out / DONE / name
     if done.is_file():
         return None
@@ -89,7 +95,7 @@ def _bring(url: str, out: Path) -> str | None:
     for _ in range(ARCHIVE_ATTEMPTS):
         try:
             if not archive.is_file():
-                http.download(url, archive)
+                http.download(url, archive, checked=True)
             if not unpack(archive, out, place=_place):
                 return f"{http.place(url)}: holds no slices of DeepLesion"
         except http.Refused as refused:
@@ -102,6 +108,11 @@ def _bring(url: str, out: Path) -> str | None:
         write_text(done, f"{http.place(url)}\n")
         return None
     return f"{http.place(url)}: {fault}"
+
+
+def _name(url: str) -> str:
+    """Of the archive here, as its address says it."""
+    return PurePosixPath(urlsplit(url).path).name
 
 
 def _place(path: PurePosixPath) -> PurePosixPath | None:

@@ -13,12 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from harmonize.errors import UserError
 from harmonize.fetch import http
 from harmonize.fetch.archives import Damaged, unpack
+from harmonize.fetch.partial import PARTIAL, SIDE
+from harmonize.files import target_of_temporary
 from harmonize.identity import safe_name
 from harmonize.progress import Progress
 
@@ -70,10 +72,11 @@ def fetch(
     Raises:
         UserError: No such public collection, or the service cannot be reached.
     """
-    series = _list_series(collection, modalities, base_url)[:limit]
+    listed, failed = _list_series(collection, modalities, base_url)
+    series = listed[:limit]
     folder = out / safe_name(collection)
     _clear(folder / WORK)
-    failed = []
+    bad_rows = len(failed)
     with Progress("fetch tcia", total=len(series), unit="series") as progress, ThreadPoolExecutor(workers) as threads:
         try:
             for fault in threads.map(partial(_bring, folder=folder, base_url=base_url), series):
@@ -85,7 +88,7 @@ def fetch(
             raise
     _clear(folder / WORK)
     licences = Counter(_licence(one) for one in series)
-    return Outcome(there=len(series) - len(failed), failed=failed, licences=licences)
+    return Outcome(there=len(series) - len(failed) + bad_rows, failed=failed, licences=licences)
 
 
 def _clear(work: Path) -> None:
@@ -93,36 +96,57 @@ def _clear(work: Path) -> None:
     if work.is_symlink() or not work.is_dir():
         return
     for path in work.iterdir():
-        uid = path.name.removeprefix(http.PARTIAL).removesuffix(".zip")
-        if _UID.fullmatch(uid) and path.is_dir() and not path.is_symlink():
+        name = target_of_temporary(path.name) or path.name
+        uid = name.removeprefix(PARTIAL).removesuffix(SIDE).removesuffix(".zip")
+        if not _UID.fullmatch(uid):
+            continue
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        elif _UID.fullmatch(uid) and path.name.endswith(".zip"):
+        elif name != uid:
             path.unlink(missing_ok=True)
     with suppress(OSError):
         # Not empty: what else lies there is somebody's.
         work.rmdir()
 
 
-def _list_series(collection: str, modalities: Sequence[str], base_url: str) -> list[dict[str, Any]]:
+def _list_series(collection: str, modalities: Sequence[str], base_url: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The series by UID, and a line for what else the list holds."""
     found: dict[str, dict[str, Any]] = {}
+    strange = 0
     for modality in modalities or ("",):
         query = {"Collection": collection, "format": "json"} | ({"Modality": modality} if modality else {})
-        try:
-            answer = http.get_json(f"{base_url}/getSeries", query) or []
-        except http.Refused as refused:
-            raise _no_access(collection, refused) from refused
-        for one in cast(list[dict[str, Any]], answer):
-            uid = str(one.get("SeriesInstanceUID", ""))
+        for one in _rows(collection, base_url, query):
+            uid = one.get("SeriesInstanceUID") if isinstance(one, dict) else None
             # It becomes a folder's name.
-            if _UID.fullmatch(uid):
+            if isinstance(uid, str) and _UID.fullmatch(uid):
                 found[uid] = one
+            else:
+                strange += 1
+    if strange and not found:
+        raise _no_service(base_url, "a list without a SeriesInstanceUID")
     if not found:
         wanted = f" with the modality {' or '.join(modalities)}" if modalities else ""
         raise UserError(
             f"{collection}: NBIA offers no public series of this collection{wanted}; look up its name and whether its "
             f"access is controlled at {_page(collection)}"
         )
-    return [found[uid] for uid in sorted(found)]
+    rows = "1 row names" if strange == 1 else f"{strange} rows name"
+    lines = [f"{collection}: {rows} no valid SeriesInstanceUID in NBIA's list"] if strange else []
+    return [found[uid] for uid in sorted(found)], lines
+
+
+def _rows(collection: str, base_url: str, query: Mapping[str, str]) -> list[Any]:
+    try:
+        answer = http.get_json(f"{base_url}/getSeries", query)
+    except http.Refused as refused:
+        if refused.status in NOT_ALLOWED:
+            raise _no_access(collection, refused) from refused
+        raise UserError(f"{refused}; is --base-url right, and is it the NBIA REST service, v1?") from refused
+    if answer is None:
+        return []
+    if not isinstance(answer, list):
+        raise _no_service(base_url, "no list of series")
+    return answer
 
 
 def _bring(series: Mapping[str, Any], *, folder: Path, base_url: str) -> str | None:
@@ -135,11 +159,12 @@ def _bring(series: Mapping[str, Any], *, folder: Path, base_url: str) -> str | N
     for _ in range(ARCHIVE_ATTEMPTS):
         archive, unpacked = folder / WORK / f"{uid}.zip", folder / WORK / uid
         try:
-            http.download(f"{base_url}/getImageWithMD5Hash?{urlencode({'SeriesInstanceUID': uid})}", archive)
+            url = f"{base_url}/getImageWithMD5Hash?{urlencode({'SeriesInstanceUID': uid})}"
+            http.download(url, archive, checked=True)
             _unpack_checked(archive, unpacked, series)
         except http.Refused as refused:
             if refused.status in NOT_ALLOWED:
-                raise _no_access(str(series.get("Collection", uid)), refused) from refused
+                raise _no_access(_text(series, "Collection") or uid, refused) from refused
             return f"{uid}: {refused}"
         except Damaged as damaged:
             fault = str(damaged)
@@ -157,11 +182,14 @@ def _unpack_checked(archive: Path, folder: Path, series: Mapping[str, Any]) -> N
     table = folder / HASHES
     if HASHES not in names:
         raise Damaged(f"the archive holds no {HASHES}")
-    with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        hashes = {
-            (row.get("Filename") or "").strip(): (row.get("MD5Hash") or "").strip().lower()
-            for row in csv.DictReader(stream)
-        }
+    try:
+        with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
+            hashes = {
+                (row.get("Filename") or "").strip(): (row.get("MD5Hash") or "").strip().lower()
+                for row in csv.DictReader(stream)
+            }
+    except csv.Error as error:
+        raise Damaged(f"its {HASHES} is no table") from error
     images = {name for name in names if name.lower().endswith(".dcm")}
     if not images or not images <= hashes.keys() <= names:
         raise Damaged(f"the archive and its {HASHES} do not name the same files")
@@ -170,14 +198,23 @@ def _unpack_checked(archive: Path, folder: Path, series: Mapping[str, Any]) -> N
             if hashlib.file_digest(stream, "md5").hexdigest() != expected:
                 raise Damaged(f"{name} does not have its MD5")
     count = str(series.get("ImageCount", ""))
-    if count.isdecimal() and int(count) != len(images):
+    if re.fullmatch(r"[0-9]{1,9}", count) and int(count) != len(images):
         raise Damaged(f"{len(images)} of {count} files")
     table.unlink()
 
 
 def _licence(series: Mapping[str, Any]) -> str:
-    name, link = str(series.get("LicenseName") or "licence not stated"), str(series.get("LicenseURI") or "")
-    return f"{name} {link}".strip()
+    return " ".join([_text(series, "LicenseName") or "licence not stated", _text(series, "LicenseURI")]).strip()
+
+
+def _text(series: Mapping[str, Any], name: str) -> str:
+    """A field of NBIA's on one line; "" where it holds anything but text."""
+    value = series.get(name)
+    return " ".join(value.split()) if isinstance(value, str) else ""
+
+
+def _no_service(base_url: str, given: str) -> UserError:
+    return UserError(f"{http.place(base_url)}: gave {given}; is --base-url the NBIA REST service, v1?")
 
 
 def _no_access(collection: str, refused: http.Refused) -> UserError:
