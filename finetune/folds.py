@@ -25,7 +25,7 @@ import yaml
 
 from finetune.recipe import Recipe
 from finetune.rsna import SOURCE, Case
-from harmonize import lock
+from harmonize import lock, named_files
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
@@ -163,7 +163,9 @@ def read_folds(path: Path) -> Folds | None:
     try:
         table = pq.read_table(path)
         facts = table.schema.metadata or {}
-        rows = table.select(SCHEMA.names).cast(SCHEMA).to_pandas()
+        found = table.select(SCHEMA.names).cast(SCHEMA)
+        named_files.check(found, where=str(path), folders={})
+        rows = found.to_pandas()
         return Folds(
             subjects=dict(zip(rows["scan_id"], rows["subject"], strict=True)),
             fold_of={scan: int(fold) for scan, fold in zip(rows["scan_id"], rows["fold"], strict=True)},

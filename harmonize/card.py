@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from harmonize.licences import terms_of
+from harmonize.terminal import printable
+
+LONGEST_TEXT = 200
+_MARKUP = re.compile(r"[\\`*_\[\]<>|~&$@#!]|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def corpus_card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: int) -> str:
@@ -19,13 +24,15 @@ def corpus_card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: 
     for row in accepted:
         group = (row["source"], row["modality"], row["unit"])
         counts[group] = counts.get(group, 0) + 1
-    table = "\n".join(f"| {' | '.join(group)} | {count} |" for group, count in sorted(counts.items()))
+    table = "\n".join(f"| {' | '.join(map(plain_text, group))} | {count} |" for group, count in sorted(counts.items()))
     spacing = " x ".join(f"{mm:g}" for mm in info["settings"]["spacing"])
-    version = info["libraries"].get("headspark", "")
+    version = plain_text(info["libraries"].get("headspark", ""))
     sources = sorted({row["source"] for row in accepted})
-    licences = "\n".join(f"| {source} | {terms_of(source).licence} | {terms_of(source).link} |" for source in sources)
+    licences = "\n".join(
+        f"| {plain_text(source)} | {terms_of(source).licence} | {terms_of(source).link} |" for source in sources
+    )
     licence = "cc-by-4.0" if all(terms_of(source).licence == "CC-BY-4.0" for source in sources) else "other"
-    norms = ", ".join(f"{source}: {chosen['mri_norm']}" for source, chosen in info["sources"].items())
+    norms = plain_text(", ".join(f"{source}: {chosen['mri_norm']}" for source, chosen in info["sources"].items()))
     return f"""---
 pretty_name: Harmonized head CT and MRI
 license: {licence}
@@ -68,6 +75,17 @@ The scans keep the licences of their sources:
 |---|---|---|
 {licences}
 """
+
+
+def plain_text(text: object) -> str:
+    """Text from a raw tree for Markdown, where it shows as it is: no markup, no link, no end of a cell or a line.
+
+    Example:
+        >>> plain_text("T1w"), plain_text("a|b <img>")
+        ('T1w', 'a\\\\|b \\\\<img\\\\>')
+    """
+    shown = printable(str(text))
+    return _MARKUP.sub(r"\\\g<0>", shown if len(shown) <= LONGEST_TEXT else f"{shown[:LONGEST_TEXT]}...")
 
 
 def _size_category(count: int) -> str:

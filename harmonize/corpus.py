@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from harmonize import named_files
 from harmonize.card import corpus_card
 from harmonize.errors import UserError
 from harmonize.files import atomic_path, sha256_of, write_json, write_text
+from harmonize.named_files import FOLDER_OF
 from harmonize.provenance import library_versions
 from harmonize.salt import is_known_by
 from harmonize.settings import Settings
@@ -202,7 +204,7 @@ def brain_mask_name(source: str, subject: str, scan_id: str) -> str:
     return f"{MASKS}/{source}/{subject}/{scan_id}__brain.nii.gz"
 
 
-FILE_COLUMNS = ("image_file_name", "mask_file_name", "brain_mask_file_name")
+FILE_COLUMNS = tuple(FOLDER_OF)
 """Columns of the manifest that name files; null where there is none."""
 
 
@@ -224,6 +226,10 @@ def check_claim(path: Path, source: str, settings: Settings) -> dict[str, Any]:
     _refuse_difference(path, there, settings.shared() | {SALT: there[SALT]})
     _refuse_difference(path, info["sources"].get(source, settings.of_source()), settings.of_source())
     return info
+
+
+INFO_KEYS = {"schema_version", "settings", "sources", "percentiles", "libraries"}
+"""What corpus.json holds."""
 
 
 def claim(path: Path, source: str, settings: Settings) -> None:
@@ -322,7 +328,9 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     absent = [name for name in schema.names if name not in table.column_names]
     if absent:
         raise UserError(f"{path}: lacks the columns {', '.join(absent)}; rebuild it with `harmonize merge`")
-    return table.select(schema.names).cast(schema)
+    found = table.select(schema.names).cast(schema)
+    named_files.check(found, where=str(path), folders=FOLDER_OF if schema is SCAN_SCHEMA else {})
+    return found
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:

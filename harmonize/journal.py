@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from harmonize.files import write_text
 from harmonize.fingerprint import Fingerprint
+from harmonize.named_files import check_row
 
 SUFFIX = ".jsonl"
 SHARD = ".shard-"
@@ -46,6 +47,10 @@ class Record:
     read: Fingerprint | None = None
     duplicate_of: str | None = None
     attempt: int = 0
+
+    def __post_init__(self) -> None:
+        if self.row is not None:
+            check_row(self.row, where=f"records/{self.source}{SUFFIX}")
 
 
 Key = tuple[str, str]

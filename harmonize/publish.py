@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -9,19 +10,17 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 
-from harmonize.corpus import CARD, FILE_COLUMNS, IMAGES, INFO, LABEL_TABLE, MASKS, NYUL, REJECTED, SCANS, Corpus
+from harmonize.corpus import INFO, LABEL_TABLE, Corpus
 from harmonize.errors import UserError
-from harmonize.files import TEMPORARY
 from harmonize.identity import HASH_LENGTH
 from harmonize.licences import terms_of
 from harmonize.lock import exclusive
-from harmonize.settings import Settings
+from harmonize.publishable import FOLDERS, publishable
+from harmonize.salt import is_quickly_guessed, is_unsalted
+from harmonize.terminal import careful_log, warn, without_secrets
 
 LOCK = ".lock"
-PUBLISHED = (CARD, INFO, SCANS, REJECTED, LABEL_TABLE, f"{IMAGES}/**", f"{MASKS}/**", f"{NYUL}/**")
-"""The journal, the locks, the report and what a killed run left stay at home."""
-
-REPLACED = (f"{IMAGES}/**", f"{MASKS}/**", f"{NYUL}/**")
+REPLACED = (*(f"{folder}/**" for folder in FOLDERS), LABEL_TABLE)
 """Of these nothing stays on the Hub that the corpus no longer holds: a scan that was withdrawn is gone there too."""
 
 _FAULTS = (HTTPError, HFValidationError, LocalTokenNotFoundError, RuntimeError, FileNotFoundError)
@@ -54,27 +53,35 @@ def publish(
     corpus = Corpus.open(path)
     check_terms(corpus, may_share)
     with exclusive(path / LOCK, f"{path}: a run is still writing this corpus; wait for it, then publish"):
-        _check_whole(corpus)
+        if corpus.scans.empty:
+            raise UserError(f"{corpus.path}: holds no scans")
+        found = publishable(corpus)
+        # The folders as a whole, because the client compares each file with each pattern: what else lies there was
+        # refused above, or is named to stay at home.
+        top = [name for name in found.files if "/" not in name]
         hub = HfApi(endpoint=endpoint)
+        address = without_secrets(hub.endpoint)
         try:
-            hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-            hub.upload_folder(
-                repo_id=repo,
-                repo_type="dataset",
-                folder_path=path,
-                allow_patterns=list(PUBLISHED),
-                ignore_patterns=[f"*{TEMPORARY}*"],
-                delete_patterns=list(REPLACED),
-                commit_message=f"{len(corpus.scans)} scans, manifest {corpus.manifest_sha256()[:12]}",
-            )
+            with careful_log("huggingface_hub"):
+                hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+                hub.upload_folder(
+                    repo_id=repo,
+                    repo_type="dataset",
+                    folder_path=path,
+                    allow_patterns=[*top, *(f"{folder}/**" for folder in FOLDERS)],
+                    ignore_patterns=[glob.escape(name) for name in found.at_home],
+                    delete_patterns=list(REPLACED),
+                    commit_message=f"{len(corpus.scans)} scans, manifest {corpus.manifest_sha256()[:12]}",
+                )
         except _FAULTS as error:
             if isinstance(error, HTTPError) and getattr(error, "response", None) is None:
-                raise UserError(
-                    f"{hub.endpoint}: cannot be reached ({type(error).__name__}); try again later"
-                ) from error
-            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise UserError(f"{address}: cannot be reached ({type(error).__name__}); try again later") from error
+            first = next(
+                (without_secrets(line.strip()) for line in str(error).splitlines() if line.strip()),
+                type(error).__name__,
+            )
             raise UserError(f"{repo}: {first}; log in with `hf auth login`, then give the command again") from error
-    return f"{hub.endpoint}/datasets/{repo}"
+    return f"{address}/datasets/{repo}"
 
 
 def check_terms(corpus: Corpus, may_share: Collection[str]) -> None:
@@ -90,20 +97,15 @@ def check_terms(corpus: Corpus, may_share: Collection[str]) -> None:
                 f"{corpus.path}: holds scans of {source}, and {terms.why_not} ({terms.link}); if you have the right to "
                 f"share them, say so with --i-may-share {source}"
             )
-    unsalted = corpus.info["settings"]["salt_fingerprint"] == Settings().shared()["salt_fingerprint"]
+    salt = corpus.info["settings"]["salt_fingerprint"]
     hidden = corpus.scans["subject"].str.fullmatch(rf"[0-9a-f]{{{HASH_LENGTH}}}")
-    if unsalted and hidden.any():
+    if is_unsalted(salt) and hidden.any():
         raise UserError(
             f"{corpus.path}: {int(hidden.sum())} scans have hashed ids without a salt, which whoever guesses an id can "
-            "test; harmonize again with --salt SECRET"
+            "test; harmonize again with a secret --salt (HARMONIZE_SALT, or --salt-file)"
         )
-
-
-def _check_whole(corpus: Corpus) -> None:
-    """A row without its file passes silently through `load_dataset`, so it is refused here."""
-    if corpus.scans.empty:
-        raise UserError(f"{corpus.path}: holds no scans")
-    for column in FILE_COLUMNS:
-        for name in corpus.scans[column].dropna():
-            if not (corpus.path / name).is_file():
-                raise UserError(f"{corpus.path}: {name} is missing; run `harmonize verify {corpus.path}`")
+    if is_quickly_guessed(salt) and hidden.any():
+        warn(
+            f"warning: {corpus.path}: version 0.1.0 made it, whose fingerprint of the salt, in {INFO}, can be tested "
+            "a million times a second; if the salt is short or a word, harmonize into a new corpus before you publish"
+        )

@@ -74,7 +74,8 @@ def test_a_scan_that_was_withdrawn_is_gone_from_the_hub_too(hub: standin_hub.Hub
     assert publish(corpus, "--public") == 0
     assert not hub.repos[THERE].private
     gone, *rest = rows_of(corpus)
-    (corpus / gone["image_file_name"]).unlink()
+    for name in filter(None, (gone["image_file_name"], gone["mask_file_name"])):
+        (corpus / name).unlink()
     rewrite(corpus, rest)
     assert publish(corpus) == 0
     assert gone["image_file_name"] not in hub.repos[THERE].files

@@ -37,6 +37,7 @@ def addresses(list_file: Path | None, base_url: str | None) -> list[str]:
         UserError: Neither is given, or the list holds no address.
     """
     if base_url is not None:
+        parse(base_url)
         return [f"{base_url.rstrip('/')}/{IMAGES}_{part:02d}.zip" for part in range(1, ARCHIVES + 1)]
     if list_file is None:
         raise UserError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,7 +14,9 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from harmonize.card import plain_text
 from harmonize.licences import terms_of
+from harmonize.terminal import printable
 from headspark.config import to_yaml
 from headspark.diverged import divergence
 from headspark.hub import CURVES, RECONSTRUCTION, Card
@@ -61,10 +65,15 @@ def write_card(
         _training(recipe, state, metrics, step),
         f"![Loss by step]({CURVES})",
         f"![Original, visible, reconstruction]({RECONSTRUCTION})" if picture is not None else "",
-        f"## Recipe\n\n```yaml\n{to_yaml(recipe)}```",
+        f"## Recipe\n\n{_fenced(to_yaml(shareable(recipe)))}",
         _provenance(state),
     ]
     return Card(text="\n\n".join(section for section in sections if section) + "\n", pictures=pictures)
+
+
+def shareable(recipe: Recipe) -> Recipe:
+    """A recipe without what is of its author's machine alone: the folder of the cache is a path of somebody's home."""
+    return replace(recipe, data=replace(recipe.data, cache_dir=None))
 
 
 def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
@@ -100,10 +109,11 @@ def _header(state: Mapping[str, Any]) -> str:
 
 def _opening(recipe: Recipe, state: Mapping[str, Any], step: int) -> str:
     count = sum(group["scans"] for group in state["corpus"]["groups"])
+    sources = plain_text(", ".join(_sources(state["corpus"])))
     return (
         f"# 3D encoder for head CT and MRI ({recipe.encoder.kind})\n\n"
-        f"Pretrained by headspark on {count} scans from {', '.join(_sources(state['corpus']))}, without labels, by "
-        f"masked modelling (SparK): {_percent(recipe.ratio)} of each cube was hidden and a decoder filled it in. "
+        f"Pretrained by headspark on {count} scans from {sources}, without labels, by masked modelling (SparK): "
+        f"{_percent(recipe.ratio)} of each cube was hidden and a decoder filled it in. "
         f"Step {step} of {recipe.train.steps}."
     )
 
@@ -114,7 +124,7 @@ def _warning(state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> 
 
 
 def _loading(recipe: Recipe, corpus: Mapping[str, Any]) -> str:
-    norms = sorted(set(corpus["mri_norms"].values()))
+    norms = plain_text(", ".join(sorted(set(corpus["mri_norms"].values()))))
     return f"""## Load it
 
 ```python
@@ -126,7 +136,7 @@ maps = encoder(x_BCDHW)  # {recipe.encoder.in_channels} channels; one map a stag
 
 `encoder.strides` are {list(recipe.encoder.cumulative_strides)}, `encoder.channels` {list(recipe.encoder.features)}.
 Scans go in RAS at {" x ".join(f"{mm:g}" for mm in corpus["spacing_mm"])} mm: CT as the windows
-{", ".join(recipe.data.ct_windows)} in [-1, 1], MRI normalised ({", ".join(norms)}) and copied into every channel.
+{", ".join(recipe.data.ct_windows)} in [-1, 1], MRI normalised ({norms}) and copied into every channel.
 `headspark.channels.to_network_input` does both; `encoder.preprocessing` holds the same facts. Edges must be multiples
 of {recipe.encoder.cumulative_strides[-1]} voxels."""
 
@@ -136,9 +146,8 @@ def _corpus(corpus: Mapping[str, Any]) -> str:
     for group in corpus["groups"]:
         terms = terms_of(group["source"])
         licence = f"[{terms.licence}]({terms.link})" if terms.link else terms.licence
-        lines.append(
-            f"| {group['source']} | {group['modality']} | {group['scans']} | {group['subjects']} | {licence} |"
-        )
+        source, modality = plain_text(group["source"]), plain_text(group["modality"])
+        lines.append(f"| {source} | {modality} | {group['scans']} | {group['subjects']} | {licence} |")
     table = "\n".join(lines)
     return f"## Corpus\n\n{table}\n\nRefused while harmonizing: {corpus['rejected']} scans."
 
@@ -159,7 +168,7 @@ def _training(recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mappin
         "throughput": f"{median(rates):.2f} cubes a second" if rates else None,
         "weights": "moving average" if recipe.train.ema is not None else None,
     }
-    lines = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
+    lines = [f"| {name} | {plain_text(value)} |" for name, value in facts.items() if value is not None]
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
 
 
@@ -175,6 +184,13 @@ def _provenance(state: Mapping[str, Any]) -> str:
 
 def _sources(corpus: Mapping[str, Any]) -> list[str]:
     return sorted({group["source"] for group in corpus["groups"]})
+
+
+def _fenced(text: str) -> str:
+    """YAML as a block of code that no run of backticks in it ends."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    lines = "\n".join(printable(line) for line in text.rstrip("\n").split("\n"))
+    return f"{fence}yaml\n{lines}\n{fence}"
 
 
 def _percent(ratio: tuple[float, float]) -> str:
