@@ -155,3 +155,40 @@ def test_without_a_list_the_command_says_where_it_is(capsys, tmp_path: Path) -> 
     with pytest.raises(UserError, match="holds no address"):
         (tmp_path / "list").write_text("ftp://x/y.zip")
         addresses(tmp_path / "list", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("http://[bad/a.zip", "not an address"), ("http://a.org:port/a.zip", "port"), ("http://a.org/?a=.zip", "no .zip")],
+)
+def test_a_list_with_what_is_no_address_is_refused_before_the_first_download(
+    nih: standin_files.Files, tmp_path: Path, line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list").write_text(f"{nih.url}/a1.zip\n{line}\n")
+    assert main(["fetch", "deeplesion", "--list", str(tmp_path / "list"), "--out", str(tmp_path / "raw")]) == 2
+    assert said in capsys.readouterr().err
+    assert nih.asked == []
+
+
+@pytest.mark.parametrize("base", ["http://[bad", "ftp://a.org", "http://a.org:x", "a.org"])
+def test_a_mirror_that_is_no_address_is_wrong_use(
+    tmp_path: Path, base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fetch", "deeplesion", "--base-url", base, "--out", str(tmp_path)]) == 2
+    assert base in capsys.readouterr().err
+
+
+def test_an_archive_that_changed_between_two_runs_is_no_mixture(
+    nih: standin_files.Files, listed: Path, tmp_path: Path
+) -> None:
+    """Neither where the server names the state of its files, nor where only their checksums tell."""
+    changed = {name: content.upper() for name, content in SLICES["/a1.zip"].items()}
+    for number, tags in enumerate(({"ETag": '"1"'}, {})):
+        out = tmp_path / f"raw{number}"
+        part = out / ".fetched/archives/.part-a1.zip"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(archive(SLICES["/a1.zip"])[:2500])
+        part.with_name(f"{part.name}.json").write_text('{"etag": "\\"0\\""}' if tags else "{}")
+        nih.routes["/a1.zip"], nih.headers["/a1.zip"] = archive(changed), tags
+        assert not any("a1.zip" in line for line in fetch(addresses(listed, None)[:1], out))
+        assert {(out / name).read_bytes() for name in ALL if "000001" in name} == {b"P" * 5000, b"Q"}

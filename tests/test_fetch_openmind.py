@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import standin_files
 import standin_hub
+import standin_tls
 
 from harmonize.cli import main
 from harmonize.errors import UserError
@@ -113,3 +115,47 @@ def test_a_table_that_points_outside_is_refused(hub: standin_hub.Hub, tmp_path: 
     hub.repos[REPO].files["openneuro_metadata.csv"] = b"image_path,modality\n../../etc/passwd,T1w\n"
     with pytest.raises(UserError, match="leaves the tree"):
         fetch(Choice(), tmp_path / "raw", endpoint=hub.url)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["ftp://a.org", "a.org", "http://[bad", "http://a.org:abc", "http://a b.org", "http://:1"]
+)
+def test_an_endpoint_that_is_no_address_is_wrong_use(
+    tmp_path: Path, endpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fetch", "openmind", "--endpoint", endpoint, "--out", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_what_trying_again_does_not_mend_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        standin_files.serving(standin_tls.server_side(tmp_path)) as secure,
+        pytest.raises(UserError, match=r"certificate of 127.0.0.1 is not accepted \(self.signed certificate\)"),
+    ):
+        fetch(Choice(), tmp_path, endpoint=secure.url)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("location", ["http://[bad/x", "http://a.org:abc/x", "ftp://127.0.0.1/x"])
+def test_a_hub_that_leads_to_no_address_is_one_line(
+    tmp_path: Path, location: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harmonize.fetch.openmind.BACKOFF_S", 0.001)
+    with standin_files.serving() as served:
+        path = "/datasets/AnonRes/OpenMind/resolve/main/openneuro_metadata.csv"
+        served.raw[path] = [f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()]
+        assert main(["fetch", "openmind", "--endpoint", served.url, "--out", str(tmp_path)]) == 1
+        assert f"error: {served.url}: " in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_datasets_is_wrong_use(hub: standin_hub.Hub, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="OWNER/NAME") as caught:
+        fetch(Choice(), tmp_path, repo="a/b/c", endpoint=hub.url)
+    assert caught.value.exit_code == 2
+
+
+def test_a_table_with_odd_rows_costs_no_other_image(hub: standin_hub.Hub, tmp_path: Path) -> None:
+    odd = f".,T1w,1.0,,\nds0009/{'x' * 200_000},T2w,1.0,,\n"
+    hub.repos[REPO].files["openneuro_metadata.csv"] += odd.encode()
+    there, missing = fetch(Choice(modalities=["T1w"], max_score=1.0), tmp_path, endpoint=hub.url)
+    assert (there, missing) == (1, ["OpenMind/.: not in the dataset"])

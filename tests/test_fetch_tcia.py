@@ -156,3 +156,79 @@ def test_a_service_that_is_away_is_one_line(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("harmonize.fetch.http.BACKOFF_S", 0.0)
     with pytest.raises(UserError, match="give the command again later"):
         tcia.fetch("HNSCC", tmp_path, base_url="http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"error": "no"}, "gave no list of series; is --base-url"),
+        ("text", "gave no list of series"),
+        (5, "gave no list of series"),
+        (True, "gave no list of series"),
+        ([None, "text", 5, [], {}, {"SeriesInstanceUID": None}], "gave a list without a SeriesInstanceUID"),
+        ([{"SeriesInstanceUID": 12}], "gave a list without a SeriesInstanceUID"),
+        ([], "no public series"),
+        (None, "no public series"),
+    ],
+)
+def test_a_list_of_another_shape_is_one_line(
+    nbia: standin_files.Files, tmp_path: Path, answer: object, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nbia.routes[SERIES] = json.dumps(answer).encode()
+    assert main(["fetch", "tcia", "--collection", "HNSCC", "--base-url", nbia.url, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert nbia.asked == [SERIES]
+
+
+def test_rows_that_name_no_series_are_counted_and_the_others_fetched(
+    nbia: standin_files.Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nbia.routes[SERIES] = json.dumps([None, row("../../escaped"), {}, row(ONE)]).encode()
+    assert main(["fetch", "tcia", "--collection", "HNSCC", "--base-url", nbia.url, "--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "missing: HNSCC: 3 rows name no valid SeriesInstanceUID" in shown.out
+    assert f"{tmp_path}: 1 series" in shown.out
+    assert {path.name for path in (tmp_path / "HNSCC").iterdir()} == {ONE}
+
+
+@pytest.mark.parametrize("value", [None, 5, [], {}, "", "x", "-1", "1e3", "9" * 5000, True, "\x1b[2J\nnew line"])
+def test_fields_of_another_type_cost_no_series(nbia: standin_files.Files, tmp_path: Path, value: object) -> None:
+    names = ("LicenseName", "LicenseURI", "Collection", "Modality")
+    changes = dict.fromkeys(names, value) | ({} if value == 5 else {"ImageCount": value})
+    nbia.routes[SERIES] = json.dumps([row(ONE, **changes)]).encode()
+    outcome = tcia.fetch("HNSCC", tmp_path, base_url=nbia.url)
+    assert (outcome.there, outcome.failed) == (1, [])
+    assert all("\n" not in licence for licence in outcome.licences)
+
+
+def test_a_service_without_the_list_is_not_taken_for_a_matter_of_licence(
+    nbia: standin_files.Files, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"answered 404; is --base-url right"):
+        tcia.fetch("HNSCC", tmp_path, base_url=f"{nbia.url}/elsewhere")
+
+
+def test_an_archive_without_a_length_that_was_cut_is_fetched_again(nbia: standin_files.Files, tmp_path: Path) -> None:
+    whole = archive(FILES[ONE])
+    nbia.routes[SERIES] = json.dumps([row(ONE)]).encode()
+    nbia.raw[IMAGE] = [b"HTTP/1.1 200 OK\r\n\r\n" + content for content in (whole[:-100], whole)]
+    assert tcia.fetch("HNSCC", tmp_path, base_url=nbia.url).failed == []
+    assert set(fetched(tmp_path)) == {f"HNSCC/{ONE}/1-1.dcm", f"HNSCC/{ONE}/1-2.dcm"}
+
+
+def test_a_table_of_hashes_that_is_no_table_makes_a_damaged_archive(nbia: standin_files.Files, tmp_path: Path) -> None:
+    nbia.routes[SERIES] = json.dumps([row(ONE)]).encode()
+    nbia.routes[IMAGE] = archive(FILES[ONE], {"1-1.dcm": "x" * 200_000})
+    assert "is no table" in tcia.fetch("HNSCC", tmp_path, base_url=nbia.url).failed[0]
+
+
+def test_what_a_killed_fetch_left_is_removed_and_nothing_else(nbia: standin_files.Files, tmp_path: Path) -> None:
+    work = tmp_path / "HNSCC/.fetching"
+    (work / ONE).mkdir(parents=True)
+    ours = (f"{TWO}.zip", f".part-{ONE}.zip", f".part-{ONE}.zip.json", f".tmp-47-.part-{ONE}.zip.json", f"{ONE}/1.dcm")
+    for name in (*ours, "notes.json", ".part-notes.zip"):
+        (work / name).touch()
+    tcia.fetch("HNSCC", tmp_path, base_url=nbia.url)
+    assert {path.name for path in work.iterdir()} == {"notes.json", ".part-notes.zip"}

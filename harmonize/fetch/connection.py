@@ -29,7 +29,7 @@ _PROXY = "the proxy that the environment names (http_proxy, https_proxy) is not 
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
 _answered: set[str] = set()
-"""Hosts that answered in this process: if the name of one is not found later, it is the network that is away."""
+"""Hosts that answered in this process."""
 
 
 class Unfit(Exception):
@@ -67,24 +67,47 @@ def ask(address: Address, headers: Mapping[str, str]) -> http.client.HTTPRespons
         try:
             answer = _opener().open(request, timeout=TIMEOUT_S)
         except urllib.error.HTTPError as error:
-            _answered.add(address.host)
+            answered(address)
             if error.code not in REDIRECTS:
                 raise
             with error:
                 address = _follow(address, error)
         except urllib.error.URLError as error:
-            lasting = _lasting(error.reason, address)
-            if lasting is not None:
-                raise Unreachable(lasting) from error
+            fault = lasting(error.reason, address)
+            if fault is not None:
+                raise Unreachable(fault) from error
             raise
         except (ValueError, http.client.InvalidURL) as error:
             # The address itself was looked at before.
             raise Unreachable(_PROXY) from error
         else:
-            _answered.add(address.host)
+            answered(address)
             assert isinstance(answer, http.client.HTTPResponse)
             return answer
     raise Unfit(302, f"and leads on after {MAX_REDIRECTS} redirects; is the address right?")
+
+
+def answered(address: Address) -> None:
+    """Remember that its server was there: if its name is not found later, it is the network that is away."""
+    _answered.add(address.host)
+
+
+def lasting(reason: object, address: Address) -> str | None:
+    """What to do about a fault that trying again does not mend; None for one that may pass."""
+    if isinstance(reason, str):
+        # A text is what urllib itself has to say, of an unknown scheme or no host; the address has both.
+        return _PROXY
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of {address.host} is not accepted ({reason.verify_message.rstrip('.')}); check the "
+            "address and the clock, and where a proxy opens TLS, name its certificate in SSL_CERT_FILE"
+        )
+    if isinstance(reason, ssl.SSLError) and reason.reason in _NO_TLS:
+        return f"{address.host} does not speak the TLS of this machine there; check the address, and its port"
+    if isinstance(reason, socket.gaierror) and reason.errno in _NO_NAME and address.host not in _answered:
+        # A resolver that is away for a moment says EAI_AGAIN, and that is tried again.
+        return f"there is no server {address.host}; check how the address is spelt, and the network of this machine"
+    return None
 
 
 def chunks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
@@ -153,21 +176,3 @@ def _follow(address: Address, answer: urllib.error.HTTPError) -> Address:
         return redirected(address, location)
     except ValueError as error:
         raise Unfit(answer.code, f"and {error}; it is not followed") from error
-
-
-def _lasting(reason: object, address: Address) -> str | None:
-    """What to do about a fault that trying again does not mend; None for one that may pass."""
-    if isinstance(reason, str):
-        # A text is what urllib itself has to say, of an unknown scheme or no host; the address has both.
-        return _PROXY
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return (
-            f"the certificate of {address.host} is not accepted ({reason.verify_message.rstrip('.')}); check the "
-            "address and the clock, and where a proxy opens TLS, name its certificate in SSL_CERT_FILE"
-        )
-    if isinstance(reason, ssl.SSLError) and reason.reason in _NO_TLS:
-        return f"{address.host} does not speak the TLS of this machine there; check the address, and its port"
-    if isinstance(reason, socket.gaierror) and reason.errno in _NO_NAME and address.host not in _answered:
-        # A resolver that is away for a moment says EAI_AGAIN, and that is tried again.
-        return f"there is no server {address.host}; check how the address is spelt, and the network of this machine"
-    return None

@@ -34,7 +34,7 @@ def addresses(list_file: Path | None, base_url: str | None) -> list[str]:
         base_url: A folder of a mirror that holds ``Images_png_01.zip`` and so on.
 
     Raises:
-        UserError: Neither is given, or the list holds no address.
+        UserError: Neither is given, or the list holds no address, or one that is none.
     """
     if base_url is not None:
         parse(base_url)
@@ -49,7 +49,6 @@ def addresses(list_file: Path | None, base_url: str | None) -> list[str]:
         raise UserError(f"{list_file}: holds no address of a .zip file; take {LIST_NAME} from {HOME}", exit_code=2)
     for url in found:
         # Before hours of downloads.
-        parse(url)
         if not _name(url).endswith(".zip"):
             raise UserError(f"{list_file}: {http.place(url)} names no .zip file", exit_code=2)
     return found
@@ -112,7 +111,12 @@ def _bring(url: str, out: Path) -> str | None:
 
 
 def _name(url: str) -> str:
-    """Of the archive here, as its address says it."""
+    """Of the archive here, as its address says it.
+
+    Raises:
+        UserError: It is no address.
+    """
+    parse(url)
     return PurePosixPath(urlsplit(url).path).name
 
 

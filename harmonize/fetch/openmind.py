@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+)
 from tqdm import tqdm
 
 from harmonize import terminal
 from harmonize.errors import UserError
 from harmonize.fetch import http
+from harmonize.fetch.address import parse
+from harmonize.fetch.connection import Unreachable, answered, lasting
 from harmonize.progress import Progress
 from harmonize.sources.openmind import NEEDED, TABLE, TREE
+from harmonize.sources.tables import read_table
 
 REPO = "AnonRes/OpenMind"
 """CC-BY-4.0, about 1 TB; MIC-DKFZ/OpenMind holds the same."""
@@ -74,14 +84,16 @@ def fetch(
     Raises:
         UserError: No such dataset, no matching row, or the Hub cannot be reached.
     """
-    bring = partial(_bring, HfApi(endpoint=endpoint), repo, out)
+    hub = HfApi(endpoint=endpoint)
+    parse(hub.endpoint)
+    bring = partial(_bring, hub, repo, out)
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        with terminal.careful_log("huggingface_hub"):
+        with terminal.careful_log("huggingface_hub"), _giving_up_at_once():
             if not bring(TABLE):
                 raise UserError(f"{repo}: holds no {TABLE}; give the --repo of OpenMind")
-            rows = choose(_read(out / TABLE), choice)
+            rows = choose(read_table(out / TABLE, NEEDED, (SCORE, *MASK_COLUMNS)).rows, choice)
             if not rows:
                 raise UserError(f"{repo}: no image of {TABLE} matches; look at its columns modality and {SCORE}")
             return _bring_all(bring, rows, workers)
@@ -100,16 +112,6 @@ def choose(rows: Sequence[Mapping[str, str]], choice: Choice) -> list[Mapping[st
         if row["image_path"] and (not wanted or row["modality"].strip().casefold() in wanted)
     ]
     return [row for score, _, row in sorted(found, key=lambda one: one[:2]) if score <= limit][: choice.limit]
-
-
-def _read(table: Path) -> list[Mapping[str, str]]:
-    with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        reader = csv.DictReader(stream)
-        absent = [name for name in NEEDED if name not in (reader.fieldnames or [])]
-        if absent:
-            raise UserError(f"{table}: lacks the columns {', '.join(absent)}; is it OpenMind's table?", exit_code=2)
-        kept = (*NEEDED, SCORE, *MASK_COLUMNS)
-        return [{name: row.get(name) or "" for name in kept} for row in reader]
 
 
 def _score(row: Mapping[str, str]) -> float:
@@ -146,7 +148,7 @@ def _in_repo(path: str) -> str:
     clean = PurePosixPath(path.strip().replace("\\", "/"))
     if clean.is_absolute() or ".." in clean.parts:
         raise UserError(f"{TABLE}: names a path that leaves the tree; this is not the published table")
-    return clean.as_posix() if clean.parts[0] == TREE else f"{TREE}/{clean}"
+    return clean.as_posix() if clean.parts[:1] == (TREE,) else f"{TREE}/{clean}"
 
 
 def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
@@ -159,6 +161,15 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
         try:
             hub.hf_hub_download(repo, name, repo_type="dataset", local_dir=out)
             break
+        except HFValidationError as error:
+            raise UserError(f"{repo}: not a dataset's name; --repo takes OWNER/NAME", exit_code=2) from error
+        except ValueError as error:
+            # An address in its answer that is none.
+            raise UserError(
+                f"{http.place(hub.endpoint)}: gave an answer that cannot be used; see --endpoint"
+            ) from error
+        except Unreachable as error:
+            raise UserError(f"{http.place(hub.endpoint)}: {error}") from error
         except GatedRepoError as error:
             page = f"{http.place(hub.endpoint)}/datasets/{repo}"
             raise UserError(f"{repo}: accept its terms at {page}, then log in with `hf auth login`") from error
@@ -180,6 +191,34 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
             tqdm.write(terminal.line(f"{http.place(hub.endpoint)}: {fault}; {again}"), file=sys.stderr)
             time.sleep(seconds)
     return True
+
+
+@contextmanager
+def _giving_up_at_once() -> Iterator[None]:
+    """Let the client not ask six times where trying again does not mend anything: a certificate, a wrong name."""
+    client = get_session()
+    send = client.send
+
+    def send_once(request: Any, **options: Any) -> Any:
+        address = parse(str(request.url))
+        try:
+            answer = send(request, **options)
+        except HTTPError as error:
+            reason: BaseException | None = error
+            while reason is not None:
+                fault = lasting(reason, address)
+                if fault is not None:
+                    raise Unreachable(fault) from error
+                reason = reason.__cause__ or reason.__context__
+            raise
+        answered(address)
+        return answer
+
+    client.send = send_once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del client.send
 
 
 def _away(hub: HfApi, error: Exception) -> UserError:

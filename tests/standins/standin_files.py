@@ -61,6 +61,9 @@ def _handler(files: Files) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: object) -> None:
             pass
 
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def do_GET(self) -> None:
             address = urlparse(self.path)
             wanted = self.headers.get("Range") or ""
