@@ -283,7 +283,7 @@ def _add_executor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time-limit", type=_not_negative, default=60, metavar="MINUTES", help="of one scan, 0 for none; default 60"
     )
-    parser.add_argument("--dask-address", metavar="TCP", help="of a running scheduler, e.g. tcp://10.0.0.1:8786")
+    parser.add_argument("--dask-address", metavar="TCP", help="of a running scheduler, e.g. tls://10.0.0.1:8786")
     parser.add_argument("--slurm-partition", metavar="NAME")
     parser.add_argument("--slurm-account", metavar="NAME")
     parser.add_argument("--slurm-memory", metavar="SIZE", help="of a job; default 4GB")

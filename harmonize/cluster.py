@@ -2,12 +2,16 @@
 
 A worker that dies takes only its own scan with it: no worker is ever given a second scan while it is at one, and the
 scheduler gives up on a scan after `harmonize.pool.ATTEMPTS` dead workers.
+
+Who may speak to a scheduler or a worker of dask runs code as its user, so those that are started here answer only over
+TLS, to those who hold a key that is made for the one run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +25,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from harmonize.cluster_keys import (
+    ENCRYPTED,
+    certificates,
+    certificates_in,
+    has_certificates,
+    private_folder,
+    temporary_files_in,
+)
 from harmonize.errors import UserError
 from harmonize.pool import ATTEMPTS, WORKER_ENVIRONMENT, Died, signals_held
 from harmonize.terminal import warn
@@ -40,6 +52,9 @@ PATIENCE_S = 60.0
 """Without any worker for so long, say so."""
 
 CONNECT_S = 30.0
+
+HERE_ONLY = "127.0.0.1:0"
+"""Where pages about the work are served: counts and addresses, nothing of a scan."""
 
 LIFETIME_SHARE = 0.9
 STAGGER_SHARE = 0.05
@@ -69,15 +84,27 @@ class SlurmJobs:
 
 @contextmanager
 def local_workers(count: int) -> Iterator[Executor]:
-    """Start `count` workers on this machine, one thread each, each with its share of the memory as its limit."""
+    """Start `count` workers on this machine, one thread each, each with its share of the memory as its limit.
+
+    Raises:
+        UserError: dask, or what makes its certificates, is not installed.
+    """
     _check_installed()
     from distributed import LocalCluster
 
-    with _our_settings():
+    security = certificates()
+    with _our_settings(), private_folder() as scratch:
         # The thread that starts the workers inherits that Ctrl-C is held, and so do they.
         with signals_held():
             cluster = LocalCluster(
-                n_workers=count, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+                n_workers=count,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                protocol=ENCRYPTED,
+                security=security,
+                local_directory=scratch,
+                dashboard_address=HERE_ONLY,
+                silence_logs=logging.CRITICAL,
             )
         with cluster, _client(cluster) as client:
             _point_to_dashboard(client)
@@ -89,15 +116,29 @@ def scheduler_at(address: str) -> Iterator[Executor]:
     """Use a scheduler that is running; how many dead workers a scan may cost is then its own setting.
 
     Args:
-        address: E.g. ``tcp://10.0.0.1:8786``; its workers must see the raw folder and the corpus under the same paths.
+        address: E.g. ``tls://10.0.0.1:8786``; its workers must see the raw folder and the corpus under the same paths.
+            The certificates are those of dask's own configuration.
 
     Raises:
-        UserError: Nobody answers there.
+        UserError: Nobody answers there, or it wants certificates that are not there.
     """
     _check_installed()
+    if not address.startswith(ENCRYPTED):
+        print(
+            f"warning: --dask-address {address}: not encrypted; whoever reaches that port runs code as its user: start "
+            "the scheduler with certificates and give its tls:// address (docs/scale.md)",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
         client = _client(address)
-    except (OSError, TimeoutError, ValueError) as error:
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
+        if address.startswith(ENCRYPTED) and not has_certificates():
+            raise UserError(
+                f"--dask-address {address}: no certificates; name them in dask's configuration, "
+                "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...TLS__CLIENT__CERT and ...TLS__CLIENT__KEY",
+                exit_code=2,
+            ) from error
         raise UserError(f"--dask-address {address}: no dask scheduler answers there", exit_code=2) from error
     with client:
         _point_to_dashboard(client)
@@ -117,8 +158,13 @@ def slurm_jobs(jobs: SlurmJobs) -> Iterator[Executor]:
     except ImportError as error:
         raise UserError("--executor slurm needs dask-jobqueue: pip install 'headspark[cluster]'") from error
     lifetime, stagger = jobs.minutes * LIFETIME_SHARE, jobs.minutes * STAGGER_SHARE
+    jobs.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (
         _our_settings(),
+        private_folder() as scratch,
+        # dask-jobqueue writes the scripts of its jobs under names of the temporary folder that it gave up before.
+        temporary_files_in(scratch),
+        private_folder(_shared_folder() or jobs.logs) as shared,
         SLURMCluster(
             cores=1,
             processes=1,
@@ -130,9 +176,19 @@ def slurm_jobs(jobs: SlurmJobs) -> Iterator[Executor]:
             log_directory=str(jobs.logs),
             silence_logs=logging.CRITICAL,
             python=sys.executable,
-            job_script_prologue=[f"export {name}={value}" for name, value in WORKER_ENVIRONMENT.items()],
-            worker_extra_args=["--lifetime", f"{lifetime:g}m", "--lifetime-stagger", f"{stagger:g}m"],
-            scheduler_options={"dashboard_address": ":0"},
+            security=certificates_in(shared),
+            job_script_prologue=[
+                *(f"export {name}={value}" for name, value in WORKER_ENVIRONMENT.items()),
+                # What dask writes beside the work, it reads again as pickles.
+                "DASK_TEMPORARY_DIRECTORY=$(mktemp -d) || exit 1",
+                "export DASK_TEMPORARY_DIRECTORY",
+                "trap 'rm -rf \"$DASK_TEMPORARY_DIRECTORY\"' EXIT",
+            ],
+            worker_extra_args=[
+                *("--lifetime", f"{lifetime:g}m", "--lifetime-stagger", f"{stagger:g}m"),
+                *("--dashboard-address", HERE_ONLY),
+            ],
+            scheduler_options={"dashboard_address": HERE_ONLY, **(_jobqueue("scheduler-options") or {})},
         ) as cluster,
         _client(cluster) as client,
     ):
@@ -256,12 +312,26 @@ def _check_installed() -> None:
     logging.getLogger(distributed.__name__).setLevel(logging.CRITICAL)
 
 
+def _jobqueue(option: str) -> Any:
+    import dask
+
+    return dask.config.get(f"jobqueue.slurm.{option}")
+
+
+def _shared_folder() -> Path | None:
+    named = _jobqueue("shared-temp-directory")
+    return None if named is None else Path(os.path.expandvars(named)).expanduser()
+
+
 @contextmanager
 def _our_settings() -> Iterator[None]:
     import dask
 
     environment = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in WORKER_ENVIRONMENT.items()}
-    with dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1, **environment}):
+    # The pages are served on this machine alone, wherever the scheduler listens.
+    link = dask.config.get("distributed.dashboard.link").replace("{host}", "127.0.0.1")
+    ours = {"distributed.scheduler.allowed-failures": ATTEMPTS - 1, "distributed.dashboard.link": link}
+    with dask.config.set({**ours, **environment}):
         yield
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,11 @@ from typing import Any
 from harmonize.errors import UserError
 
 TEMPORARY = ".tmp-"
-_TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY)}[0-9]+-(?P<target>.+)", re.DOTALL)
+_TEMPORARY_NAME = re.compile(
+    # Version 0.1.0 had the number of the process alone.
+    rf"{re.escape(TEMPORARY)}(?P<process>[0-9]+)-(?:[0-9a-f]{{16}}-)?(?P<target>.+)",
+    re.DOTALL,
+)
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """Errors that whatever is written next would meet too."""
@@ -36,7 +41,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         'whole'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         _fsync(temporary)
@@ -58,11 +63,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def temporary_beside(path: Path) -> Path:
+    """A new name beside `path` for what is to become it.
+
+    Processes of several nodes may have the same number, and nobody else must know the name beforehand: part of it is
+    random. The number tells whether who writes there still lives.
+    """
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}-{path.name}")
+
+
+def process_of_temporary(name: str) -> int | None:
+    """The number of the process that gave a name of `temporary_beside`; None for any other name."""
+    found = _TEMPORARY_NAME.fullmatch(name)
+    return None if found is None else int(found["process"])
+
+
 def target_of_temporary(name: str) -> str | None:
-    """The file that a temporary name of `atomic_path` stands for; None for any other name.
+    """The file that a name of `temporary_beside` stands for; None for any other name.
 
     Example:
-        >>> target_of_temporary(".tmp-4711-metadata.parquet")
+        >>> target_of_temporary(".tmp-4711-0123456789abcdef-metadata.parquet")
         'metadata.parquet'
         >>> target_of_temporary(".tmp-notes.txt") is None
         True

@@ -10,7 +10,19 @@ export LOCAL_WORLD_SIZE=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 export WORLD_SIZE=$((LOCAL_WORLD_SIZE * ${SLURM_JOB_NUM_NODES:-1}))
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 getent hosts "$MASTER_ADDR" >/dev/null || MASTER_ADDR=127.0.0.1
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+# A random port that is free on this node, which is the first, and below those that the system gives away by itself.
+MASTER_PORT=$(python -c '
+import random, socket
+while True:
+    port = random.randrange(20000, 32768)
+    with socket.socket() as tried:
+        try:
+            tried.bind(("", port))
+        except OSError:
+            continue
+    print(port)
+    break
+') || exit 1
 export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 cpus=$((${SLURM_CPUS_PER_TASK:-1} / LOCAL_WORLD_SIZE))
 

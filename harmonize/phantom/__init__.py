@@ -10,6 +10,7 @@ from typing import Any
 
 from harmonize import pool
 from harmonize.errors import UserError
+from harmonize.files import temporary_beside
 from harmonize.phantom import deeplesion, openmind, rsna, tcia
 from harmonize.progress import Progress
 from harmonize.target import check_folder
@@ -63,7 +64,7 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
 
 
 def _write_whole(name: str, root: Path, *, scans: int, size: int, seed: int, workers: int, progress: Progress) -> None:
-    partial_root = root.with_name(f".tmp-{os.getpid()}-{name}")
+    partial_root = temporary_beside(root)
     try:
         partial_root.mkdir(parents=True)
     except OSError as error:

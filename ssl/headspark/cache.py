@@ -6,6 +6,8 @@ Whatever the place, the same scan gives the same voxels, so the choice changes t
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from typing import Literal
 
 from headspark.cohort import Cohort
 from headspark.memory import free_memory
+from headspark.private import folder_name, own_part
 from headspark.recipe import CacheMode, DataConfig
 from headspark.shared_store import SUFFIX, SharedStore
 from headspark.stores import Decoded, FileStore, MappedStore, RamStore, Store, decode, decoded_bytes
@@ -66,10 +69,10 @@ def choose_cache(
         disk: Free bytes in the cache folder; None: measured.
     """
     memory = free_memory() if memory is None else memory
-    folder = Path(tempfile.gettempdir()) / "headspark-cache" if cache_dir is None else cache_dir
-    shared_folder = (
-        SHARED_MEMORY / f"headspark-{hashlib.sha256(run_name.encode(errors='surrogateescape')).hexdigest()[:16]}"
-    )
+    folder = Path(tempfile.gettempdir()) / folder_name() if cache_dir is None else cache_dir
+    run = hashlib.sha256(run_name.encode(errors="surrogateescape")).hexdigest()[:16]
+    # What others know beforehand, they could put a file of theirs at.
+    shared_folder = SHARED_MEMORY / f"headspark-{run}-{secrets.token_hex(8)}"
     if mode != "auto":
         place = {"shared": shared_folder, "disk": folder}.get(mode)
         return Choice(mode=mode, folder=place, reason=f"cache {mode}: as the recipe says, {_gib(needed)} decoded")
@@ -140,14 +143,15 @@ def cached(
         store = SharedStore(cohort.scans, path, local_rank=local_rank, wait=wait, say=say)
         store.fill(local_rank, local_ranks)
     else:
-        store = MappedStore(cohort.scans, choice.folder, say)
+        folder = choice.folder if config.cache_dir is None else own_part(choice.folder)
+        store = MappedStore(cohort.scans, folder, say)
         store.fill(local_rank, local_ranks)
     wait()
     yield store
 
 
 def _free_space(folder: Path) -> int:
-    while not folder.exists():
+    while not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises where another user's folder is in the way
         folder = folder.parent
     return shutil.disk_usage(folder).free
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harmonize.errors import UserError
-from harmonize.files import TEMPORARY
+from harmonize.files import TEMPORARY, temporary_beside
 from headspark.weights import check_weights
 
 FORMAT = 1
@@ -63,10 +63,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         UserError: The disk is full or cannot be written; what was there is intact.
     """
     target = folder / _folder_name(checkpoint.step)
-    temporary = folder / f"{TEMPORARY}{os.getpid()}-{target.name}"
+    temporary = temporary_beside(target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         seal: dict[str, dict[str, Any]] = {}
         for name, content in _contents(checkpoint):

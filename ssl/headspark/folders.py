@@ -5,21 +5,19 @@ from __future__ import annotations
 import ctypes
 import glob
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from harmonize.errors import UserError
-from harmonize.files import TEMPORARY
+from harmonize.files import TEMPORARY, process_of_temporary, target_of_temporary, temporary_beside
 from headspark.config import WRONG_USE
 from headspark.seen import seen_at
 
 _EXCHANGE = 2
 _HERE = -100  # AT_FDCWD
 _SHOWN = 3
-_OURS = re.compile(rf"{re.escape(TEMPORARY)}(\d+)-(.+)")
 
 
 @contextmanager
@@ -36,7 +34,7 @@ def replaced(folder: Path, *, names: Collection[str], is_ours: Callable[[Path], 
         UserError: With exit code 2: the folder holds, or is, something else. With exit code 1: it cannot be written.
     """
     refuse_foreign(folder, names=names, is_ours=is_ours, what=what)
-    temporary = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
+    temporary = temporary_beside(folder)
     made = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +99,7 @@ def _put(temporary: Path, folder: Path) -> None:
     elif _exchange(temporary, folder):
         shutil.rmtree(temporary)
     else:  # a file system that cannot: for a moment there is neither, and an error brings the old one back
-        old = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}.old")
+        old = temporary_beside(folder.with_name(f"{folder.name}.old"))
         folder.rename(old)
         try:
             temporary.rename(folder)
@@ -120,8 +118,10 @@ def _exchange(one: Path, other: Path) -> bool:
 def _sweep(folder: Path, names: Collection[str]) -> None:
     """Remove what killed commands left beside `folder`: by our name for it, of no living process, with our files."""
     for path in folder.parent.glob(f"{TEMPORARY}*-{glob.escape(folder.name)}"):
-        found = _OURS.fullmatch(path.name)
-        if found is None or found[2] != folder.name or path.is_symlink() or not path.is_dir() or _lives(int(found[1])):
+        process = process_of_temporary(path.name)
+        if process is None or target_of_temporary(path.name) != folder.name or _lives(process):
+            continue
+        if path.is_symlink() or not path.is_dir():
             continue
         if all(entry.name in names and entry.is_file() and not entry.is_symlink() for entry in path.iterdir()):
             shutil.rmtree(path)

@@ -36,7 +36,8 @@ class DataConfig:
             system that can fork.
         cache: Where decoded scans are kept: ``ram`` (this process), ``shared`` (once a node, for all its ranks),
             ``disk`` (memory-mapped), ``none``, or ``auto``: decided by measured memory.
-        cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache`` in the system's temporary folder.
+        cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache-`` and the user's number in the system's
+            temporary folder, closed to others.
         ct_windows: Channels that a CT is cut into; MRI is copied into as many.
         foreground_share: Chance that a cube is drawn within the head and not anywhere in the scan.
         val_share: Share of the subjects that are held out.

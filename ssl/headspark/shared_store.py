@@ -23,7 +23,7 @@ from headspark.cohort import ScanItem
 from headspark.stores import Decoded, decode_row_major, stored_shape
 
 SUFFIX = ".voxels"
-_NAME = re.compile(rf"headspark-[0-9a-f]{{16}}{re.escape(SUFFIX)}")
+_NAME = re.compile(rf"(headspark-[0-9a-f]{{16}})(-[0-9a-f]{{16}})?{re.escape(SUFFIX)}")
 _ENTRY_OF_0_1 = re.compile(r"(\.tmp-\d+-)?[0-9a-f]{64}(\.scale|\.[0-9a-f]{64})?\.npy")
 _ALIGNED = 64
 _TRIES = 5
@@ -34,7 +34,7 @@ class SharedStore:
 
     Args:
         scans: Of the cohort, the same on every rank.
-        path: Where the file appears for a moment.
+        path: Where the file appears for a moment: a name that nobody else can know beforehand.
         local_rank: This process's number on this node.
         wait: Returns when all ranks have called it.
         say: Told about memory that ended runs left.
@@ -106,7 +106,7 @@ def sweep(path: Path, say: Callable[[str], object]) -> None:
     """Remove what ended runs of this user left beside `path`, and nothing that anybody uses.
 
     Args:
-        path: As for `SharedStore`. Version 0.1.0 kept a folder of that name without the suffix; nobody else can be
+        path: As for `SharedStore`. Version 0.1.0 kept a folder of the first part of that name; nobody else can be
             using this run's own, for its lock is held.
         say: Told what was removed, and which folders of version 0.1.0 are left.
     """
@@ -115,12 +115,13 @@ def sweep(path: Path, say: Callable[[str], object]) -> None:
             size = found.stat().st_size
             found.unlink(missing_ok=True)
             say(f"{found}: {size / 2**20:.0f} MiB that a killed run left are free again")
+    own = _NAME.fullmatch(path.name)
     for found in sorted(path.parent.glob("headspark-*")):
         if not _NAME.fullmatch(f"{found.name}{SUFFIX}") or found.is_symlink() or not found.is_dir():
             continue
         if not _is_ours(found) or not _holds_only_scans(found):
             continue
-        if found == path.with_suffix(""):
+        if own is not None and found.name == own[1]:
             shutil.rmtree(found, ignore_errors=True)
             say(f"{found}: what a killed run of version 0.1.0 left is free again")
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 import time
 import tokenize
@@ -18,10 +20,11 @@ from numpy.typing import NDArray
 
 from harmonize.corpus import Volume, read_volume
 from harmonize.errors import UserError
-from harmonize.files import TEMPORARY, atomic_path
+from harmonize.files import TEMPORARY
 from harmonize.pipeline import HEAD
 from harmonize.progress import Progress
 from headspark.cohort import ScanItem
+from headspark.private import NotOurs, claim, open_own, private_file
 
 _UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, tokenize.TokenError)
 """What NumPy raises for an array file that is gone, cut short or something else."""
@@ -166,8 +169,12 @@ class MappedStore:
         """Decode this rank's share of the scans that are not there yet, or no longer whole.
 
         Raises:
-            UserError: The cache cannot be written.
+            UserError: The cache cannot be written, or others may write to its folder.
         """
+        try:
+            claim(self._folder)
+        except OSError as error:
+            raise self._refused(error) from error
         if local_rank == 0:
             self._sweep()
         mine = [scan for scan in self._scans[local_rank::local_ranks] if not self._is_whole(scan)]
@@ -178,10 +185,7 @@ class MappedStore:
                 try:
                     self._write(scan, decode_row_major(scan))
                 except OSError as error:
-                    fault = error.strerror or error
-                    raise UserError(
-                        f"cache {self._folder}: {fault}; make room, or set data.cache or data.cache_dir"
-                    ) from error
+                    raise self._refused(error) from error
                 progress.advance()
 
     def __getitem__(self, scan: int) -> Decoded:
@@ -205,6 +209,14 @@ class MappedStore:
                 fault = error.strerror or error
                 self._say_once(f"{fault}; going on without it, which is slow: set data.cache_dir to a safer place")
             return decoded
+
+    def _refused(self, error: OSError) -> UserError:
+        advice = (
+            "set data.cache_dir to a folder of your own"
+            if isinstance(error, NotOurs)
+            else ("make room, or set data.cache or data.cache_dir")
+        )
+        return UserError(f"cache {self._folder}: {error.strerror or error}; {advice}")
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:
@@ -240,9 +252,10 @@ class MappedStore:
             (image, decoded.stored_XYZ),
         ]
         arrays += [(path, decoded.scored_XYZ) for path in mask]
+        claim(self._folder)  # it may have been removed since, and anybody may have made another
         for path, array in arrays:
-            with atomic_path(path) as temporary:
-                np.save(temporary, array)
+            with private_file(path) as stream:
+                np.save(stream, array, allow_pickle=False)
 
     def _sweep(self) -> None:
         """Remove what killed runs left half written: under our name for it, and a day old, for others may share it."""
@@ -267,11 +280,16 @@ class _Decode(Transform):
 
 
 def _array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Map an array that must be the one expected; `_UNREADABLE` tells where it is not."""
-    array = np.load(path, mmap_mode="r")
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-        raise ValueError(f"{path}: another array than expected")
-    return array
+    """Map an array that must be the one expected, and written by this user; `_UNREADABLE` tells where it is not."""
+    with open_own(path) as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError(f"{path}: another format than expected")
+        found = np.lib.format.read_array_header_1_0(stream)
+        begin = stream.tell()
+        size = os.fstat(stream.fileno()).st_size
+        if found != (shape, False, dtype) or size != begin + dtype.itemsize * math.prod(shape):
+            raise ValueError(f"{path}: another array than expected")
+        return np.memmap(stream, dtype, "r", begin, shape)
 
 
 def _broken(scan_id: str, fault: str) -> UserError:
