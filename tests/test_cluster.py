@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
-from harmonize import cli, cluster, engine, pool
+from harmonize import cli, cluster, cluster_keys, engine, pool
 from harmonize.engine import Executor
 from harmonize.errors import UserError
 from harmonize.settings import Settings
@@ -95,6 +99,67 @@ def test_a_silent_address_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
     with pytest.raises(UserError, match="no dask scheduler answers"), cluster.scheduler_at("tcp://127.0.0.1:9"):
         pass
+
+
+STRANGER = """
+import os, ssl, sys
+from distributed import Client, Security
+own = Security.temporary()
+trusting = own.get_connection_args("client")
+trusting["ssl_context"].verify_mode = ssl.CERT_NONE
+own.get_connection_args = lambda role: trusting
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+for scheme, security in (("tcp", None), ("tls", own)):
+    try:
+        with Client(sys.argv[1].replace("tls:", scheme + ":"), security=security, timeout=2) as client:
+            print("in", client.submit(os.getpid).result(timeout=5))
+    except OSError:
+        print("out")
+os._exit(0)
+"""
+
+
+def test_a_stranger_who_finds_the_scheduler_runs_no_code(workers: Executor) -> None:
+    address = workers.keywords["client"].scheduler.address  # type: ignore[attr-defined]
+    done = subprocess.run([sys.executable, "-c", STRANGER, address], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["out", "out"], done.stderr
+    assert dict(workers(eval, ["1 + 1"])) == {"1 + 1": 2}  # type: ignore[arg-type]
+
+
+def test_a_cluster_listens_on_this_machine_alone_and_writes_where_nobody_else_may(workers: Executor) -> None:
+    own = psutil.Process()
+    found = {
+        connection.laddr.ip
+        for process in (own, *own.children(recursive=True))
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert found == {"127.0.0.1"}
+    known = workers.keywords["client"].scheduler_info(n_workers=-1)["workers"].values()  # type: ignore[attr-defined]
+    for folder in [Path(worker["local_directory"]) for worker in known]:
+        assert any(stat.S_IMODE(parent.stat().st_mode) == 0o700 for parent in folder.parents)
+
+
+def test_certificates_for_other_nodes_lie_in_files_of_this_user_alone(tmp_path: Path) -> None:
+    found = cluster_keys.certificates_in(str(tmp_path))
+    for role in ("client", "scheduler", "worker"):
+        named = found.get_tls_config_for_role(role)
+        assert "PRIVATE KEY" in Path(named["key"]).read_text()
+        assert "CERTIFICATE" in Path(named["cert"]).read_text() == Path(named["ca_file"]).read_text()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_an_address_without_encryption_is_warned_of_and_one_with_it_wants_certificates(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    for address, message in (("tcp://127.0.0.1:9", "no dask scheduler"), ("tls://127.0.0.1:9", "no certificates")):
+        with pytest.raises(UserError, match=message) as error, cluster.scheduler_at(address):
+            pass
+        assert error.value.exit_code == 2
+        warned = capsys.readouterr().err
+        assert (warned.count("\n"), "not encrypted" in warned) == ((1, True) if address[:3] == "tcp" else (0, False))
 
 
 @pytest.mark.parametrize(
