@@ -45,9 +45,9 @@ def certificates_in(folder: str) -> Security:
     """
     from distributed.security import Security
 
-    made = certificates()
+    made = certificates().get_tls_config_for_role("worker")
     certificate, key = Path(folder, "certificate.pem"), Path(folder, "key.pem")
-    for path, text in ((certificate, made.tls_ca_file), (key, made.tls_worker_key)):
+    for path, text in ((certificate, made["ca_file"]), (key, made["key"])):
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             stream.write(text)
     roles = ("client", "scheduler", "worker")
