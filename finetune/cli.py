@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from harmonize.errors import UserError
+from harmonize.terminal import hide_texts_of_errors, say, warn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; an error is one line on standard error."""
+    hide_texts_of_errors()
     debug = False
     try:
         options = _parser().parse_args(argv)
@@ -22,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         return error.exit_code
 
 
@@ -37,13 +39,13 @@ def _predict(options: argparse.Namespace) -> int:
     if len(found) == 1 and unusable:
         raise UserError(f"{options.series}: {unusable[0].message} ({unusable[0].reason}); give another series")
     if len(found) > 1:
-        print(f"{options.series}: {len(found)} series, {len(answers)} of them answered", file=sys.stderr)
+        warn(f"{options.series}: {len(found)} series, {len(answers)} of them answered")
     for answer in answers:
         where = f"series {answer.series}" if len(found) > 1 else f"{options.series}"
         for line in answer.warnings:
-            print(f"warning: {where}: {line}", file=sys.stderr)
+            warn(f"warning: {where}: {line}")
     for refusal in unusable:
-        print(f"not used: series {refusal.series}: {refusal.message} ({refusal.reason})", file=sys.stderr)
+        warn(f"not used: series {refusal.series}: {refusal.message} ({refusal.reason})")
     if not answers:
         raise UserError(f"{options.series}: none of its {len(found)} series can be used; give others")
     objects = [
@@ -59,7 +61,7 @@ def _report(options: argparse.Namespace) -> int:
     from finetune.report import write_report
     from harmonize.corpus import Corpus
 
-    print(write_report(options.model, None if options.corpus is None else Corpus.open(options.corpus)))
+    say(write_report(options.model, None if options.corpus is None else Corpus.open(options.corpus)))
     return 0
 
 

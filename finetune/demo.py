@@ -20,6 +20,7 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import write_json
 from harmonize.sources import SOURCES
+from harmonize.terminal import say, warn
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING_SOURCES = tuple(name for name in SOURCES if name != "rsna")
@@ -202,7 +203,7 @@ def _read_json(path: Path) -> dict[str, float]:
 
 def _call(command: Sequence[str], *, capture: bool = False) -> str:
     """Run a command of this environment at the repository's root, showing it as a user would type it."""
-    print(f"$ {shlex.join(command)}", flush=True)
+    say(f"$ {shlex.join(command)}")
     program = Path(sys.executable).parent / command[0]
     # Idle OpenMP threads must sleep: spinning, they would take the cores from the data workers.
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
@@ -220,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run_demo(Demo(out=parser.parse_args(arguments).out))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         return error.exit_code
     return 0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from harmonize import lock, named_files
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
+from harmonize.terminal import warn
 from headspark.claim import has_taken_a_step
 from headspark.run import FINISHED, RECIPE, read_state
 
@@ -145,10 +145,7 @@ def keep_folds(found: Folds, corpus: Corpus, run: Path) -> None:
     except OSError as error:
         if error.errno not in NO_WRITING:
             raise UserError(f"{path}: cannot be written ({error.strerror}); make room, then run again") from error
-        print(
-            f"note: {corpus.path} cannot be written ({error.strerror}): the run keeps its folds in {run / FOLDS}",
-            file=sys.stderr,
-        )
+        warn(f"note: {corpus.path} cannot be written ({error.strerror}): the run keeps its folds in {run / FOLDS}")
         write_folds(run / FOLDS, found)
 
 

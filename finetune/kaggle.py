@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,8 @@ import pandas as pd
 from finetune.inference import PREDICTIONS
 from finetune.predict import Predictor
 from harmonize.aneurysm_labels import LABELS
+from harmonize.errors import Rejection, UserError
+from harmonize.terminal import warn
 
 RERUN = "KAGGLE_IS_COMPETITION_RERUN"
 """Set by Kaggle where the hidden test set is scored; unset where the notebook is only tried."""
@@ -58,14 +59,16 @@ def make_predict(folder: Path) -> Callable[[str], Any]:
             answer = predictor.answer(Path(series_path))
             row: Mapping[str, float] = answer.probabilities
             for warning in answer.warnings:
-                print(f"{series_path}: {warning}", file=sys.stderr)
+                warn(f"{series_path}: {warning}")
         # One series that fails would void the whole submission, so here alone every fault becomes a row.
         except Exception as error:
-            print(f"{series_path}: {type(error).__name__}: {error}; answered with the default row", file=sys.stderr)
+            # Whose message is not ours may quote a header.
+            said = f": {error}" if isinstance(error, UserError | Rejection) else ""
+            warn(f"{series_path}: {type(error).__name__}{said}; answered with the default row")
             row = default
         finally:
             empty(SHARED)
-        print(f"{series_path}: {time.monotonic() - began:.1f} s", file=sys.stderr)
+        warn(f"{series_path}: {time.monotonic() - began:.1f} s")
         return one_row(row)
 
     return predict
@@ -81,7 +84,7 @@ def empty(folder: Path) -> None:
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        print(f"{folder}: cannot be emptied ({error.strerror})", file=sys.stderr)
+        warn(f"{folder}: cannot be emptied ({error.strerror})")
         return
     for entry in entries:
         try:
@@ -90,7 +93,7 @@ def empty(folder: Path) -> None:
             else:
                 Path(entry.path).unlink()
         except OSError as error:
-            print(f"{entry.path}: cannot be removed ({error.strerror})", file=sys.stderr)
+            warn(f"{entry.path}: cannot be removed ({error.strerror})")
 
 
 def default_row(folder: Path) -> dict[str, float]:

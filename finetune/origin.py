@@ -55,7 +55,8 @@ def encoder_facts(given: Given) -> dict[str, Any] | None:
     if given.network is None:
         return None
     return {
-        "name": given.name,
+        # For people alone, and a model's folder may be shared: no path of somebody's home.
+        "name": Path(given.name).resolve().name if given.name is not None and Path(given.name).exists() else given.name,
         "sha256": weights_sha256(given.network.state_dict()),
         "config": to_plain(given.network.config),
         "preprocessing": given.network.preprocessing,

@@ -36,6 +36,7 @@ from finetune.stages import apply_rates, total_steps
 from finetune.step_log import log_score, log_skip, log_steps, summary
 from finetune.trainer import NEEDED, StepReport, Trainer, make_trainer, notes, restore, snapshot
 from finetune.validation import ADVICE, check_result, validate, validate_if_due
+from harmonize import terminal
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
@@ -110,12 +111,13 @@ def _train(
     check_patch(recipe.data, recipe.scratch.cumulative_strides[-1] if encoder_folder is None else 1, corpus.spacing)
     old = began_with_version_0_1_0(out)
     selection = select(corpus, every_label=old)
-    accelerator.print(f"note: {selection.summary()}", file=sys.stderr)
+    accelerator.print(terminal.line(f"note: {selection.summary()}"), file=sys.stderr)
     fault = irreproducible(corpus, selection.cases, brain_model=brain_model)
     if fault is not None:
         if not old:
             raise UserError(f"{corpus.path}: {fault}", exit_code=2)
-        accelerator.print(f"note: the finished model will not harmonize as its corpus was: {fault}", file=sys.stderr)
+        note = terminal.line(f"note: the finished model will not harmonize as its corpus was: {fault}")
+        accelerator.print(note, file=sys.stderr)
     settings = settings_of(corpus, brain_model=brain_model)
     folds = folds_of_run(corpus, recipe, selection.cases, out)
     training, held_out = folds.split(selection.cases, recipe.data.fold)
@@ -127,13 +129,14 @@ def _train(
         folder = enter_on_main(accelerator, stack, lambda: hold(out, recipe))
         encoder = given.network
         if given.fault is not None:
-            accelerator.print(f"note: {given.fault}; the run's checkpoint holds its weights", file=sys.stderr)
+            note = terminal.line(f"note: {given.fault}; the run's checkpoint holds its weights")
+            accelerator.print(note, file=sys.stderr)
             encoder = rebuilt(agree({} if folder is None else folder.encoder or {}))
         trainer = make_trainer(recipe, accelerator, encoder)
         fits = partial(check_fits, model=trainer.model, optimizer=trainer.optimizer, needs=NEEDED)
         checkpoint = load_newest(out / CHECKPOINTS, say=accelerator.print, fits=fits)
         for line in notes(trainer, corpus):
-            accelerator.print(f"note: {line}", file=sys.stderr)
+            accelerator.print(terminal.line(f"note: {line}"), file=sys.stderr)
         if checkpoint is not None:
             restore(trainer, checkpoint)
         elif given.fault is not None:

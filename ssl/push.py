@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harmonize.terminal import say
 from headspark.config import run_command
 from headspark.export import export_run, write_nnunet
 from headspark.hub import push_encoder, save_encoder
@@ -30,11 +31,11 @@ def main(argv: Sequence[str]) -> int:
     encoder, preprocessing, card = exported.model.encoder, exported.preprocessing, exported.card
     if arguments.folder is not None:
         save_encoder(encoder, arguments.folder, preprocessing=preprocessing, card=card)
-        print(arguments.folder)
+        say(arguments.folder)
     elif arguments.nnunet is not None:
-        print(write_nnunet(exported, arguments.nnunet))
+        say(write_nnunet(exported, arguments.nnunet))
     else:
-        print(push_encoder(encoder, arguments.repo, preprocessing=preprocessing, card=card, private=arguments.private))
+        say(push_encoder(encoder, arguments.repo, preprocessing=preprocessing, card=card, private=arguments.private))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import runpy
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from monai.networks.nets.flexible_unet import UNetDecoder
 from safetensors.torch import load_file
 from standin_hub import TOKEN, Hub
 
+from harmonize.corpus import Corpus, write_manifest
 from harmonize.errors import UserError
 from headspark import Encoder, save_encoder
 from headspark.checkpoint import load_newest
@@ -283,3 +285,33 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     torch.save(small.state_dict(), tmp_path / "encoder" / "pytorch_model.bin")
     with pytest.raises(UserError):
         Encoder.from_pretrained(tmp_path / "encoder")
+
+
+def test_nothing_that_leaves_tells_where_it_was_made(
+    tiny_corpus: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / "zqxjkv"
+    corpus, evil = shutil.copytree(tiny_corpus, home / "corpus"), "T1w | <img src=x>\n# `b`"
+    rows = Corpus.open(corpus).scans.to_dict("records")
+    write_manifest(corpus, [row | {"modality": evil} if row["modality"] == "T1w" else row for row in rows], [])
+    monkeypatch.setenv("HOME", str(home))
+    recipe = Recipe(
+        data=DataConfig(patch=16, workers=0, val_share=0.3, cache="disk", cache_dir=str(home / "cache"),
+                        weights={"a\n```\n<img src=y>": 2.0}),
+        encoder=EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2)),
+        mask=MaskConfig(block=8, ratio=0.5),
+        train=TrainConfig(steps=1, threads=1, val_samples=1, trackers=()),
+    )  # fmt: skip
+    train(recipe, corpus=corpus, out=home / "run")
+    assert "zqxjkv" in (home / "run" / "recipe.yaml").read_text()
+    assert push(home / "run", "--folder", home / "encoder") == 0
+    assert push(home / "run", "--nnunet", home / "nnunet") == 0
+    assert push(home / "run", "--repo", "user/name") == 0
+    pushed = {f"hub/{name}": content for name, content in hub.repos["user/name"].files.items()}
+    written = {str(path): path.read_bytes() for name in ("encoder", "nnunet") for path in (home / name).rglob("*.*")}
+    assert len(pushed) > 3
+    assert len(written) > 4
+    assert [name for name, content in (pushed | written).items() if b"zqxjkv" in content] == []
+    card = (home / "encoder" / "README.md").read_text()
+    assert "| openmind | T1w \\| \\<img src=x\\>\\\\n\\# \\`b\\` | 4 | 3 |" in card
+    assert card.count("\n````") == 2, "what is in the block of the recipe does not end it"

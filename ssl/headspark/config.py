@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import errno
 import re
-import sys
 import typing
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from harmonize.errors import UserError
+from harmonize.terminal import warn
 from headspark.recipe_text import LARGEST_INT, check_numbers, read_mapping, walk
 
 T = TypeVar("T")
@@ -123,22 +123,20 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     except UserError as error:
         if "--debug" in argv:
             raise
-        sys.stderr.write(f"error: {error}\n")  # in one piece: other ranks may say the same at the same time
+        warn(f"error: {error}")
         return error.exit_code
     except OSError as error:
         if (error.errno not in FULL_DISK and not error.filename) or "--debug" in argv:
             raise
         where = f"{error.filename}: " if error.filename else ""
         advice = "make room and give the same command again" if error.errno in FULL_DISK else "mend that and try again"
-        line = f"{where}{error.strerror}; what was written before is intact: {advice}"
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        warn(f"error: {where}{error.strerror}; what was written before is intact: {advice}")
         return 1
     except (MemoryError, RuntimeError) as error:
         fault = _one_line(error)
         if not (isinstance(error, MemoryError) or _NO_MEMORY.search(fault)) or "--debug" in argv:
             raise
-        line = f"not enough memory ({fault}): take a smaller patch, batch, encoder or cache"
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        warn(f"error: not enough memory ({fault}): take a smaller patch, batch, encoder or cache")
         return 1
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harmonize.errors import UserError
+from harmonize.terminal import warn
 from headspark.card import preprocessing_of, write_card
 from headspark.checkpoint import load_newest
 from headspark.config import WRONG_USE, read_recipe
@@ -55,7 +55,7 @@ def export_run(folder: Path) -> Exported:
             exit_code=WRONG_USE,
         )
     recipe = read_recipe(Recipe, folder / RECIPE)
-    checkpoint = load_newest(folder / "checkpoints", say=lambda line: print(line, file=sys.stderr))
+    checkpoint = load_newest(folder / "checkpoints", say=warn)
     if checkpoint is None:
         raise UserError(f"{folder}: no checkpoint yet; let the run reach train.checkpoint_every")
     weights = checkpoint.model if checkpoint.ema is None else checkpoint.ema
@@ -68,9 +68,7 @@ def export_run(folder: Path) -> Exported:
     metrics = read_metrics(folder)
     diverged = divergence(state, metrics)
     if diverged is not None:
-        print(
-            f"warning: {folder} {diverged}; what is exported are the weights of step {checkpoint.step}", file=sys.stderr
-        )
+        warn(f"warning: {folder} {diverged}; what is exported are the weights of step {checkpoint.step}")
     pictures = sorted((folder / "pictures").glob("step_*.png"))
     card = write_card(recipe, state, metrics, step=checkpoint.step, picture=pictures[-1] if pictures else None)
     return Exported(model=model, recipe=recipe, preprocessing=preprocessing_of(recipe, state["corpus"]), card=card)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from harmonize.launcher import LAUNCHER, Launcher
+from harmonize.terminal import warn
 from headspark.terminal import lasting_streams
 
 EXIT_INTERRUPTED = 75
@@ -108,7 +108,7 @@ def interrupts() -> Iterator[Interrupt]:
 
 def say_nothing_to_save(out: object) -> int:
     """Tell the user how a start ended that was asked to stop; gives the exit code."""
-    print(f"{out}: stopped before the first step; give the same command again", file=sys.stderr, flush=True)
+    warn(f"{out}: stopped before the first step; give the same command again")
     return EXIT_INTERRUPTED
 
 
