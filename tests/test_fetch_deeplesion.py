@@ -192,3 +192,14 @@ def test_an_archive_that_changed_between_two_runs_is_no_mixture(
         nih.routes["/a1.zip"], nih.headers["/a1.zip"] = archive(changed), tags
         assert not any("a1.zip" in line for line in fetch(addresses(listed, None)[:1], out))
         assert {(out / name).read_bytes() for name in ALL if "000001" in name} == {b"P" * 5000, b"Q"}
+
+
+@pytest.mark.parametrize("answer", [b"<html>maintenance</html>", b"", b"\x00\xff"])
+def test_a_page_in_the_tables_place_is_not_kept(nih: standin_files.Files, tmp_path: Path, answer: bytes) -> None:
+    nih.routes["/DL_info.csv"] = answer
+    missing = fetch([], tmp_path, table_url=f"{nih.url}/DL_info.csv")
+    assert missing[0] == f"{nih.url}/DL_info.csv: gave no table of DeepLesion"
+    assert not (tmp_path / "DL_info.csv").exists()
+    nih.routes["/DL_info.csv"] = b"File_name\n"
+    assert fetch([], tmp_path, table_url=f"{nih.url}/DL_info.csv") == []
+    assert {path.name for path in tmp_path.iterdir()} == {"DL_info.csv", ".fetched"}

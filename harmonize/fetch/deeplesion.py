@@ -13,6 +13,7 @@ from harmonize.fetch.address import parse
 from harmonize.fetch.archives import Damaged, unpack
 from harmonize.files import write_text
 from harmonize.progress import Progress
+from harmonize.sources.tables import read_table
 
 HOME = "https://nihcc.box.com/v/DeepLesion"
 LIST_NAME = "batch_download_zips.py"
@@ -76,10 +77,9 @@ def fetch(wanted: Sequence[str], out: Path, *, table_url: str | None = None) -> 
                 missing.append(fault)
             progress.advance(failed=len(missing))
     if not (out / TABLE).is_file() and table_url is not None:
-        try:
-            http.download(table_url, out / TABLE)
-        except http.Refused as refused:
-            missing.append(str(refused))
+        fault = _bring_table(table_url, out)
+        if fault is not None:
+            missing.append(fault)
     if not (out / TABLE).is_file():
         missing.append(f"{out / TABLE}: missing; download it from {HOME} and put it there")
     return missing
@@ -108,6 +108,22 @@ def _bring(url: str, out: Path) -> str | None:
         write_text(done, f"{http.place(url)}\n")
         return None
     return f"{http.place(url)}: {fault}"
+
+
+def _bring_table(url: str, out: Path) -> str | None:
+    fetched = out / DONE / TABLE
+    try:
+        http.download(url, fetched)
+    except http.Refused as refused:
+        return str(refused)
+    try:
+        read_table(fetched, ("File_name",))
+    except UserError:
+        # A page, perhaps, that says why there is no table.
+        fetched.unlink()
+        return f"{http.place(url)}: gave no table of DeepLesion"
+    fetched.replace(out / TABLE)
+    return None
 
 
 def _name(url: str) -> str:

@@ -123,10 +123,14 @@ def _continue(address: Address, partial: Partial, checked: bool) -> None:
     with answer:
         if answer.status not in ((PARTIAL_CONTENT,) if there else ()) + DONE:
             raise Unfit(answer.status, "instead of the file")
-        total = version_of(answer).total or (known.total if there else None)
+        total = version_of(answer).total
+        if total is None and there:
+            total = known.total
         marked = total is not None or (is_chunked(answer) and not there)
         if not marked and not checked:
             raise Unfit(answer.status, "without a length, so a cut file could not be told from a whole one")
+        if not checked and answer.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+            raise Unfit(answer.status, "with a packed file, which was not asked for (Content-Encoding)")
         if not there:
             partial.begin(version_of(answer))
         with partial.path.open("ab") as stream:

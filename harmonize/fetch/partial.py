@@ -16,7 +16,7 @@ from harmonize.files import target_of_temporary, write_json
 PARTIAL, SIDE = ".part-", ".json"
 PARTIAL_CONTENT = 206
 _STRONG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
-_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
