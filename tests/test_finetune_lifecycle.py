@@ -182,6 +182,15 @@ def begun(encoder: Path, corpus: Corpus, tmp_path: Path) -> Path:
     return tmp_path / "begun"
 
 
+def test_a_run_names_no_folder_of_its_machine(begun: Path, encoder: Path, corpus: Corpus) -> None:
+    told = [
+        path.name for path in begun.rglob("*.*") if path.is_file() and bytes(corpus.path.parent) in path.read_bytes()
+    ]
+    told += [path.name for path in begun.rglob("*.*") if path.is_file() and bytes(encoder.parent) in path.read_bytes()]
+    assert told == []
+    assert read_state(begun)["origin"]["encoder"]["name"] == encoder.name  # type: ignore[index]
+
+
 def test_an_encoder_is_known_by_its_weights_however_it_is_spelt_packed_or_moved(
     begun: Path, encoder: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

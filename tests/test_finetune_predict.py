@@ -106,6 +106,20 @@ def test_the_server_answers_one_row_and_falls_back_where_a_series_cannot_be_read
     assert "default row" in capsys.readouterr().err
 
 
+def test_an_error_that_quotes_a_header_is_not_quoted(
+    model: Path, series: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> object:
+        raise ValueError("could not read PatientName Zqxjkv")
+
+    predict = kaggle.make_predict(model)
+    monkeypatch.setattr(kaggle.Predictor, "answer", fail)
+    predict(str(series))
+    said = capsys.readouterr().err
+    assert "ValueError; answered with the default row" in said
+    assert "Zqxjkv" not in said
+
+
 def test_every_call_empties_the_shared_folder_and_touches_nothing_outside(
     model: Path, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
