@@ -1,0 +1,1 @@
+"""Damaged files without end: `python tests/fuzz --help`."""

@@ -1,0 +1,126 @@
+"""Damage to DICOM: odd values under their own tags, nested sequences without end, whatever deflates to a lot."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+from functools import lru_cache
+
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+
+from fuzz.damage import NUMBERS, of_bytes
+
+PREAMBLE = 132
+TEXTS = (
+    "", " ", "0", "-1", "1", "1e30", "1e-30", "nan", "inf", "4,0", "99999999999999999999", "1\\2", "1\\2\\3", "\\" * 5,
+    "1\\0\\0\\0\\1\\0", "0\\0\\0\\0\\0\\0", "1.2.840.10008.1.2.4.90", "../../x", "x" * 70000, "\x00", "\xff\xfe", "MR", "PT",
+    "DERIVED\\SECONDARY", "20019999", "RGB", "HU", "US",
+)  # fmt: skip
+META = struct.Struct("<4x4xI")
+
+
+def of_dicom(content: bytes, dice: random.Random) -> bytes:
+    """One damage of an explicit little-endian file."""
+    kind = dice.randrange(12)
+    if kind < 5:
+        return of_bytes(content, dice)
+    if kind == 5:
+        place = _after_meta(content) if dice.random() < 0.7 else len(content)
+        return content[:place] + nested(dice.choice((20, 60, 520, 5000))) + content[place:]
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+        for _ in range(dice.choice((1, 1, 1, 2, 4))):
+            _change(dataset, dice)
+        stream = io.BytesIO()
+        pydicom.dcmwrite(stream, dataset, implicit_vr=False, little_endian=True)
+        return stream.getvalue()
+    except Exception:  # pydicom cannot write everything that can be wrong
+        return of_bytes(content, dice)
+
+
+def of_deflated(content: bytes, dice: random.Random) -> bytes:
+    """Damage before or after it is deflated, or much more than there should be."""
+    if dice.random() < 0.3:
+        return of_bytes(content, dice)
+    place = _after_meta(content)
+    head, body = content[:place], zlib.decompress(content[place:], -zlib.MAX_WBITS)
+    if dice.random() < 0.04:
+        return head + _bomb(body)
+    changed = of_dicom(head + body, dice)
+    place = min(place, len(changed))
+    return changed[:place] + _deflate(changed[place:])
+
+
+def nested(depth: int) -> bytes:
+    """Sequences in sequences, all of undefined length."""
+    opening = struct.pack("<HH2s2xI", 0x0008, 0x1140, b"SQ", 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    closing = struct.pack("<HHI", 0xFFFE, 0xE00D, 0) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    return opening * depth + closing * depth
+
+
+def _after_meta(content: bytes) -> int:
+    (length,) = META.unpack_from(content, PREAMBLE)
+    return PREAMBLE + META.size + length
+
+
+def _deflate(body: bytes) -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(body) + packer.flush()
+
+
+@lru_cache(maxsize=1)
+def _bomb(body: bytes) -> bytes:
+    """The dataset, and then 500 MB of zeros that claim to be an element."""
+    size = 500 << 20
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    parts = [packer.compress(body + struct.pack("<HH2s2xI", 0x7FE1, 0x1010, b"OB", size))]
+    parts += [packer.compress(bytes(1 << 20)) for _ in range(size >> 20)]
+    return b"".join((*parts, packer.flush()))
+
+
+def _change(dataset: Dataset, dice: random.Random) -> None:
+    """Another value, VR or place for one element, at whatever level."""
+    places = [(dataset.file_meta, tag) for tag in dataset.file_meta] if "file_meta" in vars(dataset) else []
+    places = [(holder, element.tag) for holder, element in places] + list(_places(dataset)) * 3
+    holder, tag = dice.choice(places)
+    kind = dice.randrange(8)
+    vr = dice.choice(("DS", "IS", "US", "UL", "LO", "SQ", "OB", "FD", "UN", "AT", "UI"))
+    own = holder[tag].VR
+    if kind == 0:
+        del holder[tag]
+    elif kind == 1:
+        other, name = dice.choice(places)
+        if other[name].VR != "SQ":
+            holder[tag] = RawDataElement(tag, own, None, _raw(other[name].value), 0, False, True)
+    else:
+        kept = own if own != "SQ" and kind < 7 else vr
+        value = _binary(dice) if kept in ("US", "SS", "UL", "SL", "FD", "FL", "AT", "OW", "OB") else _text(dice)
+        holder[tag] = RawDataElement(tag, kept, len(value), value, 0, False, True)
+
+
+def _places(dataset: Dataset):
+    for element in dataset:
+        yield dataset, element.tag
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _places(item)
+
+
+def _text(dice: random.Random) -> bytes:
+    text = dice.choice(TEXTS).encode("latin-1")
+    return text + b" " * (len(text) % 2)
+
+
+def _binary(dice: random.Random) -> bytes:
+    count, form = dice.choice((0, 1, 1, 1, 2, 9)), dice.choice("HHHId")
+    bits = {"H": 16, "I": 32, "d": 53}[form]
+    return struct.pack(f"<{count}{form}", *(dice.choice(NUMBERS) & (2**bits - 1) for _ in range(count)))
+
+
+def _raw(value: object) -> bytes:
+    text = value if isinstance(value, bytes) else str(value).encode("latin-1", "replace")
+    return text + b" " * (len(text) % 2)

@@ -1,0 +1,153 @@
+"""The process that reads damaged files: one after another, each under limits, saying what it is at."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from fuzz.kinds import Kind, make
+
+SECONDS, GIGABYTES = 10.0, 2.0
+"""No file may cost more: of processor time, and of memory of the whole process."""
+
+_OVER = 3 << 30
+"""Bytes beyond what the process has: whoever asks for more gets a MemoryError, so that the machine stays whole."""
+
+
+class Overtime(BaseException):
+    """A file took too long; no `except Exception` of the reader catches it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What became of one damaged file.
+
+    Attributes:
+        fault: What it did that none may do; None if it was read or refused.
+        refused: Whether it was refused.
+    """
+
+    fault: str | None
+    refused: bool
+
+
+def damaged(kind: Kind, name: str, seed: int, case: int, valid: bytes) -> bytes:
+    """The content of one case; the same for the same name, seed and case."""
+    return kind.damage(valid, random.Random(f"{name} {seed} {case}"))
+
+
+def watched(kind: Kind, content: bytes) -> Found:
+    """Have a damaged file read under the limits."""
+    from harmonize.errors import Rejection, UserError
+
+    kind.put(content)
+    refused = False
+    with _peak() as peak, _clock():
+        start = time.process_time()
+        try:
+            kind.read()
+        except (UserError, Rejection) as error:
+            refused = True
+            if len(str(error).splitlines()) != 1:
+                return Found(f"a message of {len(str(error).splitlines())} lines: {error!r:.300}", True)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return Found(_told(error), False)
+        seconds = time.process_time() - start
+    if seconds > SECONDS:
+        return Found(f"took {seconds:.1f} s", refused)
+    if peak[0] > GIGABYTES:
+        return Found(f"took {peak[0]:.1f} GB", refused)
+    return Found(None, refused)
+
+
+def _told(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "/tests/" not in frame.filename] or list(frames)
+    place = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(ours[-4:]))
+    said = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {said} in {place}"
+
+
+@contextlib.contextmanager
+def _clock() -> Iterator[None]:
+    def late(number: int, frame: FrameType | None) -> None:
+        raise Overtime(f"more than {SECONDS:g} s")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+@contextlib.contextmanager
+def _peak() -> Iterator[list[float]]:
+    """Most memory of the process while the block runs, in GB, known after it."""
+    peak = [0.0]
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + _OVER, before[1]))
+    try:
+        yield peak
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+        peak[0] = _status("VmHWM") / (1 << 30)
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1]) << 10
+
+
+def serve(name: str, seed: int, first: int, last: int | None, kept: Path) -> None:
+    """Go through the cases of a kind; write a line when one begins and when it is done.
+
+    Args:
+        name: The kind.
+        seed: Gives other files.
+        first: Number of the first case.
+        last: Of the one after the last; None: without end.
+        kept: Files that did what none may do go here.
+    """
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    said, sys.stdout = sys.stdout, sys.stderr
+    with tempfile.TemporaryDirectory() as folder:
+        kind = make(name, Path(folder))
+        valid = kind.target.read_bytes()
+        control = watched(kind, valid)
+        if control != Found(None, False):
+            print(f"fault -1 the undamaged file: {control.fault or 'refused'}", file=said, flush=True)
+            return
+        case = first
+        while last is None or case < last:
+            content = damaged(kind, name, seed, case, valid)
+            print(f"begin {case}", file=said, flush=True)
+            found = watched(kind, content)
+            if found.fault is not None:
+                kept.mkdir(parents=True, exist_ok=True)
+                (kept / f"{name}-{seed}-{case}").write_bytes(content)
+                print(f"fault {case} {found.fault}", file=said, flush=True)
+            print(f"{'refused' if found.refused else 'read'} {case}", file=said, flush=True)
+            case += 1
+    shutil.rmtree(folder, ignore_errors=True)
