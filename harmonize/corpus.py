@@ -263,9 +263,12 @@ def write_manifest(
         labels: Of every scan that its source labels: source, scan_id, subject, modality and labels. Accepted rows with
             labels need not be named here.
     """
-    accepted = sorted(accepted, key=lambda row: (row["source"], row["subject"], row["scan_id"]))
-    rejected = sorted(rejected, key=lambda row: (row["source"], row["raw_hash"]))
-    labelled = _label_rows(accepted, labels)
+    try:
+        accepted = sorted(accepted, key=lambda row: (row["source"], row["subject"], row["scan_id"]))
+        rejected = sorted(rejected, key=lambda row: (row["source"], row["raw_hash"]))
+        labelled = _label_rows(accepted, labels)
+    except KeyError as error:
+        raise _odd_record(path / SCANS) from error
     if labelled:
         _write_table(path / LABEL_TABLE, labelled, LABEL_SCHEMA)
     else:
@@ -323,12 +326,21 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
         table = pq.read_table(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; rebuild it with `harmonize merge {path.parent}`") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
+        # Arrow's own faults of a damaged file are OSErrors, too, without the number that the disk's have.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(f"{path}: damaged; rebuild it with `harmonize merge {path.parent}`") from error
     absent = [name for name in schema.names if name not in table.column_names]
     if absent:
         raise UserError(f"{path}: lacks the columns {', '.join(absent)}; rebuild it with `harmonize merge`")
-    found = table.select(schema.names).cast(schema)
+    twice = [name for name in schema.names if table.column_names.count(name) > 1]
+    if twice:
+        raise UserError(f"{path}: has the column {twice[0]} twice; rebuild it with `harmonize merge`")
+    try:
+        found = table.select(schema.names).cast(schema)
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: holds columns of another type; rebuild it with `harmonize merge`") from error
     named_files.check(found, where=str(path), folders=FOLDER_OF if schema is SCAN_SCHEMA else {})
     return found
 
@@ -344,6 +356,16 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    table = pa.Table.from_pylist(rows, schema=schema)
+    try:
+        table = pa.Table.from_pylist(rows, schema=schema)
+    except pa.ArrowException as error:
+        raise _odd_record(path) from error
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def _odd_record(table: Path) -> UserError:
+    return UserError(
+        f"{table}: a record in {RECORDS}/ holds something else than harmonize writes; remove its line, and run the "
+        "harmonize command again"
+    )

@@ -20,6 +20,10 @@ from harmonize.fingerprint import Fingerprint
 from harmonize.named_files import check_row
 
 SUFFIX = ".jsonl"
+_A_FILE = "_file_name"
+_OF_LABELS = ("source", "subject", "scan_id")
+_OF_A_ROW = (*_OF_LABELS, "raw_hash", "image_file_name", "sha256")
+_OF_A_REJECTION = ("source", "raw_hash", "reason")
 SHARD = ".shard-"
 
 
@@ -158,10 +162,34 @@ def _records(path: Path) -> Iterator[Record]:
             try:
                 entry = json.loads(line)
                 read = entry.pop("read", None)
-                yield Record(**entry, read=None if read is None else _fingerprint(read))
-            except (json.JSONDecodeError, TypeError, AttributeError):
+                record = Record(**entry, read=None if read is None else _fingerprint(read))
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 # Cut by a kill: the scan has no record and is done again.
                 continue
+            if _is_whole(record):
+                yield record
+
+
+def _is_whole(record: Record) -> bool:
+    """Whether what the tables are sorted and put together by is text; what else is wrong, their types tell."""
+    return (
+        isinstance(record.source, str)
+        and isinstance(record.raw_hash, str)
+        and type(record.attempt) is int
+        and _names_of(record.row, _OF_A_ROW)
+        and _names_of(record.rejection, _OF_A_REJECTION)
+        and _names_of(record.labels, _OF_LABELS)
+        and all(_is_inside(value) for name, value in (record.row or {}).items() if name.endswith(_A_FILE))
+    )
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether it names a file of the corpus: a journal may come from a stranger, and files are removed by it."""
+    return name is None or (isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/"))
+
+
+def _names_of(part: Any, names: tuple[str, ...]) -> bool:
+    return part is None or (isinstance(part, dict) and all(isinstance(part.get(name, ""), str) for name in names))
 
 
 def _fingerprint(entry: dict[str, Any]) -> Fingerprint:

@@ -124,7 +124,7 @@ def write_tables(out: Path, records: dict[Key, Record]) -> dict[Key, str | None]
             labels.append(record.labels | ({"labels": None} if key in found.contradicted else {}))
     journal.compact(out / layout.RECORDS, standing)
     layout.write_manifest(out, accepted, rejected, labels)
-    named = {row[column] for row in accepted for column in layout.FILE_COLUMNS}
+    named = {row.get(column) for row in accepted for column in layout.FILE_COLUMNS}
     for key in found.kept:
         for name in file_names(records[key]):
             if name not in named:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,8 @@ def read_info(path: Path) -> Any:
         raise UserError(f"{file}: not JSON ({error.msg}); restore it or start a new corpus") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not JSON (not UTF-8); restore it or start a new corpus") from error
+    except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
+        raise UserError(f"{file}: not JSON of harmonize; restore it or start a new corpus") from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
@@ -101,9 +104,19 @@ def fault_of_info(info: Any) -> str:
         return "has no schema_version"
     if not isinstance(settings, dict) or not {"spacing", "salt_fingerprint"} <= settings.keys():
         return "has no settings of harmonize"
+    if not _is_spacing(settings["spacing"]):
+        return "names no spacing"
     if not isinstance(sources, dict) or not all(isinstance(chosen, dict) for chosen in sources.values()):
         return "has no sources"
+    if not all(isinstance(chosen.get("mri_norm"), str) for chosen in sources.values()):
+        return "does not say how its MRI was normalised"
     return ""
+
+
+def _is_spacing(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    return all(type(mm) in (int, float) and 0 < mm < math.inf for mm in value)
 
 
 def remove_temporaries(out: Path) -> None:

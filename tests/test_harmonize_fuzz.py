@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import random
 import struct
 from collections.abc import Callable
@@ -12,9 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from fuzz.valid import SLICES, dicom_bytes, plain_dicom, plain_nifti
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from harmonize import engine
 from harmonize.corpus import Corpus
@@ -27,14 +25,6 @@ SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))
 NIFTI_CASES = 240
 PNG_CASES = 90
 DICOM_CASES = 120
-
-
-def plain_nifti() -> bytes:
-    voxels = np.full((12, 12, 10), 5, dtype=np.float32)
-    voxels[3:9, 3:9, 2:8] = np.random.default_rng(0).normal(200, 30, (6, 6, 6))
-    image = nib.Nifti1Image(voxels, np.diag([-4.0, 4, 5, 1]))
-    image.set_qform(image.affine, 1)
-    return image.to_bytes()
 
 
 def patched(content: bytes, offset: int, kind: str, value: float) -> bytes:
@@ -133,41 +123,6 @@ def test_damaged_png_runs_end_in_the_manifest_or_among_the_rejected(tmp_path: Pa
     rejected = Corpus.open(tmp_path / "corpus").rejected
     assert not rejected["message"].str.contains("unexpected").any(), rejected["message"].unique()
     assert verify(tmp_path / "corpus") == []
-
-
-CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
-SLICES = 6
-
-
-def plain_dicom(case: int, number: int, **elements: object) -> Dataset:
-    """One slice of 14 x 14 pixels, 4 x 4 mm, 5 mm apart; None leaves an element out."""
-    hu = np.full((14, 14), -1000)
-    hu[3:11, 3:11] = 40 + np.random.default_rng(case * SLICES + number).integers(0, 200, (8, 8))
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = CT_CLASS
-    dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.{case}.{number}"
-    defaults = {
-        "SOPClassUID": CT_CLASS, "SOPInstanceUID": f"1.2.{case}.{number}", "SeriesInstanceUID": f"1.2.{case}",
-        "StudyInstanceUID": "1.2", "PatientID": f"case {case}", "Modality": "CT", "ImageType": ["ORIGINAL", "PRIMARY"],
-        "Rows": 14, "Columns": 14, "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
-        "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "RescaleSlope": 1, "RescaleIntercept": 0,
-        "PixelSpacing": ["4.000000", "4.000000"], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-        "ImagePositionPatient": [0, 0, f"{5 * number}.000000"], "PixelData": hu.astype(np.int16).tobytes(),
-    }  # fmt: skip
-    for name, value in (defaults | elements).items():
-        if value is not None:
-            setattr(dataset, name, value)
-    if "PixelData" in dataset:
-        dataset["PixelData"].VR = "OW"
-    return dataset
-
-
-def dicom_bytes(dataset: Dataset) -> bytes:
-    stream = io.BytesIO()
-    dataset.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
 
 
 MISSING_TAGS = (

@@ -215,11 +215,18 @@ def _points(
         )
         if picture is None:
             decisions.append(f"{LOCALIZER_DROPPED} ({location}): its picture is not in the series")
-        elif not picture.position or not picture.orientation or not picture.spacing:
+        elif not _has_geometry(picture):
             decisions.append(f"{LOCALIZER_DROPPED} ({location}): its picture has no geometry")
         else:
             x, y, z = pixel_to_ras(picture.position, picture.orientation, picture.spacing, column, row).tolist()
             yield Point(label=location, xyz_mm=(x, y, z))
+
+
+def _has_geometry(picture: Frame) -> bool:
+    numbers = (picture.position, picture.orientation, picture.spacing)
+    return [len(each) for each in numbers] == [3, 6, 2] and all(
+        math.isfinite(value) for each in numbers for value in each
+    )
 
 
 def _coordinates(text: str) -> tuple[float, float, int | None] | None:

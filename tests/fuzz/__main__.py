@@ -16,7 +16,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +24,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0:0] = [str(ROOT / "tests"), str(ROOT), str(ROOT / "ssl")]
 
-from fuzz.kinds import NAMES  # noqa: E402
+from fuzz.kinds import KINDS, NAMES  # noqa: E402
 from fuzz.worker import serve  # noqa: E402
 
 HANGS_S = 120.0
 """Wall time after which a process that says nothing is ended: it may be starting on a busy machine."""
 
 ROUND = 500
+WORKER = (sys.executable, __file__, "--worker")
 
 
 @dataclass(slots=True)
@@ -46,49 +47,75 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
-def run(name: str, *, seed: int, first: int, last: int, kept: Path, command: Sequence[str] = ()) -> Tally:
-    """Go through cases of a kind in processes of their own; one that dies is followed by another.
+def say(name: str, tally: Tally) -> None:
+    """Print what the cases of a kind came to."""
+    counts = ", ".join(f"{count} {what}" for what, count in sorted(tally.outcomes.items()))
+    print(f"{name}: {counts}, {len(tally.faults)} bad", flush=True)
+    for fault in tally.faults:
+        print(f"  {fault}", flush=True)
+
+
+def run(
+    names: Sequence[str], *, seed: int, first: int, last: int, kept: Path, worker: Sequence[str] = WORKER
+) -> dict[str, Tally]:
+    """Go through cases of some kinds in a process of their own; one that dies is followed by another.
 
     Args:
-        name: The kind.
+        names: The kinds.
         seed: Gives other files.
-        first: Number of the first case.
+        first: Number of the first case of each.
         last: Of the one after the last.
         kept: Where files go that did what none may do.
-        command: What runs instead of this program's worker, for its tests.
+        worker: The command of the process.
     """
-    tally, at = Tally(), first
-    while at < last:
-        words = [*(command or (sys.executable, __file__, "--worker")), name, f"--seed={seed}", f"--kept={kept}"]
+    tallies = {name: Tally() for name in names}
+    left, at = list(names), first
+    while left:
+        words = [
+            *worker,
+            *left,
+            f"--seed={seed}",
+            f"--kept={kept}",
+            f"--start={at}",
+            f"--first={first}",
+            f"--last={last}",
+        ]
         begun: int | None = None
-        with subprocess.Popen(
-            [*words, f"--first={at}", f"--last={last}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            end = ""
-            for line in _lines(process):
+        end = ""
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            errors: deque[str] = deque(maxlen=1)
+            for line in _lines(process, errors):
                 what, _, rest = line.partition(" ")
-                if what == "begin":
+                if what == "kind":
+                    for done in left[: left.index(rest)]:
+                        say(done, tallies[done])
+                    del left[: left.index(rest)]
+                    begun = None
+                elif what == "begin":
                     begun = int(rest)
                 elif what == "fault":
                     number, _, said = rest.partition(" ")
-                    tally.faults.append(f"{name} --seed {seed} --only {number}: {said}")
+                    tallies[left[0]].faults.append(f"{left[0]} --seed {seed} --only {number}: {said}")
                 elif what in ("read", "refused"):
-                    tally.outcomes[what] += 1
-                    begun, at = None, int(rest) + 1
+                    tallies[left[0]].outcomes[what] += 1
+                    begun = None
                 elif what == "hangs":
                     process.kill()
-                    end = "hangs"
+                    end = f"no end after {HANGS_S:g} s"
         if process.returncode == 0 and not end:
-            break
-        if begun is None:
-            tally.faults.append(f"{name} --seed {seed}: the process ended with {process.returncode} before a file")
-            break
-        tally.faults.append(f"{name} --seed {seed} --only {begun}: {end or f'ended its process ({process.returncode})'}")
-        at = begun + 1
-    return tally
+            say(left[0], tallies[left[0]])
+            return tallies
+        end = end or f"ended its process with {process.returncode} ({' '.join(errors)})"
+        tallies[left[0]].faults.append(f"{left[0]} --seed {seed} --only {-1 if begun is None else begun}: {end}")
+        at = first if begun is None else begun + 1
+        if begun is None or at >= last:
+            say(left[0], tallies[left[0]])
+            del left[0]
+            at = first
+    return tallies
 
 
-def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+def _lines(process: subprocess.Popen[str], errors: deque[str]) -> Iterator[str]:
     """What a process says; ``hangs`` when it has said nothing for too long."""
     said: queue.Queue[str | None] = queue.Queue()
 
@@ -98,12 +125,11 @@ def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
             said.put(line.rstrip("\n"))
         said.put(None)
 
-    def drop() -> None:
+    def listen_to_errors() -> None:
         assert process.stderr
-        for _ in process.stderr:
-            pass
+        errors.extend(line.strip() for line in process.stderr)
 
-    for task in (listen, drop):
+    for task in (listen, listen_to_errors):
         threading.Thread(target=task, daemon=True).start()
     while True:
         try:
@@ -126,6 +152,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--only", type=int, help="number of the one case to read")
     parser.add_argument("--kept", type=Path, default=Path("fuzz-found"), help="where bad files go (fuzz-found)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--start", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--last", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -133,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
     if unknown:
         parser.error(f"no kind {unknown[0]}; use some of {', '.join(NAMES)}")
     if options.worker:
-        serve(options.kinds[0], options.seed, options.first, options.last, options.kept)
+        serve(options.kinds, options.seed, options.start, options.first, options.last, options.kept)
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     first, last = (0, ROUND if options.forever else options.cases)
@@ -141,16 +168,17 @@ def main(argv: Sequence[str]) -> int:
         first, last = options.only, options.only + 1
     is_good = True
     while True:
-        for name in options.kinds or NAMES:
-            tally = run(name, seed=options.seed, first=first, last=last, kept=options.kept)
-            counts = ", ".join(f"{count} {what}" for what, count in sorted(tally.outcomes.items()))
-            print(f"{name}: {counts}, {len(tally.faults)} bad", flush=True)
-            for fault in tally.faults:
-                print(f"  {fault}", flush=True)
-            is_good &= not tally.faults
+        for names in _groups(options.kinds or NAMES):
+            tallies = run(names, seed=options.seed, first=first, last=last, kept=options.kept)
+            is_good &= not any(tally.faults for tally in tallies.values())
         if not options.forever:
             return 0 if is_good else 1
         first, last = last, last + ROUND
+
+
+def _groups(names: Sequence[str]) -> list[list[str]]:
+    """The kinds that one process reads: those of one module."""
+    return [group for of_module in KINDS.values() if (group := [name for name in of_module if name in names])]
 
 
 if __name__ == "__main__":

@@ -17,10 +17,16 @@ Damage = Callable[[bytes, random.Random], bytes]
 ODD: tuple[Any, ...] = (
     None, True, 0, -1, 1, 2**31, 2**63, -(2**63), 2**64, 10**30, 0.0, -0.5, 1e-30, 1e300, float("nan"), float("inf"),
     "", " ", "x", "nan", "1e999", "-1", "\x00", "\x1b[2J", "../../outside", "/etc/passwd", "a" * 5000, "é\U0001f9e0",
-    "<script>", "$\\frac{a$", [], {}, [[]], [1, 2, 3], [1, [2, [3]]], {"": None}, {"class_path": "payload.x"}, [0] * 3000,
+    "<script>", "$\\frac{a$", [], {}, [[]], [1, 2, 3], [1, [2, [3]]], {"": None}, {"class_path": "payload.x"},
+    [0] * 3000,
 )  # fmt: skip
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 """At the ends of what lengths and counts can be."""
+
+ODD_YAML = (
+    b"\nx: !!python/object/apply:os.system ['true']\n", b"\nself: &s [*s]\n", b"\n? [a]\n: b\n", b"\n<<: [1]\n",
+    b"\nx: " + b"[" * 5000, b"\nx: " + b"{a: " * 5000, b"\n\tx: 1\n", b"\nx: 2001-99-99\n", b"\nx: 1:2:3\n",
+)  # fmt: skip
 
 DEEP = 3000
 """Levels: more than Python may recurse."""
@@ -141,7 +147,7 @@ def of_json(content: bytes, dice: random.Random) -> bytes:
         depth = DEEP * dice.choice((1, 30))
         return (opening * depth + "1" + closing * depth).encode()
     if kind == 2:
-        return content.replace(b":", b": " + b"9" * dice.choice((400, 6000)) + b", \"x\":", 1)
+        return content.replace(b":", b": " + b"9" * dice.choice((400, 6000)) + b', "x":', 1)
     changed = of_plain(json.loads(content), dice)
     text = json.dumps(changed, ensure_ascii=dice.random() < 0.8)
     return text.encode(dice.choice(("utf-8", "utf-8", "utf-8", "utf-16")), errors="surrogatepass")
@@ -165,10 +171,7 @@ def of_yaml(content: bytes, dice: random.Random) -> bytes:
         lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * wide)}]" for i in range(1, levels))]
         return "\n".join([*lines, content.decode()]).encode()
     if kind == 2:
-        return content + dice.choice(
-            (b"\nx: !!python/object/apply:os.system ['true']\n", b"\nself: &s [*s]\n", b"\n? [a]\n: b\n", b"\n<<: [1]\n",
-             b"\nx: " + b"[" * 5000, b"\nx: " + b"{a: " * 5000, b"\n\tx: 1\n", b"\nx: 2001-99-99\n", b"\nx: 1:2:3\n")
-        )  # fmt: skip
+        return content + dice.choice(ODD_YAML)
     changed = of_plain(yaml.safe_load(content), dice)
     try:
         return yaml.safe_dump(changed, allow_unicode=True, sort_keys=False).encode(errors="surrogatepass")
@@ -196,11 +199,13 @@ def of_csv(content: bytes, dice: random.Random) -> bytes:
         elif row:
             row[place] = str(dice.choice(ODD))
     stream = io.StringIO()
-    csv.writer(stream, delimiter=dice.choice(",,,,;\t"), lineterminator=dice.choice(("\n", "\r\n", "\r"))).writerows(rows)
+    csv.writer(stream, delimiter=dice.choice(",,,,;\t"), lineterminator=dice.choice(("\n", "\r\n", "\r"))).writerows(
+        rows
+    )
     text = stream.getvalue()
     if dice.random() < 0.2:
         place = dice.randrange(len(text) + 1)
-        text = text[:place] + dice.choice('"\'\x00\n,') + text[place:]
+        text = text[:place] + dice.choice("\"'\x00\n,") + text[place:]
     return text.encode(dice.choice(("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32")), errors="surrogatepass")
 
 
@@ -227,7 +232,9 @@ def of_png(content: bytes, dice: random.Random) -> bytes:
         body = of_bytes(body, dice)
     chunks[number] = (kind, body)
     if dice.random() < 0.2:
-        chunks.insert(dice.randrange(len(chunks)), (dice.choice((b"zTXt", b"iCCP", b"acTL", b"eXIf")), dice.randbytes(64)))
+        chunks.insert(
+            dice.randrange(len(chunks)), (dice.choice((b"zTXt", b"iCCP", b"acTL", b"eXIf")), dice.randbytes(64))
+        )
     return content[:8] + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )

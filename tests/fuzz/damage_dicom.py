@@ -17,8 +17,8 @@ from fuzz.damage import NUMBERS, of_bytes
 PREAMBLE = 132
 TEXTS = (
     "", " ", "0", "-1", "1", "1e30", "1e-30", "nan", "inf", "4,0", "99999999999999999999", "1\\2", "1\\2\\3", "\\" * 5,
-    "1\\0\\0\\0\\1\\0", "0\\0\\0\\0\\0\\0", "1.2.840.10008.1.2.4.90", "../../x", "x" * 70000, "\x00", "\xff\xfe", "MR", "PT",
-    "DERIVED\\SECONDARY", "20019999", "RGB", "HU", "US",
+    "1\\0\\0\\0\\1\\0", "0\\0\\0\\0\\0\\0", "1.2.840.10008.1.2.4.90", "../../x", "x" * 70000, "\x00", "\xff\xfe",
+    "MR", "PT", "DERIVED\\SECONDARY", "20019999", "RGB", "HU", "US",
 )  # fmt: skip
 META = struct.Struct("<4x4xI")
 
@@ -57,7 +57,9 @@ def of_deflated(content: bytes, dice: random.Random) -> bytes:
 
 def nested(depth: int) -> bytes:
     """Sequences in sequences, all of undefined length."""
-    opening = struct.pack("<HH2s2xI", 0x0008, 0x1140, b"SQ", 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    opening = struct.pack("<HH2s2xI", 0x0008, 0x1140, b"SQ", 0xFFFFFFFF) + struct.pack(
+        "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
+    )
     closing = struct.pack("<HHI", 0xFFFE, 0xE00D, 0) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     return opening * depth + closing * depth
 

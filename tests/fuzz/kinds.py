@@ -41,11 +41,13 @@ class Kind:
 KINDS = {
     "fuzz.kinds_raw": ("dicom", "deflated", "enhanced", "rsna-dicom", "nifti", "nifti-gz", "png"),
     "fuzz.kinds_tables": (
-        "openneuro-csv", "deeplesion-csv", "train-csv", "localizers-csv", "metadata-csv", "nbia-json", "zip-archive", "hashes-csv",
+        "openneuro-csv", "deeplesion-csv", "train-csv", "localizers-csv", "metadata-csv", "nbia-json", "zip-archive",
+        "hashes-csv",
         "parquet", "rejected-parquet", "corpus-json", "journal", "corpus-image", "nyul",
     ),
     "fuzz.kinds_models": (
-        "recipe", "finetune-recipe", "checkpoint-weights", "checkpoint-training", "checkpoint-seal", "run-json", "metrics",
+        "recipe", "finetune-recipe", "checkpoint-weights", "checkpoint-training", "checkpoint-seal", "run-json",
+        "metrics",
         "encoder-config", "encoder-weights", "model-config", "model-weights", "nnssl", "nnssl-plan",
     ),
 }  # fmt: skip

@@ -81,8 +81,7 @@ def rsna_tree(raw: Path) -> Path:
     row = ",".join(said.get(name, "0") for name in columns.split(","))
     (raw / "train.csv").write_text(f"{columns}\n{row}\n", encoding="utf-8")
     (raw / "train_localizers.csv").write_text(
-        "SeriesInstanceUID,SOPInstanceUID,coordinates,location\n"
-        "1.2.1,1.2.1.2,\"{'x': 5.5, 'y': 6.5}\",Basilar Tip\n",
+        "SeriesInstanceUID,SOPInstanceUID,coordinates,location\n1.2.1,1.2.1.2,\"{'x': 5.5, 'y': 6.5}\",Basilar Tip\n",
         encoding="utf-8",
     )
     return target

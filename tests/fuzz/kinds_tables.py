@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import io
 import json
@@ -21,12 +22,15 @@ from fuzz.damage import ODD, either, extreme, of_bytes, of_csv, of_json, of_json
 from fuzz.kinds import Fault, Kind
 from fuzz.kinds_raw import deeplesion_tree, harmonized, nifti_tree, rsna_tree
 from fuzz.valid import OLD, dicom_bytes, plain_dicom, plain_nifti
-from harmonize import engine, nyul as histograms, verify
+from harmonize import engine, verify
+from harmonize import nyul as histograms
 from harmonize.corpus import Corpus
 from harmonize.fetch import http, tcia
 
 http.BACKOFF_S = 0.0
 UID = "1.2.3"
+ODD_NAMES = ("../../x.dcm", "/tmp/x.dcm", "a\\..\\..\\x", "C:x", "a" * 300, "x/" * 60 + "x", "\x1b[2J", ".", "x/")
+ODD_CELLS = (None, -1, 0.5, 2**40, "x", "", "../../x", "/etc/passwd", [1], [[1]], True)
 
 
 def _table(source: str, folder: Path, target: Path) -> Kind:
@@ -146,8 +150,7 @@ def _odd_archive(content: bytes, dice: Random) -> bytes:
         for name in there.namelist():
             body, kind = there.read(name), dice.randrange(5)
             if kind == 0:
-                name = dice.choice(("../../x.dcm", "/tmp/x.dcm", "a\\..\\..\\x", "C:x", "a" * 300, "x/" * 60 + "x", "\udc80", ""))
-                name = name.encode("utf-8", "replace").decode()
+                name = dice.choice(ODD_NAMES)
             elif kind == 1:
                 body = of_bytes(body, dice)
             elif kind == 2 and dice.random() < 0.2:
@@ -187,12 +190,11 @@ def _of_parquet(content: bytes, dice: Random) -> bytes:
         elif kind == 1:
             table = table.set_column(place, name, pa.nulls(table.num_rows, table.schema.field(place).type))
         elif kind == 2:
-            table = table.set_column(place, dice.choice(("", "x", "image_file_name", name + "\x00")), table.column(place))
+            other = dice.choice(("", "x", "image_file_name", name + "\x00"))
+            table = table.set_column(place, other, table.column(place))
         else:
-            odd = pa.array([dice.choice((None, -1, 0.5, 2**40, "x", "", "../../x", "/etc/passwd", [], [1], [[1]], True))])
-            kinds = {"list": pa.list_(pa.int64())}
-            odd = odd.cast(kinds["list"]) if pa.types.is_list(odd.type) and pa.types.is_null(odd.type.value_type) else odd
-            table = table.set_column(place, name, pa.concat_arrays([odd] * table.num_rows))
+            odd = pa.array([dice.choice(ODD_CELLS)] * table.num_rows)
+            table = table.set_column(place, name, odd)
     stream = io.BytesIO()
     pq.write_table(table.slice(0, dice.choice((0, 1, 10**6))), stream)
     return stream.getvalue()
@@ -221,8 +223,6 @@ def journal(folder: Path) -> Kind:
 def corpus_image(folder: Path) -> Kind:
     """An image of the corpus."""
     name = sorted((OLD / "corpus/images").rglob("*.nii.gz"))[0].relative_to(OLD / "corpus").as_posix()
-    import gzip
-
     damage = either(of_bytes, within(gzip.decompress, functools.partial(gzip.compress, compresslevel=1), of_nifti))
     return _corpus(folder, name, damage)
 

@@ -7,17 +7,17 @@ import logging
 import random
 import re
 import resource
-import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from fuzz.kinds import Kind, make
 
@@ -119,35 +119,40 @@ def _status(name: str) -> int:
     return int(found[1]) << 10
 
 
-def serve(name: str, seed: int, first: int, last: int | None, kept: Path) -> None:
-    """Go through the cases of a kind; write a line when one begins and when it is done.
+def serve(names: Sequence[str], seed: int, start: int, first: int, last: int, kept: Path) -> None:
+    """Go through the cases of some kinds; write a line when a kind or a case begins and when it is done.
 
     Args:
-        name: The kind.
+        names: The kinds.
         seed: Gives other files.
-        first: Number of the first case.
-        last: Of the one after the last; None: without end.
+        start: Number of the first case of the first kind.
+        first: Of the others.
+        last: Of the one after the last.
         kept: Files that did what none may do go here.
     """
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     said, sys.stdout = sys.stdout, sys.stderr
-    with tempfile.TemporaryDirectory() as folder:
-        kind = make(name, Path(folder))
-        valid = kind.target.read_bytes()
-        control = watched(kind, valid)
-        if control != Found(None, False):
-            print(f"fault -1 the undamaged file: {control.fault or 'refused'}", file=said, flush=True)
-            return
-        case = first
-        while last is None or case < last:
-            content = damaged(kind, name, seed, case, valid)
-            print(f"begin {case}", file=said, flush=True)
-            found = watched(kind, content)
-            if found.fault is not None:
-                kept.mkdir(parents=True, exist_ok=True)
-                (kept / f"{name}-{seed}-{case}").write_bytes(content)
-                print(f"fault {case} {found.fault}", file=said, flush=True)
-            print(f"{'refused' if found.refused else 'read'} {case}", file=said, flush=True)
-            case += 1
-    shutil.rmtree(folder, ignore_errors=True)
+    for name in names:
+        print(f"kind {name}", file=said, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            _serve_one(name, Path(folder), seed, range(start, last), kept, said)
+        start = first
+
+
+def _serve_one(name: str, folder: Path, seed: int, cases: range, kept: Path, said: TextIO) -> None:
+    kind = make(name, folder)
+    valid = kind.target.read_bytes()
+    control = watched(kind, valid)
+    if control != Found(None, False):
+        print(f"fault -1 the undamaged file: {control.fault or 'refused'}", file=said, flush=True)
+        return
+    for case in cases:
+        content = damaged(kind, name, seed, case, valid)
+        print(f"begin {case}", file=said, flush=True)
+        found = watched(kind, content)
+        if found.fault is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+            (kept / f"{name}-{seed}-{case}").write_bytes(content)
+            print(f"fault {case} {found.fault}", file=said, flush=True)
+        print(f"{'refused' if found.refused else 'read'} {case}", file=said, flush=True)
