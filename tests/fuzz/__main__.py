@@ -2,7 +2,7 @@
 
 No file may end in a traceback or a crash, take more than 2 GB or more than 10 s of processor time.
 
-    python tests/fuzz                              # 100 files of each kind
+    python tests/fuzz                              # 200 files of each format
     python tests/fuzz dicom png --cases 5000
     python tests/fuzz --forever --seed 7           # all kinds in turn, until Ctrl-C
     python tests/fuzz dicom --seed 0 --only 37     # one case again
@@ -55,37 +55,25 @@ def say(name: str, tally: Tally) -> None:
         print(f"  {fault}", flush=True)
 
 
-def run(
-    names: Sequence[str], *, seed: int, first: int, last: int, kept: Path, worker: Sequence[str] = WORKER
-) -> dict[str, Tally]:
+def run(names: Sequence[str], *, options: Sequence[str], worker: Sequence[str] = WORKER) -> dict[str, Tally]:
     """Go through cases of some kinds in a process of their own; one that dies is followed by another.
 
     Args:
         names: The kinds.
-        seed: Gives other files.
-        first: Number of the first case of each.
-        last: Of the one after the last.
-        kept: Where files go that did what none may do.
-        worker: The command of the process.
+        options: Of the process: seed, cases ...
+        worker: Its command.
     """
     tallies = {name: Tally() for name in names}
-    left, at = list(names), first
+    left, start = list(names), None
     while left:
-        words = [
-            *worker,
-            *left,
-            f"--seed={seed}",
-            f"--kept={kept}",
-            f"--start={at}",
-            f"--first={first}",
-            f"--last={last}",
-        ]
         begun: int | None = None
         end = ""
+        words = [*worker, *left, *options, *([] if start is None else [f"--start={start}"])]
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             errors: deque[str] = deque(maxlen=1)
             for line in _lines(process, errors):
                 what, _, rest = line.partition(" ")
+                tally = tallies[left[0]]
                 if what == "kind":
                     for done in left[: left.index(rest)]:
                         say(done, tallies[done])
@@ -95,23 +83,25 @@ def run(
                     begun = int(rest)
                 elif what == "fault":
                     number, _, said = rest.partition(" ")
-                    tallies[left[0]].faults.append(f"{left[0]} --seed {seed} --only {number}: {said}")
+                    tally.faults.append(f"--only {number}: {said}")
                 elif what in ("read", "refused"):
-                    tallies[left[0]].outcomes[what] += 1
+                    tally.outcomes[what] += 1
                     begun = None
                 elif what == "hangs":
                     process.kill()
                     end = f"no end after {HANGS_S:g} s"
-        if process.returncode == 0 and not end:
-            say(left[0], tallies[left[0]])
-            return tallies
-        end = end or f"ended its process with {process.returncode} ({' '.join(errors)})"
-        tallies[left[0]].faults.append(f"{left[0]} --seed {seed} --only {-1 if begun is None else begun}: {end}")
-        at = first if begun is None else begun + 1
-        if begun is None or at >= last:
-            say(left[0], tallies[left[0]])
-            del left[0]
-            at = first
+        tally = tallies[left[0]]
+        if process.returncode != 0 or end:
+            end = end or f"ended its process with {process.returncode} ({' '.join(errors)})"
+            tally.faults.append(f"--only {-1 if begun is None else begun}: {end}")
+        if begun is not None:
+            start = begun + 1
+            continue
+        say(left[0], tally)
+        del left[0]
+        if process.returncode == 0:
+            break
+        start = None
     return tallies
 
 
@@ -146,30 +136,33 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 1 if any file did what none may do."""
     parser = argparse.ArgumentParser(prog="python tests/fuzz", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"some of {', '.join(NAMES)}; default all")
-    parser.add_argument("--cases", type=int, default=100, help="files of each kind (100)")
+    parser.add_argument("--cases", type=int, default=200, help="files of each format, shared among its kinds (200)")
     parser.add_argument("--forever", action="store_true", help="go on until Ctrl-C")
     parser.add_argument("--seed", type=int, default=0, help="another number gives other files")
     parser.add_argument("--only", type=int, help="number of the one case to read")
     parser.add_argument("--kept", type=Path, default=Path("fuzz-found"), help="where bad files go (fuzz-found)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--start", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--start", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--last", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--divide", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     unknown = [name for name in options.kinds if name not in NAMES]
     if unknown:
         parser.error(f"no kind {unknown[0]}; use some of {', '.join(NAMES)}")
     if options.worker:
-        serve(options.kinds, options.seed, options.start, options.first, options.last, options.kept)
+        cases = range(options.first, options.cases)
+        serve(options.kinds, options.seed, cases, options.kept, start=options.start, divide=options.divide)
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     first, last = (0, ROUND if options.forever else options.cases)
+    more = ["--divide"]
     if options.only is not None:
-        first, last = options.only, options.only + 1
+        first, last, more = options.only, options.only + 1, []
     is_good = True
     while True:
         for names in _groups(options.kinds or NAMES):
-            tallies = run(names, seed=options.seed, first=first, last=last, kept=options.kept)
+            said = [f"--seed={options.seed}", f"--kept={options.kept}", f"--first={first}", f"--cases={last}", *more]
+            tallies = run(names, options=said)
             is_good &= not any(tally.faults for tally in tallies.values())
         if not options.forever:
             return 0 if is_good else 1

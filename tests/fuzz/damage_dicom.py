@@ -6,7 +6,6 @@ import io
 import random
 import struct
 import zlib
-from functools import lru_cache
 
 import pydicom
 from pydicom.dataelem import RawDataElement
@@ -74,14 +73,15 @@ def _deflate(body: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
-@lru_cache(maxsize=1)
 def _bomb(body: bytes) -> bytes:
-    """The dataset, and then 500 MB of zeros that claim to be an element."""
-    size = 500 << 20
+    """The dataset, and then 1 GB of zeros that claim to be an element, in 1 MB."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
-    parts = [packer.compress(body + struct.pack("<HH2s2xI", 0x7FE1, 0x1010, b"OB", size))]
-    parts += [packer.compress(bytes(1 << 20)) for _ in range(size >> 20)]
-    return b"".join((*parts, packer.flush()))
+    start = packer.compress(body + struct.pack("<HH2s2xI", 0x7FE1, 0x1010, b"OB", 1 << 30)) + packer.flush(
+        zlib.Z_FULL_FLUSH
+    )
+    # After a full flush a block may be repeated as it is.
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return start + block * (1 << 10) + packer.flush()
 
 
 def _change(dataset: Dataset, dice: random.Random) -> None:

@@ -38,22 +38,36 @@ class Kind:
             self.write(content)
 
 
-KINDS = {
-    "fuzz.kinds_raw": ("dicom", "deflated", "enhanced", "rsna-dicom", "nifti", "nifti-gz", "png"),
+FORMATS = {
+    "fuzz.kinds_raw": (
+        ("dicom",), ("deflated",), ("enhanced",), ("rsna-dicom",), ("nifti", "nifti-gz"), ("png",),
+    ),
     "fuzz.kinds_tables": (
-        "openneuro-csv", "deeplesion-csv", "train-csv", "localizers-csv", "metadata-csv", "nbia-json", "zip-archive",
-        "hashes-csv",
-        "parquet", "rejected-parquet", "corpus-json", "journal", "corpus-image", "nyul",
+        ("openneuro-csv", "deeplesion-csv", "train-csv", "localizers-csv", "metadata-csv", "hashes-csv"),
+        ("nbia-json",), ("zip-archive",), ("parquet", "rejected-parquet"), ("corpus-json", "journal"),
+        ("corpus-image",), ("nyul",),
     ),
     "fuzz.kinds_models": (
-        "recipe", "finetune-recipe", "checkpoint-weights", "checkpoint-training", "checkpoint-seal", "run-json",
-        "metrics",
-        "encoder-config", "encoder-weights", "model-config", "model-weights", "nnssl", "nnssl-plan",
+        ("recipe", "finetune-recipe"), ("checkpoint-weights", "checkpoint-training", "checkpoint-seal"),
+        ("run-json", "metrics"), ("encoder-config", "model-config"), ("encoder-weights", "model-weights"),
+        ("nnssl", "nnssl-plan"),
     ),
 }  # fmt: skip
-"""Names of the kinds by the module that makes them; its functions are called as they are."""
+"""Kinds of the same format stand together, by the module that makes them; its functions are called as they are."""
 
+KINDS = {module: tuple(name for names in formats for name in names) for module, formats in FORMATS.items()}
 NAMES = tuple(name for names in KINDS.values() for name in names)
+ALIKE = {name: len(names) for formats in FORMATS.values() for names in formats for name in names}
+
+
+def shared(name: str, cases: int) -> int:
+    """How many of the cases of a format are this kind's.
+
+    Example:
+        >>> shared("dicom", 200), shared("hashes-csv", 200)
+        (200, 33)
+    """
+    return cases // ALIKE[name]
 
 
 def make(name: str, folder: Path) -> Kind:

@@ -18,7 +18,6 @@ from harmonize.errors import Reason
 from harmonize.settings import Settings
 
 SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))
-process.RETRY_AFTER_S = 0.0
 PICTURES = 8
 
 

@@ -25,9 +25,8 @@ from fuzz.valid import OLD, dicom_bytes, plain_dicom, plain_nifti
 from harmonize import engine, verify
 from harmonize import nyul as histograms
 from harmonize.corpus import Corpus
-from harmonize.fetch import http, tcia
+from harmonize.fetch import tcia
 
-http.BACKOFF_S = 0.0
 UID = "1.2.3"
 ODD_NAMES = ("../../x.dcm", "/tmp/x.dcm", "a\\..\\..\\x", "C:x", "a" * 300, "x/" * 60 + "x", "\x1b[2J", ".", "x/")
 ODD_CELLS = (None, -1, 0.5, 2**40, "x", "", "../../x", "/etc/passwd", [1], [[1]], True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import re
 import resource
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from fuzz.kinds import Kind, make
+from fuzz.kinds import Kind, make, shared
 
 SECONDS, GIGABYTES = 10.0, 2.0
 """No file may cost more: of processor time, and of memory of the whole process."""
@@ -119,25 +120,38 @@ def _status(name: str) -> int:
     return int(found[1]) << 10
 
 
-def serve(names: Sequence[str], seed: int, start: int, first: int, last: int, kept: Path) -> None:
+def serve(
+    names: Sequence[str], seed: int, cases: range, kept: Path, *, start: int | None = None, divide: bool = False
+) -> None:
     """Go through the cases of some kinds; write a line when a kind or a case begins and when it is done.
 
     Args:
         names: The kinds.
         seed: Gives other files.
-        start: Number of the first case of the first kind.
-        first: Of the others.
-        last: Of the one after the last.
+        cases: Their numbers.
         kept: Files that did what none may do go here.
+        start: Where to go on with the first kind.
+        divide: Share the cases among the kinds of a format.
     """
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    _never_wait()
     said, sys.stdout = sys.stdout, sys.stderr
     for name in names:
         print(f"kind {name}", file=said, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            _serve_one(name, Path(folder), seed, range(start, last), kept, said)
-        start = first
+            first, last = ((shared(name, end) if divide else end) for end in (cases.start, cases.stop))
+            _serve_one(name, Path(folder), seed, range(first if start is None else start, last), kept, said)
+        start = None
+
+
+def _never_wait() -> None:
+    """Skip the pauses of this process: nothing that it writes is kept, and no server will come back."""
+    from harmonize import process
+    from harmonize.fetch import http
+
+    os.fsync = lambda descriptor: None
+    process.RETRY_AFTER_S = http.BACKOFF_S = 0.0
 
 
 def _serve_one(name: str, folder: Path, seed: int, cases: range, kept: Path, said: TextIO) -> None:
