@@ -20,7 +20,6 @@ from harmonize.fingerprint import Fingerprint
 from harmonize.named_files import check_row
 
 SUFFIX = ".jsonl"
-_A_FILE = "_file_name"
 _OF_LABELS = ("source", "subject", "scan_id")
 _OF_A_ROW = (*_OF_LABELS, "raw_hash", "image_file_name", "sha256")
 _OF_A_REJECTION = ("source", "raw_hash", "reason")
@@ -179,13 +178,7 @@ def _is_whole(record: Record) -> bool:
         and _names_of(record.row, _OF_A_ROW)
         and _names_of(record.rejection, _OF_A_REJECTION)
         and _names_of(record.labels, _OF_LABELS)
-        and all(_is_inside(value) for name, value in (record.row or {}).items() if name.endswith(_A_FILE))
     )
-
-
-def _is_inside(name: Any) -> bool:
-    """Whether it names a file of the corpus: a journal may come from a stranger, and files are removed by it."""
-    return name is None or (isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/"))
 
 
 def _names_of(part: Any, names: tuple[str, ...]) -> bool:
