@@ -192,7 +192,30 @@ def test_a_cache_that_another_user_puts_his_own_in_the_place_of_while_it_is_used
     assert content(folder) == before
 
 
+@two_users
+def test_a_cache_dir_behind_another_users_folder_is_refused_in_one_line(
+    cohort: Cohort, originals: list[Decoded], temporary: Path
+) -> None:
+    as_user(FIRST, lambda: (temporary / "closed").mkdir(mode=0o700))
+    choose = partial(cache.choose_cache, "auto", needed=1, local_ranks=1, run_name="run", memory=0)
+    for place in (temporary / "closed", temporary / "closed" / "cache"):
+        line = as_user(SECOND, partial(train, cohort, originals, cache="disk", cache_dir=str(place)))
+        assert line.startswith("cache ")
+        assert line.endswith("set data.cache or data.cache_dir")
+        assert "\n" not in line
+        assert as_user(SECOND, partial(choose, cache_dir=place)).mode == "disk"
+
+
 # Without a second user
+
+
+def test_shared_memory_that_a_killed_run_left_under_its_random_name_is_swept(
+    cohort: Cohort, originals: list[Decoded], temporary: Path
+) -> None:
+    left = temporary / f"headspark-{'a' * 16}-{'b' * 16}.voxels"
+    left.write_bytes(b"x")
+    assert train(cohort, originals, cache="shared") == ""
+    assert list(temporary.iterdir()) == []
 
 
 def refused(folder: Path) -> str:

@@ -37,7 +37,7 @@ def own_part(folder: Path) -> Path:
     place = Path(os.path.realpath(folder))
     try:
         status = place.stat()
-    except FileNotFoundError:
+    except OSError:  # not there, or out of reach: `claim` says so
         return place
     ours = status.st_uid == os.getuid() and not status.st_mode & _WRITTEN_BY_OTHERS
     return place if ours else place / folder_name()
