@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from finetune.data import DataConfig
 from finetune.model import AneurysmClassifier, HeadConfig
@@ -21,17 +21,25 @@ from harmonize.files import atomic_path, sha256_of, write_json
 from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
 from harmonize.settings import Settings
+from harmonize.small import fits
 from headspark.channels import MRI_UNITS
 from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.seen import is_model_config, read_json, seen_at
-from headspark.weights import load_weights
+from headspark.weights import build_with, read_weights
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BRAIN = "synthstrip.pt"
 APPLIED_BRAIN = "apply_brain"
 """In config.json: SHA-256 of the weights of SynthStrip that lie beside it; absent where the whole head is kept."""
+
+_SHAPE: dict[str, Any] = {
+    "encoder": dict,
+    "head": dict,
+    "data": dict,
+    "harmonize": {"spacing": [float], "mri_norm": str, "crop_foreground": bool, "bake_windows": bool, "n4": bool},
+}
 
 BY_CONTRAST = {"nyul", "whitestripe", "kde"}
 """Normalisers of MRI that do something else for another contrast."""
@@ -172,13 +180,22 @@ def read_bundle(folder: Path) -> Bundle:
         )
     if config.get("schema_version") != SCHEMA_VERSION or config.get("labels") != list(LABELS):
         raise UserError(f"{folder / CONFIG}: written by another version of headspark; train again")
-    settings = config["harmonize"]
+    if not fits(config, _SHAPE) or config["harmonize"].keys() - _SHAPE["harmonize"].keys() - {APPLIED_BRAIN}:
+        raise UserError(f"{folder / CONFIG}: damaged, or not written by finetune.train; train again")
+    try:
+        return _bundle_of(folder, config)
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: {error}; copy the model's folder again, or train again") from error
+
+
+def _bundle_of(folder: Path, config: dict[str, Any]) -> Bundle:
+    settings = dict(config["harmonize"])
     x, y, z = settings.pop("spacing")
     nyul = folder / NYUL if settings["mri_norm"] == "nyul" else None
     brain = settings.pop(APPLIED_BRAIN, None)
     if brain is not None:
         if not (folder / BRAIN).is_file() or sha256_of(folder / BRAIN) != brain:
-            raise UserError(f"{folder / BRAIN}: missing or damaged; copy the model's whole folder again")
+            raise UserError(f"{BRAIN} beside it is missing or damaged")
         settings |= {"apply_brain": True, "brain_model": folder / BRAIN}
     return Bundle(
         encoder=from_plain(EncoderConfig, config["encoder"]),
@@ -198,12 +215,13 @@ def load_model(folder: Path, bundle: Bundle) -> AneurysmClassifier:
     Raises:
         UserError: The weights are absent or damaged.
     """
-    model = AneurysmClassifier(build_encoder(bundle.encoder), bundle.head)
     try:
-        weights = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder / WEIGHTS}: missing; train again") from error
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS}: damaged, or no safetensors file ({error}); train again") from error
-    load_weights(model, weights, where=f"{folder / WEIGHTS}", wanted=CONFIG)
-    return model.eval()
+        weights = read_weights(folder / WEIGHTS)
+    except UserError as error:
+        raise UserError(f"{error}; train again") from error
+    return build_with(
+        lambda: AneurysmClassifier(build_encoder(bundle.encoder), bundle.head),
+        weights,
+        where=f"{folder / WEIGHTS}",
+        wanted=CONFIG,
+    ).eval()

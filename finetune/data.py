@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,9 @@ from headspark.recipe import WorkerKind
 
 READERS = 2
 """Threads that read series: decompression releases the interpreter lock, the disk is rarely faster than two."""
+
+MOST_VOXELS = 512**3
+"""Of a patch; no head has more at half a millimetre."""
 
 LARGEST_PATCH_MM = 1000.0
 """A longer box is air for the most part: its numbers are a slip."""
@@ -63,6 +67,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if min(self.patch) < 8:
             raise ValueError(f"data.patch {list(self.patch)}: 8 voxels or more are needed each way")
+        if math.prod(self.patch) > MOST_VOXELS:
+            raise ValueError(f"data.patch {list(self.patch)}: more than {MOST_VOXELS} voxels (512 x 512 x 512)")
         if self.spacing is not None and not 0.1 <= self.spacing <= 10:
             raise ValueError(f"data.spacing {self.spacing}: must lie between 0.1 and 10 mm")
         if not 0 <= self.fold < self.folds:

@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from finetune.recipe import Recipe
 from finetune.rsna import SOURCE, Case
@@ -28,8 +27,10 @@ from harmonize import lock, named_files
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
+from harmonize.parquet import read_parquet
 from harmonize.terminal import warn
 from headspark.claim import has_taken_a_step
+from headspark.recipe_text import read_mapping
 from headspark.run import FINISHED, RECIPE, read_state
 
 FOLDS = "folds.parquet"
@@ -100,10 +101,10 @@ def began_with_version_0_1_0(out: Path) -> bool:
     if state is None or state.get("status") == FINISHED or not has_taken_a_step(out):
         return False
     try:
-        recipe = yaml.safe_load((out / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        recipe = read_mapping(out / RECIPE)
+    except UserError:
         return False
-    return isinstance(recipe, dict) and isinstance(recipe.get("data"), dict) and "fold_seed" not in recipe["data"]
+    return isinstance(recipe.get("data"), dict) and "fold_seed" not in recipe["data"]
 
 
 def corpus_folds(corpus: Corpus, folds: int, *, seed: int) -> Folds:
@@ -158,17 +159,19 @@ def read_folds(path: Path) -> Folds | None:
     if not path.exists():
         return None
     try:
-        table = pq.read_table(path)
-        facts = table.schema.metadata or {}
-        found = table.select(SCHEMA.names).cast(SCHEMA)
-        named_files.check(found, where=str(path), folders={})
-        rows = found.to_pandas()
-        return Folds(
+        facts = pq.read_schema(path).metadata or {} if path.is_file() else {}
+        table = read_parquet(path, SCHEMA)
+        named_files.check(table, where=str(path), folders={})
+        rows = table.to_pandas()
+        found = Folds(
             subjects=dict(zip(rows["scan_id"], rows["subject"], strict=True)),
             fold_of={scan: int(fold) for scan, fold in zip(rows["scan_id"], rows["fold"], strict=True)},
             folds=int(facts[b"folds"]),
             seed=int(facts[b"fold_seed"]),
         )
+        if not all(0 <= fold < found.folds for fold in found.fold_of.values()) or rows.isna().any(axis=None):
+            raise ValueError("a fold that there is not")
+        return found
     except (pa.ArrowException, KeyError, ValueError, TypeError, OSError) as error:
         raise UserError(
             f"{path}: cannot be read as the folds of a corpus ({type(error).__name__}); restore it, or delete it to "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from finetune.data import DataConfig, RegionStore, network_input
 from finetune.metrics import Score, competition_score
 from finetune.patches import Region, pose_patch
 from harmonize.aneurysm_labels import LABELS, MIRRORED
+from harmonize.errors import UserError
+from harmonize.parquet import read_parquet
 
 LEFT_RIGHT = 2
 """Axis of a batch x_BCDHW that runs from left to right: volumes are RAS, so it is the first of the three."""
@@ -23,6 +26,26 @@ PREDICTIONS = "predictions.parquet"
 
 TARGET_PREFIX = "target: "
 """Before a label's name: the column of its truth in predictions.parquet."""
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """The table of a finished run.
+
+    Raises:
+        UserError: It is damaged, or another's.
+    """
+    try:
+        table = read_parquet(path).to_pandas()
+        targets = [name for label in LABELS if (name := f"{TARGET_PREFIX}{label}") in table]
+        if not np.isfinite(table[[*LABELS, *targets]].to_numpy(np.float64)).all():
+            raise ValueError("not finite")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged, or not written by finetune.train ({_fault(error)}); train again") from error
+    return table
+
+
+def _fault(error: Exception) -> str:
+    return " ".join(str(error.strerror if isinstance(error, OSError) else error).split())[:120]
 
 
 @torch.inference_mode()

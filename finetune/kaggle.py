@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from finetune.inference import PREDICTIONS
+from finetune.inference import PREDICTIONS, read_predictions
 from finetune.predict import Predictor
 from harmonize.aneurysm_labels import LABELS
 from harmonize.errors import Rejection, UserError
@@ -101,7 +101,7 @@ def default_row(folder: Path) -> dict[str, float]:
     file = folder / PREDICTIONS
     if not file.exists():
         return dict.fromkeys(LABELS, NO_OPINION)
-    medians = pd.read_parquet(file)[list(LABELS)].median()
+    medians = read_predictions(file)[list(LABELS)].median()
     return {label: float(medians[label]) for label in LABELS}
 
 

@@ -13,10 +13,19 @@ import torch
 from torch import Tensor
 
 from harmonize.errors import UserError
+from harmonize.small import fits
 from headspark.claim import NEW_FOLDER
 from headspark.config import WRONG_USE, from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub import Encoder
+from headspark.seen import is_preprocessing
+
+_BEGAN = {
+    "corpus": str,
+    "ranks": int,
+    "encoder": (type(None), str, {"sha256": str, "config": dict, "preprocessing": is_preprocessing}),
+}
+"""Shape of `origin` in run.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,8 @@ def taken_up(
     Raises:
         UserError: With exit code 2: something is not the same.
     """
+    if not fits(began, _BEGAN):
+        raise _other(path, "its run.json is damaged")
     if began.get("corpus") != corpus:
         raise _other(path, "the corpus is not the one that this run began with")
     if began.get("ranks") != ranks:

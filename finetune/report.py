@@ -16,7 +16,7 @@ from sklearn.metrics import roc_curve
 
 from finetune.bundle import read_bundle
 from finetune.data import DataConfig
-from finetune.inference import PREDICTIONS, TARGET_PREFIX, score_of, targets_and_predictions
+from finetune.inference import PREDICTIONS, TARGET_PREFIX, read_predictions, score_of, targets_and_predictions
 from finetune.metrics import Score, bootstrap_interval
 from finetune.patches import load_region, pose_patch
 from finetune.rsna import SOURCE, select
@@ -51,7 +51,7 @@ def write_report(run: Path, corpus: Corpus | None = None) -> Path:
     state = read_state(run)
     if state is None or not (run / PREDICTIONS).exists():
         raise UserError(f"{run}: no finished run there; let finetune.train finish", exit_code=2)
-    predictions = pd.read_parquet(run / PREDICTIONS)
+    predictions = read_predictions(run / PREDICTIONS)
     metrics = read_metrics(run)
     score = score_of(predictions)
     interval = bootstrap_interval(predictions[f"{TARGET_PREFIX}{PRESENT}"], predictions[PRESENT])

@@ -34,7 +34,7 @@ from finetune.rsna import select
 from finetune.run_folder import RunFolder, hold_run
 from finetune.stages import apply_rates, total_steps
 from finetune.step_log import log_score, log_skip, log_steps, summary
-from finetune.trainer import NEEDED, StepReport, Trainer, make_trainer, notes, restore, snapshot
+from finetune.trainer import NEEDED, SHAPE, StepReport, Trainer, make_trainer, notes, restore, snapshot
 from finetune.validation import ADVICE, check_result, validate, validate_if_due
 from harmonize import terminal
 from harmonize.corpus import Corpus
@@ -133,7 +133,7 @@ def _train(
             accelerator.print(note, file=sys.stderr)
             encoder = rebuilt(agree({} if folder is None else folder.encoder or {}))
         trainer = make_trainer(recipe, accelerator, encoder)
-        fits = partial(check_fits, model=trainer.model, optimizer=trainer.optimizer, needs=NEEDED)
+        fits = partial(check_fits, model=trainer.model, optimizer=trainer.optimizer, needs=NEEDED, shape=SHAPE)
         checkpoint = load_newest(out / CHECKPOINTS, say=accelerator.print, fits=fits)
         for line in notes(trainer, corpus):
             accelerator.print(terminal.line(f"note: {line}"), file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,13 +23,24 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.intensity import CT_WINDOWS
 from harmonize.settings import Settings
+from harmonize.small import fits
 from headspark.checkpoint import Checkpoint
 from headspark.diverged import all_finite
 from headspark.encoder import EncoderConfig, build_encoder
+from headspark.plain_state import SCALER
 from headspark.split_norms import split_norms
 
 NEEDED = ("scaler", "non_finite")
 """What a checkpoint must hold for a run to go on from it, version 0.1.0's too."""
+
+SHAPE = {
+    "scaler": SCALER,
+    "non_finite": int,
+    "skipped": int,
+    "validated": int,
+    "pending": lambda pending: fits(pending, [[Real]]) and all(len(one) == len(StepReport._fields) for one in pending),
+}
+"""Of what that is, as `harmonize.small.fits` takes it."""
 
 
 class StepReport(NamedTuple):
@@ -202,7 +214,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     if trainer.ema is not None and checkpoint.ema is not None:
         trainer.ema.module.load_state_dict(checkpoint.ema)
     trainer.optimizer.load_state_dict(checkpoint.training["optimizer"])
-    if trainer.accelerator.scaler is not None:
+    if trainer.accelerator.scaler is not None and checkpoint.training["scaler"]:
         trainer.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
     training = checkpoint.training  # version 0.1.0 kept no more than the row, and wrote no checkpoint before validating
     trainer.non_finite, trainer.skipped = training["non_finite"], training.get("skipped", 0)

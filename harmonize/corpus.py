@@ -31,6 +31,7 @@ from harmonize.card import corpus_card
 from harmonize.errors import UserError
 from harmonize.files import atomic_path, sha256_of, write_json, write_text
 from harmonize.named_files import FOLDER_OF
+from harmonize.parquet import read_parquet
 from harmonize.provenance import library_versions
 from harmonize.salt import is_known_by
 from harmonize.settings import Settings
@@ -323,26 +324,14 @@ def _refuse_difference(path: Path, there: dict[str, Any], wanted: dict[str, Any]
 
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path, schema)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; rebuild it with `harmonize merge {path.parent}`") from error
-    except (pa.ArrowException, OSError) as error:
-        # Arrow's own faults of a damaged file are OSErrors, too, without the number that the disk's have.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"{path}: damaged; rebuild it with `harmonize merge {path.parent}`") from error
-    absent = [name for name in schema.names if name not in table.column_names]
-    if absent:
-        raise UserError(f"{path}: lacks the columns {', '.join(absent)}; rebuild it with `harmonize merge`")
-    twice = [name for name in schema.names if table.column_names.count(name) > 1]
-    if twice:
-        raise UserError(f"{path}: has the column {twice[0]} twice; rebuild it with `harmonize merge`")
-    try:
-        found = table.select(schema.names).cast(schema)
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: holds columns of another type; rebuild it with `harmonize merge`") from error
-    named_files.check(found, where=str(path), folders=FOLDER_OF if schema is SCAN_SCHEMA else {})
-    return found
+    except (OSError, ValueError) as error:
+        fault = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: {fault}; rebuild it with `harmonize merge {path.parent}`") from error
+    named_files.check(table, where=str(path), folders=FOLDER_OF if schema is SCAN_SCHEMA else {})
+    return table
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:

@@ -8,6 +8,7 @@ percentiles, so each side reads what the other wrote.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.files import atomic_path
 from harmonize.identity import safe_name
+from harmonize.small import read_small
 
 FIT_PERCENTILES = (1.0, *range(10, 100, 10), 99.0)
 """intensity-normalization's defaults."""
@@ -30,6 +32,11 @@ takes the range as an argument (its default is 1 to 100) and keeps it in the fil
 SAMPLE_VOXELS = 1_000_000
 """Percentiles of this many evenly spread voxels are within 0.1 % of the range of those of all."""
 
+
+_LARGEST_FILE = 1 << 20
+_LARGEST_VALUE = 1e9
+_ROUNDING = 1e-6
+"""Of the span: by so much a scale may fall from one landmark to the next."""
 
 TABLE_SIZE = 2**16
 TABLE_REACH = 2.0
@@ -162,12 +169,39 @@ def load(path: Path) -> StandardHistogram:
         UserError: No such file, or not a standard histogram.
     """
     try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        rows = _array(read_small(path, limit=_LARGEST_FILE))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: no readable standard histogram; fit one, or point --nyul at its folder") from error
-    if rows.ndim != 2 or rows.shape[0] != 2 or rows.shape[1] < 2 or not np.isfinite(rows).all():
+    if rows is None:
         raise UserError(f"{path}: not a standard histogram (2 rows: scale, percentiles); fit it again")
-    return StandardHistogram(scale=rows[0], percentiles=rows[1])
+    scale, percentiles = rows
+    if percentiles[0] < 0 or percentiles[-1] > 100 or (np.diff(percentiles) <= 0).any():
+        raise UserError(f"{path}: its percentiles do not rise from 0 to 100; fit it again")
+    span = scale.max() - scale.min()
+    if not 0 < span <= np.abs(scale).max() * 2 < _LARGEST_VALUE or (np.diff(scale) < -_ROUNDING * span).any():
+        raise UserError(f"{path}: its scale does not rise; fit it again")
+    return StandardHistogram(scale=scale, percentiles=percentiles)
+
+
+def _array(content: bytes) -> NDArray[np.float64] | None:
+    """The numbers of a .npy file, shape (2, L); None for an array that is something else, whatever it claims to hold.
+
+    Raises:
+        ValueError: It is no .npy file.
+    """
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, EOFError) as error:
+        raise ValueError("no .npy file") from error
+    if dtype.hasobject or dtype.kind not in "fiu" or len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
+        return None
+    if shape[1] * 2 * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError("cut short")
+    rows = np.load(io.BytesIO(content), allow_pickle=False).astype(np.float64)
+    return rows if np.isfinite(rows).all() else None
 
 
 def histogram_path(folder: Path, modality: str) -> Path:

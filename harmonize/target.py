@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY, target_of_temporary
+from harmonize.small import read_small_json
 
 INFO = "corpus.json"
 LOCK = ".lock"
@@ -84,13 +84,9 @@ def read_info(path: Path) -> Any:
     """
     file = path / INFO
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: not JSON ({error.msg}); restore it or start a new corpus") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not JSON (not UTF-8); restore it or start a new corpus") from error
-    except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
-        raise UserError(f"{file}: not JSON of harmonize; restore it or start a new corpus") from error
+        return read_small_json(file)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}; restore it or start a new corpus") from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
@@ -106,6 +102,8 @@ def fault_of_info(info: Any) -> str:
         return "has no settings of harmonize"
     if not _is_spacing(settings["spacing"]):
         return "names no spacing"
+    if not all(isinstance(settings.get(name, False), bool) for name in ("crop_foreground", "bake_windows", "n4")):
+        return "has settings that are not harmonize's"
     if not isinstance(sources, dict) or not all(isinstance(chosen, dict) for chosen in sources.values()):
         return "has no sources"
     if not all(isinstance(chosen.get("mri_norm"), str) for chosen in sources.values()):

@@ -153,7 +153,7 @@ def _corpus(corpus: Mapping[str, Any]) -> str:
 
 
 def _training(recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], step: int) -> str:
-    rates = [line["samples_per_second"] for line in metrics if "samples_per_second" in line]
+    rates = [line["samples_per_second"] for line in metrics if line.get("samples_per_second") is not None]
     losses = [line["loss"] for line in metrics if line.get("loss") is not None]
     held_out = [line["val_loss"] for line in metrics if line.get("val_loss") is not None]
     facts = {

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -29,6 +30,8 @@ from torch.optim import Optimizer
 
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY, temporary_beside
+from harmonize.small import fits, parse_json, read_small
+from headspark.plain_state import check_optimizer_state, load_plain
 from headspark.weights import check_weights
 
 FORMAT = 1
@@ -113,7 +116,13 @@ def load_newest(
 
 
 def check_fits(
-    found: Checkpoint, where: str, *, model: nn.Module, optimizer: Optimizer, needs: Collection[str]
+    found: Checkpoint,
+    where: str,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    needs: Collection[str],
+    shape: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse a checkpoint that a run cannot go on from.
 
@@ -123,6 +132,7 @@ def check_fits(
         model: Of the run.
         optimizer: Of the run.
         needs: What `Checkpoint.training` must hold besides the optimizer.
+        shape: What is held under some names, as `harmonize.small.fits` takes it.
 
     Raises:
         UserError: Something is missing or has another shape.
@@ -130,6 +140,11 @@ def check_fits(
     missing = sorted({"optimizer", *needs} - set(found.training))
     if missing:
         raise UserError(f"{where}: {TRAINING} lacks {', '.join(missing)}")
+    odd = [
+        name for name, kind in (shape or {}).items() if name in found.training and not fits(found.training[name], kind)
+    ]
+    if odd:
+        raise UserError(f"{where}: {TRAINING} holds something else for {', '.join(odd)}")
     for name, weights in ((MODEL, found.model), (EMA, found.ema)):
         if weights is not None:
             check_weights(model.state_dict(), weights, where=f"{where}: {name}", wanted="the recipe")
@@ -140,7 +155,7 @@ def check_fits(
         same = groups is not None and [len(group["params"]) for group in groups] == sizes
     except (KeyError, TypeError):
         same = False
-    if not same:
+    if not same or not check_optimizer_state(state, optimizer):
         raise UserError(f"{where}: {TRAINING} holds another optimizer's state")
 
 
@@ -155,15 +170,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     contents: dict[str, bytes] = {}
     for name, seal in files.items():
         try:
-            contents[name] = (path / name).read_bytes()
+            contents[name] = _read(path / name)
         except OSError as error:
             raise UserError(f"checkpoint {path} is incomplete: {name}: {error.strerror or error}") from error
         if hashlib.sha256(contents[name]).hexdigest() != seal:
             raise UserError(f"checkpoint {path}: {name} is damaged")
     try:
-        training = torch.load(io.BytesIO(contents[TRAINING]), map_location="cpu", weights_only=True)
-        if not isinstance(training, dict):
-            raise TypeError(type(training).__name__)
+        training = load_plain(contents[TRAINING])
         return Checkpoint(
             step=step,
             model=safetensors.torch.load(contents[MODEL]),
@@ -182,22 +195,29 @@ def _read_seal(path: Path) -> tuple[int, dict[str, str]]:
         UserError: There is no seal, or it is none of ours.
     """
     try:
-        content = (path / SEAL).read_bytes()
+        content = read_small(path / SEAL)
     except OSError as error:
         raise UserError(f"checkpoint {path} is incomplete: {SEAL}: {error.strerror or error}") from error
     try:
-        seal = json.loads(content)
+        seal = parse_json(content)
         found = seal.get("format")
         if found != FORMAT:
             raise UserError(f"checkpoint {path} has format {found}, this headspark reads {FORMAT}")
         step, files = seal["step"], {name: facts["sha256"] for name, facts in seal["files"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"checkpoint {path}: its {SEAL} is damaged") from error
     if not {MODEL, TRAINING} <= set(files) <= {MODEL, EMA, TRAINING}:
         raise UserError(f"checkpoint {path}: its {SEAL} names {', '.join(map(str, sorted(files))) or 'no files'}")
     if type(step) is not int or _folder_name(step) != path.name:
         raise UserError(f"checkpoint {path}: its {SEAL} says step {step}")
     return step, files
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        path.stat()  # raises if there is nothing
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return path.read_bytes()
 
 
 def remove_leftovers(folder: Path) -> None:

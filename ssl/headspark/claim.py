@@ -5,11 +5,13 @@ Pretraining and fine-tuning share this: both write recipe.yaml, run.json, metric
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +23,7 @@ import psutil
 
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY, atomic_path
+from harmonize.small import fits, parse_json, read_small_json
 from headspark.config import FULL_DISK, WRONG_USE
 
 RECIPE, STATE, METRICS, LOCK = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"
@@ -28,6 +31,9 @@ CHECKPOINTS = "checkpoints"
 FOLDERS = (CHECKPOINTS, "pictures", "tensorboard", "profile")
 FINISHED = "finished"
 NEW_FOLDER = "give --out a new folder"
+_NUMBER = (int, type(None), lambda value: isinstance(value, float))  # finite or not: version 0.1.0 wrote both
+LONGEST_LINE = 1 << 20
+"""Bytes of a line of metrics.jsonl; ours have some hundred."""
 
 
 @dataclass(slots=True)
@@ -101,10 +107,10 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / STATE
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = read_small_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
+    except (OSError, ValueError):
         state = None
     if not isinstance(state, dict) or "status" not in state:
         raise UserError(f"{path}: damaged, or not headspark's", exit_code=WRONG_USE)
@@ -112,15 +118,30 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a line that a killed process cut short is left out."""
+    """The lines of metrics.jsonl; what a killed process cut short, and what is no line of ours, is left out.
+
+    Raises:
+        UserError: With exit code 2: it is no regular file.
+    """
     path = folder / METRICS
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    if not os.path.lexists(path):
+        return []
+    if not path.is_file():
+        raise UserError(f"{path}: no regular file; remove it, or {NEW_FOLDER}", exit_code=WRONG_USE)
+    with path.open("rb") as stream:
+        return [line for content in stream if (line := _metrics_line(content)) is not None]
+
+
+def _metrics_line(content: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl with a step, and numbers where a card or a curve takes them; None for anything else."""
+    try:
+        line = parse_json(content) if len(content) <= LONGEST_LINE else None
+    except ValueError:
+        return None
+    if not isinstance(line, dict) or not fits(line.get("step"), int):
+        return None
+    numbers = (line.get(name) for name in ("loss", "val_loss", "lr", "samples_per_second"))
+    return line if all(fits(value, _NUMBER) for value in numbers) else None
 
 
 def has_taken_a_step(folder: Path) -> bool:
@@ -180,6 +201,8 @@ def _tree(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> bytes | None:
     try:
+        if not path.is_file() and not stat.S_ISDIR(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -18,12 +18,16 @@ from jsonargparse import ArgumentParser, Namespace
 
 from harmonize.errors import UserError
 from harmonize.terminal import warn
+from headspark.recipe_shape import check_shape, shown
 from headspark.recipe_text import LARGEST_INT, check_numbers, read_mapping, walk
 
 T = TypeVar("T")
 WRONG_USE = 2
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room on the disk, in the user's quota, or for a file of that size."""
+
+_OF_THE_COMMAND_LINE = {"config", "debug", "help", "print_config"}
+"""Options that no recipe can give."""
 
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|Storage size calculation overflowed|not enough memory")
 """What PyTorch says on a GPU, and three things that it says on a CPU."""
@@ -50,19 +54,27 @@ def recipe_parser(config_class: type, *, prog: str, description: str) -> Argumen
 def parse_recipe(parser: ArgumentParser, config_class: type[T], argv: Sequence[str]) -> tuple[T, Namespace]:
     """Read `argv`: the recipe, and the values of the caller's own options.
 
+    A recipe is read once, here; jsonargparse, which would take some values for names of files or classes and import
+    them, gets what was read, and only after each value was found to have its key's shape.
+
     Raises:
         UserError: With exit code 2 and one line that names the key, for an unknown key (and the nearest valid one),
             a wrong type or an impossible combination.
     """
     own = _own_options(parser, config_class)
-    argv = _check_options(argv, own, config_class)
-    for path in _config_files(argv):
-        values, where = read_mapping(path), f"in {path}"
-        if "config" in values:
-            raise UserError(f"{path}: a recipe cannot name another (config)", exit_code=WRONG_USE)
-        _check_keys(values, config_class, where=where, more=own)
+    path, argv = _check_options(argv, own, config_class)
+    values: dict[str, Any] = {}
+    words: list[str] = []
+    if path is not None:
+        for name, value in _read(path, config_class, own).items():
+            if name in own:
+                words.append(f"--{name}={value}")
+            else:
+                values[name] = value
+    bare = recipe_parser(config_class, prog=parser.prog, description="")
     with _wrong_use():
-        made = parser.instantiate(parser.parse_args(list(argv)))
+        begun = bare.parse_object(values, defaults=False) if values else None
+        made = parser.instantiate(parser.parse_args([*words, *argv], namespace=begun))
         recipe = config_class(**{name: made[name] for name in _names(config_class)})
     _check_values(recipe)
     return recipe, Namespace(**{name: made[name] for name in vars(made) if name not in _names(config_class)})
@@ -84,7 +96,10 @@ def from_plain(config_class: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         UserError: For an unknown key or a wrong type.
     """
-    _check_keys(values, config_class, where=f"for {config_class.__name__}")
+    where = f"for {config_class.__name__}"
+    if not isinstance(values, Mapping):
+        raise UserError(f"keys are wanted {where}, it is {shown(values)}", exit_code=WRONG_USE)
+    _check_keys(values, config_class, where=where)
     check_numbers("", values)
     parser = recipe_parser(config_class, prog="recipe", description="")
     with _wrong_use():
@@ -140,6 +155,20 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         return 1
 
 
+def _read(path: Path, config_class: Any, own: Collection[str]) -> dict[str, Any]:
+    """The keys of a recipe file, checked."""
+    values = read_mapping(path)
+    if "config" in values:
+        raise UserError(f"{path}: a recipe cannot name another (config)", exit_code=WRONG_USE)
+    own = set(own) - _OF_THE_COMMAND_LINE
+    _check_keys(values, config_class, where=f"in {path}", more=own)
+    for name in own & values.keys():
+        if not isinstance(values[name], str):
+            raise UserError(f"{name} in {path}: a text is wanted, it is {shown(values[name])}", exit_code=WRONG_USE)
+    check_numbers("", values)
+    return values
+
+
 @contextmanager
 def _wrong_use() -> Iterator[None]:
     try:
@@ -162,12 +191,12 @@ def _own_options(parser: ArgumentParser, config_class: Any) -> set[str]:
     return names - set(recipe_keys(config_class))
 
 
-def _check_options(argv: Sequence[str], own: set[str], config_class: Any) -> list[str]:
-    """Refuse keys that do not exist or stand twice; gives `argv` with the recipe first, so that options overrule it."""
+def _check_options(argv: Sequence[str], own: set[str], config_class: Any) -> tuple[Path | None, list[str]]:
+    """Refuse keys that do not exist or stand twice; gives the recipe's file, and the other words."""
     free, sections = _free_keys(config_class), _sections(config_class)
-    valid = {*recipe_keys(config_class), *own}
+    valid = {*recipe_keys(config_class), *own, "print_config"}
     seen: set[str] = set()
-    recipe: list[str] = []
+    recipe: Path | None = None
     rest: list[str] = []
     for words in _options(argv):
         option, value = words[0].removeprefix("--").split("=", 1)[0], _value(words)
@@ -183,8 +212,11 @@ def _check_options(argv: Sequence[str], own: set[str], config_class: Any) -> lis
             if key in seen and key not in ("debug", "help", *sections):
                 raise UserError(f"--{key} stands twice on the command line; keep one", exit_code=WRONG_USE)
         seen.update(keys)
-        (recipe if option == "config" else rest).extend(words)
-    return recipe + rest
+        if option == "config" and value is not None:
+            recipe = Path(value)
+        else:
+            rest += words
+    return recipe, rest
 
 
 def _check_value(option: str, value: str, config_class: Any) -> list[str]:
@@ -215,14 +247,6 @@ def _options(argv: Sequence[str]) -> Iterator[list[str]]:
 
 def _value(words: Sequence[str]) -> str | None:
     return words[1] if len(words) > 1 else words[0].split("=", 1)[1] if "=" in words[0] else None
-
-
-def _config_files(argv: Sequence[str]) -> Iterator[Path]:
-    for index, word in enumerate(argv):
-        if word == "--config" and index + 1 < len(argv):
-            yield Path(argv[index + 1])
-        elif word.startswith("--config="):
-            yield Path(word.removeprefix("--config="))
 
 
 def _free_keys(config_class: Any, prefix: str = "") -> set[str]:
@@ -257,23 +281,32 @@ def _check_keys(
     hints, valid = typing.get_type_hints(config_class), {*recipe_keys(config_class), *more}
     free = _free_keys(config_class)
     for name, value in values.items():
-        if any(str(name).startswith(f"{key}.") for key in free):
+        within = next((key for key in free if str(name).startswith(f"{key}.")), None)
+        if within is not None:
+            item = typing.get_args(_hint_of(within, config_class))[1]
+            check_shape(value, item, key=f"{prefix}{name}", where=where)
             continue
         _check_key(f"{prefix}{name}", {f"{prefix}{key}" for key in valid}, where=where, shown="{}")
         hint = hints.get(name)
+        if hint is None:  # a section's key with dots, or an option's
+            hint = _hint_of(str(name), config_class)
         items = next((one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)), None)
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping):
-                said = "empty" if value is None else repr(value)
-                message = f"{prefix}{name} {where}: a section of keys is wanted, it is {said}"
+                message = f"{prefix}{name} {where}: a section of keys is wanted, it is {shown(value)}"
                 raise UserError(message, exit_code=WRONG_USE)
             _check_keys(value, hint, where=where, prefix=f"{prefix}{name}.")
-        elif items is not None and isinstance(value, list | tuple):
+        elif items is not None:
+            if not isinstance(value, list | tuple):
+                message = f"{prefix}{name} {where}: a list is wanted, it is {shown(value)}"
+                raise UserError(message, exit_code=WRONG_USE)
             for number, item in enumerate(value):
                 if not isinstance(item, Mapping):
-                    message = f"{prefix}{name}[{number}] {where}: keys are wanted, it is {item!r}"
+                    message = f"{prefix}{name}[{number}] {where}: keys are wanted, it is {shown(item)}"
                     raise UserError(message, exit_code=WRONG_USE)
                 _check_keys(item, items, where=where, prefix=f"{prefix}{name}[{number}].")
+        elif hint is not None:
+            check_shape(value, hint, key=f"{prefix}{name}", where=where)
 
 
 def _check_values(config: Any, prefix: str = "") -> None:
@@ -292,8 +325,16 @@ def _check_values(config: Any, prefix: str = "") -> None:
             check_numbers(key, value)
 
 
+def _hint_of(key: str, config_class: Any) -> Any:
+    """The type of a dotted key; None for what is no key of the class."""
+    hint: Any = config_class
+    for name in key.split("."):
+        hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
+    return hint
+
+
 def _check_key(key: str, valid: set[str], *, where: str, shown: str) -> None:
-    if key in valid or key == "print_config":
+    if key in valid:
         return
     nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     hint = f"; did you mean {shown.format(nearest[0])}?" if nearest else ""

@@ -86,8 +86,8 @@ def divergence(state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
         'diverged: val_loss is not finite at step 9'
     """
     found = state.get("diverged")
-    if found is not None:
-        return f"diverged at step {found['step']}: {found['reason']}"
+    if isinstance(found, Mapping):
+        return f"diverged at step {found.get('step')}: {' '.join(str(found.get('reason')).split())}"
     for name in ("val_loss", "loss"):
         line = next((line for line in reversed(metrics) if name in line), None)
         if line is not None and (line[name] is None or not isfinite(line[name])):

@@ -18,6 +18,9 @@ LEAKY_SLOPE = 0.01
 NORM_EPS = 1e-5
 """Added to the variance by every norm layer (nnU-Net)."""
 
+MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS, LARGEST_KERNEL = 12, 1024, 65_536, 31
+"""Beyond any 3D encoder: a config.json of a hundred bytes must not name a network without end."""
+
 GROUPS = 8
 """Groups of the group norm, where that is chosen."""
 
@@ -61,6 +64,16 @@ class EncoderConfig:
             raise UserError("encoder.strides must begin with 1: the finest map has the grid of the input", exit_code=2)
         if min((*self.features, *self.blocks, *self.strides, self.in_channels)) < 1:
             raise UserError("encoder.features, blocks, strides and in_channels are positive whole numbers", exit_code=2)
+        for name, value, most in (
+            ("features", max(self.features), MOST_CHANNELS),
+            ("in_channels", self.in_channels, MOST_CHANNELS),
+            ("features", stages, MOST_STAGES),
+            ("blocks", sum(self.blocks), MOST_BLOCKS),
+            ("strides", max(self.strides), LARGEST_KERNEL),
+            ("kernel", self.kernel, LARGEST_KERNEL),
+        ):
+            if value > most:
+                raise UserError(f"encoder.{name}: {value} are more than the {most} that are taken", exit_code=2)
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise UserError(f"encoder.kernel is {self.kernel}: an odd number is needed", exit_code=2)
         if not 0 <= self.drop_path < 1:

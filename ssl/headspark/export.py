@@ -17,10 +17,10 @@ from headspark.encoder import ResidualEncoder, build_encoder
 from headspark.hub import Card
 from headspark.interop import write_nnssl
 from headspark.recipe import Recipe
-from headspark.run import RECIPE, read_metrics, read_state
+from headspark.run import RECIPE, check_state, read_metrics, read_state
 from headspark.seen import seen_at
 from headspark.spark import SparK
-from headspark.weights import load_weights
+from headspark.weights import build_with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +59,18 @@ def export_run(folder: Path) -> Exported:
     if checkpoint is None:
         raise UserError(f"{folder}: no checkpoint yet; let the run reach train.checkpoint_every")
     weights = checkpoint.model if checkpoint.ema is None else checkpoint.ema
-    model = SparK(
-        build_encoder(recipe.encoder), recipe.decoder, recipe.spark, in_channels=recipe.encoder.in_channels
+    model = build_with(
+        lambda: SparK(
+            build_encoder(recipe.encoder), recipe.decoder, recipe.spark, in_channels=recipe.encoder.in_channels
+        ),
+        weights,
+        where=f"{folder}, step {checkpoint.step}",
+        wanted=f"its {RECIPE}",
     ).eval()
-    load_weights(model, weights, where=f"{folder}, step {checkpoint.step}", wanted=f"its {RECIPE}")
     if not all_finite([model]):
         raise UserError(f"{folder}, step {checkpoint.step}: its weights are not finite; nothing can be made of them")
     metrics = read_metrics(folder)
+    check_state(folder, state)
     diverged = divergence(state, metrics)
     if diverged is not None:
         warn(f"warning: {folder} {diverged}; what is exported are the weights of step {checkpoint.step}")

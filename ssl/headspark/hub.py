@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from harmonize.files import write_text
 from headspark.config import WRONG_USE, from_plain, to_plain
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
 from headspark.folders import replaced
-from headspark.seen import NNSSL_CHECKPOINT, is_encoder_config, read_json, seen_at
-from headspark.weights import load_weights
+from headspark.seen import NNSSL_CHECKPOINT, is_encoder_config, is_preprocessing, read_json, seen_at
+from headspark.weights import build_with, read_weights
 
 CARD, CURVES, RECONSTRUCTION = "README.md", "curves.png", "reconstruction.png"
 ENCODER_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE, CARD, CURVES, RECONSTRUCTION)
@@ -150,15 +151,15 @@ class Encoder(
         # The mixin's own loader takes a pickle if there is no safetensors file, and lets missing weights pass.
         file = Path(model_id) / SAFETENSORS_SINGLE_FILE if is_local else download(SAFETENSORS_SINGLE_FILE)
         try:
-            network = cls(**init).network
+            config = from_plain(EncoderConfig, init["encoder"])
         except UserError as error:
             raise UserError(f"{model_id}: its {CONFIG_NAME} makes no encoder: {error}") from error
-        try:
-            weights = safetensors.torch.load_file(file)
-        except SafetensorError as error:
-            raise UserError(f"{file}: truncated, or no safetensors file: {_first(error)}; export it again") from error
+        if not is_preprocessing(init["preprocessing"]):
+            raise UserError(f"{model_id}: its {CONFIG_NAME} makes no encoder: preprocessing is not headspark's")
+        weights = read_weights(file)
         where = f"{model_id}: its files do not make an encoder: {SAFETENSORS_SINGLE_FILE}"
-        load_weights(network, weights, where=where, wanted=CONFIG_NAME)
+        network = build_with(partial(build_encoder, config), weights, where=where, wanted=CONFIG_NAME)
+        network.preprocessing = init["preprocessing"]  # type: ignore[assignment]  # a plain dict beside the modules
         return network.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:

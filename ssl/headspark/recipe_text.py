@@ -13,12 +13,18 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from harmonize.errors import UserError
+from harmonize.small import read_small
 
 LARGEST_INT = 2**63 - 1
 _MERGE, _TEXT, _INT = (f"tag:yaml.org,2002:{name}" for name in ("merge", "str", "int"))
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _DIGITS = 19
 """Of `LARGEST_INT`."""
+
+LARGEST_RECIPE = 1 << 18
+"""Bytes; ours have some 2 kB."""
+MOST_VALUES, MOST_LEVELS, LONGEST_VALUE = 10_000, 32, 4096
+"""Of a recipe: keys and values, what an alias stands for counted at every place; sections in sections; characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +67,17 @@ def walk(text: str, *, where: str, below: str = "") -> Iterator[Written]:
         UserError: As `read_mapping`.
     """
     try:
+        _check_size(text, where)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             yaml.safe_load(text)  # so that what cannot be built is an error here
     except yaml.YAMLError as error:
         raise _wrong(f"{where} is not YAML: {_fault(error)}") from error
-    except (RecursionError, ValueError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         raise _wrong(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    # What PyYAML lets slip for a value that is not of the type that a tag (!!int, !!timestamp ...) says it is.
+    except (LookupError, AttributeError, TypeError) as error:
+        raise _wrong(f"{where} is not YAML: a value does not fit its !!tag; leave the tag out") from error
     if node is not None:
         lines: dict[str, int] = {}
         for written in _keys(node, f"{below}." if below else "", where, ()):
@@ -101,6 +111,44 @@ def check_numbers(key: str, value: Any) -> None:
         raise _too_large(key)
 
 
+def _check_size(text: str, where: str) -> None:
+    """Refuse a text that would cost more than it is, while it is looked at event by event and nothing is built.
+
+    Ten lines in which every list holds the one before nine times say a milliard values.
+
+    Raises:
+        UserError: It holds too many values, too deep ones, or a too long one.
+    """
+    sizes: dict[str, int] = {}  # of what has an anchor, when it is complete
+    open_: list[tuple[str | None, int]] = [(None, 0)]  # anchors, and the size of what stands around each
+    size = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            size += sizes.get(str(event.anchor), 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            size += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+            if len(event.value) > LONGEST_VALUE:
+                raise _wrong(f"{where}, {_at(event)}: a value of more than {LONGEST_VALUE} characters")
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_.append((event.anchor, size))
+            size = 1
+            if len(open_) > MOST_LEVELS + 1:
+                raise _wrong(f"{where}, {_at(event)}: more than {MOST_LEVELS} levels of nesting")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, around = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = size
+            size += around
+        if size > MOST_VALUES:
+            raise _wrong(f"{where}, {_at(event)}: more than {MOST_VALUES} values, each alias counted in full")
+
+
+def _at(event: yaml.Event) -> str:
+    return "the text" if event.start_mark is None else f"line {event.start_mark.line + 1}"
+
+
 def _keys(node: Node, prefix: str, where: str, above: tuple[Node, ...]) -> Iterator[Written]:
     if any(node is one for one in above):
         raise _wrong(f"{where}, line {_line(node)}: a value that holds itself")
@@ -127,17 +175,15 @@ def _check_scalar(node: ScalarNode, key: str, where: str) -> None:
     if node.tag != _INT or node.style is not None:
         return
     if _OCTAL.fullmatch(node.value) or ":" in node.value:
-        value = yaml.safe_load(node.value)
-        raise _wrong(f"{where}, line {_line(node)}: {key} {node.value} is {value} to YAML; write the number out")
+        value = str(yaml.safe_load(node.value))[:40]
+        raise _wrong(f"{where}, line {_line(node)}: {key} {node.value[:40]} is {value} to YAML; write the number out")
     if len(node.value) > _DIGITS and abs(yaml.safe_load(node.value)) > LARGEST_INT:
         raise _too_large(f"{where}, line {_line(node)}: {key}")
 
 
 def _read(path: Path) -> str:
     try:
-        if path.exists() and not path.is_dir() and not path.is_file():
-            raise _wrong(f"recipe {path} cannot be read: no regular file (it is read twice)")
-        content = path.read_bytes()
+        content = read_small(path, limit=LARGEST_RECIPE)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise _wrong(f"recipe {path} cannot be read: {reason}") from error

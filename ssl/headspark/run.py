@@ -14,6 +14,7 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import write_json, write_text
 from harmonize.provenance import git_revision, library_versions
+from harmonize.small import fits
 from headspark.claim import (
     CHECKPOINTS,
     FINISHED,
@@ -32,6 +33,19 @@ from headspark.diverged import Diverged
 from headspark.recipe import Recipe
 
 __all__ = ["FINISHED", "LOCK", "METRICS", "RECIPE", "STATE", "read_metrics", "read_state"]  # of headspark.claim
+STATE_SHAPE = {
+    "corpus": {
+        "manifest_sha256": str,
+        "rejected": int,
+        "spacing_mm": [float],
+        "mri_norms": lambda norms: isinstance(norms, dict) and all(isinstance(norm, str) for norm in norms.values()),
+        "groups": [{"source": str, "modality": str, "scans": int, "subjects": int}],
+    },
+    "libraries": dict,
+    "revision": (str, type(None)),
+}
+"""What a model card needs of run.json, as `harmonize.small.fits` takes it."""
+
 RUNNING, INTERRUPTED, DIVERGED = "running", "interrupted", "diverged"
 FREE_ON_RESUME = (
     "data.workers", "data.worker_kind", "data.cache", "data.cache_dir",
@@ -141,7 +155,19 @@ def summarise(corpus: Corpus) -> dict[str, Any]:
     }
 
 
+def check_state(folder: Path, state: Mapping[str, Any] | None) -> None:
+    """Refuse a run.json that says too little for a model card.
+
+    Raises:
+        UserError: With exit code 2.
+    """
+    if state is None or not fits(state, STATE_SHAPE) or len(state["corpus"]["spacing_mm"]) != 3:
+        raise UserError(f"{folder}: its {STATE} is damaged; restore it", exit_code=WRONG_USE)
+
+
 def _check_same(folder: Path, recipe: Recipe, state: dict[str, Any], manifest: str) -> None:
+    if not fits(state, {"corpus": {"manifest_sha256": str}}):
+        raise UserError(f"{folder}: its {STATE} is damaged; restore it, or {NEW_FOLDER}", exit_code=WRONG_USE)
     if state["corpus"]["manifest_sha256"] != manifest:
         raise UserError(
             f"{folder}: the corpus is not the one that this run began with; {NEW_FOLDER}",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
+
+from harmonize.small import fits, read_small_json
 
 CORPUS_MARKS = ("corpus.json", "metadata.parquet")
 NNSSL_CHECKPOINT = "checkpoint_final.pth"
@@ -30,6 +31,16 @@ def is_encoder_config(config: object) -> bool:
     return isinstance(config.get("encoder"), dict) and "preprocessing" in config and "head" not in config
 
 
+def is_preprocessing(value: object) -> bool:
+    """Whether a value says how scans are prepared for an encoder, as far as it says anything of it."""
+    if not isinstance(value, dict):
+        return False
+    spacing, norms = value.get("spacing_mm", [1.0] * 3), value.get("mri_norms", {})
+    if not fits(spacing, [float]) or len(spacing) != 3 or not isinstance(norms, dict):
+        return False
+    return all(isinstance(norm, str) for norm in norms.values())
+
+
 def is_model_config(config: object) -> bool:
     """Whether the content of a config.json is that of a fine-tuned model."""
     return isinstance(config, dict) and "encoder" in config and "head" in config
@@ -38,8 +49,8 @@ def is_model_config(config: object) -> bool:
 def read_json(path: Path) -> Any:
     """The content of a small JSON file; None where it is absent, damaged or something else."""
     try:
-        return json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size < _LARGEST_JSON else None
-    except (OSError, ValueError, RecursionError):
+        return read_small_json(path, limit=_LARGEST_JSON)
+    except (OSError, ValueError):
         return None
 
 

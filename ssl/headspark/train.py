@@ -33,7 +33,7 @@ from headspark.recipe import Recipe
 from headspark.report import Report, check_trackers
 from headspark.run import FINISHED, INTERRUPTED, Run, open_run
 from headspark.samples import TrainSamples
-from headspark.training import NEEDED, Training, make_model, prepare, restore, snapshot
+from headspark.training import NEEDED, SHAPE, Training, make_model, prepare, restore, snapshot
 
 __all__ = ["Training", "make_model", "prepare", "train", "train_step"]
 
@@ -265,7 +265,7 @@ def resume(training: Training, run: Run | None, out: Path) -> dict[str, list[flo
     if run is not None:
         remove_leftovers(run.checkpoints)
     training.accelerator.wait_for_everyone()
-    fits = partial(check_fits, model=training.bare, optimizer=training.optimizer, needs=NEEDED)
+    fits = partial(check_fits, model=training.bare, optimizer=training.optimizer, needs=NEEDED, shape=SHAPE)
     found = load_newest(out / "checkpoints", say=training.accelerator.print, fits=fits)
     if run is not None:
         run.forget_after(-1 if found is None else found.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,12 +24,24 @@ from headspark.diverged import all_finite
 from headspark.encoder import build_encoder
 from headspark.fit import fit_batch
 from headspark.optim import make_optimizer, make_schedule
+from headspark.plain_state import SCALER
 from headspark.recipe import Recipe
 from headspark.spark import SparK
 from headspark.split_norms import split_norms
 
 NEEDED = ("scaler", "effective_batch", "skipped", "skipped_in_a_row", "evaluated", "pending")
 """What a checkpoint must hold for a run to go on from it, version 0.1.0's too."""
+
+SHAPE = {
+    "scaler": SCALER,
+    "effective_batch": int,
+    "skipped": int,
+    "skipped_in_a_row": int,
+    "evaluated": int,
+    "held_out_loss": (Real, type(None)),
+    "pending": {"losses": [Real], "norms": [Real]},
+}
+"""Of what that is, as `harmonize.small.fits` takes it; losses need not be finite."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,5 +186,5 @@ def restore(training: Training, found: Checkpoint, *, where: object) -> None:
     training.optimizer.load_state_dict(found.training["optimizer"])
     if training.ema is not None and found.ema is not None:
         training.ema.module.load_state_dict(found.ema)
-    if training.accelerator.scaler is not None:
+    if training.accelerator.scaler is not None and found.training["scaler"]:
         training.accelerator.scaler.load_state_dict(found.training["scaler"])

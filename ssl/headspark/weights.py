@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
 
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from harmonize.errors import UserError
 
+M = TypeVar("M", bound=nn.Module)
 _SHOWN = 3
 
 
@@ -19,6 +25,49 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: st
     """
     check_weights(network.state_dict(), weights, where=where, wanted=wanted)
     network.load_state_dict(dict(weights))
+
+
+def build_with(build: Callable[[], M], weights: Mapping[str, Tensor], *, where: str, wanted: str) -> M:
+    """A network with weights, which is built only after they are known to fit: a configuration may claim any size.
+
+    Args:
+        build: Makes the network.
+        weights: By name.
+        where: As for `check_weights`.
+        wanted: Likewise.
+
+    Raises:
+        UserError: They do not fit, are not finite, or no network can be built so.
+    """
+    try:
+        with torch.device("meta"):
+            shell = build()
+    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise UserError(f"{where}: {wanted} makes no network ({str(error).splitlines()[0][:200]})") from error
+    check_weights(shell.state_dict(), weights, where=where, wanted=wanted)
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{where}: {name} is not finite; nothing can be made of it")
+    network = build()
+    network.load_state_dict(dict(weights))
+    return network
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, none larger than the file has bytes for.
+
+    Raises:
+        UserError: It is absent, no regular file, truncated, or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'no regular file' if path.exists() else 'missing'}")
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+        fault = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{path}: truncated, or no safetensors file ({fault})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, where: str, wanted: str) -> None:
@@ -37,6 +86,8 @@ def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, w
         if name in weights and own[name].shape != weights[name].shape:
             found, asked = tuple(weights[name].shape), tuple(own[name].shape)
             raise UserError(f"{where}: {name} is {found}, {wanted} asks for {asked}; the two do not belong together")
+        if name in weights and own[name].is_floating_point() != weights[name].is_floating_point():
+            raise UserError(f"{where}: {name} holds {weights[name].dtype}, {wanted} asks for {own[name].dtype}")
     missing, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
     if missing or unexpected:
         parts = [
