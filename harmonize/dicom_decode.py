@@ -6,6 +6,7 @@ pydicom's own RLE decoder where these are as fast, and otherwise by GDCM.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,22 @@ from pydicom import Dataset, dcmread, uid
 from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.pixels import pixel_array
 
+from harmonize.codestream import codestream_size
 from harmonize.dicom_elements import PARSER_FAULTS, parsing
-from harmonize.dicom_layout import DOUBLE_PIXEL_DATA, FLOAT_PIXEL_DATA, IMPLICIT_GE, PixelLayout
+from harmonize.dicom_layout import DOUBLE_PIXEL_DATA, FLOAT_PIXEL_DATA, NATIVE, PixelLayout
 from harmonize.dicom_mosaic import cut_tiles
+from harmonize.dicom_scan import UnusualError, inflated_pixels
 from harmonize.errors import Reason, Rejection
+from harmonize.limits import check_claim
 
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_CODESTREAM_HEAD = 1 << 17
+"""Bytes of a fragment that are looked at for the size of its picture: two segments of the largest size lie in them."""
+
+_LARGER = 4
+"""A compressed picture may have so many values for each pixel of the header's: colours, and no more."""
+
 _LONG_VALUE_REPRESENTATIONS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
 
 _DECODERS: dict[str, tuple[str, ...]] = {
@@ -40,7 +50,6 @@ _DECODERS: dict[str, tuple[str, ...]] = {
     uid.JPEGExtended12Bit: ("gdcm",),
     uid.JPEGBaseline8Bit: ("gdcm",),
 }
-_NATIVE = ("", uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, IMPLICIT_GE)
 
 
 def count_frames(stream: BinaryIO, layout: PixelLayout) -> PixelLayout:
@@ -80,7 +89,7 @@ def stored_pictures(pictures: Iterable[tuple[Path, PixelLayout, int]]) -> Iterat
     path: Path | None = None
     scratch: NDArray[Any] | None = None
     for file, layout, index in pictures:
-        if layout.transfer_syntax in _NATIVE and layout.tiles == 1:
+        if layout.transfer_syntax in NATIVE and layout.tiles == 1:
             if scratch is None or scratch.dtype != layout.dtype or scratch.shape != (layout.rows, layout.columns):
                 scratch = np.empty((layout.rows, layout.columns), layout.dtype)
             _read_native(file, layout, index, scratch)
@@ -92,7 +101,7 @@ def stored_pictures(pictures: Iterable[tuple[Path, PixelLayout, int]]) -> Iterat
 
 
 def _open_whole(path: Path, layout: PixelLayout) -> Callable[[int], tuple[NDArray[Any], bool]]:
-    if layout.transfer_syntax in _NATIVE:
+    if layout.transfer_syntax in NATIVE:
         whole = np.empty((layout.rows, layout.columns), layout.dtype)
         _read_native(path, layout, 0, whole)
         pictures = whole[None]
@@ -137,9 +146,10 @@ def _pixel_data_length(stream: BinaryIO, layout: PixelLayout) -> int | None:
 
 def _decode(path: Path, layout: PixelLayout) -> NDArray[Any]:
     """Decode compressed pixels, shape (frames, rows, columns)."""
-    deflated = layout.transfer_syntax == uid.DeflatedExplicitVRLittleEndian
-    if not deflated:
-        _check_fragments(path, layout)
+    check_claim((layout.frames, layout.rows, layout.columns), bytes_each=layout.bits_allocated // 8)
+    if layout.transfer_syntax == uid.DeflatedExplicitVRLittleEndian:
+        return _from_bytes(_deflated_pixels(path, layout), layout)
+    _check_fragments(path, layout)
     with parsing("a file with compressed pixels"):
         dataset = dcmread(path, force=True)
         dataset.NumberOfFrames = layout.frames
@@ -148,7 +158,19 @@ def _decode(path: Path, layout: PixelLayout) -> NDArray[Any]:
             raise Rejection(Reason.UNSUPPORTED_ENCODING, "float pixel data in a compressed file")
         if "PixelData" not in dataset:
             raise Rejection(Reason.TRUNCATED, "a file has no pixels")
-        return _from_bytes(dataset.PixelData, layout) if deflated else _decompress(path, dataset, layout)
+        return _decompress(path, dataset, layout)
+
+
+def _deflated_pixels(path: Path, layout: PixelLayout) -> bytes:
+    """The pixels of a deflated file, inflated as far as the header's claim goes."""
+    try:
+        with path.open("rb") as stream:
+            content = inflated_pixels(stream, layout.frames * layout.picture_bytes)
+    except UnusualError as error:
+        raise Rejection(Reason.UNSUPPORTED_ENCODING, "a deflated file with an odd header") from error
+    if content is None:
+        raise Rejection(Reason.TRUNCATED, "a file has no pixels")
+    return content
 
 
 def _complete(dataset: Dataset, layout: PixelLayout) -> None:
@@ -196,10 +218,14 @@ def _check_fragments(path: Path, layout: PixelLayout) -> None:
             head = stream.read(8)
             if head[:4] == _SEQUENCE_END:
                 return
-            end = at + 8 + int.from_bytes(head[4:], "little")
-            if head[:4] != _ITEM or end > size:
+            fragment = int.from_bytes(head[4:], "little")
+            if head[:4] != _ITEM or at + 8 + fragment > size:
                 raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short")
-            stream.seek(end)
+            # The decoders believe what the picture itself says of its size, not the header.
+            found = codestream_size(stream.read(min(fragment, _CODESTREAM_HEAD)))
+            if found is not None and math.prod(found) > _LARGER * layout.rows * layout.columns:
+                raise Rejection(Reason.TOO_LARGE, f"a compressed picture of {' x '.join(map(str, found))} values")
+            stream.seek(at + 8 + fragment)
 
 
 def _decode_with_gdcm(path: Path, layout: PixelLayout) -> NDArray[Any] | None:

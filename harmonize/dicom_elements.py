@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import struct
@@ -10,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import pydicom.config
@@ -18,10 +19,12 @@ from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.values import convert_SQ
+from pydicom.filereader import read_dataset, read_sequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from harmonize.dicom_scan import Scanned, UnusualError, scan_file, scan_items
+from harmonize.dicom_scan import PIXEL_TAGS, OddDeflatedError, Scanned, UnusualError, scan_file, scan_items
 from harmonize.errors import Reason, Rejection
+from harmonize.limits import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ODD_READS
 
 PARSER_FAULTS = (
     InvalidDicomError, BytesLengthException, EOFError, struct.error, zlib.error, ValueError, TypeError, KeyError,
@@ -150,6 +153,8 @@ def read_elements(stream: BinaryIO) -> tuple[Elements, Elements]:
         raise Rejection(Reason.UNREADABLE, "not a DICOM file")
     try:
         meta, scanned, explicit = scan_file(stream)
+    except OddDeflatedError as odd:
+        return _read_deflated_by_pydicom(odd.content)
     except UnusualError:
         stream.seek(0)
         return _read_by_pydicom(stream)
@@ -178,9 +183,42 @@ def parsing(what: str) -> Iterator[None]:
             raise Rejection(Reason.UNREADABLE, f"{what} cannot be parsed") from error
 
 
+class _Bounded(io.RawIOBase):
+    """What pydicom may read of a header: so many times and so many bytes, and never all that is left.
+
+    It makes half a kilobyte of eight bytes, and inflates what is deflated at once.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._reads, self._bytes = stream, MAX_ODD_READS, MAX_HEADER_BYTES
+        self.seek, self.tell = stream.seek, stream.tell  # type: ignore[method-assign]
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0:
+            raise Rejection(Reason.UNREADABLE, "the DICOM header cannot be parsed")
+        self._reads -= 1
+        content = self._stream.read(min(size, self._bytes + 1))
+        self._bytes -= len(content)
+        if self._reads < 0 or self._bytes < 0:
+            raise Rejection(Reason.TOO_LARGE, "an odd DICOM header of more elements or bytes than are read")
+        return content
+
+
+def _read_deflated_by_pydicom(content: bytes) -> tuple[Elements, Elements]:
+    with parsing("the DICOM header"):
+        stream = _Bounded(io.BytesIO(content))
+        scanned = _scanned(
+            read_dataset(cast(BinaryIO, stream), False, True, stop_when=lambda tag, *_: int(tag) in PIXEL_TAGS)
+        )
+    if not scanned:
+        raise Rejection(Reason.UNREADABLE, "a DICOM file without content")
+    meta: Scanned = {0x00020010: ("UI", DeflatedExplicitVRLittleEndian.encode())}
+    return Elements(meta), Elements(scanned)
+
+
 def _read_by_pydicom(stream: BinaryIO) -> tuple[Elements, Elements]:
     with parsing("the DICOM header"):
-        dataset = dcmread(stream, stop_before_pixels=True, force=True)
+        dataset = dcmread(_Bounded(stream), stop_before_pixels=True, force=True)
         meta, scanned = _scanned(getattr(dataset, "file_meta", Dataset())), _scanned(dataset)
         implicit, little_endian = dataset.original_encoding
     if not scanned:
@@ -194,18 +232,22 @@ def _parse_items(value: bytes, explicit: bool, little_endian: bool) -> list[Scan
             return scan_items(value, explicit=explicit)
         except UnusualError:
             pass  # pydicom knows more odd encodings
+    stream = cast(BinaryIO, _Bounded(io.BytesIO(value)))
     with parsing("a DICOM sequence"):
-        return [_scanned(item) for item in convert_SQ(value, not explicit, little_endian)]
+        items = read_sequence(stream, not explicit, little_endian, len(value), "iso8859")
+        return [_scanned(item) for item in items]
 
 
-def _scanned(dataset: Dataset) -> Scanned:
+def _scanned(dataset: Dataset, depth: int = 0) -> Scanned:
+    if depth > MAX_DEPTH:
+        raise Rejection(Reason.UNREADABLE, f"sequences nested more than {MAX_DEPTH} deep")
     found: Scanned = {}
     for tag in dataset.keys():  # noqa: SIM118 - iterating the dataset itself converts every value
         item = dataset.get_item(tag)
         if isinstance(item, RawDataElement):
             found[int(tag)] = str(item.VR or ""), item.value if isinstance(item.value, bytes) else b""
         elif item is not None and item.VR == "SQ":
-            found[int(tag)] = "SQ", [_scanned(nested) for nested in item.value]
+            found[int(tag)] = "SQ", [_scanned(nested, depth + 1) for nested in item.value]
         elif item is not None:
             values = item.value if isinstance(item.value, (list, tuple)) or item.VM > 1 else [item.value]
             found[int(tag)] = (

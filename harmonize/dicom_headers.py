@@ -19,7 +19,7 @@ from harmonize import dicom_kinds, dicom_mosaic
 from harmonize.dicom_decode import count_frames
 from harmonize.dicom_elements import Elements, read_elements
 from harmonize.dicom_geometry import is_plausible_step, slice_normal, straighten
-from harmonize.dicom_layout import PixelLayout, read_layout
+from harmonize.dicom_layout import PixelLayout, check_frames, read_layout
 from harmonize.dicom_meaning import Meaning, grey_refusal, read_meaning
 from harmonize.dicom_traits import FrameTraits, read_identity, read_traits
 from harmonize.errors import Reason, Rejection
@@ -160,6 +160,7 @@ def _picture_frames(
     layout, counted = read_layout(stream, meta.text(0x00020010), elements, tiles=mosaic.tiles if mosaic else 1)
     if not counted and sop_class in dicom_kinds.MULTI_FRAME_CLASSES:
         layout = count_frames(stream, layout)
+    check_frames(stream, layout)
     frame_count = mosaic.tiles if mosaic else layout.frames
     description = elements.text(0x0008103E)
     doubt = dicom_kinds.doubt(description)

@@ -16,10 +16,19 @@ from harmonize.errors import Reason, Rejection
 MAX_FRAMES = 20_000
 """More frames in one file than any scanner writes; a larger claim is a damaged header."""
 
+_MANY_FRAMES = 512
+"""So many pictures more are only described once the file is known to be large enough for them."""
+
+_INFLATED = 1032
+"""What deflate makes of a byte at most."""
+
 PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
 
 IMPLICIT_GE = "1.2.840.113619.5.2"
 """GE's private syntax: little-endian header, big-endian pixels."""
+
+NATIVE = ("", uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, IMPLICIT_GE)
+"""Syntaxes whose pixels lie in the file as they are."""
 
 _SIGNED_ELSEWHERE = (0x00280106, 0x00280108, 0x00280107, 0x00280109, 0x00280120, 0x00280121)
 """Smallest and largest pixel value and the padding: written as SS where the pixels are signed, as US where not."""
@@ -179,6 +188,23 @@ def read_layout(stream: BinaryIO, syntax: str, elements: Elements, *, tiles: int
         sign_hint="" if representation in (0, 1) or floating else _sign_hint(elements),
     )
     return layout, frames is not None
+
+
+def check_frames(stream: BinaryIO, layout: PixelLayout) -> None:
+    """Refuse a file that claims far more pictures than it can hold.
+
+    Raises:
+        Rejection: It does.
+    """
+    if layout.frames <= _MANY_FRAMES:
+        return
+    least = layout.frames * layout.picture_bytes
+    if layout.transfer_syntax == uid.DeflatedExplicitVRLittleEndian:
+        least //= _INFLATED
+    elif layout.transfer_syntax not in NATIVE:
+        least = layout.frames
+    if stream.seek(0, 2) < least:
+        raise Rejection(Reason.TRUNCATED, "a file has fewer pixels than its header says")
 
 
 def _padding(elements: Elements, floating: bool) -> tuple[float, float] | None:

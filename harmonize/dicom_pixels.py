@@ -15,6 +15,7 @@ from harmonize.dicom_decode import stored_pictures
 from harmonize.dicom_layout import Picture, PixelLayout, check_layout
 from harmonize.dicom_mosaic import tiles_across
 from harmonize.errors import Reason, Rejection
+from harmonize.limits import check_claim
 
 AIR_HU = -1024
 """Least value of a CT in the corpus: what lies outside the field of view, and nothing physical is below."""
@@ -23,9 +24,6 @@ TISSUE_HU = (-900.0, 3000.0)
 """A padding value inside this range would blot out tissue, so it is not believed."""
 
 _NOT_APPLIED = "padding value lies among tissue values: not applied"
-
-MAX_VOXELS = 2**30
-"""Refused before anything is allocated: 1024 x 1024 x 1024, twice the largest head CT in use."""
 
 
 def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[Any], list[str]]:
@@ -47,8 +45,7 @@ def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[
     first = pictures[0].layout
     across = tiles_across(first.tiles)
     shape = (len(pictures), first.rows // across, first.columns // across)
-    if math.prod(shape) > MAX_VOXELS:
-        raise Rejection(Reason.TOO_LARGE, f"the header claims {shape[2]} x {shape[1]} x {shape[0]} voxels")
+    check_claim(reversed(shape))
     for layout in {id(picture.layout): picture.layout for picture in pictures}.values():
         check_layout(layout)
     if not all(math.isfinite(picture.slope) and math.isfinite(picture.intercept) for picture in pictures):

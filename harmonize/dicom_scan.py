@@ -7,9 +7,14 @@ that by this scan. Whatever is out of the ordinary raises `UnusualError`, and is
 from __future__ import annotations
 
 import struct
+import zlib
+from itertools import repeat
 from typing import BinaryIO
 
 from pydicom import uid
+
+from harmonize.errors import Reason, Rejection
+from harmonize.limits import MAX_DEPTH, MAX_ELEMENTS, MAX_HEADER_BYTES, MAX_TAGS
 
 PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 
@@ -25,8 +30,9 @@ _SHORT = frozenset(
     {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS"}
     | {b"ST", b"TM", b"UI", b"UL", b"US"}
 )
-_UNUSUAL_SYNTAXES = frozenset({"", uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian})
+_UNUSUAL_SYNTAXES = frozenset({"", uid.ExplicitVRBigEndian})
 _TAG = struct.Struct("<HH")
+_PIXELS, _PIXELS_HEAD = (0x7FE0, 0x0010), 12
 _U2, _U4 = struct.Struct("<H"), struct.Struct("<I")
 
 
@@ -34,8 +40,53 @@ class UnusualError(Exception):
     """The bytes are not those of an ordinary file; they may still be DICOM."""
 
 
+class OddDeflatedError(UnusualError):
+    """As that, of what a deflated file holds.
+
+    Attributes:
+        content: The beginning of it, as far as a header may reach.
+    """
+
+    def __init__(self, message: str, content: bytes) -> None:
+        super().__init__(message)
+        self.content = content
+
+
 class _MoreError(Exception):
     """The bytes end inside an element."""
+
+
+class Inflated:
+    """The inflated bytes of a deflated stream, no more than are asked for.
+
+    Args:
+        packed: The first deflated bytes.
+        stream: The others.
+    """
+
+    def __init__(self, packed: bytes, stream: BinaryIO) -> None:
+        self._packed, self._stream = packed, stream
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+
+    def read(self, size: int) -> bytes:
+        """Read so many bytes; fewer at the end.
+
+        Raises:
+            Rejection: The deflated bytes are damaged.
+        """
+        parts = []
+        while size > 0 and not self._inflater.eof:
+            packed = self._packed or self._stream.read(_FIRST_READ)
+            try:
+                part = self._inflater.decompress(packed, size)
+            except zlib.error as error:
+                raise Rejection(Reason.UNREADABLE, "damaged deflated bytes") from error
+            if not packed and not part:
+                break
+            self._packed = self._inflater.unconsumed_tail
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
 
 
 def scan_file(stream: BinaryIO) -> tuple[Scanned, Scanned, bool]:
@@ -45,7 +96,8 @@ def scan_file(stream: BinaryIO) -> tuple[Scanned, Scanned, bool]:
         (file meta information, dataset, whether the dataset has explicit value representations).
 
     Raises:
-        UnusualError: No Part 10 header, another byte order, deflated, or inconsistent.
+        UnusualError: No Part 10 header, another byte order, or inconsistent.
+        Rejection: The header is nested too deep or too large.
     """
     buffer = stream.read(_FIRST_READ)
     if buffer[128:132] != b"DICM":
@@ -56,16 +108,71 @@ def scan_file(stream: BinaryIO) -> tuple[Scanned, Scanned, bool]:
             syntax = bytes_of(meta, 0x00020010).decode("latin-1").strip(" \0")
             if syntax in _UNUSUAL_SYNTAXES or not syntax.startswith("1.2.840.10008.1.2"):
                 raise UnusualError("byte order")
+            if syntax == uid.DeflatedExplicitVRLittleEndian:
+                dataset = _scan_deflated(Inflated(buffer[at:], stream))
+                stream.seek(0, 2)
+                return meta, dataset, True
             explicit = syntax != uid.ImplicitVRLittleEndian
             dataset, at = _scan(buffer, at, explicit=explicit)
         except _MoreError:
-            more = stream.read(len(buffer))
-            if not more:
-                raise UnusualError("the file ends inside an element") from None
-            buffer += more
+            buffer += _more(buffer, stream)
             continue
         stream.seek(at)
         return meta, dataset, explicit
+
+
+def _scan_deflated(stream: Inflated) -> Scanned:
+    buffer = stream.read(_FIRST_READ)
+    while True:
+        try:
+            return _scan(buffer, 0, explicit=True)[0]
+        except _MoreError:
+            buffer += _more(buffer, stream)
+        except UnusualError as error:
+            content = buffer + stream.read(MAX_HEADER_BYTES - len(buffer))
+            raise OddDeflatedError(str(error), content) from error
+
+
+def inflated_pixels(stream: BinaryIO, size: int) -> bytes | None:
+    """The first `size` bytes of a deflated file's pixels, fewer where it ends before; None where it has none.
+
+    Raises:
+        UnusualError: The file is no ordinary deflated one.
+        Rejection: The deflated bytes are damaged, or the header is too large.
+    """
+    buffer = stream.read(_FIRST_READ)
+    while True:
+        try:
+            _, at = _scan(buffer, 132, explicit=True, only_group=0x0002)
+            break
+        except _MoreError:
+            buffer += _more(buffer, stream)
+    content = Inflated(buffer[at:], stream)
+    head = content.read(_FIRST_READ)
+    while True:
+        try:
+            _, at = _scan(head, 0, explicit=True)
+            break
+        except _MoreError:
+            head += _more(head, content)
+    if at + _PIXELS_HEAD > len(head):
+        head += content.read(_PIXELS_HEAD)
+    element = head[at : at + _PIXELS_HEAD]
+    if len(element) < _PIXELS_HEAD or _TAG.unpack(element[:4]) != _PIXELS or element[4:6] not in _LONG:
+        return None
+    size = min(size, _U4.unpack_from(element, 8)[0])
+    there = head[at + _PIXELS_HEAD :][:size]
+    return there + content.read(size - len(there))
+
+
+def _more(buffer: bytes, stream: BinaryIO | Inflated) -> bytes:
+    """As many bytes as were read already."""
+    if len(buffer) >= MAX_HEADER_BYTES:
+        raise Rejection(Reason.TOO_LARGE, f"a DICOM header of more than {MAX_HEADER_BYTES >> 20} MiB")
+    more = stream.read(len(buffer))
+    if not more:
+        raise UnusualError("the file ends inside an element")
+    return more
 
 
 def scan_items(value: bytes, *, explicit: bool) -> list[Scanned]:
@@ -73,9 +180,10 @@ def scan_items(value: bytes, *, explicit: bool) -> list[Scanned]:
 
     Raises:
         UnusualError: The value does not hold whole items.
+        Rejection: They are nested too deep, or too many.
     """
     try:
-        return _scan_items(value, 0, len(value), explicit)[0]
+        return _scan_items(value, 0, len(value), explicit, [MAX_DEPTH, MAX_ELEMENTS])[0]
     except _MoreError:
         raise UnusualError("the sequence ends inside an element") from None
 
@@ -94,11 +202,17 @@ def _scan(
     only_group: int | None = None,
     nested: bool = False,
     end: int | None = None,
+    left: list[int] | None = None,
 ) -> tuple[Scanned, int]:
-    """Scan elements from `at` on, to the pixels, the end of the group, of the item, or of the bytes."""
+    """Scan elements from `at` on, to the pixels, the end of the group, of the item, or of the bytes.
+
+    `left` holds how many levels deeper and how many elements more a file may go.
+    """
     found: Scanned = {}
     limit = len(buffer) if end is None else end
-    while at < limit:
+    for _ in repeat(None, MAX_TAGS):
+        if at >= limit:
+            break
         if at + 8 > limit:
             raise _MoreError
         group, element = _TAG.unpack_from(buffer, at)
@@ -126,21 +240,27 @@ def _scan(
         if length == _UNDEFINED:
             if kind not in (b"SQ", b""):
                 raise UnusualError("undefined length")
-            items, at = _scan_items(buffer, start, None, explicit)
+            left = [MAX_DEPTH, MAX_ELEMENTS] if left is None else left
+            items, at = _scan_items(buffer, start, None, explicit, left)
             found[tag] = kind.decode(), items
             continue
         at = start + length
         if at > limit:
             raise _MoreError
         found[tag] = kind.decode(), buffer[start:at]
+    else:
+        raise Rejection(Reason.TOO_LARGE, f"a DICOM header of more than {MAX_TAGS} elements")
     if nested:
         raise _MoreError
     return found, at
 
 
-def _scan_items(buffer: bytes, at: int, end: int | None, explicit: bool) -> tuple[list[Scanned], int]:
+def _scan_items(buffer: bytes, at: int, end: int | None, explicit: bool, left: list[int]) -> tuple[list[Scanned], int]:
     """Scan the items of a sequence up to `end`, or to its delimiter where that is None."""
     items: list[Scanned] = []
+    left[0] -= 1
+    if left[0] < 0:
+        raise Rejection(Reason.UNREADABLE, f"sequences nested more than {MAX_DEPTH} deep")
     while end is None or at < end:
         if at + 8 > len(buffer):
             raise _MoreError
@@ -149,14 +269,19 @@ def _scan_items(buffer: bytes, at: int, end: int | None, explicit: bool) -> tupl
         at += 8
         tag = group << 16 | element
         if tag == _SEQUENCE_END and end is None:
+            left[0] += 1
             return items, at
         if tag != _ITEM:
             raise UnusualError("a sequence without items")
         if length == _UNDEFINED:
-            item, at = _scan(buffer, at, explicit=explicit, nested=True)
+            item, at = _scan(buffer, at, explicit=explicit, nested=True, left=left)
         else:
             if at + length > len(buffer):
                 raise _MoreError
-            item, at = _scan(buffer, at, explicit=explicit, end=at + length)
+            item, at = _scan(buffer, at, explicit=explicit, end=at + length, left=left)
         items.append(item)
+        left[1] -= 1 + len(item)
+        if left[1] < 0:
+            raise Rejection(Reason.TOO_LARGE, f"a DICOM header of more than {MAX_ELEMENTS} elements")
+    left[0] += 1
     return items, at

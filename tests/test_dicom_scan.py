@@ -85,10 +85,17 @@ def test_values_and_nested_items_are_the_same_in_every_encoding(syntax, undefine
     assert elements.integer(0x00280011) is None
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
-def test_other_byte_orders_are_left_to_pydicom(syntax):
+def test_another_byte_order_is_left_to_pydicom():
     with pytest.raises(UnusualError):
-        scan_file(io.BytesIO(encoded(syntax)))
+        scan_file(io.BytesIO(encoded(ExplicitVRBigEndian)))
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_a_deflated_file_is_scanned_as_far_as_its_pixels(undefined):
+    content = encoded(DeflatedExplicitVRLittleEndian, undefined)
+    _, scanned, explicit = scan_file(io.BytesIO(content))
+    assert explicit
+    assert_as_pydicom(scanned, dcmread(io.BytesIO(content), stop_before_pixels=True))
 
 
 def test_a_sequence_that_is_none_is_refused():
