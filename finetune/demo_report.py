@@ -158,7 +158,7 @@ def figure_loss(metrics: pd.DataFrame) -> Figure:
 def figure_prediction(corpus: Corpus, scan_id: str, prediction: Mapping[str, float]) -> Figure:
     """Three planes through a labelled point (else the middle), beside the 14 probabilities."""
     row = corpus.scans.set_index("scan_id").loc[scan_id]
-    volume = read_volume(corpus.path / row["image_file_name"])
+    volume = read_volume(corpus.path / row["image_file_name"], shape=list(row["shape"]))
     points = row["points"] if row["points"] is not None else []
     centre = np.asarray(volume.stored_XYZ.shape) // 2
     if len(points):
@@ -218,7 +218,7 @@ def _first_pair(root: Path, name: str, corpus: Corpus) -> tuple[Scan, Volume, Ma
         except Rejection:
             continue
         row = rows.loc[[digest]].to_dict("records")[0]
-        return scan, read_volume(corpus.path / row["image_file_name"]), row
+        return scan, read_volume(corpus.path / row["image_file_name"], shape=row["shape"]), row
     return None
 
 

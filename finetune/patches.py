@@ -152,13 +152,18 @@ def load_region(case: Case, patch: Sequence[int], *, spacing: float | None) -> R
     Raises:
         UserError: A file is gone or damaged; names the series.
     """
+    volume = read_corpus_file(case.image, scan_id=case.scan_id, shape=case.shape)
+    vessels = None
+    if case.vessels is not None:
+        shape = volume.stored_XYZ.shape[:3]
+        vessels = read_corpus_file(case.vessels, scan_id=case.scan_id, shape=shape)
     return cut_region(
-        read_corpus_file(case.image, scan_id=case.scan_id),
+        volume,
         patch,
         spacing=spacing,
         unit=case.unit,
         foreground_box=case.foreground_box,
-        vessels=read_corpus_file(case.vessels, scan_id=case.scan_id) if case.vessels else None,
+        vessels=vessels,
         points=case.points,
         labels=case.labels,
         points_complete=case.points_complete,

@@ -38,6 +38,7 @@ class Case:
         labels: 0 or 1, columns as `LABELS`.
         points: Aneurysms in RAS+ mm; may be empty for a positive series.
         decisions: What was found and done when the series was harmonized.
+        shape: Voxels along X, Y and Z by the manifest; None where it is not known.
     """
 
     scan_id: str
@@ -50,6 +51,7 @@ class Case:
     labels: tuple[int, ...]
     points: tuple[Point, ...]
     decisions: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
 
     @property
     def present(self) -> bool:
@@ -195,4 +197,5 @@ def _case(root: Path, row: dict[Any, Any]) -> Case:
             for point in points
         ),
         decisions=tuple(row["decisions"]),
+        shape=tuple(int(size) for size in row["shape"]),
     )

@@ -17,6 +17,7 @@ from isal import igzip, igzip_lib
 from numpy.typing import NDArray
 
 from harmonize.errors import Reason, Rejection
+from harmonize.limits import check_claim
 
 GZIP_MAGIC, BZIP2_MAGIC = b"\x1f\x8b", b"BZh"
 OTHER_PACKERS = {b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"\x04\x22\x4d\x18": "lz4"}
@@ -26,9 +27,6 @@ PAIR_MAGICS = {b"ni1\0": nib.Nifti1Header, b"ni2\0": nib.Nifti2Header}
 """Of a header whose voxels lie in a file of their own."""
 
 _ANALYZE = (NIFTI1_SIZE.to_bytes(4, "little"), NIFTI1_SIZE.to_bytes(4, "big"))
-
-MAX_BYTES = 2**32
-"""Voxels claimed beyond 4 GiB are not believed."""
 
 SAME_AFFINE_MM = 0.1
 """qform and sform agree if no corner of the volume moves by more: the quaternion alone costs a hundredth."""
@@ -64,25 +62,26 @@ class NiftiVolume:
     exponent: int = 0
 
 
-def read_nifti(path: Path, header: Path | None = None) -> NiftiVolume:
+def read_nifti(path: Path, header: Path | None = None, *, most: int | None = None) -> NiftiVolume:
     """Read a NIfTI-1 or -2 file of either byte order, plain or packed by gzip or bzip2.
 
     Args:
         path: The ``.nii``, or the ``.img`` of a pair.
         header: The ``.hdr`` of a pair.
+        most: Voxels that the header may claim, where that is less than what is believed of any scan.
 
     Raises:
-        Rejection: The file is cut, damaged, no NIfTI, not 3D, or without a usable affine.
+        Rejection: The file is cut, damaged, too large, no NIfTI, not 3D, or without a usable affine.
         OSError: The disk failed.
     """
     decisions: list[str] = []
     try:
         with path.open("rb") as raw:
             if header is None:
-                found, stored = _read(raw, None)
+                found, stored = _read(raw, None, most)
             else:
                 with header.open("rb") as beside:
-                    found, stored = _read(raw, beside)
+                    found, stored = _read(raw, beside, most)
     except FileNotFoundError as error:
         raise Rejection(Reason.MISSING_FILE, "the file is not there") from error
     except (gzip.BadGzipFile, zlib.error, igzip_lib.IsalError) as error:  # type: ignore[misc]
@@ -130,10 +129,11 @@ def describe_exponent(exponent: int) -> str:
     return f"values beyond the range of float32: divided by 2^{exponent}"
 
 
-def _read(raw: BinaryIO, beside: BinaryIO | None) -> tuple[nib.Nifti1Header, NDArray[Any]]:
+def _read(raw: BinaryIO, beside: BinaryIO | None, most: int | None) -> tuple[nib.Nifti1Header, NDArray[Any]]:
     stream = _unpacked(raw)
     header = _header((stream if beside is None else _unpacked(beside)).read(NIFTI2_SIZE), pair=beside is not None)
     shape, dtype, offset = _layout(header, pair=beside is not None)
+    check_claim(shape, bytes_each=dtype.itemsize, most=most)
     stream.seek(offset)
     size = dtype.itemsize * int(np.prod([float(count) for count in shape]))
     content = stream.read(size)
@@ -197,8 +197,6 @@ def _layout(header: nib.Nifti1Header, *, pair: bool) -> tuple[tuple[int, ...], n
     if dtype.kind not in "iuf" or not 1 <= dtype.itemsize <= 8:
         code = int(header["datatype"])
         raise Rejection(Reason.UNSUPPORTED_ENCODING, f"voxels of NIfTI data type {code} are no intensities")
-    if np.prod([float(count) for count in shape]) * dtype.itemsize > MAX_BYTES:
-        raise Rejection(Reason.TOO_LARGE, f"the header claims {' x '.join(map(str, shape))} voxels")
     offset = float(header["vox_offset"])
     if not (0 if pair else NIFTI1_SIZE) <= offset < 2**24:
         raise Rejection(Reason.UNREADABLE, "the header puts the voxels in an impossible place")

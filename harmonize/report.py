@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from harmonize import charts, outliers
-from harmonize.corpus import Corpus, read_volume
+from harmonize.corpus import FILE_COLUMNS, Corpus, read_volume
 from harmonize.files import room_in
 from harmonize.html import Page
 from harmonize.progress import Progress
@@ -68,12 +68,13 @@ def _draw(path: Path, rows: list[dict[str, Any]], workers: int) -> list[str]:
 
 def _picture(path: Path, row: dict[str, Any]) -> str:
     try:
-        image = read_volume(path / row["image_file_name"])
-        mask = None if row["mask_file_name"] is None else read_volume(path / row["mask_file_name"])
-        brain = None if row["brain_mask_file_name"] is None else read_volume(path / row["brain_mask_file_name"])
+        image, mask, brain = (
+            None if row[name] is None else read_volume(path / row[name], shape=row["shape"]) for name in FILE_COLUMNS
+        )
     except (OSError, ValueError):
         # `harmonize verify` names the fault; the report shows the scan without a picture.
         return ""
+    assert image is not None
     drawn = thumbnail(
         image,
         mask,

@@ -10,16 +10,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-import nibabel as nib
 import numpy as np
 
-from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, Volume, read_volume
+from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, Volume
 from harmonize.errors import Reason
 from harmonize.files import TEMPORARY, sha256_of
 from harmonize.intensity import CT_PADDING_HU
 from harmonize.pipeline import WINDOWED
 from harmonize.progress import Progress
 from harmonize.scan import HU
+from harmonize.volume import WrongShapeError, read_with_header
 
 AFFINE_TOLERANCE = 1e-5
 """In mm; the header holds float32, so a metre is good to 6e-5."""
@@ -84,33 +84,37 @@ def _label_faults(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _row_faults(path: Path, spacing: tuple[float, float, float], row: dict[str, Any]) -> list[str]:
-    image, faults = _file_faults(path, row["image_file_name"], row["sha256"], np.dtype("int16"))
+    shape = tuple(int(size) for size in row["shape"])
+    image, faults = _file_faults(path, row["image_file_name"], row["sha256"], np.dtype("int16"), shape)
     if image is not None:
         faults += [f"{row['image_file_name']}: {fault}" for fault in _image_faults(image, spacing, row)]
     for kind in ("mask", "brain_mask"):
         name = row[f"{kind}_file_name"]
         if name is None:
             continue
-        mask, mask_faults = _file_faults(path, name, row[f"{kind}_sha256"], np.dtype("uint8"))
+        around = shape if image is None else image.stored_XYZ.shape[:3]
+        mask, mask_faults = _file_faults(path, name, row[f"{kind}_sha256"], np.dtype("uint8"), around)
         faults += mask_faults
-        if image is not None and mask is not None:
-            if mask.stored_XYZ.shape != image.stored_XYZ.shape[:3]:
-                faults.append(f"{name}: not of its image's shape")
-            elif not np.allclose(mask.affine, image.affine, atol=AFFINE_TOLERANCE):
-                faults.append(f"{name}: not in its image's place")
+        if image and mask and not np.allclose(mask.affine, image.affine, atol=AFFINE_TOLERANCE):
+            faults.append(f"{name}: not in its image's place")
     return faults
 
 
-def _file_faults(path: Path, name: str, sha256: str, dtype: np.dtype[Any]) -> tuple[Volume | None, list[str]]:
+def _file_faults(
+    path: Path, name: str, sha256: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> tuple[Volume | None, list[str]]:
     """What a file holds, None if it cannot be read; and what is wrong with it whatever it is."""
     file = path / name
     if not file.is_file():
         return None, [f"{name}: missing"]
     faults = [] if sha256_of(file) == sha256 else [f"{name}: its content is not what the manifest's hash names"]
     try:
-        volume = read_volume(file)
-        header = nib.Nifti1Image.from_filename(file).header
-    except (ValueError, OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        volume, header, has_text = read_with_header(file, shape=shape)
+    except WrongShapeError as error:
+        is_image = dtype == np.int16
+        fault = f"shape {error.shape} is not the manifest's {shape}" if is_image else "not of its image's shape"
+        return None, [*faults, f"{name}: {fault}"]
+    except (ValueError, OSError) as error:
         return None, [*faults, f"{name}: cannot be read ({type(error).__name__})"]
     if volume.stored_XYZ.dtype != dtype:
         faults.append(f"{name}: {volume.stored_XYZ.dtype} instead of {dtype}")
@@ -118,15 +122,13 @@ def _file_faults(path: Path, name: str, sha256: str, dtype: np.dtype[Any]) -> tu
         faults.append(f"{name}: qform and sform codes are not both 1")
     elif not np.allclose(header.get_qform(), header.get_sform(), atol=AFFINE_TOLERANCE):
         faults.append(f"{name}: qform and sform differ")
-    if header["descrip"].item() or header["aux_file"].item() or header["intent_name"].item() or header.extensions:
+    if header["descrip"].item() or header["aux_file"].item() or header["intent_name"].item() or has_text:
         faults.append(f"{name}: carries text in its header")
     return volume, faults
 
 
 def _image_faults(image: Volume, spacing: tuple[float, float, float], row: dict[str, Any]) -> Iterator[str]:
     shape = image.stored_XYZ.shape
-    if list(shape[:3]) != list(row["shape"]):
-        yield f"shape {shape[:3]} is not the manifest's {tuple(int(size) for size in row['shape'])}"
     if not np.allclose(image.affine[:3, :3], np.diag(spacing), atol=AFFINE_TOLERANCE):
         yield f"not RAS at {' x '.join(f'{mm:g}' for mm in spacing)} mm"
     if not np.allclose(row["spacing"], spacing, atol=AFFINE_TOLERANCE):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,21 @@ import numpy as np
 from isal import igzip, igzip_lib
 from numpy.typing import NDArray
 
+from harmonize.errors import Rejection
 from harmonize.files import atomic_path
+from harmonize.limits import check_claim
 
 GZIP_LEVEL = 1
 """igzip's level: 1.1 s for 210 MB against zlib's 21 s at its default, for a tenth more size."""
 
 SCANNER_CODE = 1
 """NIFTI_XFORM_SCANNER_ANAT: the affine gives the scanner's own coordinates."""
+
+HEADER_BYTES, OFFSET, MAX_OFFSET = 348, 352, 2**20
+"""Bytes of the header; where voxels begin at the least, and at the most."""
+
+WINDOWS = 3
+"""Channels of a volume with baked CT windows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,30 +89,73 @@ def write_volume(
     return hashlib.sha256(packed).hexdigest()
 
 
-def read_volume(path: Path | str) -> Volume:
-    """Read what `write_volume` wrote.
+class WrongShapeError(ValueError):
+    """The file claims another shape than it should have.
+
+    Attributes:
+        shape: The claim.
+    """
+
+    def __init__(self, path: Path | str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        super().__init__(f"{path} has {shape} voxels, the manifest says {wanted}")
+        self.shape = shape
+
+
+def read_volume(path: Path | str, *, shape: Sequence[int] | None = None) -> Volume:
+    """Read what `write_volume` wrote; no more is unpacked than the header claims.
+
+    Args:
+        path: The file.
+        shape: (X, Y, Z) that the manifest gives, if it is known; checked before the voxels are unpacked.
 
     Raises:
         OSError: The file is not there.
-        ValueError: It is cut, damaged, or no single-file NIfTI-1.
+        WrongShapeError: It claims another shape.
+        ValueError: It is cut, damaged, too large, or no single-file NIfTI-1.
     """
-    packed = Path(path).read_bytes()
+    return read_with_header(path, shape=shape)[0]
+
+
+def read_with_header(path: Path | str, *, shape: Sequence[int] | None = None) -> tuple[Volume, nib.Nifti1Header, bool]:
+    """As `read_volume`, with the header, and whether there is text beside it."""
+    inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     try:
-        raw = igzip.decompress(packed)
+        head = inflater.decompress(Path(path).read_bytes(), OFFSET)
+        if len(head) < OFFSET:
+            raise ValueError(f"{path}: damaged gzip, or no NIfTI-1 header")
+        header = nib.Nifti1Header.from_fileobj(io.BytesIO(head[:HEADER_BYTES] + bytes(4)))
+        claimed, dtype, offset = header.get_data_shape(), header.get_data_dtype(), float(header["vox_offset"])
+        wanted = None if shape is None else tuple(map(int, shape))
+        if wanted is not None and claimed[:3] != wanted:
+            raise WrongShapeError(path, claimed, wanted)
+        check_claim(claimed[:3], bytes_each=dtype.itemsize)
+        if claimed[3:] not in ((), (WINDOWS,)) or min(claimed, default=0) < 1:
+            raise ValueError(f"{path}: {' x '.join(map(str, claimed))} voxels are no volume of a corpus")
+        if not OFFSET <= offset <= MAX_OFFSET:
+            raise ValueError(f"{path}: the header puts the voxels in an impossible place")
+        between, size = int(offset) - OFFSET, dtype.itemsize * int(np.prod(claimed))
+        raw = inflater.decompress(b"", between + size) if between + size else b""
+        whole = inflater.eof or (not inflater.decompress(b"", 1) and inflater.eof)
     except (EOFError, OSError, igzip_lib.IsalError) as error:  # type: ignore[misc]
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ValueError(f"{path}: damaged gzip") from error
-    try:
-        header = nib.Nifti1Header.from_fileobj(io.BytesIO(raw))
     except (nib.wrapstruct.WrapStructError, nib.spatialimages.HeaderDataError) as error:
         raise ValueError(f"{path}: no NIfTI-1 header") from error
-    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
-    if len(raw) - offset < dtype.itemsize * int(np.prod(shape)):
+    except Rejection as rejection:
+        raise ValueError(f"{path}: {rejection.message}") from rejection
+    if len(raw) < between + size and not inflater.eof:
+        raise ValueError(f"{path}: damaged gzip")
+    if len(raw) < between + size:
         raise ValueError(f"{path}: fewer voxels than its header claims")
-    stored = np.frombuffer(raw, dtype=dtype, count=int(np.prod(shape)), offset=offset).reshape(shape, order="F")
+    if not whole:
+        raise ValueError(f"{path}: damaged gzip, or more than the voxels that its header claims")
+    stored = np.frombuffer(raw, dtype=dtype, offset=between).reshape(claimed, order="F")
     slope, inter = header.get_slope_inter()
-    return Volume(
+    volume = Volume(
         stored_XYZ=stored.copy(order="F"),
         slope=1.0 if slope is None else float(slope),
         inter=0.0 if inter is None else float(inter),
         affine=header.get_best_affine(),
     )
+    return volume, header, any(head[HEADER_BYTES:])

@@ -22,7 +22,8 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from harmonize.errors import Reason, Rejection
-from harmonize.nifti import MAX_BYTES, NiftiVolume, describe_exponent, read_nifti, within_float32
+from harmonize.limits import check_claim
+from harmonize.nifti import NiftiVolume, describe_exponent, read_nifti, within_float32
 from harmonize.raw_tree import suffix_of
 
 PACKED = ("", ".gz", ".bz2")
@@ -53,28 +54,29 @@ def stem_of(name: str) -> str:
     return name[: len(name) - len(suffix_of(name))]
 
 
-def read_volume_file(path: Path, header: Path | None = None) -> NiftiVolume:
+def read_volume_file(path: Path, header: Path | None = None, *, most: int | None = None) -> NiftiVolume:
     """Read one volume with its affine.
 
     Args:
         path: The file, or the one with the voxels where there are two.
         header: The file with the header, where there are two.
+        most: Voxels that the header may claim, where that is less than what is believed of any scan.
 
     Raises:
-        Rejection: The file is cut, damaged, of another format, not 3D, or without a usable affine.
+        Rejection: The file is cut, damaged, too large, of another format, not 3D, or without a usable affine.
         OSError: The disk failed.
     """
     suffix = suffix_of(path.name)
     if suffix in SINGLE:
-        return read_nifti(path)
+        return read_nifti(path, most=most)
     if suffix in PARTNERS and header is None:
         raise Rejection(Reason.MISSING_FILE, f"the {PARTNERS[suffix]} of a {suffix} is not there")
     if suffix.startswith(NIFTI_PAIR) and header is not None:
-        return read_nifti(path, header)
-    return _read_by_nibabel(suffix, path, header)
+        return read_nifti(path, header, most=most)
+    return _read_by_nibabel(suffix, path, header, most)
 
 
-def _read_by_nibabel(suffix: str, path: Path, header: Path | None) -> NiftiVolume:
+def _read_by_nibabel(suffix: str, path: Path, header: Path | None, most: int | None) -> NiftiVolume:
     _check_readable(path, header)
     log = logging.getLogger("nibabel.global")
     level = log.level
@@ -89,8 +91,7 @@ def _read_by_nibabel(suffix: str, path: Path, header: Path | None) -> NiftiVolum
                 raise Rejection(Reason.NOT_3D, f"{' x '.join(map(str, shape))} voxels are not one volume")
             if min(shape) < 1:
                 raise Rejection(Reason.EMPTY, "the header claims no voxels")
-            if np.prod([float(count) for count in shape]) * 4 > MAX_BYTES:
-                raise Rejection(Reason.TOO_LARGE, f"the header claims {' x '.join(map(str, shape))} voxels")
+            check_claim(shape, bytes_each=image.get_data_dtype().itemsize, most=most)
             stored: NDArray[Any] = np.asanyarray(image.dataobj).reshape(shape[:3])
             affine = np.asarray(image.affine, np.float64)
     except (ImportError, TripWireError) as error:

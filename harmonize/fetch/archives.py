@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from harmonize.files import atomic_path
+from harmonize.limits import VARIABLE, max_unpacked
 
 CHUNK_BYTES = 1 << 20
 LONGEST_NAME, LONGEST_PATH = 200, 1000
@@ -38,10 +39,21 @@ def unpack(archive: Path, folder: Path, *, place: Callable[[PurePosixPath], Pure
         with opened:
             placed = [(info, place(path)) for info, path in _members(opened, archive)]
             targets = [(info, folder / path) for info, path in placed if path is not None]
+            _check_sizes(archive, [info for info, _ in targets])
             for info, target in targets:
                 if not (target.is_file() and target.stat().st_size == info.file_size):
                     _write(opened, info, target, archive)
     return [target for _, target in targets]
+
+
+def _check_sizes(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that would unpack to far more than it is; zipfile writes no more than a member claims."""
+    claimed, allowed = sum(member.file_size for member in members), max_unpacked(archive.stat().st_size)
+    if claimed > allowed:
+        raise Damaged(
+            f"{archive.name}: claims to unpack to {claimed >> 20} MiB, and at most {allowed >> 20} MiB are believed of "
+            f"it; {VARIABLE} changes that"
+        )
 
 
 def _write(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, archive: Path) -> None:

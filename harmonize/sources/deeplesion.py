@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from harmonize.errors import Reason, Rejection
+from harmonize.limits import check_claim
 from harmonize.raw_tree import Folder, RawTree, suffix_of
 from harmonize.scan import HU, LeftOut, Scan, ScanRef, raise_if_refused
 from harmonize.sources.first_look import check_root, nothing_found
@@ -89,17 +90,17 @@ def load(ref: ScanRef) -> Scan:
     first, last = ref.paths[0].stem, ref.paths[-1].stem
     spacing = _one_spacing(ref.meta["spacings"])
     slices_ZYX: NDArray[np.int16] | None = None
+    low, high = HU_RANGE
+    padding = clipped = 0
     for index, path in enumerate(ref.paths):
-        pixels = _read(path)
+        pixels = _read(path, len(ref.paths), None if slices_ZYX is None else slices_ZYX.shape[1:])
         if slices_ZYX is None:
             slices_ZYX = np.empty((len(ref.paths), *pixels.shape), dtype=np.int16)
-        if pixels.shape != slices_ZYX.shape[1:]:
-            raise Rejection(Reason.MIXED_GEOMETRY, "the slices differ in size")
         slices_ZYX[index] = (pixels.astype(np.int32) - HU_OFFSET).astype(np.int16)
+        padding += int((slices_ZYX[index] < low).sum())
+        clipped += int((slices_ZYX[index] > high).sum())
     if slices_ZYX is None:
         raise Rejection(Reason.EMPTY, "no slices")
-    low, high = HU_RANGE
-    padding, clipped = int((slices_ZYX < low).sum()), int((slices_ZYX > high).sum())
     decisions = [f"slices {int(first):03d} to {int(last):03d}, spacing from the table", "origin unknown, set to 0"]
     if padding:
         decisions.append(f"{padding} padding voxels set to {low}")
@@ -255,14 +256,18 @@ def _parse_spacing(text: str) -> Spacing:
     return x, y, z
 
 
-def _read(path: Path) -> NDArray[np.uint16]:
-    """The pixels of one 16-bit PNG, shape (rows, columns)."""
+def _read(path: Path, slices: int, shape: tuple[int, ...] | None) -> NDArray[np.uint16]:
+    """The pixels of one 16-bit PNG of a run of so many, shape (rows, columns): that of the first, if there is one."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
             if max(image.size) > MAX_SIDE:
                 raise Rejection(Reason.TOO_LARGE, f"a slice of {image.size[0]} x {image.size[1]} pixels")
             if image.mode not in DEPTH_16_MODES:
                 raise Rejection(Reason.UNSUPPORTED_ENCODING, f"a slice of mode {image.mode} instead of 16-bit grey")
+            if shape is None:
+                check_claim((*image.size, slices))
+            elif image.size != shape[::-1]:
+                raise Rejection(Reason.MIXED_GEOMETRY, "the slices differ in size")
             return np.asarray(image).astype(np.uint16)
     except FileNotFoundError as error:
         raise Rejection(Reason.MISSING_FILE, "a slice is not there") from error

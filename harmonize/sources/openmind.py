@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 
 from harmonize.errors import Reason, Rejection
+from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, suffix_of
 from harmonize.scan import ARBITRARY, HU, LeftOut, Mask, Scan, ScanRef, raise_if_refused
 from harmonize.sources.first_look import check_root, nothing_found
@@ -105,7 +106,8 @@ def load(ref: ScanRef) -> Scan:
     decisions = [*cast(tuple[str, ...], ref.meta.get("notes", ())), *image.decisions]
     masks = {}
     for kind, stem, column in MASKS:
-        mask = _mask(ref, kind, stem, str(ref.meta.get(column) or ""), decisions)
+        most = TIMES_NORMAL * image.voxels_XYZ.size
+        mask = _mask(ref, kind, stem, str(ref.meta.get(column) or ""), decisions, most)
         if mask is not None:
             masks[kind] = mask
     return Scan(
@@ -234,7 +236,8 @@ def inputs(ref: ScanRef) -> tuple[Path, ...]:
     return (*ref.paths, *(path for path in masks if path is not None))
 
 
-def _mask(ref: ScanRef, kind: str, stem: str, listed: str, decisions: list[str]) -> Mask | None:
+def _mask(ref: ScanRef, kind: str, stem: str, listed: str, decisions: list[str], most: int) -> Mask | None:
+    """One mask; it may have a grid of its own, but no more than `most` voxels."""
     if listed and not _stays_in_tree(listed):
         raise Rejection(Reason.UNSAFE_NAME, f"the {kind} mask's path leaves the tree")
     path = next((path for path in _mask_candidates(ref, stem, listed) if path.is_file()), None)
@@ -243,7 +246,7 @@ def _mask(ref: ScanRef, kind: str, stem: str, listed: str, decisions: list[str])
             decisions.append(f"the {kind} mask is listed but missing")
         return None
     try:
-        found = read_volume_file(path)
+        found = read_volume_file(path, most=most)
     except Rejection as rejection:
         decisions.append(f"the {kind} mask was left out: {rejection.message}")
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +11,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -23,6 +27,9 @@ SEGMENTATIONS, MASK_ENDING = "segmentations", "_cowseg"
 
 MAX_MASK_DISTANCE_MM = 10.0
 """A vessel mask whose centre is farther from the image's centre belongs to another image."""
+
+HEADER_BYTES = 348
+_OTHER_SHAPE = "its shape is not the volume's"
 
 NIFTI_FAULTS = (
     ImageFileError, HeaderDataError, WrapStructError, zlib.error, OSError, EOFError, ValueError, TypeError,
@@ -55,9 +62,13 @@ def find_masks(root: Path, tree: RawTree, rows: Iterable[str]) -> dict[str, Path
 def read_mask(path: Path, scan: Scan) -> Mask | None:
     """The vessel mask, or None with a decision where it does not belong to the volume."""
     try:
-        image = nib.Nifti1Image.from_filename(path)
-        labels = np.asanyarray(image.dataobj).squeeze()
-        affine = np.asarray(image.affine, np.float64)
+        header = _header(path)
+        # Compared before the voxels are read: a few bytes may claim any number of them.
+        if sorted(size for size in header.get_data_shape() if size != 1) != sorted(scan.voxels_XYZ.shape):
+            scan.decisions.append(f"mask dropped: {_OTHER_SHAPE}")
+            return None
+        labels = np.asanyarray(ArrayProxy(os.fspath(path), header, mmap=False)).squeeze()
+        affine = np.asarray(header.get_best_affine(), np.float64)
     except NIFTI_FAULTS as error:
         scan.decisions.append(f"mask dropped: it cannot be read ({type(error).__name__})")
         return None
@@ -68,10 +79,16 @@ def read_mask(path: Path, scan: Scan) -> Mask | None:
     return Mask(labels_XYZ=labels.astype(np.uint8), affine=affine)
 
 
+def _header(path: Path) -> nib.Nifti1Header:
+    """The header alone: nibabel reads what is said beside it too, as large as it claims to be."""
+    with ImageOpener(os.fspath(path)) as stream:
+        return nib.Nifti1Header.from_fileobj(io.BytesIO(stream.read(HEADER_BYTES).ljust(HEADER_BYTES + 4, b"\0")))
+
+
 def _mask_fault(labels: NDArray[Any], affine: NDArray[np.float64], scan: Scan) -> str:
     # Converters may turn a sagittal stack round, so the axes' order may differ; the affine says where they lie.
     if sorted(labels.shape) != sorted(scan.voxels_XYZ.shape):
-        return "its shape is not the volume's"
+        return _OTHER_SHAPE
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         return "its affine is singular"
     last = np.array(scan.voxels_XYZ.shape) - 1.0

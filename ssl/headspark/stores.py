@@ -67,14 +67,14 @@ def decoded_bytes(scans: Sequence[ScanItem]) -> int:
     return sum(int(np.prod(scan.shape)) * (2 * scan.channels + (scan.mask is not None)) for scan in scans)
 
 
-def read_corpus_file(path: Path, *, scan_id: str) -> Volume:
-    """Read a volume of a corpus.
+def read_corpus_file(path: Path, *, scan_id: str, shape: tuple[int, ...] | None = None) -> Volume:
+    """Read a volume of a corpus; its first three axes are compared with `shape` before they are unpacked.
 
     Raises:
         UserError: It is gone or damaged; names the scan and the file.
     """
     try:
-        return read_volume(path)
+        return read_volume(path, shape=shape)
     except FileNotFoundError as error:
         raise _broken(scan_id, f"{path} is gone") from error
     except OSError as error:
@@ -90,8 +90,10 @@ def decode(scan: ScanItem) -> Decoded:
         UserError: A file is gone or damaged, or not the one of the manifest; names the scan and the file.
     """
     image, mask = scan.image, scan.mask
-    volume = read_corpus_file(image, scan_id=scan.scan_id)
-    labels_XYZ = None if mask is None else read_corpus_file(mask, scan_id=scan.scan_id).stored_XYZ
+    volume = read_corpus_file(image, scan_id=scan.scan_id, shape=scan.shape)
+    labels_XYZ = None
+    if mask is not None:
+        labels_XYZ = read_corpus_file(mask, scan_id=scan.scan_id, shape=scan.shape).stored_XYZ
     if volume.stored_XYZ.dtype != np.int16:
         raise _broken(scan.scan_id, f"{image} holds {volume.stored_XYZ.dtype} voxels, int16 expected")
     for path, found, wanted in (
