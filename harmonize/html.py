@@ -77,9 +77,11 @@ class Page:
         self._parts.append(f"<div class=scroll><table><tr>{head}</tr>{body}</table></div>")
 
     def figure(self, figure: Figure, *, caption: str, dpi: int = 110) -> None:
-        """Add a matplotlib figure."""
+        """Add a matplotlib figure; its texts are drawn as they are."""
+        from harmonize.figures import take_literally  # pages without figures go without matplotlib
+
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+        take_literally(figure).savefig(stream, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
         self.picture(stream.getvalue(), caption=caption)
 
     def picture(self, png: bytes, *, caption: str) -> None:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from harmonize.figures import take_literally
 from harmonize.files import atomic_path
 
 PANEL_INCH = 2.4
@@ -57,4 +58,4 @@ def write_triptychs(path: Path, rows: Sequence[Triptych], *, title: str) -> None
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, atomically, without a date or version in it."""
     with atomic_path(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary, metadata={"Software": None})
+        FigureCanvasAgg(take_literally(figure)).print_png(temporary, metadata={"Software": None})
