@@ -18,9 +18,10 @@ from harmonize.dicom_repeats import one_picture_a_place, picture_of, read_some
 from harmonize.dicom_rescale import settle_rescale
 from harmonize.dicom_separation import split_by_identity
 from harmonize.dicom_units import settle_units
-from harmonize.errors import Reason, Rejection
+from harmonize.errors import Reason, Rejection, UserError, unforeseen
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import Scan
+from harmonize.time_limit import ONE_TURN
 
 _INDEX = "DICOMDIR"
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
@@ -124,12 +125,18 @@ def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
     damaged: list[tuple[Path, Rejection]] = []
     for path in paths:
         try:
-            frames = read_frames(path, keep_derived=rules.keep_derived, assume_geometry=rules.assume_geometry)
+            with ONE_TURN:
+                frames = read_frames(path, keep_derived=rules.keep_derived, assume_geometry=rules.assume_geometry)
         except Rejection as rejection:
             damaged.append((path, rejection))
         except OSError as error:
             reason = Reason.MISSING_FILE if isinstance(error, FileNotFoundError) else Reason.IO_ERROR
             damaged.append((path, Rejection(reason, f"a file cannot be read: {error.strerror}")))
+        except UserError:
+            raise
+        except Exception as error:
+            # One file must not end the look at a hundred thousand.
+            damaged.append((path, unforeseen(error)))
         else:
             for frame in frames:
                 # Without a series UID (some anonymisers drop it) a folder is the best guess at a series.
@@ -137,7 +144,7 @@ def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
     _join_drawn(series)
     volumes = []
     for frames in (series[name] for name in sorted(series)):
-        volumes += _volumes_of(frames, rules)
+        volumes += _volumes_or_refusal(frames, rules)
     for path, fault in damaged:
         stack = Stack(frames=(), refusal=(fault.reason, fault.message))
         volumes.append(Volume(paths=(path,), series_uid="", number=0, part=0, stack=stack))
@@ -246,6 +253,19 @@ def _join_drawn(series: dict[str, list[Frame]]) -> None:
             for name in names:
                 del series[name]
             series[folder.as_posix()].extend(frames)
+
+
+def _volumes_or_refusal(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
+    try:
+        with ONE_TURN:
+            return _volumes_of(frames, rules)
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        # Nor must one series.
+        fault = error if isinstance(error, Rejection) else unforeseen(error)
+        stack = Stack(frames=tuple(frames), refusal=(fault.reason, fault.message))
+        return _number(frames[0].header.series_uid, (), [stack])
 
 
 def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[Volume]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from harmonize import changes, duplicates, histograms, journal, ledger, lock, pool, sources, target
+from harmonize import changes, duplicates, histograms, journal, ledger, lock, pool, sources, target, time_limit
 from harmonize import corpus as layout
 from harmonize.changes import State
 from harmonize.errors import Reason, Rejection, UserError
@@ -21,7 +21,7 @@ from harmonize.executors import Executor, cause_of_death, local, within
 from harmonize.files import room_in
 from harmonize.fingerprint import Fingerprint, look_and_read
 from harmonize.ledger import Ledger
-from harmonize.process import label_row, process, refused
+from harmonize.process import label_row, process, refused, refused_at_sight
 from harmonize.progress import Progress
 from harmonize.raw_scans import Found, discover, key_of, of_shard
 from harmonize.scan import ScanRef
@@ -33,6 +33,9 @@ __all__ = ["LOCK", "Executor", "Summary", "check", "merge", "run"]
 
 GONE = {Reason.IO_ERROR.value, Reason.MISSING_FILE.value}
 """What a scan is refused for when the disk below it goes away."""
+
+AT_ONCE = 1000
+"""Scans that are looked over before the journal is seen onto the disk, in case discovery refused them."""
 
 LOCK = target.LOCK
 SHARD_IS_FITTING = "another shard of this corpus is fitting the standard histograms; waiting for it"
@@ -80,7 +83,8 @@ def run(
         # Whatever is wrong with the command is said before the long look at the raw folder, and a wrong raw folder is
         # said before the first write.
         check(source, root, out, settings, shard=shard, nyul_folder=nyul_folder)
-        found = discover(source, root, settings, limit)
+        with time_limit.watched(time_limit_s):
+            found = discover(source, root, settings, limit)
         stack.enter_context(room_in(out))
         _take(stack, out, source, settings, shard)
         if settings.mri_norm == "nyul":
@@ -210,11 +214,12 @@ class _Run:
     run_over: Executor
     ledger: Ledger
     summary: Summary
+    refusals: int = 0
 
     def bring_in(self, found: Found, *, retry: bool) -> None:
         """Do every scan that has no outcome, or one that no longer speaks of its raw data."""
-        for ref in found.doubles:
-            self.ledger.add(refused(ref, self.settings, Rejection(Reason.DUPLICATE, "another scan has the same name")))
+        twice = Rejection(Reason.DUPLICATE, "another scan has the same name")
+        self.ledger.add_all(refused(ref, self.settings, twice) for ref in found.doubles)
         states = self._judge(found.references, retry=retry)
         missing = [ref for ref in found.references if states[ref.key] in (State.MISSING, State.CHANGED)]
         self.summary.found = len(found.references) + len(found.doubles)
@@ -297,27 +302,36 @@ class _Run:
         return not changes.has_files(record, self.out)
 
     def _work(self, missing: list[ScanRef], total: int) -> None:
-        rejected = 0
         with Progress(f"harmonize {self.source}", total=total, done=total - len(missing)) as progress:
-            results = self.run_over(partial(process, corpus=self.out, settings=self.settings), missing)
+            wanted = []
+            for start in range(0, len(missing), AT_ONCE):
+                refs = missing[start : start + AT_ONCE]
+                seen = [refused_at_sight(ref, self.settings) for ref in refs]
+                wanted += [ref for ref, record in zip(refs, seen, strict=True) if record is None]
+                self._take_in([record for record in seen if record is not None], progress)
+            results = self.run_over(partial(process, corpus=self.out, settings=self.settings), wanted)
             # Closed at once, so that no worker writes on while an error ends the run.
             with closing(results) as results:  # type: ignore[type-var]
                 for ref, result in results:
                     if isinstance(result, pool.Died):
                         fault = Rejection(Reason.WORKER_DIED, cause_of_death(result))
                         result = refused(ref, self.settings, fault)
-                    refusal = result.rejection
-                    if refusal is not None and refusal["reason"] in GONE:
-                        sources.check_still_there(self.root)
-                    stands = self.ledger.add(result)
-                    if refusal is not None:
-                        rejected += 1
-                        message = f"{refusal['reason']}: {refusal['message']}"
-                        if stands.row is not None:
-                            self.summary.outdated += 1
-                            message += "; the scan made before stays"
-                        progress.say(f"rejected {result.raw_hash}: {message}")
-                    progress.advance(rejected=rejected)
+                    self._take_in([result], progress)
+
+    def _take_in(self, records: list[journal.Record], progress: Progress) -> None:
+        """Note what became of scans, and say what was refused."""
+        if any(record.rejection is not None and record.rejection["reason"] in GONE for record in records):
+            sources.check_still_there(self.root)
+        for record, stands in zip(records, self.ledger.add_all(records), strict=True):
+            refusal = record.rejection
+            if refusal is not None:
+                self.refusals += 1
+                message = f"{refusal['reason']}: {refusal['message']}"
+                if stands.row is not None:
+                    self.summary.outdated += 1
+                    message += "; the scan made before stays"
+                progress.say(f"rejected {record.raw_hash}: {message}")
+            progress.advance(rejected=self.refusals)
 
 
 def _read(record: journal.Record) -> Fingerprint:

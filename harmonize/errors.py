@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from enum import StrEnum
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -65,6 +67,13 @@ class Rejection(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not survive the pickling between processes by themselves.
         return _rebuild_rejection, (self.reason, self.message, self.stage)
+
+
+def unforeseen(error: Exception) -> Rejection:
+    """A refusal for a fault that nobody foresaw; the fault's own text is left out, because it may quote a header."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}:{frame.lineno}"
+    return Rejection(Reason.UNREADABLE, f"unexpected {type(error).__name__} in {place}")
 
 
 def _rebuild_rejection(reason: Reason, message: str, stage: str) -> Rejection:

@@ -36,17 +36,27 @@ class Ledger:
         A scan that was accepted before outlives a failure to read it again. Otherwise the new outcome stands, and files
         of the old one that it does not name are removed.
         """
-        key = (record.source, record.raw_hash)
-        old = self.records.get(key)
-        if old is not None:
-            if is_passing(record) and old.row is not None and has_files(old, self._out):
-                return old
-            record = replace(record, attempt=old.attempt + 1)
-            # Before the line is written: were the run killed in between, the scan would be found without its files.
-            self._remove(old, record)
-        journal.append(self._stream, record)
-        self.records[key] = record
-        return record
+        return self.add_all([record])[0]
+
+    def add_all(self, records: Iterable[Record]) -> list[Record]:
+        """As `add`, of several scans, which are seen onto the disk at once."""
+        standing, new = [], {}
+        for record in records:
+            key = (record.source, record.raw_hash)
+            old = self.records.get(key)
+            if old is not None:
+                if is_passing(record) and old.row is not None and has_files(old, self._out):
+                    standing.append(old)
+                    continue
+                record = replace(record, attempt=old.attempt + 1)
+                # Before the line is written: were the run killed in between, the scan would be found without its files.
+                self._remove(old, record)
+            standing.append(record)
+            new[key] = record
+        if new:
+            journal.append(self._stream, *new.values())
+            self.records |= new
+        return standing
 
     def note(self, records: Iterable[Record]) -> None:
         """Take in more about scans whose outcome stays."""

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -79,6 +79,26 @@ def refused(ref: ScanRef, settings: Settings, rejection: Rejection) -> Record:
         "message": rejection.message,
     }
     return Record(source=ref.source, raw_hash=raw, rejection=entry, labels=label_row(ref, settings))
+
+
+def refused_at_sight(ref: ScanRef, settings: Settings) -> Record | None:
+    """The record of a scan that nobody need open to refuse: discovery said why, or none of its files has a byte."""
+    said = ref.meta.get("refused")
+    if said is not None:
+        reason, message = cast(tuple[str, str], said)
+        rejection = Rejection(Reason(reason), message)
+    elif _holds_nothing(ref):
+        rejection = Rejection(Reason.EMPTY, "an empty file" if len(ref.paths) == 1 else "all files are empty")
+    else:
+        return None
+    return replace(refused(ref, settings, rejection), read=fingerprint.look_at_each(ref, settings.salt))
+
+
+def _holds_nothing(ref: ScanRef) -> bool:
+    try:
+        return bool(ref.paths) and all(path.stat().st_size == 0 for path in ref.paths)
+    except OSError:
+        return False
 
 
 def label_row(ref: ScanRef, settings: Settings) -> dict[str, Any] | None:
