@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from harmonize import fingerprint, identity, nyul, sources
 from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import brain_mask_name, image_name, mask_name, write_volume
-from harmonize.errors import Reason, Rejection, UserError
+from harmonize.errors import Reason, Rejection, UserError, unforeseen
 from harmonize.files import NO_ROOM, no_room
 from harmonize.foreground import values_inside
 from harmonize.journal import Record
@@ -154,13 +153,11 @@ def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> Record:
     except (OSError, MemoryError, UserError):
         raise
     except Exception as error:
-        # The one place where a fault that nobody foresaw becomes a refusal: a damaged file must not end a run over a
-        # hundred thousand. Its text is left out, because it may quote a header.
+        # Here and in discovery a fault that nobody foresaw becomes a refusal: a damaged file must not end a run over a
+        # hundred thousand.
         if os.environ.get(DEBUG_VARIABLE):
             show_frames(error)
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(frame.filename).name}:{frame.lineno}"
-        return refused(ref, settings, Rejection(Reason.UNREADABLE, f"unexpected {type(error).__name__} in {place}"))
+        return refused(ref, settings, unforeseen(error))
 
 
 def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Settings) -> Record:
