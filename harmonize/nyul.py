@@ -9,6 +9,7 @@ percentiles, so each side reads what the other wrote.
 from __future__ import annotations
 
 import io
+import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +195,7 @@ def _array(content: bytes) -> NDArray[np.float64] | None:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, EOFError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, EOFError, tokenize.TokenError) as error:
         raise ValueError("no .npy file") from error
     if dtype.hasobject or dtype.kind not in "fiu" or len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
         return None

@@ -26,6 +26,7 @@ SCALER = (
 """Shape of a gradient scaler's state, for `harmonize.small.fits`; there is none, or an idle one, without fp16."""
 
 _DEEPEST = 32
+_NEEDED = {"params", "lr", "betas", "eps", "weight_decay", "momentum"}
 _LIKE_THE_PARAMETER = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 """What optimizers keep of a parameter in its own shape; others keep rows and columns, which only they know."""
 
@@ -56,16 +57,21 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> boo
         state: Of ``optimizer.state_dict()``.
         optimizer: With as many groups, and parameters in each.
     """
+    is_adam = isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.Adam)
     ids = [number for group in state["param_groups"] for number in group["params"]]
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     if not all(type(number) is int for number in ids) or len(set(ids)) != len(ids):
         return False
     for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        if "lr" not in group or any(_is_number(own[name]) != _is_number(group[name]) for name in own.keys() & group):
+        if not _NEEDED & own.keys() <= group.keys() or any(
+            _is_number(own[name]) != _is_number(group[name]) for name in own.keys() & group
+        ):
             return False
     shapes = {number: parameter.shape for number, parameter in zip(ids, parameters, strict=True)}
     for number, kept in state["state"].items():
         if number not in shapes or not isinstance(kept, dict):
+            return False
+        if kept and is_adam and not {"step", "exp_avg", "exp_avg_sq"} <= kept.keys():
             return False
         for name, value in kept.items():
             if name == "step" and not _is_number(value):
@@ -79,7 +85,7 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> boo
 def _is_number(value: Any) -> bool:
     """Whether it is a number, or a tensor of one."""
     if isinstance(value, Tensor):
-        return value.numel() == 1
+        return value.numel() == 1 and value.dtype != torch.bool
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
