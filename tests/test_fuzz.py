@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,23 @@ from types import ModuleType
 
 import pytest
 from fuzz import damage, worker
-from fuzz.kinds import Kind, make
+from fuzz.kinds import KINDS, Kind, make
 
 from harmonize.errors import Reason, Rejection, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+CASES = 100
+"""Of a format; what reads them in CI is quick, and `python tests/fuzz --forever` goes on."""
+
+
+@pytest.mark.parametrize("module", KINDS)
+def test_damaged_files_of_every_kind_are_read_or_refused(module: str, tmp_path: Path) -> None:
+    words = [sys.executable, "tests/fuzz", *KINDS[module], f"--cases={CASES}", f"--kept={tmp_path / 'found'}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == list(KINDS[module])
 
 
 def command() -> ModuleType:
