@@ -332,13 +332,15 @@ def _architecture(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _strides(plan: Mapping[str, Any], stages: int) -> tuple[int, ...]:
-    kwargs = (plan.get("architecture_plans") or {}).get("arch_kwargs") or {}
+    architecture = plan.get("architecture_plans") or {}
+    kwargs = (architecture.get("arch_kwargs") or {}) if isinstance(architecture, dict) else None
+    found = kwargs.get("strides", [1] + [2] * (stages - 1)) if isinstance(kwargs, dict) else None
     strides = []
-    for stride in kwargs.get("strides", [1] + [2] * (stages - 1)):
-        edges = {stride} if isinstance(stride, int) else set(stride)
-        if len(edges) != 1:
-            raise UserError(f"the adaptation plan has strides of {list(stride)}; only isotropic ones are read")
-        strides.append(edges.pop())
+    for stride in found if isinstance(found, list | tuple) else [None]:
+        edges = list(stride) if isinstance(stride, list | tuple) else [stride]
+        if not edges or any(type(edge) is not int or edge != edges[0] for edge in edges):
+            raise UserError(f"the adaptation plan has strides of {stride}; only isotropic ones are read")
+        strides.append(edges[0])
     return tuple(strides)
 
 

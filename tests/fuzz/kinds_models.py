@@ -28,7 +28,7 @@ from headspark.checkpoint import check_fits, load_newest
 from headspark.claim import read_metrics, read_state
 from headspark.config import read_recipe
 from headspark.recipe import Recipe
-from headspark.training import NEEDED, prepare, restore
+from headspark.training import NEEDED, SHAPE, prepare, restore
 
 torch.set_num_threads(1)
 OLD_STEP, NEW_STEP = "step_000002", "step_000004"
@@ -70,7 +70,9 @@ def _checkpoint(folder: Path, name: str, damage: Damage) -> Kind:
         (newest / "checkpoint.json").write_text(json.dumps(sealed), encoding="utf-8")
 
     def read() -> None:
-        fits = functools.partial(check_fits, model=training.bare, optimizer=training.optimizer, needs=NEEDED)
+        fits = functools.partial(
+            check_fits, model=training.bare, optimizer=training.optimizer, needs=NEEDED, shape=SHAPE
+        )
         found = load_newest(checkpoints, say=lambda line: None, fits=fits)
         if found is None:
             raise Fault("the older checkpoint was not taken either")
