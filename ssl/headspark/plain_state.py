@@ -83,6 +83,10 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> boo
     return True
 
 
+def _are_two_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(each) for each in value)
+
+
 def _is_number(value: Any) -> bool:
     """Whether it is a number, or a tensor of one."""
     if isinstance(value, Tensor):
