@@ -125,6 +125,7 @@ def read_with_header(path: Path | str, *, shape: Sequence[int] | None = None) ->
             raise ValueError(f"{path}: damaged gzip, or no NIfTI-1 header")
         header = nib.Nifti1Header.from_fileobj(io.BytesIO(head[:HEADER_BYTES] + bytes(4)))
         claimed, dtype, offset = header.get_data_shape(), header.get_data_dtype(), float(header["vox_offset"])
+        (slope, inter), affine = header.get_slope_inter(), header.get_best_affine()
         wanted = None if shape is None else tuple(map(int, shape))
         if wanted is not None and claimed[:3] != wanted:
             raise WrongShapeError(path, claimed, wanted)
@@ -151,11 +152,10 @@ def read_with_header(path: Path | str, *, shape: Sequence[int] | None = None) ->
     if not whole:
         raise ValueError(f"{path}: damaged gzip, or more than the voxels that its header claims")
     stored = np.frombuffer(raw, dtype=dtype, offset=between).reshape(claimed, order="F")
-    slope, inter = header.get_slope_inter()
     volume = Volume(
         stored_XYZ=stored.copy(order="F"),
         slope=1.0 if slope is None else float(slope),
         inter=0.0 if inter is None else float(inter),
-        affine=header.get_best_affine(),
+        affine=affine,
     )
     return volume, header, any(head[HEADER_BYTES:])
