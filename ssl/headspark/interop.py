@@ -7,7 +7,6 @@ runs. Where nnssl has untied the two, ``conv`` and ``norm`` are left at their in
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -77,7 +76,7 @@ class NnsslCheckpoint:
             "orientation": "RAS",
             "spacing_mm": list(self.spacing or ONE_MM),
             "ct_windows": list(DEFAULT_CT_WINDOWS[: self.encoder.config.in_channels]),
-            "mri_norms": {(self.plan.get("pretrain_plan") or {}).get("dataset_name", "nnssl"): "zscore"},
+            "mri_norms": {str(_section(self.plan, "pretrain_plan").get("dataset_name", "nnssl")): "zscore"},
         }
 
 
@@ -332,9 +331,8 @@ def _architecture(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _strides(plan: Mapping[str, Any], stages: int) -> tuple[int, ...]:
-    architecture = plan.get("architecture_plans") or {}
-    kwargs = (architecture.get("arch_kwargs") or {}) if isinstance(architecture, dict) else None
-    found = kwargs.get("strides", [1] + [2] * (stages - 1)) if isinstance(kwargs, dict) else None
+    kwargs = _section(_section(plan, "architecture_plans"), "arch_kwargs")
+    found = kwargs.get("strides", [1] + [2] * (stages - 1))
     strides = []
     for stride in found if isinstance(found, list | tuple) else [None]:
         edges = list(stride) if isinstance(stride, list | tuple) else [stride]
@@ -345,10 +343,18 @@ def _strides(plan: Mapping[str, Any], stages: int) -> tuple[int, ...]:
 
 
 def _spacing(plan: Mapping[str, Any]) -> tuple[float, ...] | None:
-    for configuration in (plan.get("pretrain_plan") or {}).get("configurations", {}).values():
-        if isinstance(configuration, Mapping) and configuration.get("spacing"):
-            return tuple(float(edge) for edge in configuration["spacing"])
+    configurations = _section(_section(plan, "pretrain_plan"), "configurations")
+    for name in configurations:
+        spacing = _section(configurations, name).get("spacing")
+        if isinstance(spacing, list | tuple) and spacing and all(type(edge) in (int, float) for edge in spacing):
+            return tuple(float(edge) for edge in spacing)
     return None
+
+
+def _section(plan: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a plan; empty where it is absent or something else."""
+    found = plan.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -359,7 +365,8 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    # What a damaged archive or a foreign pickle makes PyTorch raise has no common base below Exception.
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read as plain weights, and nothing else is loaded: {reason}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), Mapping):

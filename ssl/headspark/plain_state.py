@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 SCALER = (
     type(None),
@@ -67,7 +67,6 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> boo
             _is_number(own[name]) != _is_number(group[name]) for name in own.keys() & group
         ):
             return False
-    is_adam = isinstance(getattr(optimizer, "optimizer", optimizer), Adam)  # AdamW, too; accelerate wraps them
     shapes = {number: parameter.shape for number, parameter in zip(ids, parameters, strict=True)}
     for number, kept in state["state"].items():
         if number not in shapes or not isinstance(kept, dict):
@@ -81,10 +80,6 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> boo
             if name in _LIKE_THE_PARAMETER and value is not None and not same:
                 return False
     return True
-
-
-def _are_two_numbers(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(each) for each in value)
 
 
 def _is_number(value: Any) -> bool:
