@@ -333,9 +333,9 @@ def _architecture(config: EncoderConfig) -> dict[str, Any]:
 def _strides(plan: Mapping[str, Any], stages: int) -> tuple[int, ...]:
     kwargs = _section(_section(plan, "architecture_plans"), "arch_kwargs")
     found = kwargs.get("strides", [1] + [2] * (stages - 1))
-    strides = []
+    strides: list[int] = []
     for stride in found if isinstance(found, list | tuple) else [None]:
-        edges = list(stride) if isinstance(stride, list | tuple) else [stride]
+        edges: list[Any] = list(stride) if isinstance(stride, list | tuple) else [stride]
         if not edges or any(type(edge) is not int or edge != edges[0] for edge in edges):
             raise UserError(f"the adaptation plan has strides of {stride}; only isotropic ones are read")
         strides.append(edges[0])
