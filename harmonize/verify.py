@@ -21,6 +21,9 @@ from harmonize.progress import Progress
 from harmonize.scan import HU
 from harmonize.volume import WrongShapeError, read_with_header
 
+NUMBERS_OF_A_SCAN = {"shape": 3, "spacing": 3, "foreground_box": 6}
+"""Columns without which a file cannot be held against its row, and how many numbers each has."""
+
 AFFINE_TOLERANCE = 1e-5
 """In mm; the header holds float32, so a metre is good to 6e-5."""
 
@@ -84,6 +87,9 @@ def _label_faults(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _row_faults(path: Path, spacing: tuple[float, float, float], row: dict[str, Any]) -> list[str]:
+    untold = [name for name, count in NUMBERS_OF_A_SCAN.items() if row[name] is None or len(row[name]) != count]
+    if untold:
+        return [f"{row['image_file_name']}: the manifest does not say its {', '.join(untold)}"]
     shape = tuple(int(size) for size in row["shape"])
     image, faults = _file_faults(path, row["image_file_name"], row["sha256"], np.dtype("int16"), shape)
     if image is not None:

@@ -185,3 +185,11 @@ def test_a_label_table_that_says_otherwise_than_the_manifest_is_found(corpus: Pa
     ):
         pq.write_table(pa.Table.from_pylist(change(table), schema=LABEL_SCHEMA), corpus / "labels.parquet")
         assert [fault in line for line in verify(corpus)] == [True]
+
+
+@pytest.mark.parametrize("column", ["shape", "spacing", "foreground_box"])
+@pytest.mark.parametrize("value", [None, [1]])
+def test_a_row_without_its_numbers_is_a_fault(corpus: Path, column: str, value: list[int] | None) -> None:
+    edit(corpus, lambda row: row.update({column: value}))
+    faults = verify(corpus)
+    assert [fault for fault in faults if fault.endswith(f"the manifest does not say its {column}")], faults
