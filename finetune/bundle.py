@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from finetune.data import DataConfig
 from finetune.model import AneurysmClassifier, HeadConfig
 from finetune.rsna import SOURCE, Case
+from harmonize import nyul
 from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import NYUL, Corpus
 from harmonize.errors import UserError
@@ -133,7 +135,7 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
     """
     settings = bundle.settings
     if settings.nyul_folder is not None and settings.nyul_folder != folder / NYUL:
-        shutil.copytree(settings.nyul_folder, folder / NYUL, dirs_exist_ok=True)
+        _copy_histograms(settings.nyul_folder, folder / NYUL)
     brain: dict[str, str] = {}
     if settings.apply_brain and settings.brain_model is not None:
         if settings.brain_model != folder / BRAIN:
@@ -160,6 +162,15 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
             },
         },
     )
+
+
+def _copy_histograms(corpus: Path, model: Path) -> None:
+    """Copy the standard histograms of a corpus, and nothing that lies beside them or that they are links to."""
+    for path in sorted(corpus.glob("*.npy")):
+        if path.is_symlink():
+            continue
+        with suppress(UserError):  # a damaged one is named when a series wants it
+            nyul.save(model / path.name, nyul.load(path))
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -191,7 +202,7 @@ def read_bundle(folder: Path) -> Bundle:
 def _bundle_of(folder: Path, config: dict[str, Any]) -> Bundle:
     settings = dict(config["harmonize"])
     x, y, z = settings.pop("spacing")
-    nyul = folder / NYUL if settings["mri_norm"] == "nyul" else None
+    histograms = folder / NYUL if settings["mri_norm"] == "nyul" else None
     brain = settings.pop(APPLIED_BRAIN, None)
     if brain is not None:
         if not (folder / BRAIN).is_file() or sha256_of(folder / BRAIN) != brain:
@@ -201,7 +212,7 @@ def _bundle_of(folder: Path, config: dict[str, Any]) -> Bundle:
         encoder=from_plain(EncoderConfig, config["encoder"]),
         head=from_plain(HeadConfig, config["head"]),
         data=from_plain(DataConfig, config["data"]),
-        settings=Settings(spacing=(x, y, z), nyul_folder=nyul, **settings),
+        settings=Settings(spacing=(x, y, z), nyul_folder=histograms, **settings),
     )
 
 

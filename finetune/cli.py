@@ -7,9 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from harmonize.errors import UserError
+from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors, say, warn
 
 
@@ -65,15 +65,10 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see `{self.prog} --help`", exit_code=2)
-
-
 def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = _Parser(
+    parser = Parser(
         prog="finetune",
         description="Use a model that `accelerate launch -m finetune.train` made.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -19,8 +18,9 @@ from finetune.demo_report import write_report
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import write_json
+from harmonize.parser import Parser
 from harmonize.sources import SOURCES
-from harmonize.terminal import say, warn
+from harmonize.terminal import hide_texts_of_errors, say, warn
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING_SOURCES = tuple(name for name in SOURCES if name != "rsna")
@@ -97,7 +97,7 @@ def run_demo(demo: Demo) -> None:
     seconds = _read_json(demo.out / "seconds.json")
 
     def step(name: str, title: str, commands: Sequence[Sequence[str]], *, done: bool) -> None:
-        print(f"\n== {title}" + (" (already there)" if done else ""), flush=True)
+        say("", f"== {title}" + (" (already there)" if done else ""))
         if done:
             return
         start = time.monotonic()
@@ -157,14 +157,12 @@ def run_demo(demo: Demo) -> None:
           "--corpus", str(demo.corpus_rsna), "--encoder", str(demo.encoder), "--out", str(demo.model), *demo.finetune]],
         done=_finished(demo.model),
     )  # fmt: skip
-    print("\n== 7/7 predict one series, and draw the report", flush=True)
+    say("", "== 7/7 predict one series, and draw the report")
     series = _series_to_predict(demo)
     prediction = json.loads(_call(["finetune", "predict", str(demo.model), str(series)], capture=True))
     headline = write_report(demo, series=series.name, prediction=prediction, seconds=seconds)
-    print()
-    for name, value in headline:
-        print(f"  {name:<44} {value}")
-    print(f"\n{out}: done in {time.monotonic() - began:.0f} s; open {demo.report}")
+    say("", *(f"  {name:<44} {value}" for name, value in headline))
+    say("", f"{out}: done in {time.monotonic() - began:.0f} s; open {demo.report}")
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -216,7 +214,8 @@ def _call(command: Sequence[str], *, capture: bool = False) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m finetune.demo``."""
-    parser = argparse.ArgumentParser(prog="finetune.demo", description=__doc__)
+    hide_texts_of_errors()
+    parser = Parser(prog="finetune.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything the demo writes")
     try:
         run_demo(Demo(out=parser.parse_args(arguments).out))

@@ -36,7 +36,6 @@ from finetune.stages import apply_rates, total_steps
 from finetune.step_log import log_score, log_skip, log_steps, summary
 from finetune.trainer import NEEDED, SHAPE, StepReport, Trainer, make_trainer, notes, restore, snapshot
 from finetune.validation import ADVICE, check_result, validate, validate_if_due
-from harmonize import terminal
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
@@ -45,7 +44,7 @@ from headspark.checkpoint import check_fits, load_newest, save_checkpoint
 from headspark.claim import CHECKPOINTS
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.data import Plan
-from headspark.device import agree, enter_on_main, mixed_precision, threads_of_a_rank
+from headspark.device import agree, enter_on_main, mixed_precision, say_once, threads_of_a_rank
 from headspark.diverged import Diverged
 from headspark.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted, interrupts, say_nothing_to_save
 
@@ -111,13 +110,13 @@ def _train(
     check_patch(recipe.data, recipe.scratch.cumulative_strides[-1] if encoder_folder is None else 1, corpus.spacing)
     old = began_with_version_0_1_0(out)
     selection = select(corpus, every_label=old)
-    accelerator.print(terminal.line(f"note: {selection.summary()}"), file=sys.stderr)
+    note = partial(say_once, accelerator, stream=sys.stderr)
+    note(f"note: {selection.summary()}")
     fault = irreproducible(corpus, selection.cases, brain_model=brain_model)
     if fault is not None:
         if not old:
             raise UserError(f"{corpus.path}: {fault}", exit_code=2)
-        note = terminal.line(f"note: the finished model will not harmonize as its corpus was: {fault}")
-        accelerator.print(note, file=sys.stderr)
+        note(f"note: the finished model will not harmonize as its corpus was: {fault}")
     settings = settings_of(corpus, brain_model=brain_model)
     folds = folds_of_run(corpus, recipe, selection.cases, out)
     training, held_out = folds.split(selection.cases, recipe.data.fold)
@@ -129,14 +128,13 @@ def _train(
         folder = enter_on_main(accelerator, stack, lambda: hold(out, recipe))
         encoder = given.network
         if given.fault is not None:
-            note = terminal.line(f"note: {given.fault}; the run's checkpoint holds its weights")
-            accelerator.print(note, file=sys.stderr)
+            note(f"note: {given.fault}; the run's checkpoint holds its weights")
             encoder = rebuilt(agree({} if folder is None else folder.encoder or {}))
         trainer = make_trainer(recipe, accelerator, encoder)
         fits = partial(check_fits, model=trainer.model, optimizer=trainer.optimizer, needs=NEEDED, shape=SHAPE)
-        checkpoint = load_newest(out / CHECKPOINTS, say=accelerator.print, fits=fits)
+        checkpoint = load_newest(out / CHECKPOINTS, say=partial(say_once, accelerator), fits=fits)
         for line in notes(trainer, corpus):
-            accelerator.print(terminal.line(f"note: {line}"), file=sys.stderr)
+            note(f"note: {line}")
         if checkpoint is not None:
             restore(trainer, checkpoint)
         elif given.fault is not None:
@@ -165,7 +163,7 @@ def _train(
                 {**score.headline(), "held_out_series": len(predictions), "left_out": dict(selection.left_out)}
             )
             write_report(out, corpus)
-        accelerator.print(summary(trainer, score))
+        say_once(accelerator, summary(trainer, score))
     accelerator.end_training()
     return score
 

@@ -18,6 +18,7 @@ from harmonize import __version__
 from harmonize.errors import UserError
 from harmonize.fetch import arguments as fetch_arguments
 from harmonize.files import NO_ROOM
+from harmonize.parser import WRONG_USE, Parser
 from harmonize.salt import FILE_OPTION, VARIABLE, given_salt
 from harmonize.settings import DEFAULT_MRI_NORM, MRI_NORMS, Settings, parse_spacing
 from harmonize.terminal import hide_texts_of_errors, say, warn
@@ -33,7 +34,7 @@ SOURCES = {
 }
 EXECUTORS = ("local", "dask", "slurm")
 FETCH = "fetch"
-DONE, FAILED, WRONG_USE = 0, 1, 2
+DONE, FAILED = 0, 1
 
 DRAWN = 10_000
 """Pictures of a report: about 56 MB."""
@@ -75,12 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
         close = difflib.get_close_matches(wrong[1].lower(), re.findall(r"\w+", wrong[2]), n=1) if wrong else []
         message += f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"{message}; see `{self.prog} --help`", exit_code=WRONG_USE)
+        super().error(message)
 
 
 def _parse(given: list[str]) -> argparse.Namespace:

@@ -124,11 +124,9 @@ def scheduler_at(address: str) -> Iterator[Executor]:
     """
     _check_installed()
     if not address.startswith(ENCRYPTED):
-        print(
+        warn(
             f"warning: --dask-address {address}: not encrypted; whoever reaches that port runs code as its user: start "
-            "the scheduler with certificates and give its tls:// address (docs/scale.md)",
-            file=sys.stderr,
-            flush=True,
+            "the scheduler with certificates and give its tls:// address (docs/scale.md)"
         )
     try:
         client = _client(address)

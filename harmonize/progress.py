@@ -51,7 +51,14 @@ class Progress:
         self._interval_s = interval_s
         self._start = self._last_line = time.monotonic()
         self._bar = (
-            tqdm(total=total, initial=done, desc=label, unit=f" {unit}", file=self._stream, dynamic_ncols=True)
+            tqdm(
+                total=total,
+                initial=done,
+                desc=terminal.line(label),
+                unit=f" {unit}",
+                file=self._stream,
+                dynamic_ncols=True,
+            )
             if self._stream.isatty()
             else None
         )
@@ -72,7 +79,7 @@ class Progress:
         self.done += count
         self.facts.update(facts)
         if self._bar is not None:
-            self._bar.set_postfix(self.facts, refresh=False)
+            self._bar.set_postfix({name: terminal.line(str(fact)) for name, fact in self.facts.items()}, refresh=False)
             self._bar.update(count)
         elif time.monotonic() - self._last_line >= self._interval_s:
             self._line()

@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO
@@ -85,38 +85,53 @@ def warn(*lines: object) -> None:
 
 def show_frames(error: BaseException) -> None:
     """Print a traceback without the texts of its errors: those of a library may quote a header or a row of a table."""
-    warn(*_frames(error))
+    warn(*_frames(error, _our_text))
 
 
-def _frames(error: BaseException, seen: frozenset[int] = frozenset()) -> Iterator[str]:
+def _frames(
+    error: BaseException, text_of: Callable[[BaseException], str], seen: frozenset[int] = frozenset()
+) -> Iterator[str]:
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if before is not None and id(before) not in seen:
-        yield from _frames(before, seen | {id(error)})
+        yield from _frames(before, text_of, seen | {id(error)})
         yield "which led to:" if error.__cause__ is None else "which was the cause of:"
     yield "Traceback (most recent call last):"
     for frame in traceback.format_tb(error.__traceback__):
         yield from frame.rstrip("\n").split("\n")
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    # Our own messages quote nothing that is not to be seen.
-    yield f"{name}: {error}" if isinstance(error, UserError | Rejection) else name
+    first, *more = text_of(error).split("\n")
+    yield f"{name}: {first}" if first else name
+    yield from (f"  {text}" for text in more)
+
+
+def _our_text(error: BaseException) -> str:
+    """Our own messages quote nothing that is not to be seen; what a library's quote, nobody knows."""
+    return str(error) if isinstance(error, UserError | Rejection) else ""
 
 
 def hide_texts_of_errors() -> None:
     """Let what ends this process show its traceback as `show_frames` does; a hook that is not Python's own stays."""
+    _install(show_frames)
+
+
+def escape_texts_of_errors() -> None:
+    """The same for what opens no raw file: texts of libraries, which tell what a GPU lacks, are shown, but escaped."""
+    _install(lambda error: warn(*_frames(error, str)))
+
+
+def _install(show: Callable[[BaseException], object]) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        show(error)
+
+    def hook_of_threads(what: threading.ExceptHookArgs) -> None:
+        if what.exc_value is not None:
+            show(what.exc_value)
+
     if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _hook
+        sys.excepthook = hook
     if threading.excepthook is threading.__excepthook__:
-        threading.excepthook = _hook_of_threads
-
-
-def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    show_frames(error)
-
-
-def _hook_of_threads(what: threading.ExceptHookArgs) -> None:
-    if what.exc_value is not None:
-        show_frames(what.exc_value)
+        threading.excepthook = hook_of_threads
 
 
 class _WithoutSecrets(logging.Filter):

@@ -5,11 +5,11 @@ The token is the one of ``hf auth login`` or HF_TOKEN; it is never shown.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harmonize.parser import Parser
 from harmonize.terminal import say
 from headspark.config import run_command
 from headspark.export import export_run, write_nnunet
@@ -18,7 +18,7 @@ from headspark.hub import push_encoder, save_encoder
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; gives the exit code."""
-    parser = argparse.ArgumentParser(prog="push.py", description="Export the encoder of a pretraining run.")
+    parser = Parser(prog="push.py", description="Export the encoder of a pretraining run.")
     parser.add_argument("run", type=Path, help="folder of the run")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--folder", type=Path, help="write config.json, model.safetensors and README.md there")

@@ -22,7 +22,7 @@ from finetune.patches import load_region, pose_patch
 from finetune.predict import Predictor
 from finetune.recipe import Recipe
 from finetune.rsna import read_cases, select
-from harmonize import brain, engine, phantom
+from harmonize import brain, engine, nyul, phantom
 from harmonize.aneurysm_labels import LOCATIONS, PRESENT
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
@@ -242,3 +242,19 @@ def test_an_applied_brain_mask_travels_with_the_model(two: Path, weights: Path, 
     (model / BRAIN).write_bytes(b"other")
     with pytest.raises(UserError, match="missing or damaged"):
         read_bundle(model)
+
+
+def test_a_model_takes_the_histograms_of_its_corpus_and_nothing_that_lies_beside_them(tmp_path: Path) -> None:
+    corpus, model = tmp_path / "nyul", tmp_path / "model"
+    values = nyul.StandardHistogram(scale=np.arange(3.0), percentiles=np.array([1.0, 50.0, 99.0]))
+    nyul.save(corpus / "T1w.npy", values)
+    nyul.save(tmp_path / "private.npy", values)
+    (corpus / "linked.npy").symlink_to(tmp_path / "private.npy")
+    (corpus / "private.txt").write_text("mine")
+    (corpus / "private.npy").write_bytes(b"mine")
+    (corpus / "folder").symlink_to(tmp_path)
+    weights = AneurysmClassifier(build_encoder(TINY), HEAD).state_dict()
+    settings = Settings(mri_norm="nyul", nyul_folder=corpus)
+    save_bundle(model, Bundle(encoder=TINY, head=HEAD, data=DATA, settings=settings), weights)
+    assert [path.name for path in (model / "nyul").iterdir()] == ["T1w.npy"]
+    assert (model / "nyul/T1w.npy").read_bytes() == (corpus / "T1w.npy").read_bytes()

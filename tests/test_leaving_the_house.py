@@ -106,6 +106,33 @@ def note(corpus: Path) -> None:
     pq.write_table(there.replace_schema_metadata({"operator": MARK}), corpus / "metadata.parquet")
 
 
+def note_of_pandas(corpus: Path) -> None:
+    there = pq.read_table(corpus / "metadata.parquet")
+    attributes = json.dumps({"attributes": {"operator": MARK}})
+    pq.write_table(there.replace_schema_metadata({"pandas": attributes}), corpus / "metadata.parquet")
+
+
+def note_of_a_column(corpus: Path) -> None:
+    there = pq.read_table(corpus / "metadata.parquet")
+    place = there.schema.get_field_index("modality")
+    schema = there.schema.set(place, there.schema.field(place).with_metadata({"operator": MARK}))
+    pq.write_table(there.cast(schema), corpus / "metadata.parquet")
+
+
+def part_of_a_column(corpus: Path) -> None:
+    """Another field of each point."""
+    there = pq.read_table(corpus / "metadata.parquet")
+    kind = pa.list_(pa.struct([*there.schema.field("points").type.value_type, pa.field("operator", pa.string())]))
+    point = {"label": "a", "x": 0.0, "y": 0.0, "z": 0.0, "operator": MARK}
+    points = pa.array([[point]] * len(there), kind)
+    place = there.schema.get_field_index("points")
+    pq.write_table(there.set_column(place, "points", points), corpus / "metadata.parquet")
+
+
+def no_hash(corpus: Path) -> None:
+    layout.write_manifest(corpus, [row | {"mask_sha256": None} for row in rows_of(corpus)], [])
+
+
 def other_bytes(corpus: Path) -> None:
     path = corpus / rows_of(corpus)[0]["mask_file_name"]
     path.write_bytes(path.read_bytes() + b"\0")
@@ -130,9 +157,9 @@ def long_histogram(corpus: Path) -> None:
         (put("masks/.hidden/x"), "masks/.hidden/x"),
         (put("nyul/notes.npy"), "nyul/notes.npy"),
         (long_histogram, "nyul/T1w.npy"),
-        (link("/etc/passwd", "images/openmind/sub-1/passwd.nii.gz"), "images/openmind/sub-1/passwd.nii.gz"),
-        (link("/etc", "masks/etc"), "masks/etc"),
-        (link("/etc", "nyul"), "nyul"),
+        (link("/etc/passwd", "images/openmind/sub-1/passwd.nii.gz"), "sub-1/passwd.nii.gz: a symbolic link"),
+        (link("/etc", "masks/etc"), "masks/etc: a symbolic link"),
+        (link("/etc", "nyul"), "nyul: a symbolic link"),
         (
             replace_by_link("images/openmind/sub-1/scan-1.nii.gz"),
             "images/openmind/sub-1/scan-1.nii.gz: a symbolic link",
@@ -144,6 +171,10 @@ def long_histogram(corpus: Path) -> None:
         (column("PatientName"), "PatientName"),
         (column("PatientName", "rejected.parquet"), "PatientName"),
         (note, "operator"),
+        (note_of_pandas, "attributes of a pandas table"),
+        (note_of_a_column, "column modality holds a note operator"),
+        (part_of_a_column, "points.operator"),
+        (no_hash, "masks/openmind/sub-1/scan-0.nii.gz: the manifest has no hash of it"),
         (key, "operator"),
         (other_bytes, "masks/openmind/sub-1/scan-0.nii.gz"),
     ],
@@ -430,23 +461,22 @@ def test_debugging_shows_where_and_no_text_of_a_header(
     assert "in fail" in shown
 
 
-def test_an_error_that_ends_a_command_shows_no_text_but_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_that_ends_a_command_shows_no_text_but_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    main(["verify", str(tmp_path)])
+    capsys.readouterr()
     try:
         try:
             json.loads('{"PatientName": Zqxjkv}')
         except ValueError as error:
             raise UserError(f"table: damaged at {error.lineno}") from error  # type: ignore[attr-defined]
     except UserError as error:
-        terminal._hook(type(error), error, error.__traceback__)
-        terminal._hook(KeyError, KeyError(MARK), None)
+        sys.excepthook(type(error), error, error.__traceback__)
+    sys.excepthook(KeyError, KeyError(MARK), None)
     shown = capsys.readouterr().err
     assert "JSONDecodeError\n" in shown
     assert "harmonize.errors.UserError: table: damaged at 1" in shown
     assert shown.endswith("KeyError\n")
     assert MARK not in shown.replace(f"""json.loads('{{"PatientName": {MARK}}}')""", "")
-
-
-def test_commands_install_the_careful_hook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    main(["verify", str(tmp_path)])
-    assert sys.excepthook is terminal._hook

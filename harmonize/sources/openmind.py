@@ -12,7 +12,7 @@ import numpy as np
 
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import TIMES_NORMAL
-from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, suffix_of
+from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, printable, suffix_of
 from harmonize.scan import ARBITRARY, HU, LeftOut, Mask, Scan, ScanRef, raise_if_refused
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
@@ -83,7 +83,9 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
     if table is None:
         log.warning("no %s beside the tree: the names of the files alone say what they show", TABLE)
     if seen < len(rows):
-        log.warning("%d of %d rows of %s name no file under %s", len(rows) - seen, len(rows), TABLE, top)
+        log.warning(
+            "%d of %d rows of %s name no file under %s", len(rows) - seen, len(rows), TABLE, printable(str(top))
+        )
     orphans = (name for name in masks if name not in listed and _owner(name) not in stems)
     tree.count("masks", "no image beside them", sum(1 for _ in orphans))
     yield from tree.rest("openmind")

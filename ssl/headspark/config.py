@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from harmonize.errors import UserError
-from harmonize.terminal import warn
+from harmonize.terminal import escape_texts_of_errors, warn
 from headspark.recipe_shape import check_shape, shown
 from headspark.recipe_text import LARGEST_INT, check_numbers, read_mapping, walk
 
@@ -133,6 +133,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
 
     ``--debug`` among the arguments shows the traceback too.
     """
+    escape_texts_of_errors()
     try:
         return command(argv)
     except UserError as error:

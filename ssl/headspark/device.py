@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
 from harmonize.errors import UserError
+from harmonize.terminal import line
 from headspark.config import WRONG_USE
 from headspark.recipe import Precision, Recipe
 
@@ -52,6 +53,17 @@ def threads_of_a_rank() -> int:
 def local_ranks() -> int:
     """Training processes on this node, as torchrun and SLURM's launchers say."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1")))
+
+
+def say_once(accelerator: Accelerator, text: object, *, stream: TextIO | None = None) -> None:
+    """Print a line as `harmonize.terminal.say` does, on one rank of each node.
+
+    Args:
+        accelerator: Of the run.
+        text: Whatever has a text.
+        stream: Where; None: standard output.
+    """
+    accelerator.print(line(str(text)), file=stream)
 
 
 def on_gpu(accelerator: Accelerator) -> bool:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from harmonize.errors import UserError
+from headspark.device import say_once
 from headspark.masking import draw_visible, mask_grid
 from headspark.optim import make_optimizer
 from headspark.packed_geometry import MaskGeometry
@@ -31,9 +32,10 @@ def fit_batch(recipe: Recipe, accelerator: Accelerator, make_model: Callable[[Re
 
     batch, accumulate = largest_batch(recipe.train.batch, recipe.train.accumulate, fits_everywhere)
     if batch < recipe.train.batch:
-        accelerator.print(
+        say_once(
+            accelerator,
             f"out of memory with train.batch {recipe.train.batch}: going on with {batch} and train.accumulate "
-            f"{accumulate}, which gives the same steps more slowly"
+            f"{accumulate}, which gives the same steps more slowly",
         )
     return batch, accumulate
 

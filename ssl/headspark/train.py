@@ -23,7 +23,7 @@ from headspark.checkpoint import check_fits, load_newest, remove_leftovers, save
 from headspark.cohort import Cohort, idle_weights, read_cohort
 from headspark.crops import NOISE, generator
 from headspark.data import Batch, network_input, train_batches
-from headspark.device import agree, device_name, enter_on_main, local_ranks, make_accelerator, on_gpu
+from headspark.device import agree, device_name, enter_on_main, local_ranks, make_accelerator, on_gpu, say_once
 from headspark.diverged import Diverged, reason_at_end
 from headspark.evaluate import Judge
 from headspark.interrupt import Interrupt, Interrupted, interrupts, say_nothing_to_save
@@ -266,7 +266,7 @@ def resume(training: Training, run: Run | None, out: Path) -> dict[str, list[flo
         remove_leftovers(run.checkpoints)
     training.accelerator.wait_for_everyone()
     fits = partial(check_fits, model=training.bare, optimizer=training.optimizer, needs=NEEDED, shape=SHAPE)
-    found = load_newest(out / "checkpoints", say=training.accelerator.print, fits=fits)
+    found = load_newest(out / "checkpoints", say=partial(say_once, training.accelerator), fits=fits)
     if run is not None:
         run.forget_after(-1 if found is None else found.step)
     if found is None:

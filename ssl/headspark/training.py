@@ -14,12 +14,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from harmonize import terminal
 from harmonize.errors import UserError
 from headspark.checkpoint import Checkpoint
 from headspark.config import WRONG_USE
 from headspark.data import Plan
-from headspark.device import on_gpu
+from headspark.device import on_gpu, say_once
 from headspark.diverged import all_finite
 from headspark.encoder import build_encoder
 from headspark.fit import fit_batch
@@ -106,7 +105,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Training:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     note = split_norms(model, batch=batch, accumulate=accumulate, ranks=ranks, key="encoder.norm")
     if note is not None:
-        accelerator.print(terminal.line(f"note: {note}"), file=sys.stderr)
+        say_once(accelerator, f"note: {note}", stream=sys.stderr)
     optimizer = make_optimizer(model, recipe.optim)
     schedule = make_schedule(optimizer, recipe.optim, steps=recipe.train.steps)
     ema = None if recipe.train.ema is None else ModelEmaV3(model, decay=recipe.train.ema).to(accelerator.device)
