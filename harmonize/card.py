@@ -77,7 +77,7 @@ The scans keep the licences of their sources:
 """
 
 
-def plain_text(text: object) -> str:
+def plain_text(text: object, *, longest: int = LONGEST_TEXT) -> str:
     """Text from a raw tree for Markdown, where it shows as it is: no markup, no link, no end of a cell or a line.
 
     Example:
@@ -85,7 +85,7 @@ def plain_text(text: object) -> str:
         ('T1w', 'a\\\\|b \\\\<img\\\\>')
     """
     shown = printable(str(text))
-    return _MARKUP.sub(r"\\\g<0>", shown if len(shown) <= LONGEST_TEXT else f"{shown[:LONGEST_TEXT]}...")
+    return _MARKUP.sub(r"\\\g<0>", shown if len(shown) <= longest else f"{shown[:longest]}...")
 
 
 def _size_category(count: int) -> str:

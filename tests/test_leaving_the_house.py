@@ -19,15 +19,17 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 import standin_hub
+from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harmonize import corpus as layout
 from harmonize import nyul, salt, terminal
-from harmonize.card import plain_text
+from harmonize.card import corpus_card, plain_text
 from harmonize.cli import main
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
+from harmonize.identity import HASH_LENGTH
 from harmonize.settings import Settings
 from harmonize.verify import verify
 from headspark.cohort import read_cohort
@@ -176,6 +178,7 @@ def long_histogram(corpus: Path) -> None:
         (part_of_a_column, "points.operator"),
         (no_hash, "masks/openmind/sub-1/scan-0.nii.gz: the manifest has no hash of it"),
         (key, "operator"),
+        (column("source", "rejected.parquet"), "rejected.parquet: a column stands twice"),
         (other_bytes, "masks/openmind/sub-1/scan-0.nii.gz"),
     ],
 )
@@ -221,6 +224,17 @@ def test_all_who_read_a_corpus_refuse_a_path_that_leaves_it(corpus: Path, name: 
     assert str(refused.value).isprintable()
     with pytest.raises(UserError, match=place):
         read_cohort(Corpus.open(corpus), DataConfig())
+
+
+@pytest.mark.parametrize("name", ["source", "subject", "session", "scan_id", "raw_hash"])
+@pytest.mark.parametrize("text", ["../x", ".hidden", "a/b", "a\\b", "", "a\x1b[2J"])
+def test_ids_that_a_path_or_an_order_to_the_terminal_can_be_made_of_are_refused(
+    corpus: Path, name: str, text: str
+) -> None:
+    layout.write_manifest(corpus, [row | {name: text} for row in rows_of(corpus)[:1]], [])
+    with pytest.raises(UserError, match=f"{name} .* is no id that harmonize gives") as refused:
+        verify(corpus)
+    assert str(refused.value).isprintable()
 
 
 def test_commands_refuse_it_in_one_line(hub: standin_hub.Hub, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -330,6 +344,19 @@ def test_a_salted_corpus_of_version_0_1_0_is_continued_with_its_salt(
     assert salt.is_quickly_guessed(info["settings"]["salt_fingerprint"])
 
 
+def test_a_salt_of_version_0_1_0_is_warned_of_before_it_is_published(
+    hub: standin_hub.Hub, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hidden = "0" * HASH_LENGTH
+    layout.write_manifest(corpus, [row | {"subject": hidden} for row in rows_of(corpus)], [])
+    info = json.loads((corpus / "corpus.json").read_text())
+    for quick, fingerprint in ((True, salt._of_version_0_1_0("secret")), (False, salt.fingerprint("secret"))):
+        info["settings"]["salt_fingerprint"] = fingerprint
+        (corpus / "corpus.json").write_text(json.dumps(info))
+        assert publish(corpus) == 0
+        assert ("can be tested a million times a second" in capsys.readouterr().err) == quick
+
+
 def test_no_salt_is_known_as_none() -> None:
     old = json.loads((FIXTURES / "corpus/corpus.json").read_text())["settings"]["salt_fingerprint"]
     assert salt.fingerprint("") == old
@@ -377,6 +404,23 @@ def test_text_of_the_raw_tree_makes_no_markup_in_the_card(corpus: Path) -> None:
         assert markup not in line
     assert card.count("\n---\n") == 1
     assert plain_text("T1w") == "T1w"
+
+
+def test_nothing_else_of_a_corpus_makes_markup_in_its_card(corpus: Path) -> None:
+    evil = "x | <img src=y>\n---\n`"
+    info = Corpus.open(corpus).info | {"libraries": {"headspark": evil}, "sources": {"a": {"mri_norm": evil}}}
+    card = corpus_card(info, [rows_of(corpus)[0] | {"source": evil, "modality": evil, "unit": evil}], 0)
+    assert card.count("\n---\n") == 1
+    assert card.count("x \\| \\<img src=y\\>\\\\n---\\\\n\\`") == 6
+    assert " <img" not in card
+
+
+def test_an_address_is_said_without_its_secrets_wherever_it_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.say(f"a https://me:{MARK}@a.org/x.zip: gone", f"b https://a.org/x.zip?Signature={MARK}, gone")
+    terminal.warn(f"c tls://me:{MARK}@10.0.0.1:8786")
+    shown = capsys.readouterr()
+    assert shown.out == "a https://a.org/x.zip: gone\nb https://a.org/x.zip, gone\n"
+    assert shown.err == "c tls://10.0.0.1:8786\n"
 
 
 # Downloads
@@ -428,6 +472,20 @@ def test_a_hubs_log_and_messages_hold_no_password(
     assert MARK not in shown
     assert "http://127.0.0.1:9: cannot be reached" in shown
     assert "asked http://a.org/x" in shown
+
+
+def test_what_the_hubs_client_logs_while_it_publishes_holds_no_password(
+    hub: standin_hub.Hub, corpus: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def create(*_: object, **more: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("asked %s", f"http://me:{MARK}@a.org/x?token={MARK}")
+
+    logging.getLogger("huggingface_hub.utils._http")
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    with caplog.at_level(logging.WARNING):
+        publish(corpus)
+    assert "asked http://a.org/x" in caplog.text
+    assert MARK not in caplog.text
 
 
 # Debugging

@@ -18,7 +18,7 @@ from standin_users import FIRST, SECOND, as_user, two_users
 from harmonize import files
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
-from headspark import cache
+from headspark import cache, private, shared_store
 from headspark.cohort import Cohort, read_cohort
 from headspark.private import claim, folder_name, open_own, own_part
 from headspark.recipe import DataConfig
@@ -206,6 +206,24 @@ def test_a_cache_dir_behind_another_users_folder_is_refused_in_one_line(
         assert as_user(SECOND, partial(choose, cache_dir=place)).mode == "disk"
 
 
+@two_users
+def test_a_closed_folder_and_shared_memory_of_another_user_are_refused(temporary: Path) -> None:
+    place, memory = temporary / f"headspark-cache-{SECOND}", temporary / "x.voxels"
+    as_user(FIRST, lambda: (place.mkdir(mode=0o755), memory.write_bytes(bytes(64)), memory.chmod(0o666)))
+    assert as_user(SECOND, partial(refused, place)) == f"belongs to another user (number {FIRST})"
+
+    def map_it(size: int) -> str:
+        try:
+            shared_store._map(memory, size)
+        except OSError as error:
+            return str(error)
+        return "taken"
+
+    assert "another run's" in as_user(SECOND, partial(map_it, 64))
+    assert "another run's" in as_user(FIRST, partial(map_it, 128))
+    assert as_user(FIRST, partial(map_it, 64)) == "taken"
+
+
 # Without a second user
 
 
@@ -235,6 +253,8 @@ def test_a_folder_that_others_may_write_to_or_a_link_is_no_cache(tmp_path: Path)
     (tmp_path / "file").write_text("x")
     assert "a link" in refused(tmp_path / "link")
     assert refused(tmp_path / "file") == "no folder"
+    claim(tmp_path / "own")
+    assert stat.S_IMODE((tmp_path / "own").stat().st_mode) == 0o700
     named = tmp_path / folder_name()
     named.mkdir(mode=0o755)
     claim(named)
@@ -258,6 +278,47 @@ def test_a_file_that_another_may_have_written_is_not_opened(tmp_path: Path, kind
         open_own(path)
 
 
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_nothing_is_written_over_what_stands_at_a_name_that_was_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    precious, guessed = tmp_path / "precious", tmp_path / "guessed"
+    precious.write_bytes(b"mine")
+    if kind == "link":
+        guessed.symlink_to(precious)
+    else:
+        guessed.hardlink_to(precious)
+    monkeypatch.setattr(private, "temporary_beside", lambda path: guessed)
+    with pytest.raises(FileExistsError), private.private_file(tmp_path / "array.npy") as stream:
+        stream.write(b"voxels")
+    with pytest.raises(FileExistsError):
+        shared_store._create(guessed, 64)
+    assert precious.read_bytes() == b"mine"
+
+
+def test_shared_memory_is_this_users_alone_and_its_name_nobody_knows(tmp_path: Path) -> None:
+    choose = partial(cache.choose_cache, "shared", needed=1, local_ranks=2, cache_dir=None, run_name="run")
+    assert len({choose().folder for _ in range(20)}) == 20
+    umask = os.umask(0)
+    try:
+        os.close(shared_store._create(tmp_path / "x.voxels", 64))
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "x.voxels").stat().st_mode) == 0o600
+
+
+def of_another_type(path: Path) -> None:
+    np.save(path, np.load(path).view(np.uint16))
+
+
+def turned(path: Path) -> None:
+    np.save(path, np.asfortranarray(np.load(path)))
+
+
+def of_another_shape(path: Path) -> None:
+    np.save(path, np.load(path).reshape(-1))
+
+
 def larger(path: Path) -> None:
     with path.open("ab") as stream:
         stream.write(b"\0" * 4096)
@@ -267,7 +328,7 @@ def pickled(path: Path) -> None:
     np.save(path, np.array([print], object), allow_pickle=True)
 
 
-@pytest.mark.parametrize("change", [larger, pickled])
+@pytest.mark.parametrize("change", [larger, pickled, of_another_type, turned, of_another_shape])
 def test_an_array_is_what_its_file_claims(
     cohort: Cohort, originals: list[Decoded], tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
@@ -275,10 +336,12 @@ def test_an_array_is_what_its_file_claims(
     store = MappedStore([one], tmp_path, lambda line: None)
     store.fill(0, 1)
     path = tmp_path / one.sha256[:2] / f"{one.sha256}.npy"
-    size = path.stat().st_size
+    content = path.read_bytes()
     change(path)
-    assert np.array_equal(store[0].stored_XYZ, originals[0].stored_XYZ)
-    assert path.stat().st_size == size
+    found = store[0].stored_XYZ
+    assert found.dtype == np.int16
+    assert np.array_equal(found, originals[0].stored_XYZ)
+    assert path.read_bytes() == content
 
 
 def test_temporary_names_of_processes_with_one_number_differ_and_are_still_known(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from accelerate import Accelerator
 
-from finetune import cli, demo
+from finetune import cli, demo, kaggle
 from harmonize import terminal
 from harmonize.cli import main
 from harmonize.errors import UserError
@@ -171,6 +171,39 @@ def layout_id(corpus: Path) -> str:
     from harmonize.corpus import Corpus
 
     return str(Corpus.open(corpus).scans["scan_id"].iloc[0])
+
+
+@pytest.mark.parametrize("command", ["harmonize", "finetune", "demo"])
+def test_commands_that_open_raw_files_end_without_the_texts_of_libraries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    (tmp_path / "file").write_text("")
+    {
+        "harmonize": lambda: main(["verify", str(tmp_path)]),
+        "finetune": lambda: cli.main(["report", str(tmp_path)]),
+        "demo": lambda: demo.main(["--out", str(tmp_path / "file")]),
+    }[command]()
+    capsys.readouterr()
+    sys.excepthook(KeyError, KeyError("Zqxjkv^Ann"), None)
+    assert capsys.readouterr().err == "Traceback (most recent call last):\nKeyError\n"
+
+
+def test_the_competitions_server_says_of_a_fault_what_it_is_and_no_text_of_a_header(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing:
+        def __init__(self, folder: Path) -> None:
+            pass
+
+        def answer(self, series: Path) -> None:
+            raise ValueError("Zqxjkv^Ann is no number")
+
+    monkeypatch.setattr(kaggle, "Predictor", Failing)
+    kaggle.make_predict(tmp_path)("series")
+    shown = capsys.readouterr().err
+    assert "series: ValueError; answered with the default row" in shown
+    assert "Zqxjkv" not in shown
 
 
 def test_the_hook_of_a_thread_is_careful_too(

@@ -8,6 +8,7 @@ import runpy
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants as hub_constants
@@ -22,8 +23,9 @@ from standin_hub import TOKEN, Hub
 from harmonize.corpus import Corpus, write_manifest
 from harmonize.errors import UserError
 from headspark import Encoder, save_encoder
+from headspark.card import write_card
 from headspark.checkpoint import load_newest
-from headspark.config import run_command
+from headspark.config import read_recipe, run_command
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.interop import read_nnssl, write_nnssl
 from headspark.masking import MaskConfig
@@ -315,3 +317,19 @@ def test_nothing_that_leaves_tells_where_it_was_made(
     card = (home / "encoder" / "README.md").read_text()
     assert "| openmind | T1w \\| \\<img src=x\\>\\\\n\\# \\`b\\` | 4 | 3 |" in card
     assert card.count("\n````") == 2, "what is in the block of the recipe does not end it"
+
+
+def test_nothing_that_a_run_says_of_itself_makes_markup_in_its_card() -> None:
+    folder = Path(__file__).parent / "fixtures" / "v0_1_0" / "run"
+    recipe, state = read_recipe(Recipe, folder / "recipe.yaml"), json.loads((folder / "run.json").read_text())
+    evil = "x | <img src=y>\n---\n`z`"
+    state["corpus"]["groups"][0] |= {"source": evil, "modality": evil}
+    state["corpus"] |= {"manifest_sha256": evil, "mri_norms": {"a": evil}}
+    state |= {"device": evil, "revision": evil, "libraries": {evil: evil}, "effective_batch": evil}
+    weights = {"data": replace(recipe.data, weights={"\x1b[2J": 2.0})}
+    card = write_card(replace(recipe, **weights), state, [{"step": 1, "loss": 1.0, "lr": 0.1}], step=1, picture=None)
+    assert card.text.count("\n---\n") == 1
+    assert " <img" not in card.text
+    assert "`z`" not in card.text
+    assert card.text.count("x \\| \\<img src=y\\>\\\\n---\\\\n\\`z\\`") == 9
+    assert all(line.isprintable() for line in card.text.splitlines())

@@ -23,6 +23,7 @@ from headspark.hub import CURVES, RECONSTRUCTION, Card
 from headspark.recipe import Recipe
 
 HUB_DATASETS = "https://huggingface.co/datasets/"
+_NO_DIGIT = re.compile(r"[^0-9a-f]")
 
 
 def preprocessing_of(recipe: Recipe, corpus: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,11 +174,12 @@ def _training(recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mappin
 
 
 def _provenance(state: Mapping[str, Any]) -> str:
-    libraries = ", ".join(f"{name} {version}" for name, version in state["libraries"].items())
+    libraries = plain_text(", ".join(f"{name} {version}" for name, version in state["libraries"].items()), longest=1000)
+    manifest = _NO_DIGIT.sub("", state["corpus"]["manifest_sha256"])
     return (
         "## Provenance\n\n"
-        f"Code revision {state['revision'] or 'unknown'}; corpus manifest SHA-256 "
-        f"`{state['corpus']['manifest_sha256']}`; {libraries}.\n\n"
+        f"Code revision {plain_text(state['revision'] or 'unknown')}; corpus manifest SHA-256 "
+        f"`{manifest}`; {libraries}.\n\n"
         "Not a medical device: for research. The licences of the sources hold for what is made from them."
     )
 
