@@ -14,9 +14,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread, uid
-from pydicom.encaps import parse_basic_offsets, parse_fragments
+from pydicom import Dataset, uid
+from pydicom.encaps import generate_fragments, generate_frames, parse_basic_offsets, parse_fragments
+from pydicom.filereader import read_partial
 from pydicom.pixels import pixel_array
+from pydicom.tag import BaseTag
 
 from harmonize.codestream import codestream_size
 from harmonize.dicom_elements import PARSER_FAULTS, parsing
@@ -28,11 +30,23 @@ from harmonize.limits import check_claim
 
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
-_CODESTREAM_HEAD = 1 << 17
-"""Bytes of a fragment that are looked at for the size of its picture: two segments of the largest size lie in them."""
-
 _LARGER = 4
 """A compressed picture may have so many values for each pixel of the header's: colours, and no more."""
+
+_RLE_SLACK = 1 << 20
+"""Bytes that a picture packed by RLE may have beside twice its own: each becomes 64 at most."""
+
+_JPEG, _MPEG = "1.2.840.10008.1.2.4.", range(100, 200)
+"""How the syntaxes of pictures begin that say their size themselves, and the last number of those that are films."""
+
+_DECODED = [
+    BaseTag(tag)
+    for tag in (
+        *(0x00280000 + element for element in (0x2, 0x4, 0x6, 0x8, 0x10, 0x11, 0x100, 0x101, 0x102, 0x103)),
+        *(0x7FE00000 + element for element in (0x1, 0x2, 0x8, 0x9, 0x10)),
+    )
+]
+"""What is needed of a file to decode its pictures; of others pydicom makes half a kilobyte of eight bytes."""
 
 _LONG_VALUE_REPRESENTATIONS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
 
@@ -151,14 +165,50 @@ def _decode(path: Path, layout: PixelLayout) -> NDArray[Any]:
         return _from_bytes(_deflated_pixels(path, layout), layout)
     _check_fragments(path, layout)
     with parsing("a file with compressed pixels"):
-        dataset = dcmread(path, force=True)
+        with path.open("rb") as stream:
+            dataset = read_partial(stream, _is_behind_pixels, force=True, specific_tags=_DECODED)
         dataset.NumberOfFrames = layout.frames
         _complete(dataset, layout)
         if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
             raise Rejection(Reason.UNSUPPORTED_ENCODING, "float pixel data in a compressed file")
         if "PixelData" not in dataset:
             raise Rejection(Reason.TRUNCATED, "a file has no pixels")
+        _check_pictures(dataset, layout)
         return _decompress(path, dataset, layout)
+
+
+def _is_behind_pixels(tag: BaseTag, *_: object) -> bool:
+    return tag > _DECODED[-1]
+
+
+def _check_pictures(dataset: Dataset, layout: PixelLayout) -> None:
+    """Refuse pictures that say themselves that they are larger than the header says: the decoders believe them."""
+    last = layout.transfer_syntax.removeprefix(_JPEG)
+    says_size = last != layout.transfer_syntax and last.isdecimal() and int(last) not in _MPEG
+    for picture in _encoded(dataset, layout):
+        if layout.transfer_syntax == uid.RLELossless:
+            if len(picture) > 2 * layout.picture_bytes + _RLE_SLACK:
+                raise Rejection(Reason.TOO_LARGE, "a picture packed by RLE that is far larger than its pixels")
+            continue
+        found = codestream_size(picture)
+        if found is None and says_size:
+            raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short")
+        if found is not None and math.prod(found) > _LARGER * layout.rows * layout.columns:
+            raise Rejection(Reason.TOO_LARGE, f"a compressed picture of {' x '.join(map(str, found))} values")
+
+
+def _encoded(dataset: Dataset, layout: PixelLayout) -> Iterator[bytes]:
+    """The compressed pictures as the decoders put them together of their fragments."""
+    offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    extended = (offsets[0], offsets[1]) if all(offsets) else None
+    try:
+        yield from generate_frames(dataset.PixelData, number_of_frames=layout.frames, extended_offsets=extended)
+    except PARSER_FAULTS:
+        # Where these give up, GDCM takes the fragments as they come.
+        try:
+            yield b"".join(generate_fragments(dataset.PixelData))
+        except PARSER_FAULTS:
+            yield b""
 
 
 def _deflated_pixels(path: Path, layout: PixelLayout) -> bytes:
@@ -221,10 +271,6 @@ def _check_fragments(path: Path, layout: PixelLayout) -> None:
             fragment = int.from_bytes(head[4:], "little")
             if head[:4] != _ITEM or at + 8 + fragment > size:
                 raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short")
-            # The decoders believe what the picture itself says of its size, not the header.
-            found = codestream_size(stream.read(min(fragment, _CODESTREAM_HEAD)))
-            if found is not None and math.prod(found) > _LARGER * layout.rows * layout.columns:
-                raise Rejection(Reason.TOO_LARGE, f"a compressed picture of {' x '.join(map(str, found))} values")
             stream.seek(at + 8 + fragment)
 
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pydicom.config
@@ -24,7 +24,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from harmonize.dicom_scan import PIXEL_TAGS, OddDeflatedError, Scanned, UnusualError, scan_file, scan_items
 from harmonize.errors import Reason, Rejection
-from harmonize.limits import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ODD_READS
+from harmonize.limits import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ODD_READS, MAX_VALUE_BYTES
 
 PARSER_FAULTS = (
     InvalidDicomError, BytesLengthException, EOFError, struct.error, zlib.error, ValueError, TypeError, KeyError,
@@ -41,6 +41,9 @@ _PREAMBLE = 128
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _CACHED_VALUES = 4096
 """The files of a series repeat most of their values, so that parsing each different one once is enough."""
+
+_CACHED_BYTES = 2048
+"""Of one value; a longer one is parsed each time, because so many of them could fill the memory."""
 
 
 _ABSENT: tuple[str, bytes] = ("", b"")
@@ -78,12 +81,20 @@ class Elements:
     def text(self, tag: int) -> str:
         """The whole value as text."""
         value = self._scanned.get(tag, _ABSENT)[1]
-        return _joined(value) if value and isinstance(value, bytes) else ""
+        if not value or not isinstance(value, bytes):
+            return ""
+        return _joined(value) if len(value) <= _CACHED_BYTES else _unkept(_joined, value)
 
     def texts(self, tag: int) -> tuple[str, ...]:
-        """The value's parts as text, stripped of padding."""
+        """The value's parts as text, stripped of padding.
+
+        Raises:
+            Rejection: It is longer than any text; `text` and `numbers` raise that too.
+        """
         value = self._scanned.get(tag, _ABSENT)[1]
-        return _parts(value) if value and isinstance(value, bytes) else ()
+        if not value or not isinstance(value, bytes):
+            return ()
+        return _parts(value) if len(value) <= _CACHED_BYTES else _unkept(_parts, value)
 
     def numbers(self, tag: int) -> tuple[float, ...]:
         """The value's parts as numbers; NaN for a part that is none."""
@@ -93,8 +104,13 @@ class Elements:
         if kind in ("", "UN"):
             kind = _representation(tag)
         if kind in _BINARY:
-            return _binary_numbers(value, _BINARY[kind], self._little_endian)
-        return _decimal_numbers(value)
+            known = _BINARY[kind], self._little_endian
+            return (
+                _binary_numbers(value, *known)
+                if len(value) <= _CACHED_BYTES
+                else _unkept(_binary_numbers, value, *known)
+            )
+        return _decimal_numbers(value) if len(value) <= _CACHED_BYTES else _unkept(_decimal_numbers, value)
 
     def number(self, tag: int, default: float = math.nan) -> float:
         """The first number of the value, or `default` where the element is absent or empty."""
@@ -257,19 +273,28 @@ def _scanned(dataset: Dataset, depth: int = 0) -> Scanned:
     return found
 
 
-@lru_cache(maxsize=_CACHED_VALUES)
-def _parts(value: bytes) -> tuple[str, ...]:
+def _unkept(parse: Any, value: bytes, *how: object) -> Any:
+    """What one of the functions below makes of a value that is too long to be kept."""
+    if len(value) > MAX_VALUE_BYTES:
+        raise Rejection(Reason.TOO_LARGE, f"{len(value)} bytes where a text or numbers are expected")
+    return parse.__wrapped__(value, *how)
+
+
+def _split(value: bytes) -> tuple[str, ...]:
     return tuple(part.strip(" \0") for part in value.decode("latin-1").split("\\"))
+
+
+_parts = lru_cache(maxsize=_CACHED_VALUES)(_split)
 
 
 @lru_cache(maxsize=_CACHED_VALUES)
 def _joined(value: bytes) -> str:
-    return "\\".join(_parts(value))
+    return "\\".join(_split(value))
 
 
 @lru_cache(maxsize=_CACHED_VALUES)
 def _decimal_numbers(value: bytes) -> tuple[float, ...]:
-    return tuple(_number(part) for part in _parts(value) if part)
+    return tuple(_number(part) for part in _split(value) if part)
 
 
 @lru_cache(maxsize=_CACHED_VALUES)

@@ -32,6 +32,12 @@ MAX_TAGS = 2**16
 MAX_HEADER_BYTES = 2**26
 """What a DICOM header may unpack to."""
 
+MAX_VALUE_BYTES = 2**20
+"""What a value of a DICOM header may have that is read as text or numbers: 50 letters for each of 20,000 frames."""
+
+MAX_ROWS = 2**20
+"""Rows of a source's table; the largest, OpenMind's, has 115 thousand."""
+
 MAX_ODD_READS = 2**21
 """Reads, two an element, of a header that only pydicom understands, which takes ten times the memory."""
 

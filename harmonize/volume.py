@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def read_with_header(path: Path | str, *, shape: Sequence[int] | None = None) ->
         wanted = None if shape is None else tuple(map(int, shape))
         if wanted is not None and claimed[:3] != wanted:
             raise WrongShapeError(path, claimed, wanted)
-        check_claim(claimed[:3], bytes_each=dtype.itemsize)
+        check_claim(claimed[:3], bytes_each=dtype.itemsize * math.prod(claimed[3:]))
         if claimed[3:] not in ((), (WINDOWS,)) or min(claimed, default=0) < 1:
             raise ValueError(f"{path}: {' x '.join(map(str, claimed))} voxels are no volume of a corpus")
         if not OFFSET <= offset <= MAX_OFFSET:

@@ -40,6 +40,7 @@ NIFTI_PAIR = ".img"
 _MGH_FLAG = slice(28, 30)
 """Where an MGH header says whether it has an orientation: after seven numbers of four bytes."""
 
+_SCALED_BYTES = 8
 _ORIENTED = "the header says no orientation: left and right are unknown"
 
 NIBABEL_FAULTS = (
@@ -91,7 +92,9 @@ def _read_by_nibabel(suffix: str, path: Path, header: Path | None, most: int | N
                 raise Rejection(Reason.NOT_3D, f"{' x '.join(map(str, shape))} voxels are not one volume")
             if min(shape) < 1:
                 raise Rejection(Reason.EMPTY, "the header claims no voxels")
-            check_claim(shape, bytes_each=image.get_data_dtype().itemsize, most=most)
+            # All but MGH have scales, which nibabel applies in float64.
+            each = image.get_data_dtype().itemsize if suffix.startswith(".mg") else _SCALED_BYTES
+            check_claim(shape, bytes_each=each, most=most)
             stored: NDArray[Any] = np.asanyarray(image.dataobj).reshape(shape[:3])
             affine = np.asarray(image.affine, np.float64)
     except (ImportError, TripWireError) as error:

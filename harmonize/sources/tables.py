@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from harmonize.errors import UserError
+from harmonize.limits import MAX_ROWS
 from harmonize.terminal import printable
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -61,7 +62,7 @@ def read_table(path: Path, needed: Sequence[str], wanted: Iterable[str] = ()) ->
         wanted: Columns that may be absent.
 
     Raises:
-        UserError: It is empty, in no encoding, or lacks a needed column.
+        UserError: It is empty, in no encoding, lacks a needed column, or has more rows than any such table.
     """
     text = _text(path)
     limit = csv.field_size_limit(sys.maxsize)
@@ -161,6 +162,8 @@ def _parse(path: Path, text: str, needed: Sequence[str], wanted: Sequence[str]) 
     for row in found:
         if row is None or any(row[len(columns) :]) or (has_nul and any("\0" in cell for cell in row)):
             damaged += 1
+        elif len(rows) >= MAX_ROWS:
+            raise UserError(f"{path}: more than {MAX_ROWS} rows; is it the data set's own table?", exit_code=2)
         else:
             rows.append({name: row[place] if place < len(row) else "" for name, place in places} | absent)
     return Table(columns=columns, rows=rows, damaged=damaged)

@@ -60,6 +60,16 @@ def ct_series(
         dataset.save_as(folder / f"{k}.dcm", little_endian=True, implicit_vr=False, enforce_file_format=True)
 
 
+def in_fragments(folder: Path, fragments: list[bytes], *, defined: bool = False) -> None:
+    """Give the files of a compressed series these fragments of a picture, in an element of undefined length or not."""
+    items = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(part)) + part for part in (b"", *fragments))
+    items += struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    head = struct.pack("<HH2s", 0x7FE0, 0x10, b"OB")
+    for path in folder.iterdir():
+        before = path.read_bytes().partition(head)[0]
+        path.write_bytes(before + head + struct.pack("<HI", 0, len(items) if defined else 0xFFFFFFFF) + items)
+
+
 def part10(content: bytes, *, explicit: bool = True, little_endian: bool = True) -> bytes:
     """A DICOM file of a CT with these elements."""
     syntax = ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
