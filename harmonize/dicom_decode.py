@@ -39,7 +39,7 @@ _RLE_SLACK = 1 << 20
 _JPEG, _MPEG = "1.2.840.10008.1.2.4.", range(100, 200)
 """How the syntaxes of pictures begin that say their size themselves, and the last number of those that are films."""
 
-_DECODED = [
+_DECODED: list[BaseTag | int] = [
     BaseTag(tag)
     for tag in (
         *(0x00280000 + element for element in (0x2, 0x4, 0x6, 0x8, 0x10, 0x11, 0x100, 0x101, 0x102, 0x103)),

@@ -55,6 +55,14 @@ def test_sequences_nested_without_end_cost_one_file(tmp_path, explicit, little_e
     assert refusals(tmp_path) == {"deep.dcm": Reason.UNREADABLE}
 
 
+@pytest.mark.parametrize(("explicit", "little_endian"), [(True, True), (False, True), (True, False)])
+def test_sequences_that_python_could_follow_are_too_deep_as_well(tmp_path, explicit, little_endian):
+    nested = bombs.nested(100, explicit=explicit, little_endian=little_endian)
+    (tmp_path / "deep.dcm").write_bytes(bombs.part10(nested, explicit=explicit, little_endian=little_endian))
+    (volume,) = find_volumes(sorted(tmp_path.iterdir()))
+    assert volume.refusal == (Reason.UNREADABLE, "sequences nested more than 64 deep")
+
+
 def test_sequences_of_structured_reports_are_not_too_deep():
     content = bombs.nested(30, explicit=True, little_endian=True)
     found, _ = dicom_scan._scan(content, 0, explicit=True)
@@ -256,6 +264,25 @@ def test_a_file_that_takes_for_ever_in_discovery_is_one_refusal(tmp_path, monkey
     monkeypatch.setattr(dicom_volumes, "read_frames", busy)
     with watched(None, cpu_seconds=0.2):
         assert refusals(tmp_path) == {"x.dcm": Reason.WORKER_DIED}
+
+
+def test_a_run_looks_for_scans_under_its_time_limit(tmp_path, monkeypatch):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    bombs.ct_series(raw, 4)
+    (raw / "x.dcm").write_bytes((raw / "0.dcm").read_bytes())
+    read = dicom_volumes.read_frames
+
+    def slow(path: Path, **rules: bool):
+        while path.name == "x.dcm":
+            time.sleep(0.01)
+        return read(path, **rules)
+
+    monkeypatch.setattr(dicom_volumes, "read_frames", slow)
+    nobody = Nobody()
+    summary = engine.run("tcia", raw, tmp_path / "out", Settings(), executor=nobody, time_limit_s=0.3)
+    assert [len(ref.paths) for ref in nobody.given] == [4]
+    assert summary.rejected == {Reason.WORKER_DIED.value: 1}
 
 
 def test_a_fault_that_nobody_foresaw_costs_one_file_in_discovery_too(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import struct
 from pathlib import Path
 
@@ -11,16 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from isal import igzip_lib
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 from harmonize import limits
-from harmonize.corpus import SCAN_SCHEMA, read_volume, write_volume
+from harmonize.corpus import SCAN_SCHEMA, Corpus, read_volume, write_volume
 from harmonize.dicom import find_volumes, load_volume
 from harmonize.dicom_elements import Elements
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.parquet import read_parquet
+from harmonize.report import write_report
 from harmonize.sources import tables
+from harmonize.verify import verify
 from harmonize.volume_files import read_volume_file
+from headspark.cohort import read_cohort
+from headspark.recipe import DataConfig
+from headspark.stores import decode
 
 SIDE = struct.pack(">H", 60_000)
 JPEG2000 = b"\xff\x4f\xff\x51" + struct.pack(">HHIIIIIIIIH", 41, 0, 60_000, 60_000, 0, 0, 60_000, 60_000, 0, 0, 1)
@@ -88,6 +96,40 @@ def test_the_windows_of_a_corpus_file_are_counted_with_its_voxels(tmp_path, monk
         read_volume(tmp_path / "1.nii.gz")
     monkeypatch.setenv(limits.VARIABLE, "180")
     assert read_volume(tmp_path / "1.nii.gz").stored_XYZ.shape == (4, 5, 6, 3)
+
+
+@pytest.mark.parametrize("shape", [(1000, 1000, 500), (40, 36, 44)], ids=["claims more", "holds more"])
+def test_a_corpus_file_costs_verify_report_and_training_no_more_than_its_row_says(
+    tiny_corpus, tmp_path, monkeypatch, shape
+):
+    corpus = Corpus.open(shutil.copytree(tiny_corpus, tmp_path / "corpus"))
+    row = corpus.scans.iloc[1]
+    (corpus.path / row.image_file_name).write_bytes(
+        bombs.gzipped(bombs.nifti_header(shape, np.int16) + bytes(math.prod((40, 36, 44)) * 2), zeros_mib=1100)
+    )
+    unpacked, decompressor = [], igzip_lib.IgzipDecompressor
+
+    class Counting:
+        def __init__(self, flag: int) -> None:
+            self._inner = decompressor(flag=flag)
+
+        def decompress(self, packed: bytes, size: int = -1) -> bytes:
+            content = self._inner.decompress(packed, size)
+            unpacked.append(len(content))
+            return content
+
+        @property
+        def eof(self) -> bool:
+            return self._inner.eof
+
+    monkeypatch.setattr("harmonize.volume.igzip_lib.IgzipDecompressor", Counting)
+    faults = verify(corpus.path)
+    assert any(row.image_file_name in fault for fault in faults)
+    write_report(corpus.path, thumbnails=6)
+    cohort = read_cohort(corpus, DataConfig(val_share=0.3))
+    with pytest.raises(UserError, match=f"scan {row.scan_id}: .*{row.image_file_name}"):
+        decode(cohort.scans[1])
+    assert 0 < max(unpacked) < 1 << 20
 
 
 def test_voxels_that_become_float64_are_counted_as_such(tmp_path, monkeypatch):
