@@ -326,7 +326,7 @@ def test_nothing_that_a_run_says_of_itself_makes_markup_in_its_card() -> None:
     state["corpus"]["groups"][0] |= {"source": evil, "modality": evil}
     state["corpus"] |= {"manifest_sha256": evil, "mri_norms": {"a": evil}}
     state |= {"device": evil, "revision": evil, "libraries": {evil: evil}, "effective_batch": evil}
-    weights = {"data": replace(recipe.data, weights={"\x1b[2J": 2.0})}
+    weights = {"data": replace(recipe.data, weights={"\u202e": 2.0})}
     card = write_card(replace(recipe, **weights), state, [{"step": 1, "loss": 1.0, "lr": 0.1}], step=1, picture=None)
     assert card.text.count("\n---\n") == 1
     assert " <img" not in card.text

@@ -63,7 +63,7 @@ NAMING = [
     "scratch: '{class_path: payload.x}'", "scratch: {init_args: {}}", "scratch: {dict_kwargs: {}}",
     "scratch: {__path__: inner.yaml}", "scratch.class_path: payload.x", "scratch: {kind: {class_path: payload.x}}",
     "scratch: {features: inner.yaml}", "scratch: {features: [{class_path: payload.x}]}",
-    "stages: inner.yaml", "stages: list.yaml", "stages: payload.x", "stages: [inner.yaml]",
+    "stages: 3", "stages: inner.yaml", "stages: list.yaml", "stages: payload.x", "stages: [inner.yaml]",
     "stages: [{class_path: payload.x}]", "stages: {class_path: payload.x}", "stages: [[{class_path: payload.x}]]",
     "data: {ct_windows: list.yaml}", "train: {threads: '{class_path: payload.x}'}", "train: {threads: inner.yaml}",
     "data: {<<: {class_path: payload.x}}", "config: inner.yaml", "print_config: payload.x", "help: payload.x",
