@@ -36,6 +36,7 @@ from headspark import Encoder
 from headspark.checkpoint import Checkpoint, check_fits, load_newest, save_checkpoint
 from headspark.claim import read_metrics, read_state
 from headspark.export import export_run
+from headspark.plain_state import load_plain
 from headspark.run import check_state
 from headspark.training import SHAPE as PRETRAINING
 
@@ -310,6 +311,7 @@ TRAINING: dict[str, Callable[[], bytes]] = {
     "a sparse tensor": lambda: packed({"a": torch.zeros(3).to_sparse()}),
     "a tensor of no memory": lambda: packed({"a": torch.zeros(1 << 38, device="meta")}),
     "a set": lambda: packed({"a": {1, 2}}),
+    "no dict": lambda: packed([1, 2]),
     "the old format": lambda: old_format({"a": 1}),
 }
 
@@ -330,6 +332,37 @@ def test_a_state_that_claims_more_than_it_is_is_passed_over(tmp_path: Path, kind
     assert found is not None
     assert found.step == 1
     assert "something else than weights" in said[0]
+
+
+def listed_twice() -> bytes:
+    """An archive whose second entry is the first one's bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a", bytes(1 << 16))
+        archive.filelist.append(archive.filelist[0])
+    return stream.getvalue()
+
+
+def test_an_archive_that_becomes_more_than_it_is_is_refused_before_it_is_unpacked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small, twice = packed({"a": torch.zeros(1 << 20)}, compressed=True), listed_twice()
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    for content, said in ((small, "compressed"), (twice, "overlapping")):
+        with pytest.raises(ValueError, match=said):
+            load_plain(content)
+
+
+def test_a_seal_has_no_other_file_opened(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"mine")
+    save_checkpoint(tmp_path, checkpoint(1), keep=5)
+    seal = save_checkpoint(tmp_path, checkpoint(2), keep=5) / "checkpoint.json"
+    changed(seal, "files", "../secret", to={"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()})
+    said: list[str] = []
+    found = load_newest(tmp_path, say=said.append)
+    assert found is not None
+    assert found.step == 1
+    assert "names ../secret" in said[0]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "checkpoint.json"])

@@ -138,6 +138,11 @@ def test_a_recipe_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert opened.count(path) == 1
 
 
+def test_a_recipe_has_no_other_recipe_read(imported: Callable[[], bool]) -> None:
+    Path("other.yaml").write_text("train: {seed: 3}\n")
+    assert "a recipe cannot name another" in refusal(lambda: read("--config", recipe("config: other.yaml\n")))
+
+
 def bomb(levels: int, *, merged: bool = False) -> str:
     lines = ["a0: &a0 {x: 1, y: 2}"]
     for level in range(1, levels):
