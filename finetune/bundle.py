@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from finetune.data import DataConfig
 from finetune.model import AneurysmClassifier, HeadConfig
 from finetune.rsna import SOURCE, Case
-from harmonize import nyul
 from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import NYUL, Corpus
 from harmonize.errors import UserError
@@ -24,6 +23,7 @@ from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
 from harmonize.settings import Settings
 from harmonize.small import fits
+from harmonize.voxels import nyul
 from headspark.channels import MRI_UNITS
 from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder

@@ -21,8 +21,8 @@ from harmonize.corpus import Corpus, Volume, read_volume
 from harmonize.errors import Rejection
 from harmonize.html import Page
 from harmonize.identity import raw_hash
-from harmonize.intensity import CT_WINDOWS
 from harmonize.scan import HU, Scan
+from harmonize.voxels.intensity import CT_WINDOWS
 
 if TYPE_CHECKING:
     from finetune.demo import Demo

@@ -20,7 +20,7 @@ from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.corpus import Volume
 from harmonize.errors import UserError
 from harmonize.scan import HU, Point
-from harmonize.spatial import resample, resample_labels, target_grid
+from harmonize.voxels.spatial import resample, resample_labels, target_grid
 from headspark.channels import AIR_HU
 from headspark.stores import read_corpus_file
 

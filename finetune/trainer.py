@@ -21,9 +21,9 @@ from finetune.rsna import SOURCE
 from finetune.stages import Rates, parameter_groups, rates_at
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
-from harmonize.intensity import CT_WINDOWS
 from harmonize.settings import Settings
 from harmonize.small import fits
+from harmonize.voxels.intensity import CT_WINDOWS
 from headspark.checkpoint import Checkpoint
 from headspark.diverged import all_finite
 from headspark.encoder import EncoderConfig, build_encoder

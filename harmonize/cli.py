@@ -336,7 +336,7 @@ def _harmonize(options: argparse.Namespace) -> int:
     if options.nyul is not None and options.mri_norm != "nyul":
         raise UserError(f"--nyul {options.nyul}: does nothing with --mri-norm {options.mri_norm}", exit_code=WRONG_USE)
     if settings.brain_model is not None:
-        from harmonize.brain import check_model
+        from harmonize.voxels.brain import check_model
 
         check_model(settings.brain_model)
     starting = _executor(options)

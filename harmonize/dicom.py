@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harmonize import interleaving
 from harmonize.dicom_doubts import settle_doubts
 from harmonize.dicom_elements import looks_like_dicom
 from harmonize.dicom_geometry import MIN_TILT_DEG, StackGeometry, fit_stack
@@ -22,6 +21,7 @@ from harmonize.errors import Reason, Rejection, UserError, unforeseen
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import Scan
 from harmonize.time_limit import ONE_TURN
+from harmonize.voxels import interleaving
 
 _INDEX = "DICOMDIR"
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})

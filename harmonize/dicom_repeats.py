@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize import interleaving
 from harmonize.dicom_grouping import distinct_positions
 from harmonize.dicom_headers import Frame
 from harmonize.dicom_layout import Picture
 from harmonize.dicom_pixels import read_values
 from harmonize.dicom_rescale import settle_rescale
 from harmonize.errors import Reason, Rejection
+from harmonize.voxels import interleaving
 
 _SWAPPED = 1.1
 """Pictures that differ from their own volume's next ones by so much more than from another's are swapped."""

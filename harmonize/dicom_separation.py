@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize import interleaving
 from harmonize.dicom_headers import Frame
 from harmonize.dicom_traits import (
     EXPORT_TRAITS,
@@ -29,6 +28,7 @@ from harmonize.dicom_traits import (
     Trust,
     trust_of,
 )
+from harmonize.voxels import interleaving
 
 MAX_SINGLE_SHARE = 0.5
 """A header value at one place only is no group; where more places than this have such values, they say nothing."""

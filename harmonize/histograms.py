@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harmonize import nyul, pool, sources
+from harmonize import pool, sources
 from harmonize.errors import UserError
 from harmonize.executors import Executor
 from harmonize.process import landmarks_of
@@ -16,6 +16,7 @@ from harmonize.progress import Progress
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 from harmonize.terminal import warn
+from harmonize.voxels import nyul
 
 
 def check_given(given: Path, folder: Path) -> None:

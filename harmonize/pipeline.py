@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize import intensity, interleaving, nyul, spatial
-from harmonize.brain import brain_mask
 from harmonize.corpus import PERCENTILES
 from harmonize.errors import Reason, Rejection
-from harmonize.foreground import CROP_CAUTION, bounding_box, find_foreground, values_inside
 from harmonize.scan import HU, Point, Scan
 from harmonize.settings import Settings
+from harmonize.voxels import intensity, interleaving, nyul, spatial
+from harmonize.voxels.brain import brain_mask
+from harmonize.voxels.foreground import CROP_CAUTION, bounding_box, find_foreground, values_inside
 
 MIN_VOXELS_PER_AXIS = 3
 """Fewer slices make no volume."""

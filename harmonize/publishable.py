@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harmonize import journal, nyul
+from harmonize import journal
 from harmonize.corpus import (
     CARD,
     FOLDER_OF,
@@ -34,6 +34,7 @@ from harmonize.corpus import (
 from harmonize.errors import UserError
 from harmonize.files import sha256_of, target_of_temporary
 from harmonize.progress import Progress
+from harmonize.voxels import nyul
 
 HASH_OF = {
     "image_file_name": "sha256",

@@ -15,11 +15,11 @@ import numpy as np
 from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, Volume
 from harmonize.errors import Reason
 from harmonize.files import TEMPORARY, sha256_of
-from harmonize.intensity import CT_PADDING_HU
 from harmonize.pipeline import WINDOWED
 from harmonize.progress import Progress
 from harmonize.scan import HU
 from harmonize.volume import WrongShapeError, read_with_header
+from harmonize.voxels.intensity import CT_PADDING_HU
 
 NUMBERS_OF_A_SCAN = {"shape": 3, "spacing": 3, "foreground_box": 6}
 """Columns without which a file cannot be held against its row, and how many numbers each has."""

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from harmonize import brain, cli
+from harmonize import cli
 from harmonize.corpus import Corpus, read_volume
 from harmonize.errors import UserError
 from harmonize.settings import Settings
 from harmonize.verify import verify
+from harmonize.voxels import brain
 
 CENTRE_MM, RADIUS_MM = np.array([3.0, -5.0, 9.0]), 22.0
 

@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from harmonize import interleaving, phantom, sources
+from harmonize import phantom, sources
 from harmonize.errors import Rejection
 from harmonize.scan import Scan
+from harmonize.voxels import interleaving
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0" / "raw"
 

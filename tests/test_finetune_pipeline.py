@@ -22,12 +22,13 @@ from finetune.patches import load_region, pose_patch
 from finetune.predict import Predictor
 from finetune.recipe import Recipe
 from finetune.rsna import read_cases, select
-from harmonize import brain, engine, nyul, phantom
+from harmonize import engine, phantom
 from harmonize.aneurysm_labels import LOCATIONS, PRESENT
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.settings import MRI_NORMS, Settings
 from harmonize.sources.rsna import load_series
+from harmonize.voxels import brain, nyul
 from headspark.encoder import EncoderConfig, build_encoder
 
 TINY = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harmonize.foreground import bounding_box, find_foreground, values_inside
 from harmonize.scan import ARBITRARY, HU
+from harmonize.voxels.foreground import bounding_box, find_foreground, values_inside
 
 
 @pytest.fixture

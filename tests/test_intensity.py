@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from harmonize.errors import Reason, Rejection
-from harmonize.intensity import (
+from harmonize.voxels.intensity import (
     CT_WINDOWS,
     correct_bias,
     encode_hu,

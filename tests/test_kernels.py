@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harmonize.kernels import axis_weights, multiply, multiply_planes
+from harmonize.voxels.kernels import axis_weights, multiply, multiply_planes
 
 VOLUME = np.random.default_rng(0).integers(-1000, 1000, (40, 50, 60)).astype(np.int16)
 

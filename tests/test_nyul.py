@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from intensity_normalization import NyulNormalizer, create_image
 from numpy.typing import NDArray
 
-from harmonize import nyul
 from harmonize.errors import UserError
+from harmonize.voxels import nyul
 
 
 def population(count: int = 4) -> list[NDArray[np.float64]]:

@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from harmonize.dicom import find_files, find_volumes, load_volume
 from harmonize.scan import Scan
-from harmonize.spatial import resample, target_grid
+from harmonize.voxels.spatial import resample, target_grid
 
 WORLD_TOLERANCE_MM = 0.05
 PERCENTILE = 99.9

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from harmonize.errors import UserError
-from harmonize.intensity import CT_WINDOWS
 from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
+from harmonize.voxels.intensity import CT_WINDOWS
 
 DEFAULT_CT_WINDOWS = ("brain", "blood", "bone")
 AIR_HU = -1024.0
@@ -36,7 +36,7 @@ def to_network_input(values: Tensor, unit: str, windows: Sequence[str] = DEFAULT
     Args:
         values: Real values, shape (...); with unit ``window`` (..., 3), in the order of `CT_WINDOWS`.
         unit: As the corpus records it for the scan: ``HU``, ``window`` or the name of a normaliser.
-        windows: Names in `harmonize.intensity.CT_WINDOWS`; the number of channels.
+        windows: Names in `harmonize.voxels.intensity.CT_WINDOWS`; the number of channels.
 
     Returns:
         float32, shape (len(windows), ...).

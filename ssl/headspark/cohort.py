@@ -9,9 +9,9 @@ from typing import Any
 
 from harmonize.corpus import PERCENTILES, Corpus
 from harmonize.errors import UserError
-from harmonize.intensity import CT_WINDOWS
 from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
+from harmonize.voxels.intensity import CT_WINDOWS
 from headspark.channels import AIR_HU, check_unit
 from headspark.crops import Box
 from headspark.recipe import DataConfig

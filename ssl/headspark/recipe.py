@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harmonize.errors import UserError
-from harmonize.intensity import CT_WINDOWS
+from harmonize.voxels.intensity import CT_WINDOWS
 from headspark.augment import AugmentConfig
 from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.config import WRONG_USE

@@ -319,7 +319,7 @@ def headspark_source(raw: Path, out: Path, *, source: str) -> None:
 
 def headspark_nyul(raw: Path, out: Path) -> None:
     """Landmarks and transform, in memory."""
-    from harmonize import nyul
+    from harmonize.voxels import nyul
 
     values, foreground = mri(raw)
     nyul.transform(values, values[foreground], nyul.load(raw / "nyul.npy"))

@@ -23,9 +23,9 @@ from fuzz.kinds import Fault, Kind
 from fuzz.kinds_raw import deeplesion_tree, harmonized, nifti_tree, rsna_tree
 from fuzz.valid import OLD, dicom_bytes, plain_dicom, plain_nifti
 from harmonize import engine, verify
-from harmonize import nyul as histograms
 from harmonize.corpus import Corpus
 from harmonize.fetch import tcia
+from harmonize.voxels import nyul as histograms
 
 UID = "1.2.3"
 ODD_NAMES = ("../../x.dcm", "/tmp/x.dcm", "a\\..\\..\\x", "C:x", "a" * 300, "x/" * 60 + "x", "\x1b[2J", ".", "x/")

@@ -11,9 +11,9 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from harmonize import nyul
 from harmonize.errors import Reason, Rejection
-from harmonize.foreground import values_inside
+from harmonize.voxels import nyul
+from harmonize.voxels.foreground import values_inside
 
 CT_WINDOWS = {"brain": (80.0, 40.0), "blood": (200.0, 80.0), "bone": (2800.0, 600.0)}
 """Width and level in HU, in the order of the channels (Flanders et al. 2020, Radiol. AI 2:e190211, use the same)."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from harmonize.errors import Reason, Rejection
-from harmonize.kernels import axis_weights, gaussian, multiply, multiply_planes
+from harmonize.voxels.kernels import axis_weights, gaussian, multiply, multiply_planes
 
 MAX_VOXELS = 2**28
 """Largest target grid: 512 MiB as int16, a whole-body CT at 1 mm."""

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize import spatial
 from harmonize.errors import UserError
-from harmonize.foreground import fill_holes, largest_part
+from harmonize.voxels import spatial
+from harmonize.voxels.foreground import fill_holes, largest_part
 
 if TYPE_CHECKING:
     from torch import nn
