@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harmonize.dicom_geometry import find_holes, fit_stack, pixel_to_ras, slice_normal
+from harmonize.dicom.geometry import find_holes, fit_stack, pixel_to_ras, slice_normal
 from harmonize.errors import Reason, Rejection
 
 AXIAL = [1, 0, 0, 0, 1, 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harmonize.dicom_kinds import is_image, mr_contrast, refusal, scan_modality
+from harmonize.dicom.kinds import is_image, mr_contrast, refusal, scan_modality
 from harmonize.errors import Reason
 
 

@@ -14,11 +14,11 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from harmonize.dicom import find_files, find_volumes, load_volume, reload_volume
-from harmonize.dicom_grouping import group_series
-from harmonize.dicom_headers import Frame, Header
-from harmonize.dicom_layout import PixelLayout
-from harmonize.dicom_meaning import Meaning
-from harmonize.dicom_separation import split_by_identity
+from harmonize.dicom.grouping import group_series
+from harmonize.dicom.headers import Frame, Header
+from harmonize.dicom.layout import PixelLayout
+from harmonize.dicom.meaning import Meaning
+from harmonize.dicom.separation import split_by_identity
 from harmonize.errors import Reason, Rejection
 from harmonize.sources import tcia
 

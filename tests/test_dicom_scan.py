@@ -18,8 +18,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from harmonize.dicom_elements import read_elements
-from harmonize.dicom_scan import UnusualError, bytes_of, scan_file, scan_items
+from harmonize.dicom.elements import read_elements
+from harmonize.dicom.tokens import UnusualError, bytes_of, scan_file, scan_items
 from harmonize.errors import Rejection
 
 

@@ -19,10 +19,10 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 
 from harmonize import dicom as dicom_volumes
-from harmonize import dicom_scan, engine, journal, limits
-from harmonize.codestream import codestream_size
+from harmonize import engine, journal, limits
 from harmonize.corpus import read_volume, write_volume
-from harmonize.dicom import find_volumes, load_volume
+from harmonize.dicom import find_volumes, load_volume, tokens
+from harmonize.dicom.codestream import codestream_size
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.fetch.archives import Damaged, unpack
 from harmonize.html import Page
@@ -65,7 +65,7 @@ def test_sequences_that_python_could_follow_are_too_deep_as_well(tmp_path, expli
 
 def test_sequences_of_structured_reports_are_not_too_deep():
     content = bombs.nested(30, explicit=True, little_endian=True)
-    found, _ = dicom_scan._scan(content, 0, explicit=True)
+    found, _ = tokens._scan(content, 0, explicit=True)
     depth = 0
     while CONTENT in found:
         (found,), depth = found[CONTENT][1], depth + 1
@@ -73,8 +73,8 @@ def test_sequences_of_structured_reports_are_not_too_deep():
 
 
 def test_a_header_of_too_many_elements_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom_scan, "MAX_ELEMENTS", 1000)
-    monkeypatch.setattr(dicom_scan, "MAX_TAGS", 1000)
+    monkeypatch.setattr(tokens, "MAX_ELEMENTS", 1000)
+    monkeypatch.setattr(tokens, "MAX_TAGS", 1000)
     items = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, 0) for _ in range(2000))
     sequence = struct.pack("<HH2sHI", 0x0040, 0xA730, b"SQ", 0, 0xFFFFFFFF) + items
     flat = b"".join(struct.pack("<HH2sH", 9 + 2 * (n // 60000), n % 60000 + 0x1000, b"SH", 0) for n in range(2000))

@@ -19,7 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBa
 from harmonize import limits
 from harmonize.corpus import SCAN_SCHEMA, Corpus, read_volume, write_volume
 from harmonize.dicom import find_volumes, load_volume
-from harmonize.dicom_elements import Elements
+from harmonize.dicom.elements import Elements
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.parquet import read_parquet
 from harmonize.report import write_report

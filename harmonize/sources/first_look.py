@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
-from harmonize.dicom_elements import looks_like_dicom
+from harmonize.dicom.elements import looks_like_dicom
 from harmonize.errors import UserError
 from harmonize.raw_tree import RawTree, is_corpus, suffix_of
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from harmonize.dicom import Volume, find_volumes, is_dicom_name, reload_volume, take
-from harmonize.dicom_traits import PATIENT
+from harmonize.dicom.traits import PATIENT
 from harmonize.errors import UserError
 from harmonize.progress import Progress
 from harmonize.raw_tree import RawTree

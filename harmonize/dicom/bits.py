@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom_decode import clean_bits, stored_pictures
-from harmonize.dicom_layout import Picture
+from harmonize.dicom.decode import clean_bits, stored_pictures
+from harmonize.dicom.layout import Picture
 from harmonize.errors import Reason, Rejection
 
 POSSIBLE_HU = (-1100.0, 3071.0)

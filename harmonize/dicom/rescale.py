@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom_decode import stored_pictures
-from harmonize.dicom_headers import Frame
-from harmonize.dicom_layout import check_layout
+from harmonize.dicom.decode import stored_pictures
+from harmonize.dicom.headers import Frame
+from harmonize.dicom.layout import check_layout
 from harmonize.errors import Reason, Rejection
 
 Scaling = tuple[float, float]

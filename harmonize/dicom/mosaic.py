@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom_elements import Elements
-from harmonize.dicom_geometry import is_plausible_step, slice_normal
+from harmonize.dicom.elements import Elements
+from harmonize.dicom.geometry import is_plausible_step, slice_normal
 from harmonize.errors import Reason, Rejection
 
 _MAX_CSA_TAGS = 512

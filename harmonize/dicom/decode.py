@@ -20,11 +20,11 @@ from pydicom.filereader import read_partial
 from pydicom.pixels import pixel_array
 from pydicom.tag import BaseTag
 
-from harmonize.codestream import codestream_size
-from harmonize.dicom_elements import PARSER_FAULTS, parsing
-from harmonize.dicom_layout import DOUBLE_PIXEL_DATA, FLOAT_PIXEL_DATA, NATIVE, PixelLayout
-from harmonize.dicom_mosaic import cut_tiles
-from harmonize.dicom_scan import UnusualError, inflated_pixels
+from harmonize.dicom.codestream import codestream_size
+from harmonize.dicom.elements import PARSER_FAULTS, parsing
+from harmonize.dicom.layout import DOUBLE_PIXEL_DATA, FLOAT_PIXEL_DATA, NATIVE, PixelLayout
+from harmonize.dicom.mosaic import cut_tiles
+from harmonize.dicom.tokens import UnusualError, inflated_pixels
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
 

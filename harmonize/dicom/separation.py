@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom_headers import Frame
-from harmonize.dicom_traits import (
+from harmonize.dicom.headers import Frame
+from harmonize.dicom.traits import (
     EXPORT_TRAITS,
     IDENTITY,
     MEASURED_TRAITS,

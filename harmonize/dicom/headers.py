@@ -15,13 +15,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize import dicom_kinds, dicom_mosaic
-from harmonize.dicom_decode import count_frames
-from harmonize.dicom_elements import Elements, read_elements
-from harmonize.dicom_geometry import is_plausible_step, slice_normal, straighten
-from harmonize.dicom_layout import PixelLayout, check_frames, read_layout
-from harmonize.dicom_meaning import Meaning, grey_refusal, read_meaning
-from harmonize.dicom_traits import FrameTraits, read_identity, read_traits
+from harmonize.dicom import kinds, mosaic
+from harmonize.dicom.decode import count_frames
+from harmonize.dicom.elements import Elements, read_elements
+from harmonize.dicom.geometry import is_plausible_step, slice_normal, straighten
+from harmonize.dicom.layout import PixelLayout, check_frames, read_layout
+from harmonize.dicom.meaning import Meaning, grey_refusal, read_meaning
+from harmonize.dicom.traits import FrameTraits, read_identity, read_traits
 from harmonize.errors import Reason, Rejection
 
 ASSUMED_FIELD_OF_VIEW_MM = 220.0
@@ -137,8 +137,8 @@ def read_frames(path: Path, *, keep_derived: bool = False, assume_geometry: bool
         stream.seek(0)
         meta, elements = read_elements(stream)
         sop_class = elements.text(0x00080016) or meta.text(0x00020002)
-        modality = dicom_kinds.scan_modality(sop_class, elements.text(0x00080060))
-        if not dicom_kinds.is_image(sop_class, modality):
+        modality = kinds.scan_modality(sop_class, elements.text(0x00080060))
+        if not kinds.is_image(sop_class, modality):
             return []
         return _picture_frames(path, stream, meta, elements, sop_class, modality, keep_derived, assume_geometry)
 
@@ -156,20 +156,20 @@ def _picture_frames(
     image_type = tuple(part.upper() for part in elements.texts(0x00080008))
     per_frame = elements.items(0x52009230)
     shared = next(iter(elements.items(0x52009229)), None)
-    mosaic = None if per_frame else dicom_mosaic.read_mosaic(elements, image_type)
+    mosaic = None if per_frame else mosaic.read_mosaic(elements, image_type)
     layout, counted = read_layout(stream, meta.text(0x00020010), elements, tiles=mosaic.tiles if mosaic else 1)
-    if not counted and sop_class in dicom_kinds.MULTI_FRAME_CLASSES:
+    if not counted and sop_class in kinds.MULTI_FRAME_CLASSES:
         layout = count_frames(stream, layout)
     check_frames(stream, layout)
     frame_count = mosaic.tiles if mosaic else layout.frames
     description = elements.text(0x0008103E)
-    doubt = dicom_kinds.doubt(description)
+    doubt = kinds.doubt(description)
     if mosaic is None and frame_count == 1 and not per_frame:
-        doubt = doubt or dicom_mosaic.doubt(image_type)
+        doubt = doubt or mosaic.doubt(image_type)
 
     def describe(groups: Sequence[Elements] = (), frame_type: tuple[str, ...] = ()) -> _Description:
         types = image_type + frame_type
-        refusal = dicom_kinds.refusal(
+        refusal = kinds.refusal(
             sop_class=sop_class,
             modality=modality,
             image_type=types,
@@ -329,7 +329,7 @@ def _contrast(
     timing = next((found for group in (first, shared) if group for found in group.items(0x00189112)), elements)
     echo = next((found for group in (first, shared) if group for found in group.items(0x00189114)), None)
     b_value = elements.number(0x00189087, elements.number(0x0019100C))
-    return dicom_kinds.mr_contrast(
+    return kinds.mr_contrast(
         image_type=image_type,
         acquisition_contrast=elements.text(0x00089209),
         sequence=elements.texts(0x00180020),

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from harmonize.dicom_elements import Elements
+from harmonize.dicom.elements import Elements
 from harmonize.errors import Reason
 
 _PHILIPS_SCALE = 0x2005100E

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom_headers import Frame
-from harmonize.dicom_pixels import AIR_HU
+from harmonize.dicom.headers import Frame
+from harmonize.dicom.pixels import AIR_HU
 from harmonize.errors import Reason, Rejection
 from harmonize.scan import ACTIVITY, ARBITRARY, HU
 

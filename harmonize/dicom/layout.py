@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from pydicom import uid
 
-from harmonize.dicom_elements import Elements
+from harmonize.dicom.elements import Elements
 from harmonize.errors import Reason, Rejection
 
 MAX_FRAMES = 20_000

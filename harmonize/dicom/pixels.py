@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom_bits import is_open, settle_bits
-from harmonize.dicom_decode import stored_pictures
-from harmonize.dicom_layout import Picture, PixelLayout, check_layout
-from harmonize.dicom_mosaic import tiles_across
+from harmonize.dicom.bits import is_open, settle_bits
+from harmonize.dicom.decode import stored_pictures
+from harmonize.dicom.layout import Picture, PixelLayout, check_layout
+from harmonize.dicom.mosaic import tiles_across
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from harmonize.dicom_elements import Elements
+from harmonize.dicom.elements import Elements
 
 IDENTITY = {
     "patient": 0x00100020,

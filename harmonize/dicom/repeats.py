@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom_grouping import distinct_positions
-from harmonize.dicom_headers import Frame
-from harmonize.dicom_layout import Picture
-from harmonize.dicom_pixels import read_values
-from harmonize.dicom_rescale import settle_rescale
+from harmonize.dicom.grouping import distinct_positions
+from harmonize.dicom.headers import Frame
+from harmonize.dicom.layout import Picture
+from harmonize.dicom.pixels import read_values
+from harmonize.dicom.rescale import settle_rescale
 from harmonize.errors import Reason, Rejection
 from harmonize.voxels import interleaving
 

@@ -15,9 +15,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom_geometry import MAX_MISSING, SAME_POSITION_MM, find_holes, slice_normal
-from harmonize.dicom_headers import Frame
-from harmonize.dicom_separation import ReadPictures, separate
+from harmonize.dicom.geometry import MAX_MISSING, SAME_POSITION_MM, find_holes, slice_normal
+from harmonize.dicom.headers import Frame
+from harmonize.dicom.separation import ReadPictures, separate
 from harmonize.errors import Reason, Rejection
 
 MIN_SLICES = 4

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from harmonize.dicom_geometry import slice_normal
-from harmonize.dicom_grouping import MIN_SLICES, distinct_positions
-from harmonize.dicom_headers import Frame
+from harmonize.dicom.geometry import slice_normal
+from harmonize.dicom.grouping import MIN_SLICES, distinct_positions
+from harmonize.dicom.headers import Frame
 from harmonize.errors import Reason, Rejection
 
 FULL_MR_SLICES = 10

@@ -22,7 +22,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from harmonize.dicom_scan import PIXEL_TAGS, OddDeflatedError, Scanned, UnusualError, scan_file, scan_items
+from harmonize.dicom.tokens import PIXEL_TAGS, OddDeflatedError, Scanned, UnusualError, scan_file, scan_items
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ODD_READS, MAX_VALUE_BYTES
 

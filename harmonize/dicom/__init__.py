@@ -7,16 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harmonize.dicom_doubts import settle_doubts
-from harmonize.dicom_elements import looks_like_dicom
-from harmonize.dicom_geometry import MIN_TILT_DEG, StackGeometry, fit_stack
-from harmonize.dicom_grouping import MIN_SLICES, Stack, group_series
-from harmonize.dicom_headers import Frame, read_frames
-from harmonize.dicom_pixels import read_values
-from harmonize.dicom_repeats import one_picture_a_place, picture_of, read_some
-from harmonize.dicom_rescale import settle_rescale
-from harmonize.dicom_separation import split_by_identity
-from harmonize.dicom_units import settle_units
+from harmonize.dicom.doubts import settle_doubts
+from harmonize.dicom.elements import looks_like_dicom
+from harmonize.dicom.geometry import MIN_TILT_DEG, StackGeometry, fit_stack
+from harmonize.dicom.grouping import MIN_SLICES, Stack, group_series
+from harmonize.dicom.headers import Frame, read_frames
+from harmonize.dicom.pixels import read_values
+from harmonize.dicom.repeats import one_picture_a_place, picture_of, read_some
+from harmonize.dicom.rescale import settle_rescale
+from harmonize.dicom.separation import split_by_identity
+from harmonize.dicom.units import settle_units
 from harmonize.errors import Reason, Rejection, UserError, unforeseen
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import Scan
