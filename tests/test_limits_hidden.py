@@ -24,8 +24,8 @@ from harmonize.errors import Reason, Rejection, UserError
 from harmonize.parquet import read_parquet
 from harmonize.report import write_report
 from harmonize.sources import tables
+from harmonize.sources.volume_files import read_volume_file
 from harmonize.verify import verify
-from harmonize.volume_files import read_volume_file
 from headspark.cohort import read_cohort
 from headspark.recipe import DataConfig
 from headspark.stores import decode

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from harmonize.errors import Reason, Rejection
 from harmonize.nifti import MAX_EXPONENT, read_nifti, within_float32
-from harmonize.volume_files import read_volume_file
+from harmonize.sources.volume_files import read_volume_file
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 1.5, 0, -20], [0, 0, 3, -12], [0, 0, 0, 1]])
 VOXELS = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)

@@ -16,7 +16,7 @@ from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, printable, suff
 from harmonize.scan import ARBITRARY, HU, LeftOut, Mask, Scan, ScanRef, raise_if_refused
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
-from harmonize.volume_files import HEADERS, PACKED, PARTNERS, READ, SINGLE, read_volume_file, stem_of
+from harmonize.sources.volume_files import HEADERS, PACKED, PARTNERS, READ, SINGLE, read_volume_file, stem_of
 
 TABLE, TREE = "openneuro_metadata.csv", "OpenMind"
 NEEDED = ("image_path", "modality")
