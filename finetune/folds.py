@@ -23,8 +23,7 @@ import pyarrow.parquet as pq
 
 from finetune.recipe import Recipe
 from finetune.rsna import SOURCE, Case
-from harmonize import lock, named_files
-from harmonize.corpus import Corpus
+from harmonize.corpus import Corpus, lock, named_files
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
 from harmonize.parquet import read_parquet

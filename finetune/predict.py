@@ -14,12 +14,12 @@ from finetune.bundle import load_model, read_bundle
 from finetune.inference import predict_region
 from finetune.patches import Region, cut_region
 from finetune.rsna import is_foreign
+from harmonize.corpus.volume import Volume
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.pipeline import harmonize_scan
 from harmonize.scan import HU, Scan
 from harmonize.sources.rsna import find_series, load_series
 from harmonize.unusual import unusual
-from harmonize.volume import Volume
 from harmonize.voxels import brain
 from headspark.channels import MRI_UNITS
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from pathlib import Path
 
-from harmonize import fingerprint, identity
-from harmonize.corpus import FILE_COLUMNS
+from harmonize import identity
+from harmonize.corpus import FILE_COLUMNS, fingerprint
+from harmonize.corpus.fingerprint import Fingerprint
+from harmonize.corpus.journal import Key, Record
 from harmonize.errors import Reason
-from harmonize.fingerprint import Fingerprint
-from harmonize.journal import Key, Record
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 

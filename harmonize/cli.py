@@ -420,8 +420,8 @@ def _phantom(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from harmonize import engine, journal
-    from harmonize.corpus import RECORDS, Corpus
+    from harmonize import engine
+    from harmonize.corpus import RECORDS, Corpus, journal
 
     absent = journal.absent_shards(options.corpus / RECORDS)
     accepted, rejected = engine.merge(options.corpus)
@@ -436,7 +436,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from harmonize.verify import verify
+    from harmonize.corpus.verify import verify
 
     faults = verify(options.corpus, workers=max(1, options.workers))
     for fault in faults:
@@ -457,7 +457,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _locate(options: argparse.Namespace) -> int:
-    from harmonize.locate import describe, locate
+    from harmonize.corpus.locate import describe, locate
     from harmonize.sources.first_look import check_root
 
     check_root(options.source, options.raw)
@@ -472,7 +472,7 @@ def _locate(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from harmonize.publish import publish
+    from harmonize.corpus.publish import publish
 
     say(publish(options.corpus, options.repo, may_share=options.i_may_share, private=not options.public))
     return DONE

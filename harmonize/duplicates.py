@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harmonize.corpus.journal import Key, Record
 from harmonize.errors import Reason
-from harmonize.journal import Key, Record
 
 CONTRADICTED = "another scan with the same voxels has other labels: neither's are used"
 

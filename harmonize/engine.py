@@ -13,13 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from harmonize import changes, duplicates, histograms, journal, ledger, lock, pool, sources, target, time_limit
+from harmonize import changes, duplicates, histograms, ledger, pool, sources, time_limit
 from harmonize import corpus as layout
 from harmonize.changes import State
+from harmonize.corpus import journal, lock, target
+from harmonize.corpus.fingerprint import Fingerprint, look_and_read
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.executors import Executor, cause_of_death, local, within
 from harmonize.files import room_in
-from harmonize.fingerprint import Fingerprint, look_and_read
 from harmonize.ledger import Ledger
 from harmonize.process import label_row, process, refused, refused_at_sight
 from harmonize.progress import Progress

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from harmonize import identity, sources
+from harmonize.corpus.journal import Key
 from harmonize.errors import UserError
-from harmonize.journal import Key
 from harmonize.scan import LeftOut, ScanRef
 from harmonize.settings import Settings
 

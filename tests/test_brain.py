@@ -14,9 +14,9 @@ import torch
 
 from harmonize import cli
 from harmonize.corpus import Corpus, read_volume
+from harmonize.corpus.verify import verify
 from harmonize.errors import UserError
 from harmonize.settings import Settings
-from harmonize.verify import verify
 from harmonize.voxels import brain
 
 CENTRE_MM, RADIUS_MM = np.array([3.0, -5.0, 9.0]), 22.0

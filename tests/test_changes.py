@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harmonize import engine, journal, phantom
-from harmonize.corpus import RECORDS, Corpus
+from harmonize import engine, phantom
+from harmonize.corpus import RECORDS, Corpus, journal
+from harmonize.corpus.verify import verify
 from harmonize.settings import Settings
-from harmonize.verify import verify
 
 SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))
 
@@ -130,13 +130,13 @@ def test_files_with_other_times_and_the_same_content_are_compared_once(
     summary = run(root, out, workers=workers)
     assert (summary.known, summary.changed) == (3, 0)
     assert {path: path.stat().st_mtime_ns for path in images} == images
-    monkeypatch.setattr("harmonize.fingerprint._checksum", lambda path: pytest.fail("a file was read"))
+    monkeypatch.setattr("harmonize.corpus.fingerprint._checksum", lambda path: pytest.fail("a file was read"))
     assert run(root, out).known == 3
 
 
 def test_a_second_run_opens_no_raw_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(root, tmp_path / "corpus")
-    monkeypatch.setattr("harmonize.fingerprint._checksum", lambda path: pytest.fail("a file was read"))
+    monkeypatch.setattr("harmonize.corpus.fingerprint._checksum", lambda path: pytest.fail("a file was read"))
     monkeypatch.setattr("harmonize.sources.openmind.load", lambda ref: pytest.fail("a scan was loaded"))
     assert run(root, tmp_path / "corpus").known == 3
 
@@ -301,8 +301,9 @@ def test_what_was_made_without_an_unreadable_file_is_tried_again(
     """The superuser may read everything, so the refusal is put into Python's own `open`."""
     out, folder = tmp_path / "corpus", multi_file_series(rsna)
     locked = slices(folder)[len(slices(folder)) // 2]
-    reading, checksum = "harmonize.dicom.read_frames", "harmonize.fingerprint._checksum"
-    from harmonize import dicom, fingerprint
+    reading, checksum = "harmonize.dicom.read_frames", "harmonize.corpus.fingerprint._checksum"
+    from harmonize import dicom
+    from harmonize.corpus import fingerprint
 
     def refusing(original):
         def call(path, *arguments, **options):

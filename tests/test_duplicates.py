@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from harmonize import duplicates, engine, phantom
 from harmonize.aneurysm_labels import LABELS as LABEL_NAMES
 from harmonize.corpus import Corpus
-from harmonize.journal import Record
+from harmonize.corpus.journal import Record
+from harmonize.corpus.verify import verify
 from harmonize.settings import Settings
-from harmonize.verify import verify
 
 SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))
 

@@ -15,11 +15,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from harmonize import engine, lock, pool, sources
-from harmonize.corpus import Corpus
+from harmonize import engine, pool, sources
+from harmonize.corpus import Corpus, lock
+from harmonize.corpus.verify import verify
 from harmonize.errors import UserError
 from harmonize.settings import Settings
-from harmonize.verify import verify
 
 SETTINGS = Settings(spacing=(3.0, 3.0, 3.0))
 

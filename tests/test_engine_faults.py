@@ -181,7 +181,7 @@ def test_workers_that_write_while_the_run_ends_leave_no_temporaries(
             closed.append(True)
 
     with monkeypatch.context() as patched:
-        patched.setattr("harmonize.journal.append", full)
+        patched.setattr("harmonize.corpus.journal.append", full)
         with pytest.raises(UserError, match="No space left on device"):
             run(root, out, executor=writing)
     assert closed

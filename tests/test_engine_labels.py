@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harmonize import engine, journal, phantom
+from harmonize import engine, phantom
 from harmonize.aneurysm_labels import LABELS
-from harmonize.corpus import RECORDS, Corpus
+from harmonize.corpus import RECORDS, Corpus, journal
+from harmonize.corpus.verify import verify
 from harmonize.settings import Settings
-from harmonize.verify import verify
 
 SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))
 

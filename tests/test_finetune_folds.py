@@ -18,9 +18,9 @@ from finetune.recipe import Recipe, TrainConfig
 from finetune.rsna import Case
 from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import Corpus, claim, image_name, write_manifest
+from harmonize.corpus.verify import verify
 from harmonize.errors import UserError
 from harmonize.settings import Settings
-from harmonize.verify import verify
 from headspark.config import to_yaml
 from headspark.run import METRICS, RECIPE, STATE
 

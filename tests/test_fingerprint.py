@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harmonize import fingerprint
+from harmonize.corpus import fingerprint
 from harmonize.scan import ScanRef
 
 NAMES = st.lists(st.sampled_from([f"{letter}.dcm" for letter in "abcdef"]), min_size=1, max_size=6, unique=True)

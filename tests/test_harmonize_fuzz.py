@@ -16,10 +16,10 @@ from PIL import Image
 
 from harmonize import engine
 from harmonize.corpus import Corpus
+from harmonize.corpus.verify import verify
 from harmonize.errors import UserError
 from harmonize.identity import salted_hash
 from harmonize.settings import Settings
-from harmonize.verify import verify
 
 SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))
 NIFTI_CASES = 240

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harmonize import journal
-from harmonize.fingerprint import Fingerprint
-from harmonize.journal import Record
+from harmonize.corpus import journal
+from harmonize.corpus.fingerprint import Fingerprint
+from harmonize.corpus.journal import Record
 
 
 def accepted(name: str) -> Record:

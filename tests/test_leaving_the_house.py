@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 
 from harmonize import corpus as layout
 from harmonize import salt, terminal
-from harmonize.card import corpus_card, plain_text
 from harmonize.cli import main
 from harmonize.corpus import Corpus
+from harmonize.corpus.card import corpus_card, plain_text
+from harmonize.corpus.verify import verify
 from harmonize.errors import UserError
 from harmonize.identity import HASH_LENGTH
 from harmonize.settings import Settings
-from harmonize.verify import verify
 from harmonize.voxels import nyul
 from headspark.cohort import read_cohort
 from headspark.recipe import DataConfig

@@ -19,8 +19,9 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 
 from harmonize import dicom as dicom_volumes
-from harmonize import engine, journal, limits
-from harmonize.corpus import read_volume, write_volume
+from harmonize import engine, limits
+from harmonize.corpus import journal, read_volume, write_volume
+from harmonize.corpus.volume import WrongShapeError
 from harmonize.dicom import find_volumes, load_volume, tokens
 from harmonize.dicom.codestream import codestream_size
 from harmonize.errors import Reason, Rejection, UserError
@@ -30,7 +31,6 @@ from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 from harmonize.sources import deeplesion, openmind, references
 from harmonize.time_limit import watched
-from harmonize.volume import WrongShapeError
 
 CONTENT = 0x0040A730
 

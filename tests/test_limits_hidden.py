@@ -18,6 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBa
 
 from harmonize import limits
 from harmonize.corpus import SCAN_SCHEMA, Corpus, read_volume, write_volume
+from harmonize.corpus.verify import verify
 from harmonize.dicom import find_volumes, load_volume
 from harmonize.dicom.elements import Elements
 from harmonize.errors import Reason, Rejection, UserError
@@ -25,7 +26,6 @@ from harmonize.parquet import read_parquet
 from harmonize.report import write_report
 from harmonize.sources import tables
 from harmonize.sources.volume_files import read_volume_file
-from harmonize.verify import verify
 from headspark.cohort import read_cohort
 from headspark.recipe import DataConfig
 from headspark.stores import decode
@@ -122,7 +122,7 @@ def test_a_corpus_file_costs_verify_report_and_training_no_more_than_its_row_say
         def eof(self) -> bool:
             return self._inner.eof
 
-    monkeypatch.setattr("harmonize.volume.igzip_lib.IgzipDecompressor", Counting)
+    monkeypatch.setattr("harmonize.corpus.volume.igzip_lib.IgzipDecompressor", Counting)
     faults = verify(corpus.path)
     assert any(row.image_file_name in fault for fault in faults)
     write_report(corpus.path, thumbnails=6)

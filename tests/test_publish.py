@@ -17,8 +17,8 @@ import standin_hub
 from harmonize import corpus as layout
 from harmonize.cli import main
 from harmonize.corpus import Corpus
-from harmonize.lock import exclusive
-from harmonize.publish import LOCK
+from harmonize.corpus.lock import exclusive
+from harmonize.corpus.publish import LOCK
 
 REPO, THERE = "user/heads", "datasets/user/heads"
 

@@ -15,7 +15,7 @@ from harmonize import corpus as layout
 from harmonize import duplicates
 from harmonize.cli import main
 from harmonize.corpus import Corpus
-from harmonize.journal import Record
+from harmonize.corpus.journal import Record
 from harmonize.report import PICTURES_PER_CHUNK, write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harmonize import engine, target
+from harmonize import engine
 from harmonize.cli import main
-from harmonize.corpus import claim
+from harmonize.corpus import claim, target
 from harmonize.errors import UserError
 from harmonize.settings import Settings
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harmonize.corpus import PERCENTILES
+from harmonize.corpus.volume import Volume
 from harmonize.thumbnails import SIDE, thumbnail
-from harmonize.volume import Volume
 
 SHAPE = (60, 80, 40)
 

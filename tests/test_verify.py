@@ -15,9 +15,9 @@ import pytest
 
 from harmonize import engine
 from harmonize.corpus import LABEL_SCHEMA, SCAN_SCHEMA, Corpus, read_volume, write_manifest, write_volume
+from harmonize.corpus.verify import verify
 from harmonize.files import sha256_of
 from harmonize.settings import Settings
-from harmonize.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from harmonize.corpus.target import check_folder
+from harmonize.corpus.terms import terms_of
 from harmonize.errors import UserError
 from harmonize.files import room_in
-from harmonize.licences import terms_of
-from harmonize.target import check_folder
 from harmonize.terminal import say
 
 WORKERS = 4

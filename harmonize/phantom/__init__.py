@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from harmonize import pool
+from harmonize.corpus.target import check_folder
 from harmonize.errors import UserError
 from harmonize.files import temporary_beside
 from harmonize.phantom import deeplesion, openmind, rsna, tcia
 from harmonize.progress import Progress
-from harmonize.target import check_folder
 
 SOURCES = ("openmind", "tcia", "deeplesion", "rsna")
 ALL = "all"

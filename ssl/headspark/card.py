@@ -14,8 +14,8 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from harmonize.card import plain_text
-from harmonize.licences import terms_of
+from harmonize.corpus.card import plain_text
+from harmonize.corpus.terms import terms_of
 from harmonize.terminal import printable
 from headspark.config import to_yaml
 from headspark.diverged import divergence

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from harmonize import engine
+from harmonize.corpus.verify import verify
 from harmonize.settings import Settings
-from harmonize.verify import verify
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

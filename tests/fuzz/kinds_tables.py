@@ -22,8 +22,8 @@ from fuzz.damage import ODD, either, extreme, of_bytes, of_csv, of_json, of_json
 from fuzz.kinds import Fault, Kind
 from fuzz.kinds_raw import deeplesion_tree, harmonized, nifti_tree, rsna_tree
 from fuzz.valid import OLD, dicom_bytes, plain_dicom, plain_nifti
-from harmonize import engine, verify
-from harmonize.corpus import Corpus
+from harmonize import engine
+from harmonize.corpus import Corpus, verify
 from harmonize.fetch import tcia
 from harmonize.voxels import nyul as histograms
 

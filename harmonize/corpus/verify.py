@@ -13,12 +13,12 @@ from typing import Any, cast
 import numpy as np
 
 from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, Volume
+from harmonize.corpus.volume import WrongShapeError, read_with_header
 from harmonize.errors import Reason
 from harmonize.files import TEMPORARY, sha256_of
 from harmonize.pipeline import WINDOWED
 from harmonize.progress import Progress
 from harmonize.scan import HU
-from harmonize.volume import WrongShapeError, read_with_header
 from harmonize.voxels.intensity import CT_PADDING_HU
 
 NUMBERS_OF_A_SCAN = {"shape": 3, "spacing": 3, "foreground_box": 6}

@@ -26,17 +26,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harmonize import named_files
-from harmonize.card import corpus_card
+from harmonize.corpus import named_files
+from harmonize.corpus.card import corpus_card
+from harmonize.corpus.named_files import FOLDER_OF
+from harmonize.corpus.target import INFO, NYUL, RECORDS, check_ours, fault_of_info, read_info
+from harmonize.corpus.volume import Volume, read_volume, write_volume
 from harmonize.errors import UserError
 from harmonize.files import atomic_path, sha256_of, write_json, write_text
-from harmonize.named_files import FOLDER_OF
 from harmonize.parquet import read_parquet
 from harmonize.provenance import library_versions
 from harmonize.salt import is_known_by
 from harmonize.settings import Settings
-from harmonize.target import INFO, NYUL, RECORDS, check_ours, fault_of_info, read_info
-from harmonize.volume import Volume, read_volume, write_volume
 
 if TYPE_CHECKING:
     import pandas as pd

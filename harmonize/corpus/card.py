@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from harmonize.licences import terms_of
+from harmonize.corpus.terms import terms_of
 from harmonize.terminal import printable
 
 LONGEST_TEXT = 200

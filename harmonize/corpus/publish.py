@@ -11,11 +11,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 
 from harmonize.corpus import INFO, LABEL_TABLE, Corpus
+from harmonize.corpus.lock import exclusive
+from harmonize.corpus.publishable import FOLDERS, publishable
+from harmonize.corpus.terms import terms_of
 from harmonize.errors import UserError
 from harmonize.identity import HASH_LENGTH
-from harmonize.licences import terms_of
-from harmonize.lock import exclusive
-from harmonize.publishable import FOLDERS, publishable
 from harmonize.salt import is_quickly_guessed, is_unsalted
 from harmonize.terminal import careful_log, warn, without_secrets
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harmonize import journal
 from harmonize.corpus import (
     CARD,
     FOLDER_OF,
@@ -30,6 +29,7 @@ from harmonize.corpus import (
     SCAN_SCHEMA,
     SCANS,
     Corpus,
+    journal,
 )
 from harmonize.errors import UserError
 from harmonize.files import sha256_of, target_of_temporary

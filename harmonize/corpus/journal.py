@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from harmonize.corpus.fingerprint import Fingerprint
+from harmonize.corpus.named_files import check_row
 from harmonize.files import write_text
-from harmonize.fingerprint import Fingerprint
-from harmonize.named_files import check_row
 
 SUFFIX = ".jsonl"
 _OF_LABELS = ("source", "subject", "scan_id")
