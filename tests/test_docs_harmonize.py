@@ -10,7 +10,7 @@ import pytest
 
 from harmonize import cli
 from harmonize.corpus import SCAN_SCHEMA
-from harmonize.outliers import FLAGS
+from harmonize.report.outliers import FLAGS
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "harmonize.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^harmonize .*$", PAGE, re.MULTILINE)

@@ -12,7 +12,7 @@ import pytest
 
 from harmonize import engine
 from harmonize.corpus import Corpus
-from harmonize.outliers import FLAGS, find, order, robust_z
+from harmonize.report.outliers import FLAGS, find, order, robust_z
 from harmonize.settings import Settings
 
 

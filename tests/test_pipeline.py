@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from harmonize.errors import Reason, Rejection
-from harmonize.outliers import find
 from harmonize.pipeline import Harmonized, harmonize_scan
+from harmonize.report.outliers import find
 from harmonize.scan import HU, Mask, Point, Scan
 from harmonize.settings import Settings
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from harmonize.corpus import PERCENTILES
 from harmonize.corpus.volume import Volume
-from harmonize.thumbnails import SIDE, thumbnail
+from harmonize.report.thumbnails import SIDE, thumbnail
 
 SHAPE = (60, 80, 40)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
 from harmonize.corpus import PERCENTILES
-from harmonize.outliers import foreground_share
+from harmonize.report.outliers import foreground_share
 
 MAX_GROUPS = 12
 """Modalities drawn, the most frequent ones."""

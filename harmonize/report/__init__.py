@@ -18,12 +18,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from harmonize import charts, outliers
 from harmonize.corpus import FILE_COLUMNS, Corpus, read_volume
 from harmonize.files import room_in
 from harmonize.html import Page
 from harmonize.progress import Progress
-from harmonize.thumbnails import thumbnail
+from harmonize.report import charts, outliers
+from harmonize.report.thumbnails import thumbnail
 
 REPORT = "report/index.html"
 PICTURES_PER_CHUNK = 120
@@ -189,4 +189,4 @@ def _json(name: str, value: object) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("harmonize").joinpath(name).read_text(encoding="utf-8")
+    return files("harmonize.report").joinpath(name).read_text(encoding="utf-8")
