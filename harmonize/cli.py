@@ -396,16 +396,16 @@ def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | 
         return nullcontext(None)
     if options.workers == 0:
         raise UserError(f"--workers 0: --executor {options.executor} needs at least one", exit_code=WRONG_USE)
-    from harmonize import cluster
+    from harmonize.engine import dask_workers
 
     # Workers have a working directory of their own.
     options.raw, options.out = options.raw.absolute(), options.out.absolute()
     if options.executor == "slurm":
         logs = options.out.with_name(f"{options.out.name}-slurm-logs")
-        return cluster.slurm_jobs(cluster.SlurmJobs(count=options.workers, logs=logs, **chosen))
+        return dask_workers.slurm_jobs(dask_workers.SlurmJobs(count=options.workers, logs=logs, **chosen))
     if options.dask_address is not None:
-        return cluster.scheduler_at(options.dask_address)
-    return cluster.local_workers(options.workers)
+        return dask_workers.scheduler_at(options.dask_address)
+    return dask_workers.local_workers(options.workers)
 
 
 def _phantom(options: argparse.Namespace) -> int:

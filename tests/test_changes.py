@@ -265,7 +265,7 @@ def test_a_changed_scan_that_cannot_be_read_now_stays_as_it_was(
 
     with monkeypatch.context() as patched:
         patched.setattr("harmonize.sources.openmind.load", failing)
-        patched.setattr("harmonize.process.RETRY_AFTER_S", 0.0)
+        patched.setattr("harmonize.engine.one_scan.RETRY_AFTER_S", 0.0)
         summary = run(root, out)
     assert (summary.accepted, summary.outdated) == (3, 1)
     assert content(out) == before

@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 import pytest
 
-from harmonize import cli, cluster, cluster_keys, engine, pool
-from harmonize.engine import Executor
+from harmonize import cli, engine, pool
+from harmonize.engine import Executor, dask_security, dask_workers
 from harmonize.errors import UserError
 from harmonize.settings import Settings
 
@@ -29,7 +29,7 @@ SETTINGS = Settings(spacing=(4.0, 4.0, 4.0), mri_norm="nyul")
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Executor]:
-    with cluster.local_workers(2) as executor:
+    with dask_workers.local_workers(2) as executor:
         yield executor
 
 
@@ -96,8 +96,8 @@ def test_a_scan_that_hangs_is_given_up_at_the_time_limit(workers: Executor, root
 
 
 def test_a_silent_address_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
-    with pytest.raises(UserError, match="no dask scheduler answers"), cluster.scheduler_at("tcp://127.0.0.1:9"):
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
+    with pytest.raises(UserError, match="no dask scheduler answers"), dask_workers.scheduler_at("tcp://127.0.0.1:9"):
         pass
 
 
@@ -144,7 +144,7 @@ def test_a_cluster_listens_on_this_machine_alone_and_writes_where_nobody_else_ma
 
 
 def test_certificates_for_other_nodes_lie_in_files_of_this_user_alone(tmp_path: Path) -> None:
-    found = cluster_keys.certificates_in(str(tmp_path))
+    found = dask_security.certificates_in(str(tmp_path))
     for role in ("client", "scheduler", "worker"):
         named = found.get_tls_config_for_role(role)
         assert "PRIVATE KEY" in Path(named["key"]).read_text()
@@ -155,9 +155,9 @@ def test_certificates_for_other_nodes_lie_in_files_of_this_user_alone(tmp_path: 
 def test_an_address_without_encryption_is_warned_of_and_one_with_it_wants_certificates(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
     for address, message in (("tcp://127.0.0.1:9", "no dask scheduler"), ("tls://127.0.0.1:9", "no certificates")):
-        with pytest.raises(UserError, match=message) as error, cluster.scheduler_at(address):
+        with pytest.raises(UserError, match=message) as error, dask_workers.scheduler_at(address):
             pass
         assert error.value.exit_code == 2
         warned = capsys.readouterr().err

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harmonize import duplicates, engine, phantom
+from harmonize import engine, phantom
 from harmonize.aneurysm_labels import LABELS as LABEL_NAMES
 from harmonize.corpus import Corpus
 from harmonize.corpus.journal import Record
 from harmonize.corpus.verify import verify
+from harmonize.engine import duplicates
 from harmonize.settings import Settings
 
 SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))

@@ -173,7 +173,7 @@ def test_a_scan_without_memory_is_tried_twice_and_recorded(
 
     with monkeypatch.context() as patched:
         patched.setattr("harmonize.sources.openmind.load", failing)
-        patched.setattr("harmonize.process.RETRY_AFTER_S", 0.0)
+        patched.setattr("harmonize.engine.one_scan.RETRY_AFTER_S", 0.0)
         assert dict(run(root, tmp_path / "corpus", limit=1).rejected) == {"worker_died": 1}
     assert len(tries) == 2
     assert run(root, tmp_path / "corpus", limit=1).accepted == 1
@@ -262,7 +262,7 @@ def test_a_full_disk_ends_the_run_and_says_what_to_do(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("harmonize.process.write_volume", full)
+        patched.setattr("harmonize.engine.one_scan.write_volume", full)
         with pytest.raises(UserError, match="No space left"):
             run(root, tmp_path / "corpus")
     assert run(root, tmp_path / "corpus").accepted == 4
@@ -279,7 +279,7 @@ def test_a_failing_read_is_tried_twice_and_again_in_the_next_run(
 
     with monkeypatch.context() as patched:
         patched.setattr("harmonize.sources.openmind.load", failing)
-        patched.setattr("harmonize.process.RETRY_AFTER_S", 0.0)
+        patched.setattr("harmonize.engine.one_scan.RETRY_AFTER_S", 0.0)
         summary = run(root, tmp_path / "corpus", limit=1)
     assert len(tries) == 2
     assert dict(summary.rejected) == {"io_error": 1}

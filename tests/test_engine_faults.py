@@ -78,7 +78,7 @@ def test_a_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(
 def test_a_raw_folder_that_vanishes_ends_the_run_and_no_scan_is_blamed(
     root: Path, tmp_path: Path, mount_point_stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harmonize.process.RETRY_AFTER_S", 0.0)
+    monkeypatch.setattr("harmonize.engine.one_scan.RETRY_AFTER_S", 0.0)
 
     def losing(function, references):
         for number, ref in enumerate(references):
@@ -192,7 +192,7 @@ def test_workers_that_write_while_the_run_ends_leave_no_temporaries(
 def test_a_stop_while_histograms_are_fitted_is_one_line_and_the_same_command_goes_on(
     root: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
-    from harmonize import histograms
+    from harmonize.engine import histograms
 
     def stopped(ref, *, settings):
         os.kill(os.getpid(), number)

@@ -495,7 +495,7 @@ def test_what_the_hubs_client_logs_while_it_publishes_holds_no_password(
 def test_debugging_shows_where_and_no_text_of_a_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from harmonize import process
+    from harmonize.engine import one_scan
 
     def fail(scan: object, settings: object) -> object:
         try:
@@ -503,7 +503,7 @@ def test_debugging_shows_where_and_no_text_of_a_header(
         except KeyError as error:
             raise ValueError(f"{MARK} is no number") from error
 
-    monkeypatch.setattr(process, "harmonize_scan", fail)
+    monkeypatch.setattr(one_scan, "harmonize_scan", fail)
     monkeypatch.setenv("HARMONIZE_DEBUG", "")
     assert main(["phantom", "--source", "tcia", "--out", str(tmp_path), "--scans", "1", "--size", "24"]) == 0
     for path in (tmp_path / "tcia").rglob("*.dcm"):

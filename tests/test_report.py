@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from harmonize import corpus as layout
-from harmonize import duplicates
 from harmonize.cli import main
 from harmonize.corpus import Corpus
 from harmonize.corpus.journal import Record
+from harmonize.engine import duplicates
 from harmonize.report import PICTURES_PER_CHUNK, write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harmonize.summary import MOST_KINDS, Summary
+from harmonize.engine.summary import MOST_KINDS, Summary
 
 
 def lines(summary: Summary) -> list[str]:

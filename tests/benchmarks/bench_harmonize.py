@@ -297,7 +297,7 @@ def write_many(folder: Path, divisor: int) -> None:
 
 def headspark_nifti(raw: Path, out: Path) -> None:
     """One NIfTI file through all of harmonize: anti-aliased, with its foreground, statistics, hash and fsync."""
-    from harmonize.process import process
+    from harmonize.engine.one_scan import process
     from harmonize.scan import ScanRef
     from harmonize.settings import Settings
 
@@ -310,7 +310,7 @@ def headspark_nifti(raw: Path, out: Path) -> None:
 def headspark_source(raw: Path, out: Path, *, source: str) -> None:
     """A raw folder through all of harmonize, its discovery included."""
     from harmonize import sources
-    from harmonize.process import process
+    from harmonize.engine.one_scan import process
     from harmonize.settings import Settings
 
     for ref in sources.references(source, raw):

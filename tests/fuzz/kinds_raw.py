@@ -13,7 +13,8 @@ from fuzz.damage import either, of_bytes, of_nifti, of_png, within
 from fuzz.damage_dicom import of_deflated, of_dicom
 from fuzz.kinds import Fault, Kind
 from fuzz.valid import OLD, SLICES, deflated_dicom, dicom_bytes, enhanced_dicom, plain_dicom, plain_nifti, slice_numbers
-from harmonize import process, sources
+from harmonize import sources
+from harmonize.engine import one_scan
 from harmonize.errors import Reason
 from harmonize.settings import Settings
 
@@ -29,7 +30,7 @@ def harmonized(source: str, root: Path, corpus: Path) -> int:
     """
     accepted = 0
     for ref in sources.references(source, root):
-        record = process.process(ref, corpus=corpus, settings=SETTINGS)
+        record = one_scan.process(ref, corpus=corpus, settings=SETTINGS)
         accepted += record.row is not None
         refusal = record.rejection or {"reason": "", "message": ""}
         if "unexpected" in refusal["message"] or refusal["reason"] == Reason.WORKER_DIED:

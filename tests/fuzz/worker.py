@@ -147,11 +147,11 @@ def serve(
 
 def _never_wait() -> None:
     """Skip the pauses of this process: nothing that it writes is kept, and no server will come back."""
-    from harmonize import process
+    from harmonize.engine import one_scan
     from harmonize.fetch import http
 
     os.fsync = lambda descriptor: None
-    process.RETRY_AFTER_S = http.BACKOFF_S = 0.0
+    one_scan.RETRY_AFTER_S = http.BACKOFF_S = 0.0
 
 
 def _serve_one(name: str, folder: Path, seed: int, cases: range, kept: Path, said: TextIO) -> None:

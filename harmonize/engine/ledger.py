@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TextIO
 
 from harmonize import corpus as layout
-from harmonize import duplicates
-from harmonize.changes import file_names, has_files, is_passing
 from harmonize.corpus import journal
 from harmonize.corpus.journal import Key, Record
+from harmonize.engine import duplicates
+from harmonize.engine.changes import file_names, has_files, is_passing
 
 
 class Ledger:

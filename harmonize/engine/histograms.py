@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from harmonize import pool, sources
+from harmonize.engine.executors import Executor
+from harmonize.engine.one_scan import landmarks_of
 from harmonize.errors import UserError
-from harmonize.executors import Executor
-from harmonize.process import landmarks_of
 from harmonize.progress import Progress
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings

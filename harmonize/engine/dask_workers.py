@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from harmonize.cluster_keys import (
+from harmonize.engine.dask_security import (
     ENCRYPTED,
     certificates,
     certificates_in,

@@ -13,21 +13,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from harmonize import changes, duplicates, histograms, ledger, pool, sources, time_limit
 from harmonize import corpus as layout
-from harmonize.changes import State
+from harmonize import pool, sources, time_limit
 from harmonize.corpus import journal, lock, target
 from harmonize.corpus.fingerprint import Fingerprint, look_and_read
+from harmonize.engine import changes, duplicates, histograms, ledger
+from harmonize.engine.changes import State
+from harmonize.engine.executors import Executor, cause_of_death, local, within
+from harmonize.engine.ledger import Ledger
+from harmonize.engine.one_scan import label_row, process, refused, refused_at_sight
+from harmonize.engine.raw_scans import Found, discover, key_of, of_shard
+from harmonize.engine.summary import Summary
 from harmonize.errors import Reason, Rejection, UserError
-from harmonize.executors import Executor, cause_of_death, local, within
 from harmonize.files import room_in
-from harmonize.ledger import Ledger
-from harmonize.process import label_row, process, refused, refused_at_sight
 from harmonize.progress import Progress
-from harmonize.raw_scans import Found, discover, key_of, of_shard
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
-from harmonize.summary import Summary
 from harmonize.terminal import warn
 
 __all__ = ["LOCK", "Executor", "Summary", "check", "merge", "run"]

@@ -1,4 +1,4 @@
-"""Who runs a function over many scans: local processes here, a cluster's workers in `harmonize.cluster`."""
+"""Who runs a function over many scans: local processes here, a cluster's workers in `harmonize.engine.dask_workers`."""
 
 from __future__ import annotations
 
