@@ -37,7 +37,7 @@ def damaged() -> bytes:
 
 @pytest.fixture
 def nih(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin_files.Files]:
-    monkeypatch.setattr("harmonize.fetch.http.BACKOFF_S", 0.01)
+    monkeypatch.setattr("harmonize.fetch.download.BACKOFF_S", 0.01)
     with standin_files.serving() as served:
         served.routes |= {path: archive(files) for path, files in SLICES.items()}
         yield served

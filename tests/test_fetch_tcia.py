@@ -45,7 +45,7 @@ def archive(files: dict[str, bytes], hashes: dict[str, str] | None = None) -> by
 
 @pytest.fixture
 def nbia(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin_files.Files]:
-    monkeypatch.setattr("harmonize.fetch.http.BACKOFF_S", 0.01)
+    monkeypatch.setattr("harmonize.fetch.download.BACKOFF_S", 0.01)
     with standin_files.serving() as served:
         rows = [row(TWO), row(ONE)]
         served.routes[SERIES] = lambda query: (
@@ -153,7 +153,7 @@ def test_series_whose_uid_is_no_uid_are_never_a_folder(nbia: standin_files.Files
 
 
 def test_a_service_that_is_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harmonize.fetch.http.BACKOFF_S", 0.0)
+    monkeypatch.setattr("harmonize.fetch.download.BACKOFF_S", 0.0)
     with pytest.raises(UserError, match="give the command again later"):
         tcia.fetch("HNSCC", tmp_path, base_url="http://127.0.0.1:9")
 

@@ -430,9 +430,9 @@ def test_an_address_is_said_without_its_secrets_wherever_it_comes_from(capsys: p
 def test_an_address_is_said_and_kept_without_its_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from harmonize.fetch import http
+    from harmonize.fetch import download
 
-    monkeypatch.setattr(http, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(download, "BACKOFF_S", 0.0)
     addresses = [f"http://me:{MARK}@127.0.0.1:9/Images_png_01.zip?X-Amz-Signature={MARK}",
                  f"http://me:{MARK}@[bad/Images_png_02.zip",
                  f"ftp://me:{MARK}@127.0.0.1/Images_png_03.zip"]  # fmt: skip
@@ -440,7 +440,7 @@ def test_an_address_is_said_and_kept_without_its_secrets(
         words = ["fetch", "deeplesion", "--out", str(tmp_path / str(number)), "--limit", "1"]
         assert main([*words, "--base-url", address.partition("/Images")[0]]) != 0
     with pytest.raises(UserError) as fault:
-        http.download(addresses[0], tmp_path / "x.zip")
+        download.download(addresses[0], tmp_path / "x.zip")
     shown = "".join((*capfd.readouterr(), str(fault.value)))
     assert MARK not in shown
     assert "http://127.0.0.1:9/Images_png_01.zip" in shown
@@ -449,14 +449,14 @@ def test_an_address_is_said_and_kept_without_its_secrets(
 def test_what_was_fetched_is_noted_without_a_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zipfile
 
-    from harmonize.fetch import deeplesion, http
+    from harmonize.fetch import deeplesion, download
 
     def bring(url: str, path: Path, *, checked: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("Images_png/000001_01_01/001.png", b"png")
 
-    monkeypatch.setattr(http, "download", bring)
+    monkeypatch.setattr(download, "download", bring)
     deeplesion.fetch([f"https://me:{MARK}@a.org/b.zip?X-Amz-Signature={MARK}"], tmp_path)
     assert (tmp_path / ".fetched/b.zip").read_text() == "https://a.org/b.zip\n"
 

@@ -29,7 +29,7 @@ PRINTS = {
     "ssl/headspark/device.py": "accelerate's own print, of an escaped line",
     "ssl/headspark/terminal.py": "hands on what was escaped",
     "harmonize/progress.py": "tqdm's, of escaped lines",
-    "harmonize/fetch/http.py": "tqdm's, of escaped lines",
+    "harmonize/fetch/download.py": "tqdm's, of escaped lines",
     "harmonize/fetch/openmind.py": "tqdm's, of escaped lines",
     "finetune/cli.py": "JSON in letters that are all ASCII",
 }

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from harmonize.errors import UserError
-from harmonize.fetch import http
+from harmonize.fetch import download
 from harmonize.fetch.address import parse
 from harmonize.fetch.archives import Damaged, unpack
 from harmonize.files import write_text
@@ -51,7 +51,7 @@ def addresses(list_file: Path | None, base_url: str | None) -> list[str]:
     for url in found:
         # Before hours of downloads.
         if not _name(url).endswith(".zip"):
-            raise UserError(f"{list_file}: {http.place(url)} names no .zip file", exit_code=2)
+            raise UserError(f"{list_file}: {download.place(url)} names no .zip file", exit_code=2)
     return found
 
 
@@ -95,33 +95,33 @@ def _bring(url: str, out: Path) -> str | None:
     for _ in range(ARCHIVE_ATTEMPTS):
         try:
             if not archive.is_file():
-                http.download(url, archive, checked=True)
+                download.download(url, archive, checked=True)
             if not unpack(archive, out, place=_place):
-                return f"{http.place(url)}: holds no slices of DeepLesion"
-        except http.Refused as refused:
+                return f"{download.place(url)}: holds no slices of DeepLesion"
+        except download.Refused as refused:
             return str(refused)
         except Damaged as damaged:
             fault = str(damaged)
             archive.unlink(missing_ok=True)
             continue
         archive.unlink()
-        write_text(done, f"{http.place(url)}\n")
+        write_text(done, f"{download.place(url)}\n")
         return None
-    return f"{http.place(url)}: {fault}"
+    return f"{download.place(url)}: {fault}"
 
 
 def _bring_table(url: str, out: Path) -> str | None:
     fetched = out / DONE / TABLE
     try:
-        http.download(url, fetched)
-    except http.Refused as refused:
+        download.download(url, fetched)
+    except download.Refused as refused:
         return str(refused)
     try:
         read_table(fetched, ("File_name",))
     except UserError:
         # A page, perhaps, that says why there is no table.
         fetched.unlink()
-        return f"{http.place(url)}: gave no table of DeepLesion"
+        return f"{download.place(url)}: gave no table of DeepLesion"
     fetched.replace(out / TABLE)
     return None
 

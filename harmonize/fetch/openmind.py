@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from harmonize import terminal
 from harmonize.errors import UserError
-from harmonize.fetch import http
+from harmonize.fetch import download
 from harmonize.fetch.address import parse
 from harmonize.fetch.connection import Unreachable, answered, lasting
 from harmonize.progress import Progress
@@ -166,16 +166,16 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
         except ValueError as error:
             # An address in its answer that is none.
             raise UserError(
-                f"{http.place(hub.endpoint)}: gave an answer that cannot be used; see --endpoint"
+                f"{download.place(hub.endpoint)}: gave an answer that cannot be used; see --endpoint"
             ) from error
         except Unreachable as error:
-            raise UserError(f"{http.place(hub.endpoint)}: {error}") from error
+            raise UserError(f"{download.place(hub.endpoint)}: {error}") from error
         except GatedRepoError as error:
-            page = f"{http.place(hub.endpoint)}/datasets/{repo}"
+            page = f"{download.place(hub.endpoint)}/datasets/{repo}"
             raise UserError(f"{repo}: accept its terms at {page}, then log in with `hf auth login`") from error
         except RepositoryNotFoundError as error:
             raise UserError(
-                f"{repo}: no such dataset on {http.place(hub.endpoint)}, or it is private; see --repo"
+                f"{repo}: no such dataset on {download.place(hub.endpoint)}, or it is private; see --repo"
             ) from error
         except LocalEntryNotFoundError as error:
             # Not an absent entry, although its class says so: the Hub could not be asked, try as the client might.
@@ -188,7 +188,7 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
                 raise _away(hub, error) from error
             seconds, fault = BACKOFF_S * 2**attempt, f"answered {_status(error)}" if _status(error) else "broke off"
             again = f"trying again in {seconds:.0f} s, {attempt + 2} of {ATTEMPTS}"
-            tqdm.write(terminal.line(f"{http.place(hub.endpoint)}: {fault}; {again}"), file=sys.stderr)
+            tqdm.write(terminal.line(f"{download.place(hub.endpoint)}: {fault}; {again}"), file=sys.stderr)
             time.sleep(seconds)
     return True
 
@@ -224,7 +224,7 @@ def _giving_up_at_once() -> Iterator[None]:
 def _away(hub: HfApi, error: Exception) -> UserError:
     status = _status(error)
     said = f"answered {status}" if status else f"cannot be reached ({type(error).__name__})"
-    return UserError(f"{http.place(hub.endpoint)}: {said}; give the command again later, it goes on from here")
+    return UserError(f"{download.place(hub.endpoint)}: {said}; give the command again later, it goes on from here")
 
 
 def _status(error: Exception) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from harmonize.errors import UserError
-from harmonize.fetch import http
+from harmonize.fetch import download
 from harmonize.fetch.archives import Damaged, unpack
 from harmonize.fetch.partial import PARTIAL, SIDE
 from harmonize.files import target_of_temporary
@@ -137,8 +137,8 @@ def _list_series(collection: str, modalities: Sequence[str], base_url: str) -> t
 
 def _rows(collection: str, base_url: str, query: Mapping[str, str]) -> list[Any]:
     try:
-        answer = http.get_json(f"{base_url}/getSeries", query)
-    except http.Refused as refused:
+        answer = download.get_json(f"{base_url}/getSeries", query)
+    except download.Refused as refused:
         if refused.status in NOT_ALLOWED:
             raise _no_access(collection, refused) from refused
         raise UserError(f"{refused}; is --base-url right, and is it the NBIA REST service, v1?") from refused
@@ -160,9 +160,9 @@ def _bring(series: Mapping[str, Any], *, folder: Path, base_url: str) -> str | N
         archive, unpacked = folder / WORK / f"{uid}.zip", folder / WORK / uid
         try:
             url = f"{base_url}/getImageWithMD5Hash?{urlencode({'SeriesInstanceUID': uid})}"
-            http.download(url, archive, checked=True)
+            download.download(url, archive, checked=True)
             _unpack_checked(archive, unpacked, series)
-        except http.Refused as refused:
+        except download.Refused as refused:
             if refused.status in NOT_ALLOWED:
                 raise _no_access(_text(series, "Collection") or uid, refused) from refused
             return f"{uid}: {refused}"
@@ -214,10 +214,10 @@ def _text(series: Mapping[str, Any], name: str) -> str:
 
 
 def _no_service(base_url: str, given: str) -> UserError:
-    return UserError(f"{http.place(base_url)}: gave {given}; is --base-url the NBIA REST service, v1?")
+    return UserError(f"{download.place(base_url)}: gave {given}; is --base-url the NBIA REST service, v1?")
 
 
-def _no_access(collection: str, refused: http.Refused) -> UserError:
+def _no_access(collection: str, refused: download.Refused) -> UserError:
     return UserError(
         f"{collection}: NBIA does not give it to everybody ({refused.status}); its licence must be asked for, see "
         f"{_page(collection)}. Put what you get into a folder and give that to `harmonize tcia`"

@@ -148,10 +148,10 @@ def serve(
 def _never_wait() -> None:
     """Skip the pauses of this process: nothing that it writes is kept, and no server will come back."""
     from harmonize.engine import one_scan
-    from harmonize.fetch import http
+    from harmonize.fetch import download
 
     os.fsync = lambda descriptor: None
-    one_scan.RETRY_AFTER_S = http.BACKOFF_S = 0.0
+    one_scan.RETRY_AFTER_S = download.BACKOFF_S = 0.0
 
 
 def _serve_one(name: str, folder: Path, seed: int, cases: range, kept: Path, said: TextIO) -> None:
