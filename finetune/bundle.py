@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from finetune.data import DataConfig
 from finetune.model import AneurysmClassifier, HeadConfig
 from finetune.rsna import SOURCE, Case
-from harmonize.aneurysm_labels import LABELS
+from harmonize.bounded_files import fits
 from harmonize.corpus import NYUL, Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path, sha256_of, write_json
+from harmonize.labels import LABELS
 from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
 from harmonize.settings import Settings
-from harmonize.small import fits
 from harmonize.voxels import nyul
 from headspark.channels import MRI_UNITS
 from headspark.config import from_plain, to_plain

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from finetune.metrics import competition_score
 from finetune.report import figure_curves, figure_roc, short_name
 from harmonize import sources
-from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import Corpus, Volume, read_volume
 from harmonize.errors import Rejection
-from harmonize.html import Page
 from harmonize.identity import raw_hash
+from harmonize.labels import LABELS
+from harmonize.page import Page
 from harmonize.scan import HU, Scan
 from harmonize.voxels.intensity import CT_WINDOWS
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from finetune.data import DataConfig, RegionStore, network_input
 from finetune.metrics import Score, competition_score
 from finetune.patches import Region, pose_patch
-from harmonize.aneurysm_labels import LABELS, MIRRORED
 from harmonize.errors import UserError
+from harmonize.labels import LABELS, MIRRORED
 from harmonize.parquet import read_parquet
 
 LEFT_RIGHT = 2

@@ -19,8 +19,8 @@ import pandas as pd
 
 from finetune.inference import PREDICTIONS, read_predictions
 from finetune.predict import Predictor
-from harmonize.aneurysm_labels import LABELS
 from harmonize.errors import Rejection, UserError
+from harmonize.labels import LABELS
 from harmonize.terminal import warn
 
 RERUN = "KAGGLE_IS_COMPETITION_RERUN"

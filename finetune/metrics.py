@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score
 
-from harmonize.aneurysm_labels import LABELS, LOCATIONS, PRESENT
+from harmonize.labels import LABELS, LOCATIONS, PRESENT
 
 WEIGHTS = (1,) * len(LOCATIONS) + (len(LOCATIONS),)
 """The competition's weight of each of `LABELS`; they are divided by their sum."""

@@ -22,8 +22,8 @@ from timm.models import group_modules
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harmonize.aneurysm_labels import LABELS, LOCATIONS
 from harmonize.errors import UserError
+from harmonize.labels import LABELS, LOCATIONS
 
 PRESENCE_PRIOR = 0.01
 """Presence of an untrained cell: most cells are empty, and starting there keeps the first steps calm (RetinaNet)."""

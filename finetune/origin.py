@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harmonize.bounded_files import fits
 from harmonize.errors import UserError
-from harmonize.small import fits
 from headspark.claim import NEW_FOLDER
 from headspark.config import WRONG_USE, from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.rsna import Case
-from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.corpus import Volume
 from harmonize.errors import UserError
+from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.scan import HU, Point
 from harmonize.voxels.spatial import resample, resample_labels, target_grid
 from headspark.channels import AIR_HU

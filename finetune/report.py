@@ -20,10 +20,10 @@ from finetune.inference import PREDICTIONS, TARGET_PREFIX, read_predictions, sco
 from finetune.metrics import Score, bootstrap_interval
 from finetune.patches import load_region, pose_patch
 from finetune.rsna import SOURCE, select
-from harmonize.aneurysm_labels import LABELS, PRESENT
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
-from harmonize.html import Page
+from harmonize.labels import LABELS, PRESENT
+from harmonize.page import Page
 from harmonize.unusual import unusual
 from headspark.channels import to_network_input
 from headspark.run import read_metrics, read_state

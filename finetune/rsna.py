@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.aneurysm_labels import LABELS, LOCATIONS, PRESENT
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
+from harmonize.labels import LABELS, LOCATIONS, PRESENT
 from harmonize.pipeline import WIDENED
 from harmonize.scan import ACTIVITY, Point
 from harmonize.sources.rsna import LOCALIZER_DROPPED
@@ -33,7 +33,7 @@ class Case:
         modality: As in the corpus.
         unit: Of the stored intensities: `harmonize.scan.HU` or another.
         image: The volume's file.
-        vessels: File of the vessel mask (values as in `harmonize.aneurysm_labels.MASK_VALUES`), or None.
+        vessels: File of the vessel mask (values as in `harmonize.labels.MASK_VALUES`), or None.
         foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
         labels: 0 or 1, columns as `LABELS`.
         points: Aneurysms in RAS+ mm; may be empty for a positive series.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.losses import IGNORE
 from finetune.patches import Patch
-from harmonize.aneurysm_labels import LOCATIONS
+from harmonize.labels import LOCATIONS
 
 RADIUS_MM = 5.0
 """Reach of a point: the sphere that the competition's winner drew around each localizer."""

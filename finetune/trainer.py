@@ -19,10 +19,10 @@ from finetune.model import AneurysmClassifier
 from finetune.recipe import Recipe
 from finetune.rsna import SOURCE
 from finetune.stages import Rates, parameter_groups, rates_at
+from harmonize.bounded_files import fits
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.settings import Settings
-from harmonize.small import fits
 from harmonize.voxels.intensity import CT_WINDOWS
 from headspark.checkpoint import Checkpoint
 from headspark.diverged import all_finite
@@ -40,7 +40,7 @@ SHAPE = {
     "validated": int,
     "pending": lambda pending: fits(pending, [[Real]]) and all(len(one) == len(StepReport._fields) for one in pending),
 }
-"""Of what that is, as `harmonize.small.fits` takes it."""
+"""Of what that is, as `harmonize.bounded_files.fits` takes it."""
 
 
 class StepReport(NamedTuple):

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harmonize import engine, phantom
-from harmonize.aneurysm_labels import LABELS as LABEL_NAMES
 from harmonize.corpus import Corpus
 from harmonize.corpus.journal import Record
 from harmonize.corpus.verify import verify
 from harmonize.engine import duplicates
+from harmonize.labels import LABELS as LABEL_NAMES
 from harmonize.settings import Settings
 
 SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from harmonize import engine, phantom
-from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import RECORDS, Corpus, journal
 from harmonize.corpus.verify import verify
+from harmonize.labels import LABELS
 from harmonize.settings import Settings
 
 SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))

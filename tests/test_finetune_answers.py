@@ -21,8 +21,8 @@ from finetune.cli import main
 from finetune.data import DataConfig
 from finetune.model import AneurysmClassifier, HeadConfig
 from finetune.predict import Predictor
-from harmonize.aneurysm_labels import LABELS
 from harmonize.errors import UserError
+from harmonize.labels import LABELS
 from harmonize.settings import Settings
 from headspark.encoder import EncoderConfig, build_encoder
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune.demo import Demo, run_demo
-from harmonize.aneurysm_labels import LABELS
 from harmonize.errors import UserError
+from harmonize.labels import LABELS
 
 TINY_PRETRAINING = "--train.steps 2 --data.patch 32 --data.workers 0 --train.val_samples 1 --optim.warmup 0"
 STAGES = """[{"name": "head", "steps": 1, "head_lr": 1e-3}, {"name": "all", "steps": 1, "head_lr": 1e-3,

@@ -16,10 +16,10 @@ from finetune.data import DataConfig
 from finetune.folds import FOLDS, Folds, corpus_folds, deal, folds_of_run, keep_folds, read_folds
 from finetune.recipe import Recipe, TrainConfig
 from finetune.rsna import Case
-from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import Corpus, claim, image_name, write_manifest
 from harmonize.corpus.verify import verify
 from harmonize.errors import UserError
+from harmonize.labels import LABELS
 from harmonize.settings import Settings
 from headspark.config import to_yaml
 from headspark.run import METRICS, RECIPE, STATE

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from finetune.metrics import WEIGHTS, bootstrap_interval, competition_score
-from harmonize.aneurysm_labels import LABELS, PRESENT
+from harmonize.labels import LABELS, PRESENT
 
 
 def draw(seed: int, count: int = 60, share: float = 0.3) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

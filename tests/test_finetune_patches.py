@@ -11,9 +11,9 @@ import torch
 from finetune.losses import IGNORE, heat_loss
 from finetune.patches import MIRROR, AugmentConfig, Patch, Pose, Region, cut_region, draw_pose, pose_patch
 from finetune.targets import cell_targets, is_located
-from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.corpus import Volume
 from harmonize.errors import UserError
+from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.scan import ARBITRARY, HU, Point
 
 SHAPE = (21, 24, 30)

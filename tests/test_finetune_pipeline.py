@@ -23,9 +23,9 @@ from finetune.predict import Predictor
 from finetune.recipe import Recipe
 from finetune.rsna import read_cases, select
 from harmonize import engine, phantom
-from harmonize.aneurysm_labels import LOCATIONS, PRESENT
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
+from harmonize.labels import LOCATIONS, PRESENT
 from harmonize.settings import MRI_NORMS, Settings
 from harmonize.sources.rsna import load_series
 from harmonize.voxels import brain, nyul

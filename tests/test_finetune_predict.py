@@ -19,7 +19,7 @@ from finetune.data import DataConfig
 from finetune.inference import PREDICTIONS
 from finetune.model import AneurysmClassifier, HeadConfig
 from harmonize import phantom
-from harmonize.aneurysm_labels import LABELS
+from harmonize.labels import LABELS
 from harmonize.settings import Settings
 from headspark.encoder import EncoderConfig, build_encoder
 

@@ -30,10 +30,10 @@ from finetune.recipe import Recipe, TrainConfig
 from finetune.report import write_report
 from finetune.rsna import drawing_weights, read_cases
 from finetune.stages import StageConfig
-from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.corpus import Corpus, claim, image_name, mask_name, write_manifest, write_volume
 from harmonize.errors import UserError
 from harmonize.files import sha256_of
+from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.scan import HU
 from harmonize.settings import Settings
 from headspark.config import to_yaml

@@ -26,7 +26,7 @@ from harmonize.dicom import find_volumes, load_volume, tokens
 from harmonize.dicom.codestream import codestream_size
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.fetch.archives import Damaged, unpack
-from harmonize.html import Page
+from harmonize.page import Page
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 from harmonize.sources import deeplesion, openmind, references

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harmonize.aneurysm_labels import LOCATIONS
+from harmonize.labels import LOCATIONS
 from harmonize.phantom.arteries import MAX_DIAMETER_MM, MIN_DIAMETER_MM, Flow, draw_locations, grow_tree
 from harmonize.phantom.randomness import rng_of
 

@@ -12,7 +12,7 @@ import pydicom
 import pytest
 
 from harmonize import phantom
-from harmonize.aneurysm_labels import LABELS, LOCATIONS, MASK_VALUES, PRESENT
+from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, PRESENT
 from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, make_grid, place_of, scan_head, vessel_mask
 from harmonize.phantom.anatomy import make_head
 from harmonize.phantom.contrast import CONTRASTS

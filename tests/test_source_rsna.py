@@ -11,8 +11,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
-from harmonize.aneurysm_labels import LABELS, NO_LABELS, PRESENT
 from harmonize.errors import Reason, Rejection, UserError
+from harmonize.labels import LABELS, NO_LABELS, PRESENT
 from harmonize.pipeline import harmonize_scan
 from harmonize.scan import LeftOut, ScanRef
 from harmonize.settings import Settings

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harmonize.aneurysm_labels import LABELS, LOCATIONS, PRESENT, read_labels
 from harmonize.errors import UserError
+from harmonize.labels import LABELS, LOCATIONS, PRESENT, read_labels
 from harmonize.sources.tables import age_of, number_of, read_table, sex_of
 
 CELLS = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f\x85"), max_size=8)

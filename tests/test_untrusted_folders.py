@@ -28,9 +28,9 @@ from finetune.folds import Folds, read_folds, write_folds
 from finetune.inference import read_predictions
 from finetune.origin import Given, taken_up
 from finetune.trainer import SHAPE as FINE_TUNING
+from harmonize.bounded_files import fits
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
-from harmonize.small import fits
 from harmonize.voxels import nyul
 from headspark import Encoder
 from headspark.checkpoint import Checkpoint, check_fits, load_newest, save_checkpoint

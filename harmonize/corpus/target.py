@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harmonize.bounded_files import read_small_json
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY, target_of_temporary
-from harmonize.small import read_small_json
 
 INFO = "corpus.json"
 LOCK = ".lock"

@@ -13,11 +13,11 @@ from typing import Any, cast
 import numpy as np
 
 from harmonize import identity, sources
-from harmonize.aneurysm_labels import LABELS
 from harmonize.corpus import brain_mask_name, fingerprint, image_name, mask_name, write_volume
 from harmonize.corpus.journal import Record
 from harmonize.errors import Reason, Rejection, UserError, unforeseen
 from harmonize.files import NO_ROOM, no_room
+from harmonize.labels import LABELS
 from harmonize.pipeline import Harmonized, harmonize_scan, resample_scan, without_bias
 from harmonize.scan import HU, ScanRef
 from harmonize.settings import Settings

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from harmonize.aneurysm_labels import LOCATIONS, MASK_VALUES
+from harmonize.labels import LOCATIONS, MASK_VALUES
 from harmonize.phantom.anatomy import Head
 from harmonize.phantom.canvas import Tissue
 from harmonize.phantom.contrast import Contrast

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.aneurysm_labels import LOCATIONS
+from harmonize.labels import LOCATIONS
 from harmonize.phantom.tubes import Tube, spline
 
 MIN_DIAMETER_MM = 2.0
@@ -86,7 +86,7 @@ def grow_tree(rng: np.random.Generator, locations: Sequence[str] = ()) -> Vessel
 
     Args:
         rng: Where the chance comes from.
-        locations: Names out of `harmonize.aneurysm_labels.LOCATIONS`, without repetition.
+        locations: Names out of `harmonize.labels.LOCATIONS`, without repetition.
 
     Returns:
         The tree in template coordinates.

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harmonize.aneurysm_labels import LABELS, LOCATIONS, PRESENT
+from harmonize.labels import LABELS, LOCATIONS, PRESENT
 from harmonize.phantom.acquisition import (
     CIRCLE_OF_WILLIS_MM,
     Grid,

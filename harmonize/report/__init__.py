@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from harmonize.corpus import FILE_COLUMNS, Corpus, read_volume
 from harmonize.files import room_in
-from harmonize.html import Page
+from harmonize.page import Page
 from harmonize.progress import Progress
 from harmonize.report import charts, outliers
 from harmonize.report.thumbnails import thumbnail

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from harmonize.aneurysm_labels import LOCATIONS
 from harmonize.dicom import Rules, Volume, find_files, find_volumes, is_dicom_name, load_volume
 from harmonize.dicom.geometry import pixel_to_ras
 from harmonize.dicom.headers import Frame
 from harmonize.errors import Reason, Rejection, UserError
+from harmonize.labels import LOCATIONS
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import LeftOut, Point, Scan, ScanRef, raise_if_refused
 from harmonize.sources.first_look import check_root

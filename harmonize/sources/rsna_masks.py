@@ -18,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from harmonize.aneurysm_labels import MASK_VALUES
+from harmonize.labels import MASK_VALUES
 from harmonize.raw_tree import RawTree, suffix_of
 from harmonize.scan import Mask, Scan
 from harmonize.sources.rsna_tables import TRAIN

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from harmonize.aneurysm_labels import LABELS, NO_LABELS, read_labels
+from harmonize.labels import LABELS, NO_LABELS, read_labels
 from harmonize.raw_tree import RawTree
 from harmonize.sources.first_look import nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of

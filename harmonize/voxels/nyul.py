@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.bounded_files import read_small
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.files import atomic_path
 from harmonize.identity import safe_name
-from harmonize.small import read_small
 
 FIT_PERCENTILES = (1.0, *range(10, 100, 10), 99.0)
 """intensity-normalization's defaults."""

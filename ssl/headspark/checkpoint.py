@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from harmonize.bounded_files import fits, parse_json, read_small
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY, temporary_beside
-from harmonize.small import fits, parse_json, read_small
 from headspark.plain_state import check_optimizer_state, load_plain
 from headspark.weights import check_weights
 
@@ -132,7 +132,7 @@ def check_fits(
         model: Of the run.
         optimizer: Of the run.
         needs: What `Checkpoint.training` must hold besides the optimizer.
-        shape: What is held under some names, as `harmonize.small.fits` takes it.
+        shape: What is held under some names, as `harmonize.bounded_files.fits` takes it.
 
     Raises:
         UserError: Something is missing or has another shape.

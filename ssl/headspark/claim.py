@@ -21,9 +21,9 @@ from typing import Any, TextIO
 
 import psutil
 
+from harmonize.bounded_files import fits, parse_json, read_small_json
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY, atomic_path
-from harmonize.small import fits, parse_json, read_small_json
 from headspark.config import FULL_DISK, WRONG_USE
 
 RECIPE, STATE, METRICS, LOCK = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from harmonize.bounded_files import read_small
 from harmonize.errors import UserError
-from harmonize.small import read_small
 
 LARGEST_INT = 2**63 - 1
 _MERGE, _TEXT, _INT = (f"tag:yaml.org,2002:{name}" for name in ("merge", "str", "int"))

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harmonize.bounded_files import fits
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import write_json, write_text
 from harmonize.provenance import git_revision, library_versions
-from harmonize.small import fits
 from headspark.claim import (
     CHECKPOINTS,
     FINISHED,
@@ -44,7 +44,7 @@ STATE_SHAPE = {
     "libraries": dict,
     "revision": (str, type(None)),
 }
-"""What a model card needs of run.json, as `harmonize.small.fits` takes it."""
+"""What a model card needs of run.json, as `harmonize.bounded_files.fits` takes it."""
 
 RUNNING, INTERRUPTED, DIVERGED = "running", "interrupted", "diverged"
 FREE_ON_RESUME = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 
-from harmonize.small import fits, read_small_json
+from harmonize.bounded_files import fits, read_small_json
 
 CORPUS_MARKS = ("corpus.json", "metadata.parquet")
 NNSSL_CHECKPOINT = "checkpoint_final.pth"

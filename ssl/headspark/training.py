@@ -40,7 +40,7 @@ SHAPE = {
     "held_out_loss": (Real, type(None)),
     "pending": {"losses": [Real], "norms": [Real]},
 }
-"""Of what that is, as `harmonize.small.fits` takes it; losses need not be finite."""
+"""Of what that is, as `harmonize.bounded_files.fits` takes it; losses need not be finite."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -219,7 +219,7 @@ def write_rsna(root: Path, divisor: int) -> None:
     """The competition's layout around one CT."""
     import pydicom
 
-    from harmonize.aneurysm_labels import LABELS
+    from harmonize.labels import LABELS
 
     series = root / "series" / "here"
     series.mkdir(parents=True)

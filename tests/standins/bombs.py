@@ -18,7 +18,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from harmonize.aneurysm_labels import LABELS
+from harmonize.labels import LABELS
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MIB = 1 << 20
