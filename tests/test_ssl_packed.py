@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headspark import packed_conv, packed_ops
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
 from headspark.masking import draw_visible, expand_cells, mask_grid
 from headspark.packed import MaskGeometry, PackedBlocks, UnsupportedOperation, encode_visible, masked_forward
+from headspark.packed import conv as packed_conv
+from headspark.packed import ops as packed_ops
 
 TOLERANCE = 1e-8
 """Relative, in float64."""

@@ -17,8 +17,8 @@ from headspark.decoder_stage import enlarge_and_convolve
 from headspark.encoder import ConvNormAct, EncoderConfig, initialise
 from headspark.norm_act import norm_act
 from headspark.packed import FilledMap
-from headspark.packed_blocks import PackedBlocks
-from headspark.packed_ops import cast_for_autocast
+from headspark.packed.blocks import PackedBlocks
+from headspark.packed.ops import cast_for_autocast
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from headspark.map_parts import Part, framed, parts_of
-from headspark.packed_conv import ConvShape, weight_gradient_of_windows
-from headspark.packed_geometry import MaskGeometry
+from headspark.packed.conv import ConvShape, weight_gradient_of_windows
+from headspark.packed.geometry import MaskGeometry
 
 
 def enlarge_and_convolve(

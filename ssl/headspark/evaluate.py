@@ -15,7 +15,7 @@ from headspark.cache import Store
 from headspark.cohort import Cohort
 from headspark.data import Batch, network_input, stack
 from headspark.masking import expand_cells
-from headspark.packed_geometry import MaskGeometry
+from headspark.packed.geometry import MaskGeometry
 from headspark.pictures import Triptych, write_triptychs
 from headspark.probe import knn_score
 from headspark.recipe import Recipe

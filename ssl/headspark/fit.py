@@ -12,7 +12,7 @@ from harmonize.errors import UserError
 from headspark.device import say_once
 from headspark.masking import draw_visible, mask_grid
 from headspark.optim import make_optimizer
-from headspark.packed_geometry import MaskGeometry
+from headspark.packed.geometry import MaskGeometry
 from headspark.recipe import Recipe
 
 

@@ -27,7 +27,7 @@ from headspark.device import agree, device_name, enter_on_main, local_ranks, mak
 from headspark.diverged import Diverged, reason_at_end
 from headspark.evaluate import Judge
 from headspark.interrupt import Interrupt, Interrupted, interrupts, say_nothing_to_save
-from headspark.packed_geometry import MaskGeometry
+from headspark.packed.geometry import MaskGeometry
 from headspark.profiling import profiled
 from headspark.recipe import Recipe
 from headspark.report import Report, check_trackers

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harmonize.errors import UserError
-from headspark.again import Again, apply_pointwise
-from headspark.packed_conv import ConvShape, convolve, gather_windows
-from headspark.packed_geometry import MaskGeometry, MergeTable, Triple
-from headspark.packed_norm import group_norm, instance_norm
+from headspark.packed.conv import ConvShape, convolve, gather_windows
+from headspark.packed.geometry import MaskGeometry, MergeTable, Triple
+from headspark.packed.norm import group_norm, instance_norm
+from headspark.packed.recompute import Again, apply_pointwise
 
 if TYPE_CHECKING:
-    from headspark.packed_blocks import PackedBlocks
+    from headspark.packed.blocks import PackedBlocks
 
 
 class UnsupportedOperation(UserError):

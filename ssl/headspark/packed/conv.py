@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from headspark.again import Again, keep, kept
-from headspark.packed_geometry import MaskGeometry, Triple
+from headspark.packed.geometry import MaskGeometry, Triple
+from headspark.packed.recompute import Again, keep, kept
 
 CHANNELS_LAST = torch.channels_last_3d
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headspark.masking import expand_cells
-from headspark.packed_ops import HANDLERS, UnsupportedOperation
+from headspark.packed.ops import HANDLERS, UnsupportedOperation
 
 
 class MaskedVolume:

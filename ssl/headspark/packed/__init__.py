@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from headspark.emulated import MaskedVolume
-from headspark.packed_blocks import PackedBlocks
-from headspark.packed_geometry import MaskGeometry
-from headspark.packed_ops import UnsupportedOperation
+from headspark.packed.blocks import PackedBlocks
+from headspark.packed.emulated import MaskedVolume
+from headspark.packed.geometry import MaskGeometry
+from headspark.packed.ops import UnsupportedOperation
 
 __all__ = [
     "Backend",
@@ -110,7 +110,7 @@ def _named_failures(encoder: nn.Module) -> Iterator[None]:
             trace = trace.tb_next
         raise UnsupportedOperation(
             f"{where} cannot encode visible blocks only: {what} has no exact meaning there; "
-            "replace the module, or add a handler to headspark.packed_ops",
+            "replace the module, or add a handler to headspark.packed.ops",
             exit_code=2,
         ) from error
 

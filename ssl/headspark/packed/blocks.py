@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headspark.again import Again
 from headspark.masking import expand_cells
-from headspark.packed_geometry import MaskGeometry, Triple
-from headspark.packed_ops import HANDLERS, UnsupportedOperation, same_mask
+from headspark.packed.geometry import MaskGeometry, Triple
+from headspark.packed.ops import HANDLERS, UnsupportedOperation, same_mask
+from headspark.packed.recompute import Again
 
 
 class PackedBlocks:
