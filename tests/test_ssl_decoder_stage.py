@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headspark import map_parts
-from headspark.decoder_stage import enlarge_and_convolve
+from headspark.decoder import slabs
+from headspark.decoder.norm_act import norm_act
+from headspark.decoder.upsample_concat_conv import enlarge_and_convolve
 from headspark.masking import draw_visible
-from headspark.norm_act import norm_act
 from headspark.packed import MaskGeometry, PackedBlocks
 
 EPS, SLOPE = 1e-5, 0.01
@@ -85,7 +85,7 @@ def assert_same(stage: Stage, coarse: Tensor, skip: PackedBlocks) -> None:
 def test_it_equals_plain_layers_in_parts_of_any_size(
     monkeypatch: pytest.MonkeyPatch, part_bytes: int, block: int | None
 ) -> None:
-    monkeypatch.setattr(map_parts, "CPU_PART_BYTES", part_bytes)
+    monkeypatch.setattr(slabs, "CPU_PART_BYTES", part_bytes)
     coarse = torch.randn(3, 6, 4, 2, 6, dtype=torch.float64)
     assert_same(Stage().double(), coarse, skip_of(3, (12, 8, 4), block))
 
@@ -95,7 +95,7 @@ def test_it_equals_plain_layers_in_parts_of_any_size(
 def test_it_equals_plain_layers_whatever_stride_and_kernel(
     monkeypatch: pytest.MonkeyPatch, factor: int, kernel: int, part_bytes: int
 ) -> None:
-    monkeypatch.setattr(map_parts, "CPU_PART_BYTES", part_bytes)
+    monkeypatch.setattr(slabs, "CPU_PART_BYTES", part_bytes)
     coarse = torch.randn(2, 8 // factor, 8 // factor, 8 // factor, 6, dtype=torch.float64)
     assert_same(Stage(factor=factor, kernel=kernel).double(), coarse, skip_of(2, (8, 8, 8), 4))
 
@@ -107,7 +107,7 @@ def test_it_equals_plain_layers_without_head_or_biases(head: bool) -> None:
 
 
 def test_statistics_stay_exact_where_the_mean_is_far_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(map_parts, "CPU_PART_BYTES", 4_000)
+    monkeypatch.setattr(slabs, "CPU_PART_BYTES", 4_000)
     x = torch.randn(2, 8, 8, 8, 5) + 1000
     ones, zeros = torch.ones(5), torch.zeros(5)
     expected = F.instance_norm(x.double().permute(0, 4, 1, 2, 3), eps=EPS).permute(0, 2, 3, 4, 1)

@@ -1,7 +1,7 @@
 """Decoders that predict the hidden voxels from the densified maps of an encoder.
 
 They work on whole volumes. ``light`` runs on the kernels of packed blocks (PyTorch's own instance norm copies
-channels-last maps), ``unet`` on those of :mod:`headspark.decoder_stage`.
+channels-last maps), ``unet`` on those of :mod:`headspark.decoder.upsample_concat_conv`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from harmonize.errors import UserError
-from headspark.decoder_stage import enlarge_and_convolve
+from headspark.decoder.norm_act import norm_act
+from headspark.decoder.upsample_concat_conv import enlarge_and_convolve
 from headspark.encoder import ConvNormAct, EncoderConfig, initialise
-from headspark.norm_act import norm_act
 from headspark.packed import FilledMap
 from headspark.packed.blocks import PackedBlocks
 from headspark.packed.ops import cast_for_autocast
@@ -153,7 +153,7 @@ class UNetDecoder(nn.Module):
 
 
 class UNetStage(nn.Module):
-    """The weights of nnU-Net's StackedConvBlocks with one convolution, run by :mod:`headspark.decoder_stage`."""
+    """The weights of nnU-Net's StackedConvBlocks with one convolution, run by :mod:`headspark.decoder.upsample_concat_conv`."""
 
     def __init__(self, shape: EncoderConfig, in_channels: int, channels: int) -> None:
         super().__init__()

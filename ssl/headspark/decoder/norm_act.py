@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from headspark.map_parts import Part, rows_of_parts
+from headspark.decoder.slabs import Part, rows_of_parts
 
 
 def norm_act(

@@ -2,7 +2,7 @@
 
 A plain stage keeps seven maps of the size of its output for the backward pass, and at full resolution each of them is
 as large as everything that a masked encoder keeps. This one keeps its inputs and, for the norm behind it
-(:mod:`headspark.norm_act`), the convolved map. The enlarged map and the filled skip are made a few planes at a time,
+(:mod:`headspark.decoder.norm_act`), the convolved map. The enlarged map and the filled skip are made a few planes at a time,
 whenever they are read: the enlargement is a twenty-fifth of the convolution.
 
 Maps lie in memory as [samples, depth, height, width, channels].
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from headspark.map_parts import Part, framed, parts_of
+from headspark.decoder.slabs import Part, framed, parts_of
 from headspark.packed.conv import ConvShape, weight_gradient_of_windows
 from headspark.packed.geometry import MaskGeometry
 
