@@ -21,7 +21,7 @@ from finetune.targets import cell_targets, is_located
 from harmonize.errors import UserError
 from harmonize.progress import Progress
 from headspark.channels import DEFAULT_CT_WINDOWS, to_network_input
-from headspark.data import Plan, planned_batches
+from headspark.data.batches import Plan, planned_batches
 from headspark.recipe import WorkerKind
 
 READERS = 2

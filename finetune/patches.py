@@ -22,7 +22,7 @@ from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.scan import HU, Point
 from harmonize.voxels.spatial import resample, resample_labels, target_grid
 from headspark.channels import AIR_HU
-from headspark.stores import read_corpus_file
+from headspark.data.stores import read_corpus_file
 
 MARGIN = 1.2
 """Edge of the region that is kept in memory over that of the patch: room for rotation, scaling and shifts."""

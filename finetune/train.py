@@ -43,7 +43,7 @@ from harmonize.progress import Progress
 from headspark.checkpoint import check_fits, load_newest, save_checkpoint
 from headspark.claim import CHECKPOINTS
 from headspark.config import parse_recipe, recipe_parser, run_command
-from headspark.data import Plan
+from headspark.data.batches import Plan
 from headspark.device import agree, enter_on_main, mixed_precision, say_once, threads_of_a_rank
 from headspark.diverged import Diverged
 from headspark.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted, interrupts, say_nothing_to_save

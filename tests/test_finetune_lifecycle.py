@@ -28,7 +28,7 @@ from harmonize.errors import UserError
 from headspark.checkpoint import load_checkpoint, load_newest
 from headspark.claim import read_metrics, read_state
 from headspark.config import from_plain
-from headspark.data import Plan
+from headspark.data.batches import Plan
 from headspark.diverged import Diverged
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub import save_encoder

@@ -33,7 +33,7 @@ from harmonize.errors import UserError
 from harmonize.identity import HASH_LENGTH
 from harmonize.settings import Settings
 from harmonize.voxels import nyul
-from headspark.cohort import read_cohort
+from headspark.data.cohort import read_cohort
 from headspark.recipe import DataConfig
 
 MARK = "Zqxjkv"

@@ -26,9 +26,9 @@ from harmonize.parquet import read_parquet
 from harmonize.report import write_report
 from harmonize.sources import tables
 from harmonize.sources.volume_files import read_volume_file
-from headspark.cohort import read_cohort
+from headspark.data.cohort import read_cohort
+from headspark.data.stores import decode
 from headspark.recipe import DataConfig
-from headspark.stores import decode
 
 SIDE = struct.pack(">H", 60_000)
 JPEG2000 = b"\xff\x4f\xff\x51" + struct.pack(">HHIIIIIIIIH", 41, 0, 60_000, 60_000, 0, 0, 60_000, 60_000, 0, 0, 1)

@@ -18,11 +18,11 @@ from standin_users import FIRST, SECOND, as_user, two_users
 from harmonize import files
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
-from headspark import cache, private, shared_store
-from headspark.cohort import Cohort, read_cohort
-from headspark.private import claim, folder_name, open_own, own_part
+from headspark.data import cache, private, shared_store
+from headspark.data.cohort import Cohort, read_cohort
+from headspark.data.private import claim, folder_name, open_own, own_part
+from headspark.data.stores import Decoded, MappedStore, decode
 from headspark.recipe import DataConfig
-from headspark.stores import Decoded, MappedStore, decode
 
 
 @pytest.fixture(scope="module")

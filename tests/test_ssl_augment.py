@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headspark.augment import AugmentConfig, draw_variation, turn, vary_intensity, within
+from headspark.data.augment import AugmentConfig, draw_variation, turn, vary_intensity, within
 
 
 def matrix(quarter_turns: int = 0, scale: float = 1.0) -> torch.Tensor:

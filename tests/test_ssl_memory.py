@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headspark.memory import free_memory
+from headspark.data.memory import free_memory
 
 GIB = 2**30
 AVAILABLE = 500 * GIB

@@ -22,11 +22,11 @@ from standin_disk import file_size_limit
 
 from harmonize.corpus import Corpus, write_volume
 from harmonize.errors import UserError
-from headspark.cache import cached
-from headspark.cohort import Cohort, read_cohort
+from headspark.data.cache import cached
+from headspark.data.cohort import Cohort, read_cohort
+from headspark.data.shared_store import SUFFIX, SharedStore, sweep
+from headspark.data.stores import Decoded, MappedStore, Store, decode
 from headspark.recipe import DataConfig
-from headspark.shared_store import SUFFIX, SharedStore, sweep
-from headspark.stores import Decoded, MappedStore, Store, decode
 
 SHARED = "headspark-0123456789abcdef"
 
@@ -247,7 +247,7 @@ import os, signal, sys
 from pathlib import Path
 from harmonize.corpus import Corpus
 from headspark import shared_store
-from headspark.cohort import read_cohort
+from headspark.data.cohort import read_cohort
 from headspark.recipe import DataConfig
 cohort = read_cohort(Corpus.open(Path(sys.argv[1])), DataConfig())
 wait = (lambda: os.kill(os.getpid(), signal.SIGKILL)) if sys.argv[3] == "early" else (lambda: None)

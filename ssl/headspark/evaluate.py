@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headspark.cache import Store
-from headspark.cohort import Cohort
-from headspark.data import Batch, network_input, stack
+from headspark.data.batches import Batch, network_input, stack
+from headspark.data.cache import Store
+from headspark.data.cohort import Cohort
+from headspark.data.samples import CentralSamples, ValidationSamples
 from headspark.masking import expand_cells
 from headspark.packed.geometry import MaskGeometry
 from headspark.pictures import Triptych, write_triptychs
 from headspark.probe import knn_score
 from headspark.recipe import Recipe
-from headspark.samples import CentralSamples, ValidationSamples
 from headspark.spark import SparK
 
 PICTURE_ROWS = 3

@@ -9,9 +9,9 @@ from typing import Literal
 
 from harmonize.errors import UserError
 from harmonize.voxels.intensity import CT_WINDOWS
-from headspark.augment import AugmentConfig
 from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.config import WRONG_USE
+from headspark.data.augment import AugmentConfig
 from headspark.decoder import DecoderConfig
 from headspark.encoder import EncoderConfig
 from headspark.masking import MaskConfig

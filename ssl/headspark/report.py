@@ -21,7 +21,7 @@ from PIL import Image
 from harmonize.errors import UserError
 from harmonize.progress import Progress
 from headspark.config import WRONG_USE
-from headspark.data import Plan
+from headspark.data.batches import Plan
 from headspark.run import Run
 
 PROJECT = "headspark"

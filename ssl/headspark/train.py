@@ -18,11 +18,12 @@ import torch
 from accelerate.utils import gather_object
 
 from harmonize.corpus import Corpus
-from headspark.cache import Store, cached
 from headspark.checkpoint import check_fits, load_newest, remove_leftovers, save_checkpoint
-from headspark.cohort import Cohort, idle_weights, read_cohort
-from headspark.crops import NOISE, generator
-from headspark.data import Batch, network_input, train_batches
+from headspark.data.batches import Batch, network_input, train_batches
+from headspark.data.cache import Store, cached
+from headspark.data.cohort import Cohort, idle_weights, read_cohort
+from headspark.data.crops import NOISE, generator
+from headspark.data.samples import TrainSamples
 from headspark.device import agree, device_name, enter_on_main, local_ranks, make_accelerator, on_gpu, say_once
 from headspark.diverged import Diverged, reason_at_end
 from headspark.evaluate import Judge
@@ -32,7 +33,6 @@ from headspark.profiling import profiled
 from headspark.recipe import Recipe
 from headspark.report import Report, check_trackers
 from headspark.run import FINISHED, INTERRUPTED, Run, open_run
-from headspark.samples import TrainSamples
 from headspark.training import NEEDED, SHAPE, Training, make_model, prepare, restore, snapshot
 
 __all__ = ["Training", "make_model", "prepare", "train", "train_step"]

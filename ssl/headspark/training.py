@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from harmonize.errors import UserError
 from headspark.checkpoint import Checkpoint
 from headspark.config import WRONG_USE
-from headspark.data import Plan
+from headspark.data.batches import Plan
 from headspark.device import on_gpu, say_once
 from headspark.diverged import all_finite
 from headspark.encoder import build_encoder

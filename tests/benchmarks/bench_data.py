@@ -31,13 +31,13 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandSpati
 
 from harmonize.corpus import write_volume
 from harmonize.files import sha256_of
-from headspark.augment import AugmentConfig
-from headspark.cache import FileStore, MappedStore, RamStore, Store
-from headspark.cohort import Cohort, ScanItem
-from headspark.data import Plan, network_input, stack, train_batches
+from headspark.data.augment import AugmentConfig
+from headspark.data.batches import Plan, network_input, stack, train_batches
+from headspark.data.cache import FileStore, MappedStore, RamStore, Store
+from headspark.data.cohort import Cohort, ScanItem
+from headspark.data.samples import TrainSamples
 from headspark.encoder import EncoderConfig
 from headspark.recipe import DataConfig, Recipe
-from headspark.samples import TrainSamples
 
 WINDOWS = ("brain", "blood", "bone")
 Crop = Callable[[int], object]

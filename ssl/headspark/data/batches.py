@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from harmonize.errors import UserError
 from harmonize.pipeline import WINDOWED
-from headspark.augment import AugmentConfig, Variation, turn, vary_intensity, within
 from headspark.channels import to_network_input
+from headspark.data.augment import AugmentConfig, Variation, turn, vary_intensity, within
+from headspark.data.samples import Sample, TrainSamples
 from headspark.recipe import Recipe, WorkerKind
-from headspark.samples import Sample, TrainSamples
 
 _NAME_OF_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
 

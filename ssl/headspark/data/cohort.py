@@ -13,9 +13,9 @@ from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
 from harmonize.voxels.intensity import CT_WINDOWS
 from headspark.channels import AIR_HU, check_unit
-from headspark.crops import Box
+from headspark.data.crops import Box
+from headspark.data.split import held_out
 from headspark.recipe import DataConfig
-from headspark.split import held_out
 
 LABELS = ("source", "modality", "sex")
 """Columns that a probe may ask for."""

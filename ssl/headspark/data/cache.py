@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from headspark.cohort import Cohort
-from headspark.memory import free_memory
-from headspark.private import folder_name, own_part
+from headspark.data.cohort import Cohort
+from headspark.data.memory import free_memory
+from headspark.data.private import folder_name, own_part
+from headspark.data.shared_store import SUFFIX, SharedStore
+from headspark.data.stores import Decoded, FileStore, MappedStore, RamStore, Store, decode, decoded_bytes
 from headspark.recipe import CacheMode, DataConfig
-from headspark.shared_store import SUFFIX, SharedStore
-from headspark.stores import Decoded, FileStore, MappedStore, RamStore, Store, decode, decoded_bytes
 
 __all__ = [
     "Choice", "Decoded", "FileStore", "MappedStore", "RamStore", "SharedStore", "Store", "cached", "choose_cache",

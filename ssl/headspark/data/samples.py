@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from headspark.augment import Variation, draw_variation
-from headspark.cache import Store
-from headspark.cohort import Cohort
-from headspark.crops import (
+from headspark.data.augment import Variation, draw_variation
+from headspark.data.cache import Store
+from headspark.data.cohort import Cohort
+from headspark.data.crops import (
     CENTRAL,
     CROP,
     RATIO,

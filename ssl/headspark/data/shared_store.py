@@ -19,8 +19,8 @@ import numpy as np
 
 from harmonize.errors import UserError
 from harmonize.progress import Progress
-from headspark.cohort import ScanItem
-from headspark.stores import Decoded, decode_row_major, stored_shape
+from headspark.data.cohort import ScanItem
+from headspark.data.stores import Decoded, decode_row_major, stored_shape
 
 SUFFIX = ".voxels"
 _NAME = re.compile(rf"(headspark-[0-9a-f]{{16}})(-[0-9a-f]{{16}})?{re.escape(SUFFIX)}")

@@ -23,8 +23,8 @@ from harmonize.errors import UserError
 from harmonize.files import TEMPORARY
 from harmonize.pipeline import HEAD
 from harmonize.progress import Progress
-from headspark.cohort import ScanItem
-from headspark.private import NotOurs, claim, open_own, private_file
+from headspark.data.cohort import ScanItem
+from headspark.data.private import NotOurs, claim, open_own, private_file
 
 _UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, tokenize.TokenError)
 """What NumPy raises for an array file that is gone, cut short or something else."""
