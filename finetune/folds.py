@@ -29,7 +29,7 @@ from harmonize.files import atomic_path
 from harmonize.parquet import read_parquet
 from harmonize.terminal import warn
 from headspark.claim import has_taken_a_step
-from headspark.recipe_text import read_mapping
+from headspark.config.text import read_mapping
 from headspark.run import FINISHED, RECIPE, read_state
 
 FOLDS = "folds.parquet"

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from finetune.recipe import Recipe as FineTuning
 from harmonize.errors import UserError
 from headspark.config import from_plain, parse_recipe, recipe_parser, run_command
+from headspark.config.text import LARGEST_INT, walk
 from headspark.recipe import Recipe
-from headspark.recipe_text import LARGEST_INT, walk
 
 
 def parse(*words: str, config_class: type = Recipe) -> Any:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from harmonize.errors import UserError
-from headspark.recipe_text import check_numbers
+from headspark.config.text import check_numbers
 
 WRONG_USE = 2
 _LONGEST_NUMBER = 64

@@ -18,8 +18,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from harmonize.errors import UserError
 from harmonize.terminal import escape_texts_of_errors, warn
-from headspark.recipe_shape import check_shape, shown
-from headspark.recipe_text import LARGEST_INT, check_numbers, read_mapping, walk
+from headspark.config.shape import check_shape, shown
+from headspark.config.text import LARGEST_INT, check_numbers, read_mapping, walk
 
 T = TypeVar("T")
 WRONG_USE = 2
