@@ -28,9 +28,9 @@ from harmonize.errors import UserError
 from harmonize.files import atomic_path
 from harmonize.parquet import read_parquet
 from harmonize.terminal import warn
-from headspark.claim import has_taken_a_step
 from headspark.config.text import read_mapping
-from headspark.run import FINISHED, RECIPE, read_state
+from headspark.run.claim import has_taken_a_step
+from headspark.run.folder import FINISHED, RECIPE, read_state
 
 FOLDS = "folds.parquet"
 """In the corpus; in a run's folder where the corpus cannot be written, or the run was begun by version 0.1.0."""

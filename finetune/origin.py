@@ -14,10 +14,10 @@ from torch import Tensor
 
 from harmonize.bounded_files import fits
 from harmonize.errors import UserError
-from headspark.claim import NEW_FOLDER
 from headspark.config import WRONG_USE, from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub import Encoder
+from headspark.run.claim import NEW_FOLDER
 from headspark.seen import is_preprocessing
 
 _BEGAN = {

@@ -26,7 +26,7 @@ from harmonize.labels import LABELS, PRESENT
 from harmonize.page import Page
 from harmonize.unusual import unusual
 from headspark.channels import to_network_input
-from headspark.run import read_metrics, read_state
+from headspark.run.folder import read_metrics, read_state
 
 REPORT = "report.html"
 EXAMPLES = 4

@@ -15,10 +15,10 @@ from finetune.recipe import Recipe
 from harmonize.errors import UserError
 from harmonize.files import write_json, write_text
 from harmonize.provenance import git_revision, library_versions
-from headspark.claim import CHECKPOINTS, FINISHED, METRICS, NEW_FOLDER, RECIPE, STATE, Claim, claim, read_metrics
 from headspark.config import WRONG_USE, read_recipe, to_plain, to_yaml
-from headspark.diverged import Diverged
-from headspark.run import DIVERGED, INTERRUPTED, RUNNING, metrics_line
+from headspark.run.claim import CHECKPOINTS, FINISHED, METRICS, NEW_FOLDER, RECIPE, STATE, Claim, claim, read_metrics
+from headspark.run.diverged import Diverged
+from headspark.run.folder import DIVERGED, INTERRUPTED, RUNNING, metrics_line
 
 FREE_ON_RESUME = {
     "data.workers", "data.worker_kind", "data.cache_gb", "train.threads", "train.log_every", "train.validate_every",

@@ -40,13 +40,13 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import atomic_path
 from harmonize.progress import Progress
-from headspark.checkpoint import check_fits, load_newest, save_checkpoint
-from headspark.claim import CHECKPOINTS
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.data.batches import Plan
-from headspark.device import agree, enter_on_main, mixed_precision, say_once, threads_of_a_rank
-from headspark.diverged import Diverged
-from headspark.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted, interrupts, say_nothing_to_save
+from headspark.run.checkpoint import check_fits, load_newest, save_checkpoint
+from headspark.run.claim import CHECKPOINTS
+from headspark.run.device import agree, enter_on_main, mixed_precision, say_once, threads_of_a_rank
+from headspark.run.diverged import Diverged
+from headspark.run.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted, interrupts, say_nothing_to_save
 
 NOT_FINITE = "its loss or gradient is not finite"
 

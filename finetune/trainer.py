@@ -24,11 +24,11 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.settings import Settings
 from harmonize.voxels.intensity import CT_WINDOWS
-from headspark.checkpoint import Checkpoint
-from headspark.diverged import all_finite
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.plain_state import SCALER
-from headspark.split_norms import split_norms
+from headspark.run.checkpoint import Checkpoint
+from headspark.run.diverged import all_finite
+from headspark.run.plain_state import SCALER
+from headspark.run.split_norms import split_norms
 
 NEEDED = ("scaler", "non_finite")
 """What a checkpoint must hold for a run to go on from it, version 0.1.0's too."""

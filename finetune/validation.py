@@ -12,8 +12,8 @@ from finetune.stages import total_steps
 from finetune.step_log import log_score, summary
 from finetune.trainer import Trainer
 from harmonize.progress import Progress
-from headspark.diverged import Diverged, reason_at_end
-from headspark.interrupt import Interrupt
+from headspark.run.diverged import Diverged, reason_at_end
+from headspark.run.interrupt import Interrupt
 
 ADVICE = "lower the rates of the stages or lengthen their warmup, and give --out a new folder"
 

@@ -17,8 +17,8 @@ if __name__ == "__main__":
 
 # isort: split
 from headspark.config import parse_recipe, recipe_parser, run_command
-from headspark.interrupt import EXIT_INTERRUPTED
 from headspark.recipe import Recipe
+from headspark.run.interrupt import EXIT_INTERRUPTED
 from headspark.train import train
 
 

@@ -22,7 +22,7 @@ from harmonize.errors import UserError
 from harmonize.labels import LABELS
 from harmonize.settings import Settings
 from headspark.config import to_yaml
-from headspark.run import METRICS, RECIPE, STATE
+from headspark.run.folder import METRICS, RECIPE, STATE
 
 MODALITIES = ("CTA", "MRA", "T2w", "T1post")
 

@@ -25,15 +25,15 @@ from finetune.rsna import select
 from finetune.stages import StageConfig
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
-from headspark.checkpoint import load_checkpoint, load_newest
-from headspark.claim import read_metrics, read_state
 from headspark.config import from_plain
 from headspark.data.batches import Plan
-from headspark.diverged import Diverged
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub import save_encoder
 from headspark.optim import OptimConfig
 from headspark.recipe import TrainConfig as PretrainingConfig
+from headspark.run.checkpoint import load_checkpoint, load_newest
+from headspark.run.claim import read_metrics, read_state
+from headspark.run.diverged import Diverged
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0"
 TINY = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))

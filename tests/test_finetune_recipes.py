@@ -21,7 +21,7 @@ from finetune.trainer import make_trainer
 from harmonize.scan import HU
 from headspark.config import read_recipe, to_yaml
 from headspark.encoder import EncoderConfig
-from headspark.interrupt import Interrupt
+from headspark.run.interrupt import Interrupt
 
 ROOT = Path(__file__).resolve().parents[1] / "recipes"
 RECIPES = [path for path in sorted(ROOT.rglob("*.yaml")) if "stages" in yaml.safe_load(path.read_text())]

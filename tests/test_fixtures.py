@@ -20,11 +20,11 @@ from finetune.report import write_report
 from harmonize.cli import main as harmonize
 from harmonize.corpus import Corpus
 from headspark import Encoder
-from headspark.checkpoint import load_newest
 from headspark.config import read_recipe
 from headspark.export import export_run
 from headspark.recipe import Recipe
-from headspark.run import read_metrics, read_state
+from headspark.run.checkpoint import load_newest
+from headspark.run.folder import read_metrics, read_state
 from headspark.train import train
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0"

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from headspark.checkpoint import load_newest
-from headspark.claim import read_metrics, read_state
+from headspark.run.checkpoint import load_newest
+from headspark.run.claim import read_metrics, read_state
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures" / "v0_1_0"

@@ -17,17 +17,17 @@ from harmonize import terminal
 from harmonize.cli import main
 from harmonize.errors import UserError
 from harmonize.progress import Progress
-from headspark.checkpoint import SEAL, Checkpoint, load_newest, save_checkpoint
 from headspark.config import run_command
-from headspark.device import say_once
+from headspark.run.checkpoint import SEAL, Checkpoint, load_newest, save_checkpoint
+from headspark.run.device import say_once
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "\x1b[2J\u202eevil\nerror: all is well"
 
 PRINTS = {
     "harmonize/terminal.py": "here all that is printed is escaped",
-    "ssl/headspark/device.py": "accelerate's own print, of an escaped line",
-    "ssl/headspark/terminal.py": "hands on what was escaped",
+    "ssl/headspark/run/device.py": "accelerate's own print, of an escaped line",
+    "ssl/headspark/run/output_streams.py": "hands on what was escaped",
     "harmonize/progress.py": "tqdm's, of escaped lines",
     "harmonize/fetch/download.py": "tqdm's, of escaped lines",
     "harmonize/fetch/openmind.py": "tqdm's, of escaped lines",

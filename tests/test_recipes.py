@@ -10,7 +10,7 @@ import yaml
 
 from headspark.config import read_recipe
 from headspark.recipe import Recipe
-from headspark.run import read_metrics, read_state
+from headspark.run.folder import read_metrics, read_state
 from headspark.train import train
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"

@@ -16,13 +16,13 @@ import torch
 
 import headspark.train as module
 from harmonize.errors import UserError
-from headspark.checkpoint import load_newest
-from headspark.claim import claim, read_metrics, read_state
 from headspark.config import from_plain
-from headspark.diverged import Diverged
 from headspark.export import export_run
 from headspark.recipe import Recipe
-from headspark.run import metrics_line
+from headspark.run.checkpoint import load_newest
+from headspark.run.claim import claim, read_metrics, read_state
+from headspark.run.diverged import Diverged
+from headspark.run.folder import metrics_line
 from headspark.train import train
 
 TOY: dict[str, dict[str, Any]] = {
@@ -196,7 +196,7 @@ def test_a_folder_of_the_other_kind_of_run_is_refused_by_name(tiny_corpus: Path,
 
 def test_a_held_folder_names_the_process_that_holds_it(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from headspark.claim import claim\n"
+        "import sys; from pathlib import Path; from headspark.run.claim import claim\n"
         "with claim(Path(sys.argv[1]), kind='a', other='b', key='k') as held:\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

@@ -20,7 +20,14 @@ from standin_disk import file_size_limit
 from torch import nn
 
 from harmonize.errors import UserError
-from headspark.checkpoint import Checkpoint, check_fits, load_checkpoint, load_newest, remove_leftovers, save_checkpoint
+from headspark.run.checkpoint import (
+    Checkpoint,
+    check_fits,
+    load_checkpoint,
+    load_newest,
+    remove_leftovers,
+    save_checkpoint,
+)
 
 
 def checkpoint(step: int, size: int = 8) -> Checkpoint:

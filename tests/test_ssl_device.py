@@ -10,8 +10,8 @@ import torch
 import finetune.recipe
 import headspark.recipe
 from harmonize.errors import UserError
-from headspark.device import local_ranks, mixed_precision, threads_of_a_rank
 from headspark.recipe import Precision
+from headspark.run.device import local_ranks, mixed_precision, threads_of_a_rank
 
 
 def test_pretraining_and_fine_tuning_name_precisions_alike() -> None:

@@ -24,12 +24,12 @@ from harmonize.corpus import Corpus, write_manifest
 from harmonize.errors import UserError
 from headspark import Encoder, save_encoder
 from headspark.card import write_card
-from headspark.checkpoint import load_newest
 from headspark.config import read_recipe, run_command
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.interop import read_nnssl, write_nnssl
 from headspark.masking import MaskConfig
 from headspark.recipe import DataConfig, Recipe, TrainConfig
+from headspark.run.checkpoint import load_newest
 from headspark.train import train
 
 PUSH = Path(__file__).resolve().parents[1] / "ssl" / "push.py"

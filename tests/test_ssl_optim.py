@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from harmonize.errors import UserError
-from headspark.fit import largest_batch
 from headspark.optim import OptimConfig, make_optimizer, make_schedule
-from headspark.probe import knn_score
+from headspark.run.fit import largest_batch
+from headspark.run.probe import knn_score
 
 
 def rates(config: OptimConfig, steps: int) -> list[float]:

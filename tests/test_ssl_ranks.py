@@ -14,10 +14,10 @@ import psutil
 import pytest
 import torch
 
-from headspark.checkpoint import load_newest
 from headspark.config import from_plain, to_yaml
 from headspark.recipe import Recipe
-from headspark.run import read_metrics, read_state
+from headspark.run.checkpoint import load_newest
+from headspark.run.folder import read_metrics, read_state
 from headspark.train import train
 
 PRETRAIN = Path(__file__).resolve().parents[1] / "ssl" / "pretrain.py"

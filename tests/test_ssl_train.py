@@ -21,10 +21,10 @@ from standin_disk import file_size_limit
 
 import headspark.train as module
 from harmonize.errors import UserError
-from headspark.checkpoint import load_checkpoint, load_newest
 from headspark.config import from_plain, run_command, to_yaml
 from headspark.recipe import Recipe
-from headspark.run import read_metrics, read_state
+from headspark.run.checkpoint import load_checkpoint, load_newest
+from headspark.run.folder import read_metrics, read_state
 from headspark.train import train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,12 +33,12 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.voxels import nyul
 from headspark import Encoder
-from headspark.checkpoint import Checkpoint, check_fits, load_newest, save_checkpoint
-from headspark.claim import read_metrics, read_state
 from headspark.export import export_run
-from headspark.plain_state import load_plain
-from headspark.run import check_state
-from headspark.training import SHAPE as PRETRAINING
+from headspark.run.checkpoint import Checkpoint, check_fits, load_newest, save_checkpoint
+from headspark.run.claim import read_metrics, read_state
+from headspark.run.folder import check_state
+from headspark.run.plain_state import load_plain
+from headspark.run.state import SHAPE as PRETRAINING
 
 VERSION_0_1_0 = Path(__file__).parent / "fixtures" / "v0_1_0"
 STEM = "stem.convs.0.conv.weight"

@@ -18,9 +18,9 @@ from harmonize.corpus.card import plain_text
 from harmonize.corpus.terms import terms_of
 from harmonize.terminal import printable
 from headspark.config import to_yaml
-from headspark.diverged import divergence
 from headspark.hub import CURVES, RECONSTRUCTION, Card
 from headspark.recipe import Recipe
+from headspark.run.diverged import divergence
 
 HUB_DATASETS = "https://huggingface.co/datasets/"
 _NO_DIGIT = re.compile(r"[^0-9a-f]")

@@ -18,22 +18,22 @@ import torch
 from accelerate.utils import gather_object
 
 from harmonize.corpus import Corpus
-from headspark.checkpoint import check_fits, load_newest, remove_leftovers, save_checkpoint
 from headspark.data.batches import Batch, network_input, train_batches
 from headspark.data.cache import Store, cached
 from headspark.data.cohort import Cohort, idle_weights, read_cohort
 from headspark.data.crops import NOISE, generator
 from headspark.data.samples import TrainSamples
-from headspark.device import agree, device_name, enter_on_main, local_ranks, make_accelerator, on_gpu, say_once
-from headspark.diverged import Diverged, reason_at_end
-from headspark.evaluate import Judge
-from headspark.interrupt import Interrupt, Interrupted, interrupts, say_nothing_to_save
 from headspark.packed.geometry import MaskGeometry
-from headspark.profiling import profiled
 from headspark.recipe import Recipe
-from headspark.report import Report, check_trackers
-from headspark.run import FINISHED, INTERRUPTED, Run, open_run
-from headspark.training import NEEDED, SHAPE, Training, make_model, prepare, restore, snapshot
+from headspark.run.checkpoint import check_fits, load_newest, remove_leftovers, save_checkpoint
+from headspark.run.device import agree, device_name, enter_on_main, local_ranks, make_accelerator, on_gpu, say_once
+from headspark.run.diverged import Diverged, reason_at_end
+from headspark.run.evaluate import Judge
+from headspark.run.folder import FINISHED, INTERRUPTED, Run, open_run
+from headspark.run.interrupt import Interrupt, Interrupted, interrupts, say_nothing_to_save
+from headspark.run.metrics_log import Report, check_trackers
+from headspark.run.profiling import profiled
+from headspark.run.state import NEEDED, SHAPE, Training, make_model, prepare, restore, snapshot
 
 __all__ = ["Training", "make_model", "prepare", "train", "train_step"]
 

@@ -24,11 +24,11 @@ from fuzz.kinds import Fault, Kind
 from fuzz.valid import OLD
 from headspark import Encoder, interop
 from headspark import export as exports
-from headspark.checkpoint import check_fits, load_newest
-from headspark.claim import read_metrics, read_state
 from headspark.config import read_recipe
 from headspark.recipe import Recipe
-from headspark.training import NEEDED, SHAPE, prepare, restore
+from headspark.run.checkpoint import check_fits, load_newest
+from headspark.run.claim import read_metrics, read_state
+from headspark.run.state import NEEDED, SHAPE, prepare, restore
 
 torch.set_num_threads(1)
 OLD_STEP, NEW_STEP = "step_000002", "step_000004"

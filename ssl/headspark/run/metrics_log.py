@@ -22,7 +22,7 @@ from harmonize.errors import UserError
 from harmonize.progress import Progress
 from headspark.config import WRONG_USE
 from headspark.data.batches import Plan
-from headspark.run import Run
+from headspark.run.folder import Run
 
 PROJECT = "headspark"
 MIB = 2**20

@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from harmonize.bounded_files import fits, parse_json, read_small
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY, temporary_beside
-from headspark.plain_state import check_optimizer_state, load_plain
+from headspark.run.plain_state import check_optimizer_state, load_plain
 from headspark.weights import check_weights
 
 FORMAT = 1

@@ -11,7 +11,7 @@ from types import FrameType
 
 from harmonize.launcher import LAUNCHER, Launcher
 from harmonize.terminal import warn
-from headspark.terminal import lasting_streams
+from headspark.run.output_streams import lasting_streams
 
 EXIT_INTERRUPTED = 75
 """Exit code of a run that wrote a checkpoint because it was asked to stop: EX_TEMPFAIL, start it again."""

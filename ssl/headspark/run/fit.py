@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from harmonize.errors import UserError
-from headspark.device import say_once
 from headspark.masking import draw_visible, mask_grid
 from headspark.optim import make_optimizer
 from headspark.packed.geometry import MaskGeometry
 from headspark.recipe import Recipe
+from headspark.run.device import say_once
 
 
 def fit_batch(recipe: Recipe, accelerator: Accelerator, make_model: Callable[[Recipe], nn.Module]) -> tuple[int, int]:

@@ -15,18 +15,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from harmonize.errors import UserError
-from headspark.checkpoint import Checkpoint
 from headspark.config import WRONG_USE
 from headspark.data.batches import Plan
-from headspark.device import on_gpu, say_once
-from headspark.diverged import all_finite
 from headspark.encoder import build_encoder
-from headspark.fit import fit_batch
 from headspark.optim import make_optimizer, make_schedule
-from headspark.plain_state import SCALER
 from headspark.recipe import Recipe
+from headspark.run.checkpoint import Checkpoint
+from headspark.run.device import on_gpu, say_once
+from headspark.run.diverged import all_finite
+from headspark.run.fit import fit_batch
+from headspark.run.plain_state import SCALER
+from headspark.run.split_norms import split_norms
 from headspark.spark import SparK
-from headspark.split_norms import split_norms
 
 NEEDED = ("scaler", "effective_batch", "skipped", "skipped_in_a_row", "evaluated", "pending")
 """What a checkpoint must hold for a run to go on from it, version 0.1.0's too."""

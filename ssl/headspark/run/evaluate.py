@@ -17,9 +17,9 @@ from headspark.data.cohort import Cohort
 from headspark.data.samples import CentralSamples, ValidationSamples
 from headspark.masking import expand_cells
 from headspark.packed.geometry import MaskGeometry
-from headspark.pictures import Triptych, write_triptychs
-from headspark.probe import knn_score
 from headspark.recipe import Recipe
+from headspark.run.pictures import Triptych, write_triptychs
+from headspark.run.probe import knn_score
 from headspark.spark import SparK
 
 PICTURE_ROWS = 3
@@ -83,7 +83,7 @@ class Judge:
 
     @torch.no_grad()
     def probe(self, encoder: nn.Module) -> dict[str, float]:
-        """How well the frozen features of whole cubes tell the recipe's labels apart; see `headspark.probe`."""
+        """How well the frozen features of whole cubes tell the recipe's labels apart; see `headspark.run.probe`."""
         features = []
         for index in range(len(self._probed)):
             if self._asked():

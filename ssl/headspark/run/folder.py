@@ -15,7 +15,9 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import write_json, write_text
 from harmonize.provenance import git_revision, library_versions
-from headspark.claim import (
+from headspark.config import WRONG_USE, read_recipe, to_plain, to_yaml
+from headspark.recipe import Recipe
+from headspark.run.claim import (
     CHECKPOINTS,
     FINISHED,
     LOCK,
@@ -28,11 +30,9 @@ from headspark.claim import (
     read_metrics,
     read_state,
 )
-from headspark.config import WRONG_USE, read_recipe, to_plain, to_yaml
-from headspark.diverged import Diverged
-from headspark.recipe import Recipe
+from headspark.run.diverged import Diverged
 
-__all__ = ["FINISHED", "LOCK", "METRICS", "RECIPE", "STATE", "read_metrics", "read_state"]  # of headspark.claim
+__all__ = ["FINISHED", "LOCK", "METRICS", "RECIPE", "STATE", "read_metrics", "read_state"]  # of headspark.run.claim
 STATE_SHAPE = {
     "corpus": {
         "manifest_sha256": str,
