@@ -20,7 +20,7 @@ from harmonize.errors import UserError
 from headspark import Encoder, folders, save_encoder
 from headspark.encoder import EncoderConfig, ResidualEncoder, build_encoder
 from headspark.hub import CARD, ENCODER_FILES, Card
-from headspark.interop import CHECKPOINT_NAME, PLAN_NAME, adaptation_plan, read_nnssl, write_nnssl
+from headspark.interop.nnssl import CHECKPOINT_NAME, PLAN_NAME, adaptation_plan, read_nnssl, write_nnssl
 
 SMALL = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))
 PREPROCESSING = {"spacing_mm": [1.0, 1.0, 1.0], "ct_windows": ["brain", "blood", "bone"]}

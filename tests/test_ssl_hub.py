@@ -26,7 +26,7 @@ from headspark import Encoder, save_encoder
 from headspark.card import write_card
 from headspark.config import read_recipe, run_command
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.interop import read_nnssl, write_nnssl
+from headspark.interop.nnssl import read_nnssl, write_nnssl
 from headspark.masking import MaskConfig
 from headspark.recipe import DataConfig, Recipe, TrainConfig
 from headspark.run.checkpoint import load_newest

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harmonize.errors import UserError
 from headspark.decoder import DecoderConfig, UNetDecoder, build_decoder
 from headspark.encoder import PRESETS, EncoderConfig, ResidualEncoder
-from headspark.interop import CHECKPOINT_NAME, PLAN_NAME, adaptation_plan, read_nnssl, single_channel, write_nnssl
+from headspark.interop.nnssl import CHECKPOINT_NAME, PLAN_NAME, adaptation_plan, read_nnssl, single_channel, write_nnssl
 
 CONFIG = EncoderConfig(in_channels=1, features=(4, 6, 6), blocks=(1, 2, 1), strides=(1, 2, 2))
 

@@ -20,7 +20,7 @@ from harmonize.errors import UserError
 from harmonize.settings import Settings
 from headspark import Encoder, save_encoder
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.interop import read_nnssl, write_nnssl
+from headspark.interop.nnssl import read_nnssl, write_nnssl
 from headspark.seen import seen_at
 
 SMALL = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))

@@ -13,7 +13,7 @@ from headspark.config import WRONG_USE, read_recipe
 from headspark.decoder import UNetDecoder
 from headspark.encoder import ResidualEncoder, build_encoder
 from headspark.hub import Card
-from headspark.interop import write_nnssl
+from headspark.interop.nnssl import write_nnssl
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import load_newest
 from headspark.run.diverged import all_finite, divergence
@@ -80,7 +80,7 @@ def export_run(folder: Path) -> Exported:
 
 
 def write_nnunet(exported: Exported, folder: Path) -> Path:
-    """Write the checkpoint and the adaptation plan that nnU-Net's fine-tuning takes; see `headspark.interop`.
+    """Write the checkpoint and the adaptation plan that nnU-Net's fine-tuning takes; see `headspark.interop.nnssl`.
 
     Raises:
         UserError: With exit code 2: nnU-Net has no such encoder.

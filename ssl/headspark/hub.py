@@ -233,7 +233,7 @@ def _check_local(name: str) -> None:
     if os.path.lexists(path):
         fault = "missing" if not config.is_file() else "damaged" if read_json(config) is None else "another's"
         is_nnssl = path.name == NNSSL_CHECKPOINT or (path / NNSSL_CHECKPOINT).is_file()
-        how = "`headspark.interop.read_nnssl` and `save_encoder` make one of it" if is_nnssl else _HOW
+        how = "`headspark.interop.nnssl.read_nnssl` and `save_encoder` make one of it" if is_nnssl else _HOW
         raise UserError(f"{name}: no encoder there ({CONFIG_NAME} is {fault}), but {seen_at(path)}; {how}")
     if not _ON_THE_HUB.fullmatch(name) or name.startswith(("./", "../")):
         raise UserError(f"{name}: no such folder; an encoder's folder is wanted, or a repository user/name of the Hub")
