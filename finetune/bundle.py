@@ -27,7 +27,7 @@ from harmonize.voxels import nyul
 from headspark.channels import MRI_UNITS
 from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.seen import is_model_config, read_json, seen_at
+from headspark.folder_kind import is_model_config, read_json, seen_at
 from headspark.weights import build_with, read_weights
 
 SCHEMA_VERSION = 1

@@ -16,9 +16,9 @@ from harmonize.bounded_files import fits
 from harmonize.errors import UserError
 from headspark.config import WRONG_USE, from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.hub import Encoder
+from headspark.folder_kind import is_preprocessing
+from headspark.hub.encoder_folder import Encoder
 from headspark.run.claim import NEW_FOLDER
-from headspark.seen import is_preprocessing
 
 _BEGAN = {
     "corpus": str,

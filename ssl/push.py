@@ -12,8 +12,8 @@ from pathlib import Path
 from harmonize.parser import Parser
 from harmonize.terminal import say
 from headspark.config import run_command
-from headspark.export import export_run, write_nnunet
-from headspark.hub import push_encoder, save_encoder
+from headspark.hub.encoder_folder import push_encoder, save_encoder
+from headspark.hub.export import export_run, write_nnunet
 
 
 def main(argv: Sequence[str]) -> int:

@@ -28,7 +28,7 @@ from harmonize.errors import UserError
 from headspark.config import from_plain
 from headspark.data.batches import Plan
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.hub import save_encoder
+from headspark.hub.encoder_folder import save_encoder
 from headspark.optim import OptimConfig
 from headspark.recipe import TrainConfig as PretrainingConfig
 from headspark.run.checkpoint import load_checkpoint, load_newest

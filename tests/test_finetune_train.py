@@ -38,7 +38,7 @@ from harmonize.scan import HU
 from harmonize.settings import Settings
 from headspark.config import to_yaml
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.hub import save_encoder
+from headspark.hub.encoder_folder import save_encoder
 
 SPACING_MM = 4.0
 SHAPE = (20, 20, 20)

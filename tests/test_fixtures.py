@@ -21,7 +21,7 @@ from harmonize.cli import main as harmonize
 from harmonize.corpus import Corpus
 from headspark import Encoder
 from headspark.config import read_recipe
-from headspark.export import export_run
+from headspark.hub.export import export_run
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import load_newest
 from headspark.run.folder import read_metrics, read_state

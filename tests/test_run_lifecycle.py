@@ -17,7 +17,7 @@ import torch
 import headspark.train as module
 from harmonize.errors import UserError
 from headspark.config import from_plain
-from headspark.export import export_run
+from headspark.hub.export import export_run
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import load_newest
 from headspark.run.claim import claim, read_metrics, read_state

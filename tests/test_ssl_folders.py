@@ -19,7 +19,7 @@ from standin_disk import file_size_limit
 from harmonize.errors import UserError
 from headspark import Encoder, folders, save_encoder
 from headspark.encoder import EncoderConfig, ResidualEncoder, build_encoder
-from headspark.hub import CARD, ENCODER_FILES, Card
+from headspark.hub.encoder_folder import CARD, ENCODER_FILES, Card
 from headspark.interop.nnssl import CHECKPOINT_NAME, PLAN_NAME, adaptation_plan, read_nnssl, write_nnssl
 
 SMALL = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))

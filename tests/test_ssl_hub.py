@@ -23,9 +23,9 @@ from standin_hub import TOKEN, Hub
 from harmonize.corpus import Corpus, write_manifest
 from harmonize.errors import UserError
 from headspark import Encoder, save_encoder
-from headspark.card import write_card
 from headspark.config import read_recipe, run_command
 from headspark.encoder import EncoderConfig, build_encoder
+from headspark.hub.model_card import write_card
 from headspark.interop.nnssl import read_nnssl, write_nnssl
 from headspark.masking import MaskConfig
 from headspark.recipe import DataConfig, Recipe, TrainConfig

@@ -20,8 +20,8 @@ from harmonize.errors import UserError
 from harmonize.settings import Settings
 from headspark import Encoder, save_encoder
 from headspark.encoder import EncoderConfig, build_encoder
+from headspark.folder_kind import seen_at
 from headspark.interop.nnssl import read_nnssl, write_nnssl
-from headspark.seen import seen_at
 
 SMALL = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))
 PREPROCESSING = {"spacing_mm": [1.0, 1.0, 1.0], "ct_windows": ["brain", "blood", "bone"], "mri_norms": {}}

@@ -33,7 +33,7 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.voxels import nyul
 from headspark import Encoder
-from headspark.export import export_run
+from headspark.hub.export import export_run
 from headspark.run.checkpoint import Checkpoint, check_fits, load_newest, save_checkpoint
 from headspark.run.claim import read_metrics, read_state
 from headspark.run.folder import check_state

@@ -20,7 +20,7 @@ from harmonize.errors import UserError
 from headspark import Encoder
 from headspark.config import from_plain, parse_recipe, recipe_parser
 from headspark.encoder import EncoderConfig
-from headspark.export import export_run
+from headspark.hub.export import export_run
 from headspark.recipe import Recipe
 
 VERSION_0_1_0 = Path(__file__).parent / "fixtures" / "v0_1_0"

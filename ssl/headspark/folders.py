@@ -13,7 +13,7 @@ from pathlib import Path
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY, process_of_temporary, target_of_temporary, temporary_beside
 from headspark.config import WRONG_USE
-from headspark.seen import seen_at
+from headspark.folder_kind import seen_at
 
 _EXCHANGE = 2
 _HERE = -100  # AT_FDCWD

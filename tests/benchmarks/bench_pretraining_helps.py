@@ -38,7 +38,7 @@ from harmonize.corpus import Corpus, read_volume
 from headspark.channels import to_network_input
 from headspark.config import read_recipe
 from headspark.encoder import build_encoder
-from headspark.hub import Encoder
+from headspark.hub.encoder_folder import Encoder
 from headspark.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]

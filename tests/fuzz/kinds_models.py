@@ -23,8 +23,8 @@ from fuzz.damage import ODD, Damage, either, of_bytes, of_json, of_json_lines, o
 from fuzz.kinds import Fault, Kind
 from fuzz.valid import OLD
 from headspark import Encoder
-from headspark import export as exports
 from headspark.config import read_recipe
+from headspark.hub import export as exports
 from headspark.interop import nnssl
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import check_fits, load_newest

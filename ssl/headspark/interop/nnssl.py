@@ -22,8 +22,8 @@ from harmonize.files import write_json
 from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.decoder import UNetDecoder
 from headspark.encoder import NORM_EPS, PRESETS, EncoderConfig, ResidualEncoder
+from headspark.folder_kind import read_json, seen_at
 from headspark.folders import replaced
-from headspark.seen import read_json, seen_at
 from headspark.weights import load_weights
 
 CHECKPOINT_NAME = "checkpoint_final.pth"

@@ -8,17 +8,17 @@ from typing import Any
 
 from harmonize.errors import UserError
 from harmonize.terminal import warn
-from headspark.card import preprocessing_of, write_card
 from headspark.config import WRONG_USE, read_recipe
 from headspark.decoder import UNetDecoder
 from headspark.encoder import ResidualEncoder, build_encoder
-from headspark.hub import Card
+from headspark.folder_kind import seen_at
+from headspark.hub.encoder_folder import Card
+from headspark.hub.model_card import preprocessing_of, write_card
 from headspark.interop.nnssl import write_nnssl
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import load_newest
 from headspark.run.diverged import all_finite, divergence
 from headspark.run.folder import RECIPE, check_state, read_metrics, read_state
-from headspark.seen import seen_at
 from headspark.spark import SparK
 from headspark.weights import build_with
 

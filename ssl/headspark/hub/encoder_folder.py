@@ -30,8 +30,8 @@ from harmonize.errors import UserError
 from harmonize.files import write_text
 from headspark.config import WRONG_USE, from_plain, to_plain
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
+from headspark.folder_kind import NNSSL_CHECKPOINT, is_encoder_config, is_preprocessing, read_json, seen_at
 from headspark.folders import replaced
-from headspark.seen import NNSSL_CHECKPOINT, is_encoder_config, is_preprocessing, read_json, seen_at
 from headspark.weights import build_with, read_weights
 
 CARD, CURVES, RECONSTRUCTION = "README.md", "curves.png", "reconstruction.png"

@@ -18,7 +18,7 @@ from harmonize.corpus.card import plain_text
 from harmonize.corpus.terms import terms_of
 from harmonize.terminal import printable
 from headspark.config import to_yaml
-from headspark.hub import CURVES, RECONSTRUCTION, Card
+from headspark.hub.encoder_folder import CURVES, RECONSTRUCTION, Card
 from headspark.recipe import Recipe
 from headspark.run.diverged import divergence
 

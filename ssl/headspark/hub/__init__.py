@@ -1,0 +1,1 @@
+"""Encoders in folders and on the Hugging Face Hub."""
