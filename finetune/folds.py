@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.recipe import Recipe
-from finetune.rsna import SOURCE, Case
+from finetune.tasks.aneurysm import SOURCE, Case
 from harmonize.corpus import Corpus, lock, named_files
 from harmonize.errors import UserError
 from harmonize.files import atomic_path

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.data import DataConfig, RegionStore, network_input
 from finetune.metrics import Score, competition_score
-from finetune.patches import Region, pose_patch
+from finetune.samples import DataConfig, RegionStore, network_input
+from finetune.views.box import Region, pose_patch
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, MIRRORED
 from harmonize.parquet import read_parquet

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.metrics import WEIGHTS
-from finetune.model import Output
+from finetune.models.assemble import Output
 
 IGNORE = -1
 """Territory of a cell that nothing is known about."""

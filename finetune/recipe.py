@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from finetune.data import DataConfig
 from finetune.losses import LossConfig
-from finetune.model import HeadConfig
-from finetune.patches import AugmentConfig
+from finetune.models.assemble import HeadConfig
+from finetune.samples import DataConfig
 from finetune.stages import StageConfig
+from finetune.views.box import AugmentConfig
 from headspark.encoder import EncoderConfig
 from headspark.optim import LARGEST_RATE, LARGEST_SEED
 from headspark.recipe import MOST_THREADS, Precision

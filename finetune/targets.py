@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.losses import IGNORE
-from finetune.patches import Patch
+from finetune.views.box import Patch
 from harmonize.labels import LOCATIONS
 
 RADIUS_MM = 5.0

@@ -21,19 +21,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 
-from finetune.bundle import irreproducible, save_bundle, settings_of
-from finetune.data import Batch, RegionStore, TrainingSamples, check_patch, training_batches
 from finetune.folds import FOLDS, began_with_version_0_1_0, folds_of_run, keep_folds, write_folds
 from finetune.inference import PREDICTIONS, score_of
 from finetune.losses import finetune_loss
 from finetune.metrics import Score
+from finetune.model_folder import irreproducible, save_bundle, settings_of
 from finetune.origin import read_given, rebuilt
 from finetune.recipe import Recipe
 from finetune.report import write_report
-from finetune.rsna import select
 from finetune.run_folder import RunFolder, hold_run
+from finetune.samples import Batch, RegionStore, TrainingSamples, check_patch, training_batches
 from finetune.stages import apply_rates, total_steps
 from finetune.step_log import log_score, log_skip, log_steps, summary
+from finetune.tasks.aneurysm import select
 from finetune.trainer import NEEDED, SHAPE, StepReport, Trainer, make_trainer, notes, restore, snapshot
 from finetune.validation import ADVICE, check_result, validate, validate_if_due
 from harmonize.corpus import Corpus

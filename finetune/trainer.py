@@ -13,12 +13,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from finetune.bundle import Bundle
-from finetune.data import DataConfig, check_patch
-from finetune.model import AneurysmClassifier
+from finetune.model_folder import Bundle
+from finetune.models.assemble import AneurysmClassifier
 from finetune.recipe import Recipe
-from finetune.rsna import SOURCE
+from finetune.samples import DataConfig, check_patch
 from finetune.stages import Rates, parameter_groups, rates_at
+from finetune.tasks.aneurysm import SOURCE
 from harmonize.bounded_files import fits
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError

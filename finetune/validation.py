@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from accelerate.utils import gather_object
 
-from finetune.data import RegionStore
 from finetune.inference import has_finite, predict_cases, score_of
 from finetune.run_folder import RunFolder
+from finetune.samples import RegionStore
 from finetune.stages import total_steps
 from finetune.step_log import log_score, summary
 from finetune.trainer import Trainer

@@ -15,12 +15,12 @@ import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from finetune import kaggle
-from finetune.bundle import Bundle, save_bundle
 from finetune.cli import main
-from finetune.data import DataConfig
-from finetune.model import AneurysmClassifier, HeadConfig
+from finetune.kaggle import server
+from finetune.model_folder import Bundle, save_bundle
+from finetune.models.assemble import AneurysmClassifier, HeadConfig
 from finetune.predict import Predictor
+from finetune.samples import DataConfig
 from harmonize.errors import UserError
 from harmonize.labels import LABELS
 from harmonize.settings import Settings
@@ -218,10 +218,10 @@ def test_the_predictor_still_gives_fourteen_numbers_and_refuses_to_choose(model:
 def test_the_log_of_the_server_has_the_warnings(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kaggle, "SHARED", tmp_path / "shared")
+    monkeypatch.setattr(server, "SHARED", tmp_path / "shared")
     write_series(tmp_path / "hole")
     (tmp_path / "hole" / "A1.2.3_09.dcm").unlink()
-    kaggle.make_predict(model)(str(tmp_path / "hole"))
+    server.make_predict(model)(str(tmp_path / "hole"))
     assert "missing slices: 1" in capsys.readouterr().err
 
 

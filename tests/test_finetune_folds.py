@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune import folds as folds_module
-from finetune.data import DataConfig
 from finetune.folds import FOLDS, Folds, corpus_folds, deal, folds_of_run, keep_folds, read_folds
 from finetune.recipe import Recipe, TrainConfig
-from finetune.rsna import Case
+from finetune.samples import DataConfig
+from finetune.tasks.aneurysm import Case
 from harmonize.corpus import Corpus, claim, image_name, write_manifest
 from harmonize.corpus.verify import verify
 from harmonize.errors import UserError

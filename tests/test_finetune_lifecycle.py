@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from finetune import train as training
 from finetune import validation
-from finetune.data import DataConfig, RegionStore, TrainingSamples, training_batches
 from finetune.losses import LossConfig
-from finetune.model import HeadConfig
+from finetune.models.assemble import HeadConfig
 from finetune.origin import weights_sha256
 from finetune.recipe import Recipe, TrainConfig
-from finetune.rsna import select
+from finetune.samples import DataConfig, RegionStore, TrainingSamples, training_batches
 from finetune.stages import StageConfig
+from finetune.tasks.aneurysm import select
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from headspark.config import from_plain

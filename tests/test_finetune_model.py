@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from finetune.losses import IGNORE, LossConfig, Targets, finetune_loss, heat_loss, label_loss, territory_loss
 from finetune.metrics import WEIGHTS
-from finetune.model import PRESENCE_PRIOR, AneurysmClassifier, HeadConfig, Output, coordinates, pool
+from finetune.models.assemble import PRESENCE_PRIOR, AneurysmClassifier, HeadConfig, Output, coordinates, pool
 from harmonize.errors import UserError
 from headspark.encoder import EncoderConfig, build_encoder
 

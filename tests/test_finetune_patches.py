@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from finetune.losses import IGNORE, heat_loss
-from finetune.patches import MIRROR, AugmentConfig, Patch, Pose, Region, cut_region, draw_pose, pose_patch
 from finetune.targets import cell_targets, is_located
+from finetune.views.box import MIRROR, AugmentConfig, Patch, Pose, Region, cut_region, draw_pose, pose_patch
 from harmonize.corpus import Volume
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED

@@ -15,13 +15,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from finetune import train as training
-from finetune.bundle import BRAIN, Bundle, irreproducible, read_bundle, save_bundle, settings_of
-from finetune.data import DataConfig, network_input
-from finetune.model import AneurysmClassifier, HeadConfig
-from finetune.patches import load_region, pose_patch
+from finetune.model_folder import BRAIN, Bundle, irreproducible, read_bundle, save_bundle, settings_of
+from finetune.models.assemble import AneurysmClassifier, HeadConfig
 from finetune.predict import Predictor
 from finetune.recipe import Recipe
-from finetune.rsna import read_cases, select
+from finetune.samples import DataConfig, network_input
+from finetune.tasks.aneurysm import read_cases, select
+from finetune.views.box import load_region, pose_patch
 from harmonize import engine, phantom
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from finetune import kaggle
-from finetune.bundle import Bundle, save_bundle
 from finetune.cli import main
-from finetune.data import DataConfig
 from finetune.inference import PREDICTIONS
-from finetune.model import AneurysmClassifier, HeadConfig
+from finetune.kaggle import server
+from finetune.model_folder import Bundle, save_bundle
+from finetune.models.assemble import AneurysmClassifier, HeadConfig
+from finetune.samples import DataConfig
 from harmonize import phantom
 from harmonize.labels import LABELS
 from harmonize.settings import Settings
@@ -97,7 +97,7 @@ def test_a_damaged_model_is_told_apart_from_an_absent_one(
 def test_the_server_answers_one_row_and_falls_back_where_a_series_cannot_be_read(
     model: Path, series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    predict = kaggle.make_predict(model)
+    predict = server.make_predict(model)
     frame = predict(str(series))
     assert list(frame.columns) == list(LABELS)
     assert len(frame) == 1
@@ -112,8 +112,8 @@ def test_an_error_that_quotes_a_header_is_not_quoted(
     def fail(*_: object) -> object:
         raise ValueError("could not read PatientName Zqxjkv")
 
-    predict = kaggle.make_predict(model)
-    monkeypatch.setattr(kaggle.Predictor, "answer", fail)
+    predict = server.make_predict(model)
+    monkeypatch.setattr(server.Predictor, "answer", fail)
     predict(str(series))
     said = capsys.readouterr().err
     assert "ValueError; answered with the default row" in said
@@ -126,8 +126,8 @@ def test_every_call_empties_the_shared_folder_and_touches_nothing_outside(
     shared, outside = tmp_path / "shared", tmp_path / "outside"
     outside.mkdir()
     (outside / "mine.txt").write_text("stays")
-    monkeypatch.setattr(kaggle, "SHARED", shared)
-    predict = kaggle.make_predict(model)
+    monkeypatch.setattr(server, "SHARED", shared)
+    predict = server.make_predict(model)
     assert len(predict(str(series))) == 1, "without a shared folder the answer comes all the same"
     for number in range(2):
         here = shared / str(number) / "series"
@@ -149,7 +149,7 @@ def test_every_call_empties_the_shared_folder_and_touches_nothing_outside(
 def test_the_fallback_is_the_median_prediction_of_the_held_out_fold(model: Path, tmp_path: Path) -> None:
     rows = pd.DataFrame([dict.fromkeys(LABELS, value) for value in (0.1, 0.2, 0.9)])
     rows.to_parquet(tmp_path / PREDICTIONS)
-    assert kaggle.default_row(tmp_path) == dict.fromkeys(LABELS, 0.2)
+    assert server.default_row(tmp_path) == dict.fromkeys(LABELS, 0.2)
 
 
 @pytest.mark.parametrize(("rerun", "called"), [("1", "serve"), (None, "run_local_gateway")])
@@ -173,8 +173,8 @@ def test_serve_starts_the_gateway_that_the_environment_asks_for(
     package.rsna_inference_server = module  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "kaggle_evaluation", package)
     monkeypatch.setitem(sys.modules, "kaggle_evaluation.rsna_inference_server", module)
-    monkeypatch.delenv(kaggle.RERUN, raising=False)
+    monkeypatch.delenv(server.RERUN, raising=False)
     if rerun:
-        monkeypatch.setenv(kaggle.RERUN, rerun)
-    kaggle.serve(model)
+        monkeypatch.setenv(server.RERUN, rerun)
+    server.serve(model)
     assert calls == [called]

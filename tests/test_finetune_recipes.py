@@ -11,13 +11,13 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from finetune.data import Batch, TrainingSamples, join
-from finetune.patches import Region
 from finetune.recipe import Recipe
-from finetune.rsna import Case
+from finetune.samples import Batch, TrainingSamples, join
 from finetune.stages import rates_at, total_steps
+from finetune.tasks.aneurysm import Case
 from finetune.train import train_step
 from finetune.trainer import make_trainer
+from finetune.views.box import Region
 from harmonize.scan import HU
 from headspark.config import read_recipe, to_yaml
 from headspark.encoder import EncoderConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.model import AneurysmClassifier, HeadConfig
+from finetune.models.assemble import AneurysmClassifier, HeadConfig
 from finetune.stages import HEAD, StageConfig, apply_rates, parameter_groups, rates_at, total_steps
 from headspark.encoder import EncoderConfig, build_encoder
 

@@ -21,15 +21,15 @@ from safetensors.torch import load_file
 
 from finetune import folds
 from finetune import train as training
-from finetune.bundle import load_model, read_bundle
-from finetune.data import DataConfig, RegionStore, check_patch
 from finetune.inference import classify, predict_cases, score_of
 from finetune.losses import LossConfig
-from finetune.model import HeadConfig
+from finetune.model_folder import load_model, read_bundle
+from finetune.models.assemble import HeadConfig
 from finetune.recipe import Recipe, TrainConfig
 from finetune.report import write_report
-from finetune.rsna import drawing_weights, read_cases
+from finetune.samples import DataConfig, RegionStore, check_patch
 from finetune.stages import StageConfig
+from finetune.tasks.aneurysm import drawing_weights, read_cases
 from harmonize.corpus import Corpus, claim, image_name, mask_name, write_manifest, write_volume
 from harmonize.errors import UserError
 from harmonize.files import sha256_of

@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 from accelerate import Accelerator
 
-from finetune import cli, demo, kaggle
+from finetune import cli, demo
+from finetune.kaggle import server
 from harmonize import terminal
 from harmonize.cli import main
 from harmonize.errors import UserError
@@ -199,8 +200,8 @@ def test_the_competitions_server_says_of_a_fault_what_it_is_and_no_text_of_a_hea
         def answer(self, series: Path) -> None:
             raise ValueError("Zqxjkv^Ann is no number")
 
-    monkeypatch.setattr(kaggle, "Predictor", Failing)
-    kaggle.make_predict(tmp_path)("series")
+    monkeypatch.setattr(server, "Predictor", Failing)
+    server.make_predict(tmp_path)("series")
     shown = capsys.readouterr().err
     assert "series: ValueError; answered with the default row" in shown
     assert "Zqxjkv" not in shown

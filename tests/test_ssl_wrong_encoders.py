@@ -12,9 +12,9 @@ import standin_hub
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune.bundle import Bundle, load_model, read_bundle, save_bundle
-from finetune.data import DataConfig
-from finetune.model import AneurysmClassifier, HeadConfig
+from finetune.model_folder import Bundle, load_model, read_bundle, save_bundle
+from finetune.models.assemble import AneurysmClassifier, HeadConfig
+from finetune.samples import DataConfig
 from finetune.trainer import windows_of
 from harmonize.errors import UserError
 from harmonize.settings import Settings

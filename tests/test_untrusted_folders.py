@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from finetune.bundle import load_model, read_bundle
 from finetune.folds import Folds, read_folds, write_folds
 from finetune.inference import read_predictions
+from finetune.model_folder import load_model, read_bundle
 from finetune.origin import Given, taken_up
 from finetune.trainer import SHAPE as FINE_TUNING
 from harmonize.bounded_files import fits

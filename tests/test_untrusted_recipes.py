@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from finetune.bundle import read_bundle
+from finetune.model_folder import read_bundle
 from finetune.recipe import Recipe as FineTuning
 from harmonize.errors import UserError
 from headspark import Encoder

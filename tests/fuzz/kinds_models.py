@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 
-from finetune.bundle import load_model, read_bundle
+from finetune.model_folder import load_model, read_bundle
 from finetune.recipe import Recipe as FinetuneRecipe
 from fuzz.damage import ODD, Damage, either, of_bytes, of_json, of_json_lines, of_yaml
 from fuzz.kinds import Fault, Kind

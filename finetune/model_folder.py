@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from finetune.data import DataConfig
-from finetune.model import AneurysmClassifier, HeadConfig
-from finetune.rsna import SOURCE, Case
+from finetune.models.assemble import AneurysmClassifier, HeadConfig
+from finetune.samples import DataConfig
+from finetune.tasks.aneurysm import SOURCE, Case
 from harmonize.bounded_files import fits
 from harmonize.corpus import NYUL, Corpus
 from harmonize.errors import UserError

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.losses import Targets
-from finetune.patches import AugmentConfig, Patch, Region, draw_pose, load_region, pose_patch, vary_intensity
-from finetune.rsna import Case, drawing_weights
 from finetune.targets import cell_targets, is_located
+from finetune.tasks.aneurysm import Case, drawing_weights
+from finetune.views.box import AugmentConfig, Patch, Region, draw_pose, load_region, pose_patch, vary_intensity
 from harmonize.errors import UserError
 from harmonize.progress import Progress
 from headspark.channels import DEFAULT_CT_WINDOWS, to_network_input

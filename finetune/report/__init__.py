@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from finetune.bundle import read_bundle
-from finetune.data import DataConfig
 from finetune.inference import PREDICTIONS, TARGET_PREFIX, read_predictions, score_of, targets_and_predictions
 from finetune.metrics import Score, bootstrap_interval
-from finetune.patches import load_region, pose_patch
-from finetune.rsna import SOURCE, select
+from finetune.model_folder import read_bundle
+from finetune.samples import DataConfig
+from finetune.tasks.aneurysm import SOURCE, select
+from finetune.views.box import load_region, pose_patch
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, PRESENT

@@ -2,7 +2,7 @@
 
 In the competition's notebook::
 
-    from finetune.kaggle import serve
+    from finetune.kaggle.server import serve
     serve("/kaggle/input/my-model")
 """
 

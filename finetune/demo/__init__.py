@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from finetune.demo_report import write_report
+from finetune.demo.page import write_report
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import write_json

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from finetune.bundle import load_model, read_bundle
 from finetune.inference import predict_region
-from finetune.patches import Region, cut_region
-from finetune.rsna import is_foreign
+from finetune.model_folder import load_model, read_bundle
+from finetune.tasks.aneurysm import is_foreign
+from finetune.views.box import Region, cut_region
 from harmonize.corpus.volume import Volume
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.pipeline import harmonize_scan

@@ -1,0 +1,1 @@
+"""What a network is asked: labels, cases, targets and the score, one file a task."""
