@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmonize.errors import UserError
-from harmonize.fetch import connection, download
+from harmonize.fetch import connection
+from harmonize.fetch import download as download_module
 from harmonize.fetch.address import parse, place
 from harmonize.fetch.download import Refused, download, get_json
 from harmonize.files import room_in
@@ -29,7 +30,7 @@ EARLIER, LATER = "Wed, 21 Oct 2015 07:28:00 GMT", "Thu, 22 Oct 2015 07:28:00 GMT
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(download_module, "BACKOFF_S", 0.001)
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -49,7 +50,7 @@ def cut(server: standin_files.Files, target: Path, headers: dict[str, str]) -> N
     server.routes["/f"], server.headers["/f"] = OLD, headers
     server.faults["/f"] = ["cut"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(download, "ATTEMPTS", 1)
+        patch.setattr(download_module, "ATTEMPTS", 1)
         with pytest.raises(UserError, match="broke off"):
             download(f"{server.url}/f", target, checked=True)
     server.asked.clear()
@@ -449,7 +450,7 @@ def test_json_without_an_end_is_asked_for_again(server: standin_files.Files, bod
 
 
 def test_a_list_without_end_is_not_read_to_it(server: standin_files.Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "MAX_JSON_BYTES", 1000)
+    monkeypatch.setattr(download_module, "MAX_JSON_BYTES", 1000)
     server.routes["/s"] = b"[" + b"1," * 5000 + b"1]"
     with pytest.raises(Refused, match="no list of series"):
         get_json(f"{server.url}/s", {})

@@ -22,7 +22,7 @@ from harmonize.parser import Parser
 from harmonize.sources import SOURCES
 from harmonize.terminal import hide_texts_of_errors, say, warn
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PRETRAINING_SOURCES = tuple(name for name in SOURCES if name != "rsna")
 
 
@@ -223,7 +223,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warn(f"error: {error}")
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,7 +15,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom import kinds, mosaic
+from harmonize.dicom import kinds
+from harmonize.dicom import mosaic as mosaics
 from harmonize.dicom.decode import count_frames
 from harmonize.dicom.elements import Elements, read_elements
 from harmonize.dicom.geometry import is_plausible_step, slice_normal, straighten
@@ -156,7 +157,7 @@ def _picture_frames(
     image_type = tuple(part.upper() for part in elements.texts(0x00080008))
     per_frame = elements.items(0x52009230)
     shared = next(iter(elements.items(0x52009229)), None)
-    mosaic = None if per_frame else mosaic.read_mosaic(elements, image_type)
+    mosaic = None if per_frame else mosaics.read_mosaic(elements, image_type)
     layout, counted = read_layout(stream, meta.text(0x00020010), elements, tiles=mosaic.tiles if mosaic else 1)
     if not counted and sop_class in kinds.MULTI_FRAME_CLASSES:
         layout = count_frames(stream, layout)
@@ -165,7 +166,7 @@ def _picture_frames(
     description = elements.text(0x0008103E)
     doubt = kinds.doubt(description)
     if mosaic is None and frame_count == 1 and not per_frame:
-        doubt = doubt or mosaic.doubt(image_type)
+        doubt = doubt or mosaics.doubt(image_type)
 
     def describe(groups: Sequence[Elements] = (), frame_type: tuple[str, ...] = ()) -> _Description:
         types = image_type + frame_type

@@ -25,7 +25,7 @@ from fuzz.valid import OLD
 from headspark import Encoder
 from headspark.config import read_recipe
 from headspark.hub import export as exports
-from headspark.interop import nnssl
+from headspark.interop import nnssl as interop
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import check_fits, load_newest
 from headspark.run.claim import read_metrics, read_state
@@ -151,26 +151,26 @@ def model_weights(folder: Path) -> Kind:
 
 def _nnssl(folder: Path) -> Path:
     network = Encoder.from_pretrained(OLD / "encoder")
-    return nnssl.write_nnssl(folder, network, patch=(16, 16, 16))
+    return interop.write_nnssl(folder, network, patch=(16, 16, 16))
 
 
 def nnssl(folder: Path) -> Kind:
     """A checkpoint of nnssl."""
     _nnssl(folder / "nnssl")
-    read = functools.partial(nnssl.read_nnssl, folder / "nnssl")
-    target = folder / "nnssl" / nnssl.CHECKPOINT_NAME
+    read = functools.partial(interop.read_nnssl, folder / "nnssl")
+    target = folder / "nnssl" / interop.CHECKPOINT_NAME
     return Kind(target=target, damage=either(of_bytes, _of_state), read=read)
 
 
 def nnssl_plan(folder: Path) -> Kind:
     """The plan beside it."""
     _nnssl(folder / "nnssl")
-    path = folder / "nnssl" / nnssl.CHECKPOINT_NAME
+    path = folder / "nnssl" / interop.CHECKPOINT_NAME
     whole = torch.load(path, weights_only=True)
     whole.pop("nnssl_adaptation_plan", None)
     torch.save(whole, path)
-    read = functools.partial(nnssl.read_nnssl, folder / "nnssl")
-    return Kind(target=folder / "nnssl" / nnssl.PLAN_NAME, damage=of_json, read=read)
+    read = functools.partial(interop.read_nnssl, folder / "nnssl")
+    return Kind(target=folder / "nnssl" / interop.PLAN_NAME, damage=of_json, read=read)
 
 
 def _of_safetensors(content: bytes, dice: random.Random) -> bytes:

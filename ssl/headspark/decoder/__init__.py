@@ -153,7 +153,7 @@ class UNetDecoder(nn.Module):
 
 
 class UNetStage(nn.Module):
-    """The weights of nnU-Net's StackedConvBlocks with one convolution, run by :mod:`headspark.decoder.upsample_concat_conv`."""
+    """The weights of nnU-Net's StackedConvBlocks with one convolution, run by :mod:`.upsample_concat_conv`."""
 
     def __init__(self, shape: EncoderConfig, in_channels: int, channels: int) -> None:
         super().__init__()

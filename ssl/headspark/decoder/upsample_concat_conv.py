@@ -2,8 +2,8 @@
 
 A plain stage keeps seven maps of the size of its output for the backward pass, and at full resolution each of them is
 as large as everything that a masked encoder keeps. This one keeps its inputs and, for the norm behind it
-(:mod:`headspark.decoder.norm_act`), the convolved map. The enlarged map and the filled skip are made a few planes at a time,
-whenever they are read: the enlargement is a twenty-fifth of the convolution.
+(:mod:`headspark.decoder.norm_act`), the convolved map. The enlarged map and the filled skip are made a few planes at a
+time, whenever they are read: the enlargement is a twenty-fifth of the convolution.
 
 Maps lie in memory as [samples, depth, height, width, channels].
 """

@@ -23,7 +23,7 @@ SCALER = (
         "_growth_tracker": int,
     },
 )
-"""Shape of a gradient scaler's state, for `harmonize.bounded_files.fits`; there is none, or an idle one, without fp16."""
+"""Shape of a gradient scaler's state, for `bounded_files.fits`; there is none, or an idle one, without fp16."""
 
 _DEEPEST = 32
 _NEEDED = {"params", "lr", "betas", "eps", "weight_decay", "momentum"}
