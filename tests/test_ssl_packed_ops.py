@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headspark.encoder import DropPath
+from headspark.encoder.residual import DropPath
 from headspark.masking import draw_visible
 from headspark.packed import MaskGeometry, PackedBlocks, masked_forward
 from headspark.packed import conv as packed_conv

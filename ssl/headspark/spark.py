@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from headspark.decoder import DecoderConfig, build_decoder
-from headspark.encoder import NORM_EPS, MaskableEncoder
+from headspark.encoder import MaskableEncoder
+from headspark.encoder.base import NORM_EPS
 from headspark.masking import expand_cells
 from headspark.packed import Backend, FilledMap, MaskedMap, MaskGeometry, encode_visible
 

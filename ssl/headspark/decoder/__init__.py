@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from harmonize.errors import UserError
 from headspark.decoder.norm_act import norm_act
 from headspark.decoder.upsample_concat_conv import enlarge_and_convolve
-from headspark.encoder import ConvNormAct, EncoderConfig, initialise
+from headspark.encoder import EncoderConfig
+from headspark.encoder.residual import ConvNormAct, initialise
 from headspark.packed import FilledMap
 from headspark.packed.blocks import PackedBlocks
 from headspark.packed.ops import cast_for_autocast

@@ -21,7 +21,8 @@ from harmonize.errors import UserError
 from harmonize.files import write_json
 from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.decoder import UNetDecoder
-from headspark.encoder import NORM_EPS, PRESETS, EncoderConfig, ResidualEncoder
+from headspark.encoder import PRESETS, EncoderConfig, ResidualEncoder
+from headspark.encoder.base import NORM_EPS
 from headspark.folder_kind import read_json, seen_at
 from headspark.folders import replaced
 from headspark.weights import load_weights

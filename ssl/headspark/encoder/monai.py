@@ -9,7 +9,7 @@ from monai.networks.nets.segresnet_ds import SegResEncoder
 from torch import Tensor, nn
 
 from harmonize.errors import UserError
-from headspark.encoder import GROUPS, NORM_EPS, EncoderConfig, MaskableEncoder
+from headspark.encoder.base import GROUPS, NORM_EPS, EncoderConfig, MaskableEncoder
 
 
 def build_monai_encoder(config: EncoderConfig) -> MaskableEncoder:
