@@ -9,9 +9,10 @@ from finetune.models.assemble import HeadConfig
 from finetune.samples import DataConfig
 from finetune.stages import StageConfig
 from finetune.views.box import AugmentConfig
+from headspark.config.checks import MOST_THREADS
 from headspark.encoder import EncoderConfig
 from headspark.optim import LARGEST_RATE, LARGEST_SEED
-from headspark.recipe import MOST_THREADS, Precision
+from headspark.recipe import Precision
 
 DEFAULT_STAGES = (
     StageConfig(name="head", steps=1000, head_lr=1e-3, warmup=100),

@@ -22,7 +22,7 @@ from harmonize.errors import UserError
 from harmonize.progress import Progress
 from headspark.channels import DEFAULT_CT_WINDOWS, to_network_input
 from headspark.data.batches import Plan, planned_batches
-from headspark.recipe import WorkerKind
+from headspark.data.config import WorkerKind
 
 READERS = 2
 """Threads that read series: decompression releases the interpreter lock, the disk is rarely faster than two."""

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.corpus import PERCENTILES
 from harmonize.errors import Reason, Rejection
 from harmonize.scan import HU, Point, Scan
-from harmonize.settings import Settings
+from harmonize.settings import PERCENTILES, Settings
 from harmonize.voxels import intensity, interleaving, nyul, spatial
 from harmonize.voxels.brain import brain_mask
 from harmonize.voxels.foreground import CROP_CAUTION, bounding_box, find_foreground, values_inside
@@ -52,7 +51,7 @@ class Harmonized:
         modality: As in `harmonize.scan.Scan`.
         unit: ``HU``, ``window``, the normaliser's name, or the scan's own unit for ``none``.
         foreground_box: Half-open voxel box x0, x1, y0, y1, z0, z1.
-        percentiles: Of the real foreground values at `harmonize.corpus.PERCENTILES`.
+        percentiles: Of the real foreground values at `harmonize.settings.PERCENTILES`.
         raw_percentiles: Of what they were on the target grid before they were normalised or cut into windows.
         raw_shape: Before resampling.
         raw_spacing: Before resampling, in mm.

@@ -11,6 +11,10 @@ from harmonize.errors import UserError
 from harmonize.files import sha256_of
 from harmonize.salt import fingerprint
 
+PERCENTILES = (0.5, 1, 5, 25, 50, 75, 95, 99, 99.5)
+"""What `intensity_percentiles` of the manifest holds, over the real values of the foreground; `raw_percentiles` holds
+what they were before they were normalised."""
+
 MRI_NORMS = ("nyul", "zscore", "whitestripe", "fcm", "kde", "none")
 
 DEFAULT_MRI_NORM = {"openmind": "nyul"}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from harmonize.corpus import PERCENTILES
 from harmonize.report.charts import density
+from harmonize.settings import PERCENTILES
 
 
 def test_the_density_through_percentiles_is_near_the_true_one() -> None:

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harmonize.corpus import PERCENTILES
 from harmonize.pipeline import resample_scan
 from harmonize.report import outliers
 from harmonize.scan import Scan
-from harmonize.settings import Settings
+from harmonize.settings import PERCENTILES, Settings
 from harmonize.voxels import interleaving
 
 FLAG = "alternating slices"

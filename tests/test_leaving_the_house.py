@@ -34,7 +34,7 @@ from harmonize.identity import HASH_LENGTH
 from harmonize.settings import Settings
 from harmonize.voxels import nyul
 from headspark.data.cohort import read_cohort
-from headspark.recipe import DataConfig
+from headspark.data.config import DataConfig
 
 MARK = "Zqxjkv"
 REPO, THERE = "user/heads", "datasets/user/heads"

@@ -146,8 +146,8 @@ def test_the_central_cube_is_in_the_middle_of_the_foreground() -> None:
 
 def test_a_sample_is_a_function_of_its_number_alone(cohort: Cohort) -> None:
     store = FileStore(cohort.scans)
-    one = TrainSamples(cohort, store, recipe(noise=0.1), effective=4)
-    other = TrainSamples(cohort, store, recipe(noise=0.1), effective=4)
+    one = TrainSamples(cohort, store, recipe(noise=0.1).sampling, samples_per_step=4)
+    other = TrainSamples(cohort, store, recipe(noise=0.1).sampling, samples_per_step=4)
     _ = [other[index] for index in range(5)]
     for index in (7, 3):
         a, b = one[index], other[index]
@@ -158,7 +158,9 @@ def test_a_sample_is_a_function_of_its_number_alone(cohort: Cohort) -> None:
 
 
 def test_samples_of_a_step_share_their_ratio_and_steps_differ(cohort: Cohort) -> None:
-    samples = TrainSamples(cohort, FileStore(cohort.scans), recipe(patch=64, ratio=(0.3, 0.9)), effective=3)
+    samples = TrainSamples(
+        cohort, FileStore(cohort.scans), recipe(patch=64, ratio=(0.3, 0.9)).sampling, samples_per_step=3
+    )
     counts = [int(samples[index].visible_dhw.sum()) for index in range(12)]
     steps = [set(counts[first : first + 3]) for first in range(0, 12, 3)]
     assert all(len(step) == 1 for step in steps)
@@ -176,12 +178,12 @@ def test_defaced_and_background_voxels_are_not_scored(cohort: Cohort) -> None:
 
 def test_without_a_mask_the_foreground_box_is_scored(cohort: Cohort) -> None:
     only = Cohort(scans=cohort.scans[-1:], train=(0,), val=(), weights=(1.0,))
-    sample = TrainSamples(only, FileStore(only.scans), recipe(patch=64), effective=1)[0]
+    sample = TrainSamples(only, FileStore(only.scans), recipe(patch=64).sampling, samples_per_step=1)[0]
     assert sample.scored_XYZ.sum() == 36 * 32 * 40
 
 
 def test_validation_is_the_same_every_time_and_of_held_out_scans(cohort: Cohort) -> None:
-    samples = ValidationSamples(cohort, FileStore(cohort.scans), recipe())
+    samples = ValidationSamples(cohort, FileStore(cohort.scans), recipe().sampling)
     held = {cohort.scans[index].scan_id for index in cohort.val}
     assert {samples[index].scan_id for index in range(len(samples))} == held
     assert torch.equal(samples[1].visible_dhw, samples[1].visible_dhw)
@@ -191,7 +193,7 @@ def test_validation_is_the_same_every_time_and_of_held_out_scans(cohort: Cohort)
 def test_padding_is_air_in_ct(cohort: Cohort) -> None:
     ct = next(index for index, scan in enumerate(cohort.scans) if scan.unit == "HU")
     only = Cohort(scans=cohort.scans[ct : ct + 1], train=(0,), val=(), weights=(1.0,))
-    batch = stack([TrainSamples(only, FileStore(only.scans), recipe(patch=64), effective=1)[0]])
+    batch = stack([TrainSamples(only, FileStore(only.scans), recipe(patch=64).sampling, samples_per_step=1)[0]])
     assert batch.stored_BXYZ[0, 0, 0, 0] == -1024
     x_BCDHW, _ = network_input(batch, ("brain", "blood", "bone"), AugmentConfig(), patch=64)
     assert x_BCDHW.shape == (1, 3, 64, 64, 64)
@@ -205,8 +207,8 @@ def test_the_loader_gives_the_plan_in_order_with_any_number_of_workers(cohort: C
     kinds: list[tuple[int, WorkerKind]] = [(0, "thread"), (2, "process"), (2, "thread")]
     for workers, kind in kinds:
         small = recipe(workers=workers, kind=kind)
-        samples = TrainSamples(cohort, RamStore(cohort.scans), small, effective=plan.effective)
-        seen.append([batch.stored_BXYZ for batch in train_batches(samples, plan, small, first_step=3, pin=False)])
+        samples = TrainSamples(cohort, RamStore(cohort.scans), small.sampling, samples_per_step=plan.effective)
+        seen.append([batch.stored_BXYZ for batch in train_batches(samples, plan, small.data, first_step=3, pin=False)])
     for first, *others in zip(*seen, strict=True):
         assert all(torch.equal(first, other) for other in others)
 
@@ -221,9 +223,9 @@ def test_worker_processes_are_refused_where_nothing_can_be_forked(monkeypatch: p
 def test_threads_leave_the_process_as_it_was_and_end_with_the_loader(cohort: Cohort) -> None:
     plan = Plan(steps=50, batch=1, accumulate=1, rank=0, ranks=1)
     small = recipe(workers=2, kind="thread")
-    samples = TrainSamples(cohort, RamStore(cohort.scans), small, effective=1)
+    samples = TrainSamples(cohort, RamStore(cohort.scans), small.sampling, samples_per_step=1)
     state = torch.get_rng_state()
-    batches = train_batches(samples, plan, small, first_step=0, pin=False)
+    batches = train_batches(samples, plan, small.data, first_step=0, pin=False)
     next(batches)
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("data")]
     batches.close()
@@ -239,9 +241,9 @@ def test_an_unreadable_scan_ends_the_loader_with_one_line_that_names_it(
     only = Cohort(scans=(broken,), train=(0,), val=(), weights=(1.0,))
     plan = Plan(steps=1, batch=1, accumulate=1, rank=0, ranks=1)
     small = recipe(workers=1, kind=kind)
-    samples = TrainSamples(only, FileStore(only.scans), small, effective=1)
+    samples = TrainSamples(only, FileStore(only.scans), small.sampling, samples_per_step=1)
     with pytest.raises(UserError, match=r"^scan scan-0: .*harmonize verify.*$") as failed:
-        list(train_batches(samples, plan, small, first_step=0, pin=False))
+        list(train_batches(samples, plan, small.data, first_step=0, pin=False))
     assert "\n" not in str(failed.value)
 
 
@@ -258,7 +260,7 @@ def test_a_worker_that_is_killed_ends_the_loader_with_one_line(cohort: Cohort) -
     samples = Dying(cohort, FileStore(cohort.scans), small, effective=1)
     plan = Plan(steps=1, batch=1, accumulate=1, rank=0, ranks=1)
     with pytest.raises(UserError, match=r"a data worker died, perhaps for want of memory") as failed:
-        list(train_batches(samples, plan, small, first_step=0, pin=False))
+        list(train_batches(samples, plan, small.data, first_step=0, pin=False))
     assert "\n" not in str(failed.value)
 
 

@@ -24,9 +24,9 @@ from harmonize.corpus import Corpus, write_volume
 from harmonize.errors import UserError
 from headspark.data.cache import cached
 from headspark.data.cohort import Cohort, read_cohort
+from headspark.data.config import DataConfig
 from headspark.data.shared_store import SUFFIX, SharedStore, sweep
 from headspark.data.stores import Decoded, MappedStore, Store, decode
-from headspark.recipe import DataConfig
 
 SHARED = "headspark-0123456789abcdef"
 
@@ -248,7 +248,7 @@ from pathlib import Path
 from harmonize.corpus import Corpus
 from headspark import shared_store
 from headspark.data.cohort import read_cohort
-from headspark.recipe import DataConfig
+from headspark.data.config import DataConfig
 cohort = read_cohort(Corpus.open(Path(sys.argv[1])), DataConfig())
 wait = (lambda: os.kill(os.getpid(), signal.SIGKILL)) if sys.argv[3] == "early" else (lambda: None)
 store = shared_store.SharedStore(cohort.scans, Path(sys.argv[2]), local_rank=0, wait=wait, say=print)

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from harmonize.corpus import PERCENTILES
 from harmonize.corpus.volume import Volume
 from harmonize.report.thumbnails import SIDE, thumbnail
+from harmonize.settings import PERCENTILES
 
 SHAPE = (60, 80, 40)
 

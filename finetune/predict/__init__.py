@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,9 +156,3 @@ class Predictor:
 
 def _unusable(series: Path, error: Rejection) -> UserError:
     return UserError(f"{series}: {error.message} ({error.reason}); give another series")
-
-
-if __name__ == "__main__":
-    from finetune.cli import main
-
-    sys.exit(main(["predict", *sys.argv[1:]]))

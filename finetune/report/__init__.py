@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -280,9 +279,3 @@ def _finite(line: Mapping[Any, Any], name: str) -> bool:
 
 def _number(value: float) -> str:
     return "undefined" if np.isnan(value) else f"{value:.3f}"
-
-
-if __name__ == "__main__":
-    from finetune.cli import main
-
-    sys.exit(main(["report", *sys.argv[1:]]))

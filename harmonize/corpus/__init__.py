@@ -36,7 +36,7 @@ from harmonize.files import atomic_path, sha256_of, write_json, write_text
 from harmonize.parquet import read_parquet
 from harmonize.provenance import library_versions
 from harmonize.salt import is_known_by
-from harmonize.settings import Settings
+from harmonize.settings import PERCENTILES, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 __all__ = [
     "INFO",
     "NYUL",
-    "PERCENTILES",
     "RECORDS",
     "SCHEMA_VERSION",
     "Corpus",
@@ -54,10 +53,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-
-PERCENTILES = (0.5, 1, 5, 25, 50, 75, 95, 99, 99.5)
-"""What `intensity_percentiles` holds, over the real values of the foreground; `raw_percentiles` holds what they were
-before they were normalised."""
 
 SCANS, REJECTED, LABEL_TABLE, CARD = "metadata.parquet", "rejected.parquet", "labels.parquet", "README.md"
 IMAGES, MASKS = "images", "masks"

@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
-from harmonize.corpus import PERCENTILES
 from harmonize.report.outliers import foreground_share
+from harmonize.settings import PERCENTILES
 
 MAX_GROUPS = 12
 """Modalities drawn, the most frequent ones."""

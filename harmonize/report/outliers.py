@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harmonize.corpus import PERCENTILES
+from harmonize.settings import PERCENTILES
 
 OUTLIER_Z = 3.5
 """Modified z-score from which a value counts as an outlier (Iglewicz & Hoaglin 1993)."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from harmonize.corpus import PERCENTILES
 from harmonize.corpus.volume import Volume
 from harmonize.scan import HU
+from harmonize.settings import PERCENTILES
 
 SIDE = 112
 """Pixels of one plane's square; the picture is three of them in a row: axial, coronal, sagittal."""

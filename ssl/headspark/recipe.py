@@ -2,78 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import multiprocessing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from harmonize.errors import UserError
-from harmonize.voxels.intensity import CT_WINDOWS
-from headspark.channels import DEFAULT_CT_WINDOWS
-from headspark.config import WRONG_USE
+from headspark.config.checks import MOST_THREADS, require
 from headspark.data.augment import AugmentConfig
+from headspark.data.config import DataConfig
+from headspark.data.samples import Sampling
 from headspark.decoder import DecoderConfig
 from headspark.encoder import EncoderConfig
 from headspark.masking import MaskConfig
 from headspark.optim import LARGEST_SEED, OptimConfig
 from headspark.spark import SparKConfig
 
-WorkerKind = Literal["thread", "process"]
-CacheMode = Literal["auto", "ram", "shared", "disk", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
-MOST_THREADS = 1024
-"""No machine has more cores; PyTorch dies of a number far beyond them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
-    """What is drawn from the corpus.
-
-    Attributes:
-        patch: Edge of the cubes that the network sees, voxels.
-        workers: How many cut them, beside the training; 0 cuts them between the steps.
-        worker_kind: ``thread``, which hands a cube over without a copy, or ``process``, which takes shared memory and a
-            system that can fork.
-        cache: Where decoded scans are kept: ``ram`` (this process), ``shared`` (once a node, for all its ranks),
-            ``disk`` (memory-mapped), ``none``, or ``auto``: decided by measured memory.
-        cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache-`` and the user's number in the system's
-            temporary folder, closed to others.
-        ct_windows: Channels that a CT is cut into; MRI is copied into as many.
-        foreground_share: Chance that a cube is drawn within the head and not anywhere in the scan.
-        val_share: Share of the subjects that are held out.
-        val_seed: Which ones.
-        weights: How often a scan is drawn, relative to 1, by ``source``, ``modality`` or ``source/modality``; factors
-            of a source and of a modality multiply, ``source/modality`` replaces both, 0 leaves out.
-    """
-
-    patch: int = 96
-    workers: int = 2
-    worker_kind: WorkerKind = "thread"
-    cache: CacheMode = "auto"
-    cache_dir: str | None = None
-    ct_windows: tuple[str, ...] = DEFAULT_CT_WINDOWS
-    foreground_share: float = 0.9
-    val_share: float = 0.1
-    val_seed: int = 0
-    weights: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _require(self.patch > 0, f"data.patch {self.patch}: must be positive")
-        _require(
-            self.worker_kind == "thread" or "fork" in multiprocessing.get_all_start_methods(),
-            "data.worker_kind process: this system cannot fork; take thread",
-        )
-        _require(0 <= self.workers <= MOST_THREADS, f"data.workers {self.workers}: use 0 to {MOST_THREADS}")
-        _require(self.val_seed >= 0, f"data.val_seed {self.val_seed}: must be 0 or more")
-        _require(self.val_seed >= 0, f"data.val_seed {self.val_seed}: must be 0 or more")
-        _require(bool(self.ct_windows), "data.ct_windows: name at least one window")
-        for name in self.ct_windows:
-            _require(name in CT_WINDOWS, f"data.ct_windows {name}: use some of {', '.join(CT_WINDOWS)}")
-        for name in ("foreground_share", "val_share"):
-            _require(0 <= getattr(self, name) <= 1, f"data.{name} {getattr(self, name)}: must lie in [0, 1]")
-        _require(self.val_share < 1, "data.val_share 1: nothing would be left to train on")
-        for name, weight in self.weights.items():
-            _require(0 <= weight < math.inf, f"data.weights {name} {weight}: must be 0 or more, and finite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +68,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "non_finite_patience", "log_every", "checkpoint_every", "keep"):
-            _require(getattr(self, name) >= 1, f"train.{name} {getattr(self, name)}: must be 1 or more")
+            require(getattr(self, name) >= 1, f"train.{name} {getattr(self, name)}: must be 1 or more")
         for name in ("clip", "validate_every", "val_samples", "picture_every", "probe_every", "profile", "seed"):
-            _require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)}: must be 0 or more")
-        _require(self.seed <= LARGEST_SEED, f"train.seed {self.seed}: must be no more than {LARGEST_SEED} (2**63 - 1)")
-        _require(self.ema is None or 0 < self.ema < 1, f"train.ema {self.ema}: must lie between 0 and 1")
+            require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)}: must be 0 or more")
+        require(self.seed <= LARGEST_SEED, f"train.seed {self.seed}: must be no more than {LARGEST_SEED} (2**63 - 1)")
+        require(self.ema is None or 0 < self.ema < 1, f"train.ema {self.ema}: must lie between 0 and 1")
         threads = self.threads
-        _require(threads is None or 1 <= threads <= MOST_THREADS, f"train.threads {threads}: use 1 to {MOST_THREADS}")
+        require(threads is None or 1 <= threads <= MOST_THREADS, f"train.threads {threads}: use 1 to {MOST_THREADS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,31 +103,31 @@ class Recipe:
 
     def __post_init__(self) -> None:
         patch, block, stride = self.data.patch, self.mask.block, self.encoder.cumulative_strides[-1]
-        _require(patch % block == 0, f"data.patch {patch}: must be a multiple of mask.block {block}")
-        _require(patch >= 2 * block, f"data.patch {patch}: one block of mask.block {block} leaves nothing to see")
-        _require(patch % stride == 0, f"data.patch {patch}: must be a multiple of the encoder's total stride {stride}")
-        _require(
+        require(patch % block == 0, f"data.patch {patch}: must be a multiple of mask.block {block}")
+        require(patch >= 2 * block, f"data.patch {patch}: one block of mask.block {block} leaves nothing to see")
+        require(patch % stride == 0, f"data.patch {patch}: must be a multiple of the encoder's total stride {stride}")
+        require(
             patch >= 2 * stride,
             f"data.patch {patch}: must be twice the encoder's total stride {stride} or more, for norms of its last map",
         )
-        _require(
+        require(
             block % stride == 0 or stride % block == 0,
             f"mask.block {block}: must divide the encoder's total stride {stride} or be a multiple of it",
         )
         windows, channels = len(self.data.ct_windows), self.encoder.in_channels
-        _require(windows == channels, f"encoder.in_channels {channels}: data.ct_windows names {windows} channels")
-        _require(
+        require(windows == channels, f"encoder.in_channels {channels}: data.ct_windows names {windows} channels")
+        require(
             self.optim.warmup < self.train.steps,
             f"optim.warmup {self.optim.warmup}: must be less than train.steps {self.train.steps}",
         )
 
     @property
-    def ratio(self) -> tuple[float, float]:
-        """Least and largest share of blocks that are hidden."""
-        ratio = self.mask.ratio
-        return (ratio, ratio) if isinstance(ratio, float) else ratio
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message, exit_code=WRONG_USE)
+    def sampling(self) -> Sampling:
+        """How samples are drawn, as `headspark.data.samples` takes it."""
+        return Sampling(
+            data=self.data,
+            augment=self.augment,
+            mask=self.mask,
+            seed=self.train.seed,
+            val_samples=self.train.val_samples,
+        )

@@ -93,9 +93,11 @@ def _train(recipe: Recipe, corpus: Corpus, cohort: Cohort, out: Path, interrupt:
         store = stack.enter_context(fill_cache(cohort, training, report, out))
         profiler = stack.enter_context(profiled(recipe.train.profile, out / "profile", report.say))
         judge = Judge(cohort, store, recipe, accelerator, asked=lambda: bool(interrupt))
-        samples = TrainSamples(cohort, store, recipe, effective=training.plan.effective)
+        samples = TrainSamples(cohort, store, recipe.sampling, samples_per_step=training.plan.effective)
         batches = stack.enter_context(
-            closing(train_batches(samples, training.plan, recipe, first_step=training.step, pin=on_gpu(accelerator)))
+            closing(
+                train_batches(samples, training.plan, recipe.data, first_step=training.step, pin=on_gpu(accelerator))
+            )
         )
         if training.evaluated != training.step:  # a new run, or one that was stopped before it came to that
             evaluate(training, report, judge, out, interrupt)

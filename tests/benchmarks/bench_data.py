@@ -118,7 +118,7 @@ def make_ways(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Cr
 
 def samples_of(cohort: Cohort, store: Store, patch: int) -> TrainSamples:
     """headspark's samples of that size."""
-    return TrainSamples(cohort, store, recipe_of(patch, "thread"), effective=1)
+    return TrainSamples(cohort, store, recipe_of(patch, "thread").sampling, samples_per_step=1)
 
 
 def recipe_of(patch: int, kind: str) -> Recipe:
@@ -133,7 +133,9 @@ def ahead(cohort: Cohort, store: Store, arguments: argparse.Namespace, kind: str
     """Crops that one worker has cut by the time they are asked for, or not: what a training step would wait for."""
     plan = Plan(steps=10**6, batch=1, accumulate=1, rank=0, ranks=1)
     recipe = recipe_of(arguments.patch, kind)
-    batches = train_batches(TrainSamples(cohort, store, recipe, effective=1), plan, recipe, first_step=0, pin=False)
+    batches = train_batches(
+        TrainSamples(cohort, store, recipe.sampling, samples_per_step=1), plan, recipe.data, first_step=0, pin=False
+    )
     return lambda index: next(batches)
 
 

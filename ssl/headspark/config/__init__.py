@@ -18,11 +18,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from harmonize.errors import UserError
 from harmonize.terminal import escape_texts_of_errors, warn
+from headspark.config.checks import WRONG_USE
 from headspark.config.shape import check_shape, shown
 from headspark.config.text import LARGEST_INT, check_numbers, read_mapping, walk
 
 T = TypeVar("T")
-WRONG_USE = 2
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room on the disk, in the user's quota, or for a file of that size."""
 

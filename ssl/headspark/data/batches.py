@@ -17,8 +17,8 @@ from harmonize.errors import UserError
 from harmonize.pipeline import WINDOWED
 from headspark.channels import to_network_input
 from headspark.data.augment import AugmentConfig, Variation, turn, vary_intensity, within
+from headspark.data.config import DataConfig, WorkerKind
 from headspark.data.samples import Sample, TrainSamples
-from headspark.recipe import Recipe, WorkerKind
 
 _NAME_OF_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
 
@@ -141,10 +141,9 @@ def network_input(batch: Batch, windows: Sequence[str], augment: AugmentConfig, 
 
 
 def train_batches(
-    samples: TrainSamples, plan: Plan, recipe: Recipe, *, first_step: int, pin: bool
+    samples: TrainSamples, plan: Plan, data: DataConfig, *, first_step: int, pin: bool
 ) -> Generator[Batch, None, None]:
     """All batches of this rank from `first_step` to the end of the run, in order; as `planned_batches`."""
-    data = recipe.data
     return planned_batches(
         samples, plan, stack, first_step=first_step, workers=data.workers, kind=data.worker_kind, pin=pin
     )

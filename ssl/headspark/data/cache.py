@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from headspark.data.cohort import Cohort
+from headspark.data.config import CacheMode, DataConfig
 from headspark.data.memory import free_memory
 from headspark.data.private import folder_name, own_part
 from headspark.data.shared_store import SUFFIX, SharedStore
 from headspark.data.stores import Decoded, FileStore, MappedStore, RamStore, Store, decode, decoded_bytes
-from headspark.recipe import CacheMode, DataConfig
 
 __all__ = [
     "Choice", "Decoded", "FileStore", "MappedStore", "RamStore", "SharedStore", "Store", "cached", "choose_cache",

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harmonize.corpus import PERCENTILES, Corpus
+from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
+from harmonize.settings import PERCENTILES
 from harmonize.voxels.intensity import CT_WINDOWS
 from headspark.channels import AIR_HU, check_unit
+from headspark.data.config import DataConfig
 from headspark.data.crops import Box
 from headspark.data.split import held_out
-from headspark.recipe import DataConfig
 
 LABELS = ("source", "modality", "sex")
 """Columns that a probe may ask for."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from headspark.data.augment import Variation, draw_variation
+from headspark.data.augment import AugmentConfig, Variation, draw_variation
 from headspark.data.cache import Store
 from headspark.data.cohort import Cohort
+from headspark.data.config import DataConfig
 from headspark.data.crops import (
     CENTRAL,
     CROP,
@@ -26,8 +27,7 @@ from headspark.data.crops import (
     draw_crop,
     generator,
 )  # fmt: skip
-from headspark.masking import draw_visible, mask_grid
-from headspark.recipe import Recipe
+from headspark.masking import MaskConfig, draw_visible, mask_grid, ratio_bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,37 +55,58 @@ class Sample:
     scan_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How samples are drawn.
+
+    Attributes:
+        data: Patch size, channels, held-out subjects.
+        augment: How training samples are varied.
+        mask: What the encoder does not see.
+        seed: Of scans, crops, masks and variations.
+        val_samples: Samples of a validation.
+    """
+
+    data: DataConfig
+    augment: AugmentConfig
+    mask: MaskConfig
+    seed: int
+    val_samples: int
+
+
 class TrainSamples(Dataset[Sample]):
     """The sample of any number: random scan, cube, flips, mask; nothing about it depends on what was asked before.
 
     Args:
         cohort: Scans.
         store: Their voxels.
-        recipe: Sizes, shares, seed.
-        effective: Samples in a step: those of one step share their mask ratio.
+        sampling: Sizes, shares, seed.
+        samples_per_step: Those of one step share their mask ratio.
     """
 
-    def __init__(self, cohort: Cohort, store: Store, recipe: Recipe, *, effective: int) -> None:
-        self._cohort, self._store, self._recipe, self._effective = cohort, store, recipe, effective
-        self._order = ScanOrder(cohort.weights, seed=recipe.train.seed)
+    def __init__(self, cohort: Cohort, store: Store, sampling: Sampling, *, samples_per_step: int) -> None:
+        self._cohort, self._store, self._sampling, self._samples_per_step = cohort, store, sampling, samples_per_step
+        self._order = ScanOrder(cohort.weights, seed=sampling.seed)
 
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index`, from 0 on without end."""
-        recipe, seed = self._recipe, self._recipe.train.seed
+        how = self._sampling
         scan = self._cohort.train[self._order(index)]
         item = self._cohort.scans[scan]
-        rng = generator(seed, CROP, index)
+        rng = generator(how.seed, CROP, index)
         crop = draw_crop(
             rng,
             shape=item.shape,
             box=item.box,
-            size=recipe.augment.read_size(recipe.data.patch),
-            foreground_share=recipe.data.foreground_share,
-            mirror=recipe.augment.mirror,
+            size=how.augment.read_size(how.data.patch),
+            foreground_share=how.data.foreground_share,
+            mirror=how.augment.mirror,
         )
-        variation = draw_variation(rng, recipe.augment)
-        ratio = float(generator(seed, RATIO, index // self._effective).uniform(*recipe.ratio))
-        visible_dhw = _mask(rng, recipe, ratio)
+        variation = draw_variation(rng, how.augment)
+        ratio = float(
+            generator(how.seed, RATIO, index // self._samples_per_step).uniform(*ratio_bounds(how.mask.ratio))
+        )
+        visible_dhw = _mask(rng, how, ratio)
         return cut_sample(self._cohort, self._store, scan, crop, visible_dhw=visible_dhw, variation=variation)
 
 
@@ -95,25 +116,23 @@ class ValidationSamples(Dataset[Sample]):
     Args:
         cohort: Scans; without held-out ones this is empty.
         store: Their voxels.
-        recipe: Sizes.
+        sampling: Sizes.
     """
 
-    def __init__(self, cohort: Cohort, store: Store, recipe: Recipe) -> None:
-        self._cohort, self._store, self._recipe = cohort, store, recipe
+    def __init__(self, cohort: Cohort, store: Store, sampling: Sampling) -> None:
+        self._cohort, self._store, self._sampling = cohort, store, sampling
 
     def __len__(self) -> int:
-        return self._recipe.train.val_samples if self._cohort.val else 0
+        return self._sampling.val_samples if self._cohort.val else 0
 
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index`: the held-out scans in turn."""
-        recipe = self._recipe
+        how = self._sampling
         scan = self._cohort.val[index % len(self._cohort.val)]
         item = self._cohort.scans[scan]
-        rng = generator(recipe.data.val_seed, VALIDATION, index)
-        crop = draw_crop(
-            rng, shape=item.shape, box=item.box, size=recipe.data.patch, foreground_share=1.0, mirror=False
-        )
-        visible_dhw = _mask(rng, recipe, sum(recipe.ratio) / 2)
+        rng = generator(how.data.val_seed, VALIDATION, index)
+        crop = draw_crop(rng, shape=item.shape, box=item.box, size=how.data.patch, foreground_share=1.0, mirror=False)
+        visible_dhw = _mask(rng, how, sum(ratio_bounds(how.mask.ratio)) / 2)
         return cut_sample(self._cohort, self._store, scan, crop, visible_dhw=visible_dhw, variation=None)
 
 
@@ -123,12 +142,12 @@ class CentralSamples(Dataset[Sample]):
     Args:
         cohort: Scans.
         store: Their voxels.
-        recipe: Sizes.
+        sampling: Sizes.
         limit: At most so many scans that are trained on, and so many held-out ones.
     """
 
-    def __init__(self, cohort: Cohort, store: Store, recipe: Recipe, *, limit: int) -> None:
-        self._cohort, self._store, self._recipe = cohort, store, recipe
+    def __init__(self, cohort: Cohort, store: Store, sampling: Sampling, *, limit: int) -> None:
+        self._cohort, self._store, self._sampling = cohort, store, sampling
         self._scans = [*_spread(cohort.val, limit), *_spread(cohort.train, limit)]
         self.held_out = [scan in set(cohort.val) for scan in self._scans]
 
@@ -137,10 +156,10 @@ class CentralSamples(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index`; held-out scans come first."""
-        recipe, item = self._recipe, self._cohort.scans[self._scans[index]]
-        crop = central_crop(shape=item.shape, box=item.box, size=recipe.data.patch)
-        rng = generator(recipe.data.val_seed, CENTRAL, index)
-        visible_dhw = _mask(rng, recipe, sum(recipe.ratio) / 2)
+        how, item = self._sampling, self._cohort.scans[self._scans[index]]
+        crop = central_crop(shape=item.shape, box=item.box, size=how.data.patch)
+        rng = generator(how.data.val_seed, CENTRAL, index)
+        visible_dhw = _mask(rng, how, sum(ratio_bounds(how.mask.ratio)) / 2)
         return cut_sample(self._cohort, self._store, self._scans[index], crop, visible_dhw=visible_dhw, variation=None)
 
     def label(self, index: int, name: str) -> str | None:
@@ -176,6 +195,6 @@ def _spread(scans: Sequence[int], limit: int) -> list[int]:
     return [scans[place * len(scans) // limit] for place in range(limit)] if len(scans) > limit else list(scans)
 
 
-def _mask(rng: np.random.Generator, recipe: Recipe, ratio: float) -> Tensor:
-    grid = mask_grid((recipe.data.patch,) * 3, recipe.mask.block)
+def _mask(rng: np.random.Generator, how: Sampling, ratio: float) -> Tensor:
+    grid = mask_grid((how.data.patch,) * 3, how.mask.block)
     return draw_visible(1, grid, ratio, torch.Generator().manual_seed(int(rng.integers(2**63))))[0]

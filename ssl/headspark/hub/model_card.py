@@ -19,6 +19,7 @@ from harmonize.corpus.terms import terms_of
 from harmonize.terminal import printable
 from headspark.config import to_yaml
 from headspark.hub.encoder_folder import CURVES, RECONSTRUCTION, Card
+from headspark.masking import ratio_bounds
 from headspark.recipe import Recipe
 from headspark.run.diverged import divergence
 
@@ -114,7 +115,7 @@ def _opening(recipe: Recipe, state: Mapping[str, Any], step: int) -> str:
     return (
         f"# 3D encoder for head CT and MRI ({recipe.encoder.kind})\n\n"
         f"Pretrained by headspark on {count} scans from {sources}, without labels, by masked modelling (SparK): "
-        f"{_percent(recipe.ratio)} of each cube was hidden and a decoder filled it in. "
+        f"{_percent(ratio_bounds(recipe.mask.ratio))} of each cube was hidden and a decoder filled it in. "
         f"Step {step} of {recipe.train.steps}."
     )
 
@@ -160,7 +161,7 @@ def _training(recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mappin
     facts = {
         "samples a step": state.get("effective_batch"),
         "cubes": f"{recipe.data.patch} voxels wide",
-        "hidden": f"{_percent(recipe.ratio)} in blocks of {recipe.mask.block}",
+        "hidden": f"{_percent(ratio_bounds(recipe.mask.ratio))} in blocks of {recipe.mask.block}",
         "optimizer": f"{recipe.optim.name}, learning rate {recipe.optim.lr:g}, {recipe.optim.schedule}",
         "precision": recipe.train.precision,
         "device": state.get("device"),

@@ -41,9 +41,9 @@ class Judge:
     def __init__(
         self, cohort: Cohort, store: Store, recipe: Recipe, accelerator: Accelerator, *, asked: Callable[[], bool]
     ) -> None:
-        self._held_out = ValidationSamples(cohort, store, recipe)
-        self._pictured = CentralSamples(cohort, store, recipe, limit=PICTURE_ROWS)
-        self._probed = CentralSamples(cohort, store, recipe, limit=PROBED_SCANS)
+        self._held_out = ValidationSamples(cohort, store, recipe.sampling)
+        self._pictured = CentralSamples(cohort, store, recipe.sampling, limit=PICTURE_ROWS)
+        self._probed = CentralSamples(cohort, store, recipe.sampling, limit=PROBED_SCANS)
         self._recipe, self._accelerator, self._asked = recipe, accelerator, asked
 
     @torch.no_grad()

@@ -1,0 +1,8 @@
+"""`python -m finetune.report`."""
+
+import sys
+
+from finetune.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["report", *sys.argv[1:]]))
