@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -10,33 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = {
-    "harmonize": (ROOT / "harmonize", {"headspark", "finetune"}),
-    "headspark": (ROOT / "ssl" / "headspark", {"finetune"}),
-}
 SSL_SCRIPTS = {"pretrain.py", "push.py"}
 TOP = {
     "harmonize", "ssl", "finetune", "recipes", "slurm", "tests", "docs",
     "pyproject.toml", "README.md", "Makefile", "LICENSE", "CITATION.cff", "constraints.txt",
 }  # fmt: skip
-
-
-def imported_packages(file: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add((node.module or "").split(".")[0])
-    return names
-
-
-@pytest.mark.parametrize("floor", FLOORS)
-def test_a_floor_imports_only_from_those_above_it(floor: str) -> None:
-    folder, forbidden = FLOORS[floor]
-    files = sorted(folder.rglob("*.py"))
-    assert files
-    assert [(file.name, name) for file in files for name in imported_packages(file) & forbidden] == []
 
 
 def test_the_standard_librarys_ssl_is_not_shadowed_at_the_root() -> None:
