@@ -353,6 +353,18 @@ def test_an_archive_that_becomes_more_than_it_is_is_refused_before_it_is_unpacke
             load_plain(content)
 
 
+def test_weights_with_one_other_bit_are_damage(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), keep=5)
+    path = save_checkpoint(tmp_path, checkpoint(2), keep=5) / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-4] + bytes([content[-4] ^ 1]) + content[-3:])
+    said: list[str] = []
+    found = load_newest(tmp_path, say=said.append)
+    assert found is not None
+    assert found.step == 1
+    assert "model.safetensors is damaged" in said[0]
+
+
 def test_a_seal_has_no_other_file_opened(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"mine")
     save_checkpoint(tmp_path, checkpoint(1), keep=5)
