@@ -258,7 +258,7 @@ class Dying(TrainSamples):
 
 def test_a_worker_that_is_killed_ends_the_loader_with_one_line(cohort: Cohort) -> None:
     small = recipe(workers=1, kind="process")
-    samples = Dying(cohort, FileStore(cohort.scans), small, effective=1)
+    samples = Dying(cohort, FileStore(cohort.scans), small.sampling, samples_per_step=1)
     plan = Plan(steps=1, batch=1, accumulate=1, rank=0, ranks=1)
     with pytest.raises(UserError, match=r"a data worker died, perhaps for want of memory") as failed:
         list(train_batches(samples, plan, small.data, first_step=0, pin=False))

@@ -246,7 +246,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from harmonize.corpus import Corpus
-from headspark import shared_store
+from headspark.data import shared_store
 from headspark.data.cohort import read_cohort
 from headspark.data.config import DataConfig
 cohort = read_cohort(Corpus.open(Path(sys.argv[1])), DataConfig())

@@ -86,10 +86,11 @@ def test_slurm_jobs_write_the_same_bytes_and_a_scan_that_hangs_takes_nobody_with
     poisoned.unlink()
     os.mkfifo(poisoned)
     script = (
-        "import sys; from pathlib import Path; from harmonize import cluster, engine; "
+        "import sys; from pathlib import Path; "
+        "from harmonize import engine; from harmonize.engine import dask_workers; "
         "from harmonize.settings import Settings; "
-        "jobs = cluster.SlurmJobs(count=2, logs=Path('logs').absolute(), memory='1GB', minutes=5)\n"
-        f"with cluster.slurm_jobs(jobs) as executor:\n"
+        "jobs = dask_workers.SlurmJobs(count=2, logs=Path('logs').absolute(), memory='1GB', minutes=5)\n"
+        f"with dask_workers.slurm_jobs(jobs) as executor:\n"
         f"    summary = engine.run('openmind', Path({str(root)!r}), Path('corpus').absolute(), "
         "Settings(spacing=(4.0, 4.0, 4.0)), executor=executor, time_limit_s=5.0)\n"
         "print(summary.table())"
