@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Harmonized:
     raw_percentiles: tuple[float, ...]
     raw_shape: tuple[int, int, int]
     raw_spacing: tuple[float, float, float]
-    decisions: list[str] = field(default_factory=list)
+    decisions: tuple[str, ...] = ()
     age: float | None = None
     sex: str | None = None
     brain_XYZ: NDArray[np.bool_] | None = None
@@ -92,7 +92,7 @@ class Harmonized:
         return float(x), float(y), float(z)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resampled:
     """A scan on its target grid, before its intensities are normalised.
 
@@ -111,7 +111,7 @@ class Resampled:
     foreground_XYZ: NDArray[np.bool_]
     mask_XYZ: NDArray[np.uint8] | None
     mask_kind: str | None
-    decisions: list[str]
+    decisions: tuple[str, ...]
     brain_XYZ: NDArray[np.bool_] | None = None
 
     @property
@@ -130,9 +130,9 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
     """
     resampled = resample_scan(scan, settings)
     if settings.brain_model is not None and not settings.apply_brain:
-        _find_brain(resampled, settings.brain_model)
+        resampled = _with_brain(resampled, settings.brain_model)
     if settings.crop_foreground:
-        _crop(resampled, scan)
+        resampled = _cropped(resampled, scan)
     decisions = resampled.decisions
     raw_percentiles = _percentiles(values_inside(resampled.values_XYZ, resampled.foreground_XYZ))
     if scan.unit == HU:
@@ -140,12 +140,12 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
         encoded, unit = encode(resampled.values_XYZ), WINDOWED if settings.bake_windows else HU
     else:
         normalised = _normalise(scan, resampled, settings)
-        encoded, unit = (
-            intensity.encode_int16(normalised),
-            scan.unit if settings.mri_norm == "none" else settings.mri_norm,
-        )
+        if settings.n4:
+            decisions += ("bias field corrected by N4",)
+        encoded = intensity.encode_int16(normalised)
+        unit = scan.unit if settings.mri_norm == "none" else settings.mri_norm
     if encoded.clipped:
-        decisions.append(f"{encoded.clipped} voxels beyond the int16 range were clipped")
+        decisions += (f"{encoded.clipped} voxels beyond the int16 range were clipped",)
     stored_percentiles = _percentiles(values_inside(encoded.stored_XYZ, resampled.foreground_XYZ))
     x, y, z = scan.voxels_XYZ.shape
     raw_x, raw_y, raw_z = spatial.voxel_spacing(scan.affine)
@@ -180,7 +180,6 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
     Raises:
         Rejection: The geometry or the voxels cannot be used.
     """
-    decisions = list(scan.decisions)
     if scan.voxels_XYZ.dtype.kind not in "biuf":
         raise Rejection(Reason.UNSUPPORTED_ENCODING, f"voxels of type {scan.voxels_XYZ.dtype}", stage="resample")
     affine = np.asarray(scan.affine, dtype=np.float64)
@@ -189,12 +188,12 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
         size = " x ".join(str(count) for count in scan.voxels_XYZ.shape)
         raise Rejection(Reason.TOO_FEW_SLICES, f"{size} voxels make no volume", stage="resample")
     grid = spatial.target_grid(scan.voxels_XYZ.shape, affine, settings.spacing, scan.slice_offsets)
-    decisions += interleaving.notes(scan.voxels_XYZ, spatial.voxel_spacing(scan.affine))
-    voxels, lowest = _finite(scan.voxels_XYZ, decisions)
+    woven = interleaving.notes(scan.voxels_XYZ, spatial.voxel_spacing(scan.affine))
+    voxels, lowest, filled = _finite(scan.voxels_XYZ)
     outside = intensity.CT_PADDING_HU if scan.unit == HU else lowest
     values = spatial.resample(voxels, affine, grid, slice_offsets=scan.slice_offsets, outside=outside)
     del voxels
-    foreground, mask, kind = _masks(scan, values, grid, decisions)
+    foreground, mask, kind, missed = _masks(scan, values, grid)
     if not foreground.any():
         raise Rejection(Reason.NO_FOREGROUND, "nothing stands out from the background", stage="normalise")
     resampled = Resampled(
@@ -203,11 +202,10 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
         foreground_XYZ=foreground,
         mask_XYZ=mask,
         mask_kind=kind,
-        decisions=decisions,
+        decisions=(*scan.decisions, *woven, *filled, *missed),
     )
     if settings.apply_brain and settings.brain_model is not None:
-        _find_brain(resampled, settings.brain_model)
-        _keep_brain(resampled, outside)
+        resampled = _brain_alone(_with_brain(resampled, settings.brain_model), outside)
     return resampled
 
 
@@ -226,25 +224,26 @@ def _percentiles(foreground: NDArray[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in np.percentile(nyul.thin_out(foreground), PERCENTILES))
 
 
-def _finite(voxels_XYZ: NDArray[Any], decisions: list[str]) -> tuple[NDArray[Any], float]:
-    """The voxels with NaN and infinities replaced by the lowest finite value, and that value."""
+def _finite(voxels_XYZ: NDArray[Any]) -> tuple[NDArray[Any], float, tuple[str, ...]]:
+    """The voxels with NaN and infinities replaced by the lowest finite value, that value, and the decisions."""
     if voxels_XYZ.dtype.kind != "f":
-        return voxels_XYZ, float(voxels_XYZ.min())
+        return voxels_XYZ, float(voxels_XYZ.min()), ()
     finite = np.isfinite(voxels_XYZ)
     if finite.all():
-        return voxels_XYZ, float(voxels_XYZ.min())
+        return voxels_XYZ, float(voxels_XYZ.min()), ()
     share = 1 - finite.mean()
     if share > MAX_BAD_SHARE:
         raise Rejection(Reason.BAD_INTENSITY, f"{share:.0%} of the voxels are not finite", stage="resample")
     lowest = float(voxels_XYZ[finite].min())
-    decisions.append(f"{voxels_XYZ.size - int(finite.sum())} voxels that are not finite were set to the lowest value")
-    return np.where(finite, voxels_XYZ, voxels_XYZ.dtype.type(lowest)), lowest
+    filled = f"{voxels_XYZ.size - int(finite.sum())} voxels that are not finite were set to the lowest value"
+    return np.where(finite, voxels_XYZ, voxels_XYZ.dtype.type(lowest)), lowest, (filled,)
 
 
 def _masks(
-    scan: Scan, values_XYZ: NDArray[Any], grid: spatial.Grid, decisions: list[str]
-) -> tuple[NDArray[np.bool_], NDArray[np.uint8] | None, str | None]:
-    """Foreground, and the mask to store with its kind."""
+    scan: Scan, values_XYZ: NDArray[Any], grid: spatial.Grid
+) -> tuple[NDArray[np.bool_], NDArray[np.uint8] | None, str | None, list[str]]:
+    """Foreground, the mask to store with its kind, and the decisions."""
+    decisions: list[str] = []
     found = {}
     for kind, mask in scan.masks.items():
         spatial.check_geometry(mask.labels_XYZ.shape, mask.affine)
@@ -261,39 +260,41 @@ def _masks(
         if not defaced.any():
             decisions.append("the deface mask marks nothing of the image: nothing was removed")
     if "vessels" in found:
-        return foreground, found["vessels"], "vessels"
+        return foreground, found["vessels"], "vessels", decisions
     if anatomy is None and defaced is None:
-        return foreground, None, None
+        return foreground, None, None, decisions
     mask_XYZ = np.where(foreground, np.uint8(HEAD), np.uint8(0))
     if defaced is not None:
         mask_XYZ[defaced > 0] = DEFACED
-    return foreground, mask_XYZ, "anatomy"
+    return foreground, mask_XYZ, "anatomy", decisions
 
 
-def _find_brain(resampled: Resampled, model_file: Path) -> None:
+def _with_brain(resampled: Resampled, model_file: Path) -> Resampled:
     found = brain_mask(resampled.values_XYZ, resampled.affine, model_file)
     if not found.any():
-        resampled.decisions.append("no brain found by SynthStrip")
-        return
-    resampled.brain_XYZ = found
+        return replace(resampled, decisions=(*resampled.decisions, "no brain found by SynthStrip"))
     volume_ml = np.count_nonzero(found) * float(np.prod(resampled.spacing)) / 1000
-    resampled.decisions.append(f"brain of {volume_ml:.0f} ml found by SynthStrip")
+    decision = f"brain of {volume_ml:.0f} ml found by SynthStrip"
+    return replace(resampled, brain_XYZ=found, decisions=(*resampled.decisions, decision))
 
 
-def _keep_brain(resampled: Resampled, outside: float) -> None:
-    if resampled.brain_XYZ is None:
+def _brain_alone(resampled: Resampled, outside: float) -> Resampled:
+    brain_XYZ = resampled.brain_XYZ
+    if brain_XYZ is None:
         raise Rejection(Reason.NO_FOREGROUND, "SynthStrip found no brain to keep", stage="normalise")
-    resampled.values_XYZ = np.where(resampled.brain_XYZ, resampled.values_XYZ, np.asarray(outside, dtype=np.float32))
-    resampled.foreground_XYZ &= resampled.brain_XYZ
-    if not resampled.foreground_XYZ.any():
+    foreground_XYZ = resampled.foreground_XYZ & brain_XYZ
+    if not foreground_XYZ.any():
         raise Rejection(Reason.NO_FOREGROUND, "the brain lies outside the foreground", stage="normalise")
-    resampled.decisions.append("all but the brain was blanked")
+    return replace(
+        resampled,
+        values_XYZ=np.where(brain_XYZ, resampled.values_XYZ, np.asarray(outside, dtype=np.float32)),
+        foreground_XYZ=foreground_XYZ,
+        decisions=(*resampled.decisions, "all but the brain was blanked"),
+    )
 
 
 def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[Any]:
     values = without_bias(resampled, settings)
-    if settings.n4:
-        resampled.decisions.append("bias field corrected by N4")
     histogram = None
     if settings.mri_norm == "nyul":
         if settings.nyul_folder is None:
@@ -311,7 +312,8 @@ def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[
     )
 
 
-def _crop(resampled: Resampled, scan: Scan) -> None:
+def _cropped(resampled: Resampled, scan: Scan) -> Resampled:
+    """`resampled` without the air around the foreground, masks and points."""
     kept = find_foreground(resampled.values_XYZ, resampled.spacing, scan.unit, caution=CROP_CAUTION)
     kept |= resampled.foreground_XYZ
     unlabelled = np.asarray(bounding_box(kept)).reshape(3, 2)
@@ -327,18 +329,21 @@ def _crop(resampled: Resampled, scan: Scan) -> None:
     low, high = np.maximum(box[:, 0] - margin, 0), np.minimum(box[:, 1] + margin, shape)
     if (low < np.maximum(unlabelled[:, 0] - margin, 0)).any() or (high > unlabelled[:, 1] + margin).any():
         # Nothing of this kind is known of a scan that comes without labels.
-        resampled.decisions.append(WIDENED)
+        resampled = replace(resampled, decisions=(*resampled.decisions, WIDENED))
     if (low == 0).all() and (high == shape).all():
-        return
+        return resampled
     cut = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    resampled.values_XYZ = resampled.values_XYZ[cut]
-    resampled.foreground_XYZ = resampled.foreground_XYZ[cut]
-    if resampled.mask_XYZ is not None:
-        resampled.mask_XYZ = resampled.mask_XYZ[cut]
-    if resampled.brain_XYZ is not None:
-        resampled.brain_XYZ = resampled.brain_XYZ[cut]
+    mask_XYZ, brain_XYZ = resampled.mask_XYZ, resampled.brain_XYZ
     affine = resampled.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ low
-    resampled.affine = affine.astype(np.float32).astype(np.float64)
     text = ", ".join(f"{a}:{b}" for a, b in zip(low, high, strict=True))
-    resampled.decisions.append(f"cropped to {text} of {' x '.join(str(size) for size in shape)} voxels")
+    decision = f"cropped to {text} of {' x '.join(str(size) for size in shape)} voxels"
+    return replace(
+        resampled,
+        values_XYZ=resampled.values_XYZ[cut],
+        affine=affine.astype(np.float32).astype(np.float64),
+        foreground_XYZ=resampled.foreground_XYZ[cut],
+        mask_XYZ=None if mask_XYZ is None else mask_XYZ[cut],
+        brain_XYZ=None if brain_XYZ is None else brain_XYZ[cut],
+        decisions=(*resampled.decisions, decision),
+    )

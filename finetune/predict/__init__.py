@@ -123,7 +123,7 @@ class Predictor:
                 found.append(NoAnswer(series=series.name, reason=error.reason.value, message=error.message))
         return found
 
-    def network_region(self, scan: Scan) -> tuple[Region, list[str]]:
+    def network_region(self, scan: Scan) -> tuple[Region, tuple[str, ...]]:
         """What the network sees of a scan, by the pipeline that made the training corpus; and what was decided.
 
         Raises:

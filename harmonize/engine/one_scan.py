@@ -201,7 +201,7 @@ def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Setting
         "mask_sha256": mask_sha256,
         "brain_mask_file_name": brain_name,
         "brain_mask_sha256": brain_sha256,
-        "decisions": harmonized.decisions,
+        "decisions": list(harmonized.decisions),
         "raw_hash": raw,
         "raw_shape": list(harmonized.raw_shape),
         "raw_spacing": list(harmonized.raw_spacing),
