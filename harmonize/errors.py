@@ -6,6 +6,9 @@ import traceback
 from enum import StrEnum
 from pathlib import Path
 
+WRONG_USE = 2
+"""The exit code of a command that was not understood, and that did nothing."""
+
 
 class UserError(Exception):
     """The job cannot start or go on; the message is one line: what, where, what to do.
@@ -17,6 +20,13 @@ class UserError(Exception):
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class WrongUse(UserError):
+    """The command, its options or its recipe cannot be meant so; nothing was done. Exit code 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=WRONG_USE)
 
 
 class Reason(StrEnum):

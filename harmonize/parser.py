@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from harmonize.errors import UserError
+from harmonize.errors import WRONG_USE, WrongUse
 
-WRONG_USE = 2
+__all__ = ["WRONG_USE", "Parser"]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises where argparse would print what was typed, whatever it holds, and end the process."""
+    """A parser that raises where argparse would print what was typed, whatever it holds, and end the process.
+
+    An option is given in full: what it is short for today may be something else when there are more.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Refuse a command line.
 
         Raises:
-            UserError: Always, with exit code 2.
+            WrongUse: Always.
         """
-        raise UserError(f"{message}; see `{self.prog} --help`", exit_code=WRONG_USE)
+        raise WrongUse(f"{message}; see `{self.prog} --help`")

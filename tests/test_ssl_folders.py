@@ -19,8 +19,10 @@ from standin_disk import file_size_limit
 from harmonize.errors import UserError
 from headspark import Encoder, folders, save_encoder
 from headspark.encoder import EncoderConfig, ResidualEncoder, build_encoder
+from headspark.folder_kind import NNSSL_CHECKPOINT
 from headspark.hub.encoder_folder import CARD, ENCODER_FILES, Card
-from headspark.interop.nnssl import CHECKPOINT_NAME, PLAN_NAME, adaptation_plan, read_nnssl, write_nnssl
+from headspark.interop.adaptation_plan import PLAN_NAME, adaptation_plan
+from headspark.interop.nnssl import read_nnssl, write_nnssl
 
 SMALL = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))
 PREPROCESSING = {"spacing_mm": [1.0, 1.0, 1.0], "ct_windows": ["brain", "blood", "bone"]}
@@ -178,7 +180,7 @@ def test_a_checkpoint_for_nnunet_is_replaced_but_a_published_one_is_not(tmp_path
     theirs.mkdir()
     plan = adaptation_plan(SMALL, patch=(16,) * 3, spacing=(1.0,) * 3, dataset="OpenMind") | {"trainer_name": "MAE"}
     (theirs / PLAN_NAME).write_text(json.dumps(plan))
-    torch.save({"network_weights": {}, "trainer_name": "MAE"}, theirs / CHECKPOINT_NAME)
+    torch.save({"network_weights": {}, "trainer_name": "MAE"}, theirs / NNSSL_CHECKPOINT)
     assert "nnssl" in refused(export_nnunet, theirs, theirs)
     (theirs / PLAN_NAME).write_bytes((tmp_path / "ours" / PLAN_NAME).read_bytes())
     refused(export_nnunet, theirs, theirs)  # our plan beside their weights

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from harmonize.errors import UserError
 from headspark.decoder import DecoderConfig, UNetDecoder, build_decoder
 from headspark.encoder import PRESETS, EncoderConfig, ResidualEncoder
-from headspark.interop.nnssl import CHECKPOINT_NAME, PLAN_NAME, adaptation_plan, read_nnssl, single_channel, write_nnssl
+from headspark.folder_kind import NNSSL_CHECKPOINT
+from headspark.interop.adaptation_plan import PLAN_NAME, adaptation_plan
+from headspark.interop.nnssl import read_nnssl, single_channel, write_nnssl
 
 CONFIG = EncoderConfig(in_channels=1, features=(4, 6, 6), blocks=(1, 2, 1), strides=(1, 2, 2))
 
@@ -63,8 +65,8 @@ def foreign_checkpoint(folder: Path, weights: dict[str, Tensor], *, plan: str = 
         content["nnssl_adaptation_plan"] = description
     elif plan == "beside":
         (folder / PLAN_NAME).write_text(json.dumps(description))
-    torch.save(content, folder / CHECKPOINT_NAME)
-    return folder / CHECKPOINT_NAME
+    torch.save(content, folder / NNSSL_CHECKPOINT)
+    return folder / NNSSL_CHECKPOINT
 
 
 def assert_same_features(one: ResidualEncoder, other: ResidualEncoder, x: Tensor | None = None) -> None:
@@ -202,10 +204,10 @@ class _Evil:
 
 
 def test_a_foreign_pickle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save({"network_weights": {}, "init_args": _Evil()}, tmp_path / CHECKPOINT_NAME)
+    torch.save({"network_weights": {}, "init_args": _Evil()}, tmp_path / NNSSL_CHECKPOINT)
     with pytest.raises(UserError, match="nothing else is loaded"):
         read_nnssl(tmp_path)
-    (tmp_path / CHECKPOINT_NAME).write_bytes(pickle.dumps(_Evil()))
+    (tmp_path / NNSSL_CHECKPOINT).write_bytes(pickle.dumps(_Evil()))
     with pytest.raises(UserError, match="nothing else is loaded"):
         read_nnssl(tmp_path)
     assert "ran foreign code" not in capsys.readouterr().out
@@ -214,9 +216,9 @@ def test_a_foreign_pickle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_other_files_are_refused_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no"):
         read_nnssl(tmp_path)
-    torch.save({"model": {}}, tmp_path / CHECKPOINT_NAME)
+    torch.save({"model": {}}, tmp_path / NNSSL_CHECKPOINT)
     with pytest.raises(UserError, match="no network_weights"):
         read_nnssl(tmp_path)
-    torch.save({"network_weights": {"encoder.eva.blocks.0.norm1.weight": torch.ones(1)}}, tmp_path / CHECKPOINT_NAME)
+    torch.save({"network_weights": {"encoder.eva.blocks.0.norm1.weight": torch.ones(1)}}, tmp_path / NNSSL_CHECKPOINT)
     with pytest.raises(UserError, match="only ResEnc"):
         read_nnssl(tmp_path)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 
-WRONG_USE = 2
 MOST_THREADS = 1024
 """No machine has more cores; PyTorch dies of a number far beyond them."""
 
@@ -17,7 +16,7 @@ def require(holds: bool, message: str) -> None:
         message: What is wrong, beginning with the dotted key.
 
     Raises:
-        UserError: It is not.
+        WrongUse: It is not.
     """
     if not holds:
-        raise UserError(message, exit_code=WRONG_USE)
+        raise WrongUse(message)

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from headspark.config.text import check_numbers
 
-WRONG_USE = 2
 _LONGEST_NUMBER = 64
 _NO_NUMBER = frozenset("[]{}&*!#|>%@`'\"\n\r\t:/")
 """Characters that make more of a text than a number or a word, where YAML reads it once more."""
@@ -33,7 +32,7 @@ def check_shape(value: Any, hint: Any, *, key: str, where: str) -> None:
         where: Names the place.
 
     Raises:
-        UserError: With exit code 2: a mapping or a list where none is wanted, a text where one is wanted, or something
+        WrongUse: A mapping or a list where none is wanted, a text where one is wanted, or something
             that is neither of these nor a number.
     """
     kinds = list(_alternatives(hint))
@@ -108,5 +107,5 @@ def _wanted(kinds: list[Any]) -> str:
     return " or ".join(words)
 
 
-def _wrong(message: str) -> UserError:
-    return UserError(message, exit_code=WRONG_USE)
+def _wrong(message: str) -> WrongUse:
+    return WrongUse(message)

@@ -13,7 +13,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from harmonize.bounded_files import read_small
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 
 LARGEST_INT = 2**63 - 1
 _MERGE, _TEXT, _INT = (f"tag:yaml.org,2002:{name}" for name in ("merge", "str", "int"))
@@ -44,7 +44,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a recipe.
 
     Raises:
-        UserError: With exit code 2 and one line: it cannot be read, is no UTF-8, no YAML, holds no keys, has a key
+        WrongUse: In one line: it cannot be read, is no UTF-8, no YAML, holds no keys, has a key
             twice, or a value that YAML takes for something else than a person would.
     """
     text = _read(path)
@@ -64,7 +64,7 @@ def walk(text: str, *, where: str, below: str = "") -> Iterator[Written]:
         below: The key that the text is the value of.
 
     Raises:
-        UserError: As `read_mapping`.
+        WrongUse: As `read_mapping`.
     """
     try:
         _check_size(text, where)
@@ -97,7 +97,7 @@ def check_numbers(key: str, value: Any) -> None:
         value: Plain: dicts, lists, numbers, strings.
 
     Raises:
-        UserError: With exit code 2: not finite, or beyond 64 bits.
+        WrongUse: Not finite, or beyond 64 bits.
     """
     if isinstance(value, Mapping):
         for name, item in value.items():
@@ -117,7 +117,7 @@ def _check_size(text: str, where: str) -> None:
     Ten lines in which every list holds the one before nine times say a milliard values.
 
     Raises:
-        UserError: It holds too many values, too deep ones, or a too long one.
+        WrongUse: It holds too many values, too deep ones, or a too long one.
     """
     sizes: dict[str, int] = {}  # of what has an anchor, when it is complete
     open_: list[tuple[str | None, int]] = [(None, 0)]  # anchors, and the size of what stands around each
@@ -208,9 +208,9 @@ def _line(node: Node) -> int:
     return node.start_mark.line + 1
 
 
-def _too_large(key: str) -> UserError:
+def _too_large(key: str) -> WrongUse:
     return _wrong(f"{key}: too large a number; {LARGEST_INT} is the largest")
 
 
-def _wrong(message: str) -> UserError:
-    return UserError(message, exit_code=2)
+def _wrong(message: str) -> WrongUse:
+    return WrongUse(message)

@@ -21,18 +21,19 @@ from harmonize.errors import UserError
 from harmonize.files import write_json
 from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.decoder import UNetDecoder
-from headspark.encoder import PRESETS, EncoderConfig, ResidualEncoder
-from headspark.encoder.base import NORM_EPS
-from headspark.folder_kind import read_json, seen_at
+from headspark.encoder import ResidualEncoder
+from headspark.folder_kind import NNSSL_CHECKPOINT, read_json, seen_at
 from headspark.folders import replaced
+from headspark.interop.adaptation_plan import (
+    PLAN_NAME,
+    TRAINER_NAME,
+    adaptation_plan,
+    config_of,
+    plan_beside,
+    section,
+    spacing_of,
+)
 from headspark.weights import load_weights
-
-CHECKPOINT_NAME = "checkpoint_final.pth"
-PLAN_NAME = "adaptation_plan.json"
-"""Names of the two files of a published nnssl checkpoint."""
-
-TRAINER_NAME = "headspark.SparK"
-"""Tells our own checkpoints from those that others wrote under the same two names."""
 
 ONE_MM = (1.0, 1.0, 1.0)
 """The spacing of nnssl's ``onemmiso``, where no plan says another."""
@@ -49,9 +50,6 @@ NUMPY_SCALARS: list[Any] = [
     *(type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float16", "float32", "float64")),
 ]
 """What a number of NumPy is pickled as: nnssl's SparkMAETrainer leaves its losses so. They run no code."""
-
-RESENC_L = "ResEncL"
-RESENC_CLASS = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +75,7 @@ class NnsslCheckpoint:
             "orientation": "RAS",
             "spacing_mm": list(self.spacing or ONE_MM),
             "ct_windows": list(DEFAULT_CT_WINDOWS[: self.encoder.config.in_channels]),
-            "mri_norms": {str(_section(self.plan, "pretrain_plan").get("dataset_name", "nnssl")): "zscore"},
+            "mri_norms": {str(section(self.plan, "pretrain_plan").get("dataset_name", "nnssl")): "zscore"},
         }
 
 
@@ -99,9 +97,9 @@ def read_nnssl(path: Path, *, in_channels: int | None = 3) -> NnsslCheckpoint:
             encoder = read_nnssl(Path("ResEncL-OpenMind-MAE"), in_channels=1).encoder
             maps = encoder(zscored_B1DHW)
     """
-    path = path / CHECKPOINT_NAME if path.is_dir() else path
+    path = path / NNSSL_CHECKPOINT if path.is_dir() else path
     checkpoint = _load(path)
-    plan = checkpoint.get("nnssl_adaptation_plan") or _plan_beside(path)
+    plan = checkpoint.get("nnssl_adaptation_plan") or plan_beside(path)
     weights = {WRAPPERS.sub("", key): value for key, value in checkpoint["network_weights"].items()}
     weights = {
         key.removeprefix(ENCODER_PREFIX): value for key, value in weights.items() if key.startswith(ENCODER_PREFIX)
@@ -113,7 +111,7 @@ def read_nnssl(path: Path, *, in_channels: int | None = 3) -> NnsslCheckpoint:
         trained["stem.convs.0.conv.weight"] = spread_stem(trained["stem.convs.0.conv.weight"], in_channels)
     encoder = ResidualEncoder(config_of(trained, plan)).eval()
     load_weights(encoder, trained, where=f"{path}", wanted="a residual encoder of that shape")
-    return NnsslCheckpoint(encoder=encoder, plan=plan, spacing=_spacing(plan), dead_keys=dead)
+    return NnsslCheckpoint(encoder=encoder, plan=plan, spacing=spacing_of(plan), dead_keys=dead)
 
 
 def write_nnssl(
@@ -156,11 +154,11 @@ def write_nnssl(
         "citations": [],
     }
     with replaced(
-        folder, names=(CHECKPOINT_NAME, PLAN_NAME), is_ours=_is_ours, what="checkpoint for nnU-Net"
+        folder, names=(NNSSL_CHECKPOINT, PLAN_NAME), is_ours=_is_ours, what="checkpoint for nnU-Net"
     ) as temporary:
-        torch.save(checkpoint, temporary / CHECKPOINT_NAME)
+        torch.save(checkpoint, temporary / NNSSL_CHECKPOINT)
         write_json(temporary / PLAN_NAME, plan)
-    return folder / CHECKPOINT_NAME
+    return folder / NNSSL_CHECKPOINT
 
 
 def single_channel(encoder: ResidualEncoder) -> ResidualEncoder:
@@ -232,137 +230,11 @@ def spread_stem(weight: Tensor, channels: int) -> Tensor:
     return weight.repeat(1, channels // present, 1, 1, 1) * (present / channels)
 
 
-def config_of(weights: Mapping[str, Tensor], plan: Mapping[str, Any]) -> EncoderConfig:
-    """Read the shape of a residual encoder from its weights; only the strides need the plan.
-
-    Args:
-        weights: State dict with ``conv`` and ``norm`` keys.
-        plan: The adaptation plan; without one, every stage but the first is taken to halve the grid, as nnU-Net's do.
-    """
-    blocks: dict[int, int] = {}
-    features: dict[int, int] = {}
-    for key, value in weights.items():
-        match = re.match(r"stages\.(\d+)\.blocks\.(\d+)\.conv1\.conv\.weight$", key)
-        if match:
-            stage, block = int(match[1]), int(match[2])
-            blocks[stage] = max(blocks.get(stage, 0), block + 1)
-            features[stage] = value.shape[0]
-    stem = weights["stem.convs.0.conv.weight"]
-    return EncoderConfig(
-        in_channels=stem.shape[1],
-        features=tuple(features[stage] for stage in sorted(features)),
-        blocks=tuple(blocks[stage] for stage in sorted(blocks)),
-        strides=_strides(plan, len(blocks)),
-        kernel=stem.shape[2],
-        norm="batch" if "stem.convs.0.norm.running_mean" in weights else "instance",
-        conv_bias="stem.convs.0.conv.bias" in weights,
-    )
-
-
-def adaptation_plan(
-    config: EncoderConfig, *, patch: tuple[int, int, int], spacing: tuple[float, float, float], dataset: str
-) -> dict[str, Any]:
-    """Describe an encoder as nnssl does, for nnU-Net to build its network and to find the weights."""
-    return {
-        "architecture_plans": _architecture(config),
-        "pretrain_plan": {
-            "dataset_name": dataset,
-            "plans_name": "headspark",
-            "original_median_spacing_after_transp": list(spacing),
-            "image_reader_writer": "NibabelReaderWriter",
-            "transpose_forward": [0, 1, 2],
-            "transpose_backward": [0, 1, 2],
-            "configurations": {
-                "onemmiso": {
-                    "data_identifier": "headspark",
-                    "preprocessor_name": "DefaultPreprocessor",
-                    "spacing_style": "onemmiso",
-                    "normalization_schemes": ["ZScoreNormalization"] * config.in_channels,
-                    "use_mask_for_norm": False,
-                    "resampling_fn_data": "resample_data_or_seg_to_shape",
-                    "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
-                    "resampling_fn_mask": "resample_data_or_seg_to_shape",
-                    "resampling_fn_mask_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
-                    "spacing": list(spacing),
-                    "patch_size": list(patch),
-                }
-            },
-            "experiment_planner_used": "headspark",
-        },
-        "pretrain_num_input_channels": config.in_channels,
-        "recommended_downstream_patchsize": list(patch),
-        "key_to_encoder": "encoder.stages",
-        "key_to_stem": "encoder.stem",
-        "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
-        "key_to_lpe": None,
-        "trainer_name": TRAINER_NAME,
-    }
-
-
-def _architecture(config: EncoderConfig) -> dict[str, Any]:
-    if replace(config, in_channels=PRESETS["resenc_l"].in_channels, drop_path=0.0) == PRESETS["resenc_l"]:
-        return {"arch_class_name": RESENC_L, "arch_kwargs": None, "arch_kwargs_requiring_import": None}
-    norms = {
-        "instance": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "batch": "torch.nn.modules.batchnorm.BatchNorm3d",
-    }
-    if config.norm not in norms:
-        raise UserError(f"nnU-Net has no encoder with encoder.norm '{config.norm}'", exit_code=2)
-    stages = len(config.features)
-    return {
-        "arch_class_name": RESENC_CLASS,
-        "arch_kwargs": {
-            "n_stages": stages,
-            "features_per_stage": list(config.features),
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[config.kernel] * 3 for _ in range(stages)],
-            "strides": [[stride] * 3 for stride in config.strides],
-            "n_blocks_per_stage": list(config.blocks),
-            "n_conv_per_stage_decoder": [1] * (stages - 1),
-            "conv_bias": config.conv_bias,
-            "norm_op": norms[config.norm],
-            "norm_op_kwargs": {"eps": NORM_EPS, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.modules.activation.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "arch_kwargs_requiring_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
-
-
-def _strides(plan: Mapping[str, Any], stages: int) -> tuple[int, ...]:
-    kwargs = _section(_section(plan, "architecture_plans"), "arch_kwargs")
-    found = kwargs.get("strides", [1] + [2] * (stages - 1))
-    strides: list[int] = []
-    for stride in found if isinstance(found, list | tuple) else [None]:
-        edges: list[Any] = list(stride) if isinstance(stride, list | tuple) else [stride]
-        if not edges or any(type(edge) is not int or edge != edges[0] for edge in edges):
-            raise UserError(f"the adaptation plan has strides of {stride}; only isotropic ones are read")
-        strides.append(edges[0])
-    return tuple(strides)
-
-
-def _spacing(plan: Mapping[str, Any]) -> tuple[float, ...] | None:
-    configurations = _section(_section(plan, "pretrain_plan"), "configurations")
-    for name in configurations:
-        spacing = _section(configurations, name).get("spacing")
-        if isinstance(spacing, list | tuple) and spacing and all(type(edge) in (int, float) for edge in spacing):
-            return tuple(float(edge) for edge in spacing)
-    return None
-
-
-def _section(plan: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a plan; empty where it is absent or something else."""
-    found = plan.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
 def _load(path: Path) -> dict[str, Any]:
     """Load a checkpoint without running any code that it may bring."""
     if not path.is_file():
-        folder = path.parent if path.name == CHECKPOINT_NAME and path.parent.exists() else path
-        raise UserError(f"{folder}: {seen_at(folder)}; there is no {CHECKPOINT_NAME}", exit_code=2)
+        folder = path.parent if path.name == NNSSL_CHECKPOINT and path.parent.exists() else path
+        raise UserError(f"{folder}: {seen_at(folder)}; there is no {NNSSL_CHECKPOINT}", exit_code=2)
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -381,16 +253,6 @@ def _is_ours(folder: Path) -> bool:
     if not isinstance(plan, dict) or plan.get("trainer_name") != TRAINER_NAME:
         return False
     try:
-        return _load(folder / CHECKPOINT_NAME).get("trainer_name") == TRAINER_NAME
+        return _load(folder / NNSSL_CHECKPOINT).get("trainer_name") == TRAINER_NAME
     except UserError:
         return False
-
-
-def _plan_beside(path: Path) -> dict[str, Any]:
-    file = path.parent / PLAN_NAME
-    if not file.is_file():
-        return {}
-    plan = read_json(file)
-    if not isinstance(plan, dict):
-        raise UserError(f"{file} is damaged, and without it the strides are not known: download it again")
-    return plan

@@ -1,0 +1,180 @@
+"""The keys of a recipe, in a file or on the command line: that they exist, stand once, and hold what they can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harmonize.errors import WrongUse
+from headspark.config.shape import check_shape, shown
+from headspark.config.text import LARGEST_INT, check_numbers, walk
+
+
+def recipe_keys(config_class: Any) -> Iterator[str]:
+    """The dotted keys of a configuration class: sections and their fields."""
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        yield field.name
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from (f"{field.name}.{key}" for key in recipe_keys(hints[field.name]))
+
+
+def names_of(config_class: Any) -> list[str]:
+    """The names of its fields."""
+    return [field.name for field in dataclasses.fields(config_class)]
+
+
+def check_options(argv: Sequence[str], own: set[str], config_class: Any) -> tuple[Path | None, list[str]]:
+    """Refuse keys that do not exist or stand twice; gives the recipe's file, and the other words."""
+    free, sections = _free_keys(config_class), _sections(config_class)
+    valid = {*recipe_keys(config_class), *own, "print_config"}
+    seen: set[str] = set()
+    recipe: Path | None = None
+    rest: list[str] = []
+    for words in _options(argv):
+        option, value = words[0].removeprefix("--").split("=", 1)[0], _value(words)
+        if not words[0].startswith("--") or len(words[0]) == 2:
+            rest += words
+            continue
+        if not any(option.startswith(f"{key}.") for key in free):
+            _check_key(option, valid, where="on the command line", shown="--{}")
+        keys = [option]
+        if value is not None and option not in own:
+            keys += _check_value(option, value, config_class)
+        for key in keys:
+            if key in seen and key not in ("debug", "help", *sections):
+                raise WrongUse(f"--{key} stands twice on the command line; keep one")
+        seen.update(keys)
+        if option == "config" and value is not None:
+            recipe = Path(value)
+        else:
+            rest += words
+    return recipe, rest
+
+
+def check_keys(
+    values: Mapping[Any, Any], config_class: Any, *, where: str, prefix: str = "", more: Collection[str] = ()
+) -> None:
+    """Refuse keys that a configuration class does not have, and sections that are none.
+
+    Args:
+        values: Plain ones; at the top, keys may be dotted.
+        config_class: What they shall make.
+        where: Names the place in messages.
+        prefix: The keys above, with a dot behind.
+        more: Other keys that are taken.
+    """
+    hints, valid = typing.get_type_hints(config_class), {*recipe_keys(config_class), *more}
+    free = _free_keys(config_class)
+    for name, value in values.items():
+        within = next((key for key in free if str(name).startswith(f"{key}.")), None)
+        if within is not None:
+            item = typing.get_args(_hint_of(within, config_class))[1]
+            check_shape(value, item, key=f"{prefix}{name}", where=where)
+            continue
+        _check_key(f"{prefix}{name}", {f"{prefix}{key}" for key in valid}, where=where, shown="{}")
+        hint = hints.get(name)
+        if hint is None:  # a section's key with dots, or an option's
+            hint = _hint_of(str(name), config_class)
+        items = next((one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)), None)
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                message = f"{prefix}{name} {where}: a section of keys is wanted, it is {shown(value)}"
+                raise WrongUse(message)
+            check_keys(value, hint, where=where, prefix=f"{prefix}{name}.")
+        elif items is not None:
+            if not isinstance(value, list | tuple):
+                message = f"{prefix}{name} {where}: a list is wanted, it is {shown(value)}"
+                raise WrongUse(message)
+            for number, item in enumerate(value):
+                if not isinstance(item, Mapping):
+                    message = f"{prefix}{name}[{number}] {where}: keys are wanted, it is {shown(item)}"
+                    raise WrongUse(message)
+                check_keys(item, items, where=where, prefix=f"{prefix}{name}[{number}].")
+        elif hint is not None:
+            check_shape(value, hint, key=f"{prefix}{name}", where=where)
+
+
+def check_values(config: Any, prefix: str = "") -> None:
+    """Refuse what a parser lets pass: numbers without end, and nothing where something is wanted."""
+    hints = typing.get_type_hints(type(config))
+    for name in names_of(type(config)):
+        value, key = getattr(config, name), f"{prefix}{name}"
+        if dataclasses.is_dataclass(value):
+            check_values(value, f"{key}.")
+        elif isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
+            for number, item in enumerate(value):
+                check_values(item, f"{key}[{number}].")
+        elif value is None and type(None) not in typing.get_args(hints[name]):
+            raise WrongUse(f"{key}: a value is wanted, it is empty")
+        else:
+            check_numbers(key, value)
+
+
+def _check_value(option: str, value: str, config_class: Any) -> list[str]:
+    """The keys in the value of an option; refuses those that do not exist or stand twice, and numbers beyond reason."""
+    if value.lstrip("+-").isdigit() and len(value.lstrip("+-0")) > len(str(LARGEST_INT)):
+        check_numbers(option, LARGEST_INT + 1)
+    is_section = option in _sections(config_class)
+    if not is_section and not value.lstrip().startswith(("{", "[")):
+        return []
+    keys = [written.path for written in walk(value, where=f"--{option}", below=option)]
+    if is_section or option in names_of(config_class):
+        check_keys({option: yaml.safe_load(value)}, config_class, where="on the command line")
+    return keys
+
+
+def _options(argv: Sequence[str]) -> Iterator[list[str]]:
+    """Each option with its value, where that is a word of its own."""
+    words: list[str] = []
+    for word in argv:
+        if word.startswith("--") or (words and ("=" in words[0] or len(words) == 2)):
+            if words:
+                yield words
+            words = []
+        words.append(word)
+    if words:
+        yield words
+
+
+def _value(words: Sequence[str]) -> str | None:
+    return words[1] if len(words) > 1 else words[0].split("=", 1)[1] if "=" in words[0] else None
+
+
+def _free_keys(config_class: Any, prefix: str = "") -> set[str]:
+    """Dotted keys of fields that are dicts: what stands below them is the user's own naming."""
+    free: set[str] = set()
+    hints = typing.get_type_hints(config_class)
+    for name, hint in hints.items():
+        if dataclasses.is_dataclass(hint):
+            free |= _free_keys(hint, f"{prefix}{name}.")
+        elif dict in (typing.get_origin(hint), *(typing.get_origin(part) for part in typing.get_args(hint))):
+            free.add(f"{prefix}{name}")
+    return free
+
+
+def _sections(config_class: Any) -> dict[str, Any]:
+    """The fields that are dataclasses themselves, and their classes."""
+    return {name: hint for name, hint in typing.get_type_hints(config_class).items() if dataclasses.is_dataclass(hint)}
+
+
+def _hint_of(key: str, config_class: Any) -> Any:
+    """The type of a dotted key; None for what is no key of the class."""
+    hint: Any = config_class
+    for name in key.split("."):
+        hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
+    return hint
+
+
+def _check_key(key: str, valid: set[str], *, where: str, shown: str) -> None:
+    if key in valid:
+        return
+    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f"; did you mean {shown.format(nearest[0])}?" if nearest else ""
+    raise WrongUse(f"unknown key {shown.format(key)} {where}{hint}")
