@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonize.errors import Reason, Rejection
-from harmonize.scan import HU, Point, Scan
+from harmonize.scan import AIR_HU, HU, Point, Scan
 from harmonize.settings import PERCENTILES, Settings
 from harmonize.voxels import intensity, interleaving, nyul, spatial
+from harmonize.voxels.affines import voxel_spacing
 from harmonize.voxels.brain import brain_mask
 from harmonize.voxels.foreground import CROP_CAUTION, bounding_box, find_foreground, values_inside
 
@@ -148,7 +149,7 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
         decisions += (f"{encoded.clipped} voxels beyond the int16 range were clipped",)
     stored_percentiles = _percentiles(values_inside(encoded.stored_XYZ, resampled.foreground_XYZ))
     x, y, z = scan.voxels_XYZ.shape
-    raw_x, raw_y, raw_z = spatial.voxel_spacing(scan.affine)
+    raw_x, raw_y, raw_z = voxel_spacing(scan.affine)
     if scan.slice_offsets is not None:
         raw_z *= float(np.median(np.diff(scan.slice_offsets)))
     return Harmonized(
@@ -188,9 +189,9 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
         size = " x ".join(str(count) for count in scan.voxels_XYZ.shape)
         raise Rejection(Reason.TOO_FEW_SLICES, f"{size} voxels make no volume", stage="resample")
     grid = spatial.target_grid(scan.voxels_XYZ.shape, affine, settings.spacing, scan.slice_offsets)
-    woven = interleaving.notes(scan.voxels_XYZ, spatial.voxel_spacing(scan.affine))
+    woven = interleaving.notes(scan.voxels_XYZ, voxel_spacing(scan.affine))
     voxels, lowest, filled = _finite(scan.voxels_XYZ)
-    outside = intensity.CT_PADDING_HU if scan.unit == HU else lowest
+    outside = float(AIR_HU) if scan.unit == HU else lowest
     values = spatial.resample(voxels, affine, grid, slice_offsets=scan.slice_offsets, outside=outside)
     del voxels
     foreground, mask, kind, missed = _masks(scan, values, grid)

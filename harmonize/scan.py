@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from harmonize.errors import Reason, Rejection
 
 HU = "HU"
+AIR_HU = -1024
+"""Least value of a CT, and what stands where a CT has no voxel: nothing physical is below."""
+
 ARBITRARY = "arbitrary"
 ACTIVITY = "Bq/ml"
 

@@ -10,7 +10,7 @@ import torch
 
 from finetune.losses import IGNORE, heat_loss
 from finetune.targets import cell_targets, is_located
-from finetune.views.box import MIRROR, AugmentConfig, Patch, Pose, Region, cut_region, draw_pose, pose_patch
+from finetune.views.box import AugmentConfig, Patch, Pose, Region, cut_region, draw_pose, pose_patch
 from harmonize.corpus import Volume
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
@@ -91,7 +91,7 @@ def test_a_point_stays_on_its_voxel_at_any_spacing(spacing: float | None) -> Non
 
 def test_a_mirrored_patch_is_the_flipped_one_with_all_sides_swapped() -> None:
     region = blob_region()
-    upright, mirrored = pose_patch(region, PATCH), pose_patch(region, PATCH, MIRROR)
+    upright, mirrored = pose_patch(region, PATCH), pose_patch(region, PATCH, Pose(linear=np.diag([-1.0, 1.0, 1.0])))
     np.testing.assert_allclose(mirrored.values_XYZ.numpy(), upright.values_XYZ.flip(0).numpy(), atol=1e-2)
     assert mirrored.places_K.tolist() == [RIGHT_MCA]
     assert [LABELS[i] for i in np.flatnonzero(mirrored.labels_14)] == [LOCATIONS[RIGHT_MCA], LABELS[-1]]

@@ -19,9 +19,9 @@ from finetune.tasks.aneurysm import Case
 from harmonize.corpus import Volume
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
-from harmonize.scan import HU, Point
+from harmonize.scan import AIR_HU, HU, Point
+from harmonize.voxels.affines import turns
 from harmonize.voxels.spatial import resample, resample_labels, target_grid
-from headspark.channels import AIR_HU
 from headspark.data.stores import read_corpus_file
 
 MARGIN = 1.2
@@ -120,7 +120,6 @@ class Pose:
 
 
 UPRIGHT = Pose()
-MIRROR = Pose(linear=np.diag([-1.0, 1.0, 1.0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +232,7 @@ def cut_region(
         stored_XYZ=np.ascontiguousarray(stored[inside]),
         slope=volume.slope,
         inter=volume.inter,
-        fill=AIR_HU if unit == HU else float(stored.min()),
+        fill=float(AIR_HU) if unit == HU else float(stored.min()),
         unit=unit,
         spacing=(float(sizes_mm[0]), float(sizes_mm[1]), float(sizes_mm[2])),
         start=(int(start[0]), int(start[1]), int(start[2])),
@@ -251,7 +250,8 @@ def draw_pose(config: AugmentConfig, generator: np.random.Generator) -> Pose:
     scales = 1 + generator.uniform(-1, 1) * config.scale
     shift = generator.uniform(-1, 1, 3) * config.shift
     side = -1.0 if generator.random() < config.flip else 1.0
-    linear = _rotation(angles) @ np.diag([side * scales, scales, scales])
+    about_x, about_y, about_z = turns(angles)
+    linear = about_z @ about_y @ about_x @ np.diag([side * scales, scales, scales])
     return Pose(linear=linear, shift=(float(shift[0]), float(shift[1]), float(shift[2])))
 
 
@@ -321,15 +321,6 @@ def _place_of_value() -> NDArray[np.uint8]:
     for place, value in enumerate(MASK_VALUES):
         table[value] = place + 1
     return table
-
-
-def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation about x, then y, then z, in radians."""
-    (sx, sy, sz), (cx, cy, cz) = np.sin(angles), np.cos(angles)
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
 
 
 def _sample(

@@ -18,8 +18,7 @@ from harmonize.errors import Reason
 from harmonize.files import TEMPORARY, sha256_of
 from harmonize.pipeline import WINDOWED
 from harmonize.progress import Progress
-from harmonize.scan import HU
-from harmonize.voxels.intensity import CT_PADDING_HU
+from harmonize.scan import AIR_HU, HU
 
 NUMBERS_OF_A_SCAN = {"shape": 3, "spacing": 3, "foreground_box": 6}
 """Columns without which a file cannot be held against its row, and how many numbers each has."""
@@ -144,7 +143,7 @@ def _image_faults(image: Volume, spacing: tuple[float, float, float], row: dict[
         yield "the foreground box leaves the volume"
     if not (np.isfinite([image.slope, image.inter]).all() and image.slope > 0):
         yield f"scale {image.slope} and offset {image.inter} give no intensities"
-    if row["unit"] == HU and ((image.slope, image.inter) != (1, 0) or image.stored_XYZ.min() < CT_PADDING_HU):
+    if row["unit"] == HU and ((image.slope, image.inter) != (1, 0) or image.stored_XYZ.min() < AIR_HU):
         yield "not in Hounsfield units"
     if len(shape) != (4 if row["unit"] == WINDOWED else 3):
         yield f"{len(shape)} dimensions"

@@ -16,9 +16,7 @@ from harmonize.dicom.layout import Picture, PixelLayout, check_layout
 from harmonize.dicom.mosaic import tiles_across
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
-
-AIR_HU = -1024
-"""Least value of a CT in the corpus: what lies outside the field of view, and nothing physical is below."""
+from harmonize.scan import AIR_HU
 
 TISSUE_HU = (-900.0, 3000.0)
 """A padding value inside this range would blot out tissue, so it is not believed."""

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonize.dicom.headers import Frame
-from harmonize.dicom.pixels import AIR_HU
 from harmonize.errors import Reason, Rejection
-from harmonize.scan import ACTIVITY, ARBITRARY, HU
+from harmonize.scan import ACTIVITY, AIR_HU, ARBITRARY, HU
 
 AIR_RANGE = (-1100, -900)
 """HU of air with its noise. `AIR_HU` itself counts not: padding is stored like that in all kinds of units."""

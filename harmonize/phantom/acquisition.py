@@ -15,6 +15,7 @@ from harmonize.phantom.canvas import Tissue
 from harmonize.phantom.contrast import Contrast
 from harmonize.phantom.randomness import rotation, smooth_field
 from harmonize.phantom.tubes import distances
+from harmonize.scan import AIR_HU
 
 _VESSEL_STEP_MM = 0.8
 """Voxels are cut into pieces of at most about this size to find the share that is vessel."""
@@ -226,7 +227,7 @@ def _add_noise(image: NDArray[np.float32], contrast: Contrast, rng: np.random.Ge
     if contrast.family == "CT":
         # A reconstruction kernel correlates the noise within a slice.
         noise = np.float32(1.6) * ndimage.gaussian_filter(noise, (0.6, 0.6, 0))
-        return np.maximum(image + noise, np.float32(-1024))
+        return np.maximum(image + noise, np.float32(AIR_HU))
     if contrast.family == "PT":
         return np.maximum(image + noise * np.sqrt(np.maximum(image, 0) / np.float32(4000)), 0)
     # The magnitude of a complex signal: Rician noise.

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harmonize.voxels.affines import turns
+
 UID_ROOT = "1.2.826.0.1.3680043.8.498."
 """The root that pydicom uses for example objects, as the competition's own UIDs do."""
 
@@ -66,10 +68,7 @@ def smooth_field(
 
 def rotation(angles_deg: ArrayLike) -> NDArray[np.float64]:
     """Rotation matrix (3, 3) about x, then y, then z, in degrees."""
-    a, b, c = np.deg2rad(np.asarray(angles_deg, dtype=np.float64))
-    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    about_z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    about_x, about_y, about_z = turns(np.deg2rad(np.asarray(angles_deg, dtype=np.float64)))
     return about_z @ about_y @ about_x
 
 

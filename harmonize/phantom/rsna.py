@@ -34,6 +34,7 @@ from harmonize.phantom.dicom_files import (
     write_slices,
 )
 from harmonize.phantom.randomness import rng_of, uid_of
+from harmonize.scan import AIR_HU
 
 MODALITIES = ("CTA", "MRA", "MRI T2", "CTA", "MRI T1post", "MRA", "CTA", "MRI T2")
 """The competition's modality strings, in about its proportions (1804, 1252, 982 and 310 of 4348)."""
@@ -211,7 +212,7 @@ def _write_masks(folder: Path, series: _Series, head: Head, grid: Grid, voxels: 
     place = folder / series.uid if nested else folder
     place.mkdir(parents=True, exist_ok=True)
     for name, array in (
-        (f"{series.uid}.nii", np.clip(np.rint(voxels), -1024, 32767).astype(np.int16)),
+        (f"{series.uid}.nii", np.clip(np.rint(voxels), AIR_HU, 32767).astype(np.int16)),
         (f"{series.uid}_cowseg.nii", vessel_mask(head, grid)),
     ):
         image = nibabel.Nifti1Image(array, grid.affine)

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
 from harmonize.raw_tree import Folder, RawTree, suffix_of
-from harmonize.scan import HU, LeftOut, Scan, ScanRef, raise_if_refused
+from harmonize.scan import AIR_HU, HU, LeftOut, Scan, ScanRef, raise_if_refused
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
 
@@ -26,7 +26,7 @@ WANTED = ("Patient_gender", "Patient_age")
 HU_OFFSET = 32768
 """HU = pixel value - 32768, says the data set's README."""
 
-HU_RANGE = (-1024, 3071)
+HU_RANGE = (AIR_HU, 3071)
 """What a 12-bit scanner can say; padding outside the field of view lies below."""
 
 MAX_SIDE = 4096

@@ -12,14 +12,12 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from harmonize.errors import Reason, Rejection
+from harmonize.scan import AIR_HU
 from harmonize.voxels import nyul
 from harmonize.voxels.foreground import values_inside
 
 CT_WINDOWS = {"brain": (80.0, 40.0), "blood": (200.0, 80.0), "bone": (2800.0, 600.0)}
 """Width and level in HU, in the order of the channels (Flanders et al. 2020, Radiol. AI 2:e190211, use the same)."""
-
-CT_PADDING_HU = -1024.0
-"""Lowest value kept, and the value where a CT has no voxel."""
 
 INT16 = np.iinfo(np.int16)
 
@@ -57,15 +55,17 @@ def window(values_hu: NDArray[Any], width: float, level: float) -> NDArray[np.fl
 
 
 def encode_hu(values_XYZ: NDArray[Any]) -> Encoded:
-    """CT as int16 in HU: whole numbers from `CT_PADDING_HU` up, slope 1, inter 0."""
+    """CT as int16 in HU: whole numbers from `AIR_HU` up, slope 1, inter 0."""
     stored_XYZ = np.empty_like(values_XYZ, dtype=np.int16)
     # Plane by plane in memory order, so that no second copy of the volume is needed.
     turned = values_XYZ.flags.f_contiguous
     clipped = 0
+    # With a bound of their own type, integers are not taken through float64.
+    least = AIR_HU if values_XYZ.dtype == np.int16 else float(AIR_HU)
     for plane, out in zip(*((values_XYZ.T, stored_XYZ.T) if turned else (values_XYZ, stored_XYZ)), strict=True):
         if plane.max() > INT16.max:
             clipped += int(np.count_nonzero(plane > INT16.max))
-        limited = np.clip(plane, CT_PADDING_HU, INT16.max)
+        limited = np.clip(plane, least, INT16.max)
         out[...] = np.rint(limited, out=limited) if limited.dtype.kind == "f" else limited
     return Encoded(stored_XYZ=stored_XYZ, slope=1.0, inter=0.0, clipped=clipped)
 

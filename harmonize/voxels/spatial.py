@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from harmonize.errors import Reason, Rejection
+from harmonize.voxels.affines import voxel_spacing
 from harmonize.voxels.kernels import axis_weights, gaussian, multiply, multiply_planes
 
 MAX_VOXELS = 2**28
@@ -95,11 +96,6 @@ def check_geometry(
     if (high - low > MAX_FIELD_OF_VIEW_MM).any():
         size = " x ".join(f"{mm:.4g}" for mm in high - low)
         raise refuse(f"a field of view of {size} mm is beyond {MAX_FIELD_OF_VIEW_MM:g} mm")
-
-
-def voxel_spacing(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lengths of the voxel axes in mm, shape (3,)."""
-    return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
 
 
 def target_grid(

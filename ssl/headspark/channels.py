@@ -21,7 +21,6 @@ from harmonize.scan import HU
 from harmonize.voxels.intensity import CT_WINDOWS
 
 DEFAULT_CT_WINDOWS = ("brain", "blood", "bone")
-AIR_HU = -1024.0
 MRI_UNITS = {"zscore": 1.0, "nyul": 1.0, "fcm": 1.0, "kde": 1.0, "whitestripe": 0.1}
 """What normalised MRI is multiplied by. Z-scores and headspark's Nyul scale span about [-2, 2], fcm and kde put white
 matter at 1; whitestripe counts in deviations of white matter alone, about a tenth of the contrast between tissues."""

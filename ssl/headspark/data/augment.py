@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harmonize.errors import UserError
+from harmonize.voxels.affines import turns
 from headspark.config import WRONG_USE
 
 TURN_MARGIN = 1.25
@@ -80,13 +81,13 @@ class Variation:
 
 def draw_variation(rng: np.random.Generator, config: AugmentConfig) -> Variation:
     """Draw one sample's variation; the count of numbers drawn does not depend on the configuration."""
-    angles = np.deg2rad(config.rotate_degrees) * rng.uniform(-1, 1, 3)
+    about_x, about_y, about_z = turns(np.deg2rad(config.rotate_degrees) * rng.uniform(-1, 1, 3))
     low, high = (math.log(edge) for edge in config.scale)
     scale = math.exp(rng.uniform(low, high))
     gain, shift = rng.uniform(-1, 1, 2)
     noise = rng.uniform(0, 1)
     return Variation(
-        matrix=_rotation(angles) / scale if config.turns else None,
+        matrix=about_x @ about_y @ about_z / scale if config.turns else None,
         gain=1 + config.gain * gain,
         shift=config.shift * shift,
         noise=config.noise * noise,
@@ -133,16 +134,3 @@ def vary_intensity(x_BCDHW: Tensor, variations: list[Variation]) -> Tensor:
             noise = torch.randn(x_BCDHW.shape[1:], generator=source) * variation.noise
             x_BCDHW[sample] += noise.to(x_BCDHW)
     return x_BCDHW
-
-
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotations about the three axes, one after the other."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        turned = np.eye(3)
-        first, second = (axis + 1) % 3, (axis + 2) % 3
-        turned[[first, first, second, second], [first, second, first, second]] = (
-            math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle),
-        )  # fmt: skip
-        matrix = matrix @ turned
-    return matrix

@@ -10,10 +10,10 @@ from typing import Any
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.pipeline import WINDOWED
-from harmonize.scan import HU
+from harmonize.scan import AIR_HU, HU
 from harmonize.settings import PERCENTILES
 from harmonize.voxels.intensity import CT_WINDOWS
-from headspark.channels import AIR_HU, check_unit
+from headspark.channels import check_unit
 from headspark.data.config import DataConfig
 from headspark.data.crops import Box
 from headspark.data.split import held_out
@@ -21,7 +21,7 @@ from headspark.data.split import held_out
 LABELS = ("source", "modality", "sex")
 """Columns that a probe may ask for."""
 
-_OUTSIDE = {HU: AIR_HU, WINDOWED: 0.0}
+_OUTSIDE = {HU: float(AIR_HU), WINDOWED: 0.0}
 ANATOMY = "anatomy"
 """The kind of mask that says where the head is and what was defaced."""
 
