@@ -19,8 +19,8 @@ from harmonize.errors import Reason, Rejection, UserError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-CASES = {"fuzz.kinds_raw": 200, "fuzz.kinds_tables": 100, "fuzz.kinds_models": 50}
-"""Of a format; networks and recipes take longest to read. `python tests/fuzz --forever` goes on."""
+CASES = {"fuzz.kinds_raw": 300, "fuzz.kinds_tables": 200, "fuzz.kinds_models": 100}
+"""Of a kind; networks and recipes take longest to read. `python tests/fuzz --forever` goes on."""
 
 
 @pytest.mark.parametrize("module", KINDS)

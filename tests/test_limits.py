@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 
 from harmonize import dicom as dicom_volumes
 from harmonize import engine, limits
@@ -99,6 +99,17 @@ def test_a_compressed_picture_that_is_larger_than_its_header_says_is_not_decoded
     with pytest.raises(Rejection) as caught:
         load_volume(volume)
     assert caught.value.reason is Reason.TOO_LARGE
+
+
+def test_a_jpeg_ls_picture_without_its_end_is_not_decoded_for_seconds(tmp_path):
+    head = "ffd8fff7000b10000500060101 1100 fff8000d01ffff0012004301140040 ffda0008010100000000 ff7f80"
+    bombs.ct_series(tmp_path, 4, JPEGLSLossless, encapsulated=bytes.fromhex(head) + bytes(30))
+    (volume,) = find_volumes(sorted(tmp_path.iterdir()))
+    began = time.process_time()
+    with pytest.raises(Rejection) as caught:
+        load_volume(volume)
+    assert caught.value.reason is Reason.TRUNCATED
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
+import nibabel as nib
 import numpy as np
 
 from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, Volume
@@ -125,11 +126,19 @@ def _file_faults(
         faults.append(f"{name}: {volume.stored_XYZ.dtype} instead of {dtype}")
     if (int(header["qform_code"]), int(header["sform_code"])) != (1, 1):
         faults.append(f"{name}: qform and sform codes are not both 1")
-    elif not np.allclose(header.get_qform(), header.get_sform(), atol=AFFINE_TOLERANCE):
+    elif not _forms_agree(header):
         faults.append(f"{name}: qform and sform differ")
     if header["descrip"].item() or header["aux_file"].item() or header["intent_name"].item() or has_text:
         faults.append(f"{name}: carries text in its header")
     return volume, faults
+
+
+def _forms_agree(header: nib.Nifti1Header) -> bool:
+    try:
+        qform = header.get_qform()
+    except ValueError:  # three numbers that are no quaternion
+        return False
+    return np.allclose(qform, header.get_sform(), atol=AFFINE_TOLERANCE)
 
 
 def _image_faults(image: Volume, spacing: tuple[float, float, float], row: dict[str, Any]) -> Iterator[str]:

@@ -117,6 +117,13 @@ def read_volume(path: Path | str, *, shape: Sequence[int] | None = None) -> Volu
     return read_with_header(path, shape=shape)[0]
 
 
+def _affine(header: nib.Nifti1Header, path: Path | str) -> NDArray[np.float64]:
+    try:
+        return np.asarray(header.get_best_affine(), np.float64)
+    except ValueError as error:
+        raise ValueError(f"{path}: the quaternion of its header is none") from error
+
+
 def read_with_header(path: Path | str, *, shape: Sequence[int] | None = None) -> tuple[Volume, nib.Nifti1Header, bool]:
     """As `read_volume`, with the header, and whether there is text beside it."""
     inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
@@ -126,7 +133,7 @@ def read_with_header(path: Path | str, *, shape: Sequence[int] | None = None) ->
             raise ValueError(f"{path}: damaged gzip, or no NIfTI-1 header")
         header = nib.Nifti1Header.from_fileobj(io.BytesIO(head[:HEADER_BYTES] + bytes(4)))
         claimed, dtype, offset = header.get_data_shape(), header.get_data_dtype(), float(header["vox_offset"])
-        (slope, inter), affine = header.get_slope_inter(), header.get_best_affine()
+        (slope, inter), affine = header.get_slope_inter(), _affine(header, path)
         wanted = None if shape is None else tuple(map(int, shape))
         if wanted is not None and claimed[:3] != wanted:
             raise WrongShapeError(path, claimed, wanted)

@@ -48,6 +48,9 @@ _DECODED: list[BaseTag | int] = [
 ]
 """What is needed of a file to decode its pictures; of others pydicom makes half a kilobyte of eight bytes."""
 
+_JPEG_LS = frozenset({uid.JPEGLSLossless, uid.JPEGLSNearLossless})
+_JPEG_END = b"\xff\xd9"
+
 _LONG_VALUE_REPRESENTATIONS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")
 
 _DECODERS: dict[str, tuple[str, ...]] = {
@@ -195,6 +198,10 @@ def _check_pictures(dataset: Dataset, layout: PixelLayout) -> None:
             raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short")
         if found is not None and math.prod(found) > _LARGER * layout.rows * layout.columns:
             raise Rejection(Reason.TOO_LARGE, f"a compressed picture of {' x '.join(map(str, found))} values")
+        is_another = found is not None and (found[:2] != (layout.rows, layout.columns) or not found[2])
+        # Behind the end of a JPEG-LS picture CharLS may look for more in two milliards of zeros.
+        if is_another or (layout.transfer_syntax in _JPEG_LS and not picture.rstrip(b"\0").endswith(_JPEG_END)):
+            raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short")
 
 
 def _encoded(dataset: Dataset, layout: PixelLayout) -> Iterator[bytes]:
@@ -284,10 +291,10 @@ def _decode_with_gdcm(path: Path, layout: PixelLayout) -> NDArray[Any] | None:
     reader.SetFileName(str(path))
     if not reader.Read():
         return None
-    buffer = reader.GetImage().GetBuffer()
+    image, expected = reader.GetImage(), layout.frames * layout.picture_bytes
+    buffer = image.GetBuffer() if image.GetBufferLength() == expected else None
     if buffer is None:
         return None
-    expected = layout.frames * layout.picture_bytes
     content = buffer.encode("utf-8", errors="surrogateescape")
     native = replace(layout, transfer_syntax=uid.ExplicitVRLittleEndian)
     return _from_bytes(content, native) if len(content) == expected else None

@@ -8,8 +8,10 @@ import struct
 import zlib
 
 import pydicom
+from pydicom import uid
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 
 from fuzz.damage import NUMBERS, of_bytes
 
@@ -20,6 +22,11 @@ TEXTS = (
     "MR", "PT", "DERIVED\\SECONDARY", "20019999", "RGB", "HU", "US",
 )  # fmt: skip
 META = struct.Struct("<4x4xI")
+SYNTAXES = (
+    uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1,
+    uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2K,
+    uid.MPEG2MPML, uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian,
+)  # fmt: skip
 
 
 def of_dicom(content: bytes, dice: random.Random) -> bytes:
@@ -52,6 +59,28 @@ def of_deflated(content: bytes, dice: random.Random) -> bytes:
     changed = of_dicom(head + body, dice)
     place = min(place, len(changed))
     return changed[:place] + _deflate(changed[place:])
+
+
+def of_compressed(content: bytes, dice: random.Random) -> bytes:
+    """Damage to the picture in a file that is right, a picture for another decoder, or any damage of the file."""
+    kind = dice.randrange(10)
+    if kind < 3:
+        return of_dicom(content, dice)
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    (picture,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    if kind > 3 or dice.random() < 0.3:
+        picture = of_bytes(picture, dice)
+    pictures = [picture] * dice.choice((1, 1, 1, 1, 2)) if picture else [b"\0\0"]
+    pieces = dice.choice((1, 1, 1, min(3, len(picture) // 2 or 1)))
+    dataset.PixelData = encapsulate(pictures, fragments_per_frame=pieces, has_bot=dice.random() < 0.5)
+    dataset["PixelData"].is_undefined_length = True
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, dataset, implicit_vr=False, little_endian=True)
+    made = stream.getvalue()
+    own = dataset.file_meta.TransferSyntaxUID
+    # Of the same length, padded with spaces, so that no length changes.
+    fitting = [syntax for syntax in SYNTAXES if len(syntax) <= len(own)]
+    return made.replace(own.encode(), dice.choice(fitting).ljust(len(own)).encode()) if kind == 3 else made
 
 
 def nested(depth: int) -> bytes:

@@ -23,12 +23,15 @@ class Kind:
         damage: Gives the content of a damaged one.
         read: Reads it as a command would; a `UserError` or a `Rejection` is right, all else is a fault.
         write: Puts damaged content in its place, where that is more than writing the file.
+        alone: Read in a process of its own, as `harmonize` reads scans: decoders written in C may end it, and the scan
+            is then recorded as `worker_died`.
     """
 
     target: Path
     damage: Damage
     read: Callable[[], object]
     write: Callable[[bytes], object] | None = None
+    alone: bool = False
 
     def put(self, content: bytes) -> None:
         """Put content in the place of the file."""
@@ -38,36 +41,23 @@ class Kind:
             self.write(content)
 
 
-FORMATS = {
+KINDS = {
     "fuzz.kinds_raw": (
-        ("dicom",), ("deflated",), ("enhanced",), ("rsna-dicom",), ("nifti", "nifti-gz"), ("png",),
+        "dicom", "deflated", "enhanced", "rsna-dicom", "rle", "jpeg-lossless", "jpeg-baseline",
+        "jpeg-ls", "jpeg-2000", "nifti", "nifti-gz", "png",
     ),
     "fuzz.kinds_tables": (
-        ("openneuro-csv", "deeplesion-csv", "train-csv", "localizers-csv", "metadata-csv", "hashes-csv"),
-        ("nbia-json",), ("zip-archive",), ("parquet", "rejected-parquet"), ("corpus-json", "journal"),
-        ("corpus-image",), ("nyul",),
+        "openneuro-csv", "deeplesion-csv", "train-csv", "localizers-csv", "metadata-csv", "hashes-csv", "nbia-json",
+        "zip-archive", "parquet", "rejected-parquet", "corpus-json", "journal", "corpus-image", "nyul",
     ),
     "fuzz.kinds_models": (
-        ("recipe", "finetune-recipe"), ("checkpoint-weights", "checkpoint-training", "checkpoint-seal"),
-        ("run-json", "metrics"), ("encoder-config", "model-config"), ("encoder-weights", "model-weights"),
-        ("nnssl", "nnssl-plan"),
+        "recipe", "finetune-recipe", "checkpoint-weights", "checkpoint-training", "checkpoint-seal", "run-json",
+        "metrics", "encoder-config", "model-config", "encoder-weights", "model-weights", "nnssl", "nnssl-plan",
     ),
 }  # fmt: skip
-"""Kinds of the same format stand together, by the module that makes them; its functions are called as they are."""
+"""By the module that makes them; its functions are called as they are."""
 
-KINDS = {module: tuple(name for names in formats for name in names) for module, formats in FORMATS.items()}
 NAMES = tuple(name for names in KINDS.values() for name in names)
-ALIKE = {name: len(names) for formats in FORMATS.values() for names in formats for name in names}
-
-
-def shared(name: str, cases: int) -> int:
-    """How many of the cases of a format are this kind's.
-
-    Example:
-        >>> shared("dicom", 200), shared("hashes-csv", 200)
-        (200, 33)
-    """
-    return cases // ALIKE[name]
 
 
 def make(name: str, folder: Path) -> Kind:

@@ -22,7 +22,7 @@ from finetune.recipe import Recipe as FinetuneRecipe
 from fuzz.damage import ODD, Damage, either, of_bytes, of_json, of_json_lines, of_yaml
 from fuzz.kinds import Fault, Kind
 from fuzz.valid import OLD
-from headspark import Encoder
+from headspark import Encoder, config
 from headspark.config import read_recipe
 from headspark.hub import export as exports
 from headspark.interop import nnssl as interop
@@ -32,6 +32,10 @@ from headspark.run.claim import read_metrics, read_state
 from headspark.run.state import NEEDED, SHAPE, prepare, restore
 
 torch.set_num_threads(1)
+config.recipe_parser = functools.cache(config.recipe_parser)
+# Of a run that is exported again and again, one file changes, and it is none of these.
+exports.load_newest = functools.cache(exports.load_newest)
+exports.read_recipe = functools.cache(exports.read_recipe)
 OLD_STEP, NEW_STEP = "step_000002", "step_000004"
 FLAT = 1e-6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import shutil
@@ -10,9 +11,19 @@ from pathlib import Path
 from PIL import Image
 
 from fuzz.damage import either, of_bytes, of_nifti, of_png, within
-from fuzz.damage_dicom import of_deflated, of_dicom
+from fuzz.damage_dicom import of_compressed, of_deflated, of_dicom
 from fuzz.kinds import Fault, Kind
-from fuzz.valid import OLD, SLICES, deflated_dicom, dicom_bytes, enhanced_dicom, plain_dicom, plain_nifti, slice_numbers
+from fuzz.valid import (
+    OLD,
+    SLICES,
+    compressed_dicom,
+    deflated_dicom,
+    dicom_bytes,
+    enhanced_dicom,
+    plain_dicom,
+    plain_nifti,
+    slice_numbers,
+)
 from harmonize import sources
 from harmonize.engine import one_scan
 from harmonize.errors import Reason
@@ -28,6 +39,7 @@ def harmonized(source: str, root: Path, corpus: Path) -> int:
     Raises:
         Fault: A scan was refused for something that nobody foresaw.
     """
+    shutil.rmtree(corpus, ignore_errors=True)
     accepted = 0
     for ref in sources.references(source, root):
         record = one_scan.process(ref, corpus=corpus, settings=SETTINGS)
@@ -35,12 +47,12 @@ def harmonized(source: str, root: Path, corpus: Path) -> int:
         refusal = record.rejection or {"reason": "", "message": ""}
         if "unexpected" in refusal["message"] or refusal["reason"] == Reason.WORKER_DIED:
             raise Fault(refusal["message"])
-    shutil.rmtree(corpus, ignore_errors=True)
     return accepted
 
 
-def _of_raw(source: str, folder: Path, target: Path, damage) -> Kind:
-    return Kind(target=target, damage=damage, read=lambda: harmonized(source, folder / "raw", folder / "corpus"))
+def _of_raw(source: str, folder: Path, target: Path, damage, *, alone: bool = False) -> Kind:
+    read = functools.partial(harmonized, source, folder / "raw", folder / "corpus")
+    return Kind(target=target, damage=damage, read=read, alone=alone)
 
 
 def _series(folder: Path, make) -> Path:
@@ -66,6 +78,36 @@ def enhanced(folder: Path) -> Kind:
     target.parent.mkdir(parents=True)
     target.write_bytes(dicom_bytes(enhanced_dicom()))
     return _of_raw("tcia", folder, target, of_dicom)
+
+
+def _compressed(folder: Path, syntax: str, bits: int = 12) -> Kind:
+    make = functools.partial(compressed_dicom, syntax=syntax, bits=bits)
+    return _of_raw("tcia", folder, _series(folder / "raw/1", make), of_compressed, alone=True)
+
+
+def rle(folder: Path) -> Kind:
+    """One slice of a run-length encoded series."""
+    return _compressed(folder, "RLELossless")
+
+
+def jpeg_lossless(folder: Path) -> Kind:
+    """One slice in JPEG's lossless process."""
+    return _compressed(folder, "JPEGLosslessProcess14_1")
+
+
+def jpeg_baseline(folder: Path) -> Kind:
+    """One slice in JPEG of 8 bits."""
+    return _compressed(folder, "JPEGBaselineProcess1", bits=8)
+
+
+def jpeg_ls(folder: Path) -> Kind:
+    """One slice in JPEG-LS."""
+    return _compressed(folder, "JPEGLSLossless")
+
+
+def jpeg_2000(folder: Path) -> Kind:
+    """One slice in JPEG 2000."""
+    return _compressed(folder, "JPEG2000Lossless")
 
 
 def rsna_dicom(folder: Path) -> Kind:

@@ -29,6 +29,7 @@ from harmonize.voxels import nyul as histograms
 
 UID = "1.2.3"
 ODD_NAMES = ("../../x.dcm", "/tmp/x.dcm", "a\\..\\..\\x", "C:x", "a" * 300, "x/" * 60 + "x", "\x1b[2J", ".", "x/")
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 ODD_CELLS = (None, -1, 0.5, 2**40, "x", "", "../../x", "/etc/passwd", [1], [[1]], True)
 
 
@@ -144,6 +145,8 @@ def _hashes_of(content: bytes) -> bytes:
 
 def _odd_archive(content: bytes, dice: Random) -> bytes:
     """Members under odd names, packed otherwise, far larger than they should be, or damaged under a right checksum."""
+    if dice.random() < 0.04:
+        return _swollen(dice.choice(PACKINGS[1:]))
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as there, zipfile.ZipFile(stream, "w") as opened:
         for name in there.namelist():
@@ -152,12 +155,18 @@ def _odd_archive(content: bytes, dice: Random) -> bytes:
                 name = dice.choice(ODD_NAMES)
             elif kind == 1:
                 body = of_bytes(body, dice)
-            elif kind == 2 and dice.random() < 0.2:
-                body = bytes(200 << 20)
-            packing = dice.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
-            opened.writestr(name, body, packing, 1)
+            opened.writestr(name, body, dice.choice(PACKINGS), 1)
     made = stream.getvalue()
     return of_bytes(made, dice) if dice.random() < 0.5 else made
+
+
+@functools.cache
+def _swollen(packing: int) -> bytes:
+    """An archive with a member of 200 MB, which takes long to pack."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as opened:
+        opened.writestr("1-1.dcm", bytes(200 << 20), packing, 1)
+    return stream.getvalue()
 
 
 def _corpus(folder: Path, name: str, damage, read=None) -> Kind:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from pathlib import Path
 
+import gdcm
 import nibabel as nib
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
@@ -61,6 +64,41 @@ def deflated_dicom(case: int, number: int) -> Dataset:
     dataset = plain_dicom(case, number)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     return dataset
+
+
+def compressed_dicom(case: int, number: int, *, syntax: str, bits: int = 12) -> Dataset:
+    """The same slice, of fewer bits, as GDCM compresses it.
+
+    Args:
+        case: Of the series.
+        number: Of the slice.
+        syntax: The transfer syntax by GDCM's name.
+        bits: That are stored: 12 or 8.
+    """
+    step = 1 if bits > 8 else 5
+    stored = ((_hu(case * SLICES + number) + 1000) // step).astype(np.uint16 if bits > 8 else np.uint8)
+    plain = plain_dicom(
+        case, number, PixelRepresentation=0, BitsAllocated=8 * stored.itemsize, BitsStored=bits, HighBit=bits - 1,
+        RescaleIntercept=-1000, RescaleSlope=step, PixelData=stored.tobytes(),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "slice.dcm")
+        file.write_bytes(dicom_bytes(plain))
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(file))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFileName(str(file))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+        made = dcmread(file)
+    # GDCM may derive a new name, and tells the time.
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = plain.SOPInstanceUID
+    del made.StudyDate, made.StudyTime
+    return made
 
 
 def enhanced_dicom() -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import random
 import re
 import resource
@@ -15,12 +16,12 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from fuzz.kinds import Kind, make, shared
+from fuzz.kinds import Kind, make
 
 SECONDS, GIGABYTES = 10.0, 2.0
 """No file may cost more: of processor time, and of memory of the whole process."""
@@ -40,10 +41,12 @@ class Found:
     Attributes:
         fault: What it did that none may do; None if it was read or refused.
         refused: Whether it was refused.
+        died: Whether it ended its process, where it was read in one of its own.
     """
 
     fault: str | None
     refused: bool
+    died: bool = False
 
 
 def damaged(kind: Kind, name: str, seed: int, case: int, valid: bytes) -> bytes:
@@ -53,9 +56,38 @@ def damaged(kind: Kind, name: str, seed: int, case: int, valid: bytes) -> bytes:
 
 def watched(kind: Kind, content: bytes) -> Found:
     """Have a damaged file read under the limits."""
+    kind.put(content)
+    return _alone(kind) if kind.alone else _read(kind)
+
+
+def _alone(kind: Kind) -> Found:
+    """What comes of reading in a process of its own."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        # The clock is Python's, and does not interrupt a decoder.
+        resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS) + 1, resource.RLIM_INFINITY))
+        try:
+            os.write(theirs, pickle.dumps(_read(kind)))
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as pipe:
+        said = pipe.read()
+    _, status, usage = os.wait4(child, 0)
+    if said:
+        return pickle.loads(said)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        return Found(f"took more than {SECONDS:g} s", False, died=True)
+    if usage.ru_maxrss > GIGABYTES * (1 << 20):
+        return Found(f"took {usage.ru_maxrss / (1 << 20):.1f} GB", False, died=True)
+    return Found(None if os.WIFSIGNALED(status) else "ended its process without a word", False, died=True)
+
+
+def _read(kind: Kind) -> Found:
     from harmonize.errors import Rejection, UserError
 
-    kind.put(content)
     refused = False
     with _peak() as peak, _clock():
         start = time.process_time()
@@ -120,9 +152,7 @@ def _status(name: str) -> int:
     return int(found[1]) << 10
 
 
-def serve(
-    names: Sequence[str], seed: int, cases: range, kept: Path, *, start: int | None = None, divide: bool = False
-) -> None:
+def serve(names: Sequence[str], seed: int, cases: range, kept: Path, *, start: int | None = None) -> None:
     """Go through the cases of some kinds; write a line when a kind or a case begins and when it is done.
 
     Args:
@@ -131,7 +161,6 @@ def serve(
         cases: Their numbers.
         kept: Files that did what none may do go here.
         start: Where to go on with the first kind.
-        divide: Share the cases among the kinds of a format.
     """
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -140,8 +169,8 @@ def serve(
     for name in names:
         print(f"kind {name}", file=said, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            first, last = ((shared(name, end) if divide else end) for end in (cases.start, cases.stop))
-            _serve_one(name, Path(folder), seed, range(first if start is None else start, last), kept, said)
+            of_kind = cases if start is None else range(start, cases.stop)
+            _serve_one(name, Path(folder), seed, of_kind, kept, said)
         start = None
 
 
@@ -157,7 +186,8 @@ def _never_wait() -> None:
 def _serve_one(name: str, folder: Path, seed: int, cases: range, kept: Path, said: TextIO) -> None:
     kind = make(name, folder)
     valid = kind.target.read_bytes()
-    control = watched(kind, valid)
+    # Here, so that what it imports is there for all.
+    control = watched(replace(kind, alone=False), valid)
     if control != Found(None, False):
         print(f"fault -1 the undamaged file: {control.fault or 'refused'}", file=said, flush=True)
         return
@@ -169,4 +199,5 @@ def _serve_one(name: str, folder: Path, seed: int, cases: range, kept: Path, sai
             kept.mkdir(parents=True, exist_ok=True)
             (kept / f"{name}-{seed}-{case}").write_bytes(content)
             print(f"fault {case} {found.fault}", file=said, flush=True)
-        print(f"{'refused' if found.refused else 'read'} {case}", file=said, flush=True)
+        outcome = "died" if found.died else "refused" if found.refused else "read"
+        print(f"{outcome} {case}", file=said, flush=True)
