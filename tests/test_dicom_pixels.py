@@ -269,6 +269,16 @@ def test_damaged_compressed_pixels_are_refused(tmp_path):
     assert rejection(tmp_path) is Reason.TRUNCATED
 
 
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless])
+def test_a_compressed_picture_of_another_shape_is_refused_and_not_shifted(tmp_path, syntax):
+    for k in range(4):
+        dataset = picture(np.arange(4096, dtype=np.uint16).reshape(32, 128), k)
+        dataset.compress(syntax, generate_instance_uid=False)
+        dataset.Rows, dataset.Columns = 64, 64
+        dataset.save_as(tmp_path / f"{k}.dcm", enforce_file_format=True)
+    assert rejection(tmp_path) is Reason.TRUNCATED
+
+
 @pytest.mark.realdata
 def test_a_lossless_jpeg_cut_short_is_truncated(tmp_path, real_data):
     for path in (real_data / "dicom2nifti_tests" / "generic" / "compressed_jpeg").rglob("*.dcm"):

@@ -98,3 +98,18 @@ def test_a_line_nested_without_end_is_passed_over(corpus: Path) -> None:
     with (corpus / "records/openmind.jsonl").open("a") as stream:
         stream.write("[" * 100_000 + "\n")
     assert engine.merge(corpus) == whole
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"'])
+@pytest.mark.parametrize("part", ["row", "labels"])
+def test_a_line_with_what_cannot_be_written_again_is_passed_over(corpus: Path, part: str, value: str) -> None:
+    accepted, rejected = engine.merge(corpus)
+    path = corpus / "records/openmind.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    odd = next(number for number, line in enumerate(lines) if json.loads(line).get("row"))
+    entry = json.loads(lines[odd])
+    entry[part] = (entry.get(part) or {}) | {"age": "ODD"}
+    lines[odd] = json.dumps(entry).replace('"ODD"', value) + "\n"
+    path.write_text("".join(lines))
+    assert engine.merge(corpus) == (accepted - 1, rejected)
+    assert value not in path.read_text()

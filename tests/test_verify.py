@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +135,18 @@ def test_qform_and_sform_that_differ_are_found(corpus: Path) -> None:
 
     replace_image(corpus, disagree)
     assert any("qform and sform differ" in fault for fault in verify(corpus))
+
+
+@pytest.mark.parametrize(("sform_code", "said"), [(1, "qform and sform differ"), (0, "cannot be read (ValueError)")])
+def test_three_numbers_that_are_no_quaternion_are_found(corpus: Path, sform_code: int, said: str) -> None:
+    def turn_too_far(path: Path) -> None:
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        struct.pack_into("<hh3f", content, 252, 1, sform_code, 1.0, 1.0, 1.0)  # qform_code, sform_code, quatern_b to _d
+        path.write_bytes(gzip.compress(content))
+
+    replace_image(corpus, turn_too_far)
+    (fault,) = verify(corpus)
+    assert said in fault
 
 
 def test_text_in_a_header_is_found(corpus: Path) -> None:

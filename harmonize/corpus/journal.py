@@ -8,6 +8,7 @@ processes finished nor the number of shards shows.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -152,14 +153,35 @@ def _line(record: Record) -> str:
     entry = {name: value for name in Record.__slots__ if (value := getattr(record, name)) is not None}
     if record.read is not None:
         entry["read"] = {name: value for name in Fingerprint.__slots__ if (value := getattr(record.read, name))}
-    return json.dumps(entry, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+    return _encoded(entry) + "\n"
+
+
+def _encoded(entry: Any) -> str:
+    return json.dumps(entry, ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
+def _finite(text: str) -> float:
+    """A number of a line.
+
+    Raises:
+        ValueError: It is none that could be written again.
+    """
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} in a journal")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 def _records(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             try:
-                entry = json.loads(line)
+                entry = _DECODER.decode(line)
+                if "\\u" in line:
+                    _encoded(entry).encode()  # ValueError for half of a surrogate pair, which no file can hold
                 read = entry.pop("read", None)
                 record = Record(**entry, read=None if read is None else _fingerprint(read))
             except (ValueError, TypeError, AttributeError, RecursionError):
