@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from harmonize.errors import WRONG_USE, WrongUse
 
-__all__ = ["WRONG_USE", "Parser"]
+__all__ = ["WRONG_USE", "Parser", "not_negative", "positive"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,3 +26,27 @@ class Parser(argparse.ArgumentParser):
             WrongUse: Always.
         """
         raise WrongUse(f"{message}; see `{self.prog} --help`")
+
+
+def positive(text: str) -> int:
+    """Read an option's value that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: No whole number, or 0.
+    """
+    return _whole(text, at_least=1)
+
+
+def not_negative(text: str) -> int:
+    """Read an option's value that counts something, or that is 0 for none.
+
+    Raises:
+        argparse.ArgumentTypeError: No whole number.
+    """
+    return _whole(text, at_least=0)
+
+
+def _whole(text: str, *, at_least: int) -> int:
+    if not text.isdecimal() or int(text) < at_least:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from {at_least} up")
+    return int(text)

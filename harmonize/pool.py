@@ -69,6 +69,11 @@ def run(
         yield from pool.work_through(deque((task, 1) for task in tasks), workers)
 
 
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Workers(Generic[Task, Result]):
     """The processes, each with the task that it is at."""
 

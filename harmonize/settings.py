@@ -17,9 +17,6 @@ what they were before they were normalised."""
 
 MRI_NORMS = ("nyul", "zscore", "whitestripe", "fcm", "kde", "none")
 
-DEFAULT_MRI_NORM = {"openmind": "nyul"}
-"""Nyul needs many scans of one contrast to fit on, which OpenMind has; other sources take the z-score."""
-
 MIN_SPACING_MM = 0.1
 MAX_SPACING_MM = 20.0
 

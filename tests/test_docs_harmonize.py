@@ -18,7 +18,7 @@ COMMANDS = re.findall(r"^harmonize .*$", PAGE, re.MULTILINE)
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_command_line_is_accepted(line: str) -> None:
-    assert callable(cli._parse(shlex.split(line)[1:]).call)
+    assert callable(cli.parse(shlex.split(line)[1:]).call)
 
 
 def test_every_command_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harmonize import phantom
+from harmonize import phantom, sources
 from harmonize.errors import UserError
 
 OPENMIND = (
@@ -59,7 +59,7 @@ def test_all_writes_one_tree_for_each_source(everything: Path) -> None:
     assert sorted(path.name for path in everything.iterdir()) == ["deeplesion", "openmind", "rsna", "tcia"]
 
 
-@pytest.mark.parametrize("source", phantom.SOURCES)
+@pytest.mark.parametrize("source", sources.SOURCES)
 def test_a_source_written_alone_by_two_processes_has_the_same_bytes_as_among_all(
     everything: Path, tmp_path: Path, source: str
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_tree_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     def fail_late(root: Path, found: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(phantom.rsna, "write_tables", fail_late)
+    monkeypatch.setattr("harmonize.phantom.rsna.write_tables", fail_late)
     with pytest.raises(OSError, match="disk full"):
         phantom.write("rsna", tmp_path, scans=2, size=24, seed=0)
     assert list(tmp_path.iterdir()) == []

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from harmonize.corpus.target import check_folder
 from harmonize.errors import UserError
 from harmonize.fetch import download
 from harmonize.fetch.address import parse
 from harmonize.fetch.archives import Damaged, unpack
-from harmonize.files import write_text
+from harmonize.fetch.arguments import finish
+from harmonize.files import room_in, write_text
 from harmonize.progress import Progress
 from harmonize.sources.tables import read_table
+from harmonize.terminal import say
 
 HOME = "https://nihcc.box.com/v/DeepLesion"
 LIST_NAME = "batch_download_zips.py"
@@ -140,3 +144,20 @@ def _place(path: PurePosixPath) -> PurePosixPath | None:
     """Where a slice goes; whatever else an archive holds is left out."""
     slice_name = _SLICE.fullmatch(path.as_posix())
     return PurePosixPath(IMAGES, slice_name["series"], path.name) if slice_name else None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this download."""
+    parser.add_argument("--list", type=Path, metavar="FILE", help="NIH's batch_download_zips.py, or an address a line")
+    parser.add_argument("--base-url", metavar="URL", help="a mirror that holds Images_png_01.zip ... and DL_info.csv")
+
+
+def call(options: argparse.Namespace) -> int:
+    """Download what a command line asks for; gives the exit code."""
+    check_folder(options.out)
+    wanted = addresses(options.list, options.base_url)[: options.limit]
+    table = f"{options.base_url.rstrip('/')}/{TABLE}" if options.base_url else None
+    with room_in(options.out):
+        missing = fetch(wanted, options.out, table_url=table)
+    say(f"{options.out}: {len(wanted)} archives asked for; next: harmonize deeplesion {options.out} --out CORPUS")
+    return finish(options.out, missing)

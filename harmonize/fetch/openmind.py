@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,13 +33,17 @@ from huggingface_hub.utils import (
 from tqdm import tqdm
 
 from harmonize import terminal
+from harmonize.corpus.target import check_folder
 from harmonize.errors import UserError
 from harmonize.fetch import download
 from harmonize.fetch.address import parse
+from harmonize.fetch.arguments import add_modality, add_workers, finish
 from harmonize.fetch.connection import Unreachable, answered, lasting
+from harmonize.files import room_in
 from harmonize.progress import Progress
 from harmonize.sources.openmind import NEEDED, TABLE, TREE
 from harmonize.sources.tables import read_table
+from harmonize.terminal import say
 
 REPO = "AnonRes/OpenMind"
 """CC-BY-4.0, about 1 TB; MIC-DKFZ/OpenMind holds the same."""
@@ -230,3 +236,26 @@ def _away(hub: HfApi, error: Exception) -> UserError:
 def _status(error: Exception) -> int:
     """HTTP status of an answer that was an error; 0 where there was no answer."""
     return getattr(getattr(error, "response", None), "status_code", 0)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this download."""
+    add_modality(parser, "T1w, T2w, FLAIR ... as its table writes them")
+    parser.add_argument(
+        "--max-score", type=float, metavar="S", help="worst image_quality_score taken; 1 is best, 5 worst"
+    )
+    parser.add_argument("--repo", default=REPO, help="of the dataset; default %(default)s")
+    parser.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT"), metavar="URL", help="of the Hub")
+    add_workers(parser)
+
+
+def call(options: argparse.Namespace) -> int:
+    """Download what a command line asks for; gives the exit code."""
+    check_folder(options.out)
+    choice = Choice(modalities=options.modality, max_score=options.max_score, limit=options.limit)
+    with room_in(options.out):
+        there, missing = fetch(
+            choice, options.out, repo=options.repo, endpoint=options.endpoint, workers=options.workers
+        )
+    say(f"{options.out}: {there} images; next: harmonize openmind {options.out} --out CORPUS")
+    return finish(options.out, missing)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
+import os
 import re
 import shutil
 from collections import Counter
@@ -16,13 +18,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from harmonize.corpus.target import check_folder
 from harmonize.errors import UserError
 from harmonize.fetch import download
 from harmonize.fetch.archives import Damaged, unpack
+from harmonize.fetch.arguments import add_modality, add_workers, finish
 from harmonize.fetch.partial import PARTIAL, SIDE
-from harmonize.files import target_of_temporary
+from harmonize.files import room_in, target_of_temporary
 from harmonize.identity import safe_name
 from harmonize.progress import Progress
+from harmonize.terminal import say
 
 BASE_URL = "https://services.cancerimagingarchive.net/nbia-api/services/v1"
 COLLECTION_PAGE = "https://www.cancerimagingarchive.net/collection/"
@@ -226,3 +231,31 @@ def _no_access(collection: str, refused: download.Refused) -> UserError:
 
 def _page(collection: str) -> str:
     return f"{COLLECTION_PAGE}{quote(collection.lower().replace(' ', '-'))}/"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this download."""
+    parser.add_argument("--collection", required=True, metavar="C", help="as TCIA writes it, such as HNSCC")
+    add_modality(parser, "CT, MR or PT")
+    parser.add_argument(
+        "--base-url", default=os.environ.get("HARMONIZE_NBIA_URL"), metavar="URL", help="of the NBIA REST service, v1"
+    )
+    add_workers(parser)
+
+
+def call(options: argparse.Namespace) -> int:
+    """Download what a command line asks for; gives the exit code."""
+    check_folder(options.out)
+    with room_in(options.out):
+        outcome = fetch(
+            options.collection,
+            options.out,
+            modalities=options.modality,
+            limit=options.limit,
+            base_url=(options.base_url or BASE_URL).rstrip("/"),
+            workers=options.workers,
+        )
+    for licence, count in sorted(outcome.licences.items()):
+        say(f"licence of {count} series: {licence}")
+    say(f"{options.out}: {outcome.there} series; next: harmonize tcia {options.out} --out CORPUS")
+    return finish(options.out, outcome.failed)

@@ -5,23 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from harmonize import pool
+from harmonize import pool, sources
 from harmonize.corpus.target import check_folder
 from harmonize.errors import UserError
 from harmonize.files import temporary_beside
-from harmonize.phantom import deeplesion, openmind, rsna, tcia
 from harmonize.progress import Progress
 
-SOURCES = ("openmind", "tcia", "deeplesion", "rsna")
 ALL = "all"
 SMALLEST_SIZE = 24
 """With fewer voxels along the largest axis nothing in a head can be told apart."""
-
-_WRITERS: dict[str, Any] = {"openmind": openmind, "tcia": tcia, "deeplesion": deeplesion, "rsna": rsna}
-"""Modules with ``write_scan``, which gives what ``write_tables`` wants of all scans."""
 
 
 def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: int = 1) -> list[Path]:
@@ -31,7 +27,7 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
     name only when it is whole.
 
     Args:
-        source: One of `SOURCES`, or ``all``.
+        source: Name of one that has a phantom in the registry, or ``all``.
         out: Where the trees go.
         scans: Usable scans in each tree; files to be ignored or refused come on top.
         size: Voxels along the largest axis of a scan.
@@ -44,14 +40,15 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
     Raises:
         UserError: For an unknown source, a number out of range, a tree that exists already, or no place to write to.
     """
-    if source != ALL and source not in SOURCES:
-        raise UserError(f"unknown source {source!r}: choose {ALL} or one of {', '.join(SOURCES)}", exit_code=2)
+    known = tuple(name for name, entry in sources.SOURCES.items() if entry.phantom is not None)
+    if source != ALL and source not in known:
+        raise UserError(f"unknown source {source!r}: choose {ALL} or one of {', '.join(known)}", exit_code=2)
     if scans < 1:
         raise UserError(f"--scans is {scans}: ask for at least 1", exit_code=2)
     if size < SMALLEST_SIZE:
         raise UserError(f"--size is {size}: ask for at least {SMALLEST_SIZE} voxels", exit_code=2)
     check_folder(Path(out))
-    chosen = SOURCES if source == ALL else (source,)
+    chosen = known if source == ALL else (source,)
     roots = [Path(out) / name for name in chosen]
     for root in roots:
         # A link that leads nowhere would be found out only when the tree is whole.
@@ -72,7 +69,8 @@ def _write_whole(name: str, root: Path, *, scans: int, size: int, seed: int, wor
             f"{root.parent}: cannot be made ({error.strerror}): choose another --out", exit_code=2
         ) from error
     try:
-        write_scan = partial(_WRITERS[name].write_scan, root=partial_root, scans=scans, size=size, seed=seed)
+        writer = _writer(name)
+        write_scan = partial(writer.write_scan, root=partial_root, scans=scans, size=size, seed=seed)
         found = {}
         for index, result in pool.run(write_scan, range(scans), workers=workers if workers > 1 else 0):
             if isinstance(result, pool.Died):
@@ -81,8 +79,15 @@ def _write_whole(name: str, root: Path, *, scans: int, size: int, seed: int, wor
                 )
             found[index] = result
             progress.advance(source=name)
-        _WRITERS[name].write_tables(partial_root, [found[index] for index in range(scans)])
+        writer.write_tables(partial_root, [found[index] for index in range(scans)])
         partial_root.rename(root)
     except BaseException:
         shutil.rmtree(partial_root)
         raise
+
+
+def _writer(name: str) -> Any:
+    """The module that writes the tree of a source."""
+    module = sources.entry(name).phantom
+    assert module is not None
+    return import_module(module)

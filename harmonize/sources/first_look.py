@@ -10,20 +10,8 @@ from pathlib import Path
 from harmonize.dicom.elements import looks_like_dicom
 from harmonize.errors import UserError
 from harmonize.raw_tree import RawTree, is_corpus, suffix_of
+from harmonize.sources import entry
 
-EXPECTED = {
-    "openmind": "a tree of NIfTI files such as OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz",
-    "tcia": "a folder of DICOM files, in any layout",
-    "deeplesion": "DL_info.csv and Images_png/ with a folder a series, such as 000001_01_01/103.png",
-    "rsna": "the competition's train.csv and series/<SeriesInstanceUID>/*.dcm",
-}
-
-_KINDS = {
-    "openmind": "OpenMind's NIfTI",
-    "tcia": "DICOM",
-    "deeplesion": "DeepLesion",
-    "rsna": "the RSNA competition's download",
-}
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 _DICOM = "DICOM without suffix"
 _LOOKED_AT = 2000
@@ -41,11 +29,11 @@ def check_root(source: str, root: Path) -> None:
     """
     if _is_file(root):
         kind = "an archive: unpack it and give its folder" if suffix_of(root.name) in _ARCHIVES else "a file, no folder"
-        raise UserError(f"{root}: {kind}; expected is {EXPECTED[source]}", exit_code=2)
+        raise UserError(f"{root}: {kind}; expected is {entry(source).expected}", exit_code=2)
     try:
         names = [path.name for path in root.iterdir()]
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{root}: no such folder; expected is {EXPECTED[source]}", exit_code=2) from error
+        raise UserError(f"{root}: no such folder; expected is {entry(source).expected}", exit_code=2) from error
     except OSError as error:
         raise UserError(f"{root}: cannot be read: {error.strerror}", exit_code=2) from error
     if is_corpus(names):
@@ -74,13 +62,13 @@ def nothing_found(source: str, root: Path, seen: Mapping[str, int] | None = None
     named = ", ".join(f"{count} {what}" for what, count in found.most_common(_NAMED))
     holds = f"it holds {named}{', ...' if len(found) > _NAMED else ''}" if found else "it is empty"
     advice = _advice(source, root, found, lacking)
-    return UserError(f"{root}: {fault}; {holds}{advice}; expected is {EXPECTED[source]}", exit_code=2)
+    return UserError(f"{root}: {fault}; {holds}{advice}; expected is {entry(source).expected}", exit_code=2)
 
 
 def _advice(source: str, root: Path, seen: Counter[str], lacking: str) -> str:
     other = _looks_like(root, seen)
     if other and other != source:
-        return f" and looks like {_KINDS[other]}: try harmonize {other}"
+        return f" and looks like {entry(other).kind}: try harmonize {other}"
     if any(seen[suffix] for suffix in _ARCHIVES):
         return ": unpack the archives"
     if source == "deeplesion" and seen[".png"] and not lacking:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
 from harmonize.errors import UserError
+from harmonize.pool import cores
 from harmonize.terminal import line
 from headspark.config import WRONG_USE
 from headspark.recipe import Precision, Recipe
@@ -46,8 +47,7 @@ def mixed_precision(precision: Precision) -> str:
 
 def threads_of_a_rank() -> int:
     """The CPU cores that this process may use, shared among the node's ranks."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // local_ranks(), 1)
+    return max(cores() // local_ranks(), 1)
 
 
 def local_ranks() -> int:

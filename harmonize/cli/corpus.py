@@ -1,0 +1,151 @@
+"""The commands that work on a corpus which is there: merge, verify, report, locate, publish."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harmonize import sources
+from harmonize.cli.command import DONE, FAILED, Command, add_corpus, add_raw, add_salt, add_workers
+from harmonize.errors import UserError
+from harmonize.parser import not_negative
+from harmonize.pool import cores
+from harmonize.salt import given_salt
+from harmonize.terminal import say
+
+DRAWN = 10_000
+"""Pictures of a report: about 56 MB."""
+
+
+def draw_brains(corpus: Path, workers: int) -> None:
+    """Write the report of a corpus with brain masks, which never come without pictures to judge them by."""
+    from harmonize.report import write_report
+
+    say(f"brain masks to look at: {write_report(corpus, thumbnails=DRAWN, workers=max(1, workers))}")
+
+
+def _add_options_of_verify(parser: argparse.ArgumentParser) -> None:
+    add_corpus(parser)
+    add_workers(parser)
+
+
+def _add_options_of_report(parser: argparse.ArgumentParser) -> None:
+    add_corpus(parser)
+    parser.add_argument(
+        "--thumbnails", type=not_negative, default=DRAWN, metavar="N", help="at most so many; default %(default)s"
+    )
+    add_workers(parser)
+
+
+def _add_options_of_locate(parser: argparse.ArgumentParser) -> None:
+    names = tuple(sources.SOURCES)
+    parser.add_argument("source", choices=names, metavar="SOURCE", help=", ".join(names))
+    add_raw(parser)
+    add_corpus(parser)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="scan ids or hashes; none: all that were refused")
+    add_salt(parser, "the secret that the corpus was made with")
+
+
+def _add_options_of_publish(parser: argparse.ArgumentParser) -> None:
+    add_corpus(parser)
+    parser.add_argument("--repo", required=True, metavar="USER/NAME", help="the dataset; made if need be")
+    parser.add_argument("--public", action="store_true", help="make a new dataset public instead of private")
+    parser.add_argument(
+        "--i-may-share",
+        action="append",
+        default=[],
+        choices=tuple(sources.SOURCES),
+        metavar="SOURCE",
+        help="you have the right to pass on this source's scans, though its terms do not allow it to everybody",
+    )
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from harmonize import engine
+    from harmonize.corpus import RECORDS, Corpus, journal
+
+    absent = journal.absent_shards(options.corpus / RECORDS)
+    accepted, rejected = engine.merge(options.corpus)
+    say(f"{options.corpus}: {accepted} scans, {rejected} rejected")
+    if "brain_model" in Corpus.open(options.corpus).info["settings"]:
+        draw_brains(options.corpus, cores())
+    if absent:
+        which = f"shards {', '.join(absent)}" if len(absent) > 1 else f"shard {absent[0]}"
+        say(f"{options.corpus}: {which} never ran; run the same command without --shard to do what is missing")
+        return FAILED
+    return DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from harmonize.corpus.verify import verify
+
+    faults = verify(options.corpus, workers=max(1, options.workers))
+    for fault in faults:
+        say(fault)
+    if not faults:
+        say(f"{options.corpus}: whole")
+        return DONE
+    say(f"{options.corpus}: {len(faults)} faults; delete the files named, then give the harmonize commands again:")
+    say("they make what is missing, and only that")
+    return FAILED
+
+
+def _report(options: argparse.Namespace) -> int:
+    from harmonize.report import write_report
+
+    say(write_report(options.corpus, thumbnails=options.thumbnails, workers=max(1, options.workers)))
+    return DONE
+
+
+def _locate(options: argparse.Namespace) -> int:
+    from harmonize.corpus.locate import describe, locate
+    from harmonize.sources.first_look import check_root
+
+    check_root(options.source, options.raw)
+    count = 0
+    salt = given_salt(options.salt, options.salt_file)
+    for located in locate(options.source, options.raw, options.corpus, salt=salt, names=options.names):
+        say(describe(located))
+        count += 1
+    if count < len(options.names):
+        raise UserError(f"only {count} of {len(options.names)} names stand in {options.corpus} and in {options.raw}")
+    return DONE
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from harmonize.corpus.publish import publish
+
+    say(publish(options.corpus, options.repo, may_share=options.i_may_share, private=not options.public))
+    return DONE
+
+
+MERGE = Command(
+    name="merge",
+    text="put the shards of a corpus together and write its manifest anew",
+    add_options=add_corpus,
+    call=_merge,
+)
+VERIFY = Command(
+    name="verify",
+    text="check every row, file, hash and geometry of a corpus",
+    add_options=_add_options_of_verify,
+    call=_verify,
+)
+REPORT = Command(
+    name="report",
+    text="write a corpus's report/index.html: pictures, outliers first, statistics, what was refused",
+    add_options=_add_options_of_report,
+    call=_report,
+)
+LOCATE = Command(
+    name="locate",
+    text="name the raw files behind a corpus's hashes: all that were refused, or the ones you name",
+    add_options=_add_options_of_locate,
+    call=_locate,
+)
+PUBLISH = Command(
+    name="publish",
+    text="push a corpus to the Hugging Face Hub as a dataset",
+    add_options=_add_options_of_publish,
+    call=_publish,
+)

@@ -1,0 +1,42 @@
+"""`harmonize phantom`: raw trees of invented heads."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harmonize import sources
+from harmonize.cli.command import DONE, Command, add_workers
+from harmonize.parser import positive
+from harmonize.terminal import say
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    names = (name for name, entry in sources.SOURCES.items() if entry.phantom is not None)
+    parser.add_argument("--source", choices=("all", *names), default="all", help="default all")
+    parser.add_argument("--out", type=Path, required=True, metavar="RAW", help="gets a folder a source")
+    parser.add_argument("--scans", type=positive, default=8, metavar="N", help="a source; default 8")
+    parser.add_argument(
+        "--size", type=positive, default=96, metavar="VOXELS", help="of a scan's longest side; default 96"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
+    add_workers(parser)
+
+
+def _write(options: argparse.Namespace) -> int:
+    from harmonize import phantom
+
+    roots = phantom.write(
+        options.source, options.out, scans=options.scans, size=options.size, seed=options.seed, workers=options.workers
+    )
+    for root in roots:
+        say(root)
+    return DONE
+
+
+PHANTOM = Command(
+    name="phantom",
+    text="write made-up raw data in the sources' own formats",
+    add_options=_add_options,
+    call=_write,
+)
