@@ -9,10 +9,10 @@ from finetune.models.assemble import HeadConfig
 from finetune.samples import DataConfig
 from finetune.stages import StageConfig
 from finetune.views.box import AugmentConfig
-from headspark.config.checks import MOST_THREADS
+from headspark.config.checks import require
 from headspark.encoder import EncoderConfig
-from headspark.optim import LARGEST_RATE, LARGEST_SEED
-from headspark.recipe import Precision
+from headspark.optim import LARGEST_RATE
+from headspark.recipe import RunConfig
 
 DEFAULT_STAGES = (
     StageConfig(name="head", steps=1000, head_lr=1e-3, warmup=100),
@@ -22,54 +22,20 @@ DEFAULT_STAGES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """How the run goes, and what is written down on the way. Its length is that of its stages.
+class TrainConfig(RunConfig):
+    """How the run goes; its length is that of its stages.
 
     Attributes:
-        seed: Of the head's weights and the samples.
-        batch: Samples in one forward pass of one rank.
-        accumulate: Forward passes summed into one step.
-        precision: ``fp32``, or ``bf16`` or ``fp16`` where that is precise enough; fp16 needs a GPU.
         weight_decay: AdamW's, on matrices and kernels.
-        clip: Largest norm of the gradient; 0 leaves it as it is.
-        ema: Decay of a moving average of the weights, which is then validated and kept; 0 for none.
-        threads: CPU threads of a rank; None: the cores that this process may use, shared among the node's ranks.
-        non_finite_patience: Steps in a row with a non-finite loss or gradient after which the run stops.
-        log_every: Steps between two lines of metrics.jsonl, each with their means.
-        validate_every: Steps between two validations; 0: only at the end.
-        checkpoint_every: Steps between two checkpoints.
-        keep: Checkpoints that are kept.
     """
 
-    seed: int = 0
-    batch: int = 2
-    accumulate: int = 1
-    precision: Precision = "fp32"
     weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.0
-    threads: int | None = None
-    non_finite_patience: int = 10
-    log_every: int = 10
-    validate_every: int = 0
-    checkpoint_every: int = 500
-    keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "non_finite_patience", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} {getattr(self, name)}: must be 1 or more")
-        for name in ("seed", "weight_decay", "clip", "validate_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"train.{name} {getattr(self, name)}: must be 0 or more")
-        if self.seed > LARGEST_SEED:
-            raise ValueError(f"train.seed {self.seed}: must be no more than {LARGEST_SEED} (2**63 - 1)")
-        if self.weight_decay > LARGEST_RATE:
-            raise ValueError(f"train.weight_decay {self.weight_decay}: must be no more than {LARGEST_RATE:g}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"train.ema {self.ema}: must be 0, or lie between 0 and 1")
-        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise ValueError(f"train.threads {self.threads}: use 1 to {MOST_THREADS}")
+        RunConfig.__post_init__(self)
+        decay = self.weight_decay
+        message = f"train.weight_decay {decay}: must be 0 or more, and no more than {LARGEST_RATE:g}"
+        require(0 <= decay <= LARGEST_RATE, message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,5 +62,5 @@ class Recipe:
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"stages {names}: one or more are needed, each with a name of its own")
+        named = bool(names) and len(set(names)) == len(names)
+        require(named, f"stages {names}: one or more are needed, each with a name of its own")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from finetune.tasks.aneurysm import Case, drawing_weights
 from finetune.views.box import AugmentConfig, Patch, Region, draw_pose, load_region, pose_patch, vary_intensity
 from harmonize.errors import UserError
 from harmonize.progress import Progress
-from headspark.channels import DEFAULT_CT_WINDOWS, to_network_input
+from headspark.channels import to_network_input
+from headspark.config.checks import require
 from headspark.data.batches import Plan, planned_batches
-from headspark.data.config import WorkerKind
+from headspark.data.config import LoaderConfig
 
 READERS = 2
 """Threads that read series: decompression releases the interpreter lock, the disk is rarely faster than two."""
@@ -35,50 +35,44 @@ LARGEST_PATCH_MM = 1000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
-    """What is cut out of the corpus, and how it is dealt out.
+class DataConfig(LoaderConfig):
+    """What is cut out of the corpus, and how it is dealt out. A pretrained encoder brings its own `ct_windows`.
 
     Attributes:
         patch: Size of the box that the network sees, in voxels.
         spacing: Its voxel size in mm; None takes the corpus as it is.
-        ct_windows: The input channels of a CT; a pretrained encoder's own are taken instead.
         folds: Into how many folds the patients of the corpus are dealt, once and for all of its runs.
         fold: The fold that is validated on and never trained on.
         fold_seed: Of that dealing.
         positive_share: Share of the training draws that have an aneurysm.
         mirror: Average validation and prediction over the patch and its mirror image.
-        workers: How many make samples, beside the training; 0 makes them between the steps.
-        worker_kind: ``thread``, or ``process`` on a system that can fork, which does not wait for Python's lock.
         cache_gb: Memory for series that are kept, in GB and per rank; the others are read when drawn.
     """
 
     patch: tuple[int, int, int] = (160, 192, 160)
     spacing: float | None = None
-    ct_windows: tuple[str, ...] = DEFAULT_CT_WINDOWS
     folds: int = 5
     fold: int = 0
     fold_seed: int = 0
     positive_share: float = 0.5
     mirror: bool = True
-    workers: int = 0
-    worker_kind: WorkerKind = "thread"
     cache_gb: float = 8.0
 
     def __post_init__(self) -> None:
-        if min(self.patch) < 8:
-            raise ValueError(f"data.patch {list(self.patch)}: 8 voxels or more are needed each way")
-        if math.prod(self.patch) > MOST_VOXELS:
-            raise ValueError(f"data.patch {list(self.patch)}: more than {MOST_VOXELS} voxels (512 x 512 x 512)")
-        if self.spacing is not None and not 0.1 <= self.spacing <= 10:
-            raise ValueError(f"data.spacing {self.spacing}: must lie between 0.1 and 10 mm")
-        if not 0 <= self.fold < self.folds:
-            raise ValueError(f"data.fold {self.fold}: must lie between 0 and data.folds - 1 = {self.folds - 1}")
-        if self.fold_seed < 0:
-            raise ValueError(f"data.fold_seed {self.fold_seed}: must be 0 or more")
-        if self.worker_kind == "process" and "fork" not in multiprocessing.get_all_start_methods():
-            raise ValueError("data.worker_kind process: this system cannot fork; take thread")
-        if not 0 <= self.positive_share <= 1 or self.workers < 0 or not self.cache_gb >= 0:
-            raise ValueError("data.positive_share must lie in [0, 1], data.workers and data.cache_gb be >= 0")
+        LoaderConfig.__post_init__(self)
+        patch = list(self.patch)
+        require(min(patch) >= 8, f"data.patch {patch}: 8 voxels or more are needed each way")
+        require(
+            math.prod(patch) <= MOST_VOXELS, f"data.patch {patch}: more than {MOST_VOXELS} voxels (512 x 512 x 512)"
+        )
+        fits = self.spacing is None or 0.1 <= self.spacing <= 10
+        require(fits, f"data.spacing {self.spacing}: must lie between 0.1 and 10 mm")
+        last = self.folds - 1
+        require(0 <= self.fold <= last, f"data.fold {self.fold}: must lie between 0 and data.folds - 1 = {last}")
+        require(self.fold_seed >= 0, f"data.fold_seed {self.fold_seed}: must be 0 or more")
+        share = self.positive_share
+        require(0 <= share <= 1, f"data.positive_share {share}: must lie in [0, 1]")
+        require(self.cache_gb >= 0, f"data.cache_gb {self.cache_gb}: must be 0 or more")
 
 
 def check_patch(config: DataConfig, stride: int, spacing: Sequence[float] | None = None) -> None:

@@ -135,7 +135,7 @@ def make_trainer(recipe: Recipe, accelerator: Accelerator, pretrained: Any | Non
     optimizer = AdamW(parameter_groups(model, weight_decay=recipe.train.weight_decay), lr=0.0)
     # Wrapped while everything wants a gradient: the wrapper for several ranks looks only once at who takes part.
     parallel, optimizer = accelerator.prepare(model.requires_grad_(True), optimizer)
-    ema = ModelEmaV3(model, decay=recipe.train.ema) if recipe.train.ema > 0 else None
+    ema = ModelEmaV3(model, decay=recipe.train.ema) if recipe.train.ema is not None else None
     return Trainer(
         recipe=recipe,
         data=data,

@@ -47,7 +47,7 @@ def test_what_lies_beyond_the_source_is_not_scored() -> None:
 
 
 def test_noise_and_gain_are_the_same_for_the_same_draw() -> None:
-    config = AugmentConfig(gain=0.3, shift=0.2, noise=0.5)
+    config = AugmentConfig(contrast=0.3, brightness=0.2, noise=0.5)
     drawn = [draw_variation(np.random.default_rng(3), config) for _ in range(2)]
     x = torch.ones(1, 1, 4, 4, 4)
     first, second = (vary_intensity(x.clone(), [one]) for one in drawn)

@@ -104,7 +104,7 @@ def test_cubes_lie_within_the_foreground_where_they_fit() -> None:
     box = (10, 40, 5, 37, 0, 32)
     for number in range(50):
         crop = draw_crop(
-            generator(0, 0, number), shape=(60, 60, 60), box=box, size=24, foreground_share=1.0, mirror=True
+            generator(0, 0, number), shape=(60, 60, 60), box=box, size=24, foreground_share=1.0, mirror=0.5
         )
         assert all(box[2 * a] <= crop.start[a] <= box[2 * a + 1] - 24 for a in range(3))
 
@@ -112,7 +112,7 @@ def test_cubes_lie_within_the_foreground_where_they_fit() -> None:
 def test_a_foreground_smaller_than_the_cube_lies_within_it() -> None:
     for number in range(50):
         crop = draw_crop(
-            generator(0, 0, number), shape=(60, 60, 60), box=(20, 30) * 3, size=24, foreground_share=1.0, mirror=False
+            generator(0, 0, number), shape=(60, 60, 60), box=(20, 30) * 3, size=24, foreground_share=1.0, mirror=0.0
         )
         assert all(start <= 20 and start + 24 >= 30 for start in crop.start)
 
@@ -120,7 +120,7 @@ def test_a_foreground_smaller_than_the_cube_lies_within_it() -> None:
 def test_a_scan_smaller_than_the_cube_is_padded_on_both_sides() -> None:
     volume = np.ones((10, 40, 12), np.int16)
     crop = draw_crop(
-        generator(0, 0, 0), shape=(10, 40, 12), box=(0, 10, 0, 40, 0, 12), size=16, foreground_share=1.0, mirror=False
+        generator(0, 0, 0), shape=(10, 40, 12), box=(0, 10, 0, 40, 0, 12), size=16, foreground_share=1.0, mirror=0.0
     )
     piece = cut(volume, crop, fill=-7)
     assert piece.shape == (16, 16, 16)

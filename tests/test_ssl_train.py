@@ -137,7 +137,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
     recipe = toy(
         data={"workers": 1},
         train={"accumulate": accumulate, "ema": 0.9, "log_every": 2},
-        augment={"rotate_degrees": 20.0, "noise": 0.1, "gain": 0.2},
+        augment={"rotate": 20.0, "noise": 0.1, "contrast": 0.2},
         encoder={"drop_path": 0.2},
         mask={"ratio": [0.3, 0.7]},
     )

@@ -197,9 +197,9 @@ def test_the_command_line_has_the_same_bounds() -> None:
 
 def test_harmless_aliases_stay(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text("augment: {flip: &half 0.5, noise: *half}\ndata: {<<: {fold: 1}, workers: 0}\n")
+    path.write_text("augment: {mirror: &half 0.5, noise: *half}\ndata: {<<: {fold: 1}, workers: 0}\n")
     found = read("--config", str(path))
-    assert (found.augment.flip, found.augment.noise, found.data.fold) == (0.5, 0.5, 1)
+    assert (found.augment.mirror, found.augment.noise, found.data.fold) == (0.5, 0.5, 1)
 
 
 @pytest.mark.parametrize("value", ['!!int ""', "!!timestamp x", "!!bool x", '!!float ""', "!!binary abc", "!!set {a}"])

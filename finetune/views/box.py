@@ -6,8 +6,9 @@ but never deeper below the vertex than the circle of Willis lies: a CTA may reac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.scan import AIR_HU, HU, Point
 from harmonize.voxels.affines import turns
 from harmonize.voxels.spatial import resample, resample_labels, target_grid
+from headspark.config.checks import require
+from headspark.data import augment
+from headspark.data.augment import Scale
 from headspark.data.stores import read_corpus_file
 
 MARGIN = 1.2
@@ -36,31 +40,30 @@ SAME_SPACING_MM = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AugmentConfig:
-    """How training patches are varied; zeros switch a part off.
+class AugmentConfig(augment.AugmentConfig):
+    """How training patches are varied: as in pretraining, and shifted. Mirroring swaps sides in labels and vessels too.
 
     Attributes:
-        flip: Share of left-right mirrored patches; labels, points and vessels swap sides with them.
-        rotate: Largest rotation about each axis, in degrees.
-        scale: Largest relative change of size.
         shift: Largest shift along each axis, in mm.
-        contrast: Largest relative change of the network input's contrast.
-        brightness: Largest shift of the network input.
-        noise: Largest standard deviation of added white noise.
     """
 
-    flip: float = 0.5
     rotate: float = 10.0
-    scale: float = 0.1
+    scale: Scale = 0.1
     shift: float = 6.0
     contrast: float = 0.1
     brightness: float = 0.1
     noise: float = 0.05
 
     def __post_init__(self) -> None:
-        values = (self.rotate, self.scale, self.shift, self.contrast, self.brightness, self.noise)
-        if min(values) < 0 or not 0 <= self.flip <= 1 or self.scale >= 1 or self.contrast >= 1:
-            raise ValueError("augment: values must be >= 0, flip <= 1, scale and contrast < 1")
+        augment.AugmentConfig.__post_init__(self)
+        require(self.shift >= 0, f"augment.shift {self.shift}: must be 0 or more")
+
+    @classmethod
+    def upgrade(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The section of a recipe with today's keys: version 0.1.0 called `mirror` ``flip``."""
+        return {
+            "mirror" if name == "flip" and "mirror" not in values else name: value for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,12 +249,11 @@ def cut_region(
 
 def draw_pose(config: AugmentConfig, generator: np.random.Generator) -> Pose:
     """A random pose."""
-    angles = np.radians(generator.uniform(-1, 1, 3) * config.rotate)
-    scales = 1 + generator.uniform(-1, 1) * config.scale
+    about_x, about_y, about_z = turns(np.radians(generator.uniform(-1, 1, 3) * config.rotate))
+    magnification = augment.draw_magnification(generator, config.scale)
     shift = generator.uniform(-1, 1, 3) * config.shift
-    side = -1.0 if generator.random() < config.flip else 1.0
-    about_x, about_y, about_z = turns(angles)
-    linear = about_z @ about_y @ about_x @ np.diag([side * scales, scales, scales])
+    side = -1.0 if generator.random() < config.mirror else 1.0
+    linear = about_z @ about_y @ about_x @ np.diag([side, 1.0, 1.0]) / magnification
     return Pose(linear=linear, shift=(float(shift[0]), float(shift[1]), float(shift[2])))
 
 

@@ -19,43 +19,68 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """How long, on what, and what is written down on the way.
+class RunConfig:
+    """How a run goes, and what is written down on the way, in pretraining and in fine-tuning.
 
     Attributes:
-        steps: Optimizer steps of the whole run.
+        seed: Of the weights and the samples.
         batch: Samples in one forward pass of one rank.
         accumulate: Forward passes summed into one step.
         precision: ``fp32``, or ``bf16`` or ``fp16`` where that is precise enough; fp16 needs a GPU.
         clip: Largest norm of the gradient; 0 leaves it as it is.
-        ema: Decay of a moving average of the weights, which is then what is validated and exported; None: none.
-        activation_checkpointing: Keep less for the backward pass and compute it again.
-        seed: Of weights, crops and masks.
+        ema: Decay of a moving average of the weights, which is then what is validated and exported; 0 or none: none.
         threads: CPU threads of a rank; None: the cores that this process may use, shared among the node's ranks.
         non_finite_patience: Steps in a row with a non-finite loss or gradient after which the run stops.
-        log_every: Steps between two lines of metrics.jsonl.
+        log_every: Steps between two lines of metrics.jsonl, each with their means.
         validate_every: Steps between two validations; 0: only at the end.
+        checkpoint_every: Steps between two checkpoints.
+        keep: Checkpoints that are kept; the newest good one always is.
+    """
+
+    seed: int = 0
+    batch: int = 2
+    accumulate: int = 1
+    precision: Precision = "fp32"
+    clip: float = 1.0
+    ema: float | None = None
+    threads: int | None = None
+    non_finite_patience: int = 10
+    log_every: int = 10
+    validate_every: int = 0
+    checkpoint_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.ema == 0:
+            object.__setattr__(self, "ema", None)  # one spelling, for runs that are compared with what they began with
+        for name in ("batch", "accumulate", "non_finite_patience", "log_every", "checkpoint_every", "keep"):
+            require(getattr(self, name) >= 1, f"train.{name} {getattr(self, name)}: must be 1 or more")
+        for name in ("seed", "clip", "validate_every"):
+            require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)}: must be 0 or more")
+        require(self.seed <= LARGEST_SEED, f"train.seed {self.seed}: must be no more than {LARGEST_SEED} (2**63 - 1)")
+        require(self.ema is None or 0 < self.ema < 1, f"train.ema {self.ema}: must be 0, or lie between 0 and 1")
+        threads = self.threads
+        require(threads is None or 1 <= threads <= MOST_THREADS, f"train.threads {threads}: use 1 to {MOST_THREADS}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """How long a pretraining run is, and what it writes down on the way.
+
+    Attributes:
+        steps: Optimizer steps of the whole run.
+        activation_checkpointing: Keep less for the backward pass and compute it again.
         val_samples: Cubes of a validation; the same ones, with the same masks, every time.
         picture_every: Steps between two reconstruction pictures; 0: only at the end.
         probe_every: Steps between two probes of the frozen features; 0: never.
         probe_labels: Columns of the manifest that the probe tries to tell: ``modality``, ``source``, ``sex``.
-        checkpoint_every: Steps between two checkpoints.
-        keep: Checkpoints that are kept; the newest good one always is.
         profile: Steps that are profiled after the first few, into RUN/profile; 0: none.
         trackers: Where metrics go besides metrics.jsonl: ``tensorboard``, ``wandb`` or another that accelerate knows.
     """
 
     steps: int = 1000
-    batch: int = 2
-    accumulate: int = 1
-    precision: Precision = "fp32"
     clip: float = 12.0
-    ema: float | None = None
     activation_checkpointing: bool = False
-    seed: int = 0
-    threads: int | None = None
-    non_finite_patience: int = 10
-    log_every: int = 10
     validate_every: int = 100
     val_samples: int = 8
     picture_every: int = 100
@@ -67,14 +92,10 @@ class TrainConfig:
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "non_finite_patience", "log_every", "checkpoint_every", "keep"):
-            require(getattr(self, name) >= 1, f"train.{name} {getattr(self, name)}: must be 1 or more")
-        for name in ("clip", "validate_every", "val_samples", "picture_every", "probe_every", "profile", "seed"):
+        RunConfig.__post_init__(self)
+        require(self.steps >= 1, f"train.steps {self.steps}: must be 1 or more")
+        for name in ("val_samples", "picture_every", "probe_every", "profile"):
             require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)}: must be 0 or more")
-        require(self.seed <= LARGEST_SEED, f"train.seed {self.seed}: must be no more than {LARGEST_SEED} (2**63 - 1)")
-        require(self.ema is None or 0 < self.ema < 1, f"train.ema {self.ema}: must lie between 0 and 1")
-        threads = self.threads
-        require(threads is None or 1 <= threads <= MOST_THREADS, f"train.threads {threads}: use 1 to {MOST_THREADS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,17 @@ def names_of(config_class: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(config_class)]
 
 
+def upgraded(values: Mapping[str, Any], config_class: Any) -> dict[str, Any]:
+    """The same with today's keys for those of version 0.1.0; the class of a section knows its own, by ``upgrade``."""
+    sections = _sections(config_class)
+    return {
+        name: sections[name].upgrade(value)
+        if isinstance(value, Mapping) and hasattr(sections.get(name), "upgrade")
+        else value
+        for name, value in values.items()
+    }
+
+
 def check_options(argv: Sequence[str], own: set[str], config_class: Any) -> tuple[Path | None, list[str]]:
     """Refuse keys that do not exist or stand twice; gives the recipe's file, and the other words."""
     free, sections = _free_keys(config_class), _sections(config_class)

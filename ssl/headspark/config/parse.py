@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser, Namespace
 
 from harmonize.errors import WrongUse
-from headspark.config.keys import check_keys, check_options, check_values, names_of, recipe_keys
+from headspark.config.keys import check_keys, check_options, check_values, names_of, recipe_keys, upgraded
 from headspark.config.shape import shown
 from headspark.config.text import check_numbers, read_mapping
 
@@ -90,6 +90,7 @@ def from_plain(config_class: type[T], values: Mapping[str, Any]) -> T:
     where = f"for {config_class.__name__}"
     if not isinstance(values, Mapping):
         raise WrongUse(f"keys are wanted {where}, it is {shown(values)}")
+    values = upgraded(values, config_class)
     check_keys(values, config_class, where=where)
     check_numbers("", values)
     parser = recipe_parser(config_class, prog="recipe", description="")
@@ -102,7 +103,7 @@ def from_plain(config_class: type[T], values: Mapping[str, Any]) -> T:
 
 def _read(path: Path, config_class: Any, own: Collection[str]) -> dict[str, Any]:
     """The keys of a recipe file, checked."""
-    values = read_mapping(path)
+    values = upgraded(read_mapping(path), config_class)
     if "config" in values:
         raise WrongUse(f"{path}: a recipe cannot name another (config)")
     own = set(own) - _OF_THE_COMMAND_LINE

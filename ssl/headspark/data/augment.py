@@ -3,57 +3,78 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harmonize.errors import UserError
 from harmonize.voxels.affines import turns
-from headspark.config import WRONG_USE
+from headspark.config.checks import require
 
 TURN_MARGIN = 1.25
 """A cube turned by 15 degrees about one axis fits into one 1.22 times as large."""
 
 
+Scale = float | tuple[float, float]
+"""How much sizes vary: the largest relative change, or the smallest and the largest magnification."""
+
+_RENAMED = {"rotate_degrees": "rotate", "gain": "contrast", "shift": "brightness"}
+"""Keys of pretraining in version 0.1.0, and what they are called since."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """How samples are varied; the defaults only mirror.
+    """How samples are varied, in pretraining and in fine-tuning; the defaults only mirror.
 
     Attributes:
-        mirror: Flip each axis with chance 1/2.
-        rotate_degrees: Largest rotation about each axis.
-        scale: Smallest and largest magnification.
-        gain: Largest relative change of contrast: inputs are multiplied by a number in [1 - gain, 1 + gain].
-        shift: Largest change of brightness, in units of the network's input.
+        mirror: Chance that an axis is mirrored: each of the three in pretraining, left and right in fine-tuning.
+        rotate: Largest rotation about each axis, in degrees.
+        scale: Largest relative change of size: with 0.1 a sample spans 0.9 to 1.1 times the patch. Or the smallest and
+            the largest magnification, such as [0.8, 1.25], drawn evenly by their logarithm.
+        contrast: Largest relative change of contrast: inputs are multiplied by a number in [1 - it, 1 + it].
+        brightness: Largest change of brightness, in units of the network's input.
         noise: Largest standard deviation of added white noise, in units of the network's input.
     """
 
-    mirror: bool = True
-    rotate_degrees: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    gain: float = 0.0
-    shift: float = 0.0
+    mirror: float = 0.5
+    rotate: float = 0.0
+    scale: Scale = (1.0, 1.0)
+    contrast: float = 0.0
+    brightness: float = 0.0
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("rotate_degrees", "gain", "shift", "noise"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"augment.{name} {getattr(self, name)}: must be 0 or more", exit_code=WRONG_USE)
-        if self.gain >= 1:
-            raise UserError(f"augment.gain {self.gain}: must be less than 1", exit_code=WRONG_USE)
-        low, high = self.scale
-        if not 0 < low <= high:
-            raise UserError(
-                f"augment.scale {self.scale}: give the smallest and the largest, above 0", exit_code=WRONG_USE
-            )
+        for name in ("rotate", "contrast", "brightness", "noise"):
+            require(getattr(self, name) >= 0, f"augment.{name} {getattr(self, name)}: must be 0 or more")
+        require(0 <= self.mirror <= 1, f"augment.mirror {self.mirror}: must lie in [0, 1]")
+        require(self.contrast < 1, f"augment.contrast {self.contrast}: must be less than 1")
+        if isinstance(self.scale, tuple):
+            low, high = self.scale
+            require(0 < low <= high, f"augment.scale {self.scale}: give the smallest and the largest, above 0")
+        else:
+            require(0 <= self.scale < 1, f"augment.scale {self.scale}: must be 0 or more, and less than 1")
+
+    @classmethod
+    def upgrade(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The section of a recipe with today's keys; version 0.1.0's of pretraining are known by those it had alone."""
+        upgraded = dict(values)
+        if values.keys() & {"rotate_degrees", "gain"}:
+            upgraded = {
+                _RENAMED.get(name, name) if _RENAMED.get(name) not in values else name: value
+                for name, value in values.items()
+            }
+        if isinstance(values.get("mirror"), bool):
+            upgraded["mirror"] = 0.5 if values["mirror"] else 0.0
+        return upgraded
 
     @property
     def turns(self) -> bool:
         """Whether cubes are resampled."""
-        return self.rotate_degrees > 0 or self.scale != (1.0, 1.0)
+        return self.rotate > 0 or self.scale not in (0, (1.0, 1.0))
 
     def read_size(self, patch: int) -> int:
         """Edge of the cube that is read for a patch: with turns, a larger one, so that few corners are made up."""
@@ -66,33 +87,40 @@ class Variation:
 
     Attributes:
         matrix: (3, 3) output to input offsets from the cube's centre, in array-index order, or None for no turn.
-        gain: Factor.
-        shift: Summand.
+        contrast: Factor.
+        brightness: Summand.
         noise: Standard deviation.
         noise_seed: Seed of the noise.
     """
 
     matrix: np.ndarray | None
-    gain: float
-    shift: float
+    contrast: float
+    brightness: float
     noise: float
     noise_seed: int
 
 
 def draw_variation(rng: np.random.Generator, config: AugmentConfig) -> Variation:
     """Draw one sample's variation; the count of numbers drawn does not depend on the configuration."""
-    about_x, about_y, about_z = turns(np.deg2rad(config.rotate_degrees) * rng.uniform(-1, 1, 3))
-    low, high = (math.log(edge) for edge in config.scale)
-    scale = math.exp(rng.uniform(low, high))
-    gain, shift = rng.uniform(-1, 1, 2)
+    about_x, about_y, about_z = turns(np.deg2rad(config.rotate) * rng.uniform(-1, 1, 3))
+    magnification = draw_magnification(rng, config.scale)
+    contrast, brightness = rng.uniform(-1, 1, 2)
     noise = rng.uniform(0, 1)
     return Variation(
-        matrix=about_x @ about_y @ about_z / scale if config.turns else None,
-        gain=1 + config.gain * gain,
-        shift=config.shift * shift,
+        matrix=about_x @ about_y @ about_z / magnification if config.turns else None,
+        contrast=1 + config.contrast * contrast,
+        brightness=config.brightness * brightness,
         noise=config.noise * noise,
         noise_seed=int(rng.integers(2**31)),
     )
+
+
+def draw_magnification(rng: np.random.Generator, scale: Scale) -> float:
+    """How many times as large a sample appears: one number is drawn, whatever `scale` is."""
+    if isinstance(scale, tuple):
+        low, high = (math.log(edge) for edge in scale)
+        return math.exp(rng.uniform(low, high))
+    return 1 / (1 + scale * rng.uniform(-1, 1))
 
 
 def turn(x_BCDHW: Tensor, matrix_B33: Tensor, *, size: int, mode: str) -> Tensor:
@@ -125,9 +153,9 @@ def vary_intensity(x_BCDHW: Tensor, variations: list[Variation]) -> Tensor:
     The noise is drawn on the CPU, so that it is the same whatever the device.
     """
     shape = (-1, 1, 1, 1, 1)
-    gain = torch.tensor([v.gain for v in variations], dtype=x_BCDHW.dtype, device=x_BCDHW.device).view(shape)
-    shift = torch.tensor([v.shift for v in variations], dtype=x_BCDHW.dtype, device=x_BCDHW.device).view(shape)
-    x_BCDHW = x_BCDHW * gain + shift
+    contrast = x_BCDHW.new_tensor([v.contrast for v in variations]).view(shape)
+    brightness = x_BCDHW.new_tensor([v.brightness for v in variations]).view(shape)
+    x_BCDHW = x_BCDHW * contrast + brightness
     for sample, variation in enumerate(variations):
         if variation.noise > 0:
             source = torch.Generator().manual_seed(variation.noise_seed)

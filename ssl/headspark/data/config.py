@@ -16,19 +16,41 @@ CacheMode = Literal["auto", "ram", "shared", "disk", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
+class LoaderConfig:
+    """Who makes samples, in pretraining and in fine-tuning.
+
+    Attributes:
+        workers: How many make samples, beside the training; 0 makes them between the steps.
+        worker_kind: ``thread``, which hands a sample over without a copy, or ``process``, which does not wait for
+            Python's lock, and takes shared memory and a system that can fork.
+        ct_windows: Channels that a CT is cut into; MRI is copied into as many.
+    """
+
+    workers: int = 2
+    worker_kind: WorkerKind = "thread"
+    ct_windows: tuple[str, ...] = DEFAULT_CT_WINDOWS
+
+    def __post_init__(self) -> None:
+        require(
+            self.worker_kind == "thread" or "fork" in multiprocessing.get_all_start_methods(),
+            "data.worker_kind process: this system cannot fork; take thread",
+        )
+        require(0 <= self.workers <= MOST_THREADS, f"data.workers {self.workers}: use 0 to {MOST_THREADS}")
+        require(bool(self.ct_windows), "data.ct_windows: name at least one window")
+        for name in self.ct_windows:
+            require(name in CT_WINDOWS, f"data.ct_windows {name}: use some of {', '.join(CT_WINDOWS)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig(LoaderConfig):
     """What is drawn from the corpus.
 
     Attributes:
         patch: Edge of the cubes that the network sees, voxels.
-        workers: How many cut them, beside the training; 0 cuts them between the steps.
-        worker_kind: ``thread``, which hands a cube over without a copy, or ``process``, which takes shared memory and a
-            system that can fork.
         cache: Where decoded scans are kept: ``ram`` (this process), ``shared`` (once a node, for all its ranks),
             ``disk`` (memory-mapped), ``none``, or ``auto``: decided by measured memory.
         cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache-`` and the user's number in the system's
             temporary folder, closed to others.
-        ct_windows: Channels that a CT is cut into; MRI is copied into as many.
         foreground_share: Chance that a cube is drawn within the head and not anywhere in the scan.
         val_share: Share of the subjects that are held out.
         val_seed: Which ones.
@@ -37,27 +59,17 @@ class DataConfig:
     """
 
     patch: int = 96
-    workers: int = 2
-    worker_kind: WorkerKind = "thread"
     cache: CacheMode = "auto"
     cache_dir: str | None = None
-    ct_windows: tuple[str, ...] = DEFAULT_CT_WINDOWS
     foreground_share: float = 0.9
     val_share: float = 0.1
     val_seed: int = 0
     weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        LoaderConfig.__post_init__(self)
         require(self.patch > 0, f"data.patch {self.patch}: must be positive")
-        require(
-            self.worker_kind == "thread" or "fork" in multiprocessing.get_all_start_methods(),
-            "data.worker_kind process: this system cannot fork; take thread",
-        )
-        require(0 <= self.workers <= MOST_THREADS, f"data.workers {self.workers}: use 0 to {MOST_THREADS}")
         require(self.val_seed >= 0, f"data.val_seed {self.val_seed}: must be 0 or more")
-        require(bool(self.ct_windows), "data.ct_windows: name at least one window")
-        for name in self.ct_windows:
-            require(name in CT_WINDOWS, f"data.ct_windows {name}: use some of {', '.join(CT_WINDOWS)}")
         for name in ("foreground_share", "val_share"):
             require(0 <= getattr(self, name) <= 1, f"data.{name} {getattr(self, name)}: must lie in [0, 1]")
         require(self.val_share < 1, "data.val_share 1: nothing would be left to train on")

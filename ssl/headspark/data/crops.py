@@ -84,7 +84,7 @@ def draw_crop(
     box: Box,
     size: int,
     foreground_share: float,
-    mirror: bool,
+    mirror: float,
 ) -> Crop:
     """A random cube of a scan.
 
@@ -95,13 +95,13 @@ def draw_crop(
         size: Edge of the cube, voxels.
         foreground_share: Chance that the cube is drawn within the foreground (or around it, where that is smaller
             than the cube) and not anywhere in the scan.
-        mirror: Flip each axis with chance 1/2.
+        mirror: Chance that an axis is flipped.
     """
     bounds = box if rng.random() < foreground_share else (0, shape[0], 0, shape[1], 0, shape[2])
     starts = [
         _start(rng, low=bounds[2 * axis], high=bounds[2 * axis + 1], extent=shape[axis], size=size) for axis in range(3)
     ]
-    flips = rng.random(3) < 0.5 if mirror else np.zeros(3, bool)
+    flips = rng.random(3) < mirror if mirror > 0 else np.zeros(3, bool)
     return Crop(
         start=(starts[0], starts[1], starts[2]),
         size=size,

@@ -131,7 +131,7 @@ class ValidationSamples(Dataset[Sample]):
         scan = self._cohort.val[index % len(self._cohort.val)]
         item = self._cohort.scans[scan]
         rng = generator(how.data.val_seed, VALIDATION, index)
-        crop = draw_crop(rng, shape=item.shape, box=item.box, size=how.data.patch, foreground_share=1.0, mirror=False)
+        crop = draw_crop(rng, shape=item.shape, box=item.box, size=how.data.patch, foreground_share=1.0, mirror=0.0)
         visible_dhw = _mask(rng, how, sum(ratio_bounds(how.mask.ratio)) / 2)
         return cut_sample(self._cohort, self._store, scan, crop, visible_dhw=visible_dhw, variation=None)
 
