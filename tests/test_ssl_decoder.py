@@ -7,14 +7,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harmonize.errors import UserError
-from headspark.decoder import DecoderConfig, LightDecoder, UNetDecoder, build_decoder, unpatchify
-from headspark.packed import FilledMap, PackedBlocks
+from headspark.decoder import DecoderConfig, LightDecoder, UNetDecoder, build_decoder
+from headspark.decoder.light import unpatchify
+from headspark.packed import PackedBlocks, TokenMap
 
 CHANNELS, STRIDES = (4, 6, 8, 10), (1, 2, 4, 8)
 
 
-def dense_map(x_BCDHW: torch.Tensor) -> FilledMap:
-    return FilledMap(PackedBlocks.whole(x_BCDHW))
+def dense_map(x_BCDHW: torch.Tensor) -> TokenMap:
+    return TokenMap(PackedBlocks.whole(x_BCDHW))
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def _one_thread() -> None:
     torch.manual_seed(0)
 
 
-def maps_of(decoder: LightDecoder | UNetDecoder, edge: int = 16) -> list[FilledMap]:
+def maps_of(decoder: LightDecoder | UNetDecoder, edge: int = 16) -> list[TokenMap]:
     return [
         dense_map(torch.randn(2, width, *[edge // STRIDES[scale]] * 3))
         for scale, width in zip(decoder.scales, decoder.widths, strict=True)
@@ -45,7 +46,7 @@ def test_light_reads_every_map_that_it_asks_for() -> None:
     assert decoder(maps_of(decoder)).count_nonzero() == 0  # predictions begin as zeros
     torch.nn.init.normal_(decoder.predict.weight)
     maps = maps_of(decoder)
-    leaves = [m.visible.data.requires_grad_() for m in maps]
+    leaves = [skip.map_.data.requires_grad_() for skip in maps]
     decoder(maps).square().sum().backward()
     assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)
 

@@ -13,7 +13,7 @@ import torch
 
 from headspark.decoder import DecoderConfig
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.masking import draw_visible
+from headspark.masking import draw_mask
 from headspark.optim import OptimConfig, make_optimizer, make_schedule
 from headspark.packed.geometry import MaskGeometry
 from headspark.spark import SparK
@@ -45,7 +45,7 @@ def curve(config: EncoderConfig) -> list[float]:
         schedule.step_update(step)
         sizes_B = 0.4 + 0.5 * torch.rand(2, generator=draws)
         x_BCDHW = torch.tanh(6 * (sizes_B.view(2, 1, 1, 1, 1) - radius)).expand(2, 3, 16, 16, 16).contiguous()
-        loss = model(x_BCDHW, MaskGeometry(draw_visible(2, (4, 4, 4), 0.6, draws))).loss
+        loss = model(x_BCDHW, MaskGeometry(draw_mask(2, (4, 4, 4), 0.6, draws))).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -8,13 +8,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
-from headspark.masking import draw_visible, expand_cells, mask_grid
-from headspark.packed import MaskGeometry, PackedBlocks, UnsupportedOperation, encode_visible, masked_forward
-from headspark.packed import conv as packed_conv
-from headspark.packed import ops as packed_ops
+from headspark.masking import draw_mask, expand_cells, mask_grid
+from headspark.packed import (
+    Backend,
+    MaskGeometry,
+    PackedBlocks,
+    UnsupportedOperation,
+    encode_visible,
+    weight_gradient,
+    windows,
+)
+from headspark.packed.ops import norms
 
 TOLERANCE = 1e-8
 """Relative, in float64."""
+
+BACKENDS: tuple[Backend, ...] = ("packed", "emulated")
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +45,21 @@ def randomised(encoder: MaskableEncoder) -> MaskableEncoder:
     return encoder
 
 
-def run(encoder: nn.Module, x: Tensor, visible: Tensor, backend: str) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
+def encode(
+    encoder: nn.Module, x: Tensor, mask: Tensor, backend: Backend = "packed"
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the dense maps of the visible blocks, zero where hidden, and the mask of each."""
+    maps = encode_visible(encoder, x, MaskGeometry(mask), backend)
+    return [map_.dense() for map_ in maps], [map_.voxel_mask() for map_ in maps]
+
+
+def run(
+    encoder: nn.Module, x: Tensor, visible: Tensor, backend: Backend
+) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
     """Return the maps, the gradient of the input and those of the parameters, for a fixed random loss."""
     encoder.zero_grad()
     x = x.detach().clone().requires_grad_()
-    maps, _ = masked_forward(encoder, x, visible, backend)  # type: ignore[arg-type]
+    maps, _ = encode(encoder, x, visible, backend)
     weights = torch.Generator().manual_seed(1)
     sum((m * torch.randn(m.shape, generator=weights, dtype=m.dtype)).sum() for m in maps).backward()
     gradients = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
@@ -67,7 +86,7 @@ def assert_close(actual: Tensor, expected: Tensor, floor: float = 0.0) -> None:
 
 
 def random_mask(shape: tuple[int, ...], block: int, ratio: float, batch: int = 2) -> Tensor:
-    return draw_visible(batch, mask_grid(shape, block), ratio, torch.Generator().manual_seed(2))
+    return draw_mask(batch, mask_grid(shape, block), ratio, torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +123,7 @@ def test_stages_far_coarser_than_the_mask_stay_exact() -> None:
     deep = encoder_of(features=(4, 4, 6, 6, 8, 8), blocks=(1, 1, 1, 1, 1, 1), strides=(1, 2, 2, 2, 2, 2))
     visible = random_mask(shape, 4, 0.9)
     assert_same(deep, shape, visible)
-    _, masks = masked_forward(deep, torch.zeros(2, 2, *shape, dtype=torch.float64), visible)
+    _, masks = encode(deep, torch.zeros(2, 2, *shape, dtype=torch.float64), visible)
     assert [tuple(mask.shape[2:]) for mask in masks][-1] == (1, 1, 2)
     assert all(torch.equal(mask, expand_cells(visible, tuple(mask.shape[2:]))) for mask in masks)
 
@@ -118,7 +137,7 @@ def test_samples_may_see_different_numbers_of_blocks_even_none_or_all() -> None:
 
 def test_with_nothing_hidden_packed_equals_the_plain_encoder() -> None:
     encoder, x = encoder_of(), torch.randn(2, 2, 16, 16, 24, dtype=torch.float64)
-    maps, _ = masked_forward(encoder, x, torch.ones(2, 2, 2, 3, dtype=torch.bool))
+    maps, _ = encode(encoder, x, torch.ones(2, 2, 2, 3, dtype=torch.bool))
     for packed, plain in zip(maps, encoder(x), strict=True):
         assert_close(packed, plain)
 
@@ -140,20 +159,20 @@ def test_encoders_of_monai_go_through(config: EncoderConfig) -> None:
 
 
 def test_windows_gathered_some_blocks_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_conv, "CPU_WINDOW_BYTES", 60_000)
+    monkeypatch.setattr(windows, "CPU_WINDOW_BYTES", 60_000)
     assert_same(encoder_of(), (16, 24, 40), random_mask((16, 24, 40), 4, 0.6))
 
 
 def test_weight_gradients_by_matrix_products_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_conv, "GEMM_MIN_CHANNELS", 1)
-    monkeypatch.setattr(packed_conv, "CPU_COLUMN_BYTES", 60_000)
+    monkeypatch.setattr(weight_gradient, "GEMM_MIN_CHANNELS", 1)
+    monkeypatch.setattr(weight_gradient, "CPU_COLUMN_BYTES", 60_000)
     assert_same(encoder_of(), (16, 24, 40), random_mask((16, 24, 40), 4, 0.6))
 
 
 def test_no_gradient_reaches_a_hidden_voxel() -> None:
     shape = (16, 24, 16)
     visible = random_mask(shape, 4, 0.75)
-    for backend in ("packed", "emulated"):
+    for backend in BACKENDS:
         _, grad_x, _ = run(encoder_of(), torch.randn(2, 2, *shape, dtype=torch.float64), visible, backend)
         seen = expand_cells(visible, shape).expand_as(grad_x)
         assert torch.count_nonzero(grad_x[~seen]) == 0
@@ -165,9 +184,9 @@ def test_what_hidden_voxels_hold_changes_no_bit_of_a_feature() -> None:
     visible, encoder = random_mask(shape, 4, 0.75), encoder_of()
     x = torch.randn(2, 2, *shape, dtype=torch.float64)
     poisoned = torch.where(expand_cells(visible, shape), x, torch.full_like(x, torch.nan))
-    for backend in ("packed", "emulated"):
-        maps, _ = masked_forward(encoder, x, visible, backend)  # type: ignore[arg-type]
-        again, _ = masked_forward(encoder, poisoned, visible, backend)  # type: ignore[arg-type]
+    for backend in BACKENDS:
+        maps, _ = encode(encoder, x, visible, backend)
+        again, _ = encode(encoder, poisoned, visible, backend)
         assert all(torch.equal(a, b) for a, b in zip(maps, again, strict=True))
 
 
@@ -176,24 +195,24 @@ def test_saved_activations_are_at_most_the_visible_share() -> None:
     x = torch.randn(1, 3, 32, 32, 32)
     visible = random_mask((32, 32, 32), 8, 0.75, batch=1)
     dense = saved_bytes(encoder, lambda: encoder(x))
-    packed = saved_bytes(encoder, lambda: encode_visible(encoder, x, visible))
+    packed = saved_bytes(encoder, lambda: encode_visible(encoder, x, MaskGeometry(visible)))
     assert packed <= 1.05 * visible.float().mean().item() * dense
 
 
-def test_activated_maps_are_computed_again_to_the_last_bit_and_not_kept() -> None:
+def test_activated_maps_are_recomputed_to_the_last_bit_and_not_kept() -> None:
     encoder, visible = encoder_of().float(), random_mask((32, 32, 32), 8, 0.75, batch=1)
     x = torch.randn(1, 2, 32, 32, 32)
 
     def gradients(*, kept: bool) -> tuple[dict[str, Tensor], int]:
         with pytest.MonkeyPatch.context() as patch:
             if kept:
-                patch.setattr(packed_ops, "Again", lambda source, compute: None)
+                patch.setattr(norms, "Recompute", lambda source, function: None)
             _, _, grads = run(encoder, x, visible, "packed")
-            return grads, saved_bytes(encoder, lambda: encode_visible(encoder, x, visible))
+            return grads, saved_bytes(encoder, lambda: encode_visible(encoder, x, MaskGeometry(visible)))
 
-    (kept, kept_bytes), (again, again_bytes) = gradients(kept=True), gradients(kept=False)
-    assert all(torch.equal(again[name], kept[name]) for name in kept)
-    assert again_bytes < 0.8 * kept_bytes
+    (kept, kept_bytes), (recomputed, recomputed_bytes) = gradients(kept=True), gradients(kept=False)
+    assert all(torch.equal(recomputed[name], kept[name]) for name in kept)
+    assert recomputed_bytes < 0.8 * kept_bytes
 
 
 def saved_bytes(encoder: nn.Module, forward: object) -> int:
@@ -216,9 +235,9 @@ def test_autocast_to_bfloat16_stays_within_its_precision() -> None:
     shape = (16, 16, 16)
     encoder, visible = encoder_of().float(), random_mask((16, 16, 16), 4, 0.6)
     x = torch.randn(2, 2, *shape)
-    exact, _ = masked_forward(encoder, x, visible, "emulated")
+    exact, _ = encode(encoder, x, visible, "emulated")
     with torch.autocast("cpu", torch.bfloat16):
-        maps, _ = masked_forward(encoder, x, visible, "packed")
+        maps, _ = encode(encoder, x, visible, "packed")
     assert maps[0].dtype is torch.bfloat16
     for half, full in zip(maps, exact, strict=True):
         assert (half.float() - full).norm() <= 0.03 * full.norm()
@@ -246,32 +265,32 @@ def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients(kind: 
     encoder = randomised(build_encoder(config).double())
     x, visible = torch.randn(1, 3, 16, 16, 16, dtype=torch.float64), random_mask((16, 16, 16), 4, 0.5, batch=1)
     _, grad_x, grads = run(encoder, x, visible, "packed")
-    plain = saved_bytes(encoder, lambda: encode_visible(encoder, x, visible))
+    plain = saved_bytes(encoder, lambda: encode_visible(encoder, x, MaskGeometry(visible)))
     encoder.set_grad_checkpointing(True)
     _, grad_again, grads_again = run(encoder, x, visible, "packed")
     assert torch.equal(grad_x, grad_again)
     assert all(torch.equal(grads[name], grads_again[name]) for name in grads)
-    assert saved_bytes(encoder, lambda: encode_visible(encoder, x, visible)) < 0.7 * plain
+    assert saved_bytes(encoder, lambda: encode_visible(encoder, x, MaskGeometry(visible))) < 0.7 * plain
 
 
 def test_sync_batch_norm_takes_packed_rows() -> None:
     encoder = encoder_of(norm="batch")
     x, visible = torch.randn(2, 2, 16, 16, 16, dtype=torch.float64), random_mask((16, 16, 16), 4, 0.5)
-    plain, _ = masked_forward(encoder, x, visible)
+    plain, _ = encode(encoder, x, visible)
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-    maps, _ = masked_forward(synced, x, visible)
+    maps, _ = encode(synced, x, visible)
     assert any(isinstance(module, nn.SyncBatchNorm) for module in synced.modules())
     for a, b in zip(plain, maps, strict=True):
         assert_close(b, a)
 
 
-def test_the_geometry_can_be_made_beforehand_and_shared() -> None:
+def test_one_geometry_serves_many_passes() -> None:
     encoder, visible = encoder_of(), random_mask((16, 16, 16), 4, 0.5)
     x, geometry = torch.randn(2, 2, 16, 16, 16, dtype=torch.float64), MaskGeometry(visible)
-    first, _ = masked_forward(encoder, x, visible)
+    first, _ = encode(encoder, x, visible)
     for _ in range(2):
-        again, _ = masked_forward(encoder, x, geometry)
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        maps = encode_visible(encoder, x, geometry)
+        assert all(torch.equal(a, b.dense()) for a, b in zip(first, maps, strict=True))
 
 
 def test_packing_and_filling_are_inverse() -> None:
@@ -322,16 +341,16 @@ class _Custom(nn.Module):
 def test_an_unknown_operation_is_refused_by_name_and_module(layer: nn.Module, operation: str) -> None:
     encoder = nn.Sequential(nn.Conv3d(2, 2, 3, padding=1), nn.Sequential(nn.ReLU(), layer))
     with pytest.raises(UnsupportedOperation, match=rf"'1\.1' \({type(layer).__name__}\).*{operation}") as caught:
-        encode_visible(encoder, torch.zeros(1, 2, 8, 8, 8), torch.ones(1, 2, 2, 2, dtype=torch.bool))
+        encode_visible(encoder, torch.zeros(1, 2, 8, 8, 8), MaskGeometry(torch.ones(1, 2, 2, 2, dtype=torch.bool)))
     assert "\n" not in str(caught.value)
 
 
 def test_a_patch_that_does_not_fit_the_encoder_is_refused() -> None:
     visible = torch.ones(1, 3, 3, 3, dtype=torch.bool)
     with pytest.raises(UnsupportedOperation, match="multiple of the encoder's total stride"):
-        masked_forward(encoder_of(), torch.zeros(1, 2, 12, 12, 12, dtype=torch.float64), visible)
+        encode(encoder_of(), torch.zeros(1, 2, 12, 12, 12, dtype=torch.float64), visible)
     with pytest.raises(ValueError, match="does not tile"):
-        masked_forward(encoder_of(), torch.zeros(1, 2, 16, 16, 16, dtype=torch.float64), visible)
+        encode(encoder_of(), torch.zeros(1, 2, 16, 16, 16, dtype=torch.float64), visible)
 
 
 def test_an_error_of_the_encoder_itself_is_not_renamed() -> None:
@@ -340,4 +359,4 @@ def test_an_error_of_the_encoder_itself_is_not_renamed() -> None:
             raise TypeError("my own fault")
 
     with pytest.raises(TypeError, match="my own fault"):
-        encode_visible(Broken(), torch.zeros(1, 2, 8, 8, 8), torch.ones(1, 2, 2, 2, dtype=torch.bool))
+        encode_visible(Broken(), torch.zeros(1, 2, 8, 8, 8), MaskGeometry(torch.ones(1, 2, 2, 2, dtype=torch.bool)))

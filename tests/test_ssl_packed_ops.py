@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headspark.encoder.residual import DropPath
-from headspark.masking import draw_visible
-from headspark.packed import MaskGeometry, PackedBlocks, masked_forward
-from headspark.packed import conv as packed_conv
+from headspark.masking import draw_mask
+from headspark.packed import MaskGeometry, PackedBlocks, encode_visible, weight_gradient
 
 CHANNELS = 6
 
@@ -36,7 +35,7 @@ class Single(nn.Module):
 
 
 def assert_equal_to_emulation(*layers: nn.Module, block: int = 4, grid: tuple[int, int, int] = (2, 3, 4)) -> None:
-    visible = draw_visible(2, grid, 0.5, torch.Generator().manual_seed(2))
+    visible = draw_mask(2, grid, 0.5, torch.Generator().manual_seed(2))
     visible[0, 0, 0] = False  # samples that see different numbers of blocks
     edges = [cells * block for cells in grid]
     x = torch.randn(2, CHANNELS, *edges, dtype=torch.float64)
@@ -44,12 +43,13 @@ def assert_equal_to_emulation(*layers: nn.Module, block: int = 4, grid: tuple[in
     for backend in ("emulated", "packed"):
         net = copy.deepcopy(Single(*layers)).double()
         leaf = x.clone().requires_grad_()
-        (out,), (mask,) = masked_forward(net, leaf, visible, backend)  # type: ignore[arg-type]
+        (map_,) = encode_visible(net, leaf, MaskGeometry(visible), backend)  # type: ignore[arg-type]
+        out = map_.dense()
         weights = torch.Generator().manual_seed(1)
         (out * torch.randn(out.shape, generator=weights, dtype=out.dtype)).sum().backward()
         grads = [p.grad.clone() for p in net.parameters() if p.grad is not None]
         state = [buffer.clone().double() for buffer in net.buffers()]
-        results.append([out.detach(), leaf.grad, mask, *grads, *state])
+        results.append([out.detach(), leaf.grad, map_.voxel_mask(), *grads, *state])
     assert len(results[0]) == len(results[1])
     for emulated, packed in zip(*results, strict=True):
         torch.testing.assert_close(packed, emulated, rtol=1e-9, atol=1e-10)
@@ -99,7 +99,7 @@ def test_convolutions(conv: nn.Module, block: int) -> None:
 def test_convolutions_with_weight_gradients_by_matrix_products(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_conv, "GEMM_MIN_CHANNELS", 1)
+    monkeypatch.setattr(weight_gradient, "GEMM_MIN_CHANNELS", 1)
     assert_equal_to_emulation(conv)
 
 

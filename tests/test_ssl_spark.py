@@ -8,7 +8,7 @@ from torch import nn
 
 from headspark.decoder import DecoderConfig, LightDecoder
 from headspark.encoder import EncoderConfig, build_encoder
-from headspark.masking import draw_visible, expand_cells
+from headspark.masking import draw_mask, expand_cells
 from headspark.packed import MaskGeometry
 from headspark.spark import SparK, SparKConfig, masked_mse, normalise_patches
 
@@ -33,18 +33,19 @@ def model_of(kind: str = "light", **config: object) -> SparK:
     return model
 
 
-def batch(size: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(size, 2, 16, 16, 24), draw_visible(size, (4, 4, 6), 0.7, torch.Generator().manual_seed(0))
+def batch(size: int = 2) -> tuple[torch.Tensor, MaskGeometry]:
+    mask = draw_mask(size, (4, 4, 6), 0.7, torch.Generator().manual_seed(0))
+    return torch.randn(size, 2, 16, 16, 24), MaskGeometry(mask)
 
 
 @pytest.mark.parametrize("kind", ["light", "unet"])
 @pytest.mark.parametrize("normalise", [False, True])
 def test_both_backends_give_the_same_loss_and_gradients(kind: str, normalise: bool) -> None:
-    x, visible = batch()
+    x, geometry = batch()
     results = []
     for backend in ("packed", "emulated"):
         model = model_of(kind, backend=backend, normalise_targets=normalise).double()
-        out = model(x.double(), visible)
+        out = model(x.double(), geometry)
         out.loss.backward()
         grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         results.append((out.loss.detach(), out.prediction_BCDHW.detach(), grads))
@@ -54,19 +55,19 @@ def test_both_backends_give_the_same_loss_and_gradients(kind: str, normalise: bo
 
 @pytest.mark.parametrize("kind", ["light", "unet"])
 def test_every_parameter_that_wants_a_gradient_gets_one(kind: str) -> None:
-    x, visible = batch()
+    x, geometry = batch()
     model = model_of(kind)
-    model(x, visible).loss.backward()
+    model(x, geometry).loss.backward()
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     # The light decoder does not read the finest maps, which still have a later stage behind them.
     assert missing == []
 
 
 def test_the_loss_is_the_mean_error_of_hidden_scored_voxels() -> None:
-    x, visible = batch()
+    x, geometry = batch()
     scored = torch.rand(2, 1, 16, 16, 24) < 0.5
-    out = model_of()(x, visible, scored)
-    counted = (~expand_cells(visible, (16, 16, 24))) & scored
+    out = model_of()(x, geometry, scored)
+    counted = (~expand_cells(geometry.mask_Bdhw, (16, 16, 24))) & scored
     error = (out.prediction_BCDHW - x).square()[counted.expand_as(x)]
     torch.testing.assert_close(out.loss, error.mean())
     assert out.scored_voxels == counted.sum()
@@ -87,9 +88,9 @@ def test_visible_and_unscored_voxels_get_no_gradient_from_the_loss() -> None:
 
 
 def test_a_batch_without_scored_voxels_costs_nothing_and_stays_finite() -> None:
-    x, visible = batch()
+    x, geometry = batch()
     model = model_of(normalise_targets=True)
-    out = model(x, visible, torch.zeros(2, 1, 16, 16, 24))
+    out = model(x, geometry, torch.zeros(2, 1, 16, 16, 24))
     out.loss.backward()
     assert out.loss == 0
     assert out.scored_voxels == 0
@@ -99,10 +100,10 @@ def test_a_batch_without_scored_voxels_costs_nothing_and_stays_finite() -> None:
 
 
 def test_hidden_voxels_do_not_influence_the_prediction() -> None:
-    x, visible = batch()
+    x, geometry = batch()
     model = model_of()
-    changed = torch.where(expand_cells(visible, (16, 16, 24)), x, x + 100)
-    assert torch.equal(model.predict(x, visible), model.predict(changed, visible))
+    changed = torch.where(expand_cells(geometry.mask_Bdhw, (16, 16, 24)), x, x + 100)
+    assert torch.equal(model.predict(x, geometry), model.predict(changed, geometry))
 
 
 def test_a_constant_volume_has_finite_normalised_targets() -> None:
@@ -124,31 +125,25 @@ def test_patches_are_normalised_each_by_itself_and_can_be_brought_back() -> None
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_a_reconstruction_keeps_what_was_seen(normalise: bool) -> None:
-    x, visible = batch()
+    x, geometry = batch()
     model = model_of(normalise_targets=normalise)
-    picture = model.reconstruct(x, visible)
-    seen = expand_cells(visible, (16, 16, 24)).expand_as(x)
+    picture = model.reconstruct(x, geometry)
+    seen = expand_cells(geometry.mask_Bdhw, (16, 16, 24)).expand_as(x)
     assert torch.equal(picture[seen], x[seen])
     assert not torch.allclose(picture[~seen], x[~seen])
     assert not picture.requires_grad
 
 
-def test_a_mask_and_its_geometry_are_the_same_to_the_model() -> None:
-    x, visible = batch()
-    model = model_of()
-    assert torch.equal(model(x, visible).loss, model(x, MaskGeometry(visible)).loss)
-
-
 def test_the_loss_falls_when_it_is_trained() -> None:
     grid = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, edge) for edge in (16, 16, 24)], indexing="ij"))
     x = torch.stack([grid.sum(0), (grid**2).sum(0) - 1]).expand(2, -1, -1, -1, -1)
-    visible = batch()[1]
+    geometry = batch()[1]
     model = model_of()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
         optimizer.zero_grad()
-        loss = model(x, visible).loss
+        loss = model(x, geometry).loss
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -156,11 +151,11 @@ def test_the_loss_falls_when_it_is_trained() -> None:
 
 
 def test_half_precision_gives_a_loss_in_single() -> None:
-    x, visible = batch()
+    x, geometry = batch()
     model = model_of()
-    exact = model(x, visible).loss
+    exact = model(x, geometry).loss
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(x, visible).loss
+        loss = model(x, geometry).loss
     loss.backward()
     assert loss.dtype is torch.float32
     torch.testing.assert_close(loss, exact, rtol=0.02, atol=0)

@@ -51,7 +51,7 @@ def mask_grid(shape_DHW: tuple[int, ...], block: int) -> tuple[int, int, int]:
     return depth, height, width
 
 
-def draw_visible(
+def draw_mask(
     batch: int,
     grid: tuple[int, int, int],
     ratio: float | tuple[float, float],
@@ -68,11 +68,11 @@ def draw_visible(
         generator: Source of the randomness, on the CPU.
 
     Returns:
-        visible_Bdhw: True where the encoder sees the block. At least one block is visible and one is hidden.
+        mask_Bdhw: True where the encoder sees the block. At least one block is visible and one is hidden.
 
     Example:
-        >>> visible = draw_visible(2, (4, 4, 4), 0.75, torch.Generator().manual_seed(0))
-        >>> visible.shape, visible.flatten(1).sum(1).tolist()
+        >>> mask = draw_mask(2, (4, 4, 4), 0.75, torch.Generator().manual_seed(0))
+        >>> mask.shape, mask.flatten(1).sum(1).tolist()
         (torch.Size([2, 4, 4, 4]), [16, 16])
     """
     cells = grid[0] * grid[1] * grid[2]
@@ -82,8 +82,8 @@ def draw_visible(
     hidden = low if low == high else low + (high - low) * torch.rand((), generator=generator).item()
     count = min(max(round(cells * (1 - hidden)), 1), cells - 1)
     order_BL = torch.rand(batch, cells, generator=generator).argsort(dim=1, stable=True)
-    visible_BL = torch.zeros(batch, cells, dtype=torch.bool).scatter_(1, order_BL[:, :count], True)
-    return visible_BL.view(batch, *grid)
+    mask_BL = torch.zeros(batch, cells, dtype=torch.bool).scatter_(1, order_BL[:, :count], True)
+    return mask_BL.view(batch, *grid)
 
 
 def expand_cells(cells_Bdhw: Tensor, shape_DHW: tuple[int, ...]) -> Tensor:

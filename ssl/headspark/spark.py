@@ -12,7 +12,7 @@ from headspark.decoder import DecoderConfig, build_decoder
 from headspark.encoder import MaskableEncoder
 from headspark.encoder.base import NORM_EPS
 from headspark.masking import expand_cells
-from headspark.packed import Backend, FilledMap, MaskedMap, MaskGeometry, encode_visible
+from headspark.packed import Backend, MaskedMap, MaskGeometry, TokenMap, encode_visible
 
 TARGET_EPS = 1e-6
 """Added to the variance of a patch when targets are normalised per patch (MAE, arXiv 2111.06377)."""
@@ -59,9 +59,11 @@ class SparK(nn.Module):
 
     Example:
         >>> from headspark.encoder import PRESETS, build_encoder
-        >>> from headspark.masking import draw_visible
+        >>> from headspark.masking import draw_mask
+        >>> from headspark.packed import MaskGeometry
         >>> model = SparK(build_encoder(PRESETS["demo"]), DecoderConfig())
-        >>> out = model(torch.randn(2, 3, 32, 32, 32), draw_visible(2, (2, 2, 2), 0.75))
+        >>> geometry = MaskGeometry(draw_mask(2, (2, 2, 2), 0.75))
+        >>> out = model(torch.randn(2, 3, 32, 32, 32), geometry)
         >>> out.loss.isfinite().item(), out.prediction_BCDHW.shape
         (True, torch.Size([2, 3, 32, 32, 32]))
     """
@@ -81,59 +83,55 @@ class SparK(nn.Module):
         scales, widths = self.decoder.scales, self.decoder.widths
         transferable = decoder.kind == "unet"
         self.densify = nn.ModuleList(
-            Densify(encoder.channels[scale], width, project=not transferable)
+            ProjectSkip(encoder.channels[scale], width, project=not transferable)
             for scale, width in zip(scales, widths, strict=True)
         )
         self.to(memory_format=torch.channels_last_3d)  # the layout of packed blocks; matrix products take it as it is
 
-    def forward(
-        self, x_BCDHW: Tensor, visible_Bdhw: Tensor | MaskGeometry, scored_B1DHW: Tensor | None = None
-    ) -> SparKOutput:
+    def forward(self, x_BCDHW: Tensor, geometry: MaskGeometry, scored_B1DHW: Tensor | None = None) -> SparKOutput:
         """Predict the hidden voxels and score the prediction.
 
         Args:
             x_BCDHW: The volume.
-            visible_Bdhw: The mask over blocks, True where visible; best left on the CPU.
+            geometry: The mask over blocks.
             scored_B1DHW: Voxels that may be scored: neither background nor defaced. None scores all hidden voxels.
         """
-        visible = visible_Bdhw if isinstance(visible_Bdhw, MaskGeometry) else MaskGeometry(visible_Bdhw)
-        prediction_BCDHW = self.predict(x_BCDHW, visible)
+        prediction_BCDHW = self.predict(x_BCDHW, geometry)
         target_BCDHW = x_BCDHW
         if self.config.normalise_targets:
-            target_BCDHW, _, _ = normalise_patches(x_BCDHW, visible.grid)
-        hidden_B1DHW = ~expand_cells(visible.visible_Bdhw.to(x_BCDHW.device), tuple(x_BCDHW.shape[2:]))
+            target_BCDHW, _, _ = normalise_patches(x_BCDHW, geometry.grid)
+        hidden_B1DHW = ~expand_cells(geometry.mask_Bdhw.to(x_BCDHW.device), tuple(x_BCDHW.shape[2:]))
         if scored_B1DHW is not None:
             hidden_B1DHW = hidden_B1DHW & scored_B1DHW.bool()
         loss, scored = masked_mse(prediction_BCDHW, target_BCDHW, hidden_B1DHW)
         return SparKOutput(loss, scored, prediction_BCDHW)
 
-    def predict(self, x_BCDHW: Tensor, visible: Tensor | MaskGeometry) -> Tensor:
+    def predict(self, x_BCDHW: Tensor, geometry: MaskGeometry) -> Tensor:
         """Return the predicted volume (B, C, D, H, W) in the space of the targets."""
-        maps = encode_visible(self.encoder, x_BCDHW, visible, self.config.backend)
-        filled = [fill(maps[scale]) for fill, scale in zip(self.densify, self.decoder.scales, strict=True)]
-        return self.decoder(filled)
+        maps = encode_visible(self.encoder, x_BCDHW, geometry, self.config.backend)
+        skips = [project(maps[scale]) for project, scale in zip(self.densify, self.decoder.scales, strict=True)]
+        return self.decoder(skips)
 
     @torch.no_grad()
-    def reconstruct(self, x_BCDHW: Tensor, visible_Bdhw: Tensor | MaskGeometry) -> Tensor:
+    def reconstruct(self, x_BCDHW: Tensor, geometry: MaskGeometry) -> Tensor:
         """Return the volume with its hidden voxels predicted, for a person to look at.
 
         Normalised targets are brought back with the mean and deviation of the true patch.
 
         Args:
             x_BCDHW: The volume.
-            visible_Bdhw: The mask over blocks.
+            geometry: The mask over blocks.
         """
-        visible = visible_Bdhw if isinstance(visible_Bdhw, MaskGeometry) else MaskGeometry(visible_Bdhw)
-        prediction_BCDHW = self.predict(x_BCDHW, visible).to(x_BCDHW.dtype)
+        prediction_BCDHW = self.predict(x_BCDHW, geometry).to(x_BCDHW.dtype)
         if self.config.normalise_targets:
-            _, mean, deviation = normalise_patches(x_BCDHW, visible.grid)
+            _, mean, deviation = normalise_patches(x_BCDHW, geometry.grid)
             prediction_BCDHW = prediction_BCDHW * deviation + mean
-        seen_B1DHW = expand_cells(visible.visible_Bdhw.to(x_BCDHW.device), tuple(x_BCDHW.shape[2:]))
+        seen_B1DHW = expand_cells(geometry.mask_Bdhw.to(x_BCDHW.device), tuple(x_BCDHW.shape[2:]))
         return torch.where(seen_B1DHW, x_BCDHW, prediction_BCDHW)
 
 
-class Densify(nn.Module):
-    """Make a masked map ready to be dense: a learned token stands at every hidden cell.
+class ProjectSkip(nn.Module):
+    """Make a masked map a skip of the decoder: project it, and give it a learned token for its hidden cells.
 
     Args:
         channels: Channels of the encoder's map.
@@ -150,9 +148,9 @@ class Densify(nn.Module):
         self.token_C = nn.Parameter(torch.empty(width))
         nn.init.trunc_normal_(self.token_C, std=TOKEN_STD)
 
-    def forward(self, visible_map: MaskedMap) -> FilledMap:
+    def forward(self, map_: MaskedMap) -> TokenMap:
         """Return the map with its token; the decoder makes it dense where it reads it."""
-        return FilledMap(self.project(self.norm(visible_map)), self.token_C)
+        return TokenMap(self.project(self.norm(map_)), self.token_C)
 
 
 def masked_mse(prediction_BCDHW: Tensor, target_BCDHW: Tensor, scored_B1DHW: Tensor) -> tuple[Tensor, Tensor]:

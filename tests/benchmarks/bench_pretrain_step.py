@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from headspark.decoder import DecoderConfig
 from headspark.encoder import PRESETS, EncoderConfig, build_encoder
-from headspark.masking import draw_visible, expand_cells
+from headspark.masking import draw_mask, expand_cells
 from headspark.packed import MaskGeometry, encode_visible
 from headspark.spark import SparK, SparKConfig
 
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--checkpointing", action="store_true", help="our encoders compute activations again")
+    parser.add_argument("--checkpointing", action="store_true", help="our encoders recompute activations")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--variants", nargs="+", choices=sorted(VARIANTS), default=list(VARIANTS))
@@ -125,17 +125,17 @@ def spark_step(arguments: argparse.Namespace, backend: str, decoder: str) -> Ste
         in_channels=config.in_channels,
     )
     model = to_device(model, arguments)
-    x, visible = patch_and_mask(arguments)
-    return train_step(arguments, model, lambda: model(x, visible).loss)
+    x, mask = patch_and_mask(arguments)
+    return train_step(arguments, model, lambda: model(x, MaskGeometry(mask)).loss)
 
 
 def packed_encoder(arguments: argparse.Namespace) -> Step:
     """The packed encoder alone, forward and backward."""
     encoder = to_device(build_encoder(encoder_config(arguments)), arguments)
-    x, visible = patch_and_mask(arguments)
+    x, mask = patch_and_mask(arguments)
 
     def loss() -> Tensor:
-        maps = encode_visible(encoder, x, MaskGeometry(visible))
+        maps = encode_visible(encoder, x, MaskGeometry(mask))
         return sum_of_squares([map_.data for map_ in maps])  # type: ignore[union-attr]
 
     return train_step(arguments, encoder, loss, optimise=False)
@@ -184,8 +184,8 @@ def nnssl(arguments: argparse.Namespace) -> Step:
     )
     net.encoder = spark_utils.convert_to_spark_cnn(net.encoder)
     model, criterion = SparK3D(net, use_mask_token=True).to(arguments.device), SparkLoss()
-    x, visible = patch_and_mask(arguments)
-    mask = visible.unsqueeze(1).float().to(arguments.device)
+    x, block_mask = patch_and_mask(arguments)
+    mask = block_mask.unsqueeze(1).float().to(arguments.device)
 
     def loss() -> Tensor:
         spark_utils._cur_active = mask
@@ -326,9 +326,9 @@ def patch_and_mask(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Return the same random patch and mask for every variant; the patch is masked for those that do not do it."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(arguments.batch, arguments.channels, *[arguments.patch] * 3, generator=generator)
-    visible = draw_visible(arguments.batch, (arguments.patch // BLOCK,) * 3, arguments.ratio, generator)
-    x = (x * expand_cells(visible, tuple(x.shape[2:]))).to(arguments.device)
-    return x.contiguous(memory_format=torch.channels_last_3d), visible
+    mask = draw_mask(arguments.batch, (arguments.patch // BLOCK,) * 3, arguments.ratio, generator)
+    x = (x * expand_cells(mask, tuple(x.shape[2:]))).to(arguments.device)
+    return x.contiguous(memory_format=torch.channels_last_3d), mask
 
 
 def visible_share(arguments: argparse.Namespace) -> float:

@@ -27,7 +27,7 @@ from headspark.data.crops import (
     draw_crop,
     generator,
 )  # fmt: skip
-from headspark.masking import MaskConfig, draw_visible, mask_grid, ratio_bounds
+from headspark.masking import MaskConfig, draw_mask, mask_grid, ratio_bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,4 +197,4 @@ def _spread(scans: Sequence[int], limit: int) -> list[int]:
 
 def _mask(rng: np.random.Generator, how: Sampling, ratio: float) -> Tensor:
     grid = mask_grid((how.data.patch,) * 3, how.mask.block)
-    return draw_visible(1, grid, ratio, torch.Generator().manual_seed(int(rng.integers(2**63))))[0]
+    return draw_mask(1, grid, ratio, torch.Generator().manual_seed(int(rng.integers(2**63))))[0]

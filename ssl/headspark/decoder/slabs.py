@@ -1,4 +1,4 @@
-"""Maps that are computed some planes at a time, so that what is made on the way stays small."""
+"""Maps that are computed a slab of planes at a time, so that what is made on the way stays small."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CPU_PART_BYTES = 16 * 2**20
-"""What is computed at a time on a CPU, where small parts stay in the cache."""
+from headspark.packed.layout import Triple
 
-PART_BYTES = 2**30
+CPU_SLAB_BYTES = 16 * 2**20
+"""What is computed at a time on a CPU, where small slabs stay in the cache."""
+
+SLAB_BYTES = 2**30
 """What is computed at a time elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Slab:
     """Some planes of one sample, or all planes of some samples."""
 
     samples: slice
@@ -28,62 +30,60 @@ class Part:
         return self.samples.stop - self.samples.start, self.planes.stop - self.planes.start
 
 
-def parts_of(map_BDHWC: Tensor, channels: int, step: int = 1) -> list[Part]:
-    """Divide a map into parts that are computed one after the other.
+def slabs(map_BDHWC: Tensor, channels: int, step: int = 1) -> list[Slab]:
+    """Divide a map into slabs that are computed one after the other.
 
     Args:
         map_BDHWC: The map.
-        channels: Channels of the largest map that is made of a part.
+        channels: Channels of the largest map that is made of a slab.
         step: Planes that belong together.
     """
     samples, depth, height, width, _ = map_BDHWC.shape
-    limit = CPU_PART_BYTES if map_BDHWC.device.type == "cpu" else PART_BYTES
+    limit = CPU_SLAB_BYTES if map_BDHWC.device.type == "cpu" else SLAB_BYTES
     planes = limit // (height * width * channels * map_BDHWC.element_size())
     if planes >= depth:
         at_once = planes // depth
-        return [Part(slice(b, min(b + at_once, samples)), slice(0, depth)) for b in range(0, samples, at_once)]
+        return [Slab(slice(b, min(b + at_once, samples)), slice(0, depth)) for b in range(0, samples, at_once)]
     at_once = max(planes // step, 1) * step
     return [
-        Part(slice(b, b + 1), slice(z, min(z + at_once, depth)))
+        Slab(slice(b, b + 1), slice(z, min(z + at_once, depth)))
         for b in range(samples)
         for z in range(0, depth, at_once)
     ]
 
 
-def rows_of_parts(map_BDHWC: Tensor) -> Iterator[tuple[Part, Tensor]]:
-    """Yield the parts of a map and their voxels [samples, voxels, channels], in at least float32."""
+def rows_of_slabs(map_BDHWC: Tensor) -> Iterator[tuple[Slab, Tensor]]:
+    """Yield the slabs of a map and their voxels [samples, voxels, channels], in at least float32."""
     wide = torch.promote_types(map_BDHWC.dtype, torch.float32)
-    # A chain of elementwise functions reads and writes a few maps of a part.
-    for part in parts_of(map_BDHWC, 4 * map_BDHWC.shape[-1]):
-        yield part, map_BDHWC[part.samples, part.planes].flatten(1, 3).to(wide)
+    # A chain of elementwise functions reads and writes a few maps of a slab.
+    for slab in slabs(map_BDHWC, 4 * map_BDHWC.shape[-1]):
+        yield slab, map_BDHWC[slab.samples, slab.planes].flatten(1, 3).to(wide)
 
 
-def framed(
-    like: Tensor, part: Part, space: tuple[int, int, int], channels: int, margin: int
-) -> tuple[Tensor, Tensor, Part]:
-    """Make room for a part and a margin around it, zero beyond the volume.
+def with_margin(like: Tensor, slab: Slab, space: Triple, channels: int, margin: int) -> tuple[Tensor, Tensor, Slab]:
+    """Make room for a slab and a margin around it, zero beyond the volume.
 
     Args:
         like: A tensor of the type and device wanted.
-        part: The part.
+        slab: The slab.
         space: Edges of the volume.
         channels: Channels of the map.
-        margin: Voxels around the part.
+        margin: Voxels around the slab.
 
     Returns:
         [samples, planes + 2 margins, height + 2 margins, width + 2 margins, channels]; the view of it that lies within
-        the volume, to be filled; and the part that belongs there.
+        the volume, to be filled; and the slab that belongs there.
     """
     depth, height, width = space
-    samples, planes = part.count
+    samples, planes = slab.count
     edges = planes + 2 * margin, height + 2 * margin, width + 2 * margin
     frame = like.new_empty(samples, *edges, channels)
-    first, last = max(part.planes.start - margin, 0), min(part.planes.stop + margin, depth)
-    start = first - (part.planes.start - margin)
+    first, last = max(slab.planes.start - margin, 0), min(slab.planes.stop + margin, depth)
+    start = first - (slab.planes.start - margin)
     inside = frame
     for axis, low, length in ((1, start, last - first), (2, margin, height), (3, margin, width)):
         high = low + length
         inside.narrow(axis, 0, low).zero_()
         inside.narrow(axis, high, inside.shape[axis] - high).zero_()
         inside = inside.narrow(axis, low, length)
-    return frame, inside, Part(part.samples, slice(first, last))
+    return frame, inside, Slab(slab.samples, slice(first, last))

@@ -100,7 +100,7 @@ class MaskableEncoder(nn.Module):
         config: The shape.
         channels: Channels of each map, finest first.
         strides: Cumulative stride of each map.
-        checkpointing: Whether activations are computed again in the backward pass instead of kept.
+        checkpointing: Whether activations are recomputed in the backward pass instead of kept.
     """
 
     config: EncoderConfig
@@ -135,7 +135,7 @@ class MaskableEncoder(nn.Module):
         raise NotImplementedError
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of blocks for the backward pass, and compute what is in between again."""
+        """Keep only the inputs of blocks for the backward pass, and recompute what is in between."""
         self.checkpointing = enable
 
     def run(self, layer: nn.Module, x_BCDHW: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from headspark.masking import expand_cells
-from headspark.packed.geometry import MaskGeometry, Triple
-from headspark.packed.ops import HANDLERS, UnsupportedOperation, same_mask
-from headspark.packed.recompute import Again
+from headspark.packed.geometry import MaskGeometry
+from headspark.packed.handlers import HANDLERS, UnsupportedOperation
+from headspark.packed.layout import Triple, block_of, channels_first, channels_last
+from headspark.packed.masked_map import MaskedMap
+from headspark.packed.recompute import Recompute
 
 
-class PackedBlocks:
+class PackedBlocks(MaskedMap):
     """The visible blocks of a batch of volumes, in place of the volumes.
 
     Args:
@@ -23,7 +25,7 @@ class PackedBlocks:
         channels_last: Whether the volume that this stands for has its channels behind (after ``permute``).
 
     Attributes:
-        again: How the data can be computed again in the backward pass, where that is known.
+        recompute: How the data can be recomputed in the backward pass, where that is known.
 
     Example:
         >>> geometry = MaskGeometry(torch.tensor([True, False]).view(1, 2, 1, 1))
@@ -33,13 +35,10 @@ class PackedBlocks:
         (torch.Size([1, 5, 4, 2, 2]), torch.Size([1, 2, 2, 2, 5]))
     """
 
-    ndim = 5
-
     def __init__(self, data: Tensor, geometry: MaskGeometry, channels_last: bool = False) -> None:
-        self.data = data
+        super().__init__(data, channels_last)
         self.geometry = geometry
-        self.channels_last = channels_last
-        self.again: Again | None = None
+        self.recompute: Recompute | None = None
 
     @staticmethod
     def pack(x_BCDHW: Tensor, geometry: MaskGeometry) -> PackedBlocks:
@@ -58,45 +57,47 @@ class PackedBlocks:
                 f"a mask of {geometry.batch} x {geometry.grid} blocks does not tile {tuple(x_BCDHW.shape)}"
             )
         block = tuple(edge // cells for edge, cells in zip(edges, geometry.grid, strict=True))
-        rows = x_BCDHW.permute(0, 2, 3, 4, 1).reshape(-1, channels)
-        visible = rows.index_select(0, geometry.voxel_rows(block))  # type: ignore[arg-type]
-        return PackedBlocks(visible.view(geometry.blocks, *block, channels), geometry)
+        rows = channels_last(x_BCDHW).reshape(-1, channels)
+        rows = rows.index_select(0, geometry.voxel_rows(block))  # type: ignore[arg-type]
+        return PackedBlocks(rows.view(geometry.blocks, *block, channels), geometry)
 
     @staticmethod
     def whole(x_BCDHW: Tensor) -> PackedBlocks:
         """Take a dense volume as one visible block, for modules that then run on the kernels of packed blocks."""
         geometry = MaskGeometry(torch.ones(len(x_BCDHW), 1, 1, 1, dtype=torch.bool)).to(x_BCDHW.device)
-        return PackedBlocks(x_BCDHW.permute(0, 2, 3, 4, 1).contiguous(), geometry)
+        return PackedBlocks(channels_last(x_BCDHW).contiguous(), geometry)
 
-    def dense(self, fill_C: Tensor | None = None) -> Tensor:
-        """Return the volume x_BCDHW, channels-last in memory; hidden voxels hold zeros or ``fill_C``."""
+    def dense(self, token_C: Tensor | None = None) -> Tensor:
+        """Return the volume x_BCDHW, channels-last in memory; hidden voxels hold zeros or ``token_C``."""
         if self.geometry.is_whole:
-            return self.data.permute(0, 4, 1, 2, 3)
+            return channels_first(self.data)
         batch, channels, *edges = self.shape
-        rows = self.geometry.voxel_rows(self.block)
         total = batch * edges[0] * edges[1] * edges[2]
-        visible = self.data.reshape(-1, channels)
-        if fill_C is None:
-            volume = visible.new_zeros(total, channels)
+        rows = self.data.reshape(-1, channels)
+        if token_C is None:
+            volume = rows.new_zeros(total, channels)
         else:
-            volume = fill_C.to(visible.dtype).expand(total, channels)
-        volume = volume.index_copy(0, rows, visible)
-        return volume.view(batch, *edges, channels).permute(0, 4, 1, 2, 3)
+            volume = token_C.to(rows.dtype).expand(total, channels)
+        volume = volume.index_copy(0, self.geometry.voxel_rows(self.block), rows)
+        return channels_first(volume.view(batch, *edges, channels))
 
-    def visible(self) -> Tensor:
-        """Return the mask at the scale of this map, (B, 1, D, H, W)."""
-        return expand_cells(self.geometry.visible_Bdhw, tuple(self.shape[2:])).to(self.geometry.device)
+    def voxel_mask(self) -> Tensor:
+        """Return the mask at the scale of this map, bool (B, 1, D, H, W)."""
+        return expand_cells(self.geometry.mask_Bdhw, tuple(self.shape[2:])).to(self.geometry.device)
 
     def like(self, data: Tensor) -> PackedBlocks:
         """Return other data on the same blocks."""
         return PackedBlocks(data, self.geometry, self.channels_last)
 
+    def same_blocks(self, other: PackedBlocks) -> bool:
+        """Tell whether another map has the same blocks at the same scale."""
+        same = self.geometry is other.geometry or (self.geometry.is_whole and other.geometry.is_whole)
+        return same and self.data.shape[:4] == other.data.shape[:4]
+
     @property
     def block(self) -> Triple:
         """Edges of a block at the scale of this map."""
-        return self.data.shape[1], self.data.shape[2], self.data.shape[3]
-
-    # What modules ask of the tensor they are given.
+        return block_of(self.data)
 
     @property
     def shape(self) -> torch.Size:
@@ -107,32 +108,6 @@ class PackedBlocks:
             return torch.Size((self.geometry.batch, *space, channels))
         return torch.Size((self.geometry.batch, channels, *space))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the numbers."""
-        return self.data.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the numbers are."""
-        return self.data.device
-
-    def dim(self) -> int:
-        """Return the number of axes of the volume."""
-        return self.ndim
-
-    def size(self, axis: int | None = None) -> Any:
-        """Return the shape of the volume, or one edge of it."""
-        return self.shape if axis is None else self.shape[axis]
-
-    def contiguous(self, memory_format: torch.memory_format | None = None) -> PackedBlocks:
-        """Return self: packed data has one layout."""
-        return self
-
-    def new_empty(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return an ordinary tensor of this type on this device."""
-        return self.data.new_empty(*args, **kwargs)
-
     def permute(self, *axes: int) -> PackedBlocks:
         """Move the channels behind, or back; the data stays where it is."""
         order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
@@ -141,30 +116,17 @@ class PackedBlocks:
             raise UnsupportedOperation(f"a permutation {tuple(order)}")
         return PackedBlocks(self.data, self.geometry, not self.channels_last)
 
-    def __add__(self, other: Any) -> PackedBlocks:
-        return self.like(self.data + self._operand(other))
-
-    def __sub__(self, other: Any) -> PackedBlocks:
-        return self.like(self.data - self._operand(other))
-
-    def __mul__(self, other: Any) -> PackedBlocks:
-        return self.like(self.data * self._operand(other))
-
-    def __truediv__(self, other: Any) -> PackedBlocks:
-        return self.like(self.data / self._operand(other))
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-
     def __iadd__(self, other: Any) -> PackedBlocks:
         operand = self._operand(other)
-        self.data, self.again = self.data + operand if self.data._is_view() else self.data.add_(operand), None
+        # A view that autograd tracks cannot be changed in place without copies: the sum takes its place instead.
+        self.data = self.data + operand if self.data._is_view() else self.data.add_(operand)
+        self.recompute = None
         return self
 
     def _operand(self, other: Any) -> Any:
         """Bring the other side of an operator to the shape of the packed data."""
         if isinstance(other, PackedBlocks):
-            if not same_mask(self, other) or other.channels_last != self.channels_last:
+            if not self.same_blocks(other) or other.channels_last != self.channels_last:
                 raise UnsupportedOperation("an operator between maps of different masks or layouts")
             return other.data
         if not isinstance(other, Tensor) or other.numel() == 1:
@@ -178,10 +140,5 @@ class PackedBlocks:
         raise UnsupportedOperation(f"an operator with a tensor of shape {tuple(other.shape)}")
 
     @classmethod
-    def __torch_function__(
-        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        handler = HANDLERS.get(func)
-        if handler is None:
-            raise UnsupportedOperation(torch.overrides.resolve_name(func) or repr(func))
-        return handler(*args, **(kwargs or {}))
+    def _call(cls, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return HANDLERS[function](*args, **kwargs)

@@ -1,7 +1,7 @@
 """SparK as it is usually done: dense operations on the whole volume, each followed by the mask. The packed oracle.
 
 Every operation runs on the dense map and is multiplied by the mask; norms take their statistics over visible voxels.
-It does all the work that :mod:`headspark.packed` leaves out, in the plainest way, so that the two can be compared.
+It does all the work that packed blocks leave out, in the plainest way, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -14,127 +14,80 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headspark.masking import expand_cells
-from headspark.packed.ops import HANDLERS, UnsupportedOperation
+from headspark.packed.handlers import UnsupportedOperation
+from headspark.packed.layout import channels_first, channels_last
+from headspark.packed.masked_map import MaskedMap
 
 
-class MaskedVolume:
+class MaskedVolume(MaskedMap):
     """A dense volume that is zero where it is hidden, and stays so whatever is done to it.
 
     Args:
-        volume: (B, C, D, H, W), or channels behind after ``permute``.
-        visible_Bdhw: The mask over blocks.
+        data: (B, C, D, H, W), or channels behind after ``permute``.
+        mask_Bdhw: The mask over blocks, True where visible.
         channels_last: Whether the channels are behind.
     """
 
-    ndim = 5
-
-    def __init__(self, volume: Tensor, visible_Bdhw: Tensor, channels_last: bool = False) -> None:
-        self.volume = volume
-        self.visible_Bdhw = visible_Bdhw
-        self.channels_last = channels_last
+    def __init__(self, data: Tensor, mask_Bdhw: Tensor, channels_last: bool = False) -> None:
+        super().__init__(data, channels_last)
+        self.mask_Bdhw = mask_Bdhw
 
     @staticmethod
-    def mask(x_BCDHW: Tensor, visible_Bdhw: Tensor) -> MaskedVolume:
+    def mask(x_BCDHW: Tensor, mask_Bdhw: Tensor) -> MaskedVolume:
         """Hide what the mask hides."""
-        return MaskedVolume(x_BCDHW, visible_Bdhw.to(x_BCDHW.device))._masked(x_BCDHW)
+        return MaskedVolume(x_BCDHW, mask_Bdhw.to(x_BCDHW.device)).like(x_BCDHW)
 
-    def dense(self, fill_C: Tensor | None = None) -> Tensor:
-        """Return the volume x_BCDHW; hidden voxels hold zeros or ``fill_C``."""
-        if fill_C is None:
-            return self.volume
-        return torch.where(self.visible(), self.volume, fill_C.to(self.volume.dtype).view(1, -1, 1, 1, 1))
+    def dense(self, token_C: Tensor | None = None) -> Tensor:
+        """Return the volume x_BCDHW; hidden voxels hold zeros or ``token_C``."""
+        if token_C is None:
+            return self.data
+        return torch.where(self.voxel_mask(), self.data, token_C.to(self.data.dtype).view(1, -1, 1, 1, 1))
 
-    def visible(self) -> Tensor:
-        """Return the mask at the scale of this map, (B, 1, D, H, W)."""
-        space = self.volume.shape[1:4] if self.channels_last else self.volume.shape[2:]
+    def voxel_mask(self) -> Tensor:
+        """Return the mask at the scale of this map, bool (B, 1, D, H, W)."""
+        space = self.data.shape[1:4] if self.channels_last else self.data.shape[2:]
         try:
-            return expand_cells(self.visible_Bdhw, tuple(space))
+            return expand_cells(self.mask_Bdhw, tuple(space))
         except ValueError as error:
             raise UnsupportedOperation(f"a map on a grid of {tuple(space)}: {error}") from error
 
-    # What modules ask of the tensor they are given.
+    def like(self, data: Tensor) -> MaskedVolume:
+        """Return other data, zero where this mask hides it; the grid may be another one."""
+        out = MaskedVolume(data, self.mask_Bdhw, self.channels_last)
+        mask = out.voxel_mask().movedim(1, -1) if self.channels_last else out.voxel_mask()
+        out.data = torch.where(mask, data, data.new_zeros(()))
+        return out
 
     @property
     def shape(self) -> torch.Size:
         """Shape of the volume."""
-        return self.volume.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the numbers."""
-        return self.volume.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the numbers are."""
-        return self.volume.device
-
-    def dim(self) -> int:
-        """Return the number of axes."""
-        return self.ndim
-
-    def size(self, axis: int | None = None) -> Any:
-        """Return the shape, or one edge of it."""
-        return self.shape if axis is None else self.shape[axis]
-
-    def contiguous(self, memory_format: torch.memory_format | None = None) -> MaskedVolume:
-        """Return self: dense operations take any layout."""
-        return self
-
-    def new_empty(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return an ordinary tensor of this type on this device."""
-        return self.volume.new_empty(*args, **kwargs)
+        return self.data.shape
 
     def permute(self, *axes: int) -> MaskedVolume:
         """Move the channels behind, or back."""
-        return MaskedVolume(self.volume.permute(*axes), self.visible_Bdhw, not self.channels_last)
+        return MaskedVolume(self.data.permute(*axes), self.mask_Bdhw, not self.channels_last)
 
-    def __add__(self, other: Any) -> MaskedVolume:
-        return self._masked(self.volume + _dense(other))
-
-    def __sub__(self, other: Any) -> MaskedVolume:
-        return self._masked(self.volume - _dense(other))
-
-    def __mul__(self, other: Any) -> MaskedVolume:
-        return self._masked(self.volume * _dense(other))
-
-    def __truediv__(self, other: Any) -> MaskedVolume:
-        return self._masked(self.volume / _dense(other))
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-
-    def __iadd__(self, other: Any) -> MaskedVolume:
-        self.volume = (self + other).volume
-        return self
-
-    def _masked(self, volume: Tensor) -> MaskedVolume:
-        out = MaskedVolume(volume, self.visible_Bdhw, self.channels_last)
-        visible = out.visible().movedim(1, -1) if self.channels_last else out.visible()
-        out.volume = torch.where(visible, volume, volume.new_zeros(()))
-        return out
+    def _operand(self, other: Any) -> Any:
+        return _dense(other)
 
     @classmethod
-    def __torch_function__(
-        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func not in HANDLERS:
-            raise UnsupportedOperation(torch.overrides.resolve_name(func) or repr(func))
+    def _call(cls, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         x = args[0][0] if isinstance(args[0], list | tuple) else args[0]
-        if func in _NORMS:
-            return x._masked(_NORMS[func](x, *args[1:], **kwargs))
-        inplace = kwargs.pop("inplace", False)
+        if function in _NORMS:
+            return x.like(_NORMS[function](x, *args[1:], **kwargs))
+        inplace = kwargs.get("inplace", False)
+        plain = {name: value for name, value in kwargs.items() if name != "inplace"}
         dense = [[_dense(part) for part in arg] if isinstance(arg, list | tuple) else _dense(arg) for arg in args]
-        out = x._masked(func(*dense, **kwargs))
+        out = x.like(function(*dense, **plain))
         if not inplace:
             return out
-        x.volume = out.volume
+        x.data = out.data
         return x
 
 
 def _dense(value: Any) -> Any:
-    return value.volume if isinstance(value, MaskedVolume) else value
+    """Return the numbers of a masked volume, and anything else as it is."""
+    return value.data if isinstance(value, MaskedVolume) else value
 
 
 def _instance_norm(
@@ -147,19 +100,19 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
+    """Normalise over the visible voxels of each sample and channel; (B, C, D, H, W)."""
     return _group_norm(x, x.shape[1], weight, bias, eps)
 
 
 def _group_norm(
     x: MaskedVolume, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """Normalise over the visible voxels of each sample and group."""
-    visible = x.visible()
-    grouped_BGcDHW = x.volume.unflatten(1, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
-    mask = visible.unsqueeze(1)
-    count = (mask.sum((2, 3, 4, 5), keepdim=True) * grouped_BGcDHW.shape[2]).clamp(min=1)
-    mean = (grouped_BGcDHW * mask).sum((2, 3, 4, 5), keepdim=True) / count
-    centred = (grouped_BGcDHW - mean) * mask
+    """Normalise over the visible voxels of each sample and group; (B, C, D, H, W), weight and bias [C]."""
+    grouped_BGcDHW = x.data.unflatten(1, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
+    mask_B11DHW = x.voxel_mask().unsqueeze(1)
+    count = (mask_B11DHW.sum((2, 3, 4, 5), keepdim=True) * grouped_BGcDHW.shape[2]).clamp(min=1)
+    mean = (grouped_BGcDHW * mask_B11DHW).sum((2, 3, 4, 5), keepdim=True) / count
+    centred = (grouped_BGcDHW - mean) * mask_B11DHW
     variance = centred.square().sum((2, 3, 4, 5), keepdim=True) / count
     out = (centred * (variance + eps).rsqrt()).flatten(1, 2).to(x.dtype)
     if weight is not None:
@@ -168,11 +121,11 @@ def _group_norm(
 
 
 def _batch_norm(x: MaskedVolume, *args: Any, **kwargs: Any) -> Tensor:
-    """Normalise over the visible voxels of the batch."""
-    visible_BDHW = x.visible()[:, 0]
-    out_BDHWC = torch.zeros_like(x.volume.permute(0, 2, 3, 4, 1))
-    rows = F.batch_norm(x.volume.permute(0, 2, 3, 4, 1)[visible_BDHW], *args, **kwargs)
-    return out_BDHWC.masked_scatter(visible_BDHW.unsqueeze(-1), rows).permute(0, 4, 1, 2, 3)
+    """Normalise over the visible voxels of the batch; (B, C, D, H, W)."""
+    mask_BDHW = x.voxel_mask()[:, 0]
+    x_BDHWC = channels_last(x.data)
+    rows = F.batch_norm(x_BDHWC[mask_BDHW], *args, **kwargs)
+    return channels_first(torch.zeros_like(x_BDHWC).masked_scatter(mask_BDHW.unsqueeze(-1), rows))
 
 
 _NORMS: dict[Callable, Callable[..., Tensor]] = {

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-Triple = tuple[int, int, int]
+from headspark.packed.layout import Triple
+
 Table = TypeVar("Table", "WindowTable", "ColumnTable", "MergeTable", "PlaneTable", Tensor)
 
 MASKED = -1
@@ -88,10 +89,10 @@ class MaskGeometry:
     are made when an operation first asks for them and are shared by all layers that ask for the same.
 
     Args:
-        visible_Bdhw: Boolean mask over blocks, True where visible; best on the CPU.
+        mask_Bdhw: Boolean mask over blocks, True where visible; best on the CPU.
 
     Attributes:
-        visible_Bdhw: The mask, on the CPU.
+        mask_Bdhw: The mask, on the CPU.
         batch: Samples.
         grid: Blocks along each axis.
         counts: Visible blocks of each sample.
@@ -103,19 +104,19 @@ class MaskGeometry:
         ((1,), (2, 1, 1))
     """
 
-    def __init__(self, visible_Bdhw: Tensor) -> None:
-        if visible_Bdhw.dtype is not torch.bool or visible_Bdhw.dim() != 4:
+    def __init__(self, mask_Bdhw: Tensor) -> None:
+        if mask_Bdhw.dtype is not torch.bool or mask_Bdhw.dim() != 4:
             raise ValueError("a mask is a boolean tensor with one axis of samples and three of blocks")
-        self.device = visible_Bdhw.device
-        self.visible_Bdhw = visible_Bdhw.cpu()
-        self.batch = visible_Bdhw.shape[0]
-        self.grid: Triple = (visible_Bdhw.shape[1], visible_Bdhw.shape[2], visible_Bdhw.shape[3])
-        self.counts: tuple[int, ...] = tuple(self.visible_Bdhw.flatten(1).sum(1).tolist())
+        self.device = mask_Bdhw.device
+        self.mask_Bdhw = mask_Bdhw.cpu()
+        self.batch = mask_Bdhw.shape[0]
+        self.grid: Triple = (mask_Bdhw.shape[1], mask_Bdhw.shape[2], mask_Bdhw.shape[3])
+        self.counts: tuple[int, ...] = tuple(self.mask_Bdhw.flatten(1).sum(1).tolist())
 
-        place_N4 = self.visible_Bdhw.nonzero()
+        place_N4 = self.mask_Bdhw.nonzero()
         self._sample_N, self._cell_N3 = place_N4[:, 0].contiguous(), place_N4[:, 1:].contiguous()
-        self._index_Bdhw = torch.full(self.visible_Bdhw.shape, MASKED)
-        self._index_Bdhw[self.visible_Bdhw] = torch.arange(len(place_N4))
+        self._index_Bdhw = torch.full(self.mask_Bdhw.shape, MASKED)
+        self._index_Bdhw[self.mask_Bdhw] = torch.arange(len(place_N4))
         self._host_tables: dict[tuple, Any] = {}
         self._tables: dict[tuple, Any] = {}
 
@@ -195,6 +196,7 @@ class MaskGeometry:
         return self._table(("planes", block), lambda: self._make_planes(block))
 
     def _table(self, key: tuple, make: Callable[[], Table]) -> Table:
+        """Return a table on this geometry's device; make it on the CPU when it is first asked for."""
         if key not in self._tables:
             if key not in self._host_tables:
                 self._host_tables[key] = make()
@@ -202,6 +204,7 @@ class MaskGeometry:
         return self._tables[key]
 
     def _make_windows(self, block: Triple, low: Triple, high: Triple) -> WindowTable:
+        """Make the table of windows with halos ``low`` and ``high``."""
         spans = [_split(edge, edge, lo, hi) for edge, lo, hi in zip(block, low, high, strict=True)]
         cells = [self._cell_N3[:, axis, None] + spans[axis][0] for axis in range(3)]
         rows, source = self._rows(self._sample_N, cells, [place for _, place in spans], block)
@@ -215,6 +218,7 @@ class MaskGeometry:
         )
 
     def _make_columns(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
+        """Pick the taps of every voxel, [blocks, block voxels * taps], out of the windows around the blocks."""
         high = (kernel[0] - 1 - low[0], kernel[1] - 1 - low[1], kernel[2] - 1 - low[2])
         windows = self._make_windows(block, low, high)
         z, y, x = (torch.arange(b)[:, None] + torch.arange(k) for b, k in zip(block, kernel, strict=True))
@@ -227,7 +231,7 @@ class MaskGeometry:
         )
 
     def _make_column_gradients(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
-        # What tap t carries from a voxel to an output, the mirrored kernel finds when it looks from the voxel.
+        """Mirror the taps of every voxel: what tap t carries to an output, the mirrored kernel finds from the input."""
         high = (kernel[0] - 1 - low[0], kernel[1] - 1 - low[1], kernel[2] - 1 - low[2])
         mirrored, taps = self._make_columns(block, kernel, high), _volume(kernel)
         rows = mirrored.rows.view(-1, taps).flip(1) * taps + torch.arange(taps, dtype=torch.int32)
@@ -236,7 +240,8 @@ class MaskGeometry:
         return ColumnTable(rows=rows.flatten(), absent=absent.sort().values)
 
     def _make_merge(self, block: Triple, factor: Triple) -> MergeTable:
-        large_Bdhw = self.visible_Bdhw
+        """Join the cells of the mask, and tell for the voxels of both sizes of blocks where the other's lie."""
+        large_Bdhw = self.mask_Bdhw
         for axis in range(3):
             if self.grid[axis] % factor[axis]:
                 raise ValueError(f"{self.grid} mask cells cannot be joined by {factor}")
@@ -253,12 +258,14 @@ class MaskGeometry:
         return MergeTable(geometry=large, gather=gather, absent=absent, scatter=scatter)
 
     def _make_voxel_rows(self, block: Triple) -> Tensor:
+        """Number the voxels of the blocks, [blocks, d, h, w], in the flattened dense volume."""
         edges = [cells * edge for cells, edge in zip(self.grid, block, strict=True)]
         z, y, x = (self._cell_N3[:, axis, None] * block[axis] + torch.arange(block[axis]) for axis in range(3))
         plane = (self._sample_N[:, None] * edges[0] + z)[:, :, None] * edges[1] + y[:, None, :]
         return (plane[:, :, :, None] * edges[2] + x[:, None, None, :]).flatten()
 
     def _make_planes(self, block: Triple) -> PlaneTable:
+        """Sort the packed voxels by their place in the dense volume."""
         places, rows = self._make_voxel_rows(block).sort()
         depth, height, width = (cells * edge for cells, edge in zip(self.grid, block, strict=True))
         starts = torch.arange(self.batch * depth + 1) * (height * width)
@@ -275,6 +282,9 @@ class MaskGeometry:
             cells: For each axis, the cell that each position of each window falls in, [windows, positions].
             places: For each axis, the place of each position in its cell, [positions].
             block: Edges of a block.
+
+        Returns:
+            rows: int32 [windows * positions]; block: int64 of the same shape, or `MASKED` or `OUTSIDE`.
         """
         clamped, inside = [], []
         for axis in range(3):
@@ -290,12 +300,16 @@ class MaskGeometry:
 
 
 def _split(edge: int, block: int, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Split positions -low ... edge + high - 1 into the cell that holds each, relative, and the place in that cell."""
+    """Split positions -low ... edge + high - 1 into the cell that holds each, relative, and the place in that cell.
+
+    Both are int64 [low + edge + high].
+    """
     position = torch.arange(-low, edge + high)
     return torch.div(position, block, rounding_mode="floor"), position % block
 
 
 def _volume(edges: Triple) -> int:
+    """Return how many voxels a block has, or taps a kernel."""
     return edges[0] * edges[1] * edges[2]
 
 

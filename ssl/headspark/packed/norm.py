@@ -1,7 +1,4 @@
-"""Norm layers whose statistics are those of the visible voxels alone.
-
-Packed data is [blocks, depth, height, width, channels], blocks in the order of their samples.
-"""
+"""Norm layers whose statistics are those of the visible voxels alone; blocks in the order of their samples."""
 
 from __future__ import annotations
 
@@ -12,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from headspark.packed.layout import channels_first, channels_last
+
 
 def instance_norm(
     data: Tensor, counts: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
@@ -19,11 +18,14 @@ def instance_norm(
     """Normalise every channel of every sample over its visible voxels.
 
     Args:
-        data: Packed maps.
+        data: Packed map [n, d, h, w, C].
         counts: Visible blocks of each sample.
         weight: [C] or None.
         bias: [C] or None.
         eps: Added to the variance.
+
+    Returns:
+        [n, d, h, w, C].
     """
     return _InstanceNorm.apply(data, weight, bias, counts, eps)
 
@@ -46,11 +48,15 @@ def group_norm(
 
 
 def _group_norm(rows_BL1C: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalise the rows of equally many voxels a sample, [B, voxels, 1, C]; weight and bias [C]."""
     return F.group_norm(rows_BL1C.permute(0, 3, 1, 2), groups, weight, bias, eps).permute(0, 2, 3, 1).contiguous()
 
 
 class _InstanceNorm(torch.autograd.Function):
-    """The batch-norm kernel of PyTorch on the blocks of one sample after the other."""
+    """The batch-norm kernel of PyTorch on the blocks of one sample after the other; [n, d, h, w, C] in and out.
+
+    Kept for the backward pass: the input, and mean and inverse deviation [C] of each sample.
+    """
 
     @staticmethod
     def forward(
@@ -63,8 +69,8 @@ class _InstanceNorm(torch.autograd.Function):
         for sample, target in zip(data.split(counts), out.split(counts), strict=True):
             mean, scale = (torch.zeros(data.shape[-1], dtype=statistics, device=data.device) for _ in range(2))
             if len(sample):
-                places = (_channels_first(target), mean, scale)
-                torch.native_batch_norm(_channels_first(sample), weight, bias, None, None, True, 0.0, eps, out=places)
+                places = (channels_first(target), mean, scale)
+                torch.native_batch_norm(channels_first(sample), weight, bias, None, None, True, 0.0, eps, out=places)
             moments += [mean, scale]
         ctx.save_for_backward(data, weight, *moments)
         ctx.counts, ctx.eps, ctx.has_bias = counts, eps, bias is not None
@@ -82,7 +88,7 @@ class _InstanceNorm(torch.autograd.Function):
                 continue
             mean, scale = moments[2 * index : 2 * index + 2]
             grad_data, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                _channels_first(grad), _channels_first(sample), weight, None, None, mean, scale, True, ctx.eps, wanted
+                channels_first(grad), channels_first(sample), weight, None, None, mean, scale, True, ctx.eps, wanted
             )
             grad_parts.append(grad_data)
             grad_weights.append(grad_weight)
@@ -98,11 +104,8 @@ class _InstanceNorm(torch.autograd.Function):
 
 
 def _joined(parts_cf: list[Tensor], like: Tensor) -> Tensor:
+    """Join the samples' blocks [some, C, d, h, w] to a packed map of the shape of ``like``, [n, d, h, w, C]."""
     if not parts_cf:
         return torch.zeros_like(like)
-    parts = [part.permute(0, 2, 3, 4, 1) for part in parts_cf]
+    parts = [channels_last(part) for part in parts_cf]
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
-
-
-def _channels_first(data: Tensor) -> Tensor:
-    return data.permute(0, 4, 1, 2, 3)

@@ -1,7 +1,17 @@
-"""Activations that are computed again in the backward pass from what autograd keeps anyway.
+"""Activations that are recomputed in the backward pass from what autograd keeps anyway.
 
-A norm keeps its input; its output and the activated map behind it follow from that input at the cost of reading it.
-So the next convolution need not keep the activated map, which is a quarter of what a residual block would keep.
+A residual block is conv - norm - act - conv - norm, a sum, act. Run as plain modules it keeps four maps of its size:
+the input of each convolution and the input of each norm. But the input of the second convolution follows from that of
+the norm before it, at the cost of reading it once, so it need not be kept: a quarter of the block's memory.
+
+- A norm saves its input and notes on the map that it returns how it was made: a :class:`Recompute`.
+- A pointwise function saves the source of that note instead of its own input or output, and extends the note.
+- A convolution saves the source too (:func:`save`), and makes its input from it (:func:`restore`) when the gradient of
+  its weight asks for it. All of them save the same tensor, so autograd holds one storage.
+- The source goes through ``save_for_backward``, never into a closure: so it is freed after its last use, checkpointing
+  and saved-tensor hooks see it, and one that was written over is noticed. A note's function may hold weights, no maps.
+- The same kernel on the same numbers gives the same bits, so gradients are those of a run that keeps everything.
+  Dropout would draw anew: it ends a note.
 """
 
 from __future__ import annotations
@@ -16,59 +26,65 @@ from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Recompute:
     """How a map was made from another one that autograd keeps.
 
     Attributes:
-        source: That map.
-        compute: Makes the map from it; the same numbers every time.
+        source: That map, packed.
+        function: Makes the map from it, in the same shape; the same numbers every time.
     """
 
     source: Tensor
-    compute: Callable[[Tensor], Tensor]
+    function: Callable[[Tensor], Tensor]
 
-    def then(self, function: Callable[[Tensor], Tensor]) -> Again:
+    def then(self, function: Callable[[Tensor], Tensor]) -> Recompute:
         """Return how the map is made that ``function`` makes of this one."""
-        first = self.compute
-        return Again(self.source, lambda source: function(first(source)))
+        first = self.function
+        return Recompute(self.source, lambda source: function(first(source)))
 
 
-def keep(ctx: Any, data: Tensor, again: Again | None, *others: Tensor | None) -> None:
-    """Save a map for the backward pass, or what it can be computed from; and other tensors."""
-    ctx.compute = None if again is None else again.compute
-    ctx.save_for_backward(data if again is None else again.source, *others)
+def save(ctx: Any, data: Tensor, recompute: Recompute | None, *others: Tensor | None) -> None:
+    """Save a map for the backward pass, or what it can be recomputed from; and other tensors."""
+    ctx.recompute = None if recompute is None else recompute.function
+    ctx.save_for_backward(data if recompute is None else recompute.source, *others)
 
 
-def kept(ctx: Any) -> tuple[Tensor, ...]:
-    """Return what was given to :func:`keep`."""
+def restore(ctx: Any) -> tuple[Tensor, ...]:
+    """Return what was given to :func:`save`, the map first."""
     data, *others = ctx.saved_tensors
-    return data if ctx.compute is None else ctx.compute(data), *others
+    return data if ctx.recompute is None else ctx.recompute(data), *others
 
 
 def apply_pointwise(
-    data: Tensor, again: Again, function: Callable[[Tensor], Tensor], *, inplace: Callable[[Tensor], Tensor] | None
+    data: Tensor,
+    recompute: Recompute,
+    function: Callable[[Tensor], Tensor],
+    *,
+    inplace: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
     """Apply a function to every number of a map, and keep nothing of it for the backward pass.
 
     Args:
         data: The map.
-        again: How the map can be computed again.
+        recompute: How the map can be recomputed.
         function: The function.
         inplace: The same, writing over its input; None where the input is still needed.
     """
-    return _Pointwise.apply(data, again, function, inplace)
+    return _Pointwise.apply(data, recompute, function, inplace)
 
 
 class _Pointwise(torch.autograd.Function):
+    """``function`` of a map of any shape; its gradient comes from the map, which is recomputed."""
+
     @staticmethod
     def forward(
         ctx: Any,
         data: Tensor,
-        again: Again,
+        recompute: Recompute,
         function: Callable[[Tensor], Tensor],
         inplace: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        keep(ctx, data, again)
+        save(ctx, data, recompute)
         ctx.function = function
         if inplace is None:
             return function(data)
@@ -78,9 +94,9 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (data,) = kept(ctx)
+        (data,) = restore(ctx)
         data = data.detach().requires_grad_()
         with torch.enable_grad():
             out = ctx.function(data)
-        (grad,) = torch.autograd.grad(out, data, grads[0])
-        return grad, None, None, None
+        (grad_data,) = torch.autograd.grad(out, data, grads[0])
+        return grad_data, None, None, None

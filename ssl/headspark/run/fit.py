@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from harmonize.errors import UserError
-from headspark.masking import draw_visible, mask_grid, ratio_bounds
+from headspark.masking import draw_mask, mask_grid, ratio_bounds
 from headspark.optim import make_optimizer
 from headspark.packed.geometry import MaskGeometry
 from headspark.recipe import Recipe
@@ -75,7 +75,7 @@ def _step(recipe: Recipe, accelerator: Accelerator, model: nn.Module, batch: int
     patch, device = recipe.data.patch, accelerator.device
     model = model.to(device)
     optimizer = make_optimizer(model, recipe.optim)
-    visible_Bdhw = draw_visible(batch, mask_grid((patch,) * 3, recipe.mask.block), ratio_bounds(recipe.mask.ratio)[0])
+    visible_Bdhw = draw_mask(batch, mask_grid((patch,) * 3, recipe.mask.block), ratio_bounds(recipe.mask.ratio)[0])
     x_BCDHW = torch.randn(batch, recipe.encoder.in_channels, patch, patch, patch, device=device)
     with accelerator.autocast():
         loss = model(x_BCDHW, MaskGeometry(visible_Bdhw)).loss

@@ -1,4 +1,4 @@
-"""The stage of the U-Net decoder that keeps little equals the plain one, whatever the parts it is computed in."""
+"""The stage of the U-Net decoder that keeps little equals the plain one, whatever the slabs it is computed in."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from headspark.decoder import slabs
 from headspark.decoder.norm_act import norm_act
-from headspark.decoder.upsample_concat_conv import enlarge_and_convolve
-from headspark.masking import draw_visible
+from headspark.decoder.upsample_concat_conv import upsample_concat_conv
+from headspark.masking import draw_mask
 from headspark.packed import MaskGeometry, PackedBlocks
 
 EPS, SLOPE = 1e-5, 0.01
@@ -42,7 +42,7 @@ class Stage(nn.Module):
 
     def ours(self, coarse: Tensor, skip: PackedBlocks) -> Tensor:
         up, conv, head = self.up, self.conv, self.head
-        x = enlarge_and_convolve(
+        x = upsample_concat_conv(
             coarse, skip.data, skip.geometry, self.token, up.weight, up.bias, conv.weight, conv.bias
         )
         linear = None if head is None else (head.weight.flatten(1), head.bias)
@@ -55,7 +55,7 @@ def skip_of(batch: int, edges: tuple[int, int, int], block: int | None) -> Packe
     if block is None:
         return PackedBlocks.whole(x)
     grid = (edges[0] // block, edges[1] // block, edges[2] // block)
-    return PackedBlocks.pack(x, MaskGeometry(draw_visible(batch, grid, 0.6)))
+    return PackedBlocks.pack(x, MaskGeometry(draw_mask(batch, grid, 0.6)))
 
 
 def run(stage: Stage, how: str, coarse: Tensor, skip: PackedBlocks) -> list[Tensor]:
@@ -80,22 +80,22 @@ def assert_same(stage: Stage, coarse: Tensor, skip: PackedBlocks) -> None:
         assert (actual - expected).abs().max() <= 1e-8 * max(expected.abs().max().item(), floor)
 
 
-@pytest.mark.parametrize("part_bytes", [1, 20_000, 60_000, 2**30], ids=["planes", "slabs", "sample", "batch"])
+@pytest.mark.parametrize("slab_bytes", [1, 20_000, 60_000, 2**30], ids=["planes", "slabs", "sample", "batch"])
 @pytest.mark.parametrize("block", [4, 2, None], ids=["blocks of 4", "blocks of 2", "dense"])
-def test_it_equals_plain_layers_in_parts_of_any_size(
-    monkeypatch: pytest.MonkeyPatch, part_bytes: int, block: int | None
+def test_it_equals_plain_layers_in_slabs_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, slab_bytes: int, block: int | None
 ) -> None:
-    monkeypatch.setattr(slabs, "CPU_PART_BYTES", part_bytes)
+    monkeypatch.setattr(slabs, "CPU_SLAB_BYTES", slab_bytes)
     coarse = torch.randn(3, 6, 4, 2, 6, dtype=torch.float64)
     assert_same(Stage().double(), coarse, skip_of(3, (12, 8, 4), block))
 
 
 @pytest.mark.parametrize(("factor", "kernel"), [(1, 3), (2, 1), (2, 5), (4, 3)])
-@pytest.mark.parametrize("part_bytes", [1, 2**24])
+@pytest.mark.parametrize("slab_bytes", [1, 2**24])
 def test_it_equals_plain_layers_whatever_stride_and_kernel(
-    monkeypatch: pytest.MonkeyPatch, factor: int, kernel: int, part_bytes: int
+    monkeypatch: pytest.MonkeyPatch, factor: int, kernel: int, slab_bytes: int
 ) -> None:
-    monkeypatch.setattr(slabs, "CPU_PART_BYTES", part_bytes)
+    monkeypatch.setattr(slabs, "CPU_SLAB_BYTES", slab_bytes)
     coarse = torch.randn(2, 8 // factor, 8 // factor, 8 // factor, 6, dtype=torch.float64)
     assert_same(Stage(factor=factor, kernel=kernel).double(), coarse, skip_of(2, (8, 8, 8), 4))
 
@@ -107,7 +107,7 @@ def test_it_equals_plain_layers_without_head_or_biases(head: bool) -> None:
 
 
 def test_statistics_stay_exact_where_the_mean_is_far_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slabs, "CPU_PART_BYTES", 4_000)
+    monkeypatch.setattr(slabs, "CPU_SLAB_BYTES", 4_000)
     x = torch.randn(2, 8, 8, 8, 5) + 1000
     ones, zeros = torch.ones(5), torch.zeros(5)
     expected = F.instance_norm(x.double().permute(0, 4, 1, 2, 3), eps=EPS).permute(0, 2, 3, 4, 1)
@@ -118,7 +118,7 @@ def test_statistics_stay_exact_where_the_mean_is_far_from_zero(monkeypatch: pyte
 def test_it_keeps_one_map_of_the_volume() -> None:
     stage = Stage(head=False)
     coarse = torch.randn(1, 8, 8, 8, 6, requires_grad=True)
-    skip = PackedBlocks.pack(torch.randn(1, 4, 16, 16, 16), MaskGeometry(draw_visible(1, (4, 4, 4), 0.75)))
+    skip = PackedBlocks.pack(torch.randn(1, 4, 16, 16, 16), MaskGeometry(draw_mask(1, (4, 4, 4), 0.75)))
     skip.data.requires_grad_()
 
     def saved_bytes(how: str) -> int:

@@ -1,0 +1,32 @@
+"""Which decoder stands behind the encoder while it is pretrained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from harmonize.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """What stands behind the encoder while it is pretrained.
+
+    Attributes:
+        kind: ``light`` works at coarse scales only and predicts whole patches; ``unet`` is the decoder of nnU-Net's
+            ResEncL, as costly as the encoder and worth having only where it is to be fine-tuned too.
+        stop_stride: ``light``: stride of the finest map that is decoded; each of its cells predicts a cube of that
+            edge. Decoding finer costs most of a decoder's time, and the encoder's finer maps are trained through the
+            coarser ones all the same.
+        width: ``light``: channels at the finest decoded map; they double with every coarser one.
+        max_width: ``light``: at most so many channels.
+    """
+
+    kind: Literal["light", "unet"] = "light"
+    stop_stride: int = 4
+    width: int = 64
+    max_width: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.stop_stride, self.width, self.max_width) < 1:
+            raise UserError("decoder.stop_stride, width and max_width are positive whole numbers", exit_code=2)

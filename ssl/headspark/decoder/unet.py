@@ -1,0 +1,89 @@
+"""The decoder of nnU-Net's residual U-Net, run on the kernels of :mod:`headspark.decoder.upsample_concat_conv`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from headspark.decoder.norm_act import norm_act
+from headspark.decoder.upsample_concat_conv import upsample_concat_conv
+from headspark.encoder import EncoderConfig
+from headspark.encoder.residual import ConvNormAct, initialise
+from headspark.packed import PackedBlocks, TokenMap
+from headspark.packed.conv import cast_for_autocast
+
+
+class UNetDecoder(nn.Module):
+    """nnU-Net's UNetDecoder with its state-dict keys: upsample, concatenate the skip, convolve once.
+
+    Args:
+        channels: Channels of the encoder's maps, finest first.
+        strides: Their cumulative strides.
+        out_channels: Channels of the prediction.
+
+    Attributes:
+        scales: Which of the encoder's maps are read: all.
+        widths: Their channels.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.scales = list(range(len(channels)))
+        self.widths = list(channels)
+        shape = EncoderConfig(in_channels=out_channels)
+        coarse_to_fine = list(reversed(self.scales[:-1]))
+        self.transpconvs = nn.ModuleList(
+            nn.ConvTranspose3d(channels[s + 1], channels[s], strides[s + 1] // strides[s], strides[s + 1] // strides[s])
+            for s in coarse_to_fine
+        )
+        self.stages = nn.ModuleList(UNetStage(shape, 2 * channels[s], channels[s]) for s in coarse_to_fine)
+        # Like nnU-Net, one prediction layer a scale, so that its checkpoints load whole; the finest is used.
+        self.seg_layers = nn.ModuleList(nn.Conv3d(channels[s], out_channels, 1) for s in coarse_to_fine)
+        for unused in self.seg_layers[:-1]:
+            unused.requires_grad_(False)
+        self.apply(initialise)
+
+    def forward(self, maps: Sequence[TokenMap]) -> Tensor:
+        """Predict the volume (B, C, D, H, W) from all maps and their tokens, finest first."""
+        x = maps[-1].dense().permute(0, 2, 3, 4, 1)
+        last = len(self.stages) - 1
+        for step, (upsample, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
+            head = cast(nn.Conv3d, self.seg_layers[step]) if step == last else None
+            x = cast(UNetStage, stage)(x, maps[-2 - step], cast(nn.ConvTranspose3d, upsample), head)
+        return x.permute(0, 4, 1, 2, 3)
+
+
+class UNetStage(nn.Module):
+    """The weights of nnU-Net's StackedConvBlocks with one convolution, run by :mod:`.upsample_concat_conv`."""
+
+    def __init__(self, shape: EncoderConfig, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(ConvNormAct(shape, in_channels, channels))
+
+    def forward(
+        self, coarse_BdhwC: Tensor, skip: TokenMap, upsample: nn.ConvTranspose3d, head: nn.Conv3d | None
+    ) -> Tensor:
+        """Decode one scale.
+
+        Args:
+            coarse_BdhwC: The decoded map of the next coarser scale.
+            skip: The encoder's map of this scale.
+            upsample: The transposed convolution that leads to this scale.
+            head: The convolution that predicts, at the last scale.
+
+        Returns:
+            The decoded map (B, D, H, W, C) or the prediction.
+        """
+        block = cast(ConvNormAct, self.convs[0])
+        norm, nonlin = cast(nn.InstanceNorm3d, block.norm), cast(nn.LeakyReLU, block.nonlin)
+        map_ = skip.map_ if isinstance(skip.map_, PackedBlocks) else PackedBlocks.whole(skip.dense())
+        data, weight, bias = cast_for_autocast(map_.data, block.conv.weight, block.conv.bias)
+        coarse, up_weight, up_bias = cast_for_autocast(coarse_BdhwC, upsample.weight, upsample.bias)
+        x = upsample_concat_conv(coarse, data, map_.geometry, skip.token_C, up_weight, up_bias, weight, bias)
+        linear = None
+        if head is not None:
+            _, head_weight, head_bias = cast_for_autocast(x, head.weight, head.bias)
+            linear = head_weight.flatten(1), head_bias
+        return norm_act(x, norm.weight, norm.bias, linear, eps=norm.eps, slope=nonlin.negative_slope)

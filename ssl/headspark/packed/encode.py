@@ -1,0 +1,94 @@
+"""The one way in: encode the visible blocks of a volume with a plain module, packed or emulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from headspark.packed.blocks import PackedBlocks
+from headspark.packed.emulated import MaskedVolume
+from headspark.packed.geometry import MaskGeometry
+from headspark.packed.handlers import UnsupportedOperation
+from headspark.packed.masked_map import MaskedMap
+
+Backend = Literal["packed", "emulated"]
+
+
+def encode_visible(
+    encoder: nn.Module, x_BCDHW: Tensor, geometry: MaskGeometry, backend: Backend = "packed"
+) -> list[MaskedMap]:
+    """Encode the visible blocks of a volume.
+
+    Args:
+        encoder: Plain modules that return a list of maps.
+        x_BCDHW: The volume; hidden voxels are not read.
+        geometry: The mask over blocks.
+        backend: ``packed`` computes only what is visible, ``emulated`` computes everything and masks it.
+
+    Returns:
+        The maps, finest first. A cell that is coarser than the blocks is visible if any of its blocks is.
+
+    Raises:
+        UnsupportedOperation: The encoder does something that has no exact meaning here; the module is named.
+    """
+    x: MaskedMap
+    if backend == "packed":
+        x = PackedBlocks.pack(x_BCDHW, geometry.to(x_BCDHW.device))
+    elif backend == "emulated":
+        x = MaskedVolume.mask(x_BCDHW, geometry.mask_Bdhw)
+    else:
+        raise ValueError(f"backend '{backend}' is not known: packed or emulated")
+    with _named_failures(encoder), _flat_sync_batch_norm(encoder):
+        return encoder(x)
+
+
+@contextmanager
+def _named_failures(encoder: nn.Module) -> Iterator[None]:
+    """Say in which module an operation failed that has no meaning on masked maps."""
+    try:
+        yield
+    except (UnsupportedOperation, TypeError, AttributeError) as error:
+        what = str(error)
+        if not isinstance(error, UnsupportedOperation) and "PackedBlocks" not in what and "MaskedVolume" not in what:
+            raise
+        names = {module: name for name, module in encoder.named_modules()}
+        where = "the encoder"
+        trace = error.__traceback__
+        while trace is not None:
+            module = trace.tb_frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and names.get(module):
+                where = f"'{names[module]}' ({type(module).__name__})"
+            trace = trace.tb_next
+        raise UnsupportedOperation(
+            f"{where} cannot encode visible blocks only: {what} has no exact meaning there; "
+            "replace the module, or add a handler to headspark.packed.ops",
+            exit_code=2,
+        ) from error
+
+
+@contextmanager
+def _flat_sync_batch_norm(encoder: nn.Module) -> Iterator[None]:
+    """Hand SyncBatchNorm the rows of packed maps: it calls its kernels past ``__torch_function__``."""
+    with ExitStack() as stack:
+        for module in encoder.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                inputs: list[PackedBlocks] = []
+
+                def flatten(_: nn.Module, args: tuple, inputs: list[PackedBlocks] = inputs) -> Any:
+                    if not isinstance(args[0], PackedBlocks):
+                        return None
+                    inputs.append(args[0])
+                    return args[0].data.reshape(-1, args[0].data.shape[-1])
+
+                def restore(_: nn.Module, args: tuple, out: Tensor, inputs: list[PackedBlocks] = inputs) -> Any:
+                    if not inputs:
+                        return None
+                    x = inputs.pop()
+                    return x.like(out.view(x.data.shape))
+
+                stack.callback(module.register_forward_pre_hook(flatten).remove)
+                stack.callback(module.register_forward_hook(restore).remove)
+        yield

@@ -1,0 +1,95 @@
+"""What is done voxel by voxel on packed blocks: activations, dropout, linear layers and joined channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from headspark.packed.blocks import PackedBlocks
+from headspark.packed.handlers import HANDLERS, Handler, UnsupportedOperation, handles
+from headspark.packed.recompute import apply_pointwise
+
+_POINTWISE = (
+    F.celu,
+    F.elu,
+    F.gelu,
+    F.hardsigmoid,
+    F.hardswish,
+    F.hardtanh,
+    F.leaky_relu,
+    F.logsigmoid,
+    F.mish,
+    F.relu,
+    F.relu6,
+    F.selu,
+    F.sigmoid,
+    F.silu,
+    F.softplus,
+    F.softsign,
+    F.tanh,
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+    F.dropout,
+)
+
+
+def _pointwise(function: Callable) -> Handler:
+    """Make the handler of a function of single numbers."""
+
+    def handler(x: PackedBlocks, *args: Any, inplace: bool | None = None, **kwargs: Any) -> PackedBlocks:
+        # A view that autograd tracks cannot be changed in place without copies: the result takes its place instead.
+        over = partial(function, *args, inplace=True, **kwargs) if inplace and not x.data._is_view() else None
+
+        def plain(data: Tensor) -> Tensor:
+            return function(data, *args, **kwargs)
+
+        if x.recompute is None or function is F.dropout:
+            out = x.like(plain(x.data) if over is None else over(x.data))
+        else:
+            out = x.like(apply_pointwise(x.data, x.recompute, plain, inplace=over))
+            out.recompute = x.recompute.then(plain)
+        if not inplace:
+            return out
+        x.data, x.recompute = out.data, out.recompute
+        return x
+
+    return handler
+
+
+HANDLERS.update({function: _pointwise(function) for function in _POINTWISE})
+
+
+@handles(F.prelu, torch.prelu)
+def _prelu(x: PackedBlocks, weight: Tensor) -> PackedBlocks:
+    return x.like(torch.where(x.data > 0, x.data, x.data * weight))
+
+
+@handles(F.dropout3d)
+def _dropout3d(x: PackedBlocks, p: float = 0.5, training: bool = True, inplace: bool = False) -> PackedBlocks:
+    """Drop whole channels of a sample."""
+    if not training or p == 0:
+        return x
+    kept_BC111 = torch.rand(x.geometry.batch, x.data.shape[-1], 1, 1, 1, device=x.data.device) >= p
+    scale = 0.0 if p == 1 else 1 / (1 - p)
+    return x * (kept_BC111 * scale).to(x.data.dtype)
+
+
+@handles(torch.cat)
+def _cat(parts: list[PackedBlocks], dim: int = 0) -> PackedBlocks:
+    first = parts[0]
+    if dim not in (1, -4) or not all(isinstance(part, PackedBlocks) and first.same_blocks(part) for part in parts):
+        raise UnsupportedOperation("a concatenation along another axis than the channels")
+    return first.like(torch.cat([part.data for part in parts], -1))
+
+
+@handles(F.linear)
+def _linear(x: PackedBlocks, weight: Tensor, bias: Tensor | None = None) -> PackedBlocks:
+    if not x.channels_last:
+        raise UnsupportedOperation("a linear layer along an axis of space")
+    return x.like(F.linear(x.data, weight, bias))

@@ -1,0 +1,102 @@
+"""Windows of packed blocks: each block with a halo that its visible neighbours lend it, zero elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from headspark.packed.geometry import MaskGeometry
+from headspark.packed.layout import CHANNELS_LAST, Triple, block_of, channels_first
+
+CPU_WINDOW_BYTES = 16 * 2**20
+"""Windows that are gathered at a time on a CPU: as fast as all at once (measured), and it bounds the memory."""
+
+
+def gather_windows(
+    data: Tensor, geometry: MaskGeometry, low: Triple, high: Triple, blocks: slice | None = None
+) -> Tensor:
+    """Return blocks with a halo from their neighbours.
+
+    Args:
+        data: Packed map [n, d, h, w, C]; what is absent reads as zero.
+        geometry: The mask.
+        low: Voxels of halo below, along each axis.
+        high: Voxels of halo above.
+        blocks: Which blocks are wanted; None: all.
+
+    Returns:
+        [wanted blocks, d + halos, h + halos, w + halos, C].
+    """
+    first, stop = (0, len(data)) if blocks is None else (blocks.start, blocks.stop)
+    if low == high == (0, 0, 0):
+        return data[first:stop].contiguous()
+    table = geometry.windows(block_of(data), low, high)
+    size = math.prod(table.edges)
+    windows = data.reshape(-1, data.shape[-1]).index_select(0, table.rows[first * size : stop * size])
+    absent = table.absent[table.absent_from[first] : table.absent_from[stop]]
+    windows.index_fill_(0, absent - first * size if first else absent, 0)
+    return windows.view(stop - first, *table.edges, data.shape[-1])
+
+
+def gather_columns(data: Tensor, geometry: MaskGeometry, kernel: Triple, low: Triple) -> Tensor:
+    """Return what each tap of a kernel reads at every packed voxel (im2col), zero where it is absent.
+
+    Args:
+        data: Packed map [n, d, h, w, C].
+        geometry: The mask.
+        kernel: Edges of the kernel.
+        low: Padding below.
+
+    Returns:
+        [n * d * h * w, taps * C].
+    """
+    table = geometry.columns(block_of(data), kernel, low)
+    columns = data.reshape(-1, data.shape[-1]).index_select(0, table.rows)
+    columns.index_fill_(0, table.absent, 0)
+    return columns.view(-1, math.prod(kernel) * data.shape[-1])
+
+
+def window_batches(data: Tensor, low: Triple, high: Triple) -> list[slice]:
+    """Divide blocks [n, d, h, w, C] by what to gather at a time: on a CPU what its cache holds, elsewhere all."""
+    step = len(data)
+    if data.device.type == "cpu":
+        edges = (edge + lo + hi for edge, lo, hi in zip(block_of(data), low, high, strict=True))
+        step = CPU_WINDOW_BYTES // (math.prod(edges) * data.shape[-1] * data.element_size())
+    step = max(step, 1)
+    return [slice(start, min(start + step, len(data))) for start in range(0, len(data), step)]
+
+
+def map_windows(
+    function: Callable[[Tensor], Tensor],
+    data: Tensor,
+    geometry: MaskGeometry,
+    low: Triple,
+    high: Triple,
+    *,
+    shape: tuple[int, int, int, int],
+) -> Tensor:
+    """Apply a function to the windows of all blocks, some blocks at a time.
+
+    Args:
+        function: Takes windows channels-first [some, C, window edges] and gives [some, *shape], of the same type.
+        data: Packed map [n, d, h, w, C].
+        geometry: The mask.
+        low: Voxels of halo below, along each axis.
+        high: Voxels of halo above.
+        shape: Channels and edges of what the function makes of a block.
+
+    Returns:
+        [n, *shape], channels-last in memory.
+    """
+    batches = window_batches(data, low, high)
+    if len(batches) == 1:
+        return function(channels_first(gather_windows(data, geometry, low, high))).contiguous(
+            memory_format=CHANNELS_LAST
+        )
+    out = torch.empty((len(data), *shape), dtype=data.dtype, device=data.device, memory_format=CHANNELS_LAST)
+    for blocks in batches:
+        out[blocks] = function(channels_first(gather_windows(data, geometry, low, high, blocks)))
+    return out
