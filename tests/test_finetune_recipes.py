@@ -47,10 +47,6 @@ class Noise:
         )  # fmt: skip
 
 
-def test_there_are_fine_tuning_recipes() -> None:
-    assert len(RECIPES) >= 2
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_the_same_after_writing_and_reading(path: Path, tmp_path: Path) -> None:
     recipe = read_recipe(Recipe, path)

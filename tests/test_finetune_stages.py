@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.assemble import AneurysmClassifier, HeadConfig
-from finetune.stages import HEAD, StageConfig, apply_rates, parameter_groups, rates_at, total_steps
+from finetune.stages import HEAD, StageConfig, apply_rates, parameter_groups, rates_at
 from headspark.encoder import EncoderConfig, build_encoder
 
 STAGES = (
@@ -24,10 +24,6 @@ FROZEN = None
 def tiny_model(config: EncoderConfig = TINY) -> AneurysmClassifier:
     torch.manual_seed(0)
     return AneurysmClassifier(build_encoder(config), HeadConfig(stride=4, width=8))
-
-
-def test_total_steps_is_the_sum() -> None:
-    assert total_steps(STAGES) == 11
 
 
 @pytest.mark.parametrize(

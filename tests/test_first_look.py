@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from itertools import permutations
 from pathlib import Path
 
 import nibabel as nib
@@ -41,13 +42,10 @@ def said(capsys: pytest.CaptureFixture[str], tmp_path: Path, source: str, folder
     return error
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("given", SOURCES)
+@pytest.mark.parametrize(("source", "given"), list(permutations(SOURCES, 2)))
 def test_the_tree_of_another_source_is_recognised(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, given: str
 ) -> None:
-    if source == given:
-        return
     error = said(capsys, tmp_path, source, raw / given)
     assert f"harmonize {given}" in error
     assert str(raw / given) in error

@@ -35,10 +35,6 @@ def toy(recipe: Recipe) -> Recipe:
     )  # fmt: skip
 
 
-def test_the_recipes_are_found() -> None:
-    assert len(PRETRAINING) == 8
-
-
 @pytest.mark.parametrize("path", PRETRAINING, ids=lambda path: path.stem)
 def test_a_recipe_runs_two_steps_at_toy_size(path: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     assert train(toy(read_recipe(Recipe, path)), corpus=tiny_corpus, out=tmp_path / "run")

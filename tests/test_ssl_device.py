@@ -1,24 +1,12 @@
-"""What a run computes on: precision and threads, the same words for pretraining and fine-tuning."""
+"""What a run computes on: precision and threads."""
 
 from __future__ import annotations
-
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
-import finetune.recipe
-import headspark.recipe
 from harmonize.errors import UserError
-from headspark.recipe import Precision
 from headspark.run.device import local_ranks, mixed_precision, threads_of_a_rank
-
-
-def test_pretraining_and_fine_tuning_name_precisions_alike() -> None:
-    for config in (headspark.recipe.TrainConfig, finetune.recipe.TrainConfig):
-        assert get_args(get_type_hints(config)["precision"]) == get_args(Precision)
-        assert config().precision == "fp32"
-    assert [mixed_precision(one) for one in ("fp32", "bf16")] == ["no", "bf16"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU scales the loss of fp16")

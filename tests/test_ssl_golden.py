@@ -58,12 +58,6 @@ def test_training_gives_the_recorded_losses(kind: str) -> None:
     assert curve(ENCODERS[kind]) == pytest.approx(json.loads(GOLDEN.read_text())[kind], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_the_recorded_losses_fall(kind: str) -> None:
-    losses = json.loads(GOLDEN.read_text())[kind]
-    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     GOLDEN.parent.mkdir(exist_ok=True)
