@@ -1,12 +1,13 @@
 # Two commands: `make demo` and `make test`. Each sets up .venv by itself; PIP_ARGS='-c constraints.txt' takes the
-# versions of the release.
+# versions of the release, PYTEST_ARGS is handed to pytest.
 PYTHON ?= python3
 PIP_ARGS ?=
+PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint constraints clean
+.PHONY: demo test test-slow lint constraints clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headspark needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
@@ -25,8 +26,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not cluster"
+	$(PYTEST) -m "not cluster and not slow"
+
+# What `make test` leaves out to stay short; before a release.
+test-slow: $(STAMP)
+	$(PYTEST) -m "slow and not cluster"
 
 # Before a release, once the tests have passed: all extras are installed beside what is there.
 constraints: $(STAMP)

@@ -21,13 +21,23 @@ collect_ignore = ["fixtures"]
 """What earlier versions wrote, and the scripts that had it written: those run with the code of their time."""
 
 
+REAL_DATA = Path(os.environ.get("HEADSPARK_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+NO_REAL_DATA = f"no real scans at {REAL_DATA}: set HEADSPARK_REAL_DATA"
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real scans; skips where there is none."""
-    folder = Path(os.environ.get("HEADSPARK_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real scans at {folder}: set HEADSPARK_REAL_DATA")
-    return folder
+    if not REAL_DATA.is_dir():
+        pytest.skip(NO_REAL_DATA)
+    return REAL_DATA
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in a line of its own what a green run did not see."""
+    skipped = sum(NO_REAL_DATA in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
+    if skipped:
+        terminalreporter.write_line(f"skipped tests on real scans: {skipped} ({NO_REAL_DATA})", yellow=True)
 
 
 @pytest.fixture
