@@ -1,9 +1,8 @@
-"""docs/harmonize.md: every command in it can be given as it stands, and every command stands in it."""
+"""docs/harmonize.md leaves out no command, no column and no flag."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,6 @@ from harmonize.report.outliers import FLAGS
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "harmonize.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^harmonize .*$", PAGE, re.MULTILINE)
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_the_command_line_is_accepted(line: str) -> None:
-    assert callable(cli.parse(shlex.split(line)[1:]).call)
 
 
 def test_every_command_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

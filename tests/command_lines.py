@@ -1,0 +1,165 @@
+"""Command lines of the docs are handed to the programs that they name, which end as soon as they have read them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import inspect
+import io
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import jsonargparse
+from accelerate.commands.launch import launch_command_parser
+from pages import ROOT
+from torch.distributed.run import get_args_parser
+
+from harmonize.errors import UserError
+from headspark import config
+
+SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+MAKEFILE = (ROOT / "Makefile").read_text()
+OTHERS = {
+    "chmod", "dask", "done", "export", "for", "git", "hf", "kaggle", "openssl", "pip", "ssh", "tensorboard",
+}  # fmt: skip
+"""Programs that are not ours, and words of the shell."""
+
+
+class Accepted(Exception):
+    """A command line was read without a fault; nothing was done."""
+
+
+class Refused(AssertionError):
+    """A program of ours did not take its command line."""
+
+
+def check(words: Sequence[str]) -> None:
+    """Hand a command line to its program.
+
+    Raises:
+        Refused: It is not taken.
+        AssertionError: Nobody knows the program.
+    """
+    program, *rest = words
+    program = program.removeprefix(".venv/bin/")
+    if program in OTHERS:
+        return
+    if program == "make":
+        _check_make(rest)
+    elif program == "sbatch":
+        check(_batched(rest))
+    elif program == "accelerate":
+        assert rest[0] == "launch", words
+        _check_launched(launch_command_parser(), rest[1:])
+    elif program == "torchrun":
+        _check_launched(get_args_parser(), rest)
+    elif program == "python":
+        _check_ours(*_script(rest))
+    else:
+        assert program in SCRIPTS, f"{program}: no program of ours, nor one that is known to be of others"
+        _check_ours(SCRIPTS[program].removesuffix(":main"), rest)
+
+
+def _check_make(words: Sequence[str]) -> None:
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert phony is not None
+    known = {*phony[1].split(), *re.findall(r"^([A-Z_]+) \?=", MAKEFILE, re.MULTILINE)}
+    assert {word.split("=")[0] for word in words} <= known
+
+
+def _check_launched(launcher: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            given = launcher.parse_args(words)
+    except SystemExit:
+        raise Refused(f"{shlex.join(words)}: {said.getvalue().strip()}") from None
+    _check_ours(given.training_script, given.training_script_args)
+
+
+def _batched(words: Sequence[str]) -> list[str]:
+    """What a job of ``sbatch`` runs: the command that is wrapped, or what slurm/harmonize.sbatch makes of its words."""
+    words = [word for word in words if not re.match("--(array|dependency)", word)]
+    if words[0] == "--wrap":
+        return shlex.split(words[1])
+    script, source, raw, corpus, *more = words
+    assert script == "slurm/harmonize.sbatch"
+    return ["harmonize", source, raw, "--out", corpus, *more]
+
+
+def _script(words: Sequence[str]) -> tuple[str, list[str]]:
+    return (words[1], [*words[2:]]) if words[0] == "-m" else (words[0], [*words[1:]])
+
+
+def _check_ours(script: str, words: Sequence[str]) -> None:
+    """Call the `main` of a module or of a file of this repository."""
+    module = _load(ROOT / script) if (ROOT / script).exists() else importlib.import_module(script)
+    main: Callable[..., object] = module.main
+    said = io.StringIO()
+    with _read_only(), redirect_stderr(said), mock.patch.object(sys, "argv", [script, *words]):
+        try:
+            main(list(words)) if inspect.signature(main).parameters else main()
+        except Accepted:
+            return
+        except UserError as error:
+            said.write(str(error))
+        except SystemExit:
+            pass
+    raise Refused(f"{shlex.join([script, *words])}: {said.getvalue().strip()}")
+
+
+def _load(script: Path) -> ModuleType:
+    path = script / "__main__.py" if script.is_dir() else script
+    spec = importlib.util.spec_from_file_location(f"script_{script.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _read_only() -> Iterator[None]:
+    """Programs raise `Accepted` where they would begin to work: recipes are read and checked, subcommands chosen."""
+    parse_known_args, parse_recipe = argparse.ArgumentParser.parse_known_args, config.parse_recipe
+    depth = 0
+
+    def read_words(self: argparse.ArgumentParser, *arguments: Any, **options: Any) -> Any:
+        nonlocal depth
+        depth += 1
+        try:
+            namespace, unknown = parse_known_args(self, *arguments, **options)
+        finally:
+            depth -= 1
+        # A subcommand's parser is called by that of its program; a recipe's words are left to `read_recipe`.
+        if depth or unknown or isinstance(self, jsonargparse.ArgumentParser):
+            return namespace, unknown
+        raise Accepted
+
+    def read_recipe(*arguments: Any) -> None:
+        parse_recipe(*arguments)
+        raise Accepted
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", read_words):
+        _exchange(parse_recipe, read_recipe)
+        try:
+            yield
+        finally:
+            _exchange(read_recipe, parse_recipe)
+
+
+def _exchange(old: object, new: object) -> None:
+    """`parse_recipe` in each module that has it by name."""
+    for module in list(sys.modules.values()):
+        if vars(module).get("parse_recipe") is old:
+            vars(module)["parse_recipe"] = new
