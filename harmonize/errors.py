@@ -59,32 +59,58 @@ class Reason(StrEnum):
     IO_ERROR = "io_error"
 
 
+class Stage(StrEnum):
+    """What was being done with a scan when it was rejected; the column ``stage`` of rejected.parquet."""
+
+    DISCOVER = "discover"
+    LOAD = "load"
+    RESAMPLE = "resample"
+    NORMALISE = "normalise"
+    WRITE = "write"
+
+
 class Rejection(Exception):
-    """One scan is refused; the rest goes on.
+    """One scan is rejected; the rest goes on.
+
+    It is raised where the fault is known, and kept as a value where a look at headers finds it: two of the same
+    reason, message and stage are equal.
 
     Args:
         reason: The stable code.
         message: One line for a person. It must not carry patient data: no header text, no raw file names.
-        stage: Where it happened: ``discover``, ``load``, ``resample``, ``normalise`` or ``write``.
+        stage: What was being done; whoever runs the stages knows it, not the place where the fault is found.
     """
 
-    def __init__(self, reason: Reason, message: str, *, stage: str = "load") -> None:
+    def __init__(self, reason: Reason, message: str, *, stage: Stage = Stage.LOAD) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.stage = stage
 
+    def at(self, stage: Stage) -> Rejection:
+        """The same of another stage. Like any copy it holds none of the frames that this one was raised in."""
+        return Rejection(self.reason, self.message, stage=stage)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rejection) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not survive the pickling between processes by themselves.
-        return _rebuild_rejection, (self.reason, self.message, self.stage)
+        return _rebuild_rejection, self._key()
+
+    def _key(self) -> tuple[Reason, str, Stage]:
+        return self.reason, self.message, self.stage
 
 
 def unforeseen(error: Exception) -> Rejection:
-    """A refusal for a fault that nobody foresaw; the fault's own text is left out, because it may quote a header."""
+    """A rejection for a fault that nobody foresaw; the fault's own text is left out, because it may quote a header."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}:{frame.lineno}"
     return Rejection(Reason.UNREADABLE, f"unexpected {type(error).__name__} in {place}")
 
 
-def _rebuild_rejection(reason: Reason, message: str, stage: str) -> Rejection:
+def _rebuild_rejection(reason: Reason, message: str, stage: Stage) -> Rejection:
     return Rejection(reason, message, stage=stage)

@@ -129,7 +129,16 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
         Rejection: The scan cannot be used; says why.
         UserError: ``nyul`` without a standard histogram of the scan's modality.
     """
-    resampled = resample_scan(scan, settings)
+    return normalise_scan(scan, resample_scan(scan, settings), settings)
+
+
+def normalise_scan(scan: Scan, resampled: Resampled, settings: Settings) -> Harmonized:
+    """Normalise and encode what `resample_scan` made of a scan.
+
+    Raises:
+        Rejection: The intensities cannot be normalised.
+        UserError: ``nyul`` without a standard histogram of the scan's modality.
+    """
     if settings.brain_model is not None and not settings.apply_brain:
         resampled = _with_brain(resampled, settings.brain_model)
     if settings.crop_foreground:
@@ -182,12 +191,12 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
         Rejection: The geometry or the voxels cannot be used.
     """
     if scan.voxels_XYZ.dtype.kind not in "biuf":
-        raise Rejection(Reason.UNSUPPORTED_ENCODING, f"voxels of type {scan.voxels_XYZ.dtype}", stage="resample")
+        raise Rejection(Reason.UNSUPPORTED_ENCODING, f"voxels of type {scan.voxels_XYZ.dtype}")
     affine = np.asarray(scan.affine, dtype=np.float64)
     spatial.check_geometry(scan.voxels_XYZ.shape, affine, scan.slice_offsets)
     if min(scan.voxels_XYZ.shape) < MIN_VOXELS_PER_AXIS:
         size = " x ".join(str(count) for count in scan.voxels_XYZ.shape)
-        raise Rejection(Reason.TOO_FEW_SLICES, f"{size} voxels make no volume", stage="resample")
+        raise Rejection(Reason.TOO_FEW_SLICES, f"{size} voxels make no volume")
     grid = spatial.target_grid(scan.voxels_XYZ.shape, affine, settings.spacing, scan.slice_offsets)
     woven = interleaving.notes(scan.voxels_XYZ, voxel_spacing(scan.affine))
     voxels, lowest, filled = _finite(scan.voxels_XYZ)
@@ -196,7 +205,7 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
     del voxels
     foreground, mask, kind, missed = _masks(scan, values, grid)
     if not foreground.any():
-        raise Rejection(Reason.NO_FOREGROUND, "nothing stands out from the background", stage="normalise")
+        raise Rejection(Reason.NO_FOREGROUND, "nothing stands out from the background")
     resampled = Resampled(
         values_XYZ=values,
         affine=grid.affine,
@@ -234,7 +243,7 @@ def _finite(voxels_XYZ: NDArray[Any]) -> tuple[NDArray[Any], float, tuple[str, .
         return voxels_XYZ, float(voxels_XYZ.min()), ()
     share = 1 - finite.mean()
     if share > MAX_BAD_SHARE:
-        raise Rejection(Reason.BAD_INTENSITY, f"{share:.0%} of the voxels are not finite", stage="resample")
+        raise Rejection(Reason.BAD_INTENSITY, f"{share:.0%} of the voxels are not finite")
     lowest = float(voxels_XYZ[finite].min())
     filled = f"{voxels_XYZ.size - int(finite.sum())} voxels that are not finite were set to the lowest value"
     return np.where(finite, voxels_XYZ, voxels_XYZ.dtype.type(lowest)), lowest, (filled,)
@@ -282,10 +291,10 @@ def _with_brain(resampled: Resampled, model_file: Path) -> Resampled:
 def _brain_alone(resampled: Resampled, outside: float) -> Resampled:
     brain_XYZ = resampled.brain_XYZ
     if brain_XYZ is None:
-        raise Rejection(Reason.NO_FOREGROUND, "SynthStrip found no brain to keep", stage="normalise")
+        raise Rejection(Reason.NO_FOREGROUND, "SynthStrip found no brain to keep")
     foreground_XYZ = resampled.foreground_XYZ & brain_XYZ
     if not foreground_XYZ.any():
-        raise Rejection(Reason.NO_FOREGROUND, "the brain lies outside the foreground", stage="normalise")
+        raise Rejection(Reason.NO_FOREGROUND, "the brain lies outside the foreground")
     return replace(
         resampled,
         values_XYZ=np.where(brain_XYZ, resampled.values_XYZ, np.asarray(outside, dtype=np.float32)),
@@ -305,7 +314,6 @@ def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[
             raise Rejection(
                 Reason.MISSING_METADATA,
                 "no standard histogram was fitted for this modality; use --mri-norm zscore",
-                stage="normalise",
             )
         histogram = nyul.load(path)
     return intensity.normalise(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from harmonize.errors import Reason, UserError
+from harmonize.errors import Reason, Rejection, Stage, UserError
 from harmonize.scan import LeftOut, ScanRef
 from harmonize.terminal import printable as printable
 
@@ -89,7 +89,7 @@ class RawTree:
     """Walks a raw folder, and keeps account of what it saw and what nobody took.
 
     Links to folders are followed, each real folder once; where a folder of the tree is also linked, it is seen under
-    its own name. Pipes, sockets and devices are never opened. Whatever cannot be read is remembered as refused.
+    its own name. Pipes, sockets and devices are never opened. Whatever cannot be read is remembered as rejected.
 
     Args:
         root: The raw folder.
@@ -99,9 +99,9 @@ class RawTree:
 
     def __init__(self, root: Path, claims: Callable[[str], bool] = lambda name: False) -> None:
         self.root, self._claims = root, claims
-        self.unread: list[tuple[Path, str]] = []
-        """Folders and files that cannot be read, each with why, in one line."""
-        self._refused: list[tuple[Path, Reason, str]] = []
+        self.unread: list[tuple[Path, Rejection]] = []
+        """Folders and files that cannot be read, each with why."""
+        self._rejected: list[tuple[Path, Rejection]] = []
         self._left: Counter[tuple[str, str]] = Counter()
         self._real: set[str] = set()
         self._visited: set[str] = set()
@@ -132,9 +132,9 @@ class RawTree:
         self._left[suffix_of(name) or "without suffix", why] += 1
 
     def dismiss(self, path: Path, why: str) -> None:
-        """Refuse a file that claims to be a volume of another format; count any other."""
+        """Reject a file that claims to be a volume of another format; count any other."""
         if suffix_of(path.name) in VOLUME_SUFFIXES:
-            self.refuse(path, Reason.UNSUPPORTED_ENCODING, "an image of another format than this source's")
+            self.reject(path, Reason.UNSUPPORTED_ENCODING, "an image of another format than this source's")
         else:
             self.leave(path.name, why)
 
@@ -143,28 +143,29 @@ class RawTree:
         if count:
             self._left[what, why] += count
 
-    def refuse(self, path: Path, reason: Reason, message: str) -> None:
+    def reject(self, path: Path, reason: Reason, message: str) -> None:
         """Remember a file or folder that claims to be an image and cannot be taken."""
-        self._refused.append((path, reason, message))
+        self._rejected.append((path, Rejection(reason, message, stage=Stage.DISCOVER)))
 
-    def refuse_unread(self, path: Path, what: str, error: OSError) -> None:
+    def reject_unread(self, path: Path, what: str, error: OSError) -> None:
         """Remember what the file system does not let us read."""
-        self.unread.append((path, f"{what} cannot be read: {error.strerror or type(error).__name__}"))
+        message = f"{what} cannot be read: {error.strerror or type(error).__name__}"
+        self.unread.append((path, Rejection(Reason.IO_ERROR, message, stage=Stage.DISCOVER)))
 
     def seen(self) -> Counter[str]:
         """Everything that was not taken, by suffix."""
-        found = Counter(suffix_of(path.name) or "without suffix" for path, _, _ in self._refused)
+        found = Counter(suffix_of(path.name) or "without suffix" for path, _ in self._rejected)
         for (what, _), count in self._left.items():
             found[what] += count
         return found
 
     def rest(self, source: str) -> Iterator[ScanRef | LeftOut]:
-        """Yield a reference for each refusal, then the counts of all that was left out."""
-        unread = ((path, Reason.IO_ERROR, message) for path, message in self.unread)
-        for path, reason, message in sorted((*self._refused, *unread), key=lambda found: found[0]):
+        """Yield a reference for each rejection, then the counts of all that was left out."""
+        for path, rejection in sorted((*self._rejected, *self.unread), key=lambda found: found[0]):
             # The slash tells a folder from a file of a series that has the same name.
             key = self._relative(path) + ("/" if str(path) in self._visited else "")
-            yield refused_ref(source, self.root, key, (path,), reason, message)
+            # All that it says of its names in the corpus is a hash.
+            yield ScanRef(source=source, key=key, root=self.root, paths=(path,), subject=key, rejection=rejection)
         for (what, why), count in sorted(self._left.items()):
             yield LeftOut(what=what, why=why, count=count)
 
@@ -213,7 +214,7 @@ class RawTree:
         except OSError as error:
             if not self.unread and path == str(self.root):
                 raise UserError(f"{path}: cannot be read: {error.strerror}", exit_code=2) from error
-            self.refuse_unread(Path(path), "a folder", error)
+            self.reject_unread(Path(path), "a folder", error)
             return None
         return sorted(names), sorted(folders), sorted(linked)
 
@@ -227,7 +228,7 @@ class RawTree:
             elif error.errno in BROKEN:
                 self._left["broken links", "they lead nowhere"] += 1
             else:
-                self.refuse_unread(Path(entry.path), "a link", error)
+                self.reject_unread(Path(entry.path), "a link", error)
             return
         if stat.S_ISREG(mode):
             names.append(entry.name)
@@ -244,10 +245,3 @@ class RawTree:
 def is_corpus(names: Collection[str]) -> bool:
     """Whether a folder that holds these names is a corpus of ours."""
     return CORPUS_FILE in names and not CORPUS_PARTS.isdisjoint(names)
-
-
-def refused_ref(source: str, root: Path, key: str, paths: tuple[Path, ...], reason: Reason, message: str) -> ScanRef:
-    """A reference that ends as a row of rejected.parquet; all that it says of its names is a hash."""
-    return ScanRef(
-        source=source, key=key, root=root, paths=paths, subject=key, meta={"refused": (reason.value, message)}
-    )

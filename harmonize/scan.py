@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.errors import Reason, Rejection
+from harmonize.errors import Rejection, Stage
 
 HU = "HU"
 AIR_HU = -1024
@@ -36,6 +35,8 @@ class ScanRef:
         public_id: A name for the scan that is public already (OpenMind's path stem, RSNA's series UID), or None;
             only then do scan, subject and session keep their names in the corpus, otherwise they are hashed.
         meta: What `load` needs besides (rows of the source's tables), as plain picklable values.
+        rejection: Why discovery knows already that it is no scan, or None: what claims to be an image and cannot be
+            taken is found like a scan, so that it gets a row of rejected.parquet.
     """
 
     source: str
@@ -47,22 +48,20 @@ class ScanRef:
     modality: str | None = None
     public_id: str | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
+    rejection: Rejection | None = None
 
 
-def raise_if_refused(meta: Mapping[str, object]) -> None:
-    """Raise the rejection that a source's `discover` left in a reference under ``refused``, if there is one."""
-    refused = meta.get("refused")
-    if refused is not None:
-        reason, message = cast(tuple[str, str], refused)
-        raise Rejection(Reason(reason), message)
+def raise_if_rejected(ref: ScanRef) -> None:
+    """Raise the rejection that a source's `discover` left in a reference, if there is one."""
+    if ref.rejection is not None:
+        raise ref.rejection.at(Stage.DISCOVER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
     """Files of a raw tree, or rows of its tables, that `discover` saw and no scan is made of; nothing in it names one.
 
-    What claims to be an image and cannot be taken is no `LeftOut` but a `ScanRef` with ``meta["refused"]``, so that it
-    gets a row of rejected.parquet.
+    What claims to be an image and cannot be taken is no `LeftOut` but a `ScanRef` with a `rejection`.
 
     Attributes:
         what: The kind of file, such as a suffix, or ``rows of train.csv``.

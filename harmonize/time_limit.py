@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
-from harmonize.errors import Reason, Rejection
+from harmonize.errors import Reason, Rejection, Stage
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -49,7 +49,9 @@ class TookTooLong(Rejection):
     """A file, or the files of a series, took longer to look at than the time limit allows."""
 
     def __init__(self) -> None:
-        super().__init__(Reason.WORKER_DIED, "to look at its headers took longer than the time limit", stage="discover")
+        super().__init__(
+            Reason.WORKER_DIED, "to look at its headers took longer than the time limit", stage=Stage.DISCOVER
+        )
 
 
 class _Turn:

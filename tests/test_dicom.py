@@ -73,12 +73,12 @@ def volumes(folder, **rules):
 
 
 def read(folder, **rules):
-    (volume,) = [volume for volume in volumes(folder, **rules) if volume.refusal is None]
+    (volume,) = [volume for volume in volumes(folder, **rules) if volume.rejection is None]
     return load_volume(volume)
 
 
 def refusals(folder, **rules):
-    return {volume.refusal[0] for volume in volumes(folder, **rules) if volume.refusal}
+    return {volume.rejection.reason for volume in volumes(folder, **rules) if volume.rejection}
 
 
 # --- places
@@ -291,7 +291,7 @@ def test_volumes_told_apart_only_by_instance_order_give_the_first(tmp_path):
 def test_all_slices_at_one_position_are_refused_as_one(tmp_path):
     write_series(tmp_path, [5.0] * 8, AcquisitionNumber=lambda k: k)
     (volume,) = volumes(tmp_path)
-    assert volume.refusal[0] is Reason.REPEATED_POSITIONS
+    assert volume.rejection.reason is Reason.REPEATED_POSITIONS
 
 
 def test_the_largest_of_several_orientations_is_kept_and_the_others_are_recorded(tmp_path):
@@ -355,7 +355,7 @@ def test_a_stray_slice_beyond_a_hole_is_refused_and_the_rest_is_kept(tmp_path):
 def test_refusals_by_the_header(tmp_path, elements, reason):
     write_series(tmp_path, **elements)
     assert refusals(tmp_path) == {reason}
-    assert all(volume.refusal for volume in volumes(tmp_path))
+    assert all(volume.rejection for volume in volumes(tmp_path))
 
 
 def test_reformats_are_read_where_the_source_allows_them(tmp_path):

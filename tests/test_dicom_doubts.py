@@ -66,11 +66,11 @@ def volumes(folder, rules=None):
 
 
 def accepted(folder, rules=None):
-    return [load_volume(volume) for volume in volumes(folder, rules) if volume.refusal is None]
+    return [load_volume(volume) for volume in volumes(folder, rules) if volume.rejection is None]
 
 
 def refusals(folder):
-    return {volume.refusal[0] for volume in volumes(folder) if volume.refusal}
+    return {volume.rejection.reason for volume in volumes(folder) if volume.rejection}
 
 
 # --- scouts
@@ -205,8 +205,8 @@ def test_a_mosaic_that_lost_its_private_header_is_refused_as_one(tmp_path):
         dataset.SOPInstanceUID = f"1.2.3.{k}"
         dataset.save_as(tmp_path / f"{k:02d}.dcm", enforce_file_format=True)
     (volume,) = volumes(tmp_path)
-    assert volume.refusal[0] is Reason.MISSING_METADATA
-    assert "mosaic" in volume.refusal[1]
+    assert volume.rejection.reason is Reason.MISSING_METADATA
+    assert "mosaic" in volume.rejection.message
 
 
 def mosaic(**elements):
@@ -230,8 +230,8 @@ def test_a_real_mosaic_is_cut(tmp_path):
 def test_a_mosaic_without_a_plausible_distance_of_slices_is_refused(tmp_path, step):
     mosaic(SpacingBetweenSlices=step).save_as(tmp_path / "a.dcm", enforce_file_format=True)
     (volume,) = volumes(tmp_path)
-    assert volume.refusal[0] is Reason.MISSING_METADATA
-    assert "how far apart" in volume.refusal[1]
+    assert volume.rejection.reason is Reason.MISSING_METADATA
+    assert "how far apart" in volume.rejection.message
 
 
 # --- multi-frame files without geometry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harmonize.dicom.kinds import is_image, mr_contrast, refusal, scan_modality
+from harmonize.dicom.kinds import is_image, mr_contrast, rejection, scan_modality
 from harmonize.errors import Reason
 
 
@@ -65,7 +65,7 @@ def test_the_class_tells_the_modality_where_the_element_is_missing():
     ],
 )
 def test_pet_without_attenuation_correction_is_refused(corrections, method, description, refused):
-    found = refusal(
+    found = rejection(
         sop_class="",
         modality="PT",
         image_type=["ORIGINAL", "PRIMARY"],
@@ -73,4 +73,4 @@ def test_pet_without_attenuation_correction_is_refused(corrections, method, desc
         corrections=corrections,
         attenuation_method=method,
     )
-    assert (found is not None and found[0] is Reason.DERIVED) is refused
+    assert (found is not None and found.reason is Reason.DERIVED) is refused

@@ -82,7 +82,7 @@ def volumes(folder):
 
 
 def read(folder):
-    (volume,) = [volume for volume in volumes(folder) if volume.refusal is None]
+    (volume,) = [volume for volume in volumes(folder) if volume.rejection is None]
     return load_volume(volume)
 
 
@@ -520,7 +520,7 @@ def test_palette_colours_are_refused_without_taking_the_series_along(tmp_path):
     capture.PhotometricInterpretation = "PALETTE COLOR"
     capture.save_as(tmp_path / "capture.dcm", enforce_file_format=True)
     assert_head(read(tmp_path))
-    (refused,) = [volume.refusal for volume in volumes(tmp_path) if volume.refusal]
+    (refused,) = [volume.rejection for volume in volumes(tmp_path) if volume.rejection]
     assert refused[0] is Reason.UNSUPPORTED_ENCODING
     assert "PALETTE" in refused[1]
 

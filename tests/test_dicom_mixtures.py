@@ -88,7 +88,7 @@ def levels(folder, **rules):
     found = find_volumes(find_files(folder))
     scans = []
     for volume in found:
-        if volume.refusal is None:
+        if volume.rejection is None:
             scans.append(reload_volume(volume.paths, volume.part))
     return sorted((set(scan.voxels_XYZ[8, 8].tolist()) for scan in scans), key=min)
 
@@ -306,8 +306,8 @@ def test_slices_in_pairs_are_refused_in_words_that_are_true(tmp_path):
     write(tmp_path, np.arange(8) * STEP, 100, InstanceNumber=None)
     write(tmp_path, np.arange(8) * STEP + 0.05 * STEP, 300, InstanceNumber=None)
     (volume,) = find_volumes(find_files(tmp_path))
-    assert volume.refusal[0] is Reason.MISSING_SLICES
-    assert "16 slices, nowhere 4 in a row" in volume.refusal[1]
+    assert volume.rejection.reason is Reason.MISSING_SLICES
+    assert "16 slices, nowhere 4 in a row" in volume.rejection.message
 
 
 def test_instances_in_opposed_order_never_mix_two_volumes(tmp_path):
@@ -499,7 +499,7 @@ def frame(name, z, *, instance, identity=("A", "", "", "", "1.2", "1.5", "CT"), 
         stack="",
         instance=instance,
         traits={key: str(value) for key, value in traits.items()},
-        refusal=None,
+        rejection=None,
     )
 
 
@@ -542,7 +542,7 @@ def test_no_interleaving_of_two_volumes_gives_a_mixed_one(trait, counts, steps, 
     if overlap > max(steps) or name == "series":
         for stack in stacks:
             assert len({f.traits[name] for f in stack.frames}) == 1
-        whole = [len(s.frames) for s in stacks if s.refusal is None]
+        whole = [len(s.frames) for s in stacks if s.rejection is None]
         assert sorted(whole) == sorted(counts)
 
 
@@ -571,7 +571,7 @@ def test_any_order_of_one_volume_with_counters_and_blocks_gives_one(count, block
     ((member, own),) = split_by_identity(frames)
     (stack,) = group_series(own)
     assert member == ()
-    assert stack.refusal is None
+    assert stack.rejection is None
     assert [f.header.sop_uid for f in stack.frames] == [f"{k:03d}" for k in range(count)]
 
 

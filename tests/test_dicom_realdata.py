@@ -117,16 +117,16 @@ def test_missing_slice_is_kept_on_true_positions(real_data):
     ],
 )
 def test_what_is_no_scan_is_refused(real_data, folder, reasons):
-    refusals = [volume.refusal for volume in volumes(real_data / folder)]
-    assert {refusal[0] for refusal in refusals} == reasons
+    rejections = [volume.rejection for volume in volumes(real_data / folder)]
+    assert {rejection.reason for rejection in rejections} == reasons
 
 
 def test_of_the_localizer_folder_only_the_echo_planar_mosaic_is_a_scan(real_data):
     found = volumes(real_data / "mr_localizers")
     assert sum(len(volume.paths) for volume in found) == 3
-    (scan,) = [load_volume(volume) for volume in found if volume.refusal is None]
+    (scan,) = [load_volume(volume) for volume in found if volume.rejection is None]
     assert scan.voxels_XYZ.shape == (64, 64, 35)
-    assert {volume.refusal[0] for volume in found if volume.refusal} == {Reason.LOCALIZER}
+    assert {volume.rejection.reason for volume in found if volume.rejection} == {Reason.LOCALIZER}
 
 
 def test_no_file_of_the_folder_is_lost(real_data):

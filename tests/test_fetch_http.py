@@ -21,7 +21,7 @@ from harmonize.errors import UserError
 from harmonize.fetch import connection
 from harmonize.fetch import download as download_module
 from harmonize.fetch.address import parse, place
-from harmonize.fetch.download import Refused, download, get_json
+from harmonize.fetch.download import HttpError, download, get_json
 from harmonize.files import room_in
 
 OLD, NEW = b"old" * 1000, b"new" * 1000
@@ -160,7 +160,7 @@ def test_a_body_without_an_end_is_taken_only_where_the_file_is_checked(
     server: standin_files.Files, tmp_path: Path, body: bytes
 ) -> None:
     server.raw["/f"] = [raw(body=body)]
-    with pytest.raises(Refused, match="without a length"):
+    with pytest.raises(HttpError, match="without a length"):
         download(f"{server.url}/f", tmp_path / "f")
     assert not (tmp_path / "f").exists()
     download(f"{server.url}/f", tmp_path / "f", checked=True)
@@ -182,9 +182,9 @@ def test_chunks_that_end_too_early_are_asked_for_again(server: standin_files.Fil
 )  # fmt: skip
 def test_a_length_that_is_none_is_one_refusal(server: standin_files.Files, tmp_path: Path, headers: list[str]) -> None:
     server.raw["/f"] = [raw(*headers, body=b"12345")]
-    with pytest.raises(Refused, match=r"/f: the server answered 200 with .* \(Content-Length\)"):
+    with pytest.raises(HttpError, match=r"/f: the server answered 200 with .* \(Content-Length\)"):
         download(f"{server.url}/f", tmp_path / "f")
-    with pytest.raises(Refused):
+    with pytest.raises(HttpError):
         get_json(f"{server.url}/f", {})
     assert server.asked == ["/f", "/f"]
 
@@ -200,7 +200,7 @@ def test_the_same_length_twice_is_one(server: standin_files.Files, tmp_path: Pat
 )
 def test_an_answer_that_is_no_file_is_refused(server: standin_files.Files, tmp_path: Path, status: str) -> None:
     server.raw["/f"] = [raw("Content-Length: 0", status=status)]
-    with pytest.raises(Refused, match=f"answered {status[:3]}"):
+    with pytest.raises(HttpError, match=f"answered {status[:3]}"):
         download(f"{server.url}/f", tmp_path / "f")
     assert server.asked == ["/f"]
 
@@ -308,7 +308,7 @@ def test_a_redirect_to_anything_but_http_is_not_followed(
     server: standin_files.Files, tmp_path: Path, location: str, said: str
 ) -> None:
     server.raw["/r"] = [raw(f"Location: {location}", "Content-Length: 0", status="302 Found")]
-    with pytest.raises(Refused, match=f"/r: the server answered 302 and .*{said}"):
+    with pytest.raises(HttpError, match=f"/r: the server answered 302 and .*{said}"):
         download(f"{server.url}/r", tmp_path / "f")
     assert not list(tmp_path.iterdir())
     assert len(server.asked) == (11 if location == "/r" else 1)
@@ -316,7 +316,7 @@ def test_a_redirect_to_anything_but_http_is_not_followed(
 
 def test_a_redirect_without_a_location_is_refused(server: standin_files.Files, tmp_path: Path) -> None:
     server.raw["/r"] = [raw("Content-Length: 0", status="301 Moved")]
-    with pytest.raises(Refused, match="does not say where"):
+    with pytest.raises(HttpError, match="does not say where"):
         download(f"{server.url}/r", tmp_path / "f")
 
 
@@ -346,7 +346,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
         download(f"{server.url}/up", tmp_path / "f")
         assert (tmp_path / "f").read_bytes() == OLD
         secure.raw["/down"] = [raw(f"Location: {server.url}/f", "Content-Length: 0", status="302 Found")]
-        with pytest.raises(Refused, match="leads from https to http"):
+        with pytest.raises(HttpError, match="leads from https to http"):
             download(f"{secure.url}/down", tmp_path / "g")
         assert server.asked == ["/up"]
 
@@ -452,5 +452,5 @@ def test_json_without_an_end_is_asked_for_again(server: standin_files.Files, bod
 def test_a_list_without_end_is_not_read_to_it(server: standin_files.Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download_module, "MAX_JSON_BYTES", 1000)
     server.routes["/s"] = b"[" + b"1," * 5000 + b"1]"
-    with pytest.raises(Refused, match="no list of series"):
+    with pytest.raises(HttpError, match="no list of series"):
         get_json(f"{server.url}/s", {})

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harmonize.corpus import fingerprint
+from harmonize.errors import Reason, Rejection
 from harmonize.scan import ScanRef
 
 NAMES = st.lists(st.sampled_from([f"{letter}.dcm" for letter in "abcdef"]), min_size=1, max_size=6, unique=True)
@@ -99,9 +100,13 @@ def test_a_moved_root_differs_in_its_place_alone(tmp_path: Path) -> None:
 
 def test_this_programs_own_words_do_not_count(tmp_path: Path) -> None:
     write(tmp_path, ["a.dcm"])
-    one = reference(tmp_path, ["a.dcm"], meta={"decisions": ["two volumes"], "refused": ("empty", "no bytes")})
-    other = reference(tmp_path, ["a.dcm"], meta={"decisions": ["2 volumes"], "refused": ("empty", "nothing in it")})
-    third = reference(tmp_path, ["a.dcm"], meta={"refused": ("truncated", "no bytes")})
+    one = reference(
+        tmp_path, ["a.dcm"], meta={"decisions": ["two volumes"]}, rejection=Rejection(Reason.EMPTY, "no bytes")
+    )
+    other = reference(
+        tmp_path, ["a.dcm"], meta={"decisions": ["2 volumes"]}, rejection=Rejection(Reason.EMPTY, "nothing")
+    )
+    third = reference(tmp_path, ["a.dcm"], rejection=Rejection(Reason.TRUNCATED, "no bytes"))
     assert fingerprint.look(one, "") == fingerprint.look(other, "")
     assert fingerprint.look(one, "").files != fingerprint.look(third, "").files
     assert fingerprint.look(one, "").said == fingerprint.look(third, "").said

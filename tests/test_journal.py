@@ -10,6 +10,7 @@ import pytest
 from harmonize.corpus import journal
 from harmonize.corpus.fingerprint import Fingerprint
 from harmonize.corpus.journal import Record
+from harmonize.errors import Reason, Rejection
 
 
 def accepted(name: str) -> Record:
@@ -17,7 +18,7 @@ def accepted(name: str) -> Record:
 
 
 def refused(name: str) -> Record:
-    return Record(source="tcia", raw_hash=name, rejection={"reason": "empty"})
+    return Record(source="tcia", raw_hash=name, rejection=Rejection(Reason.EMPTY, "an empty file"))
 
 
 def write(path: Path, *records: Record) -> None:

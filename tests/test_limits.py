@@ -24,7 +24,7 @@ from harmonize.corpus import journal, read_volume, write_volume
 from harmonize.corpus.volume import WrongShapeError
 from harmonize.dicom import find_volumes, load_volume, tokens
 from harmonize.dicom.codestream import codestream_size
-from harmonize.errors import Reason, Rejection, UserError
+from harmonize.errors import Reason, Rejection, Stage, UserError
 from harmonize.fetch.archives import Damaged, unpack
 from harmonize.page import Page
 from harmonize.scan import ScanRef
@@ -37,7 +37,7 @@ CONTENT = 0x0040A730
 
 def refusals(folder: Path) -> dict[str, Reason]:
     """By file name the reason of each refused volume."""
-    found = {path.name: volume.refusal[0] for volume in find_volumes(sorted(folder.iterdir())) if volume.refusal
+    found = {path.name: volume.rejection.reason for volume in find_volumes(sorted(folder.iterdir())) if volume.rejection
              for path in volume.paths}  # fmt: skip
     return found
 
@@ -51,7 +51,7 @@ def test_sequences_nested_without_end_cost_one_file(tmp_path, explicit, little_e
     nested = bombs.nested(520, explicit=explicit, little_endian=little_endian)
     (tmp_path / "deep.dcm").write_bytes(bombs.part10(nested, explicit=explicit, little_endian=little_endian))
     volumes = find_volumes(sorted(tmp_path.iterdir()))
-    assert [len(volume.paths) for volume in volumes if volume.refusal is None] == [4]
+    assert [len(volume.paths) for volume in volumes if volume.rejection is None] == [4]
     assert refusals(tmp_path) == {"deep.dcm": Reason.UNREADABLE}
 
 
@@ -60,7 +60,7 @@ def test_sequences_that_python_could_follow_are_too_deep_as_well(tmp_path, expli
     nested = bombs.nested(100, explicit=explicit, little_endian=little_endian)
     (tmp_path / "deep.dcm").write_bytes(bombs.part10(nested, explicit=explicit, little_endian=little_endian))
     (volume,) = find_volumes(sorted(tmp_path.iterdir()))
-    assert volume.refusal == (Reason.UNREADABLE, "sequences nested more than 64 deep")
+    assert volume.rejection == Rejection(Reason.UNREADABLE, "sequences nested more than 64 deep", stage=Stage.DISCOVER)
 
 
 def test_sequences_of_structured_reports_are_not_too_deep():
@@ -86,8 +86,8 @@ def test_a_header_of_too_many_elements_is_refused(tmp_path, monkeypatch):
 def test_a_few_bytes_do_not_stand_for_twenty_thousand_pictures(tmp_path):
     bombs.ct_series(tmp_path, 1, SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1", NumberOfFrames=20_000)
     (volume,) = find_volumes(sorted(tmp_path.iterdir()))
-    assert volume.refusal is not None
-    assert volume.refusal[0] is Reason.TRUNCATED
+    assert volume.rejection is not None
+    assert volume.rejection.reason is Reason.TRUNCATED
     assert volume.stack.frames == ()
 
 
@@ -308,8 +308,8 @@ def test_a_fault_that_nobody_foresaw_costs_one_file_in_discovery_too(tmp_path, m
 
     monkeypatch.setattr(dicom_volumes, "read_frames", faulty)
     volumes = find_volumes(sorted(tmp_path.iterdir()))
-    assert [len(volume.paths) for volume in volumes if volume.refusal is None] == [4]
-    (message,) = [volume.refusal[1] for volume in volumes if volume.refusal]
+    assert [len(volume.paths) for volume in volumes if volume.rejection is None] == [4]
+    (message,) = [volume.rejection.message for volume in volumes if volume.rejection]
     assert "ArithmeticError" in message
     assert "Smith" not in message
 

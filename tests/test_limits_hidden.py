@@ -189,7 +189,8 @@ def test_a_megabyte_of_text_in_a_header_is_refused_and_some_kilobytes_are_read(t
         bombs.deflated_part10(struct.pack("<HH2sHI", 8, 8, b"UN", 0, 2 << 20), zeros_mib=3)
     )
     found = {
-        len(volume.paths): volume.refusal and volume.refusal[0] for volume in find_volumes(list(tmp_path.iterdir()))
+        len(volume.paths): volume.rejection and volume.rejection.reason
+        for volume in find_volumes(list(tmp_path.iterdir()))
     }
     assert found == {4: None, 1: Reason.TOO_LARGE}
 

@@ -24,7 +24,11 @@ def account(tree: RawTree) -> dict[tuple[str, str], int]:
 
 
 def refused(tree: RawTree) -> list[tuple[str, object]]:
-    return [(ref.key, ref.meta["refused"]) for ref in tree.rest("tcia") if isinstance(ref, ScanRef)]
+    return [
+        (ref.key, (ref.rejection.reason, ref.rejection.message))
+        for ref in tree.rest("tcia")
+        if isinstance(ref, ScanRef) and ref.rejection
+    ]
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,7 +13,7 @@ import pytest
 
 from harmonize import corpus as layout
 from harmonize.cli import main
-from harmonize.corpus import Corpus
+from harmonize.corpus import Corpus, journal
 from harmonize.corpus.journal import Record
 from harmonize.engine import duplicates
 from harmonize.report import PICTURES_PER_CHUNK, write_report
@@ -87,7 +87,8 @@ def test_refused_scans_stand_with_their_reasons(report: Path) -> None:
 def test_duplicates_of_many_scans_are_one_row_of_the_table(tiny_corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_corpus, tmp_path / "corpus")
     records = [Record(source="tcia", raw_hash=f"{n}", row={"scan_id": f"1.2.{n}_0", "labels": None}) for n in range(4)]
-    refused = [duplicates.rejection(records[n + 1], records[n], contradicted=False) for n in range(3)]
+    rejections = [duplicates.rejection(records[n + 1], records[n], contradicted=False) for n in range(3)]
+    refused = [journal.rejected_row("tcia", f"{n}", rejection) for n, rejection in enumerate(rejections)]
     layout.write_manifest(tmp_path / "corpus", Corpus.open(tmp_path / "corpus").scans.to_dict("records"), refused)
     page = write_report(tmp_path / "corpus", thumbnails=0).read_text()
     assert "<td>the same voxels as scan ..., which is kept</td><td class=number>3</td>" in page

@@ -211,7 +211,7 @@ def test_what_is_no_slice_of_a_series_is_accounted_for(tmp_path: Path) -> None:
         (folder / name).touch()
     table(tmp_path, line("000001_01_01", 2, 1, 3), line("000001_01_01", 2, 1, 3).replace('"1, 3"', '"1"'))
     found = list(deeplesion.discover(tmp_path))
-    refused = {ref.key: ref.meta["refused"][0] for ref in found if isinstance(ref, ScanRef) and "refused" in ref.meta}
+    refused = {ref.key: ref.rejection.reason for ref in found if isinstance(ref, ScanRef) and ref.rejection}
     assert refused == {
         "Images_png/000001_01_01/mask.png": "missing_metadata",
         "Images_png/000001_01_01/volume.nii.gz": "unsupported_encoding",

@@ -205,7 +205,7 @@ def test_what_is_no_image_is_refused_or_counted(tmp_path: Path) -> None:
     for name in ("a.hdr", "b.nrrd", "c.dcm", "d.json", "../../participants.tsv", "../../../../README.md"):
         (anat / name).touch()
     found = list(openmind.discover(tmp_path))
-    refused = {ref.key: ref.meta["refused"][0] for ref in found if isinstance(ref, ScanRef) and "refused" in ref.meta}
+    refused = {ref.key: ref.rejection.reason for ref in found if isinstance(ref, ScanRef) and ref.rejection}
     prefix = "ds000001/sub-01/anat"
     assert refused == {
         f"{prefix}/a.hdr": "missing_file",

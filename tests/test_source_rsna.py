@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
-from harmonize.errors import Reason, Rejection, UserError
+from harmonize.errors import Reason, Rejection, Stage, UserError
 from harmonize.labels import LABELS, NO_LABELS, PRESENT
 from harmonize.pipeline import harmonize_scan
 from harmonize.scan import LeftOut, ScanRef
@@ -387,7 +387,9 @@ def test_what_no_row_of_the_tables_names_is_refused_or_counted(tmp_path):
     assert (own.key, len(own.paths)) == (UID, 5)
     assert "vessels" in rsna.load(own).masks
     assert strange.key == "series/1.9/"
-    assert strange.meta["refused"] == ("missing_metadata", "no row of train.csv names these 5 files")
+    assert strange.rejection == Rejection(
+        Reason.MISSING_METADATA, "no row of train.csv names these 5 files", stage=Stage.DISCOVER
+    )
     assert "labels" not in strange.meta
     assert {what: count for (what, _), count in left_out(tmp_path).items()} == {
         ".db": 1, ".nii": 1, ".txt": 1, "rows of train_localizers.csv": 1, "vessel masks": 1,

@@ -189,7 +189,7 @@ def test_a_folder_and_a_file_that_cannot_be_read_are_refused_to_be_tried_again(g
     (guarded / "locked").chmod(0)
     own, *refused = references("tcia", guarded)
     assert (own.key, len(own.paths)) == ("1.2.3/0", 5)
-    assert [(ref.key, ref.meta["refused"]) for ref in refused] == [
+    assert [(ref.key, (ref.rejection.reason, ref.rejection.message)) for ref in refused] == [
         ("a/IM6", ("io_error", "a file cannot be read: Permission denied")),
         ("locked/", ("io_error", "a folder cannot be read: Permission denied")),
     ]
@@ -203,7 +203,7 @@ def test_what_is_no_picture_is_refused_or_counted(tmp_path):
     for name in ("DICOMDIR", "a.dcm.gz", "b.nii.gz", "c.txt", "README"):
         (tmp_path / name).write_bytes(b"?" * 200)
     found = list(tcia.discover(tmp_path))
-    refused = {ref.key: ref.meta["refused"][0] for ref in found if isinstance(ref, ScanRef) and "refused" in ref.meta}
+    refused = {ref.key: ref.rejection.reason for ref in found if isinstance(ref, ScanRef) and ref.rejection}
     assert refused == {"a.dcm.gz": "unsupported_encoding", "b.nii.gz": "unsupported_encoding"}
     assert {(left.what, left.count) for left in found if isinstance(left, LeftOut)} == {
         ("DICOM objects", 2), ("DICOMDIR", 1), (".txt", 1), ("without suffix", 1),

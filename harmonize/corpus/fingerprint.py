@@ -24,7 +24,7 @@ from harmonize.scan import ScanRef
 GONE = -1
 """Size and time of a file that is not there, or that may not be looked at."""
 
-NOT_WHAT_WAS_READ = frozenset({"decisions", "refused"})
+NOT_WHAT_WAS_READ = frozenset({"decisions"})
 """Keys of a reference's `meta` that are this program's own words: another version may put them otherwise."""
 
 CHUNK_BYTES = 1 << 20
@@ -104,18 +104,17 @@ def root_hash(ref: ScanRef, salt: str) -> str:
 
 
 def _seen(ref: ScanRef, salt: str, names: Sequence[str], times: Sequence[int]) -> Fingerprint:
-    refused = ref.meta.get("refused")
     said = [
         [ref.subject, ref.session, ref.public_id, ref.modality],
         # A path is one of the files.
         _plain({key: value for key, value in ref.meta.items() if _is_said(key, value)}, ref.root),
     ]
-    reason = str(refused[0]) if isinstance(refused, tuple) else ""
+    reason = "" if ref.rejection is None else ref.rejection.reason.value
     return Fingerprint(
         files=salted_hash(salt, "files", reason, *names),
         each="",
         said=salted_hash(salt, "said", json.dumps(said, sort_keys=True, default=str)),
-        times="" if refused is not None else salted_hash(salt, "times", json.dumps(times)),
+        times="" if ref.rejection is not None else salted_hash(salt, "times", json.dumps(times)),
         root=root_hash(ref, salt),
     )
 

@@ -18,12 +18,12 @@ from typing import Any, TextIO
 
 from harmonize.corpus.fingerprint import Fingerprint
 from harmonize.corpus.named_files import check_row
+from harmonize.errors import Reason, Rejection, Stage
 from harmonize.files import write_text
 
 SUFFIX = ".jsonl"
 _OF_LABELS = ("source", "subject", "scan_id")
 _OF_A_ROW = (*_OF_LABELS, "raw_hash", "image_file_name", "sha256")
-_OF_A_REJECTION = ("source", "raw_hash", "reason")
 SHARD = ".shard-"
 
 
@@ -34,8 +34,8 @@ class Record:
     Attributes:
         source: Registry name.
         raw_hash: Names the raw scan.
-        row: Its row of metadata.parquet, or None if it was refused.
-        rejection: Its row of rejected.parquet, or None if it was accepted.
+        row: Its row of metadata.parquet, or None if it was rejected.
+        rejection: Why it was rejected, or None if it was accepted.
         labels: Its row of labels.parquet without `accepted`, or None if its source labels nothing.
         read: What it was made from; None in a journal of version 0.1.0, which did not note it.
         duplicate_of: Scan id of the one with the same voxels that was kept, so that this one's files were removed.
@@ -46,7 +46,7 @@ class Record:
     source: str
     raw_hash: str
     row: dict[str, Any] | None = None
-    rejection: dict[str, str] | None = None
+    rejection: Rejection | None = None
     labels: dict[str, Any] | None = None
     read: Fingerprint | None = None
     duplicate_of: str | None = None
@@ -93,8 +93,8 @@ def append(stream: TextIO, *records: Record) -> None:
 def read(folder: Path) -> dict[Key, Record]:
     """All records of a corpus by source and raw hash.
 
-    Of several of one scan the latest attempt stands; of those of one attempt an accepted outlives a refusal, and a
-    later line an earlier.
+    Of several of one scan the latest attempt stands; of those of one attempt an accepted outlives a rejected one, and
+    a later line an earlier.
     """
     found: dict[Key, Record] = {}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -148,9 +148,37 @@ def absent_shards(folder: Path) -> list[str]:
     ]
 
 
+def rejected_row(source: str, raw_hash: str, rejection: Rejection) -> dict[str, str]:
+    """The row of rejected.parquet of one scan."""
+    return {
+        "source": source,
+        "raw_hash": raw_hash,
+        "stage": rejection.stage.value,
+        "reason": rejection.reason.value,
+        "message": rejection.message,
+    }
+
+
+def rejection_of(row: dict[str, Any]) -> Rejection | None:
+    """The rejection of a row of rejected.parquet; None where this version knows no such reason or stage.
+
+    Example:
+        >>> rejection_of({"stage": "load", "reason": "empty", "message": "an empty file"}).reason
+        <Reason.EMPTY: 'empty'>
+    """
+    try:
+        reason, stage = Reason(row["reason"]), Stage(row["stage"])
+    except (ValueError, TypeError, LookupError):
+        return None
+    message = row.get("message")
+    return Rejection(reason, message, stage=stage) if isinstance(message, str) else None
+
+
 def _line(record: Record) -> str:
     # Not dataclasses.asdict: it copies every list, and takes nine tenths of the time of a large merge.
     entry = {name: value for name in Record.__slots__ if (value := getattr(record, name)) is not None}
+    if record.rejection is not None:
+        entry["rejection"] = rejected_row(record.source, record.raw_hash, record.rejection)
     if record.read is not None:
         entry["read"] = {name: value for name in Fingerprint.__slots__ if (value := getattr(record.read, name))}
     return _encoded(entry) + "\n"
@@ -182,8 +210,11 @@ def _records(path: Path) -> Iterator[Record]:
                 entry = _DECODER.decode(line)
                 if "\\u" in line:
                     _encoded(entry).encode()  # ValueError for half of a surrogate pair, which no file can hold
-                read = entry.pop("read", None)
-                record = Record(**entry, read=None if read is None else _fingerprint(read))
+                read, row = entry.pop("read", None), entry.pop("rejection", None)
+                rejection = None if row is None else rejection_of(row)
+                if row is not None and rejection is None:
+                    continue
+                record = Record(**entry, rejection=rejection, read=None if read is None else _fingerprint(read))
             except (ValueError, TypeError, AttributeError, RecursionError):
                 # Cut by a kill: the scan has no record and is done again.
                 continue
@@ -198,7 +229,6 @@ def _is_whole(record: Record) -> bool:
         and isinstance(record.raw_hash, str)
         and type(record.attempt) is int
         and _names_of(record.row, _OF_A_ROW)
-        and _names_of(record.rejection, _OF_A_REJECTION)
         and _names_of(record.labels, _OF_LABELS)
     )
 

@@ -21,8 +21,8 @@ class Located:
     Attributes:
         name: Its scan id in the corpus, or the hash that stands for it where it was refused.
         ref: The raw scan; it holds raw names, so it is for the user's eyes alone.
-        reason: Code of the refusal, or ``accepted``.
-        message: Of the refusal.
+        reason: Code of the rejection, or ``accepted``.
+        message: Of the rejection.
     """
 
     name: str

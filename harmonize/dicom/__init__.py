@@ -17,7 +17,7 @@ from harmonize.dicom.repeats import one_picture_a_place, picture_of, read_some
 from harmonize.dicom.rescale import settle_rescale
 from harmonize.dicom.separation import split_by_identity
 from harmonize.dicom.units import settle_units
-from harmonize.errors import Reason, Rejection, UserError, unforeseen
+from harmonize.errors import Reason, Rejection, Stage, UserError, unforeseen
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import Scan
 from harmonize.time_limit import ONE_TURN
@@ -47,7 +47,7 @@ STRICT = Rules()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """One volume of a series, or a refused part of it, as the headers describe it; no pixel has been read.
+    """One volume of a series, or a rejected part of it, as the headers describe it; no pixel has been read.
 
     Attributes:
         paths: Its files, in slice order.
@@ -67,9 +67,9 @@ class Volume:
     member: tuple[tuple[str, str], ...] = ()
 
     @property
-    def refusal(self) -> tuple[Reason, str] | None:
+    def rejection(self) -> Rejection | None:
         """Why it is no scan, or None."""
-        return self.stack.refusal
+        return self.stack.rejection
 
 
 def is_dicom_name(name: str) -> bool:
@@ -78,7 +78,7 @@ def is_dicom_name(name: str) -> bool:
 
 
 def find_files(root: Path) -> list[Path]:
-    """All files under `root` that may be DICOM, in a fixed order; what cannot be read comes last, to be refused."""
+    """All files under `root` that may be DICOM, in a fixed order; what cannot be read comes last, to be rejected."""
     tree = RawTree(root, is_dicom_name)
     return [path for path in tree.files() if take(path, tree)] + [path for path, _ in tree.unread]
 
@@ -99,12 +99,12 @@ def take(path: Path, tree: RawTree) -> bool:
         if suffix and suffix not in VOLUME_SUFFIXES:
             tree.leave(path.name, "cannot be read")
         else:
-            tree.refuse_unread(path, "a file", error)
+            tree.reject_unread(path, "a file", error)
         return False
     if suffix.startswith(tuple(_DICOM_SUFFIXES)):
-        tree.refuse(path, Reason.UNSUPPORTED_ENCODING, "a packed DICOM file; unpack it")
+        tree.reject(path, Reason.UNSUPPORTED_ENCODING, "a packed DICOM file; unpack it")
     elif suffix in VOLUME_SUFFIXES:
-        tree.refuse(path, Reason.UNSUPPORTED_ENCODING, "an image of another format among DICOM files")
+        tree.reject(path, Reason.UNSUPPORTED_ENCODING, "an image of another format among DICOM files")
     else:
         tree.leave(path.name, "no DICOM")
     return False
@@ -119,7 +119,7 @@ def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
 
     Returns:
         Every file that holds a picture, or that should and cannot be read, in at least one volume; ordered by
-        SeriesInstanceUID. Volumes with a `refusal` are no scans.
+        SeriesInstanceUID. Volumes with a `rejection` are no scans.
     """
     series: dict[str, list[Frame]] = defaultdict(list)
     damaged: list[tuple[Path, Rejection]] = []
@@ -128,15 +128,16 @@ def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
             with ONE_TURN:
                 frames = read_frames(path, keep_derived=rules.keep_derived, assume_geometry=rules.assume_geometry)
         except Rejection as rejection:
-            damaged.append((path, rejection))
+            damaged.append((path, rejection.at(Stage.DISCOVER)))
         except OSError as error:
             reason = Reason.MISSING_FILE if isinstance(error, FileNotFoundError) else Reason.IO_ERROR
-            damaged.append((path, Rejection(reason, f"a file cannot be read: {error.strerror}")))
+            message = f"a file cannot be read: {error.strerror}"
+            damaged.append((path, Rejection(reason, message, stage=Stage.DISCOVER)))
         except UserError:
             raise
         except Exception as error:
             # One file must not end the look at a hundred thousand.
-            damaged.append((path, unforeseen(error)))
+            damaged.append((path, unforeseen(error).at(Stage.DISCOVER)))
         else:
             for frame in frames:
                 # Without a series UID (some anonymisers drop it) a folder is the best guess at a series.
@@ -144,9 +145,9 @@ def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
     _join_drawn(series)
     volumes = []
     for frames in (series[name] for name in sorted(series)):
-        volumes += _volumes_or_refusal(frames, rules)
+        volumes += _volumes_or_rejection(frames, rules)
     for path, fault in damaged:
-        stack = Stack(frames=(), refusal=(fault.reason, fault.message))
+        stack = Stack(frames=(), rejection=fault)
         volumes.append(Volume(paths=(path,), series_uid="", number=0, part=0, stack=stack))
     return volumes
 
@@ -159,10 +160,10 @@ def load_volume(volume: Volume) -> Scan:
         slices are uneven.
 
     Raises:
-        Rejection: The volume is refused, or its pixels or positions cannot be used.
+        Rejection: The volume is rejected, or its pixels or positions cannot be used.
     """
-    if volume.refusal:
-        raise Rejection(*volume.refusal)
+    if volume.rejection:
+        raise volume.rejection.at(Stage.LOAD)
     decisions = list(volume.stack.decisions)
     try:
         settled, rescaling = settle_rescale(volume.stack.frames)
@@ -202,8 +203,8 @@ def reload_volume(paths: Sequence[Path], part: int = 0, rules: Rules = STRICT) -
         if volume.part == part and frozenset(volume.paths) == wanted:
             return load_volume(volume)
     for volume in volumes:
-        if volume.refusal:
-            raise Rejection(*volume.refusal)
+        if volume.rejection:
+            raise volume.rejection.at(Stage.LOAD)
     raise Rejection(Reason.MIXED_GEOMETRY, "the files of the series no longer form the volume that was found")
 
 
@@ -239,7 +240,7 @@ def _join_drawn(series: dict[str, list[Frame]]) -> None:
     """
     folders: dict[Path, list[str]] = defaultdict(list)
     for name, frames in series.items():
-        if len(frames) == 1 and frames[0].refusal is None and frames[0].header.series_uid:
+        if len(frames) == 1 and frames[0].rejection is None and frames[0].header.series_uid:
             folders[frames[0].header.path.parent].append(name)
     for folder, names in folders.items():
         frames = [frame for name in names for frame in series[name]]
@@ -255,7 +256,7 @@ def _join_drawn(series: dict[str, list[Frame]]) -> None:
             series[folder.as_posix()].extend(frames)
 
 
-def _volumes_or_refusal(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
+def _volumes_or_rejection(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
     try:
         with ONE_TURN:
             return _volumes_of(frames, rules)
@@ -264,7 +265,7 @@ def _volumes_or_refusal(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
     except Exception as error:
         # Nor must one series.
         fault = error if isinstance(error, Rejection) else unforeseen(error)
-        stack = Stack(frames=tuple(frames), refusal=(fault.reason, fault.message))
+        stack = Stack(frames=tuple(frames), rejection=fault.at(Stage.DISCOVER))
         return _number(frames[0].header.series_uid, (), [stack])
 
 
@@ -272,7 +273,7 @@ def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
     """The volumes of one series UID, those of each patient, study ... by themselves."""
     frames = settle_doubts(frames)
     members = split_by_identity(frames)
-    owners = [member for member, own in members if any(frame.refusal is None for frame in own)]
+    owners = [member for member, own in members if any(frame.rejection is None for frame in own)]
     if len(members) > 1 and len(owners) <= 1:
         members = [((), list(frames))]  # only scouts and captures say otherwise
     volumes = []

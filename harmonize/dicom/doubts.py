@@ -26,7 +26,7 @@ _PARALLEL = 0.996
 
 
 def settle_doubts(frames: Sequence[Frame]) -> list[Frame]:
-    """Refuse the pictures of a series whose doubt the geometry confirms; the others keep it, and it refuses nothing.
+    """Reject the pictures of a series whose doubt the geometry confirms; the others keep it, and it rejects nothing.
 
     Args:
         frames: All pictures with one SeriesInstanceUID.
@@ -34,21 +34,21 @@ def settle_doubts(frames: Sequence[Frame]) -> list[Frame]:
     Returns:
         The pictures in the same order.
     """
-    by_kind: dict[tuple[str, Reason, str], list[Frame]] = defaultdict(list)
+    by_kind: dict[tuple[str, Rejection], list[Frame]] = defaultdict(list)
     for frame in frames:
-        if frame.doubt and (frame.refusal is None or frame.refusal[0] is Reason.DERIVED):
-            by_kind[frame.header.modality, *frame.doubt].append(frame)
+        if frame.doubt and (frame.rejection is None or frame.rejection.reason is Reason.DERIVED):
+            by_kind[frame.header.modality, frame.doubt].append(frame)
     confirmed: set[int] = set()
     for doubted in by_kind.values():
         full = {id(frame) for frame in _full_stacks(doubted)}
         confirmed |= {id(frame) for frame in doubted if id(frame) not in full}
-    return [replace(frame, refusal=frame.doubt) if id(frame) in confirmed else frame for frame in frames]
+    return [replace(frame, rejection=frame.doubt) if id(frame) in confirmed else frame for frame in frames]
 
 
 def _full_stacks(doubted: Sequence[Frame]) -> list[Frame]:
     """Those of pictures with the same doubt that lie in full stacks of parallel slices."""
     planes = _planes(doubted)
-    if doubted[0].header.modality == "MR" and doubted[0].doubt and doubted[0].doubt[0] is Reason.LOCALIZER:
+    if doubted[0].header.modality == "MR" and doubted[0].doubt and doubted[0].doubt.reason is Reason.LOCALIZER:
         return [] if len(planes) > 1 else [frame for plane in planes if _is_full_mr(plane) for frame in plane]
     return [frame for plane in planes if _places(plane) >= MIN_SLICES for frame in plane]
 

@@ -2,7 +2,7 @@
 
 A series is a loose thing: scouts beside the scan, two orientations, several echoes or diffusion directions at the
 same places, files exported twice, slices lost. `group_series` says which pictures make up one volume each, and which
-are refused, so that no file is silently left out.
+are rejected, so that no file is silently left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from harmonize.dicom.geometry import MAX_MISSING, SAME_POSITION_MM, find_holes, slice_normal
 from harmonize.dicom.headers import Frame
 from harmonize.dicom.separation import ReadPictures, separate
-from harmonize.errors import Reason, Rejection
+from harmonize.errors import Reason, Rejection, Stage
 
 MIN_SLICES = 4
 """A stack of fewer slices holds no 3D information worth keeping; planar scouts have one to three."""
@@ -32,16 +32,16 @@ SPACING_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Pictures that make up one volume, or are refused together.
+    """Pictures that make up one volume, or are rejected together.
 
     Attributes:
         frames: Sorted along the slice normal; several at one place only where no header tells them apart.
-        refusal: Why they are no volume, or None.
+        rejection: Why they are no volume, or None.
         decisions: What was found while grouping.
     """
 
     frames: tuple[Frame, ...]
-    refusal: tuple[Reason, str] | None = None
+    rejection: Rejection | None = None
     decisions: tuple[str, ...] = ()
 
 
@@ -55,18 +55,18 @@ def group_series(
 
     Args:
         frames: All pictures with one SeriesInstanceUID, of one patient and study, in any order.
-        min_slices: Stacks with fewer different positions are refused.
+        min_slices: Stacks with fewer different positions are rejected.
         read: Reads a few pictures where the headers are in doubt.
 
     Returns:
         Stacks in a stable order that does not depend on file names; every frame is in exactly one.
     """
-    refused: dict[tuple[Reason, str], list[Frame]] = defaultdict(list)
+    rejected: dict[Rejection, list[Frame]] = defaultdict(list)
     candidates: list[Frame] = []
     for frame in frames:
-        fault = frame.refusal or _geometry_fault(frame)
+        fault = frame.rejection or _geometry_fault(frame)
         if fault:
-            refused[fault].append(frame)
+            rejected[fault].append(frame)
         else:
             candidates.append(frame)
 
@@ -81,10 +81,10 @@ def group_series(
             stacks += _split_plane(plane, min_slices, (note,), read)
         else:
             message = "another orientation, size or spacing than the largest group of the series"
-            stacks.append(Stack(frames=tuple(plane), refusal=(Reason.MIXED_GEOMETRY, message)))
+            stacks.append(Stack(frames=tuple(plane), rejection=Rejection(Reason.MIXED_GEOMETRY, message)))
     stacks += [
-        Stack(frames=tuple(sorted(group, key=_name_free_key)), refusal=fault)
-        for fault, group in sorted(refused.items(), key=lambda entry: entry[0])
+        Stack(frames=tuple(sorted(group, key=_name_free_key)), rejection=fault)
+        for fault, group in sorted(rejected.items(), key=lambda entry: (entry[0].reason, entry[0].message))
     ]
     return stacks
 
@@ -101,22 +101,22 @@ def distinct_positions(frames: Sequence[Frame]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(gaps > SAME_POSITION_MM)]).astype(np.int64)
 
 
-def _geometry_fault(frame: Frame) -> tuple[Reason, str] | None:
+def _geometry_fault(frame: Frame) -> Rejection | None:
     if not frame.position or not frame.orientation or not frame.spacing:
-        return Reason.MISSING_METADATA, "position, orientation or pixel spacing is missing"
+        return Rejection(Reason.MISSING_METADATA, "position, orientation or pixel spacing is missing")
     if len(frame.position) != 3 or not np.isfinite(frame.position).all():
-        return Reason.BAD_GEOMETRY, "the image position is not three finite numbers"
+        return Rejection(Reason.BAD_GEOMETRY, "the image position is not three finite numbers")
     if len(frame.spacing) != 2 or not all(np.isfinite(step) and step > 0 for step in frame.spacing):
-        return Reason.BAD_GEOMETRY, "the pixel spacing is not two positive numbers"
+        return Rejection(Reason.BAD_GEOMETRY, "the pixel spacing is not two positive numbers")
     return _orientation_fault(frame.orientation)
 
 
 @lru_cache(maxsize=256)
-def _orientation_fault(orientation: tuple[float, ...]) -> tuple[Reason, str] | None:
+def _orientation_fault(orientation: tuple[float, ...]) -> Rejection | None:
     try:
         slice_normal(orientation)
     except Rejection as rejection:
-        return rejection.reason, rejection.message
+        return rejection.at(Stage.DISCOVER)
     return None
 
 
@@ -170,10 +170,10 @@ def _split_plane(
     places = int(distinct_positions(plane)[-1]) + 1
     if places < min_slices:
         if places == 1 and len(plane) >= min_slices:
-            fault = (Reason.REPEATED_POSITIONS, f"all {len(plane)} pictures claim the same position")
+            fault = Rejection(Reason.REPEATED_POSITIONS, f"all {len(plane)} pictures claim the same position")
         else:
-            fault = (Reason.TOO_FEW_SLICES, f"{places} slices; at least {min_slices} are needed")
-        return [Stack(frames=tuple(plane), refusal=fault, decisions=notes)]
+            fault = Rejection(Reason.TOO_FEW_SLICES, f"{places} slices; at least {min_slices} are needed")
+        return [Stack(frames=tuple(plane), rejection=fault, decisions=notes)]
     separated = _separate(plane, min_slices, notes, read)
     return _cut_at_holes(plane, min_slices, notes, read) if separated is None else separated
 
@@ -206,14 +206,14 @@ def _cut_at_holes(
         message = (
             f"{places[-1] + 1} slices, nowhere {min_slices} in a row: many are missing, or two volumes lie in pairs"
         )
-        return [Stack(frames=tuple(volume), refusal=(Reason.MISSING_SLICES, message), decisions=notes)]
+        return [Stack(frames=tuple(volume), rejection=Rejection(Reason.MISSING_SLICES, message), decisions=notes)]
     part_of_place = np.searchsorted(np.array(holes), np.arange(places[-1] + 1), side="left")
     stacks = []
     for part in range(len(holes) + 1):
         frames = [frame for frame, place in zip(volume, places, strict=True) if part_of_place[place] == part]
         note = f"part {part + 1} of {len(holes) + 1}: cut where more than {MAX_MISSING} slices are missing"
         accepted = _accept(frames, min_slices, (*notes, note), short=Reason.MISSING_SLICES)
-        separated = _separate(frames, min_slices, accepted.decisions, read) if accepted.refusal is None else None
+        separated = _separate(frames, min_slices, accepted.decisions, read) if accepted.rejection is None else None
         stacks += [accepted] if separated is None else separated
     return stacks
 
@@ -225,4 +225,5 @@ def _accept(
     stack = Stack(frames=tuple(frames), decisions=notes)
     if places >= min_slices:
         return stack
-    return replace(stack, refusal=(short, f"{places} slices in a row; at least {min_slices} are needed"))
+    fault = Rejection(short, f"{places} slices in a row; at least {min_slices} are needed")
+    return replace(stack, rejection=fault)

@@ -21,7 +21,7 @@ from harmonize.dicom.decode import count_frames
 from harmonize.dicom.elements import Elements, read_elements
 from harmonize.dicom.geometry import is_plausible_step, slice_normal, straighten
 from harmonize.dicom.layout import PixelLayout, check_frames, read_layout
-from harmonize.dicom.meaning import Meaning, grey_refusal, read_meaning
+from harmonize.dicom.meaning import Meaning, grey_rejection, read_meaning
 from harmonize.dicom.traits import FrameTraits, read_identity, read_traits
 from harmonize.errors import Reason, Rejection
 
@@ -87,8 +87,8 @@ class Frame:
         stack: StackID; pictures of different stacks are never one volume.
         instance: InstanceNumber (frame number in a multi-frame file), for ties only.
         traits: What may tell apart the volumes of a series, by the names of `dicom_traits.TRAITS`.
-        refusal: Why this picture is no part of a scan (scout, reformat ...), or None.
-        doubt: What would refuse it, unless it lies in a full stack of slices (a scout by its description ...).
+        rejection: Why this picture is no part of a scan (scout, reformat ...), or None.
+        doubt: What would reject it, unless it lies in a full stack of slices (a scout by its description ...).
         assumed: How the geometry was assumed because the file has none; empty where it has.
         straightened: The orientation was rounded in the file.
     """
@@ -102,8 +102,8 @@ class Frame:
     stack: str
     instance: int
     traits: Mapping[str, str]
-    refusal: tuple[Reason, str] | None
-    doubt: tuple[Reason, str] | None = None
+    rejection: Rejection | None
+    doubt: Rejection | None = None
     assumed: str = ""
     straightened: bool = False
 
@@ -113,8 +113,8 @@ class _Description:
     """What is told about a picture besides its place; see `Frame`."""
 
     meaning: Meaning
-    refusal: tuple[Reason, str] | None
-    doubt: tuple[Reason, str] | None
+    rejection: Rejection | None
+    doubt: Rejection | None
 
 
 def read_frames(path: Path, *, keep_derived: bool = False, assume_geometry: bool = False) -> list[Frame]:
@@ -170,7 +170,7 @@ def _picture_frames(
 
     def describe(groups: Sequence[Elements] = (), frame_type: tuple[str, ...] = ()) -> _Description:
         types = image_type + frame_type
-        refusal = kinds.refusal(
+        rejection = kinds.rejection(
             sop_class=sop_class,
             modality=modality,
             image_type=types,
@@ -181,7 +181,9 @@ def _picture_frames(
         )
         meaning, unit = read_meaning(modality, (*groups, elements), image_type=types, description=description)
         return _Description(
-            meaning=meaning, refusal=refusal or grey_refusal(layout.samples, layout.photometric) or unit, doubt=doubt
+            meaning=meaning,
+            rejection=rejection or grey_rejection(layout.samples, layout.photometric) or unit,
+            doubt=doubt,
         )
 
     header = Header(
@@ -229,7 +231,7 @@ def _single_frame(header: Header, elements: Elements, described: _Description) -
         stack=elements.text(0x00209056),
         instance=elements.integer(0x00200013) or 0,
         traits=read_traits(elements) | header.export_traits,
-        refusal=described.refusal,
+        rejection=described.rejection,
         doubt=described.doubt,
     )
 
@@ -269,7 +271,7 @@ def _enhanced_frame(
         stack=content.text(0x00209056) if content else "",
         instance=number,
         traits=traits.of(group) | header.export_traits,
-        refusal=described.refusal,
+        rejection=described.rejection,
         doubt=described.doubt,
     )
 
@@ -294,7 +296,7 @@ def _bare_frames(header: Header, elements: Elements, described: _Description, *,
             stack="",
             instance=number,
             traits={"file": header.whole},
-            refusal=described.refusal,
+            rejection=described.rejection,
             doubt=described.doubt,
             assumed=f"{how}, with assumed spacing, {source}" if assume_geometry else "",
         )

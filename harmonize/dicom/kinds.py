@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
-from harmonize.errors import Reason
+from harmonize.errors import Reason, Rejection
 
 MODALITIES = ("CT", "MR", "PT")
 
@@ -51,7 +51,7 @@ _SCOUT_SEQUENCES = re.compile(r"(?<![a-z])(aahead_?scout|aahscout)(?![a-z])")
 _LOCALIZER_WORDS = re.compile(
     r"(?<![a-z])(locali[sz]er|scout|topogram|surview|survey|scanogram|3[- ]?plane|3[- ]?pl[- ]?loc)(?![a-z])"
 )
-_LOCALIZER = Reason.LOCALIZER, "a localizer"
+_LOCALIZER = Rejection(Reason.LOCALIZER, "a localizer")
 _DERIVED_TYPES = frozenset(
     {"MPR", "MIP", "MINIP", "MNIP", "MAX_IP", "MIN_IP", "MEAN_IP", "PROJECTION", "PROJECTION IMAGE", "CURVED"}
     | {"REFORMATTED", "VRT", "VOLREN", "SSD", "RENDERED", "VOLUME RENDERED", "3D RENDERING", "3DRECON"}
@@ -86,7 +86,7 @@ def scan_modality(sop_class: str, modality: str) -> str:
     return modality if modality in MODALITIES else IMAGE_CLASSES.get(sop_class, modality)
 
 
-def refusal(
+def rejection(
     *,
     sop_class: str,
     modality: str,
@@ -95,7 +95,7 @@ def refusal(
     corrections: Collection[str] = (),
     attenuation_method: str = "",
     keep_derived: bool = False,
-) -> tuple[Reason, str] | None:
+) -> Rejection | None:
     """Why an image is no scan, or None.
 
     Args:
@@ -108,32 +108,32 @@ def refusal(
         keep_derived: Accept reformats, for sources that have chosen their series by hand.
 
     Example:
-        >>> refusal(sop_class="", modality="CT", image_type=["ORIGINAL", "PRIMARY", "LOCALIZER"], description="")[0]
+        >>> rejection(sop_class="", modality="CT", image_type=["ORIGINAL", "LOCALIZER"], description="").reason
         <Reason.LOCALIZER: 'localizer'>
     """
     types = {part.upper() for part in image_type}
     words = description.lower()
     if sop_class in CAPTURE_CLASSES:
-        return Reason.DERIVED, "a secondary capture"
+        return Rejection(Reason.DERIVED, "a secondary capture")
     if sop_class == PARAMETRIC_MAP_CLASS:
-        return Reason.DERIVED, "a parametric map: float pixels that were computed from other pictures"
+        return Rejection(Reason.DERIVED, "a parametric map: float pixels that were computed from other pictures")
     if modality not in MODALITIES:
-        return Reason.UNSUPPORTED_MODALITY, "neither CT, MR nor PET"
+        return Rejection(Reason.UNSUPPORTED_MODALITY, "neither CT, MR nor PET")
     if types & _LOCALIZER_TYPES or _SCOUT_SEQUENCES.search(words):
         return _LOCALIZER
     if types & _DERIVED_TYPES and not keep_derived:
-        return Reason.DERIVED, "a reformat or projection of another series"
+        return Rejection(Reason.DERIVED, "a reformat or projection of another series")
     if modality == "PT" and _is_uncorrected(corrections, attenuation_method, words):
-        return Reason.DERIVED, "PET without attenuation correction"
+        return Rejection(Reason.DERIVED, "PET without attenuation correction")
     return None
 
 
 @lru_cache(maxsize=256)
-def doubt(description: str) -> tuple[Reason, str] | None:
+def doubt(description: str) -> Rejection | None:
     """Why an image may be no scan by the words of its series description, which its geometry can refute; or None.
 
     Example:
-        >>> doubt("CTA HEAD (no scout)")[0]
+        >>> doubt("CTA HEAD (no scout)").reason
         <Reason.LOCALIZER: 'localizer'>
     """
     return _LOCALIZER if _LOCALIZER_WORDS.search(description.lower()) else None

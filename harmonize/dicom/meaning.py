@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from harmonize.dicom.elements import Elements
-from harmonize.errors import Reason
+from harmonize.errors import Reason, Rejection
 
 _PHILIPS_SCALE = 0x2005100E
 _NUMERIC = frozenset({"FL", "FD", "DS", "IS"})
@@ -63,7 +63,7 @@ class Meaning:
 
 def read_meaning(
     modality: str, groups: Sequence[Elements], *, image_type: Collection[str], description: str
-) -> tuple[Meaning, tuple[Reason, str] | None]:
+) -> tuple[Meaning, Rejection | None]:
     """Read what the values of one picture mean.
 
     Args:
@@ -83,16 +83,16 @@ def read_meaning(
     kind, mappings = _first_text(groups, 0x00281054).upper(), _first_items(groups, 0x00409096)
     units = [_unit_code(item) for item in mappings]
     hounsfield = [item for item, unit in zip(mappings, units, strict=True) if unit in _HOUNSFIELD_CODES]
-    refusal = _unit_refusal(kind, units, image_type)
+    rejection = _unit_rejection(kind, units, image_type)
     if hounsfield and slope is None and intercept is None:
         slope, intercept = hounsfield[0].number(0x00409225), hounsfield[0].number(0x00409224)
         slope, intercept = (None, None) if math.isnan(slope) or math.isnan(intercept) else (slope, intercept)
     said = kind in _HOUNSFIELD_TYPES or bool(hounsfield)
     doubtful = not said and (bool(kind) or _names_a_material(description))
-    return Meaning(slope=slope, intercept=intercept, doubtful=doubtful), refusal
+    return Meaning(slope=slope, intercept=intercept, doubtful=doubtful), rejection
 
 
-def grey_refusal(samples: int, photometric: str) -> tuple[Reason, str] | None:
+def grey_rejection(samples: int, photometric: str) -> Rejection | None:
     """Why a picture has no grey values, or None.
 
     Args:
@@ -100,15 +100,17 @@ def grey_refusal(samples: int, photometric: str) -> tuple[Reason, str] | None:
         photometric: PhotometricInterpretation, upper case; empty counts as MONOCHROME2.
 
     Example:
-        >>> grey_refusal(1, "MONOCHROME2") is None
+        >>> grey_rejection(1, "MONOCHROME2") is None
         True
     """
     if samples != 1 or photometric in _COLOURS:
-        return Reason.DERIVED, "a colour picture"
+        return Rejection(Reason.DERIVED, "a colour picture")
     if photometric == "PALETTE COLOR":
-        return Reason.UNSUPPORTED_ENCODING, "a picture in PALETTE COLOR: its numbers are colours and no intensities"
+        return Rejection(
+            Reason.UNSUPPORTED_ENCODING, "a picture in PALETTE COLOR: its numbers are colours and no intensities"
+        )
     if photometric not in _GREYS:
-        return Reason.UNSUPPORTED_ENCODING, "a PhotometricInterpretation that is no grey scale"
+        return Rejection(Reason.UNSUPPORTED_ENCODING, "a PhotometricInterpretation that is no grey scale")
     return None
 
 
@@ -117,14 +119,14 @@ def _names_a_material(description: str) -> bool:
     return bool(_MATERIAL_WORDS.search(description.lower()))
 
 
-def _unit_refusal(kind: str, units: Sequence[str], image_type: Collection[str]) -> tuple[Reason, str] | None:
+def _unit_rejection(kind: str, units: Sequence[str], image_type: Collection[str]) -> Rejection | None:
     if kind not in _HOUNSFIELD_TYPES and kind not in _UNSPECIFIED_TYPES:
         unit = f"{_OTHER_TYPES[kind]} ({kind})" if kind in _OTHER_TYPES else "another unit"
-        return Reason.UNSUPPORTED_UNIT, f"RescaleType says {unit} and not HU"
+        return Rejection(Reason.UNSUPPORTED_UNIT, f"RescaleType says {unit} and not HU")
     if kind not in _HOUNSFIELD_TYPES and units and not _HOUNSFIELD_CODES & set(units):
-        return Reason.UNSUPPORTED_UNIT, "the real world value mapping gives another unit than HU"
+        return Rejection(Reason.UNSUPPORTED_UNIT, "the real world value mapping gives another unit than HU")
     if _MATERIAL_TYPES.intersection(image_type):
-        return Reason.UNSUPPORTED_UNIT, "ImageType says a map of a material and no picture in HU"
+        return Rejection(Reason.UNSUPPORTED_UNIT, "ImageType says a map of a material and no picture in HU")
     return None
 
 

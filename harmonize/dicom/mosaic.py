@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from harmonize.dicom.elements import Elements
 from harmonize.dicom.geometry import is_plausible_step, slice_normal
-from harmonize.errors import Reason, Rejection
+from harmonize.errors import Reason, Rejection, Stage
 
 _MAX_CSA_TAGS = 512
-_UNCUT = (Reason.MISSING_METADATA, "a mosaic whose header does not say how to cut it into slices and how far apart")
+_UNCUT = Rejection(
+    Reason.MISSING_METADATA, "a mosaic whose header does not say how to cut it into slices and how far apart"
+)
 _CSA_TAG = struct.Struct("<64si4s3i")
 
 
@@ -67,7 +69,7 @@ def read_mosaic(elements: Elements, image_type: tuple[str, ...]) -> Mosaic | Non
     if not 0 < tiles <= rows * columns or rows % across or columns % across:
         return None
     if len(position) != 3 or len(spacing) != 2 or math.isnan(step):
-        raise Rejection(*_UNCUT)
+        raise _UNCUT.at(Stage.LOAD)
     normal = slice_normal(orientation)
     if _direction(csa.get("SliceNormalVector", [])) @ normal < 0:
         normal = -normal
@@ -76,7 +78,7 @@ def read_mosaic(elements: Elements, image_type: tuple[str, ...]) -> Mosaic | Non
     return Mosaic(tiles=tiles, first_position=np.asarray(position) + inset @ directions, advance=normal * step)
 
 
-def doubt(image_type: tuple[str, ...]) -> tuple[Reason, str] | None:
+def doubt(image_type: tuple[str, ...]) -> Rejection | None:
     """Why a picture that cannot be cut is no slice of its own, unless it lies in a full stack of slices."""
     return _UNCUT if "MOSAIC" in image_type else None
 

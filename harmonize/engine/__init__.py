@@ -21,10 +21,10 @@ from harmonize.engine import changes, duplicates, histograms, ledger
 from harmonize.engine.changes import State
 from harmonize.engine.executors import Executor, cause_of_death, local, within
 from harmonize.engine.ledger import Ledger
-from harmonize.engine.one_scan import label_row, process, refused, refused_at_sight
+from harmonize.engine.one_scan import label_row, process, rejected, rejected_at_sight
 from harmonize.engine.raw_scans import Found, discover, key_of, of_shard
 from harmonize.engine.summary import Summary
-from harmonize.errors import Reason, Rejection, UserError
+from harmonize.errors import Reason, Rejection, Stage, UserError
 from harmonize.files import room_in
 from harmonize.progress import Progress
 from harmonize.scan import ScanRef
@@ -33,11 +33,11 @@ from harmonize.terminal import warn
 
 __all__ = ["LOCK", "Executor", "Summary", "check", "merge", "run"]
 
-GONE = {Reason.IO_ERROR.value, Reason.MISSING_FILE.value}
-"""What a scan is refused for when the disk below it goes away."""
+GONE = {Reason.IO_ERROR, Reason.MISSING_FILE}
+"""What a scan is rejected for when the disk below it goes away."""
 
 AT_ONCE = 1000
-"""Scans that are looked over before the journal is seen onto the disk, in case discovery refused them."""
+"""Scans that are looked over before the journal is seen onto the disk, in case discovery rejected them."""
 
 LOCK = target.LOCK
 SHARD_IS_FITTING = "another shard of this corpus is fitting the standard histograms; waiting for it"
@@ -118,7 +118,8 @@ def run(
             outcomes = ledger.write_tables(out, records)
         else:
             outcomes = {
-                key: None if record.rejection is None else record.rejection["reason"] for key, record in records.items()
+                key: None if record.rejection is None else record.rejection.reason.value
+                for key, record in records.items()
             }
         this.count(mine, outcomes)
         return this.summary
@@ -216,12 +217,12 @@ class _Run:
     run_over: Executor
     ledger: Ledger
     summary: Summary
-    refusals: int = 0
+    rejections: int = 0
 
     def bring_in(self, found: Found, *, retry: bool) -> None:
         """Do every scan that has no outcome, or one that no longer speaks of its raw data."""
-        twice = Rejection(Reason.DUPLICATE, "another scan has the same name")
-        self.ledger.add_all(refused(ref, self.settings, twice) for ref in found.doubles)
+        twice = Rejection(Reason.DUPLICATE, "another scan has the same name", stage=Stage.DISCOVER)
+        self.ledger.add_all(rejected(ref, self.settings, twice) for ref in found.doubles)
         states = self._judge(found.references, retry=retry)
         missing = [ref for ref in found.references if states[ref.key] in (State.MISSING, State.CHANGED)]
         self.summary.found = len(found.references) + len(found.doubles)
@@ -235,7 +236,7 @@ class _Run:
         self._work(missing, len(found.references))
 
     def forget_what_is_gone(self, found: Found) -> None:
-        """After a look at the whole root: refusals of what is not there any more, and scans under an older name."""
+        """After a look at the whole root: rejections of what is not there any more, and scans under an older name."""
         records = self.ledger.records
         references = [*found.references, *found.doubles]
         gone = changes.no_longer_found(records, references, self.settings)
@@ -308,7 +309,7 @@ class _Run:
             wanted = []
             for start in range(0, len(missing), AT_ONCE):
                 refs = missing[start : start + AT_ONCE]
-                seen = [refused_at_sight(ref, self.settings) for ref in refs]
+                seen = [rejected_at_sight(ref, self.settings) for ref in refs]
                 wanted += [ref for ref, record in zip(refs, seen, strict=True) if record is None]
                 self._take_in([record for record in seen if record is not None], progress)
             results = self.run_over(partial(process, corpus=self.out, settings=self.settings), wanted)
@@ -317,23 +318,23 @@ class _Run:
                 for ref, result in results:
                     if isinstance(result, pool.Died):
                         fault = Rejection(Reason.WORKER_DIED, cause_of_death(result))
-                        result = refused(ref, self.settings, fault)
+                        result = rejected(ref, self.settings, fault)
                     self._take_in([result], progress)
 
     def _take_in(self, records: list[journal.Record], progress: Progress) -> None:
-        """Note what became of scans, and say what was refused."""
-        if any(record.rejection is not None and record.rejection["reason"] in GONE for record in records):
+        """Note what became of scans, and say what was rejected."""
+        if any(record.rejection is not None and record.rejection.reason in GONE for record in records):
             sources.check_still_there(self.root)
         for record, stands in zip(records, self.ledger.add_all(records), strict=True):
-            refusal = record.rejection
-            if refusal is not None:
-                self.refusals += 1
-                message = f"{refusal['reason']}: {refusal['message']}"
+            rejection = record.rejection
+            if rejection is not None:
+                self.rejections += 1
+                message = f"{rejection.reason}: {rejection.message}"
                 if stands.row is not None:
                     self.summary.outdated += 1
                     message += "; the scan made before stays"
                 progress.say(f"rejected {record.raw_hash}: {message}")
-            progress.advance(rejected=self.refusals)
+            progress.advance(rejected=self.rejections)
 
 
 def _read(record: journal.Record) -> Fingerprint:

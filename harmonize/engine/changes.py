@@ -82,8 +82,8 @@ def file_names(record: Record) -> list[str]:
 
 
 def is_passing(record: Record) -> bool:
-    """Whether a record is a refusal that says nothing about the scan itself."""
-    return record.rejection is not None and record.rejection["reason"] in PASSING
+    """Whether a record is a rejection that says nothing about the scan itself."""
+    return record.rejection is not None and record.rejection.reason in PASSING
 
 
 def no_longer_found(records: dict[Key, Record], references: Iterable[ScanRef], settings: Settings) -> list[Key]:
@@ -132,4 +132,4 @@ def _is_tried_again(record: Record, *, retry: bool) -> bool:
     if retry or record.rejection is None or is_passing(record):
         return True
     # Refused for a name that another scan had, which is not there any more: it was never looked at itself.
-    return record.rejection["reason"] == Reason.DUPLICATE.value and record.read is None
+    return record.rejection.reason is Reason.DUPLICATE and record.read is None

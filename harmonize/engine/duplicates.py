@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harmonize.corpus.journal import Key, Record
-from harmonize.errors import Reason
+from harmonize.errors import Reason, Rejection, Stage
 
 CONTRADICTED = "another scan with the same voxels has other labels: neither's are used"
 
@@ -47,35 +47,25 @@ def find(records: Mapping[Key, Record]) -> Duplicates:
     return Duplicates(kept=kept, contradicted=frozenset(contradicted))
 
 
-def rejection(record: Record, kept: Record, *, contradicted: bool) -> dict[str, str]:
-    """The row of rejected.parquet of a duplicate."""
+def rejection(record: Record, kept: Record, *, contradicted: bool) -> Rejection:
+    """Why a duplicate is not in the corpus."""
     message = f"the same voxels as scan {_row(kept)['scan_id']}, which is kept"
     if contradicted:
         message += "; their labels contradict each other, so neither's are used"
     elif _row(record)["labels"] != _row(kept)["labels"]:
         message += "; of the two only one has labels"
-    return _rejection(record, message)
+    return Rejection(Reason.DUPLICATE, message, stage=Stage.WRITE)
 
 
-def lost_rejection(record: Record) -> dict[str, str]:
-    """The row of a scan that was a duplicate, of one that has changed since: it has no files until it is made again."""
+def lost_rejection(record: Record) -> Rejection:
+    """Why a scan is not there that was a duplicate, of one that has changed since: it is made again first."""
     message = f"had the voxels of scan {record.duplicate_of}, which has changed since: the same command makes it again"
-    return _rejection(record, message)
+    return Rejection(Reason.DUPLICATE, message, stage=Stage.WRITE)
 
 
 def without_labels(row: dict[str, Any]) -> dict[str, Any]:
     """A kept scan's row, where a duplicate contradicts its labels."""
     return row | {"labels": None, "decisions": [*row["decisions"], CONTRADICTED]}
-
-
-def _rejection(record: Record, message: str) -> dict[str, str]:
-    return {
-        "source": record.source,
-        "raw_hash": record.raw_hash,
-        "stage": "write",
-        "reason": Reason.DUPLICATE.value,
-        "message": message,
-    }
 
 
 def _row(record: Record) -> dict[str, Any]:

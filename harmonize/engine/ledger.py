@@ -99,9 +99,9 @@ def restore_journal(out: Path) -> None:
             Record(source=source, raw_hash=row["raw_hash"], row=row) for row in accepted if row["source"] == source
         ]
         found += [
-            Record(source=source, raw_hash=row["raw_hash"], rejection=row)
+            Record(source=source, raw_hash=row["raw_hash"], rejection=rejection)
             for row in rejected
-            if row["source"] == source
+            if row["source"] == source and (rejection := journal.rejection_of(row)) is not None
         ]
         if found:
             journal.write_whole(folder, source, sorted(found, key=lambda record: record.raw_hash))
@@ -111,7 +111,7 @@ def write_tables(out: Path, records: dict[Key, Record]) -> dict[Key, str | None]
     """Compact the journal, write the tables, and remove the files of scans that are another's voxels again.
 
     Returns:
-        By scan: the code of its refusal, or None where it is accepted.
+        By scan: the code of its rejection, or None where it is accepted.
     """
     found = duplicates.find(records)
     accepted, rejected, labels = [], [], []
@@ -127,7 +127,7 @@ def write_tables(out: Path, records: dict[Key, Record]) -> dict[Key, str | None]
             rejection, of = duplicates.lost_rejection(record), record.duplicate_of
         standing[key] = replace(record, duplicate_of=of)
         if rejection is not None:
-            rejected.append(rejection)
+            rejected.append(journal.rejected_row(record.source, record.raw_hash, rejection))
         elif record.row is not None:
             contradicted = key in found.contradicted
             accepted.append(duplicates.without_labels(record.row) if contradicted else record.row)

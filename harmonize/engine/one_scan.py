@@ -8,17 +8,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from harmonize import identity, sources
 from harmonize.corpus import brain_mask_name, fingerprint, image_name, mask_name, write_volume
 from harmonize.corpus.journal import Record
-from harmonize.errors import Reason, Rejection, UserError, unforeseen
+from harmonize.errors import Reason, Rejection, Stage, UserError, unforeseen
 from harmonize.files import NO_ROOM, no_room
 from harmonize.labels import LABELS
-from harmonize.pipeline import Harmonized, harmonize_scan, resample_scan, without_bias
+from harmonize.pipeline import Harmonized, normalise_scan, resample_scan, without_bias
 from harmonize.scan import HU, ScanRef
 from harmonize.settings import Settings
 from harmonize.terminal import show_frames
@@ -43,7 +43,7 @@ def process(ref: ScanRef, *, corpus: Path, settings: Settings) -> Record:
     before = fingerprint.look_at_each(ref, settings.salt)
     record = _tried_twice(ref, corpus, settings)
     if record.row is None:
-        # What was refused is only done again when names, sizes or times change, so its content need not be known.
+        # What was rejected is only done again when names, sizes or times change, so its content need not be known.
         return replace(record, read=before)
     after = fingerprint.read(ref, before, settings.salt)
     if after.partial:
@@ -52,46 +52,28 @@ def process(ref: ScanRef, *, corpus: Path, settings: Settings) -> Record:
 
 
 def _tried_twice(ref: ScanRef, corpus: Path, settings: Settings) -> Record:
-    try:
-        return _attempt(ref, corpus, settings)
-    except (OSError, MemoryError) as error:
-        _refuse_to_go_on(error, corpus)
-    time.sleep(RETRY_AFTER_S)
-    try:
-        return _attempt(ref, corpus, settings)
-    except MemoryError:
-        return refused(ref, settings, Rejection(Reason.WORKER_DIED, "the scan twice did not fit into memory"))
-    except OSError as error:
-        _refuse_to_go_on(error, corpus)
-        # Only the kind of error: its text holds a path, and paths hold names.
-        kind = os.strerror(error.errno) if error.errno else type(error).__name__
-        return refused(ref, settings, Rejection(Reason.IO_ERROR, f"reading or writing failed: {kind}", stage="load"))
+    record, may_pass = _attempt(ref, corpus, settings)
+    if may_pass:
+        time.sleep(RETRY_AFTER_S)
+        record, _ = _attempt(ref, corpus, settings)
+    return record
 
 
-def refused(ref: ScanRef, settings: Settings, rejection: Rejection) -> Record:
-    """The record of a refused scan."""
+def rejected(ref: ScanRef, settings: Settings, rejection: Rejection) -> Record:
+    """The record of a rejected scan."""
     raw = identity.raw_hash(ref, settings.salt)
-    entry = {
-        "source": ref.source,
-        "raw_hash": raw,
-        "stage": rejection.stage,
-        "reason": rejection.reason.value,
-        "message": rejection.message,
-    }
-    return Record(source=ref.source, raw_hash=raw, rejection=entry, labels=label_row(ref, settings))
+    return Record(source=ref.source, raw_hash=raw, rejection=rejection, labels=label_row(ref, settings))
 
 
-def refused_at_sight(ref: ScanRef, settings: Settings) -> Record | None:
-    """The record of a scan that nobody need open to refuse: discovery said why, or none of its files has a byte."""
-    said = ref.meta.get("refused")
-    if said is not None:
-        reason, message = cast(tuple[str, str], said)
-        rejection = Rejection(Reason(reason), message)
-    elif _holds_nothing(ref):
+def rejected_at_sight(ref: ScanRef, settings: Settings) -> Record | None:
+    """The record of a scan that nobody need open to reject: discovery said why, or none of its files has a byte."""
+    rejection = ref.rejection
+    if rejection is None and _holds_nothing(ref):
         rejection = Rejection(Reason.EMPTY, "an empty file" if len(ref.paths) == 1 else "all files are empty")
-    else:
+    if rejection is None:
         return None
-    return replace(refused(ref, settings, rejection), read=fingerprint.look_at_each(ref, settings.salt))
+    record = rejected(ref, settings, rejection.at(Stage.DISCOVER))
+    return replace(record, read=fingerprint.look_at_each(ref, settings.salt))
 
 
 def _holds_nothing(ref: ScanRef) -> bool:
@@ -145,20 +127,38 @@ def _landmarks(ref: ScanRef, settings: Settings) -> tuple[str, list[float]] | No
     return scan.modality, nyul.landmarks(values_inside(values_XYZ, resampled.foreground_XYZ)).tolist()
 
 
-def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> Record:
+def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> tuple[Record, bool]:
+    """What becomes of a scan, and whether it may be better the next time: a disk that failed, too little memory."""
+    stage = Stage.LOAD
     try:
-        harmonized = harmonize_scan(sources.get(ref.source).load(ref), settings)
-        return _write(ref, harmonized, corpus, settings)
-    except Rejection as rejection:
-        return refused(ref, settings, rejection)
-    except (OSError, MemoryError, UserError):
+        scan = sources.get(ref.source).load(ref)
+        stage = Stage.RESAMPLE
+        resampled = resample_scan(scan, settings)
+        stage = Stage.NORMALISE
+        harmonized = normalise_scan(scan, resampled, settings)
+        del scan, resampled  # hundreds of megabytes, while the volume is packed
+        stage = Stage.WRITE
+        return _write(ref, harmonized, corpus, settings), False
+    except Rejection as error:
+        # A copy: this one holds the frames that it was raised in, and they the scan.
+        rejection, may_pass = error.at(stage), False
+    except UserError:
         raise
+    except MemoryError:
+        rejection, may_pass = Rejection(Reason.WORKER_DIED, "the scan twice did not fit into memory"), True
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise no_room(corpus, error) from error
+        # Only the kind of error: its text holds a path, and paths hold names.
+        kind = os.strerror(error.errno) if error.errno else type(error).__name__
+        rejection, may_pass = Rejection(Reason.IO_ERROR, f"reading or writing failed: {kind}"), True
     except Exception as error:
-        # Here and in discovery a fault that nobody foresaw becomes a refusal: a damaged file must not end a run over a
-        # hundred thousand.
+        # Here and in discovery a fault that nobody foresaw becomes a rejection: a damaged file must not end a run over
+        # a hundred thousand.
         if os.environ.get(DEBUG_VARIABLE):
             show_frames(error)
-        return refused(ref, settings, unforeseen(error))
+        rejection, may_pass = unforeseen(error), False
+    return rejected(ref, settings, rejection.at(stage)), may_pass
 
 
 def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Settings) -> Record:
@@ -214,8 +214,3 @@ def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Setting
         ],
     }
     return Record(source=ref.source, raw_hash=raw, row=row, labels=label_row(ref, settings))
-
-
-def _refuse_to_go_on(error: OSError | MemoryError, corpus: Path) -> None:
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        raise no_room(corpus, error) from error

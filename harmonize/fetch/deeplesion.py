@@ -102,8 +102,8 @@ def _bring(url: str, out: Path) -> str | None:
                 download.download(url, archive, checked=True)
             if not unpack(archive, out, place=_place):
                 return f"{download.place(url)}: holds no slices of DeepLesion"
-        except download.Refused as refused:
-            return str(refused)
+        except download.HttpError as error:
+            return str(error)
         except Damaged as damaged:
             fault = str(damaged)
             archive.unlink(missing_ok=True)
@@ -118,8 +118,8 @@ def _bring_table(url: str, out: Path) -> str | None:
     fetched = out / DONE / TABLE
     try:
         download.download(url, fetched)
-    except download.Refused as refused:
-        return str(refused)
+    except download.HttpError as error:
+        return str(error)
     try:
         read_table(fetched, ("File_name",))
     except UserError:

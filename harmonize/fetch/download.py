@@ -35,7 +35,7 @@ TOO_MANY, RANGE_REFUSED = 429, 416
 _PASSING = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
-class Refused(Exception):
+class HttpError(Exception):
     """The server answered, and said no, or what cannot be used.
 
     Attributes:
@@ -51,7 +51,7 @@ def get_json(url: str, parameters: Mapping[str, str]) -> Any:
     """What a REST service answers; None for an empty answer, which is how NBIA says that there is nothing.
 
     Raises:
-        Refused: 4xx, or an answer that cannot be used.
+        HttpError: 4xx, or an answer that cannot be used.
         UserError: The server cannot be reached, or gives no JSON.
     """
     address = parse(f"{url}?{urlencode(parameters)}")
@@ -78,7 +78,7 @@ def download(url: str, path: Path, *, checked: bool = False) -> None:
         checked: Whether the caller tells a whole file from a cut or mixed one by what it holds (checksums).
 
     Raises:
-        Refused: 4xx, or an answer that cannot be used.
+        HttpError: 4xx, or an answer that cannot be used.
         UserError: The server cannot be reached, or breaks off again and again.
     """
     address = parse(url)
@@ -170,16 +170,16 @@ def _ask_from(address: Address, there: int, known: Version) -> tuple[http.client
 
 @contextmanager
 def _passing(url: str, attempt: int) -> Iterator[None]:
-    """Wait out a fault that may pass; turn one that does not into `Refused` or `UserError`."""
+    """Wait out a fault that may pass; turn one that does not into `HttpError` or `UserError`."""
     try:
         yield
     except urllib.error.HTTPError as error:
         with error:
             if error.code < 500 and error.code != TOO_MANY:
-                raise Refused(error.code, place(url)) from error
+                raise HttpError(error.code, place(url)) from error
             _pause(url, attempt, f"the server answered {error.code}", error.headers.get("Retry-After"), error)
     except Unfit as error:
-        raise Refused(error.status, place(url), error.why) from error
+        raise HttpError(error.status, place(url), error.why) from error
     except Unreachable as error:
         raise UserError(f"{place(url)}: {error}") from error
     except _PASSING as error:

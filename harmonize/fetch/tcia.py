@@ -143,10 +143,10 @@ def _list_series(collection: str, modalities: Sequence[str], base_url: str) -> t
 def _rows(collection: str, base_url: str, query: Mapping[str, str]) -> list[Any]:
     try:
         answer = download.get_json(f"{base_url}/getSeries", query)
-    except download.Refused as refused:
-        if refused.status in NOT_ALLOWED:
-            raise _no_access(collection, refused) from refused
-        raise UserError(f"{refused}; is --base-url right, and is it the NBIA REST service, v1?") from refused
+    except download.HttpError as error:
+        if error.status in NOT_ALLOWED:
+            raise _no_access(collection, error) from error
+        raise UserError(f"{error}; is --base-url right, and is it the NBIA REST service, v1?") from error
     if answer is None:
         return []
     if not isinstance(answer, list):
@@ -167,10 +167,10 @@ def _bring(series: Mapping[str, Any], *, folder: Path, base_url: str) -> str | N
             url = f"{base_url}/getImageWithMD5Hash?{urlencode({'SeriesInstanceUID': uid})}"
             download.download(url, archive, checked=True)
             _unpack_checked(archive, unpacked, series)
-        except download.Refused as refused:
-            if refused.status in NOT_ALLOWED:
-                raise _no_access(_text(series, "Collection") or uid, refused) from refused
-            return f"{uid}: {refused}"
+        except download.HttpError as error:
+            if error.status in NOT_ALLOWED:
+                raise _no_access(_text(series, "Collection") or uid, error) from error
+            return f"{uid}: {error}"
         except Damaged as damaged:
             fault = str(damaged)
             shutil.rmtree(unpacked, ignore_errors=True)
@@ -222,9 +222,9 @@ def _no_service(base_url: str, given: str) -> UserError:
     return UserError(f"{download.place(base_url)}: gave {given}; is --base-url the NBIA REST service, v1?")
 
 
-def _no_access(collection: str, refused: download.Refused) -> UserError:
+def _no_access(collection: str, error: download.HttpError) -> UserError:
     return UserError(
-        f"{collection}: NBIA does not give it to everybody ({refused.status}); its licence must be asked for, see "
+        f"{collection}: NBIA does not give it to everybody ({error.status}); its licence must be asked for, see "
         f"{_page(collection)}. Put what you get into a folder and give that to `harmonize tcia`"
     )
 

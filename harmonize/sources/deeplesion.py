@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
 from harmonize.raw_tree import Folder, RawTree, suffix_of
-from harmonize.scan import AIR_HU, HU, LeftOut, Scan, ScanRef, raise_if_refused
+from harmonize.scan import AIR_HU, HU, LeftOut, Scan, ScanRef, raise_if_rejected
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
 
@@ -71,7 +71,7 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
         if not _SERIES.fullmatch(name):
             _leave_strangers(tree, folder)
         elif name in series:
-            tree.refuse(folder.path, Reason.DUPLICATE, "the series lies in another folder too")
+            tree.reject(folder.path, Reason.DUPLICATE, "the series lies in another folder too")
         else:
             series.add(name)
             yield from _series(tree, folder, rows.get(name, []))
@@ -86,7 +86,7 @@ def load(ref: ScanRef) -> Scan:
     Raises:
         Rejection: A slice is damaged or of another size, or the table gives no single spacing.
     """
-    raise_if_refused(ref.meta)
+    raise_if_rejected(ref)
     first, last = ref.paths[0].stem, ref.paths[-1].stem
     spacing = _one_spacing(ref.meta["spacings"])
     slices_ZYX: NDArray[np.int16] | None = None
@@ -152,7 +152,7 @@ def _leave_strangers(tree: RawTree, folder: Folder) -> None:
     """Account for the files of a folder that is no series."""
     for name in folder.names:
         if suffix_of(name) == SUFFIX:
-            tree.refuse(folder.path / name, Reason.MISSING_METADATA, "a PNG file outside a series folder")
+            tree.reject(folder.path / name, Reason.MISSING_METADATA, "a PNG file outside a series folder")
         elif folder.relative or name != TABLE:
             tree.dismiss(folder.path / name, "no slice")
 
@@ -165,7 +165,7 @@ def _series(tree: RawTree, folder: Folder, rows: list[_Row]) -> Iterator[ScanRef
         if suffix_of(name) == SUFFIX and _SLICE.fullmatch(stem):
             slices.setdefault(int(stem), []).append(name)
         elif suffix_of(name) == SUFFIX:
-            tree.refuse(folder.path / name, Reason.MISSING_METADATA, "a PNG file whose name is no slice number")
+            tree.reject(folder.path / name, Reason.MISSING_METADATA, "a PNG file whose name is no slice number")
         else:
             tree.dismiss(folder.path / name, "no slice")
     if not slices:
@@ -210,8 +210,7 @@ def _reference(tree: RawTree, folder: Folder, run: Mapping[int, list[str]], rows
         "spacings": tuple(sorted({row.spacing for row in speaking})),
         "notes": tuple(dict.fromkeys(notes)),
     }
-    if None in files:
-        meta["refused"] = (Reason.REPEATED_POSITIONS.value, "a slice number stands on several files")
+    twice = Rejection(Reason.REPEATED_POSITIONS, "a slice number stands on several files") if None in files else None
     taken = {file for file in files if file is not None}
     for names in run.values():
         for other in names if None not in files else ():
@@ -227,6 +226,7 @@ def _reference(tree: RawTree, folder: Folder, run: Mapping[int, list[str]], rows
         modality="CT",
         public_id=name,
         meta=meta,
+        rejection=twice,
     )
 
 

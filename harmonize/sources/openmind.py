@@ -13,7 +13,7 @@ import numpy as np
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, printable, suffix_of
-from harmonize.scan import ARBITRARY, HU, LeftOut, Mask, Scan, ScanRef, raise_if_refused
+from harmonize.scan import ARBITRARY, HU, LeftOut, Mask, Scan, ScanRef, raise_if_rejected
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
 from harmonize.sources.volume_files import HEADERS, PACKED, PARTNERS, READ, SINGLE, read_volume_file, stem_of
@@ -99,7 +99,7 @@ def load(ref: ScanRef) -> Scan:
     Raises:
         Rejection: See `harmonize.nifti.read_nifti`; or no known contrast.
     """
-    raise_if_refused(ref.meta)
+    raise_if_rejected(ref)
     if ref.modality is None:
         raise Rejection(Reason.UNSUPPORTED_MODALITY, "neither the table nor the BIDS suffix names the contrast")
     image = read_volume_file(*ref.paths)
@@ -178,7 +178,7 @@ def _images(tree: RawTree, folder: Folder, masks: list[str]) -> Iterator[tuple[P
         elif suffix not in HEADERS:
             tree.dismiss(folder.path / name, "no image")
     for name in headers.values():
-        tree.refuse(folder.path / name, Reason.MISSING_FILE, "a header whose voxels are not there")
+        tree.reject(folder.path / name, Reason.MISSING_FILE, "a header whose voxels are not there")
 
 
 def _header_of(name: str, headers: dict[str, str]) -> str | None:
@@ -229,7 +229,7 @@ def _public_id(folders: tuple[str, ...], stem: str) -> str:
 
 def inputs(ref: ScanRef) -> tuple[Path, ...]:
     """The files that `load` reads: the image, and the masks that are there."""
-    if "refused" in ref.meta:
+    if ref.rejection is not None:
         return ref.paths
     masks = (
         next((path for path in _mask_candidates(ref, stem, str(ref.meta.get(column) or "")) if path.is_file()), None)

@@ -14,10 +14,10 @@ from typing import cast
 from harmonize.dicom import Rules, Volume, find_files, find_volumes, is_dicom_name, load_volume
 from harmonize.dicom.geometry import pixel_to_ras
 from harmonize.dicom.headers import Frame
-from harmonize.errors import Reason, Rejection, UserError
+from harmonize.errors import Reason, Rejection, Stage, UserError
 from harmonize.labels import LOCATIONS
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
-from harmonize.scan import LeftOut, Point, Scan, ScanRef, raise_if_refused
+from harmonize.scan import LeftOut, Point, Scan, ScanRef, raise_if_rejected
 from harmonize.sources.first_look import check_root
 from harmonize.sources.rsna_masks import find_masks, read_mask
 from harmonize.sources.rsna_tables import LOCALIZERS, TRAIN, read_localizers, read_train
@@ -59,7 +59,7 @@ def load(ref: ScanRef) -> Scan:
     Raises:
         Rejection: The series is missing, or none of its volumes can be used.
     """
-    raise_if_refused(ref.meta)
+    raise_if_rejected(ref)
     if not ref.paths:
         raise Rejection(Reason.MISSING_FILE, "the series has no files")
     scan, frames = load_largest(find_volumes(ref.paths, RULES))
@@ -149,23 +149,23 @@ def find_series(folder: Path) -> list[Series]:
 
 
 def load_largest(volumes: Sequence[Volume]) -> tuple[Scan, list[Frame]]:
-    """Load the largest volume of a series that is not refused: (scan, all pictures of the series).
+    """Load the largest volume of a series that is not rejected: (scan, all pictures of the series).
 
     Raises:
         Rejection: There is none.
     """
-    usable = [volume for volume in volumes if volume.refusal is None]
+    usable = [volume for volume in volumes if volume.rejection is None]
     if not usable:
         largest = max(volumes, key=_picture_count, default=None)
-        if largest is None or largest.refusal is None:
+        if largest is None or largest.rejection is None:
             raise Rejection(Reason.NOT_AN_IMAGE, "the series holds no pictures")
-        raise Rejection(*largest.refusal)
+        raise largest.rejection.at(Stage.LOAD)
     best = max(usable, key=_picture_count)
     scan = load_volume(best)
     left_out = sum(len(volume.stack.frames) for volume in volumes) - len(best.stack.frames)
     if left_out:
         scan.decisions.append(f"{left_out} other pictures of the series left out")
-    damaged = Counter(volume.refusal[1] for volume in volumes if not volume.stack.frames and volume.refusal)
+    damaged = Counter(volume.rejection.message for volume in volumes if not volume.stack.frames and volume.rejection)
     scan.decisions += [f"{count} files of the series left out: {fault}" for fault, count in sorted(damaged.items())]
     return scan, [frame for volume in volumes for frame in volume.stack.frames]
 
@@ -253,17 +253,19 @@ def _reference(
     meta: dict[str, object] = {name: said[name] for name in ("age", "sex", "labels", "notes")} | dict(beside)
     is_safe = _UID.fullmatch(uid) is not None
     paths: tuple[Path, ...] = ()
+    rejection: Rejection | None = None
     if is_safe:
         unread = len(tree.unread)
         packed: list[str] = []
         paths = _files(tree, root / SERIES / uid, packed)
         if len(tree.unread) > unread:
-            meta["refused"] = (Reason.IO_ERROR.value, tree.unread[unread][1])
+            rejection = tree.unread[unread][1]
             del tree.unread[unread:]
         elif packed and not paths:
-            meta["refused"] = (Reason.UNSUPPORTED_ENCODING.value, "the series holds packed or foreign images only")
+            message = "the series holds packed or foreign images only"
+            rejection = Rejection(Reason.UNSUPPORTED_ENCODING, message)
     else:
-        meta["refused"] = (Reason.UNSAFE_NAME.value, "a series id that is no file name")
+        rejection = Rejection(Reason.UNSAFE_NAME, "a series id that is no file name")
     return ScanRef(
         source="rsna",
         key=uid,
@@ -273,6 +275,7 @@ def _reference(
         modality=cast(str | None, said["modality"]),
         public_id=uid if is_safe else None,
         meta=meta,
+        rejection=rejection,
     )
 
 
@@ -306,7 +309,7 @@ def _leave_strangers(root: Path, tree: RawTree) -> None:
         if images:
             files = "this file" if len(images) == 1 else f"these {len(images)} files"
             message = f"no row of {TRAIN} names {files}"
-            tree.refuse(folder.path, Reason.MISSING_METADATA, message)
+            tree.reject(folder.path, Reason.MISSING_METADATA, message)
         for name in set(folder.names).difference(images):
             if folder.relative or name not in (TRAIN, LOCALIZERS):
                 tree.dismiss(folder.path / name, "no DICOM of a series")

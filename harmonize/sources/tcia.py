@@ -18,7 +18,7 @@ from harmonize.dicom.traits import PATIENT
 from harmonize.errors import UserError
 from harmonize.progress import Progress
 from harmonize.raw_tree import RawTree
-from harmonize.scan import LeftOut, Scan, ScanRef, raise_if_refused
+from harmonize.scan import LeftOut, Scan, ScanRef, raise_if_rejected
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.tables import read_table
 
@@ -39,7 +39,7 @@ class _Ids:
 def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
     """Yield one reference a volume under `root`, from the headers of its DICOM files; then what was not taken.
 
-    Volumes that are refused by their headers (scouts, captures, reformats, PET without attenuation correction, damaged
+    Volumes that are rejected by their headers (scouts, captures, reformats, PET without attenuation correction, damaged
     files ...) are yielded too, for `load` to raise; objects that are no pictures are counted.
 
     Raises:
@@ -69,9 +69,9 @@ def load(ref: ScanRef) -> Scan:
     """Read one volume that `discover` found.
 
     Raises:
-        Rejection: The volume is refused, damaged, or has gone.
+        Rejection: The volume is rejected, damaged, or has gone.
     """
-    raise_if_refused(ref.meta)
+    raise_if_rejected(ref)
     scan = reload_volume(ref.paths, cast(int, ref.meta.get("part", 0)))
     # How the volume was split from its series is seen only beside the series' other files.
     found = cast(tuple[str, ...], ref.meta.get("decisions", ()))
@@ -90,9 +90,6 @@ def _reference(root: Path, volume: Volume, subjects: dict[str, str]) -> ScanRef:
     series = volume.series_uid or first.relative_to(root).as_posix()
     member = "".join(f"/{name}={value}" for name, value in volume.member)
     ids = _ids(root, volume, subjects)
-    meta: dict[str, object] = {"part": volume.part, "decisions": volume.stack.decisions}
-    if volume.refusal:
-        meta["refused"] = (volume.refusal[0].value, volume.refusal[1])
     return ScanRef(
         source="tcia",
         key=f"{series}{member}/{volume.number}",
@@ -102,7 +99,8 @@ def _reference(root: Path, volume: Volume, subjects: dict[str, str]) -> ScanRef:
         session=ids.session,
         modality=volume.stack.frames[0].header.contrast if volume.stack.frames else None,
         public_id=ids.public_id,
-        meta=meta,
+        meta={"part": volume.part, "decisions": volume.stack.decisions},
+        rejection=volume.rejection,
     )
 
 

@@ -164,7 +164,7 @@ def correct_bias(
     try:
         n4.Execute(sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink))
     except RuntimeError as error:
-        raise Rejection(Reason.BAD_INTENSITY, "N4 found no bias field; run without --n4", stage="normalise") from error
+        raise Rejection(Reason.BAD_INTENSITY, "N4 found no bias field; run without --n4") from error
     field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T
     return values_XYZ.astype(np.float32) / np.exp(field)
 
@@ -207,7 +207,7 @@ def _tissue_statistics(foreground: NDArray[Any], method: str, modality: str) -> 
             brightest = int(np.abs(sample).argmax())
             centre, scale = 0.0, float(sample.flat[brightest] / scaled.flat[brightest])
     except (NormalizationError, ValueError, np.linalg.LinAlgError) as error:
-        raise Rejection(Reason.BAD_INTENSITY, f"{method} found no tissue peak", stage="normalise") from error
+        raise Rejection(Reason.BAD_INTENSITY, f"{method} found no tissue peak") from error
     if centre is None or scale is None or not np.isfinite(scale) or scale <= 0:
-        raise Rejection(Reason.BAD_INTENSITY, f"{method} found no tissue peak", stage="normalise")
+        raise Rejection(Reason.BAD_INTENSITY, f"{method} found no tissue peak")
     return float(centre), float(scale)

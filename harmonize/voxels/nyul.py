@@ -70,10 +70,10 @@ def landmarks(foreground: NDArray[Any], percentiles: Iterable[float] = FIT_PERCE
     """
     values = thin_out(foreground)
     if values.size == 0:
-        raise Rejection(Reason.NO_FOREGROUND, "no foreground to normalise by", stage="normalise")
+        raise Rejection(Reason.NO_FOREGROUND, "no foreground to normalise by")
     found = np.percentile(values, list(percentiles)).astype(np.float64)
     if not found[-1] > found[0]:
-        raise Rejection(Reason.BAD_INTENSITY, "the foreground is constant", stage="normalise")
+        raise Rejection(Reason.BAD_INTENSITY, "the foreground is constant")
     return found
 
 

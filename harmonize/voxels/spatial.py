@@ -74,12 +74,12 @@ def check_geometry(
     """
 
     def refuse(message: str) -> Rejection:
-        return Rejection(Reason.BAD_GEOMETRY, message, stage="resample")
+        return Rejection(Reason.BAD_GEOMETRY, message)
 
     if len(shape) != 3:
-        raise Rejection(Reason.NOT_3D, f"{len(shape)} dimensions instead of 3", stage="resample")
+        raise Rejection(Reason.NOT_3D, f"{len(shape)} dimensions instead of 3")
     if min(shape) < 1:
-        raise Rejection(Reason.EMPTY, "no voxels", stage="resample")
+        raise Rejection(Reason.EMPTY, "no voxels")
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise refuse("the affine is not a finite 4x4 matrix")
     spacing = voxel_spacing(affine)
@@ -127,7 +127,7 @@ def target_grid(
     counts = np.maximum(np.ceil((high - low) / size - UNCOVERED_VOXELS), 1).astype(int)
     if np.prod(counts.astype(float)) > MAX_VOXELS:
         text = " x ".join(str(count) for count in counts)
-        raise Rejection(Reason.TOO_LARGE, f"the target grid would be {text} voxels", stage="resample")
+        raise Rejection(Reason.TOO_LARGE, f"the target grid would be {text} voxels")
     first = (low + high) / 2 - (counts - 1) / 2 * size
     grid_affine = np.eye(4)
     grid_affine[:3, :3] = np.diag(size)

@@ -44,9 +44,9 @@ def harmonized(source: str, root: Path, corpus: Path) -> int:
     for ref in sources.references(source, root):
         record = one_scan.process(ref, corpus=corpus, settings=SETTINGS)
         accepted += record.row is not None
-        refusal = record.rejection or {"reason": "", "message": ""}
-        if "unexpected" in refusal["message"] or refusal["reason"] == Reason.WORKER_DIED:
-            raise Fault(refusal["message"])
+        rejection = record.rejection
+        if rejection and ("unexpected" in rejection.message or rejection.reason is Reason.WORKER_DIED):
+            raise Fault(rejection.message)
     return accepted
 
 

@@ -181,13 +181,13 @@ def _spend(folder: Path) -> None:
         pixels = struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, 0xFFFFFFF0)
         path.write_bytes(deflated_part10(head + pixels, 1500))
     (volume,) = find_volumes(sorted(plain.iterdir()))
-    print("deflated:", volume.refusal or "found")
+    print("deflated:", volume.rejection or "found")
     print("deflated:", load_volume(volume).voxels_XYZ.shape)
 
     long = folder / "long.dcm"
     long.write_bytes(deflated_part10(struct.pack("<HH2sHI", 9, 0x1010, b"OB", 0, 0xFFFFFFF0), 1500))
     (volume,) = find_volumes([long])
-    print("deflated header:", volume.refusal[0].value)
+    print("deflated header:", volume.rejection.reason.value)
 
     tree = folder / "tree"
     image = nifti(tree / "sub-1/sub-1_T1w.nii.gz", (8, 9, 10))
