@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonize.errors import Reason, Rejection
-from harmonize.scan import AIR_HU, HU, Point, Scan
+from harmonize.scan import AIR_HU, HU, Scan
 from harmonize.settings import PERCENTILES, Settings
 from harmonize.voxels import intensity, interleaving, nyul, spatial
 from harmonize.voxels.affines import voxel_spacing
 from harmonize.voxels.brain import brain_mask
 from harmonize.voxels.foreground import CROP_CAUTION, bounding_box, find_foreground, values_inside
+from harmonize.voxels.stored import StoredVolume, real_value
 
 MIN_VOXELS_PER_AXIS = 3
 """Fewer slices make no volume."""
@@ -37,18 +38,13 @@ WINDOWED = "window"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Harmonized:
-    """A scan as the corpus holds it; the real value of a voxel is ``stored * slope + inter``.
+class HarmonizedScan:
+    """The voxels of a scan as the corpus holds them, and what is measured on them.
 
     Attributes:
-        stored_XYZ: int16, shape (X, Y, Z), or (X, Y, Z, 3) with baked windows.
-        slope: Scale.
-        inter: Offset.
-        affine: (4, 4) float64, diagonal: voxel index to RAS+ mm.
+        volume: int16, shape (X, Y, Z), or (X, Y, Z, 3) with baked windows.
         mask_XYZ: uint8, shape (X, Y, Z), or None.
         mask_kind: ``anatomy`` (0 background, 1 head, 2 defaced), ``vessels`` (1..13), or None.
-        points: In RAS+ mm.
-        labels: The 14 competition labels by name, or None.
         modality: As in `harmonize.scan.Scan`.
         unit: ``HU``, ``window``, the normaliser's name, or the scan's own unit for ``none``.
         foreground_box: Half-open voxel box x0, x1, y0, y1, z0, z1.
@@ -57,19 +53,12 @@ class Harmonized:
         raw_shape: Before resampling.
         raw_spacing: Before resampling, in mm.
         decisions: What was found and done, in order.
-        age: Years, or None.
-        sex: ``F``, ``M`` or None.
         brain_XYZ: bool, shape (X, Y, Z), where a brain was looked for and found, else None.
     """
 
-    stored_XYZ: NDArray[np.int16]
-    slope: float
-    inter: float
-    affine: NDArray[np.float64]
+    volume: StoredVolume
     mask_XYZ: NDArray[np.uint8] | None
     mask_kind: str | None
-    points: tuple[Point, ...]
-    labels: dict[str, int] | None
     modality: str
     unit: str
     foreground_box: tuple[int, int, int, int, int, int]
@@ -78,19 +67,7 @@ class Harmonized:
     raw_shape: tuple[int, int, int]
     raw_spacing: tuple[float, float, float]
     decisions: tuple[str, ...] = ()
-    age: float | None = None
-    sex: str | None = None
     brain_XYZ: NDArray[np.bool_] | None = None
-
-    def values(self) -> NDArray[np.float32]:
-        """Real values as float32, shape of `stored_XYZ`."""
-        return self.stored_XYZ.astype(np.float32) * np.float32(self.slope) + np.float32(self.inter)
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Voxel size in mm."""
-        x, y, z = np.diagonal(self.affine)[:3]
-        return float(x), float(y), float(z)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +76,7 @@ class Resampled:
 
     Attributes:
         values_XYZ: Finite real values.
-        affine: Of the grid.
+        grid: Where they lie.
         foreground_XYZ: bool, same shape.
         mask_XYZ: uint8 or None.
         mask_kind: Its kind.
@@ -108,22 +85,18 @@ class Resampled:
     """
 
     values_XYZ: NDArray[Any]
-    affine: NDArray[np.float64]
+    grid: spatial.Grid
     foreground_XYZ: NDArray[np.bool_]
     mask_XYZ: NDArray[np.uint8] | None
     mask_kind: str | None
     decisions: tuple[str, ...]
     brain_XYZ: NDArray[np.bool_] | None = None
 
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Voxel size in mm."""
-        x, y, z = np.diagonal(self.affine)[:3]
-        return float(x), float(y), float(z)
 
-
-def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
+def harmonize_scan(scan: Scan, settings: Settings) -> HarmonizedScan:
     """Resample, normalise and encode one scan. Pure: reads no file but the standard histogram that `settings` names.
+
+    The scan's annotations stay beside it: points are in mm, so that they hold on every grid.
 
     Raises:
         Rejection: The scan cannot be used; says why.
@@ -132,7 +105,7 @@ def harmonize_scan(scan: Scan, settings: Settings) -> Harmonized:
     return normalise_scan(scan, resample_scan(scan, settings), settings)
 
 
-def normalise_scan(scan: Scan, resampled: Resampled, settings: Settings) -> Harmonized:
+def normalise_scan(scan: Scan, resampled: Resampled, settings: Settings) -> HarmonizedScan:
     """Normalise and encode what `resample_scan` made of a scan.
 
     Raises:
@@ -147,39 +120,34 @@ def normalise_scan(scan: Scan, resampled: Resampled, settings: Settings) -> Harm
     raw_percentiles = _percentiles(values_inside(resampled.values_XYZ, resampled.foreground_XYZ))
     if scan.unit == HU:
         encode = intensity.encode_windows if settings.bake_windows else intensity.encode_hu
-        encoded, unit = encode(resampled.values_XYZ), WINDOWED if settings.bake_windows else HU
+        (voxels, clipped), unit = encode(resampled.values_XYZ), WINDOWED if settings.bake_windows else HU
     else:
         normalised = _normalise(scan, resampled, settings)
         if settings.n4:
             decisions += ("bias field corrected by N4",)
-        encoded = intensity.encode_int16(normalised)
+        voxels, clipped = intensity.encode_int16(normalised)
         unit = scan.unit if settings.mri_norm == "none" else settings.mri_norm
-    if encoded.clipped:
-        decisions += (f"{encoded.clipped} voxels beyond the int16 range were clipped",)
-    stored_percentiles = _percentiles(values_inside(encoded.stored_XYZ, resampled.foreground_XYZ))
+    if clipped:
+        decisions += (f"{clipped} voxels beyond the int16 range were clipped",)
+    stored_percentiles = _percentiles(values_inside(voxels.stored_XYZ, resampled.foreground_XYZ))
     x, y, z = scan.voxels_XYZ.shape
     raw_x, raw_y, raw_z = voxel_spacing(scan.affine)
     if scan.slice_offsets is not None:
         raw_z *= float(np.median(np.diff(scan.slice_offsets)))
-    return Harmonized(
-        stored_XYZ=encoded.stored_XYZ,
-        slope=encoded.slope,
-        inter=encoded.inter,
-        affine=resampled.affine,
+    return HarmonizedScan(
+        volume=StoredVolume(
+            stored_XYZ=voxels.stored_XYZ, slope=voxels.slope, inter=voxels.inter, affine=resampled.grid.affine
+        ),
         mask_XYZ=resampled.mask_XYZ,
         mask_kind=resampled.mask_kind,
-        points=scan.points,
-        labels=scan.labels,
         modality=scan.modality,
         unit=unit,
         foreground_box=bounding_box(resampled.foreground_XYZ),
-        percentiles=tuple(value * encoded.slope + encoded.inter for value in stored_percentiles),
+        percentiles=tuple(real_value(value, voxels.slope, voxels.inter) for value in stored_percentiles),
         raw_percentiles=raw_percentiles,
         raw_shape=(x, y, z),
         raw_spacing=(float(raw_x), float(raw_y), float(raw_z)),
         decisions=decisions,
-        age=scan.age,
-        sex=scan.sex,
         brain_XYZ=resampled.brain_XYZ,
     )
 
@@ -208,7 +176,7 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
         raise Rejection(Reason.NO_FOREGROUND, "nothing stands out from the background")
     resampled = Resampled(
         values_XYZ=values,
-        affine=grid.affine,
+        grid=grid,
         foreground_XYZ=foreground,
         mask_XYZ=mask,
         mask_kind=kind,
@@ -227,7 +195,7 @@ def without_bias(resampled: Resampled, settings: Settings) -> NDArray[Any]:
     """
     if not settings.n4:
         return resampled.values_XYZ
-    return intensity.correct_bias(resampled.values_XYZ, resampled.foreground_XYZ, resampled.spacing)
+    return intensity.correct_bias(resampled.values_XYZ, resampled.foreground_XYZ, resampled.grid.spacing)
 
 
 def _percentiles(foreground: NDArray[Any]) -> tuple[float, ...]:
@@ -280,10 +248,10 @@ def _masks(
 
 
 def _with_brain(resampled: Resampled, model_file: Path) -> Resampled:
-    found = brain_mask(resampled.values_XYZ, resampled.affine, model_file)
+    found = brain_mask(resampled.values_XYZ, resampled.grid.affine, model_file)
     if not found.any():
         return replace(resampled, decisions=(*resampled.decisions, "no brain found by SynthStrip"))
-    volume_ml = np.count_nonzero(found) * float(np.prod(resampled.spacing)) / 1000
+    volume_ml = np.count_nonzero(found) * float(np.prod(resampled.grid.spacing)) / 1000
     decision = f"brain of {volume_ml:.0f} ml found by SynthStrip"
     return replace(resampled, brain_XYZ=found, decisions=(*resampled.decisions, decision))
 
@@ -323,18 +291,18 @@ def _normalise(scan: Scan, resampled: Resampled, settings: Settings) -> NDArray[
 
 def _cropped(resampled: Resampled, scan: Scan) -> Resampled:
     """`resampled` without the air around the foreground, masks and points."""
-    kept = find_foreground(resampled.values_XYZ, resampled.spacing, scan.unit, caution=CROP_CAUTION)
+    kept = find_foreground(resampled.values_XYZ, resampled.grid.spacing, scan.unit, caution=CROP_CAUTION)
     kept |= resampled.foreground_XYZ
     unlabelled = np.asarray(bounding_box(kept)).reshape(3, 2)
     if resampled.mask_XYZ is not None:
         kept |= resampled.mask_XYZ > 0
     box = np.asarray(bounding_box(kept)).reshape(3, 2)
-    shape = np.asarray(resampled.values_XYZ.shape)
-    for point in scan.points:
-        place = np.rint((np.asarray(point.xyz_mm) - resampled.affine[:3, 3]) / np.diagonal(resampled.affine)[:3])
+    shape, affine = np.asarray(resampled.values_XYZ.shape), resampled.grid.affine
+    for point in scan.annotations.points:
+        place = np.rint((np.asarray(point.xyz_mm) - affine[:3, 3]) / np.diagonal(affine)[:3])
         if (place >= 0).all() and (place < shape).all():
             box = np.stack((np.minimum(box[:, 0], place), np.maximum(box[:, 1], place + 1)), axis=1).astype(int)
-    margin = np.ceil(CROP_MARGIN_MM / np.asarray(resampled.spacing)).astype(int)
+    margin = np.ceil(CROP_MARGIN_MM / np.asarray(resampled.grid.spacing)).astype(int)
     low, high = np.maximum(box[:, 0] - margin, 0), np.minimum(box[:, 1] + margin, shape)
     if (low < np.maximum(unlabelled[:, 0] - margin, 0)).any() or (high > unlabelled[:, 1] + margin).any():
         # Nothing of this kind is known of a scan that comes without labels.
@@ -343,14 +311,15 @@ def _cropped(resampled: Resampled, scan: Scan) -> Resampled:
         return resampled
     cut = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     mask_XYZ, brain_XYZ = resampled.mask_XYZ, resampled.brain_XYZ
-    affine = resampled.affine.copy()
+    x, y, z = (int(size) for size in high - low)
+    affine = affine.copy()
     affine[:3, 3] += affine[:3, :3] @ low
     text = ", ".join(f"{a}:{b}" for a, b in zip(low, high, strict=True))
     decision = f"cropped to {text} of {' x '.join(str(size) for size in shape)} voxels"
     return replace(
         resampled,
         values_XYZ=resampled.values_XYZ[cut],
-        affine=affine.astype(np.float32).astype(np.float64),
+        grid=spatial.Grid(shape=(x, y, z), affine=affine.astype(np.float32).astype(np.float64)),
         foreground_XYZ=resampled.foreground_XYZ[cut],
         mask_XYZ=None if mask_XYZ is None else mask_XYZ[cut],
         brain_XYZ=None if brain_XYZ is None else brain_XYZ[cut],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,34 @@ class Point:
     xyz_mm: tuple[float, float, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotations:
+    """What people noted about a scan; it lies beside the voxels, and nothing that is done to them changes it.
+
+    Attributes:
+        labels: The 14 competition labels by name, or None.
+        points: Localizers in RAS+ mm.
+        age: Years, only where the source publishes it.
+        sex: ``F`` or ``M``, only where the source publishes it.
+    """
+
+    labels: Mapping[str, int] | None = None
+    points: tuple[Point, ...] = ()
+    age: float | None = None
+    sex: str | None = None
+
+
+def annotations_of(meta: Mapping[str, object], points: Iterable[Point] = ()) -> Annotations:
+    """What a source's `discover` left in a reference under ``labels``, ``age`` and ``sex``, with `points` beside it."""
+    labels = meta.get("labels")
+    return Annotations(
+        labels=dict(labels) if isinstance(labels, Mapping) else None,
+        points=tuple(points),
+        age=cast(float | None, meta.get("age")),
+        sex=cast(str | None, meta.get("sex")),
+    )
+
+
 @dataclass(slots=True, kw_only=True)
 class Scan:
     """One volume as it was acquired, before any resampling.
@@ -110,10 +139,7 @@ class Scan:
         unit: `HU`, `ARBITRARY` or `ACTIVITY`.
         slice_offsets: (Z,) strictly increasing, in units of the affine's third column; None if even.
         masks: By kind: ``anatomy`` (1 = head), ``deface`` (1 = removed), ``vessels`` (RSNA's values 1..13).
-        points: Localizers in RAS+ mm.
-        labels: The 14 competition labels by name, or None.
-        age: Years, only where the source publishes it.
-        sex: ``F`` or ``M``, only where the source publishes it.
+        annotations: What people noted about it.
         decisions: What was found and done, in order; one short line each, free of patient text.
     """
 
@@ -123,8 +149,5 @@ class Scan:
     unit: str = ARBITRARY
     slice_offsets: NDArray[np.float64] | None = None
     masks: dict[str, Mask] = field(default_factory=dict)
-    points: tuple[Point, ...] = ()
-    labels: dict[str, int] | None = None
-    age: float | None = None
-    sex: str | None = None
+    annotations: Annotations = Annotations()
     decisions: list[str] = field(default_factory=list)

@@ -14,6 +14,7 @@ import torch
 from harmonize import corpus as corpora
 from harmonize.files import sha256_of
 from harmonize.settings import Settings
+from harmonize.voxels.stored import StoredVolume
 
 torch.set_num_threads(1)
 
@@ -80,13 +81,13 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             stored = (np.where(head, 2 * blob + 0.2 * texture, -2) / 1e-3).astype(np.int16)
             slope, unit = 1e-3, "zscore"
         image = corpora.image_name(source, subject, scan_id)
-        corpora.write_volume(folder / image, stored, affine=np.eye(4), slope=slope)
+        corpora.write_volume(folder / image, StoredVolume(stored_XYZ=stored, affine=np.eye(4), slope=slope))
         row = dict.fromkeys(corpora.SCAN_SCHEMA.names)
         if number == 0:
             labels = np.where(head, 1, 0).astype(np.uint8)
             labels[:, 30:] = np.where(head[:, 30:], 2, 0)
             row |= {"mask_file_name": corpora.mask_name(source, subject, scan_id), "mask_kind": "anatomy"}
-            corpora.write_volume(folder / row["mask_file_name"], labels, affine=np.eye(4))
+            corpora.write_volume(folder / row["mask_file_name"], StoredVolume(stored_XYZ=labels, affine=np.eye(4)))
             row["mask_sha256"] = sha256_of(folder / row["mask_file_name"])
         values = stored[head] * slope
         row |= {

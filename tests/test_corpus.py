@@ -11,6 +11,7 @@ import pytest
 from harmonize.corpus import LABEL_SCHEMA, SCAN_SCHEMA, Corpus, claim, read_volume, write_manifest, write_volume
 from harmonize.errors import UserError
 from harmonize.settings import Settings
+from harmonize.voxels.stored import StoredVolume
 
 AFFINE = np.array([[1.0, 0, 0, -20.5], [0, 1, 0, 3.25], [0, 0, 1, 7], [0, 0, 0, 1]])
 
@@ -37,7 +38,7 @@ def row(**changes: object) -> dict[str, object]:
 
 
 def test_a_volume_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    write_volume(tmp_path / "a.nii.gz", stored(), affine=AFFINE, slope=0.125, inter=-3.5)
+    write_volume(tmp_path / "a.nii.gz", StoredVolume(stored_XYZ=stored(), affine=AFFINE, slope=0.125, inter=-3.5))
     found = read_volume(tmp_path / "a.nii.gz")
     assert np.array_equal(found.stored_XYZ, stored())
     assert found.stored_XYZ.flags.writeable
@@ -47,7 +48,7 @@ def test_a_volume_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_nibabel_reads_the_same_and_finds_no_text(tmp_path: Path) -> None:
-    write_volume(tmp_path / "a.nii.gz", stored(), affine=AFFINE, slope=0.5, inter=2.0)
+    write_volume(tmp_path / "a.nii.gz", StoredVolume(stored_XYZ=stored(), affine=AFFINE, slope=0.5, inter=2.0))
     image = nib.load(tmp_path / "a.nii.gz")
     assert np.allclose(image.get_fdata(), stored() * 0.5 + 2)
     assert np.array_equal(image.get_qform(), image.get_sform())
@@ -58,7 +59,10 @@ def test_nibabel_reads_the_same_and_finds_no_text(tmp_path: Path) -> None:
 
 
 def test_the_same_volume_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -> None:
-    hashes = {write_volume(tmp_path / name / "a.nii.gz", stored(), affine=AFFINE) for name in ("one", "other")}
+    hashes = {
+        write_volume(tmp_path / name / "a.nii.gz", StoredVolume(stored_XYZ=stored(), affine=AFFINE))
+        for name in ("one", "other")
+    }
     assert len(hashes) == 1
     assert (tmp_path / "one/a.nii.gz").read_bytes() == (tmp_path / "other/a.nii.gz").read_bytes()
 
@@ -66,7 +70,7 @@ def test_the_same_volume_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -
 @pytest.mark.parametrize("cut", [0, 5, 100, -9])
 def test_a_cut_file_is_no_volume(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "a.nii.gz"
-    write_volume(path, stored(), affine=AFFINE)
+    write_volume(path, StoredVolume(stored_XYZ=stored(), affine=AFFINE))
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ValueError, match=r"a\.nii\.gz"):
         read_volume(path)
@@ -188,7 +192,7 @@ def test_load_dataset_opens_the_corpus_as_a_nifti_folder(tmp_path: Path, monkeyp
     corpus = tmp_path / "corpus"
     claim(corpus, "tcia", Settings())
     for part in ("images", "masks"):
-        write_volume(corpus / part / "tcia/a/b.nii.gz", stored(), affine=AFFINE)
+        write_volume(corpus / part / "tcia/a/b.nii.gz", StoredVolume(stored_XYZ=stored(), affine=AFFINE))
     (corpus / "nyul").mkdir()
     np.save(corpus / "nyul/T1w.npy", np.zeros((2, 11)))
     write_manifest(corpus, [row(mask_file_name="masks/tcia/a/b.nii.gz", mask_kind="vessels")], [])

@@ -11,10 +11,10 @@ import torch
 from finetune.losses import IGNORE, heat_loss
 from finetune.targets import cell_targets, is_located
 from finetune.views.box import AugmentConfig, Patch, Pose, Region, cut_region, draw_pose, pose_patch
-from harmonize.corpus import Volume
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.scan import ARBITRARY, HU, Point
+from harmonize.voxels.stored import StoredVolume
 
 SHAPE = (21, 24, 30)
 PATCH = (16, 16, 16)
@@ -29,12 +29,12 @@ def affine(spacing: float = 3.0) -> np.ndarray:
     return matrix
 
 
-def blob_volume(spacing: float = 3.0) -> Volume:
+def blob_volume(spacing: float = 3.0) -> StoredVolume:
     """Air with one bright voxel at `BLOB_MM`."""
     voxels = np.full(SHAPE, -1000, dtype=np.int16)
     index = tuple(np.rint(np.linalg.inv(affine(spacing)) @ (*BLOB_MM, 1))[:3].astype(int))
     voxels[index] = 1000
-    return Volume(stored_XYZ=voxels, slope=1.0, inter=0.0, affine=affine(spacing))
+    return StoredVolume(stored_XYZ=voxels, affine=affine(spacing))
 
 
 def blob_region(patch: tuple[int, int, int] = PATCH, *, spacing: float | None = None, mask: bool = True) -> Region:
@@ -47,7 +47,7 @@ def blob_region(patch: tuple[int, int, int] = PATCH, *, spacing: float | None = 
         spacing=spacing,
         unit=HU,
         foreground_box=(0, SHAPE[0], 0, SHAPE[1], 0, SHAPE[2]),
-        vessels=Volume(stored_XYZ=vessels, slope=1.0, inter=0.0, affine=volume.affine) if mask else None,
+        vessels=StoredVolume(stored_XYZ=vessels, affine=volume.affine) if mask else None,
         points=[Point(label=LOCATIONS[LEFT_MCA], xyz_mm=BLOB_MM)],
         labels=labels,
     )
@@ -59,7 +59,7 @@ def brightest(patch: Patch) -> np.ndarray:
 
 def test_an_upright_patch_holds_the_voxels_of_the_corpus() -> None:
     noise = np.random.default_rng(0).integers(-1000, 2000, SHAPE).astype(np.int16)
-    volume = Volume(stored_XYZ=noise, slope=0.5, inter=3.0, affine=affine())
+    volume = StoredVolume(stored_XYZ=noise, slope=0.5, inter=3.0, affine=affine())
     region = cut_region(volume, PATCH, spacing=None, unit=ARBITRARY, foreground_box=(2, 20, 4, 22, 6, 20))
     patch = pose_patch(region, PATCH)
     corner = (3, 5, 5)
@@ -70,7 +70,7 @@ def test_an_upright_patch_holds_the_voxels_of_the_corpus() -> None:
 @pytest.mark.parametrize(("z0", "z1", "corner"), [(12, 20, 8), (0, 30, 7), (0, 60, 22), (0, 70, 29)])
 def test_the_patch_is_centred_but_never_below_the_circle_of_willis(z0: int, z1: int, corner: int) -> None:
     voxels = np.random.default_rng(0).integers(-500, 500, (*SHAPE[:2], 70)).astype(np.int16)
-    volume = Volume(stored_XYZ=voxels, slope=1.0, inter=0.0, affine=affine())
+    volume = StoredVolume(stored_XYZ=voxels, affine=affine())
     region = cut_region(volume, PATCH, spacing=None, unit=HU, foreground_box=(0, 21, 0, 24, z0, z1))
     expected = voxels[2:18, 4:20, corner : corner + 16]
     np.testing.assert_allclose(pose_patch(region, PATCH).values_XYZ.numpy(), expected, atol=1e-2)
@@ -120,7 +120,7 @@ def test_points_move_with_the_image_in_any_pose(seed: int) -> None:
     smooth = volume.stored_XYZ.astype(np.float32)
     for axis in range(3):
         smooth = (np.roll(smooth, 1, axis) + 2 * smooth + np.roll(smooth, -1, axis)) / 4
-    moved = Volume(stored_XYZ=smooth.astype(np.int16), slope=1.0, inter=0.0, affine=volume.affine)
+    moved = StoredVolume(stored_XYZ=smooth.astype(np.int16), affine=volume.affine)
     region = cut_region(
         moved,
         size,
@@ -135,7 +135,7 @@ def test_points_move_with_the_image_in_any_pose(seed: int) -> None:
 
 
 def test_baked_windows_are_refused_with_what_to_do() -> None:
-    volume = Volume(stored_XYZ=np.zeros((*SHAPE, 3), np.int16), slope=1.0, inter=0.0, affine=affine())
+    volume = StoredVolume(stored_XYZ=np.zeros((*SHAPE, 3), np.int16), affine=affine())
     with pytest.raises(UserError, match="bake-windows"):
         cut_region(volume, PATCH, spacing=None, unit="window", foreground_box=(0, 21, 0, 24, 0, 30))
 
@@ -180,14 +180,14 @@ def test_a_positive_series_without_a_point_for_each_place_is_not_located() -> No
 
 def test_a_patch_whose_aneurysm_lies_outside_teaches_no_empty_cells() -> None:
     region = blob_region()
-    spacing = np.array(region.spacing)
+    spacing = np.array(region.volume.spacing)
     inside = pose_patch(region, PATCH)
     voxels_to_edge = PATCH[0] - 1 - inside.points_K3[0, 0]
     for voxels, located in ((voxels_to_edge - 0.1, True), (voxels_to_edge + 0.6, False), (40.0, False)):
         # The pose says where the patch goes, so the point goes the other way.
         moved = pose_patch(region, PATCH, Pose(shift=(-float(voxels * spacing[0]), 0.0, 0.0)))
         assert is_located(moved) == located, voxels
-        heat, _ = cell_targets(moved, stride=4, spacing=region.spacing)
+        heat, _ = cell_targets(moved, stride=4, spacing=region.volume.spacing)
         assert bool((heat == 1).any()) == located
     negative = dataclasses.replace(region, points_K3=np.empty((0, 3)), places_K=np.empty(0, np.int64))
     negative.labels_14[:] = 0
@@ -212,7 +212,7 @@ def test_in_any_pose_a_located_positive_patch_has_a_centre_for_each_point(seed: 
     region = blob_region()
     for _ in range(20):
         patch = pose_patch(region, PATCH, draw_pose(config, generator))
-        heat, _ = cell_targets(patch, stride=4, spacing=region.spacing)
+        heat, _ = cell_targets(patch, stride=4, spacing=region.volume.spacing)
         assert is_located(patch) == bool((heat == 1).any())
 
 

@@ -19,6 +19,7 @@ from finetune.train import train_step
 from finetune.trainer import make_trainer
 from finetune.views.box import Region
 from harmonize.scan import HU
+from harmonize.voxels.stored import StoredVolume
 from headspark.config import read_recipe, to_yaml
 from headspark.encoder import EncoderConfig
 from headspark.run.interrupt import Interrupt
@@ -40,8 +41,11 @@ class Noise:
 
     def __getitem__(self, number: int) -> Region:
         return Region(
-            stored_XYZ=np.random.default_rng(0).integers(-100, 300, (16, 16, 16)).astype(np.int16),
-            slope=1.0, inter=0.0, fill=-1024.0, unit=HU, spacing=(2.0, 2.0, 2.0), start=(0, 0, 0),
+            volume=StoredVolume(
+                stored_XYZ=np.random.default_rng(0).integers(-100, 300, (16, 16, 16)).astype(np.int16),
+                affine=np.diag([2.0, 2.0, 2.0, 1.0]),
+            ),
+            fill=-1024.0, unit=HU, start=(0, 0, 0),
             points_K3=np.array([[8.0, 8.0, 8.0]]), places_K=np.array([0]), vessels_XYZ=None,
             labels_14=np.array(self.cases[0].labels),
         )  # fmt: skip

@@ -36,6 +36,7 @@ from harmonize.files import sha256_of
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.scan import HU
 from harmonize.settings import Settings
+from harmonize.voxels.stored import StoredVolume
 from headspark.config import to_yaml
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub.encoder_folder import save_encoder
@@ -68,8 +69,8 @@ def write_corpus(path: Path, *, scans: int, seed: int = 0) -> Corpus:
         mask = np.zeros(SHAPE, np.uint8)
         mask[tuple(centre)] = MASK_VALUES[place]
         image, vessels = image_name("rsna", subject, scan_id), mask_name("rsna", subject, scan_id)
-        write_volume(path / image, voxels, affine=affine)
-        write_volume(path / vessels, mask, affine=affine)
+        write_volume(path / image, StoredVolume(stored_XYZ=voxels, affine=affine))
+        write_volume(path / vessels, StoredVolume(stored_XYZ=mask, affine=affine))
         labels = [int(positive and i in (place, 13)) for i in range(14)]
         x, y, z = affine[:3, :3] @ centre + affine[:3, 3]
         rows.append(

@@ -29,15 +29,22 @@ def head(seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
 
 def test_hounsfield_units_are_stored_exactly() -> None:
     hu = np.arange(-1024, 30000, dtype=np.int16).reshape(-1, 1, 1)
-    encoded = encode_hu(hu)
+    encoded, clipped = encode_hu(hu)
     assert np.array_equal(encoded.stored_XYZ, hu)
-    assert (encoded.slope, encoded.inter, encoded.clipped) == (1.0, 0.0, 0)
+    assert (encoded.slope, encoded.inter, clipped) == (1.0, 0.0, 0)
 
 
 def test_hounsfield_units_are_rounded_and_not_cut_off() -> None:
-    encoded = encode_hu(np.array([[[-0.6, 0.4, 40.5, 41.5, -5000.0, 1e6]]], dtype=np.float32))
+    encoded, clipped = encode_hu(np.array([[[-0.6, 0.4, 40.5, 41.5, -5000.0, 1e6]]], dtype=np.float32))
     assert encoded.stored_XYZ.ravel().tolist() == [-1, 0, 40, 42, -1024, 32767]
-    assert encoded.clipped == 1
+    assert clipped == 1
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "uint32", "float32", "float64"])
+def test_hounsfield_units_are_the_same_from_any_type(dtype: str) -> None:
+    hu = np.array([[[0, 40, 200]]], dtype=dtype)
+    encoded, clipped = encode_hu(hu)
+    assert (encoded.stored_XYZ.ravel().tolist(), encoded.stored_XYZ.dtype, clipped) == ([0, 40, 200], np.int16, 0)
 
 
 def test_windows_run_from_zero_to_one_over_their_width() -> None:
@@ -48,8 +55,8 @@ def test_windows_run_from_zero_to_one_over_their_width() -> None:
 
 def test_baked_windows_hold_the_three_channels() -> None:
     hu = np.array([[[-1000.0, 40.0, 80.0, 600.0]]])
-    encoded = encode_windows(hu)
-    values = encoded.stored_XYZ * encoded.slope
+    encoded, _ = encode_windows(hu)
+    values = encoded.values()
     assert encoded.stored_XYZ.shape == (1, 1, 4, 3)
     for channel, (width, level) in enumerate(CT_WINDOWS.values()):
         assert np.allclose(values[..., channel], window(hu, width, level), atol=1e-4)
@@ -57,23 +64,23 @@ def test_baked_windows_hold_the_three_channels() -> None:
 
 def test_int16_keeps_whole_numbers_as_they_are() -> None:
     values = np.array([[[-3, 0, 32000]]], dtype=np.int32)
-    encoded = encode_int16(values)
-    assert (encoded.slope, encoded.inter) == (1.0, 0.0)
+    encoded, clipped = encode_int16(values)
+    assert (encoded.slope, encoded.inter, clipped) == (1.0, 0.0, 0)
     assert np.array_equal(encoded.stored_XYZ, values)
 
 
 def test_a_hot_voxel_costs_the_others_no_precision() -> None:
     values = np.random.default_rng(0).normal(0, 1, (40, 40, 40)).astype(np.float32)
     values[0, 0, 0] = 1e9
-    encoded = encode_int16(values)
-    decoded = encoded.stored_XYZ * np.float32(encoded.slope) + np.float32(encoded.inter)
-    assert encoded.clipped == 1
+    encoded, clipped = encode_int16(values)
+    decoded = encoded.values()
+    assert clipped == 1
     assert np.abs(decoded - values).ravel()[1:].max() < 1e-3
 
 
 def test_a_constant_image_is_encoded() -> None:
-    encoded = encode_int16(np.full((3, 3, 3), 2.5, dtype=np.float32))
-    assert np.allclose(encoded.stored_XYZ * encoded.slope + encoded.inter, 2.5)
+    encoded, _ = encode_int16(np.full((3, 3, 3), 2.5, dtype=np.float32))
+    assert np.allclose(encoded.values(), 2.5)
 
 
 def test_zscore_makes_the_foreground_mean_zero_and_deviation_one() -> None:

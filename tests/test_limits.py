@@ -31,6 +31,7 @@ from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 from harmonize.sources import deeplesion, openmind, references
 from harmonize.time_limit import watched
+from harmonize.voxels.stored import StoredVolume
 
 CONTENT = 0x0040A730
 
@@ -139,7 +140,7 @@ def test_deflated_pixels_are_read_as_far_as_the_header_claims(tmp_path):
 
 
 def test_a_corpus_file_of_another_shape_is_not_unpacked(tmp_path, monkeypatch):
-    write_volume(tmp_path / "a.nii.gz", np.ones((4, 5, 6), np.int16), affine=np.eye(4))
+    write_volume(tmp_path / "a.nii.gz", StoredVolume(stored_XYZ=np.ones((4, 5, 6), np.int16), affine=np.eye(4)))
     assert read_volume(tmp_path / "a.nii.gz", shape=(4, 5, 6)).stored_XYZ.shape == (4, 5, 6)
     with pytest.raises(WrongShapeError) as caught:
         read_volume(tmp_path / "a.nii.gz", shape=(4, 5, 7))
@@ -151,7 +152,7 @@ def test_a_corpus_file_of_another_shape_is_not_unpacked(tmp_path, monkeypatch):
 
 def test_a_corpus_file_with_more_than_its_voxels_is_damaged(tmp_path):
     path = tmp_path / "a.nii.gz"
-    write_volume(path, np.ones((4, 5, 6), np.int16), affine=np.eye(4))
+    write_volume(path, StoredVolume(stored_XYZ=np.ones((4, 5, 6), np.int16), affine=np.eye(4)))
     inner = zlib.decompress(path.read_bytes(), 31)
     path.write_bytes(bombs.gzipped(inner, zeros_mib=1))
     with pytest.raises(ValueError, match="more than the voxels"):

@@ -26,6 +26,7 @@ from harmonize.parquet import read_parquet
 from harmonize.report import write_report
 from harmonize.sources import tables
 from harmonize.sources.volume_files import read_volume_file
+from harmonize.voxels.stored import StoredVolume
 from headspark.data.cohort import read_cohort
 from headspark.data.stores import decode
 from headspark.recipe import DataConfig
@@ -89,7 +90,10 @@ def test_what_lies_behind_compressed_pixels_costs_nothing(tmp_path):
 
 def test_the_windows_of_a_corpus_file_are_counted_with_its_voxels(tmp_path, monkeypatch):
     for channels in ((), (3,)):
-        write_volume(tmp_path / f"{len(channels)}.nii.gz", np.ones((4, 5, 6, *channels), np.int16), affine=np.eye(4))
+        write_volume(
+            tmp_path / f"{len(channels)}.nii.gz",
+            StoredVolume(stored_XYZ=np.ones((4, 5, 6, *channels), np.int16), affine=np.eye(4)),
+        )
     monkeypatch.setenv(limits.VARIABLE, "120")
     assert read_volume(tmp_path / "0.nii.gz").stored_XYZ.shape == (4, 5, 6)
     with pytest.raises(ValueError, match="4 x 5 x 6 voxels of 6 bytes"):

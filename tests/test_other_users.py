@@ -67,8 +67,8 @@ def train(cohort: Cohort, originals: list[Decoded], **config: str) -> str:
         ) as store:  # fmt: skip
             for number, wanted in enumerate(originals):
                 found = store[number]
-                assert np.array_equal(found.stored_XYZ, wanted.stored_XYZ)
-                assert (found.slope, found.inter) == (wanted.slope, wanted.inter)
+                assert np.array_equal(found.voxels.stored_XYZ, wanted.voxels.stored_XYZ)
+                assert (found.voxels.slope, found.voxels.inter) == (wanted.voxels.slope, wanted.voxels.inter)
                 assert wanted.scored_XYZ is None or np.array_equal(found.scored_XYZ, wanted.scored_XYZ)
     except UserError as error:
         return str(error)
@@ -181,7 +181,7 @@ def test_a_cache_that_another_user_puts_his_own_in_the_place_of_while_it_is_used
 
     def read() -> None:
         for number, wanted in enumerate(originals):
-            assert np.array_equal(store[number].stored_XYZ, wanted.stored_XYZ)
+            assert np.array_equal(store[number].voxels.stored_XYZ, wanted.voxels.stored_XYZ)
 
     as_user(SECOND, lambda: store.fill(0, 1))
     as_user(SECOND, read)
@@ -338,9 +338,9 @@ def test_an_array_is_what_its_file_claims(
     path = tmp_path / one.sha256[:2] / f"{one.sha256}.npy"
     content = path.read_bytes()
     change(path)
-    found = store[0].stored_XYZ
+    found = store[0].voxels.stored_XYZ
     assert found.dtype == np.int16
-    assert np.array_equal(found, originals[0].stored_XYZ)
+    assert np.array_equal(found, originals[0].voxels.stored_XYZ)
     assert path.read_bytes() == content
 
 

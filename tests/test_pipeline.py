@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from harmonize.errors import Reason, Rejection
-from harmonize.pipeline import Harmonized, harmonize_scan
+from harmonize.pipeline import HarmonizedScan, harmonize_scan
 from harmonize.report.outliers import find
-from harmonize.scan import HU, Mask, Point, Scan
+from harmonize.scan import HU, Annotations, Mask, Point, Scan
 from harmonize.settings import Settings
 
 
@@ -35,27 +35,27 @@ def mr(**changes: Any) -> Scan:
 def test_a_ct_on_its_own_grid_keeps_every_hounsfield_unit() -> None:
     scan = ct()
     found = harmonize_scan(scan, Settings())
-    assert np.array_equal(found.stored_XYZ, np.maximum(scan.voxels_XYZ, -1024))
-    assert (found.slope, found.inter, found.unit) == (1.0, 0.0, HU)
+    assert np.array_equal(found.volume.stored_XYZ, np.maximum(scan.voxels_XYZ, -1024))
+    assert (found.volume.slope, found.volume.inter, found.unit) == (1.0, 0.0, HU)
 
 
 def test_a_resampled_ct_is_int16_in_hounsfield_units() -> None:
     found = harmonize_scan(ct(affine=np.diag([0.7, 0.7, 2.0, 1.0])), Settings())
-    assert found.stored_XYZ.dtype == np.int16
-    assert found.spacing == (1.0, 1.0, 1.0)
+    assert found.volume.stored_XYZ.dtype == np.int16
+    assert found.volume.spacing == (1.0, 1.0, 1.0)
     assert found.raw_spacing == pytest.approx((0.7, 0.7, 2.0))
-    assert found.stored_XYZ.min() == -1000
-    assert found.stored_XYZ.max() == 40
+    assert found.volume.stored_XYZ.min() == -1000
+    assert found.volume.stored_XYZ.max() == 40
 
 
 def test_spacing_may_differ_by_axis() -> None:
     found = harmonize_scan(ct(), Settings(spacing=(0.5, 0.5, 1.0)))
-    assert found.stored_XYZ.shape == (80, 72, 30)
+    assert found.volume.stored_XYZ.shape == (80, 72, 30)
 
 
 def test_mri_is_normalised_over_the_head_and_not_the_air() -> None:
     found = harmonize_scan(mr(), Settings(mri_norm="zscore"))
-    inside = found.values()[ball(radius=9)]
+    inside = found.volume.values()[ball(radius=9)]
     assert abs(float(inside.mean())) < 0.2
     assert found.unit == "zscore"
     x0, x1, _, _, z0, z1 = found.foreground_box
@@ -118,9 +118,10 @@ def test_a_deface_mask_that_marks_something_makes_the_scan_defaced() -> None:
     assert "defaced" in flags_of(harmonize_scan(mr(masks=masks, decisions=["deface mask used"]), Settings()))
 
 
-def flags_of(found: Harmonized) -> tuple[str, ...]:
+def flags_of(found: HarmonizedScan) -> tuple[str, ...]:
     row = {
-        "source": "openmind", "modality": found.modality, "shape": found.stored_XYZ.shape, "spacing": found.spacing,
+        "source": "openmind", "modality": found.modality, "shape": found.volume.stored_XYZ.shape,
+        "spacing": found.volume.spacing,
         "raw_spacing": found.raw_spacing, "foreground_box": found.foreground_box,
         "intensity_percentiles": found.percentiles, "decisions": found.decisions,
     }  # fmt: skip
@@ -141,12 +142,12 @@ def test_cropping_keeps_the_head_with_its_margin_and_the_world_in_place() -> Non
     voxels[40:60, 42:58, 20:44] = 30
     voxels[50, 50, 30] = 2000
     found = harmonize_scan(ct(voxels_XYZ=voxels), Settings(crop_foreground=True))
-    assert all(size < full for size, full in zip(found.stored_XYZ.shape, voxels.shape, strict=True))
-    place = np.argwhere(found.stored_XYZ == 2000)[0] + found.affine[:3, 3]
+    assert all(size < full for size, full in zip(found.volume.stored_XYZ.shape, voxels.shape, strict=True))
+    place = np.argwhere(found.volume.stored_XYZ == 2000)[0] + found.volume.affine[:3, 3]
     assert place.tolist() == [50, 50, 30]
     x0, x1, *_ = found.foreground_box
     assert x0 >= 10
-    assert found.stored_XYZ.shape[0] - x1 >= 10
+    assert found.volume.stored_XYZ.shape[0] - x1 >= 10
     assert any("cropped" in line for line in found.decisions)
 
 
@@ -157,30 +158,26 @@ def test_cropping_never_cuts_a_vessel_mask_or_a_point() -> None:
     vessels[15:18, 50, 30] = 3
     point = Point(label="Basilar Tip", xyz_mm=(50.0, 50.0, 55.0))
     masks = {"vessels": Mask(labels_XYZ=vessels, affine=np.eye(4))}
-    found = harmonize_scan(ct(voxels_XYZ=voxels, masks=masks, points=(point,)), Settings(crop_foreground=True))
+    scan = ct(voxels_XYZ=voxels, masks=masks, annotations=Annotations(points=(point,)))
+    found = harmonize_scan(scan, Settings(crop_foreground=True))
     assert found.mask_XYZ is not None
     assert np.count_nonzero(found.mask_XYZ) == 3
-    place = np.linalg.inv(found.affine) @ [*point.xyz_mm, 1]
-    assert all(0 <= index < size for index, size in zip(place, found.stored_XYZ.shape, strict=False))
-    assert found.stored_XYZ.shape[1] < 90
+    place = np.linalg.inv(found.volume.affine) @ [*point.xyz_mm, 1]
+    assert all(0 <= index < size for index, size in zip(place, found.volume.stored_XYZ.shape, strict=False))
+    assert found.volume.stored_XYZ.shape[1] < 90
 
 
 def test_baked_windows_have_three_channels_and_the_same_grid() -> None:
     found = harmonize_scan(ct(), Settings(bake_windows=True))
-    assert found.stored_XYZ.shape == (40, 36, 30, 3)
+    assert found.volume.stored_XYZ.shape == (40, 36, 30, 3)
     assert found.unit == "window"
-
-
-def test_points_stay_where_they_are_in_the_world() -> None:
-    points = (Point(label="Basilar Tip", xyz_mm=(1.5, 2.5, 3.5)),)
-    assert harmonize_scan(ct(points=points), Settings()).points == points
 
 
 def test_a_few_nan_are_filled_and_said() -> None:
     scan = mr()
     scan.voxels_XYZ[0, 0, :5] = np.nan
     found = harmonize_scan(scan, Settings())
-    assert np.isfinite(found.values()).all()
+    assert np.isfinite(found.volume.values()).all()
     assert any("not finite" in line for line in found.decisions)
 
 

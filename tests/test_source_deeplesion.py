@@ -54,7 +54,7 @@ def test_a_run_is_a_volume_in_hounsfield_units(tmp_path: Path) -> None:
     assert ref.public_id == "000001_01_01_103-115"
     assert scan.voxels_XYZ.shape == (8, 6, 13)
     assert np.array_equal(scan.voxels_XYZ[:, :, 0], hu.T)
-    assert (scan.age, scan.sex, scan.unit) == (62.0, "F", "HU")
+    assert (scan.annotations.age, scan.annotations.sex, scan.unit) == (62.0, "F", "HU")
 
 
 def test_rows_go_to_posterior_columns_to_left_and_slices_to_the_feet(tmp_path: Path) -> None:
@@ -228,5 +228,5 @@ def test_rows_that_contradict_each_other_about_the_patient_say_nothing(tmp_path:
     table(tmp_path, own, own.replace(",F,62,", ",F,old,"))
     (ref,) = references("deeplesion", tmp_path)
     scan = deeplesion.load(ref)
-    assert (scan.age, scan.sex) == (None, "F")
+    assert (scan.annotations.age, scan.annotations.sex) == (None, "F")
     assert "the table contradicts itself about the age: left out" in scan.decisions

@@ -37,7 +37,7 @@ def test_the_table_says_what_an_image_shows(tmp_path: Path) -> None:
     )
     (ref,) = references("openmind", tmp_path)
     scan = openmind.load(ref)
-    assert (scan.modality, scan.age, scan.sex) == ("MP2RAGE", 31.5, "F")
+    assert (scan.modality, scan.annotations.age, scan.annotations.sex) == ("MP2RAGE", 31.5, "F")
     assert np.array_equal(scan.voxels_XYZ, VOXELS)
     assert ref.session == "ses-T1"
     assert scan_id(ref, "") == "ds000001__sub-01_ses-T1_T1w"
@@ -232,7 +232,7 @@ def test_rows_that_contradict_each_other_say_nothing_of_what_they_differ_in(tmp_
     table(tmp_path, "image_path,modality,age,sex", f"{name},T1w,30,F", f"OpenMind/{name},T2w,30.0,unclear")
     (ref,) = references("openmind", tmp_path)
     scan = openmind.load(ref)
-    assert (scan.modality, scan.age, scan.sex) == ("T1w", 30.0, None)
+    assert (scan.modality, scan.annotations.age, scan.annotations.sex) == ("T1w", 30.0, None)
     assert scan.decisions[:2] == [
         "the table contradicts itself about the modality: left out",
         "the table contradicts itself about the sex: left out",
@@ -244,7 +244,7 @@ def test_an_age_that_makes_no_sense_is_a_decision_that_does_not_quote_it(tmp_pat
     table(tmp_path, "image_path;modality;age", "ds000001/sub-01/anat/sub-01_T1w.nii.gz;PDw;born 1950")
     (ref,) = references("openmind", tmp_path)
     scan = openmind.load(ref)
-    assert (scan.modality, scan.age) == ("PDw", None)
+    assert (scan.modality, scan.annotations.age) == ("PDw", None)
     assert "the table's age makes no sense: left out" in scan.decisions
 
 

@@ -122,8 +122,8 @@ def test_a_row_becomes_a_scan_with_labels_age_and_sex(tmp_path):
     (ref,) = references("rsna", tmp_path)
     assert (ref.public_id, ref.subject, ref.modality, len(ref.paths)) == (UID, UID, "CTA", 5)
     scan = rsna.load(ref)
-    assert (scan.modality, scan.unit, scan.age, scan.sex) == ("CTA", "HU", 64.0, "F")
-    assert scan.labels == {name: int(name in (LABEL, PRESENT)) for name in LABELS}
+    assert (scan.modality, scan.unit, scan.annotations.age, scan.annotations.sex) == ("CTA", "HU", 64.0, "F")
+    assert scan.annotations.labels == {name: int(name in (LABEL, PRESENT)) for name in LABELS}
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_localizer_lies_at_its_pixel_in_a_tilted_uneven_series(tmp_path):
     write_series(tmp_path)
     write_tables(tmp_path, localizers=[(UID, f"{UID}.4", "{'x': 5.5, 'y': 2.25}", LABEL)])
     scan = load(tmp_path)
-    (point,) = scan.points
+    (point,) = scan.annotations.points
     assert point.label == LABEL
     expected = [-(-10 + 5.5 * 0.25), -(20 + TILT * 9.0 + 2.25 * 0.5), 9.0]
     np.testing.assert_allclose(point.xyz_mm, expected, atol=1e-9)
@@ -167,8 +167,9 @@ def test_a_localizer_lands_within_half_a_target_voxel_of_its_pixel(tmp_path, spa
             **place,
         )
     write_tables(tmp_path, localizers=[(UID, f"{UID}.{hot[0]}", f"{{'x': {hot[2]}, 'y': {hot[1]}}}", LABEL)])
-    found = harmonize_scan(load(tmp_path), Settings(spacing=spacing, crop_foreground=crop))
-    (point,) = found.points
+    scan = load(tmp_path)
+    found = harmonize_scan(scan, Settings(spacing=spacing, crop_foreground=crop)).volume
+    (point,) = scan.annotations.points
     brightest = np.array(np.unravel_index(found.stored_XYZ.argmax(), found.stored_XYZ.shape))
     away_mm = np.abs(found.affine[:3, :3] @ brightest + found.affine[:3, 3] - point.xyz_mm)
     assert (away_mm <= np.array(spacing) / 2 + 1e-3).all()
@@ -178,7 +179,7 @@ def test_a_localizer_of_a_multiframe_file_lies_in_its_frame(tmp_path):
     write_multiframe(tmp_path)
     localizers = [(UID, f"{UID}.0", "{'x': 2, 'y': 4, 'f': 3}", LABEL)]
     write_tables(tmp_path, [(UID, "MRA")], localizers)
-    (point,) = load(tmp_path).points
+    (point,) = load(tmp_path).annotations.points
     np.testing.assert_allclose(point.xyz_mm, [-(1 + 1), -(2 + 2), 3 + 0.8 * 3], atol=1e-9)
 
 
@@ -198,7 +199,7 @@ def test_a_localizer_that_cannot_be_placed_is_a_decision_and_no_crash(tmp_path, 
     write_series(tmp_path)
     write_tables(tmp_path, localizers=[(UID, sop, coordinates, location)])
     scan = load(tmp_path)
-    assert scan.points == ()
+    assert scan.annotations.points == ()
     assert any("localizer dropped" in line for line in scan.decisions)
 
 
@@ -286,7 +287,7 @@ def test_a_series_that_stands_twice_in_the_table_is_read_once(tmp_path):
     write_tables(tmp_path, [(UID, "CTA"), (UID, "CTA")])
     scan = load(tmp_path)
     assert scan.voxels_XYZ.shape == (8, 6, 5)
-    assert scan.labels is not None
+    assert scan.annotations.labels is not None
     assert left_out(tmp_path) == {("rows of train.csv", "the series stands in an earlier row"): 1}
 
 
@@ -304,7 +305,7 @@ def test_a_folder_that_is_not_the_download_is_said(tmp_path):
 def test_a_series_is_read_without_tables(tmp_path):
     write_series(tmp_path)
     scan = rsna.load_series(tmp_path / "series" / UID)
-    assert (scan.modality, scan.unit, scan.labels, scan.points) == ("CT", "HU", None, ())
+    assert (scan.modality, scan.unit, scan.annotations.labels, scan.annotations.points) == ("CT", "HU", None, ())
 
 
 def test_a_multiframe_file_stripped_by_the_gateway_is_still_read(tmp_path):
@@ -355,7 +356,7 @@ def test_a_series_whose_labels_cannot_be_used_trains_nothing_and_that_is_said(tm
     write_rows(tmp_path, [(UID, row) for row in rows])
     (ref,) = references("rsna", tmp_path)
     scan = rsna.load(ref)
-    assert scan.labels is None
+    assert scan.annotations.labels is None
     assert ref.meta["labels"] is None
     (line,) = [line for line in scan.decisions if line.startswith(NO_LABELS)]
     assert said in line
@@ -368,8 +369,8 @@ def test_rows_that_agree_are_one_and_what_they_differ_in_is_left_out(tmp_path):
     write_series(tmp_path)
     write_rows(tmp_path, [(UID, {}), (UID, dict.fromkeys(LABELS, "0.0") | {"PatientAge": "65"}), (UID, {})])
     scan = load(tmp_path)
-    assert scan.labels == dict.fromkeys(LABELS, 0)
-    assert (scan.age, scan.sex) == (None, "F")
+    assert scan.annotations.labels == dict.fromkeys(LABELS, 0)
+    assert (scan.annotations.age, scan.annotations.sex) == (None, "F")
     assert "its rows contradict each other about the age: left out" in scan.decisions
 
 

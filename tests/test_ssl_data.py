@@ -153,7 +153,7 @@ def test_a_sample_is_a_function_of_its_number_alone(cohort: Cohort) -> None:
     for index in (7, 3):
         a, b = one[index], other[index]
         assert a.scan_id == b.scan_id
-        assert np.array_equal(a.stored_XYZ, b.stored_XYZ)
+        assert np.array_equal(a.voxels.stored_XYZ, b.voxels.stored_XYZ)
         assert torch.equal(a.visible_dhw, b.visible_dhw)
         assert a.variation == b.variation
 
@@ -276,11 +276,11 @@ def test_every_cache_gives_the_same_voxels(cohort: Cohort, tmp_path: Path) -> No
     for index, scan in enumerate(cohort.scans):
         first, *others = [store[index] for store in stores]
         for other in others:
-            assert np.array_equal(first.stored_XYZ, other.stored_XYZ)
-            assert (first.slope, first.inter) == (other.slope, other.inter)
+            assert np.array_equal(first.voxels.stored_XYZ, other.voxels.stored_XYZ)
+            assert (first.voxels.slope, first.voxels.inter) == (other.voxels.slope, other.voxels.inter)
             assert (first.scored_XYZ is None) == (other.scored_XYZ is None) == (scan.mask is None)
-    assert isinstance(stores[1][0].stored_XYZ, np.memmap)
-    assert stores[0][0].stored_XYZ.dtype == np.int16
+    assert isinstance(stores[1][0].voxels.stored_XYZ, np.memmap)
+    assert stores[0][0].voxels.stored_XYZ.dtype == np.int16
 
 
 def test_a_filled_disk_cache_is_used_again(cohort: Cohort, tmp_path: Path) -> None:

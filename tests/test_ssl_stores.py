@@ -22,6 +22,7 @@ from standin_disk import file_size_limit
 
 from harmonize.corpus import Corpus, write_volume
 from harmonize.errors import UserError
+from harmonize.voxels.stored import StoredVolume
 from headspark.data.cache import cached
 from headspark.data.cohort import Cohort, read_cohort
 from headspark.data.config import DataConfig
@@ -44,8 +45,8 @@ def originals(cohort: Cohort) -> list[Decoded]:
 def assert_same(store: Store, originals: list[Decoded]) -> None:
     for number, wanted in enumerate(originals):
         found = store[number]
-        assert np.array_equal(found.stored_XYZ, wanted.stored_XYZ)
-        assert (found.slope, found.inter) == (wanted.slope, wanted.inter)
+        assert np.array_equal(found.voxels.stored_XYZ, wanted.voxels.stored_XYZ)
+        assert (found.voxels.slope, found.voxels.inter) == (wanted.voxels.slope, wanted.voxels.inter)
         assert (found.scored_XYZ is None) == (wanted.scored_XYZ is None)
         assert wanted.scored_XYZ is None or np.array_equal(found.scored_XYZ, wanted.scored_XYZ)
 
@@ -182,9 +183,9 @@ def test_a_file_of_the_corpus_that_is_gone_damaged_or_another_is_named(cohort: C
             file.mkdir()
         elif name == "other":
             file.rmdir()
-            write_volume(file, np.zeros((5, 5, 5), np.int16), affine=np.eye(4))
+            write_volume(file, StoredVolume(stored_XYZ=np.zeros((5, 5, 5), np.int16), affine=np.eye(4)))
         elif name == "dtype":
-            write_volume(file, np.zeros((40, 36, 44), np.uint8), affine=np.eye(4))
+            write_volume(file, StoredVolume(stored_XYZ=np.zeros((40, 36, 44), np.uint8), affine=np.eye(4)))
         with pytest.raises(
             UserError, match=rf"^scan scan-0: .*{said}.*; run `harmonize verify` on the corpus$"
         ) as error:

@@ -9,18 +9,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from harmonize.corpus.volume import Volume
 from harmonize.report.thumbnails import SIDE, thumbnail
 from harmonize.settings import PERCENTILES
+from harmonize.voxels.stored import StoredVolume
 
 SHAPE = (60, 80, 40)
 
 
-def volume(stored: NDArray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0), slope: float = 1.0) -> Volume:
-    return Volume(stored_XYZ=stored, slope=slope, inter=0.0, affine=np.diag([*spacing, 1.0]))
+def volume(stored: NDArray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0), slope: float = 1.0) -> StoredVolume:
+    return StoredVolume(stored_XYZ=stored, slope=slope, affine=np.diag([*spacing, 1.0]))
 
 
-def draw(image: Volume, mask: NDArray | None = None, kind: str | None = None, **changes) -> NDArray[np.int_]:
+def draw(image: StoredVolume, mask: NDArray | None = None, kind: str | None = None, **changes) -> NDArray[np.int_]:
     """Three planes, each (SIDE, SIDE, 3)."""
     options = {"unit": "HU", "box": [0, 0, 0, 0, 0, 0], "percentiles": np.linspace(0, 1, len(PERCENTILES))} | changes
     drawn = thumbnail(image, None if mask is None else volume(mask), mask_kind=kind, **options)

@@ -20,6 +20,7 @@ from harmonize.corpus import LABEL_SCHEMA, SCAN_SCHEMA, Corpus, read_volume, wri
 from harmonize.corpus.verify import verify
 from harmonize.files import sha256_of
 from harmonize.settings import Settings
+from harmonize.voxels.stored import StoredVolume
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_a_cut_file_is_found(corpus: Path) -> None:
 def test_another_voxel_type_is_found(corpus: Path) -> None:
     def as_bytes(path: Path) -> None:
         volume = read_volume(path)
-        write_volume(path, volume.stored_XYZ.astype(np.uint8), affine=volume.affine)
+        write_volume(path, StoredVolume(stored_XYZ=volume.stored_XYZ.astype(np.uint8), affine=volume.affine))
 
     replace_image(corpus, as_bytes)
     assert any("uint8 instead of int16" in fault for fault in verify(corpus))
@@ -119,7 +120,7 @@ def test_another_voxel_type_is_found(corpus: Path) -> None:
 def test_another_orientation_or_spacing_is_found(corpus: Path) -> None:
     def flipped(path: Path) -> None:
         volume = read_volume(path)
-        write_volume(path, volume.stored_XYZ, affine=np.diag([-4.0, 4, 4, 1]) @ np.eye(4))
+        write_volume(path, StoredVolume(stored_XYZ=volume.stored_XYZ, affine=np.diag([-4.0, 4, 4, 1]) @ np.eye(4)))
 
     replace_image(corpus, flipped)
     assert any("not RAS" in fault for fault in verify(corpus))
@@ -182,7 +183,9 @@ def test_a_mask_of_another_shape_is_found(corpus: Path) -> None:
     rows = pq.read_table(corpus / "metadata.parquet").to_pylist()
     row = next(row for row in rows if row["mask_file_name"])
     path = corpus / row["mask_file_name"]
-    row["mask_sha256"] = write_volume(path, np.zeros((3, 3, 3), dtype=np.uint8), affine=np.diag([4.0, 4, 4, 1]))
+    row["mask_sha256"] = write_volume(
+        path, StoredVolume(stored_XYZ=np.zeros((3, 3, 3), dtype=np.uint8), affine=np.diag([4.0, 4, 4, 1]))
+    )
     rewrite(corpus, rows)
     assert any("image's shape" in fault for fault in verify(corpus))
 

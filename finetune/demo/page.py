@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from finetune.metrics import competition_score
 from finetune.report import figure_curves, figure_roc, short_name
 from harmonize import sources
-from harmonize.corpus import Corpus, Volume, read_volume
+from harmonize.corpus import Corpus, StoredVolume, read_volume
 from harmonize.errors import Rejection
 from harmonize.identity import raw_hash
 from harmonize.labels import LABELS
@@ -75,7 +75,7 @@ def write_report(
             )
             histograms[f"{name} ({row['modality']})"] = (
                 _finite(scan.voxels_XYZ),
-                _finite(_values(volume)),
+                _finite(volume.values()),
                 row["unit"],
             )
     page.heading("Intensities before and after")
@@ -116,14 +116,14 @@ def write_report(
     return headline
 
 
-def figure_before_after(scan: Scan, volume: Volume) -> Figure:
+def figure_before_after(scan: Scan, volume: StoredVolume) -> Figure:
     """Middle planes of the raw voxels (left three) and of the corpus volume (right three)."""
     figure = Figure(figsize=(13, 2.7), layout="constrained")
     axes = figure.subplots(1, 6)
     raw_spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
     spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
     _planes(axes[:3], np.asarray(scan.voxels_XYZ), raw_spacing, scan.unit, ("axes 0, 1", "axes 0, 2", "axes 1, 2"))
-    _planes(axes[3:], _values(volume), spacing, scan.unit, VIEW_NAMES)
+    _planes(axes[3:], volume.values(), spacing, scan.unit, VIEW_NAMES)
     return figure
 
 
@@ -168,7 +168,7 @@ def figure_prediction(corpus: Corpus, scan_id: str, prediction: Mapping[str, flo
     grid = figure.add_gridspec(1, 4, width_ratios=(1, 1, 1, 1.3))
     axes = [figure.add_subplot(grid[0, column]) for column in range(3)]
     spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
-    _planes(axes, _values(volume), spacing, str(row["unit"]), VIEW_NAMES, centre, mark=bool(len(points)))
+    _planes(axes, volume.values(), spacing, str(row["unit"]), VIEW_NAMES, centre, mark=bool(len(points)))
     bars = figure.add_subplot(grid[0, 3])
     truth = dict(zip(LABELS, row["labels"], strict=True))
     for place_on_axis, label in enumerate(reversed(LABELS)):
@@ -205,7 +205,7 @@ def _planes(
             axis.plot(*centre[kept], "o", markersize=14, fillstyle="none", color="#ffb000")
 
 
-def _first_pair(root: Path, name: str, corpus: Corpus) -> tuple[Scan, Volume, Mapping[Any, Any]] | None:
+def _first_pair(root: Path, name: str, corpus: Corpus) -> tuple[Scan, StoredVolume, Mapping[Any, Any]] | None:
     """The first accepted scan of a source, raw and harmonized."""
     module = sources.get(name)
     rows = corpus.scans[corpus.scans["source"] == name].set_index("raw_hash")
@@ -220,10 +220,6 @@ def _first_pair(root: Path, name: str, corpus: Corpus) -> tuple[Scan, Volume, Ma
         row = rows.loc[[digest]].to_dict("records")[0]
         return scan, read_volume(corpus.path / row["image_file_name"], shape=row["shape"]), row
     return None
-
-
-def _values(volume: Volume) -> NDArray[np.float32]:
-    return (volume.stored_XYZ * np.float32(volume.slope) + np.float32(volume.inter)).astype(np.float32)
 
 
 def _finite(voxels: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -13,7 +13,6 @@ from finetune.inference import predict_region
 from finetune.model_folder import load_model, read_bundle
 from finetune.tasks.aneurysm import is_foreign
 from finetune.views.box import Region, cut_region
-from harmonize.corpus.volume import Volume
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.pipeline import harmonize_scan
 from harmonize.scan import HU, Scan
@@ -132,17 +131,15 @@ class Predictor:
         if is_foreign(scan.modality, scan.unit):
             raise Rejection(Reason.UNSUPPORTED_MODALITY, "neither CT nor MR")
         harmonized = harmonize_scan(scan, self.bundle.settings)
-        volume = Volume(
-            stored_XYZ=harmonized.stored_XYZ,
-            slope=harmonized.slope,
-            inter=harmonized.inter,
-            affine=harmonized.affine,
-        )
         data = self.bundle.data
         if harmonized.unit not in (HU, *MRI_UNITS):
             raise Rejection(Reason.BAD_INTENSITY, f"the model knows no intensities in {harmonized.unit!r}")
         region = cut_region(
-            volume, data.patch, spacing=data.spacing, unit=harmonized.unit, foreground_box=harmonized.foreground_box
+            harmonized.volume,
+            data.patch,
+            spacing=data.spacing,
+            unit=harmonized.unit,
+            foreground_box=harmonized.foreground_box,
         )
         return region, harmonized.decisions
 

@@ -7,7 +7,7 @@ but never deeper below the vertex than the circle of Willis lies: a CTA may reac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.tasks.aneurysm import Case
-from harmonize.corpus import Volume
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.scan import AIR_HU, HU, Point
 from harmonize.voxels.affines import turns
 from harmonize.voxels.spatial import resample, resample_labels, target_grid
+from harmonize.voxels.stored import INT16, StoredVolume, real_value, stored_value
 from headspark.config.checks import require
 from headspark.data import augment
 from headspark.data.augment import Scale
@@ -71,26 +71,20 @@ class Region:
     """What is kept in memory of one series: the patch in its upright pose, with a margin.
 
     Attributes:
-        stored_XYZ: int16; the real value is ``stored * slope + inter``.
-        slope: See above.
-        inter: See above.
+        volume: int16.
         fill: Stored value outside of the field of view.
         unit: Of the real values.
-        spacing: Voxel size in mm.
-        start: Index of the patch's first voxel in `stored_XYZ`; negative where the patch sticks out.
-        points_K3: Aneurysms, as indices into `stored_XYZ`.
+        start: Index of the patch's first voxel in the volume; negative where the patch sticks out.
+        points_K3: Aneurysms, as indices into the volume.
         places_K: Index of each aneurysm's location in `LOCATIONS`.
         vessels_XYZ: uint8, 0 for none, else one more than the index of the location; None without a mask.
         labels_14: 0 or 1.
         points_complete: False where a localizer of the series could not be used, or lies outside of the volume.
     """
 
-    stored_XYZ: NDArray[np.int16]
-    slope: float
-    inter: float
+    volume: StoredVolume
     fill: float
     unit: str
-    spacing: tuple[float, float, float]
     start: tuple[int, int, int]
     points_K3: NDArray[np.float64]
     places_K: NDArray[np.int64]
@@ -101,7 +95,7 @@ class Region:
     @property
     def nbytes(self) -> int:
         """Memory that the voxels take."""
-        return self.stored_XYZ.nbytes + (0 if self.vessels_XYZ is None else self.vessels_XYZ.nbytes)
+        return self.volume.stored_XYZ.nbytes + (0 if self.vessels_XYZ is None else self.vessels_XYZ.nbytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,13 +167,13 @@ def load_region(case: Case, patch: Sequence[int], *, spacing: float | None) -> R
 
 
 def cut_region(
-    volume: Volume,
+    volume: StoredVolume,
     patch: Sequence[int],
     *,
     spacing: float | None,
     unit: str,
     foreground_box: Sequence[int],
-    vessels: Volume | None = None,
+    vessels: StoredVolume | None = None,
     points: Sequence[Point] = (),
     labels: Sequence[int] = (0,) * len(LABELS),
     points_complete: bool = True,
@@ -213,10 +207,9 @@ def cut_region(
     sizes_mm = np.diag(affine)[:3]
     if spacing is not None and np.abs(sizes_mm - spacing).max() > SAME_SPACING_MM:
         grid = target_grid(stored.shape, affine, (spacing,) * 3)
-        values = resample(volume.values(), affine, grid)
-        stored = np.clip(np.rint((values.astype(np.float32) - volume.inter) / volume.slope), -32768, 32767).astype(
-            np.int16
-        )
+        values = resample(volume.values(), affine, grid).astype(np.float32, copy=False)
+        rounded = np.rint(stored_value(values, volume.slope, volume.inter))
+        stored = np.clip(rounded, INT16.min, INT16.max).astype(np.int16)
         mask = None if mask is None else resample_labels(mask, affine, grid)
         edges_mm = (box_23 - 0.5) * sizes_mm + affine[:3, 3]
         affine, sizes_mm = grid.affine, np.full(3, spacing)
@@ -231,13 +224,12 @@ def cut_region(
     points_K3 = np.array([point.xyz_mm for point in points], dtype=np.float64).reshape(-1, 3)
     points_K3 = (points_K3 - affine[:3, 3]) / sizes_mm
     within_K3 = (points_K3 >= -0.5) & (points_K3 < np.array(stored.shape) - 0.5)
+    cut_affine = np.diag([*sizes_mm, 1.0])
+    cut_affine[:3, 3] = affine[:3, 3] + low * sizes_mm
     return Region(
-        stored_XYZ=np.ascontiguousarray(stored[inside]),
-        slope=volume.slope,
-        inter=volume.inter,
+        volume=replace(volume, stored_XYZ=np.ascontiguousarray(stored[inside]), affine=cut_affine),
         fill=float(AIR_HU) if unit == HU else float(stored.min()),
         unit=unit,
-        spacing=(float(sizes_mm[0]), float(sizes_mm[1]), float(sizes_mm[2])),
         start=(int(start[0]), int(start[1]), int(start[2])),
         points_K3=points_K3 - low,
         places_K=np.array([LOCATIONS.index(point.label) for point in points], dtype=np.int64),
@@ -268,13 +260,13 @@ def pose_patch(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) -> Pa
     Returns:
         The patch.
     """
-    spacing = np.array(region.spacing)
+    spacing = np.array(region.volume.spacing)
     centre_p = (np.array(patch) - 1) / 2
     centre_q = centre_p + region.start + np.array(pose.shift) / spacing
     linear = np.diag(1 / spacing) @ pose.linear @ np.diag(spacing)
-    stored = torch.from_numpy(region.stored_XYZ).float()
+    stored = torch.from_numpy(region.volume.stored_XYZ).float()
     values = _sample(stored - region.fill, linear, centre_q, patch, mode="bilinear")
-    values = (values + region.fill) * region.slope + region.inter
+    values = real_value(values + region.fill, region.volume.slope, region.volume.inter)
     vessels = None
     if region.vessels_XYZ is not None:
         mask = torch.from_numpy(region.vessels_XYZ).float()

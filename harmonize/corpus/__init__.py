@@ -30,13 +30,14 @@ from harmonize.corpus import named_files
 from harmonize.corpus.card import corpus_card
 from harmonize.corpus.named_files import FOLDER_OF
 from harmonize.corpus.target import INFO, NYUL, RECORDS, check_ours, fault_of_info, read_info
-from harmonize.corpus.volume import Volume, read_volume, write_volume
+from harmonize.corpus.volume import read_volume, write_volume
 from harmonize.errors import UserError
 from harmonize.files import atomic_path, sha256_of, write_json, write_text
 from harmonize.parquet import read_parquet
 from harmonize.provenance import library_versions
 from harmonize.salt import is_known_by
 from harmonize.settings import PERCENTILES, Settings
+from harmonize.voxels.stored import StoredVolume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,7 @@ __all__ = [
     "RECORDS",
     "SCHEMA_VERSION",
     "Corpus",
-    "Volume",
+    "StoredVolume",
     "read_volume",
     "write_volume",
 ]

@@ -13,7 +13,7 @@ from typing import Any, cast
 import nibabel as nib
 import numpy as np
 
-from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, Volume
+from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, StoredVolume
 from harmonize.corpus.volume import WrongShapeError, read_with_header
 from harmonize.errors import Reason
 from harmonize.files import TEMPORARY, sha256_of
@@ -108,7 +108,7 @@ def _row_faults(path: Path, spacing: tuple[float, float, float], row: dict[str, 
 
 def _file_faults(
     path: Path, name: str, sha256: str, dtype: np.dtype[Any], shape: tuple[int, ...]
-) -> tuple[Volume | None, list[str]]:
+) -> tuple[StoredVolume | None, list[str]]:
     """What a file holds, None if it cannot be read; and what is wrong with it whatever it is."""
     file = path / name
     if not file.is_file():
@@ -141,7 +141,7 @@ def _forms_agree(header: nib.Nifti1Header) -> bool:
     return np.allclose(qform, header.get_sform(), atol=AFFINE_TOLERANCE)
 
 
-def _image_faults(image: Volume, spacing: tuple[float, float, float], row: dict[str, Any]) -> Iterator[str]:
+def _image_faults(image: StoredVolume, spacing: tuple[float, float, float], row: dict[str, Any]) -> Iterator[str]:
     shape = image.stored_XYZ.shape
     if not np.allclose(image.affine[:3, :3], np.diag(spacing), atol=AFFINE_TOLERANCE):
         yield f"not RAS at {' x '.join(f'{mm:g}' for mm in spacing)} mm"

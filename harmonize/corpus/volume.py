@@ -6,7 +6,6 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from harmonize.errors import Rejection
 from harmonize.files import atomic_path
 from harmonize.limits import check_claim
+from harmonize.voxels.stored import StoredVolume
 
 GZIP_LEVEL = 1
 """igzip's level: 1.1 s for 210 MB against zlib's 21 s at its default, for a tenth more size."""
@@ -31,55 +31,24 @@ WINDOWS = 3
 """Channels of a volume with baked CT windows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Volume:
-    """What one file holds; the real value of a voxel is ``stored * slope + inter``.
-
-    Attributes:
-        stored_XYZ: As on disk, int16 (images) or uint8 (masks), shape (X, Y, Z), or (X, Y, Z, 3) where the three
-            CT windows were baked in. In Fortran order, as in the file.
-        slope: 1 for CT and masks.
-        inter: 0 for CT and masks.
-        affine: (4, 4) float64, voxel index to RAS+ mm.
-    """
-
-    stored_XYZ: NDArray[np.int16] | NDArray[np.uint8]
-    slope: float
-    inter: float
-    affine: NDArray[np.float64]
-
-    def values(self) -> NDArray[np.float32]:
-        """Real values as float32, shape of `stored_XYZ`."""
-        return self.stored_XYZ.astype(np.float32) * np.float32(self.slope) + np.float32(self.inter)
-
-
-def write_volume(
-    path: Path,
-    stored_XYZ: NDArray[np.int16] | NDArray[np.uint8],
-    *,
-    affine: NDArray[np.float64],
-    slope: float = 1.0,
-    inter: float = 0.0,
-) -> str:
+def write_volume(path: Path, volume: StoredVolume) -> str:
     """Write a ``.nii.gz`` atomically; equal arguments give equal bytes.
 
     Args:
         path: Target, ending in ``.nii.gz``.
-        stored_XYZ: int16 or uint8, shape (X, Y, Z) or (X, Y, Z, 3).
-        affine: (4, 4), voxel index to RAS+ mm; becomes both sform and qform, code 1.
-        slope: Goes to ``scl_slope``.
-        inter: Goes to ``scl_inter``.
+        volume: Its affine becomes both sform and qform, code 1; slope and inter go to ``scl_slope`` and ``scl_inter``.
 
     Returns:
         Hex SHA-256 of the file.
     """
+    stored_XYZ = volume.stored_XYZ
     header = nib.Nifti1Header()
     header.set_data_dtype(stored_XYZ.dtype.newbyteorder("<"))
     header.set_data_shape(stored_XYZ.shape)
     header.set_xyzt_units("mm")
-    header.set_sform(affine, SCANNER_CODE)
+    header.set_sform(volume.affine, SCANNER_CODE)
     header.set_qform(header.get_sform(), SCANNER_CODE)
-    header.set_slope_inter(slope, inter)
+    header.set_slope_inter(volume.slope, volume.inter)
     stream = io.BytesIO()
     header.write_to(stream)
     stream.write(bytes(int(header["vox_offset"]) - stream.tell()))
@@ -102,7 +71,7 @@ class WrongShapeError(ValueError):
         self.shape = shape
 
 
-def read_volume(path: Path | str, *, shape: Sequence[int] | None = None) -> Volume:
+def read_volume(path: Path | str, *, shape: Sequence[int] | None = None) -> StoredVolume:
     """Read what `write_volume` wrote; no more is unpacked than the header claims.
 
     Args:
@@ -124,7 +93,9 @@ def _affine(header: nib.Nifti1Header, path: Path | str) -> NDArray[np.float64]:
         raise ValueError(f"{path}: the quaternion of its header is none") from error
 
 
-def read_with_header(path: Path | str, *, shape: Sequence[int] | None = None) -> tuple[Volume, nib.Nifti1Header, bool]:
+def read_with_header(
+    path: Path | str, *, shape: Sequence[int] | None = None
+) -> tuple[StoredVolume, nib.Nifti1Header, bool]:
     """As `read_volume`, with the header, and whether there is text beside it."""
     inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     try:
@@ -160,7 +131,7 @@ def read_with_header(path: Path | str, *, shape: Sequence[int] | None = None) ->
     if not whole:
         raise ValueError(f"{path}: damaged gzip, or more than the voxels that its header claims")
     stored = np.frombuffer(raw, dtype=dtype, offset=between).reshape(claimed, order="F")
-    volume = Volume(
+    volume = StoredVolume(
         stored_XYZ=stored.copy(order="F"),
         slope=1.0 if slope is None else float(slope),
         inter=0.0 if inter is None else float(inter),

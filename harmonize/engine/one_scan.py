@@ -18,12 +18,13 @@ from harmonize.corpus.journal import Record
 from harmonize.errors import Reason, Rejection, Stage, UserError, unforeseen
 from harmonize.files import NO_ROOM, no_room
 from harmonize.labels import LABELS
-from harmonize.pipeline import Harmonized, normalise_scan, resample_scan, without_bias
-from harmonize.scan import HU, ScanRef
+from harmonize.pipeline import HarmonizedScan, normalise_scan, resample_scan, without_bias
+from harmonize.scan import HU, Annotations, ScanRef
 from harmonize.settings import Settings
 from harmonize.terminal import show_frames
 from harmonize.voxels import nyul
 from harmonize.voxels.foreground import values_inside
+from harmonize.voxels.stored import StoredVolume
 
 RETRY_AFTER_S = 0.5
 
@@ -135,10 +136,10 @@ def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> tuple[Record, bo
         stage = Stage.RESAMPLE
         resampled = resample_scan(scan, settings)
         stage = Stage.NORMALISE
-        harmonized = normalise_scan(scan, resampled, settings)
+        harmonized, annotations = normalise_scan(scan, resampled, settings), scan.annotations
         del scan, resampled  # hundreds of megabytes, while the volume is packed
         stage = Stage.WRITE
-        return _write(ref, harmonized, corpus, settings), False
+        return _write(ref, harmonized, annotations, corpus, settings), False
     except Rejection as error:
         # A copy: this one holds the frames that it was raised in, and they the scan.
         rejection, may_pass = error.at(stage), False
@@ -161,25 +162,22 @@ def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> tuple[Record, bo
     return rejected(ref, settings, rejection.at(stage)), may_pass
 
 
-def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Settings) -> Record:
+def _write(
+    ref: ScanRef, harmonized: HarmonizedScan, annotations: Annotations, corpus: Path, settings: Settings
+) -> Record:
     subject, scan = identity.subject_id(ref, settings.salt), identity.scan_id(ref, settings.salt)
+    volume = harmonized.volume
     image, mask = image_name(ref.source, subject, scan), None
     mask_sha256 = None
     if harmonized.mask_XYZ is not None:
         mask = mask_name(ref.source, subject, scan)
-        mask_sha256 = write_volume(corpus / mask, harmonized.mask_XYZ, affine=harmonized.affine)
-    sha256 = write_volume(
-        corpus / image,
-        harmonized.stored_XYZ,
-        affine=harmonized.affine,
-        slope=harmonized.slope,
-        inter=harmonized.inter,
-    )
+        mask_sha256 = write_volume(corpus / mask, StoredVolume(stored_XYZ=harmonized.mask_XYZ, affine=volume.affine))
+    sha256 = write_volume(corpus / image, volume)
     brain_name, brain_sha256 = None, None
     if harmonized.brain_XYZ is not None:
         brain_name = brain_mask_name(ref.source, subject, scan)
         brain_sha256 = write_volume(
-            corpus / brain_name, harmonized.brain_XYZ.astype(np.uint8), affine=harmonized.affine
+            corpus / brain_name, StoredVolume(stored_XYZ=harmonized.brain_XYZ.astype(np.uint8), affine=volume.affine)
         )
     raw = identity.raw_hash(ref, settings.salt)
     row: dict[str, Any] = {
@@ -191,8 +189,8 @@ def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Setting
         "subject": subject,
         "session": identity.session_id(ref, settings.salt),
         "modality": harmonized.modality,
-        "shape": list(harmonized.stored_XYZ.shape[:3]),
-        "spacing": list(harmonized.spacing),
+        "shape": list(volume.stored_XYZ.shape[:3]),
+        "spacing": list(volume.spacing),
         "unit": harmonized.unit,
         "intensity_percentiles": list(harmonized.percentiles),
         "raw_percentiles": list(harmonized.raw_percentiles),
@@ -205,12 +203,12 @@ def _write(ref: ScanRef, harmonized: Harmonized, corpus: Path, settings: Setting
         "raw_hash": raw,
         "raw_shape": list(harmonized.raw_shape),
         "raw_spacing": list(harmonized.raw_spacing),
-        "age": harmonized.age if harmonized.age is not None and math.isfinite(harmonized.age) else None,
-        "sex": harmonized.sex,
-        "labels": _in_order(harmonized.labels),
+        "age": annotations.age if annotations.age is not None and math.isfinite(annotations.age) else None,
+        "sex": annotations.sex,
+        "labels": _in_order(annotations.labels),
         "points": [
             {"label": point.label, "x": point.xyz_mm[0], "y": point.xyz_mm[1], "z": point.xyz_mm[2]}
-            for point in harmonized.points
+            for point in annotations.points
         ],
     }
     return Record(source=ref.source, raw_hash=raw, row=row, labels=label_row(ref, settings))

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from harmonize.corpus.volume import Volume
 from harmonize.scan import HU
 from harmonize.settings import PERCENTILES
+from harmonize.voxels.stored import StoredVolume, real_value
 
 SIDE = 112
 """Pixels of one plane's square; the picture is three of them in a row: axial, coronal, sagittal."""
@@ -33,14 +33,14 @@ WEBP_QUALITY = 60
 
 
 def thumbnail(
-    image: Volume,
-    mask: Volume | None,
+    image: StoredVolume,
+    mask: StoredVolume | None,
     *,
     mask_kind: str | None,
     unit: str,
     box: Sequence[int],
     percentiles: Sequence[float],
-    brain: Volume | None = None,
+    brain: StoredVolume | None = None,
 ) -> bytes:
     """Draw one scan.
 
@@ -61,7 +61,7 @@ def thumbnail(
     """
     stored = image.stored_XYZ[..., 0] if image.stored_XYZ.ndim == 4 else image.stored_XYZ
     labels = None if mask is None else mask.stored_XYZ
-    spacing = np.abs(np.diagonal(image.affine)[:3])
+    spacing = np.asarray(image.spacing)
     sides = np.asarray(box, dtype=int).reshape(3, 2)
     centre = _busiest(labels) if labels is not None and mask_kind == "vessels" else sides.mean(axis=1).astype(int)
     centre = np.clip(centre, 0, np.asarray(stored.shape) - 1)
@@ -70,7 +70,7 @@ def thumbnail(
     # Each plane: the axis it cuts, then the axes that go to the picture's columns and rows, both reversed on screen.
     for place, (cut, across, down) in enumerate(((2, 0, 1), (1, 0, 2), (0, 1, 2))):
         plane = np.take(stored, centre[cut], axis=cut)
-        grey = (plane.T * np.float32(image.slope) + np.float32(image.inter) - low) / (high - low)
+        grey = (real_value(plane.T.astype(np.float32), image.slope, image.inter) - low) / (high - low)
         drawn = _Plane(grey, _size_mm(plane.shape, spacing[[across, down]]))
         if labels is not None:
             drawn.mark(np.take(labels, centre[cut], axis=cut).T, mask_kind)
@@ -138,7 +138,7 @@ def _busiest(labels_XYZ: NDArray[Any]) -> NDArray[np.int_]:
     return np.array([int(is_set.sum(axis=axes).argmax()) for axes in others])
 
 
-def _range(image: Volume, unit: str, percentiles: Sequence[float]) -> tuple[float, float]:
+def _range(image: StoredVolume, unit: str, percentiles: Sequence[float]) -> tuple[float, float]:
     if unit == HU:
         width, level = CT_WINDOW_HU
         return level - width / 2, level + width / 2

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
 from harmonize.raw_tree import Folder, RawTree, suffix_of
-from harmonize.scan import AIR_HU, HU, LeftOut, Scan, ScanRef, raise_if_rejected
+from harmonize.scan import AIR_HU, HU, LeftOut, Scan, ScanRef, annotations_of, raise_if_rejected
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
 
@@ -113,8 +113,7 @@ def load(ref: ScanRef) -> Scan:
         affine=np.diag([-x, -y, -z, 1.0]),
         modality="CT",
         unit=HU,
-        age=cast(float | None, ref.meta.get("age")),
-        sex=cast(str | None, ref.meta.get("sex")),
+        annotations=annotations_of(ref.meta),
         decisions=decisions,
     )
 

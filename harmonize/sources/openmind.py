@@ -13,7 +13,7 @@ import numpy as np
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, printable, suffix_of
-from harmonize.scan import ARBITRARY, HU, LeftOut, Mask, Scan, ScanRef, raise_if_rejected
+from harmonize.scan import ARBITRARY, HU, LeftOut, Mask, Scan, ScanRef, annotations_of, raise_if_rejected
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
 from harmonize.sources.volume_files import HEADERS, PACKED, PARTNERS, READ, SINGLE, read_volume_file, stem_of
@@ -118,8 +118,7 @@ def load(ref: ScanRef) -> Scan:
         modality=ref.modality,
         unit=HU if ref.modality == "CT" else ARBITRARY,
         masks=masks,
-        age=cast(float | None, ref.meta.get("age")),
-        sex=cast(str | None, ref.meta.get("sex")),
+        annotations=annotations_of(ref.meta),
         decisions=decisions,
     )
 

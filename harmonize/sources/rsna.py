@@ -17,7 +17,7 @@ from harmonize.dicom.headers import Frame
 from harmonize.errors import Reason, Rejection, Stage, UserError
 from harmonize.labels import LOCATIONS
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
-from harmonize.scan import LeftOut, Point, Scan, ScanRef, raise_if_rejected
+from harmonize.scan import LeftOut, Point, Scan, ScanRef, annotations_of, raise_if_rejected
 from harmonize.sources.first_look import check_root
 from harmonize.sources.rsna_masks import find_masks, read_mask
 from harmonize.sources.rsna_tables import LOCALIZERS, TRAIN, read_localizers, read_train
@@ -68,10 +68,10 @@ def load(ref: ScanRef) -> Scan:
             scan.decisions.append(f"train.csv says {ref.modality}, the DICOM header {scan.modality}")
         scan.modality = ref.modality
     scan.decisions += cast(tuple[str, ...], ref.meta.get("notes", ()))
-    scan.labels = _dict_or_none(ref.meta.get("labels"))
-    scan.age, scan.sex = ref.meta.get("age"), ref.meta.get("sex")  # type: ignore[assignment]
-    scan.points = tuple(_points(ref.meta.get("localizers", ()), frames, scan.decisions))  # type: ignore[arg-type]
-    negative = {point.label for point in scan.points if scan.labels is not None and not scan.labels[point.label]}
+    points = _points(ref.meta.get("localizers", ()), frames, scan.decisions)  # type: ignore[arg-type]
+    scan.annotations = annotations_of(ref.meta, points)
+    labels = scan.annotations.labels
+    negative = {point.label for point in scan.annotations.points if labels is not None and not labels[point.label]}
     scan.decisions += [f"{LOCALIZERS} has a point ({label}) where {TRAIN} has none" for label in sorted(negative)]
     mask_path = ref.meta.get("mask")
     if isinstance(mask_path, Path):
@@ -313,7 +313,3 @@ def _leave_strangers(root: Path, tree: RawTree) -> None:
         for name in set(folder.names).difference(images):
             if folder.relative or name not in (TRAIN, LOCALIZERS):
                 tree.dismiss(folder.path / name, "no DICOM of a series")
-
-
-def _dict_or_none(value: object) -> dict[str, int] | None:
-    return dict(value) if isinstance(value, Mapping) else None

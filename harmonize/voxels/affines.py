@@ -19,6 +19,12 @@ def voxel_spacing(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
 
 
+def axis_spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+    """`voxel_spacing` as plain numbers, for manifests and messages."""
+    x, y, z = voxel_spacing(affine).tolist()
+    return x, y, z
+
+
 def turns(angles: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Rotation matrices (3, 3) about x, about y and about z, for whoever multiplies them in the order it needs.
 

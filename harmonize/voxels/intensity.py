@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,10 @@ from harmonize.errors import Reason, Rejection
 from harmonize.scan import AIR_HU
 from harmonize.voxels import nyul
 from harmonize.voxels.foreground import values_inside
+from harmonize.voxels.stored import INT16, StoredVoxels, stored_value
 
 CT_WINDOWS = {"brain": (80.0, 40.0), "blood": (200.0, 80.0), "bone": (2800.0, 600.0)}
 """Width and level in HU, in the order of the channels (Flanders et al. 2020, Radiol. AI 2:e190211, use the same)."""
-
-INT16 = np.iinfo(np.int16)
 
 ROBUST_PERCENTILES = (0.1, 99.9)
 ROBUST_MARGIN = 2.0
@@ -33,16 +31,6 @@ N4_SHRINK = 4
 N4_ITERATIONS = (50, 50, 30)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """int16 voxels and the scale that turns them back: ``value = stored * slope + inter``."""
-
-    stored_XYZ: NDArray[np.int16]
-    slope: float
-    inter: float
-    clipped: int
-
-
 def window(values_hu: NDArray[Any], width: float, level: float) -> NDArray[np.float32]:
     """Cut a CT window: 0 at ``level - width / 2`` and below, 1 at ``level + width / 2`` and above.
 
@@ -54,8 +42,8 @@ def window(values_hu: NDArray[Any], width: float, level: float) -> NDArray[np.fl
     return np.clip(scaled, 0, 1)
 
 
-def encode_hu(values_XYZ: NDArray[Any]) -> Encoded:
-    """CT as int16 in HU: whole numbers from `AIR_HU` up, slope 1, inter 0."""
+def encode_hu(values_XYZ: NDArray[Any]) -> tuple[StoredVoxels, int]:
+    """CT as int16 in HU: whole numbers from `AIR_HU` up, slope 1, inter 0; and how many were clipped from above."""
     stored_XYZ = np.empty_like(values_XYZ, dtype=np.int16)
     # Plane by plane in memory order, so that no second copy of the volume is needed.
     turned = values_XYZ.flags.f_contiguous
@@ -67,38 +55,39 @@ def encode_hu(values_XYZ: NDArray[Any]) -> Encoded:
             clipped += int(np.count_nonzero(plane > INT16.max))
         limited = np.clip(plane, least, INT16.max)
         out[...] = np.rint(limited, out=limited) if limited.dtype.kind == "f" else limited
-    return Encoded(stored_XYZ=stored_XYZ, slope=1.0, inter=0.0, clipped=clipped)
+    return StoredVoxels(stored_XYZ=stored_XYZ), clipped
 
 
-def encode_windows(values_XYZ: NDArray[Any]) -> Encoded:
-    """CT as its three windows, int16 of shape (X, Y, Z, 3), values from 0 to 1."""
+def encode_windows(values_XYZ: NDArray[Any]) -> tuple[StoredVoxels, int]:
+    """CT as its three windows, int16 of shape (X, Y, Z, 3), values from 0 to 1; and 0, for windows clip nothing."""
     channels = [np.rint(window(values_XYZ, *one) * INT16.max) for one in CT_WINDOWS.values()]
     stored = np.stack(channels, axis=-1).astype(np.int16)
-    return Encoded(stored_XYZ=stored, slope=float(np.float32(1 / INT16.max)), inter=0.0, clipped=0)
+    return StoredVoxels(stored_XYZ=stored, slope=float(np.float32(1 / INT16.max))), 0
 
 
-def encode_int16(values_XYZ: NDArray[Any]) -> Encoded:
+def encode_int16(values_XYZ: NDArray[Any]) -> tuple[StoredVoxels, int]:
     """Real values as int16: lossless for integers that fit, else linear over a robust range.
 
     Args:
         values_XYZ: Finite values, any real dtype.
 
     Returns:
-        The voxels with a slope and inter that float32 holds exactly, as the NIfTI header does.
+        The voxels with a slope and inter that float32 holds exactly, as the NIfTI header does; and how many of them
+        were clipped.
     """
     low, high = float(values_XYZ.min()), float(values_XYZ.max())
     if values_XYZ.dtype.kind in "iu" and INT16.min <= low and high <= INT16.max:
-        return Encoded(stored_XYZ=values_XYZ.astype(np.int16), slope=1.0, inter=0.0, clipped=0)
+        return StoredVoxels(stored_XYZ=values_XYZ.astype(np.int16)), 0
     robust_low, robust_high = np.percentile(nyul.thin_out(values_XYZ), ROBUST_PERCENTILES)
     margin = ROBUST_MARGIN * (robust_high - robust_low)
     if margin > 0:
         low, high = max(low, robust_low - margin), min(high, robust_high + margin)
     slope = np.float32((high - low) / (INT16.max - INT16.min - 1)) if high > low else np.float32(1)
     inter = np.float32((high + low) / 2)
-    stored = np.rint((values_XYZ.astype(np.float32) - inter) / slope)
+    stored = np.rint(stored_value(values_XYZ.astype(np.float32), slope, inter))
     clipped = int((np.abs(stored) > INT16.max).sum())
     np.clip(stored, -INT16.max, INT16.max, out=stored)
-    return Encoded(stored_XYZ=stored.astype(np.int16), slope=float(slope), inter=float(inter), clipped=clipped)
+    return StoredVoxels(stored_XYZ=stored.astype(np.int16), slope=float(slope), inter=float(inter)), clipped
 
 
 def normalise(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from harmonize.errors import Reason, Rejection
-from harmonize.voxels.affines import voxel_spacing
+from harmonize.voxels.affines import axis_spacing, voxel_spacing
 from harmonize.voxels.kernels import axis_weights, gaussian, multiply, multiply_planes
 
 MAX_VOXELS = 2**28
@@ -55,8 +55,7 @@ class Grid:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm."""
-        x, y, z = np.diagonal(self.affine)[:3]
-        return float(x), float(y), float(z)
+        return axis_spacing(self.affine)
 
 
 def check_geometry(

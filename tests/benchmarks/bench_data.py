@@ -31,6 +31,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandSpati
 
 from harmonize.corpus import write_volume
 from harmonize.files import sha256_of
+from harmonize.voxels.stored import StoredVolume
 from headspark.data.augment import AugmentConfig
 from headspark.data.batches import Plan, network_input, stack, train_batches
 from headspark.data.cache import FileStore, MappedStore, RamStore, Store
@@ -88,7 +89,7 @@ def make_ways(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Cr
         path = folder / f"scan-{number}.nii.gz"
         voxels = np.zeros(shape, np.int16)
         voxels[tuple(slice(edge) for edge in smooth.shape)] = 40 + 30 * smooth + rng.normal(0, 10, smooth.shape)
-        write_volume(path, voxels, affine=np.eye(4))
+        write_volume(path, StoredVolume(stored_XYZ=voxels, affine=np.eye(4)))
         scans.append(item(path, shape))
     cohort = Cohort(scans=tuple(scans), train=tuple(range(len(scans))), val=(), weights=(1.0,) * len(scans))
     mapped = MappedStore(scans, folder / "mapped")

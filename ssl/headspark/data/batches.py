@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from harmonize.errors import UserError
 from harmonize.pipeline import WINDOWED
+from harmonize.voxels.stored import real_value
 from headspark.channels import to_network_input
 from headspark.data.augment import AugmentConfig, Variation, turn, vary_intensity, within
 from headspark.data.config import DataConfig, WorkerKind
@@ -102,15 +103,15 @@ class Plan:
 
 def stack(samples: Sequence[Sample]) -> Batch:
     """Make a batch of samples of one size."""
-    stored = [sample.stored_XYZ for sample in samples]
+    stored = [sample.voxels.stored_XYZ for sample in samples]
     if any(array.ndim == 4 for array in stored):  # windows that were baked in, perhaps beside MRI
         stored = [
             np.broadcast_to(array if array.ndim == 4 else array[..., None], (*array.shape[:3], 3)) for array in stored
         ]
     return Batch(
         stored_BXYZ=torch.from_numpy(np.stack(stored)),
-        slope_B=torch.tensor([sample.slope for sample in samples], dtype=torch.float32),
-        inter_B=torch.tensor([sample.inter for sample in samples], dtype=torch.float32),
+        slope_B=torch.tensor([sample.voxels.slope for sample in samples], dtype=torch.float32),
+        inter_B=torch.tensor([sample.voxels.inter for sample in samples], dtype=torch.float32),
         scored_B1XYZ=torch.from_numpy(np.stack([sample.scored_XYZ for sample in samples])).unsqueeze(1),
         visible_Bdhw=torch.stack([sample.visible_dhw for sample in samples]),
         units=tuple(sample.unit for sample in samples),
@@ -225,7 +226,7 @@ def _threaded_batches(
 
 
 def _sample_input(batch: Batch, sample: int, windows: Sequence[str]) -> Tensor:
-    values = batch.stored_BXYZ[sample] * batch.slope_B[sample] + batch.inter_B[sample]
+    values = real_value(batch.stored_BXYZ[sample], batch.slope_B[sample], batch.inter_B[sample])
     if values.ndim == 4 and batch.units[sample] != WINDOWED:
         values = values[..., 0]
     return to_network_input(values, batch.units[sample], windows)

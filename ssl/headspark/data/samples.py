@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from harmonize.voxels.stored import INT16, StoredVoxels, stored_value
 from headspark.data.augment import AugmentConfig, Variation, draw_variation
 from headspark.data.cache import Store
 from headspark.data.cohort import Cohort
@@ -35,9 +36,7 @@ class Sample:
     """One cube, before it becomes network input.
 
     Attributes:
-        stored_XYZ: int16 as in the corpus.
-        slope: Real value is ``stored * slope + inter``.
-        inter: See above.
+        voxels: int16 as in the corpus.
         unit: Of the real values.
         scored_XYZ: bool, where the loss may look.
         visible_dhw: bool, the blocks that the encoder sees.
@@ -45,9 +44,7 @@ class Sample:
         scan_id: Where it comes from.
     """
 
-    stored_XYZ: np.ndarray
-    slope: float
-    inter: float
+    voxels: StoredVoxels
     unit: str
     scored_XYZ: np.ndarray
     visible_dhw: Tensor
@@ -172,16 +169,18 @@ def cut_sample(
 ) -> Sample:
     """Cut one cube of a scan, and the part of it where the loss may look."""
     item, decoded = cohort.scans[scan], store[scan]
-    fill = round((item.fill - decoded.inter) / decoded.slope)
-    limits = np.iinfo(np.int16)
+    voxels = decoded.voxels
+    fill = round(stored_value(item.fill, voxels.slope, voxels.inter))
     if decoded.scored_XYZ is None:
         scored_XYZ = box_mask(crop, item.box)
     else:
         scored_XYZ = cut(decoded.scored_XYZ, crop, fill=False)
     return Sample(
-        stored_XYZ=cut(decoded.stored_XYZ, crop, fill=min(max(fill, limits.min), limits.max)),
-        slope=decoded.slope,
-        inter=decoded.inter,
+        voxels=StoredVoxels(
+            stored_XYZ=cut(voxels.stored_XYZ, crop, fill=min(max(fill, INT16.min), INT16.max)),
+            slope=voxels.slope,
+            inter=voxels.inter,
+        ),
         unit=item.unit,
         scored_XYZ=scored_XYZ,
         visible_dhw=visible_dhw,

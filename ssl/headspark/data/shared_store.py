@@ -19,6 +19,7 @@ import numpy as np
 
 from harmonize.errors import UserError
 from harmonize.progress import Progress
+from harmonize.voxels.stored import StoredVoxels
 from headspark.data.cohort import ScanItem
 from headspark.data.stores import Decoded, decode_row_major, stored_shape
 
@@ -78,10 +79,10 @@ class SharedStore:
         with Progress("cache in shared memory", total=len(mine)) as progress:
             for number in mine:
                 decoded, place = decode_row_major(self._scans[number]), self[number]
-                place.stored_XYZ[...] = decoded.stored_XYZ
+                place.voxels.stored_XYZ[...] = decoded.voxels.stored_XYZ
                 if place.scored_XYZ is not None:
                     place.scored_XYZ[...] = decoded.scored_XYZ
-                self._scales_N2()[number] = decoded.slope, decoded.inter
+                self._scales_N2()[number] = decoded.voxels.slope, decoded.voxels.inter
                 progress.advance()
 
     def __getitem__(self, scan: int) -> Decoded:
@@ -89,13 +90,12 @@ class SharedStore:
         item, (image, mask) = self._scans[scan], self._places[scan]
         slope, inter = self._scales_N2()[scan]
         shape = stored_shape(item)
+        stored_XYZ = np.frombuffer(self._memory, np.int16, int(np.prod(shape)), image).reshape(shape)
         return Decoded(
-            stored_XYZ=np.frombuffer(self._memory, np.int16, int(np.prod(shape)), image).reshape(shape),
+            voxels=StoredVoxels(stored_XYZ=stored_XYZ, slope=float(slope), inter=float(inter)),
             scored_XYZ=None
             if item.mask is None
             else np.frombuffer(self._memory, np.bool_, int(np.prod(item.shape)), mask).reshape(item.shape),
-            slope=float(slope),
-            inter=float(inter),
         )
 
     def _scales_N2(self) -> np.ndarray:

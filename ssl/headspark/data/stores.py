@@ -18,11 +18,12 @@ from monai.transforms import Transform
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from harmonize.corpus import Volume, read_volume
+from harmonize.corpus import read_volume
 from harmonize.errors import UserError
 from harmonize.files import TEMPORARY
 from harmonize.pipeline import HEAD
 from harmonize.progress import Progress
+from harmonize.voxels.stored import StoredVolume, StoredVoxels
 from headspark.data.cohort import ScanItem
 from headspark.data.private import NotOurs, claim, open_own, private_file
 
@@ -34,19 +35,15 @@ _DAY = 86400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """A scan as its file holds it.
+    """A scan as training needs it.
 
     Attributes:
-        stored_XYZ: int16; the real value is ``stored * slope + inter``.
+        voxels: int16, as its file holds them.
         scored_XYZ: bool, where the loss may look; None: within the foreground box.
-        slope: See above.
-        inter: See above.
     """
 
-    stored_XYZ: NDArray[np.int16]
+    voxels: StoredVoxels
     scored_XYZ: NDArray[np.bool_] | None
-    slope: float
-    inter: float
 
 
 class Store(Protocol):
@@ -67,7 +64,7 @@ def decoded_bytes(scans: Sequence[ScanItem]) -> int:
     return sum(int(np.prod(scan.shape)) * (2 * scan.channels + (scan.mask is not None)) for scan in scans)
 
 
-def read_corpus_file(path: Path, *, scan_id: str, shape: tuple[int, ...] | None = None) -> Volume:
+def read_corpus_file(path: Path, *, scan_id: str, shape: tuple[int, ...] | None = None) -> StoredVolume:
     """Read a volume of a corpus; its first three axes are compared with `shape` before they are unpacked.
 
     Raises:
@@ -102,22 +99,16 @@ def decode(scan: ScanItem) -> Decoded:
     ):
         if path is not None and found != wanted:
             raise _broken(scan.scan_id, f"{path} has {found} voxels, the manifest says {wanted}")
-    return Decoded(
-        stored_XYZ=volume.stored_XYZ.astype(np.int16, copy=False),
-        scored_XYZ=None if labels_XYZ is None else labels_XYZ == HEAD,
-        slope=volume.slope,
-        inter=volume.inter,
-    )
+    return Decoded(voxels=volume, scored_XYZ=None if labels_XYZ is None else labels_XYZ == HEAD)
 
 
 def decode_row_major(scan: ScanItem) -> Decoded:
     """`decode` for a cache. NIfTI runs along X first, cubes for the network along Z: turned once, a cube is copied
     three times as fast."""
     decoded = decode(scan)
-    scored = decoded.scored_XYZ
-    return replace(
-        decoded,
-        stored_XYZ=np.ascontiguousarray(decoded.stored_XYZ),
+    voxels, scored = decoded.voxels, decoded.scored_XYZ
+    return Decoded(
+        voxels=replace(voxels, stored_XYZ=np.ascontiguousarray(voxels.stored_XYZ)),
         scored_XYZ=None if scored is None else np.ascontiguousarray(scored),
     )
 
@@ -240,18 +231,17 @@ class MappedStore:
     def _open(self, scan: ScanItem) -> Decoded:
         image, scale, *mask = self._paths(scan)
         slope, inter = _array(scale, np.dtype(np.float64), (2,))
+        stored_XYZ = _array(image, np.dtype(np.int16), stored_shape(scan))
         return Decoded(
-            stored_XYZ=_array(image, np.dtype(np.int16), stored_shape(scan)),
+            voxels=StoredVoxels(stored_XYZ=stored_XYZ, slope=float(slope), inter=float(inter)),
             scored_XYZ=_array(mask[0], np.dtype(np.bool_), scan.shape) if mask else None,
-            slope=float(slope),
-            inter=float(inter),
         )
 
     def _write(self, scan: ScanItem, decoded: Decoded) -> None:
         image, scale, *mask = self._paths(scan)
         arrays: list[tuple[Path, Any]] = [
-            (scale, np.array([decoded.slope, decoded.inter])),
-            (image, decoded.stored_XYZ),
+            (scale, np.array([decoded.voxels.slope, decoded.voxels.inter])),
+            (image, decoded.voxels.stored_XYZ),
         ]
         arrays += [(path, decoded.scored_XYZ) for path in mask]
         claim(self._folder)  # it may have been removed since, and anybody may have made another
