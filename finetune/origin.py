@@ -75,7 +75,7 @@ def encoder_facts(given: Given) -> dict[str, Any] | None:
 def rebuilt(facts: Mapping[str, Any]) -> Any:
     """The network of an encoder whose folder is not there; its weights are those of a checkpoint's."""
     network = build_encoder(from_plain(EncoderConfig, facts["config"]))
-    network.preprocessing = facts["preprocessing"]  # type: ignore[assignment]  # a plain dict beside the modules
+    network.preprocessing = facts["preprocessing"]
     return network
 
 

@@ -298,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
-    parser = recipe_parser(Recipe, prog="finetune.train", description=__doc__ or "")
+    parser = recipe_parser(Recipe, prog="finetune train", description="Fine-tune an encoder in stages.")
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `harmonize rsna` wrote")
     parser.add_argument("--encoder", type=str, default=None, help="pretrained encoder: folder or Hub repository")
     parser.add_argument(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants as hub_constants
 import pytest
@@ -17,17 +18,21 @@ import standin_hub
 import torch
 from monai.networks.nets import SegResNetDS
 from monai.networks.nets.flexible_unet import UNetDecoder
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from standin_hub import TOKEN, Hub
 
 from harmonize.corpus import Corpus, write_manifest
-from harmonize.errors import UserError
-from headspark import Encoder, save_encoder
+from harmonize.errors import UserError, WrongUse
+from headspark import Encoder, load_encoder, save_encoder
 from headspark.config import read_recipe, run_command
-from headspark.encoder import EncoderConfig, build_encoder
+from headspark.decoder import DecoderConfig
+from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
+from headspark.hub import encoder_folder
+from headspark.hub.export import export_run
 from headspark.hub.model_card import write_card
 from headspark.interop.nnssl import read_nnssl, write_nnssl
 from headspark.masking import MaskConfig
+from headspark.packed.geometry import MaskGeometry
 from headspark.recipe import DataConfig, Recipe, TrainConfig
 from headspark.run.checkpoint import load_newest
 from headspark.train import train
@@ -63,7 +68,7 @@ def run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def push(*words: object) -> int:
-    return run_command(runpy.run_path(str(PUSH))["main"], [str(word) for word in words])
+    return run_command(runpy.run_path(str(PUSH))["command"], [str(word) for word in words])
 
 
 def features(encoder: torch.nn.Module) -> list[torch.Tensor]:
@@ -333,3 +338,155 @@ def test_nothing_that_a_run_says_of_itself_makes_markup_in_its_card() -> None:
     assert "`z`" not in card.text
     assert card.text.count("x \\| \\<img src=y\\>\\\\n---\\\\n\\`z\\`") == 9
     assert all(line.isprintable() for line in card.text.splitlines())
+
+
+@pytest.mark.parametrize(("words", "private"), [([], True), (["--private"], True), (["--public"], False)])
+def test_a_new_repository_is_private_unless_it_shall_be_public(
+    run: Path, hub: Hub, words: list[str], private: bool
+) -> None:
+    assert push(run, "--repo", "user/new", *words) == 0
+    assert hub.repos["user/new"].private == private
+
+
+def test_a_repository_that_is_public_stays_so(run: Path, hub: Hub) -> None:
+    hub.repos["user/open"] = standin_hub.Repo(private=False, commits=[{}])
+    assert push(run, "--repo", "user/open") == 0
+    assert not hub.repos["user/open"].private
+
+
+def test_load_encoder_gives_what_from_pretrained_gives(run: Path, hub: Hub, tmp_path: Path) -> None:
+    assert push(run, "--out", tmp_path / "encoder") == 0
+    assert push(run, "--repo", "user/name") == 0
+    first = hub.repos["user/name"].commits[-1]
+    for place in (tmp_path / "encoder", str(tmp_path / "encoder"), "user/name"):
+        encoder = load_encoder(place)
+        assert isinstance(encoder, MaskableEncoder)
+        assert not encoder.training
+        assert encoder.preprocessing["ct_windows"] == ["brain", "blood", "bone"]
+        expected = features(Encoder.from_pretrained(tmp_path / "encoder"))
+        assert all(torch.equal(a, b) for a, b in zip(features(encoder), expected, strict=True))
+    assert first["model.safetensors"] == (tmp_path / "encoder" / "model.safetensors").read_bytes()
+
+
+def test_load_encoder_asks_the_hub_for_the_revision(
+    run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert push(run, "--out", tmp_path / "encoder", "--decoder") == 2  # this run has a light one
+    assert push(run, "--repo", "user/name") == 0
+    asked: list[str | None] = []
+    download = encoder_folder.hf_hub_download
+
+    def note(repo: str, name: str, *, revision: str | None = None, **options: Any) -> str:
+        asked.append(revision)
+        return download(repo, name, **options)
+
+    monkeypatch.setattr(encoder_folder, "hf_hub_download", note)
+    assert load_encoder("user/name", revision="main").channels == (4, 8)
+    assert asked == ["main"]
+    assert push(run, "--out", tmp_path / "encoder") == 0
+    with pytest.raises(WrongUse, match="a folder has no revision v1"):
+        load_encoder(tmp_path / "encoder", revision="v1")
+
+
+@pytest.fixture(scope="module")
+def unet_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished toy run whose decoder is worth keeping."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    recipe = Recipe(
+        data=DataConfig(patch=16, workers=0, val_share=0.3),
+        encoder=EncoderConfig(features=(4, 8, 8), blocks=(1, 1, 1), strides=(1, 2, 2)),
+        mask=MaskConfig(block=8, ratio=0.5),
+        decoder=DecoderConfig(kind="unet"),
+        train=TrainConfig(steps=2, threads=1, val_samples=1, ema=0.5, trackers=()),
+    )
+    train(recipe, corpus=tiny_corpus, out=folder)
+    return folder
+
+
+def test_the_decoder_comes_back_with_its_encoder(unet_run: Path, tmp_path: Path) -> None:
+    assert push(unet_run, "--out", tmp_path / "encoder", "--decoder") == 0
+    encoder, decoder = load_encoder(tmp_path / "encoder", decoder=True)
+    assert not decoder.training
+    model = export_run(unet_run).model
+    torch.manual_seed(0)
+    x_BCDHW = torch.randn(2, 3, 16, 16, 16)
+    everything = MaskGeometry(torch.ones(2, 2, 2, 2, dtype=torch.bool))
+    with torch.no_grad():
+        predicted, expected = decoder(encoder(x_BCDHW)), model.predict(x_BCDHW, everything)
+    assert predicted.shape == x_BCDHW.shape
+    assert torch.allclose(predicted, expected, atol=1e-5)
+    assert all(torch.equal(weight, decoder.state_dict()[name]) for name, weight in model.decoder.state_dict().items())
+    config = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    assert config["decoder"] == {"kind": "unet", "file": "decoder.safetensors"}
+    assert "load_encoder(" in (tmp_path / "encoder" / "README.md").read_text()
+    assert {"transpconvs.0.weight", "stages.0.convs.0.conv.weight"} <= set(
+        load_file(tmp_path / "encoder" / "decoder.safetensors")
+    )
+
+
+def test_a_decoder_can_be_trained_on(unet_run: Path, tmp_path: Path) -> None:
+    assert push(unet_run, "--out", tmp_path / "encoder", "--decoder") == 0
+    encoder, decoder = load_encoder(tmp_path / "encoder", decoder=True)
+    decoder(encoder(torch.randn(1, 3, 16, 16, 16))).square().mean().backward()
+    assert all(weight.grad is not None for weight in encoder.parameters())
+    assert decoder.seg_layers[-1].weight.grad is not None
+
+
+def test_an_encoder_with_a_decoder_is_an_encoder_for_all_who_want_no_more(unet_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    assert push(unet_run, "--out", folder, "--decoder") == 0
+    assert features(load_encoder(folder))[-1].shape == (1, 8, 4, 4, 4)
+    assert push(unet_run, "--out", folder) == 0, "it is ours to replace"
+    assert not (folder / "decoder.safetensors").exists()
+    assert set(json.loads((folder / "config.json").read_text())) == {"encoder", "preprocessing"}
+    with pytest.raises(UserError, match="an encoder without a decoder; `headspark push RUN --decoder`"):
+        load_encoder(folder, decoder=True)
+
+
+def test_a_decoder_goes_to_the_hub_and_away_again(unet_run: Path, hub: Hub) -> None:
+    assert push(unet_run, "--repo", "user/name", "--decoder") == 0
+    assert "decoder.safetensors" in hub.repos["user/name"].files
+    encoder, decoder = load_encoder("user/name", decoder=True)
+    assert decoder(encoder(torch.zeros(1, 3, 16, 16, 16))).shape == (1, 3, 16, 16, 16)
+    assert push(unet_run, "--repo", "user/name") == 0
+    assert "decoder.safetensors" not in hub.repos["user/name"].files
+
+
+def damage(folder: Path, how: str) -> None:
+    file, config = folder / "decoder.safetensors", json.loads((folder / "config.json").read_text())
+    weights = load_file(file)
+    if how == "missing":
+        file.unlink()
+    elif how == "truncated":
+        file.write_bytes(file.read_bytes()[:100])
+    elif how == "of another shape":
+        save_file({**weights, "transpconvs.0.weight": torch.zeros(2, 2, 2, 2, 2)}, file)
+    elif how == "without a layer":
+        save_file({name: weight for name, weight in weights.items() if "seg_layers" not in name}, file)
+    elif how == "not finite":
+        save_file({**weights, "transpconvs.0.weight": weights["transpconvs.0.weight"] * torch.nan}, file)
+    else:
+        (folder / "config.json").write_text(json.dumps({**config, "decoder": {"kind": "unet", "file": "../x"}}))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", r"decoder\.safetensors: missing"),
+        ("truncated", r"decoder\.safetensors: truncated"),
+        ("of another shape", r"decoder\.safetensors: transpconvs\.0\.weight is \(2, 2, 2, 2, 2\)"),
+        ("without a layer", r"decoder\.safetensors: .* missing \(seg_layers"),
+        ("not finite", r"decoder\.safetensors: transpconvs\.0\.weight is not finite"),
+        ("of another name", r"names a decoder that this headspark does not know"),
+    ],
+)
+def test_a_bad_decoder_is_one_line_and_the_encoder_still_loads(
+    unet_run: Path, tmp_path: Path, how: str, message: str
+) -> None:
+    assert push(unet_run, "--out", tmp_path / "encoder", "--decoder") == 0
+    damage(tmp_path / "encoder", how)
+    with pytest.raises(UserError, match=message) as refused:
+        load_encoder(tmp_path / "encoder", decoder=True)
+    assert "\n" not in str(refused.value)
+    assert str(tmp_path / "encoder") in str(refused.value)
+    assert load_encoder(tmp_path / "encoder").channels == (4, 8, 8)

@@ -147,7 +147,7 @@ def run_demo(demo: Demo) -> None:
     step(
         "push",
         "5/7 push: the encoder as a Hugging Face folder",
-        [["python", "ssl/push.py", str(demo.run), "--folder", str(demo.encoder)]],
+        [["python", "ssl/push.py", str(demo.run), "--out", str(demo.encoder)]],
         done=(demo.encoder / "config.json").exists(),
     )
     step(

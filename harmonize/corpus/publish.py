@@ -8,13 +8,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HTTPError
 
 from harmonize.corpus import INFO, LABEL_TABLE, Corpus
 from harmonize.corpus.lock import exclusive
 from harmonize.corpus.publishable import FOLDERS, publishable
 from harmonize.corpus.terms import terms_of
 from harmonize.errors import UserError
+from harmonize.hub import UPLOAD_ERRORS, refused
 from harmonize.identity import HASH_LENGTH
 from harmonize.salt import is_quickly_guessed, is_unsalted
 from harmonize.terminal import careful_log, warn, without_secrets
@@ -22,10 +23,6 @@ from harmonize.terminal import careful_log, warn, without_secrets
 LOCK = ".lock"
 REPLACED = (*(f"{folder}/**" for folder in FOLDERS), LABEL_TABLE)
 """Of these nothing stays on the Hub that the corpus no longer holds: a scan that was withdrawn is gone there too."""
-
-_FAULTS = (HTTPError, HFValidationError, LocalTokenNotFoundError, RuntimeError, FileNotFoundError)
-"""HTTPError is the base of the client's own errors and of its transport's; an upload that failed is a RuntimeError."""
-
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -73,14 +70,10 @@ def publish(
                     delete_patterns=list(REPLACED),
                     commit_message=f"{len(corpus.scans)} scans, manifest {corpus.manifest_sha256()[:12]}",
                 )
-        except _FAULTS as error:
+        except UPLOAD_ERRORS as error:
             if isinstance(error, HTTPError) and getattr(error, "response", None) is None:
                 raise UserError(f"{address}: cannot be reached ({type(error).__name__}); try again later") from error
-            first = next(
-                (without_secrets(line.strip()) for line in str(error).splitlines() if line.strip()),
-                type(error).__name__,
-            )
-            raise UserError(f"{repo}: {first}; log in with `hf auth login`, then give the command again") from error
+            raise refused(repo, error) from error
     return f"{address}/datasets/{repo}"
 
 

@@ -3,6 +3,6 @@
 import harmonize.launcher  # noqa: F401  # first, because what follows loads torch; see there
 
 # isort: split
-from headspark.hub.encoder_folder import Encoder, save_encoder
+from headspark.hub import Encoder, load_encoder, save_encoder
 
-__all__ = ["Encoder", "save_encoder"]
+__all__ = ["Encoder", "load_encoder", "save_encoder"]

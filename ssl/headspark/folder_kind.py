@@ -76,7 +76,7 @@ def _kind_of_folder(path: Path, names: set[str]) -> str | None:
     if isinstance(run, dict) and "origin" in run:
         return f"a fine-tuning run without a model yet (status {run.get('status')})"
     if isinstance(run, dict) and "corpus" in run:
-        return f"a pretraining run (status {run.get('status')}); `python ssl/push.py` makes an encoder of it"
+        return f"a pretraining run (status {run.get('status')}); `headspark push` makes an encoder of it"
     if is_encoder_config(config):
         return "a pretrained encoder" + ("" if SAFETENSORS_SINGLE_FILE in names else " without its weights")
     if all(name in names for name in CORPUS_MARKS):

@@ -45,13 +45,14 @@ class UNetDecoder(nn.Module):
             unused.requires_grad_(False)
         self.apply(initialise)
 
-    def forward(self, maps: Sequence[TokenMap]) -> Tensor:
-        """Predict the volume (B, C, D, H, W) from all maps and their tokens, finest first."""
-        x = maps[-1].dense().permute(0, 2, 3, 4, 1)
+    def forward(self, maps: Sequence[TokenMap | Tensor]) -> Tensor:
+        """Predict the volume (B, C, D, H, W) from all maps, finest first: masked ones with tokens, or dense x_BCDHW."""
+        token_maps = [TokenMap(PackedBlocks.whole(map_)) if isinstance(map_, Tensor) else map_ for map_ in maps]
+        x = token_maps[-1].dense().permute(0, 2, 3, 4, 1)
         last = len(self.stages) - 1
         for step, (upsample, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
             head = cast(nn.Conv3d, self.seg_layers[step]) if step == last else None
-            x = cast(UNetStage, stage)(x, maps[-2 - step], cast(nn.ConvTranspose3d, upsample), head)
+            x = cast(UNetStage, stage)(x, token_maps[-2 - step], cast(nn.ConvTranspose3d, upsample), head)
         return x.permute(0, 4, 1, 2, 3)
 
 

@@ -100,12 +100,15 @@ class MaskableEncoder(nn.Module):
         config: The shape.
         channels: Channels of each map, finest first.
         strides: Cumulative stride of each map.
+        preprocessing: Of a pretrained one: what a scan must have gone through before (spacing in mm, the windows of
+            CT, the normaliser of MRI), as config.json says it.
         checkpointing: Whether activations are recomputed in the backward pass instead of kept.
     """
 
     config: EncoderConfig
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    preprocessing: dict[str, Any]
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

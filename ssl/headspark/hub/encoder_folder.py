@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
-from huggingface_hub import HfApi, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import (
-    HFValidationError,
-    HTTPError,
     LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
@@ -28,24 +26,25 @@ from torch import nn
 
 from harmonize.errors import UserError
 from harmonize.files import write_text
-from headspark.config import WRONG_USE, from_plain, to_plain
+from harmonize.hub import HUB_ERRORS, first_line
+from headspark.config import from_plain, to_plain
+from headspark.decoder import UNetDecoder
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
 from headspark.folder_kind import NNSSL_CHECKPOINT, is_encoder_config, is_preprocessing, read_json, seen_at
 from headspark.folders import replaced
 from headspark.weights import build_with, read_weights
 
 CARD, CURVES, RECONSTRUCTION = "README.md", "curves.png", "reconstruction.png"
-ENCODER_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE, CARD, CURVES, RECONSTRUCTION)
+DECODER = "decoder.safetensors"
+ENCODER_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE, DECODER, CARD, CURVES, RECONSTRUCTION)
 """All that `save_encoder` writes; a folder or repository with other files is not replaced."""
 
-HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, FileNotFoundError, OfflineModeIsEnabled)
-"""HTTPError is the base of the client's own errors and of its transport's, whichever library that is."""
+DECODER_CONFIG = {"kind": "unet", "file": DECODER}
+"""What config.json says of a decoder that lies beside the encoder, under ``decoder``."""
 
 _LIBRARY = "library_name: headspark"
-_ONLY_A_HEADER = re.compile(r"\s*---\n.*?\n---\s*", re.DOTALL)
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
-_HOW = "`python ssl/push.py RUN --folder ENCODER` writes one"
-_SHOWN = 3
+_HOW = "`headspark push RUN --out ENCODER` writes one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +80,16 @@ class Encoder(
     def __init__(self, *, encoder: dict[str, Any], preprocessing: dict[str, Any]) -> None:
         super().__init__()
         self.network = build_encoder(from_plain(EncoderConfig, encoder))
-        self.network.preprocessing = preprocessing  # type: ignore[assignment]  # a plain dict beside the modules
+        self.network.preprocessing = preprocessing
         self.card: Card | None = None
+        self.decoder: UNetDecoder | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
         """Load an encoder from a folder or from the Hub.
 
         Args:
-            pretrained_model_name_or_path: A folder that ``ssl/push.py`` wrote, or ``user/name``.
+            pretrained_model_name_or_path: A folder that ``headspark push`` wrote, or ``user/name``.
             options: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` ... of huggingface_hub.
 
         Returns:
@@ -130,26 +130,19 @@ class Encoder(
         token: str | bool | None,
         **init: Any,
     ) -> Any:
-        def download(name: str) -> Path:
-            return Path(
-                hf_hub_download(
-                    model_id,
-                    name,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
-
+        options: dict[str, Any] = {
+            "revision": revision, "cache_dir": cache_dir, "force_download": force_download,
+            "local_files_only": local_files_only, "token": token,
+        }  # fmt: skip
         is_local = Path(model_id).is_dir()
         if set(init) != {"encoder", "preprocessing"}:
             if not is_local and not init:
-                download(CONFIG_NAME)  # the mixin goes on where that fails, and keeps the reason to itself
+                file_of(
+                    model_id, CONFIG_NAME, **options
+                )  # the mixin goes on where that fails, and keeps the reason to itself
             raise UserError(f"{model_id}: it has no {CONFIG_NAME} of a headspark encoder; {_HOW}")
         # The mixin's own loader takes a pickle if there is no safetensors file, and lets missing weights pass.
-        file = Path(model_id) / SAFETENSORS_SINGLE_FILE if is_local else download(SAFETENSORS_SINGLE_FILE)
+        file = file_of(model_id, SAFETENSORS_SINGLE_FILE, **options)
         try:
             config = from_plain(EncoderConfig, init["encoder"])
         except UserError as error:
@@ -159,12 +152,15 @@ class Encoder(
         weights = read_weights(file)
         where = f"{model_id}: its files do not make an encoder: {SAFETENSORS_SINGLE_FILE}"
         network = build_with(partial(build_encoder, config), weights, where=where, wanted=CONFIG_NAME)
-        network.preprocessing = init["preprocessing"]  # type: ignore[assignment]  # a plain dict beside the modules
+        network.preprocessing = init["preprocessing"]
         return network.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        (save_directory / SAFETENSORS_SINGLE_FILE).write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
+        _write_weights(save_directory / SAFETENSORS_SINGLE_FILE, self.network)
+        if self.decoder is not None:
+            _write_weights(save_directory / DECODER, self.decoder)
+            config = {**cast(dict[str, Any], self._hub_mixin_config), "decoder": DECODER_CONFIG}
+            write_text(save_directory / CONFIG_NAME, json.dumps(config, sort_keys=True, indent=2))
         if self.card is not None:
             for name, content in self.card.pictures.items():
                 (save_directory / name).write_bytes(content)
@@ -172,7 +168,12 @@ class Encoder(
 
 
 def save_encoder(
-    encoder: MaskableEncoder, folder: Path, *, preprocessing: Mapping[str, Any], card: Card | None = None
+    encoder: MaskableEncoder,
+    folder: Path,
+    *,
+    preprocessing: Mapping[str, Any],
+    card: Card | None = None,
+    decoder: UNetDecoder | None = None,
 ) -> None:
     """Write an encoder as a folder; an encoder that was there is replaced as a whole.
 
@@ -181,45 +182,34 @@ def save_encoder(
         folder: Where; made if need be.
         preprocessing: Plain values for config.json.
         card: README.md and its pictures; None: the Hub's default card.
+        decoder: The decoder that was pretrained with it, if that shall lie beside it.
 
     Raises:
         UserError: With exit code 2: the folder holds something else, which stays as it is.
     """
     with replaced(folder, names=ENCODER_FILES, is_ours=_is_encoder, what="encoder") as temporary:
-        on_hub(encoder, preprocessing, card).save_pretrained(temporary)
+        on_hub(encoder, preprocessing, card, decoder).save_pretrained(temporary)
 
 
-def push_encoder(
-    encoder: MaskableEncoder,
-    repo: str,
-    *,
-    preprocessing: Mapping[str, Any],
-    card: Card | None = None,
-    private: bool = False,
-) -> str:
-    """Push an encoder to the Hub in one commit; the repository is made if need be.
-
-    Returns:
-        The commit's address.
-
-    Raises:
-        UserError: The Hub refused, or could not be reached; what it had before is unchanged. With exit code 2: the
-            repository holds something else than an encoder.
-    """
-    try:
-        _refuse_foreign_repository(repo)
-        return str(on_hub(encoder, preprocessing, card).push_to_hub(repo, private=private))
-    except (*HUB_ERRORS, RuntimeError) as error:  # the client wraps a failed upload in a RuntimeError
-        raise UserError(f"{repo}: {_first(error)}; log in with `hf auth login`, then give the command again") from error
-
-
-def on_hub(encoder: MaskableEncoder, preprocessing: Mapping[str, Any], card: Card | None) -> Encoder:
-    """The Hub's view of a network that exists already; they share their weights."""
+def on_hub(
+    encoder: MaskableEncoder, preprocessing: Mapping[str, Any], card: Card | None, decoder: UNetDecoder | None
+) -> Encoder:
+    """The Hub's view of networks that exist already; they share their weights."""
     with torch.device("meta"):  # a shell that is filled with the network itself
         view = Encoder(encoder=to_plain(encoder.config), preprocessing=dict(preprocessing))
     view.network = encoder
-    view.card = card
+    view.card, view.decoder = card, decoder
     return view
+
+
+def file_of(model_id: str, name: str, **options: Any) -> Path:
+    """Where a file of an encoder lies: in its folder, or in the cache of the Hub, which is asked for it first."""
+    return Path(model_id) / name if Path(model_id).is_dir() else Path(hf_hub_download(model_id, name, **options))
+
+
+def _write_weights(path: Path, network: nn.Module) -> None:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    path.write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
 
 
 def _check_local(name: str) -> None:
@@ -242,39 +232,13 @@ def _check_local(name: str) -> None:
 def _is_encoder(folder: Path) -> bool:
     """Whether a folder that holds no other files than `ENCODER_FILES` was written by `save_encoder`."""
     card, config = folder / CARD, read_json(folder / CONFIG_NAME)
-    return (is_encoder_config(config) and len(config) == 2) and (
+    return (is_encoder_config(config) and config.keys() <= {"encoder", "preprocessing", "decoder"}) and (
         not card.is_file() or _LIBRARY in card.read_text(encoding="utf-8", errors="replace")
     )
 
 
-def _refuse_foreign_repository(repo: str) -> None:
-    """Refuse to write over what is on the Hub and is no encoder of ours.
-
-    Raises:
-        UserError: With exit code 2; nothing was written.
-    """
-    api = HfApi()
-    try:
-        names = set(api.list_repo_files(repo)) - {".gitattributes"}
-    except RepositoryNotFoundError:
-        return
-    if not names:
-        return
-    if CONFIG_NAME in names and is_encoder_config(read_json(Path(hf_hub_download(repo, CONFIG_NAME)))):
-        return  # what else is there stays: only the encoder's own names are written
-    if names == {CARD} and _ONLY_A_HEADER.fullmatch(Path(hf_hub_download(repo, CARD)).read_text(encoding="utf-8")):
-        return  # as the Hub's form leaves a new repository whose licence was chosen
-    taken = ", ".join(sorted(names)[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
-    raise UserError(
-        f"{repo}: the repository holds something else than an encoder of headspark ({taken}), which stays as it is; "
-        "give --repo a new name",
-        exit_code=WRONG_USE,
-    )
-
-
 def _first(error: Exception) -> str:
-    """The first line of a message; the client's others repeat request ids and advice."""
+    """The first line of a message, or what it means for an encoder."""
     if isinstance(error, RemoteEntryNotFoundError):
         return f"{SAFETENSORS_SINGLE_FILE} or {CONFIG_NAME} of an encoder is missing"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

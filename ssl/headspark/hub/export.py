@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.terminal import warn
-from headspark.config import WRONG_USE, read_recipe
+from headspark.config import read_recipe
 from headspark.decoder import UNetDecoder
 from headspark.encoder import ResidualEncoder, build_encoder
 from headspark.folder_kind import seen_at
@@ -32,29 +32,38 @@ class Exported:
         recipe: Of the run.
         preprocessing: For config.json.
         card: README.md and its pictures.
+        decoder: The decoder, if it shall lie beside the encoder.
     """
 
     model: SparK
     recipe: Recipe
     preprocessing: dict[str, Any]
     card: Card
+    decoder: UNetDecoder | None
 
 
-def export_run(folder: Path) -> Exported:
+def export_run(folder: Path, *, decoder: bool = False) -> Exported:
     """Read the newest whole checkpoint of a run; its moving average, if it has one.
 
     That the run diverged is said on standard error and in the card.
 
+    Args:
+        folder: Of the run.
+        decoder: Whether its decoder goes along, which must be of kind ``unet``.
+
     Raises:
-        UserError: The folder holds no run (exit code 2), one without a checkpoint yet, or weights that are not finite.
+        UserError: The run has no checkpoint yet, or weights that are not finite.
+        WrongUse: The folder holds no run, or its decoder is none to take along.
     """
     state = read_state(folder)
     if state is None or "corpus" not in state:
-        raise UserError(
-            f"{folder}: {seen_at(folder)}, not a pretraining run; `ssl/pretrain.py --out` makes one",
-            exit_code=WRONG_USE,
-        )
+        raise WrongUse(f"{folder}: {seen_at(folder)}, not a pretraining run; `headspark pretrain --out` makes one")
     recipe = read_recipe(Recipe, folder / RECIPE)
+    if decoder and recipe.decoder.kind != "unet":
+        raise WrongUse(
+            f"--decoder: {folder} has one of kind {recipe.decoder.kind}, which serves pretraining alone; only unet is "
+            "worth keeping"
+        )
     checkpoint = load_newest(folder / "checkpoints", say=warn)
     if checkpoint is None:
         raise UserError(f"{folder}: no checkpoint yet; let the run reach train.checkpoint_every")
@@ -75,19 +84,25 @@ def export_run(folder: Path) -> Exported:
     if diverged is not None:
         warn(f"warning: {folder} {diverged}; what is exported are the weights of step {checkpoint.step}")
     pictures = sorted((folder / "pictures").glob("step_*.png"))
-    card = write_card(recipe, state, metrics, step=checkpoint.step, picture=pictures[-1] if pictures else None)
-    return Exported(model=model, recipe=recipe, preprocessing=preprocessing_of(recipe, state["corpus"]), card=card)
+    picture = pictures[-1] if pictures else None
+    return Exported(
+        model=model,
+        recipe=recipe,
+        preprocessing=preprocessing_of(recipe, state["corpus"]),
+        card=write_card(recipe, state, metrics, step=checkpoint.step, picture=picture, decoder=decoder),
+        decoder=cast(UNetDecoder, model.decoder) if decoder else None,
+    )
 
 
 def write_nnunet(exported: Exported, folder: Path) -> Path:
     """Write the checkpoint and the adaptation plan that nnU-Net's fine-tuning takes; see `headspark.interop.nnssl`.
 
     Raises:
-        UserError: With exit code 2: nnU-Net has no such encoder.
+        WrongUse: nnU-Net has no such encoder.
     """
     encoder, decoder = exported.model.encoder, exported.model.decoder
     if not isinstance(encoder, ResidualEncoder):
-        raise UserError(f"--nnunet: nnU-Net has no {exported.recipe.encoder.kind} encoder", exit_code=WRONG_USE)
+        raise WrongUse(f"--format nnunet: nnU-Net has no {exported.recipe.encoder.kind} encoder")
     x, y, z = exported.preprocessing["spacing_mm"]
     return write_nnssl(
         folder,

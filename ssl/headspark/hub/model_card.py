@@ -23,6 +23,14 @@ from headspark.masking import ratio_bounds
 from headspark.recipe import Recipe
 from headspark.run.diverged import divergence
 
+_DECODER = """The decoder that was pretrained with it lies beside it (`decoder.safetensors`, under nnU-Net's keys):
+
+```python
+from headspark import load_encoder
+
+encoder, decoder = load_encoder("THIS_REPOSITORY_OR_FOLDER", decoder=True)
+predicted_BCDHW = decoder(encoder(x_BCDHW))
+```"""
 HUB_DATASETS = "https://huggingface.co/datasets/"
 _NO_DIGIT = re.compile(r"[^0-9a-f]")
 
@@ -44,7 +52,13 @@ def preprocessing_of(recipe: Recipe, corpus: Mapping[str, Any]) -> dict[str, Any
 
 
 def write_card(
-    recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], *, step: int, picture: Path | None
+    recipe: Recipe,
+    state: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    step: int,
+    picture: Path | None,
+    decoder: bool = False,
 ) -> Card:
     """Make the card.
 
@@ -54,6 +68,7 @@ def write_card(
         metrics: The lines of metrics.jsonl.
         step: Of the checkpoint that is exported.
         picture: The newest reconstruction, or None.
+        decoder: Whether the decoder lies beside the encoder.
     """
     pictures = {CURVES: draw_curves(metrics)}
     if picture is not None:
@@ -63,6 +78,7 @@ def write_card(
         _opening(recipe, state, step),
         _warning(state, metrics),
         _loading(recipe, state["corpus"]),
+        _DECODER if decoder else "",
         _corpus(state["corpus"]),
         _training(recipe, state, metrics, step),
         f"![Loss by step]({CURVES})",

@@ -1,0 +1,52 @@
+"""The console script ``headspark``: pretrain an encoder, and export it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from harmonize import __version__
+from harmonize.parser import Parser
+from headspark import pretrain, push
+from headspark.config import run_command
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "pretrain": (
+        pretrain.command,
+        "pretrain an encoder, on one device; `accelerate launch ssl/pretrain.py` on several",
+    ),
+    "push": (push.command, "export the encoder of a run to a folder, to nnU-Net, or to the Hub"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; an error is one line on standard error.
+
+    Args:
+        argv: Without the program's name; None takes the process's own.
+
+    Returns:
+        Exit code: 0 done, 1 not finished, 2 wrong use, 75 a run that was asked to stop and has saved its work.
+    """
+    return run_command(_dispatch, sys.argv[1:] if argv is None else argv)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] not in COMMANDS:
+        _parser().parse_args(argv[:1])  # shows its help, or refuses
+    name, *rest = argv
+    run, _ = COMMANDS[name]
+    return run(rest)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="headspark", description="Pretrain 3D head encoders by masked modelling.")
+    parser.add_argument("--version", action="version", version=f"headspark {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (_, text) in COMMANDS.items():
+        commands.add_parser(name, help=text)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Load a pretrained encoder, and the decoder that was pretrained with it, from a folder or from the Hub."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast, overload
+
+from huggingface_hub.constants import CONFIG_NAME
+
+from harmonize.errors import UserError, WrongUse
+from harmonize.hub import HUB_ERRORS, first_line
+from headspark.decoder import UNetDecoder
+from headspark.encoder import MaskableEncoder
+from headspark.folder_kind import read_json
+from headspark.hub.encoder_folder import DECODER, DECODER_CONFIG, Encoder, file_of
+from headspark.weights import build_with, read_weights
+
+
+@overload
+def load_encoder(
+    path_or_repo: str | Path, *, revision: str | None = None, decoder: Literal[False] = False
+) -> MaskableEncoder: ...
+
+
+@overload
+def load_encoder(
+    path_or_repo: str | Path, *, revision: str | None = None, decoder: Literal[True]
+) -> tuple[MaskableEncoder, UNetDecoder]: ...
+
+
+def load_encoder(
+    path_or_repo: str | Path, *, revision: str | None = None, decoder: bool = False
+) -> MaskableEncoder | tuple[MaskableEncoder, UNetDecoder]:
+    """Load a pretrained encoder.
+
+    Args:
+        path_or_repo: A folder that ``headspark push`` wrote, or ``user/name`` on the Hub.
+        revision: Branch, tag or commit of the repository; None takes the newest. A folder has none.
+        decoder: Load the decoder too, which lies there after ``headspark push --decoder``. It takes the encoder's maps:
+            ``decoder(encoder(x_BCDHW))`` is the predicted volume, (B, C, D, H, W).
+
+    Returns:
+        The encoder, a plain module in eval mode with ``config``, ``channels``, ``strides`` and ``preprocessing``; with
+        `decoder` a pair of it and the decoder, likewise.
+
+    Raises:
+        UserError: There is no encoder, no decoder, or their files do not fit each other.
+        WrongUse: A revision of a folder.
+
+    Example::
+
+        from headspark import load_encoder
+
+        encoder = load_encoder("user/name", revision="v1")
+        maps = encoder(x_BCDHW)  # finest first
+    """
+    name = str(path_or_repo)
+    if revision is not None and Path(name).is_dir():
+        raise WrongUse(f"{name}: a folder has no revision {revision}; give a repository of the Hub, or no revision")
+    encoder = cast(MaskableEncoder, Encoder.from_pretrained(name, revision=revision))
+    return (encoder, _load_decoder(name, encoder, revision=revision)) if decoder else encoder
+
+
+def _load_decoder(name: str, encoder: MaskableEncoder, *, revision: str | None) -> UNetDecoder:
+    """The decoder beside an encoder that was just loaded."""
+    config: Any = read_json(file_of(name, CONFIG_NAME, revision=revision))
+    stored = config.get("decoder") if isinstance(config, dict) else None
+    if stored is None:
+        raise UserError(f"{name}: an encoder without a decoder; `headspark push RUN --decoder` stores both")
+    if stored != DECODER_CONFIG:
+        raise UserError(f"{name}: its {CONFIG_NAME} names a decoder that this headspark does not know; push it again")
+    try:
+        weights = read_weights(file_of(name, DECODER, revision=revision))
+    except HUB_ERRORS as error:
+        raise UserError(f"{name}: its {DECODER} cannot be had: {first_line(error)}") from error
+    build = partial(UNetDecoder, encoder.channels, encoder.strides, encoder.config.in_channels)
+    return build_with(build, weights, where=f"{name}: {DECODER}", wanted=f"its {CONFIG_NAME}").eval()

@@ -1,0 +1,81 @@
+"""Encoders in repositories of the Hugging Face Hub: pushed in one commit, over nothing but an encoder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.constants import CONFIG_NAME
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from harmonize.errors import WrongUse
+from harmonize.hub import UPLOAD_ERRORS, refused
+from headspark.decoder import UNetDecoder
+from headspark.encoder import MaskableEncoder
+from headspark.folder_kind import is_encoder_config, read_json
+from headspark.hub.encoder_folder import CARD, DECODER, Card, on_hub
+
+_ONLY_A_HEADER = re.compile(r"\s*---\n.*?\n---\s*", re.DOTALL)
+_SHOWN = 3
+
+
+def push_encoder(
+    encoder: MaskableEncoder,
+    repo: str,
+    *,
+    preprocessing: Mapping[str, Any],
+    card: Card | None = None,
+    decoder: UNetDecoder | None = None,
+    private: bool = True,
+) -> str:
+    """Push an encoder to the Hub in one commit; the repository is made if need be.
+
+    Args:
+        encoder: Of `headspark.encoder.build_encoder`.
+        repo: ``user/name``.
+        preprocessing: Plain values for config.json.
+        card: README.md and its pictures; None: the Hub's default card.
+        decoder: The decoder that was pretrained with it, if that shall be there too.
+        private: Make a new repository private; one that is there stays as visible as it is.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        UserError: The Hub refused, or could not be reached; what it had before is unchanged.
+        WrongUse: The repository holds something else than an encoder.
+    """
+    stale = DECODER if decoder is None else None  # of an encoder that was there before
+    try:
+        _refuse_foreign_repository(repo)
+        view = on_hub(encoder, preprocessing, card, decoder)
+        return str(view.push_to_hub(repo, private=private, delete_patterns=stale))
+    except UPLOAD_ERRORS as error:
+        raise refused(repo, error) from error
+
+
+def _refuse_foreign_repository(repo: str) -> None:
+    """Refuse to write over what is on the Hub and is no encoder of ours.
+
+    Raises:
+        WrongUse: Nothing was written.
+    """
+    api = HfApi()
+    try:
+        names = set(api.list_repo_files(repo)) - {".gitattributes"}
+    except RepositoryNotFoundError:
+        return
+    if not names:
+        return
+    if CONFIG_NAME in names and is_encoder_config(read_json(Path(hf_hub_download(repo, CONFIG_NAME)))):
+        return  # what else is there stays: only the encoder's own names are written
+    if names == {CARD} and _ONLY_A_HEADER.fullmatch(Path(hf_hub_download(repo, CARD)).read_text(encoding="utf-8")):
+        return  # as the Hub's form leaves a new repository whose licence was chosen
+    taken = ", ".join(sorted(names)[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+    raise WrongUse(
+        f"{repo}: the repository holds something else than an encoder of headspark ({taken}), which stays as it is; "
+        "give --repo a new name"
+    )
