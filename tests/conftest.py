@@ -13,7 +13,7 @@ import torch
 
 from harmonize import corpus as corpora
 from harmonize.files import sha256_of
-from harmonize.settings import Settings
+from harmonize.settings import PERCENTILES, Settings
 from harmonize.voxels.stored import StoredVolume
 
 torch.set_num_threads(1)
@@ -93,7 +93,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {
             "image_file_name": image, "scan_id": scan_id, "source": source, "subject": subject, "modality": modality,
             "shape": list(shape), "spacing": [1.0] * 3, "unit": unit, "sha256": sha256_of(folder / image),
-            "intensity_percentiles": np.percentile(values, corpora.PERCENTILES).tolist(),
+            "intensity_percentiles": np.percentile(values, PERCENTILES).tolist(),
             "foreground_box": [2, 38, 2, 34, 2, 42], "decisions": [], "raw_hash": f"hash-{number}",
             "raw_shape": list(shape), "raw_spacing": [1.0] * 3, "sex": "FM"[number % 2],
         }  # fmt: skip

@@ -20,6 +20,7 @@ from PIL import Image
 from harmonize import engine, phantom
 from harmonize.corpus import RECORDS, Corpus, journal
 from harmonize.corpus.verify import verify
+from harmonize.errors import UserError
 from harmonize.settings import Settings
 
 SETTINGS = Settings(spacing=(6.0, 6.0, 6.0))
@@ -419,7 +420,7 @@ def test_a_published_corpus_without_its_journal_keeps_its_scans(root: Path, tmp_
     run(root, out)
     shutil.rmtree(out / RECORDS)
     before = (out / "metadata.parquet").read_bytes()
-    with pytest.raises(engine.UserError, match="nothing to merge"):
+    with pytest.raises(UserError, match="nothing to merge"):
         engine.merge(out)
     assert (out / "metadata.parquet").read_bytes() == before
     image(root, 0).unlink()

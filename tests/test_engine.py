@@ -17,6 +17,7 @@ import pytest
 
 from harmonize import engine, pool, sources
 from harmonize.corpus import Corpus, lock
+from harmonize.corpus.target import LOCK
 from harmonize.corpus.verify import verify
 from harmonize.errors import UserError
 from harmonize.settings import Settings
@@ -237,14 +238,14 @@ def test_a_scan_whose_process_dies_is_recorded_tried_again_and_takes_nobody_with
 
 def test_a_second_run_at_the_same_time_is_refused(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
-    with lock.exclusive(out / engine.LOCK, "busy"), pytest.raises(UserError, match="another run"):
+    with lock.exclusive(out / LOCK, "busy"), pytest.raises(UserError, match="another run"):
         run(root, out)
     assert run(root, out).accepted == 4
 
 
 def test_shards_run_side_by_side_but_not_twice(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
-    with lock.shared(out / engine.LOCK, "busy"):
+    with lock.shared(out / LOCK, "busy"):
         run(root, out, shard=(0, 2))
         with pytest.raises(UserError, match="another run"):
             run(root, out)

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from harmonize.corpus import (
     CARD,
-    FOLDER_OF,
     IMAGES,
     INFO,
     INFO_KEYS,
@@ -31,6 +30,7 @@ from harmonize.corpus import (
     Corpus,
     journal,
 )
+from harmonize.corpus.named_files import FOLDER_OF
 from harmonize.errors import UserError
 from harmonize.files import sha256_of, target_of_temporary
 from harmonize.progress import Progress

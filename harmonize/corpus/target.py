@@ -18,7 +18,16 @@ RECORDS, NYUL = "records", "nyul"
 FILES = (INFO, "metadata.parquet", "rejected.parquet", "labels.parquet", "README.md")
 """What a corpus holds besides folders."""
 
-FOLDERS = {"images": ".nii.gz", "masks": ".nii.gz", NYUL: ".npy", RECORDS: ".jsonl", "report": ".html"}
+LOOK = ".look"
+"""How the names of files end in which shards share what one of them found in the raw folder; merging removes them."""
+
+FOLDERS = {
+    "images": (".nii.gz",),
+    "masks": (".nii.gz",),
+    NYUL: (".npy",),
+    RECORDS: (".jsonl", LOOK),
+    "report": (".html",),
+}
 """Its folders, and how the names of the files in each end."""
 
 ELSEWHERE = "give --out a new folder, an empty one or a corpus"
@@ -129,9 +138,9 @@ def remove_temporaries(out: Path) -> None:
 def _own_temporaries(out: Path) -> Iterator[Path]:
     for name in FILES:
         yield from (path for path in out.glob(f"{TEMPORARY}*-{name}") if _target_of(path) == name)
-    for part, suffix in FOLDERS.items():
+    for part, suffixes in FOLDERS.items():
         for folder, _, names in os.walk(out / part):
-            yield from (path for name in names if _target_of(path := Path(folder, name)).endswith(suffix))
+            yield from (path for name in names if _target_of(path := Path(folder, name)).endswith(suffixes))
 
 
 def _target_of(path: Path) -> str:
@@ -145,14 +154,18 @@ def _is_left_by_a_start(path: Path) -> bool:
     if path.is_symlink():
         return False
     if path.name == RECORDS and path.is_dir():
-        return all(
-            _is_empty_file(entry) and (entry.name == LOCK or entry.suffix == ".jsonl") for entry in path.iterdir()
-        )
+        return all(_is_a_first_record(entry) for entry in path.iterdir())
     if path.name == NYUL and path.is_dir():
         return all(entry.suffix == ".npy" and entry.is_file() for entry in path.iterdir())
     if path.name == LOCK:
         return _is_empty_file(path)
     return _target_of(path) == INFO
+
+
+def _is_a_first_record(path: Path) -> bool:
+    if path.suffix == LOOK:
+        return path.is_file() and not path.is_symlink()
+    return _is_empty_file(path) and (path.name == LOCK or path.suffix == ".jsonl")
 
 
 def _is_empty_file(path: Path) -> bool:

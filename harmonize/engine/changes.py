@@ -14,7 +14,7 @@ from harmonize.errors import Reason
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 
-PASSING = {Reason.IO_ERROR.value, Reason.MISSING_FILE.value, Reason.WORKER_DIED.value}
+RETRYABLE = {Reason.IO_ERROR, Reason.MISSING_FILE, Reason.WORKER_DIED}
 """Refusals that say nothing about the scan itself: the next run tries these again."""
 
 
@@ -81,9 +81,9 @@ def file_names(record: Record) -> list[str]:
     return [] if record.row is None else [name for column in FILE_COLUMNS if (name := record.row.get(column))]
 
 
-def is_passing(record: Record) -> bool:
+def is_retryable(record: Record) -> bool:
     """Whether a record is a rejection that says nothing about the scan itself."""
-    return record.rejection is not None and record.rejection.reason in PASSING
+    return record.rejection is not None and record.rejection.reason in RETRYABLE
 
 
 def no_longer_found(records: dict[Key, Record], references: Iterable[ScanRef], settings: Settings) -> list[Key]:
@@ -129,7 +129,7 @@ def superseded(
 
 
 def _is_tried_again(record: Record, *, retry: bool) -> bool:
-    if retry or record.rejection is None or is_passing(record):
+    if retry or record.rejection is None or is_retryable(record):
         return True
     # Refused for a name that another scan had, which is not there any more: it was never looked at itself.
     return record.rejection.reason is Reason.DUPLICATE and record.read is None

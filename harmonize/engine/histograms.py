@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from harmonize import pool, sources
+from harmonize.corpus import NYUL, RECORDS, lock
+from harmonize.corpus.target import LOCK
 from harmonize.engine.executors import Executor
+from harmonize.engine.hold import SHARD_IS_AHEAD
 from harmonize.engine.one_scan import landmarks_of
+from harmonize.engine.plan import Plan
 from harmonize.errors import UserError
 from harmonize.progress import Progress
 from harmonize.scan import ScanRef
@@ -36,6 +41,25 @@ def check_given(given: Path, folder: Path) -> None:
         histogram, there = nyul.load(path), folder / path.name
         if there.is_file() and not histogram.equals(nyul.load(there)):
             raise UserError(f"--nyul {given}: {path.name} differs from the one this corpus was made with", exit_code=2)
+
+
+def fit(plan: Plan, given: Path | None, run_over: Executor) -> Plan:
+    """The plan with the standard histograms of its corpus, which are fitted if need be; nothing without Nyul.
+
+    Args:
+        plan: The plan.
+        given: The user's own histograms.
+        run_over: Who reads the scans.
+
+    Raises:
+        UserError: See `complete`.
+    """
+    if plan.settings.mri_norm != "nyul":
+        return plan
+    folder = plan.out / NYUL
+    with lock.turn(plan.out / RECORDS / LOCK, waiting=SHARD_IS_AHEAD):
+        complete(folder, given, plan.found.references, plan.root, plan.settings, run_over)
+    return replace(plan, settings=replace(plan.settings, nyul_folder=folder))
 
 
 def complete(

@@ -12,7 +12,7 @@ from harmonize import corpus as layout
 from harmonize.corpus import journal
 from harmonize.corpus.journal import Key, Record
 from harmonize.engine import duplicates
-from harmonize.engine.changes import file_names, has_files, is_passing
+from harmonize.engine.changes import file_names, has_files, is_retryable
 
 
 class Ledger:
@@ -46,7 +46,7 @@ class Ledger:
             key = (record.source, record.raw_hash)
             old = self.records.get(key)
             if old is not None:
-                if is_passing(record) and old.row is not None and has_files(old, self._out):
+                if is_retryable(record) and old.row is not None and has_files(old, self._out):
                     standing.append(old)
                     continue
                 record = replace(record, attempt=old.attempt + 1)

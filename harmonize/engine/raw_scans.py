@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from harmonize import identity, sources
+from harmonize import identity
 from harmonize.corpus.journal import Key
 from harmonize.errors import UserError
 from harmonize.scan import LeftOut, ScanRef
@@ -21,27 +21,36 @@ class Found:
 
     Attributes:
         references: The scans.
-        doubles: Those whose name in the corpus an earlier one has taken.
+        duplicates: Those whose name in the corpus an earlier one has taken.
         left_out: Files that no scan is made of, by kind and reason.
     """
 
     references: list[ScanRef] = field(default_factory=list)
-    doubles: list[ScanRef] = field(default_factory=list)
+    duplicates: list[ScanRef] = field(default_factory=list)
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
-def discover(source: str, root: Path, settings: Settings, limit: int | None) -> Found:
-    """Look at a whole raw root.
+def sort_in(
+    items: Iterable[ScanRef | LeftOut], source: str, root: Path, settings: Settings, limit: int | None
+) -> Found:
+    """Name each scan once.
+
+    Args:
+        items: What the source discovers.
+        source: Registry name.
+        root: The raw folder.
+        settings: How the corpus is made; ids are hashed with its salt.
+        limit: Only the first so many scans.
 
     Raises:
-        UserError: No such source, or it holds no scans.
+        UserError: There are no scans.
     """
     found = Found()
     keys: set[str] = set()
     names: set[tuple[str, str]] = set()
 
     def seen() -> Iterator[ScanRef]:
-        for item in sources.get(source).discover(root):
+        for item in items:
             if isinstance(item, LeftOut):
                 found.left_out[item.what, item.why] += item.count
             else:
@@ -54,7 +63,7 @@ def discover(source: str, root: Path, settings: Settings, limit: int | None) -> 
         keys.add(ref.key)
         # Folded, because the corpus may be copied to a file system that does not tell case.
         name = (identity.subject_id(ref, settings.salt).casefold(), identity.scan_id(ref, settings.salt).casefold())
-        (found.doubles if name in names else found.references).append(ref)
+        (found.duplicates if name in names else found.references).append(ref)
         names.add(name)
     if not found.references:
         there = ", ".join(f"{count} {what} ({why})" for (what, why), count in found.left_out.most_common(3))
@@ -69,12 +78,12 @@ def of_shard(found: Found, settings: Settings, shard: tuple[int, int] | None) ->
         return found
     index, count = shard
     return Found(
-        references=[ref for ref in found.references if _part(ref, settings, count) == index],
-        doubles=[ref for ref in found.doubles if _part(ref, settings, count) == index],
+        references=[ref for ref in found.references if _shard_of(ref, settings, count) == index],
+        duplicates=[ref for ref in found.duplicates if _shard_of(ref, settings, count) == index],
     )
 
 
-def _part(ref: ScanRef, settings: Settings, parts: int) -> int:
+def _shard_of(ref: ScanRef, settings: Settings, parts: int) -> int:
     """Which shard a scan belongs to: by its hash, so that a scan more or less moves no other."""
     return int(identity.raw_hash(ref, settings.salt), 16) % parts
 
