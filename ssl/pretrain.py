@@ -13,7 +13,8 @@ if __name__ == "__main__":
     end_with_launcher()
 
 # isort: split
-from headspark.pretrain import main
+from headspark.config import run_command
+from headspark.pretrain import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(command, sys.argv[1:]))

@@ -32,10 +32,5 @@ def command(argv: Sequence[str]) -> int:
     return 0 if train(recipe, corpus=rest.corpus, out=rest.out) else EXIT_INTERRUPTED
 
 
-def main() -> int:
-    """Entry point of ``accelerate launch``: an error is one line on standard error."""
-    return run_command(command, sys.argv[1:])
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(command, sys.argv[1:]))
