@@ -76,13 +76,16 @@ class Losses(NamedTuple):
     territory: Tensor
 
 
-def finetune_loss(output: Output, targets: Targets, config: LossConfig) -> Losses:
+def finetune_loss(output: Output, targets: Targets, config: LossConfig, shares_3: Tensor | float = 1.0) -> Losses:
     """The loss of a batch, computed in float32.
 
     Args:
         output: Of the model.
         targets: Of the data.
         config: Weights.
+        shares_3: Weight of the batch's labels, presence and territory in a step of several batches: their
+            `denominators` by those of the step. So the sum over the batches is the loss of the step's samples in one
+            batch.
 
     Returns:
         Total and parts.
@@ -90,8 +93,35 @@ def finetune_loss(output: Output, targets: Targets, config: LossConfig) -> Losse
     labels = label_loss(output.logits_B14.float(), targets.labels_B14, config)
     presence = heat_loss(output.presence_Bdhw.float(), targets.heat_Bdhw, targets.located_B)
     territory = territory_loss(output.territory_B13dhw.float(), targets.territory_Bdhw)
+    labels, presence, territory = torch.stack([labels, presence, territory]) * shares_3
     total = config.labels * labels + config.presence * presence + config.territory * territory
     return Losses(total, labels, presence, territory)
+
+
+def count(targets: Targets) -> Tensor:
+    """What a batch's means are over: series, aneurysms, located series, cells whose place is known; (4,) float64."""
+    located_B = targets.located_B
+    centres_B = (targets.heat_Bdhw == 1).flatten(1).sum(1)
+    known = (targets.territory_Bdhw != IGNORE).sum()
+    series = torch.tensor(len(located_B), device=located_B.device)
+    return torch.stack([series, (centres_B * located_B).sum(), located_B.sum(), known]).double()
+
+
+def denominators(counts_4: Tensor) -> Tensor:
+    """By what the sums over samples are divided for the means of labels, presence and territory.
+
+    Args:
+        counts_4: As `count` gives it, or the sum of several; (..., 4).
+
+    Returns:
+        (..., 3), as counts_4.
+
+    Example:
+        >>> denominators(torch.tensor([4.0, 1.0, 3.0, 0.0]))
+        tensor([4., 3., 1.])
+    """
+    series, centres, located, known = counts_4.unbind(-1)
+    return torch.stack([series, torch.maximum(centres, located).clamp(min=1), known.clamp(min=1)], dim=-1)
 
 
 def label_loss(logits_B14: Tensor, labels_B14: Tensor, config: LossConfig) -> Tensor:

@@ -12,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.folds import FOLDS
 from harmonize.bounded_files import fits
 from harmonize.errors import UserError
 from headspark.config import WRONG_USE, from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.folder_kind import is_preprocessing
 from headspark.hub.encoder_folder import Encoder
-from headspark.run.claim import NEW_FOLDER
+from headspark.run.claim import CHECKPOINTS, NEW_FOLDER
+from headspark.run.folder import RunKind
+
+FINE_TUNING = RunKind(
+    name="fine-tuning", other="pretraining", key="origin", free=frozenset({"data.cache_gb"}), files=(FOLDS,)
+)
 
 _BEGAN = {
     "corpus": str,
@@ -94,6 +100,31 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def began_with(
+    state: Mapping[str, Any] | None, *, folder: Path, corpus: str, ranks: int, given: Given
+) -> dict[str, Any]:
+    """What a run begins with, for run.json, after a look at whether it is what the run that is taken up began with.
+
+    Args:
+        state: run.json of that run; None for a new one.
+        folder: The run's.
+        corpus: Hash of the corpus's manifest.
+        ranks: Processes that train.
+        given: The encoder that is asked for.
+
+    Raises:
+        UserError: With exit code 2: something is not the same. With exit code 1: the encoder is needed and cannot be
+            read.
+    """
+    if state is None:
+        encoder = encoder_facts(given)
+    else:
+        has_checkpoint = any((folder / CHECKPOINTS).glob("step_*"))
+        began = state["origin"]
+        encoder = taken_up(folder, began, corpus=corpus, ranks=ranks, given=given, has_checkpoint=has_checkpoint)
+    return {"origin": {"corpus": corpus, "encoder": encoder, "ranks": ranks}}
 
 
 def taken_up(

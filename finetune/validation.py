@@ -1,72 +1,71 @@
-"""What a fine-tuning run says of the held-out series: on the way, at its end, and whether that is worth anything."""
+"""What a fine-tuning run says of the held-out series, on the way and at its end."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pandas as pd
 from accelerate.utils import gather_object
 
 from finetune.inference import has_finite, predict_cases, score_of
-from finetune.run_folder import RunFolder
+from finetune.metrics import Score
 from finetune.samples import RegionStore
-from finetune.stages import total_steps
-from finetune.step_log import log_score, summary
-from finetune.trainer import Trainer
-from harmonize.progress import Progress
-from headspark.run.diverged import Diverged, reason_at_end
+from finetune.state import FinetuneState
+from headspark.run.folder import without_odd_numbers
 from headspark.run.interrupt import Interrupt
+from headspark.run.metrics_log import MetricsLog
+from headspark.run.state import due
 
-ADVICE = "lower the rates of the stages or lengthen their warmup, and give --out a new folder"
 
-
-def validate_if_due(
-    trainer: Trainer, judged: RegionStore, folder: RunFolder | None, interrupt: Interrupt, progress: Progress
-) -> bool:
+def evaluate(state: FinetuneState, log: MetricsLog, held_out: RegionStore, interrupt: Interrupt) -> bool:
     """Validate where the recipe asks for it, once a step; the end of the run has a validation of its own.
 
     Returns:
         Whether the run goes on; False after a signal, when it is left to the run that does.
     """
-    step, every = trainer.step, trainer.recipe.train.validate_every
-    if not every or step % every or step in (trainer.validated, total_steps(trainer.recipe.stages)):
+    step = state.step
+    if not due(step, state.recipe.train.validate_every) or step in (0, state.evaluated, state.plan.steps):
         return True
-    predictions = validate(trainer, judged, interrupt)
+    predictions = predict_held_out(state, held_out, interrupt)
     if predictions is None:
         return False
-    trainer.validated = step
+    state.evaluated = step
     if not has_finite(predictions):
-        progress.say(f"step {step}: what it says of held-out series is not finite; there is no score")
+        log.say(f"step {step}: what it says of held-out series is not finite; there is no score")
         return True
     score = score_of(predictions)
-    progress.say(summary(trainer, score))
-    if folder is not None:
-        log_score(folder, trainer, score)
+    log.say(summary(state, score))
+    log.write(**score_facts(state, score))
     return True
 
 
-def validate(trainer: Trainer, judged: RegionStore, interrupt: Interrupt) -> pd.DataFrame | None:
-    """Predictions for the held-out series of all ranks, ordered by id, on every rank; None after a signal."""
-    trainer.judged.eval()
-    device = trainer.accelerator.device
-    with trainer.accelerator.autocast():
-        own = predict_cases(trainer.judged, judged, trainer.data, device, asked=lambda: bool(interrupt))
+def predict_held_out(state: FinetuneState, held_out: RegionStore, interrupt: Interrupt) -> pd.DataFrame | None:
+    """Predictions for the held-out series of all ranks, ordered by id, on every rank; None after a signal.
+
+    Args:
+        state: Whose model predicts.
+        held_out: This rank's series.
+        interrupt: Whether the run was asked to stop.
+    """
+    model, device = state.eval_model.eval(), state.accelerator.device
+    with state.accelerator.autocast():
+        own = predict_cases(model, held_out, state.data, device, asked=lambda: bool(interrupt))
     found = gather_object([(own, bool(interrupt))])
     if any(asked for _, asked in found):
         return None
     return pd.concat([table for table, _ in found]).sort_values("scan_id", ignore_index=True)
 
 
-def check_result(trainer: Trainer, predictions: pd.DataFrame) -> None:
-    """Refuse to call a run finished whose model says nothing.
+def score_facts(state: FinetuneState, score: Score) -> dict[str, Any]:
+    """A validation's line of metrics.jsonl; an area that has no value is null, and `undefined` names its label."""
+    facts: dict[str, Any] = without_odd_numbers(score.headline())
+    return {"stage": state.last_rates().name, **facts}
 
-    Raises:
-        Diverged: It does not.
-    """
-    reason = reason_at_end(
-        steps=total_steps(trainer.recipe.stages),
-        skipped=trainer.skipped,
-        skipped_in_a_row=trainer.non_finite,
-        finite_weights=trainer.has_finite_weights(),
-        finite_scores=has_finite(predictions),
+
+def summary(state: FinetuneState, score: Score) -> str:
+    """One line for a person."""
+    note = f" ({score.note()})" if score.note() else ""
+    return (
+        f"step {state.step} ({state.last_rates().name}): AUC present {score.auc_present:.3f}, "
+        f"mean of locations {score.auc_mean_locations:.3f}, score {score.score:.3f}{note}"
     )
-    if reason is not None:
-        raise Diverged(trainer.step, reason, advice=ADVICE)

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from finetune.recipe import Recipe
 from finetune.samples import Batch, TrainingSamples, join
 from finetune.stages import rates_at, total_steps
+from finetune.state import prepare
 from finetune.tasks.aneurysm import Case
 from finetune.train import train_step
-from finetune.trainer import make_trainer
 from finetune.views.box import Region
 from harmonize.scan import HU
 from harmonize.voxels.stored import StoredVolume
@@ -77,13 +77,13 @@ def test_a_recipe_takes_a_step_in_each_stage_at_toy_size(path: Path) -> None:
         stages=tuple(dataclasses.replace(stage, steps=1, warmup=min(stage.warmup, 1)) for stage in recipe.stages),
         train=dataclasses.replace(recipe.train, precision="fp32"),
     )
-    trainer = make_trainer(recipe, Accelerator(cpu=True), None)
-    samples = TrainingSamples(Noise(), trainer.data, recipe.augment, stride=2, seed=0)  # type: ignore[arg-type]
+    state = prepare(recipe, Accelerator(cpu=True), None)
+    samples = TrainingSamples(Noise(), state.data, recipe.augment, stride=2, seed=0)  # type: ignore[arg-type]
     batch: Batch = join([samples[0], samples[1]])
     for step in range(total_steps(recipe.stages)):
-        outcome = train_step(trainer, iter([batch] * recipe.train.accumulate), Interrupt())
-        assert np.isfinite(outcome.report.loss)
-        frozen = rates_at(step, recipe.stages, len(trainer.model.layers)).encoder[0] is None
-        stem = next(trainer.model.encoder.parameters())
+        result = train_step(state, iter([batch] * recipe.train.accumulate), Interrupt())
+        assert np.isfinite(result.numbers["loss"])
+        frozen = rates_at(step, recipe.stages, len(state.unwrapped.layers)).encoder[0] is None
+        stem = next(state.unwrapped.encoder.parameters())
         assert stem.requires_grad != frozen
-    assert torch.isfinite(trainer.model.shift_14).all()
+    assert torch.isfinite(state.unwrapped.shift_14).all()

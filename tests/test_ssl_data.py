@@ -208,7 +208,7 @@ def test_the_loader_gives_the_plan_in_order_with_any_number_of_workers(cohort: C
     kinds: list[tuple[int, WorkerKind]] = [(0, "thread"), (2, "process"), (2, "thread")]
     for workers, kind in kinds:
         small = recipe(workers=workers, kind=kind)
-        samples = TrainSamples(cohort, RamStore(cohort.scans), small.sampling, samples_per_step=plan.effective)
+        samples = TrainSamples(cohort, RamStore(cohort.scans), small.sampling, samples_per_step=plan.samples_per_step)
         seen.append([batch.stored_BXYZ for batch in train_batches(samples, plan, small.data, first_step=3, pin=False)])
     for first, *others in zip(*seen, strict=True):
         assert all(torch.equal(first, other) for other in others)

@@ -8,8 +8,8 @@ from torch import nn
 
 from harmonize.errors import UserError
 from headspark.optim import OptimConfig, make_optimizer, make_schedule
+from headspark.pretraining.probe import knn_score
 from headspark.run.fit import largest_batch
-from headspark.run.probe import knn_score
 
 
 def rates(config: OptimConfig, steps: int) -> list[float]:

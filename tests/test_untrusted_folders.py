@@ -27,18 +27,17 @@ from finetune.folds import Folds, read_folds, write_folds
 from finetune.inference import read_predictions
 from finetune.model_folder import load_model, read_bundle
 from finetune.origin import Given, taken_up
-from finetune.trainer import SHAPE as FINE_TUNING
 from harmonize.bounded_files import fits
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.voxels import nyul
 from headspark import Encoder
 from headspark.hub.export import export_run
+from headspark.pretraining.origin import check_state
 from headspark.run.checkpoint import Checkpoint, check_fits, load_newest, save_checkpoint
 from headspark.run.claim import read_metrics, read_state
-from headspark.run.folder import check_state
 from headspark.run.plain_state import load_plain
-from headspark.run.state import SHAPE as PRETRAINING
+from headspark.run.resume import state_shape
 
 VERSION_0_1_0 = Path(__file__).parent / "fixtures" / "v0_1_0"
 STEM = "stem.convs.0.conv.weight"
@@ -394,8 +393,8 @@ def test_a_state_that_an_optimizer_cannot_go_on_from_is_passed_over(tmp_path: Pa
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    good = {"scaler": None, "effective_batch": 2, "skipped": 0, "skipped_in_a_row": 0, "evaluated": 1,
-            "held_out_loss": float("inf"), "pending": {"losses": [1.0, float("nan")], "norms": []}}  # fmt: skip
+    good = {"scaler": None, "samples_per_step": 2, "skipped": 0, "skipped_in_a_row": 0, "evaluated": 1,
+            "held_out_loss": float("inf"), "pending": {"loss": [1.0, float("nan")], "norm": [1.0, 2.0]}}  # fmt: skip
 
     def state(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         whole = optimizer.state_dict()
@@ -416,16 +415,24 @@ def test_a_state_that_an_optimizer_cannot_go_on_from_is_passed_over(tmp_path: Pa
         state(lambda found: found["state"][0].update(step=torch.tensor(True))),
         state(lambda found: found["param_groups"][0].update(weight_decay="x")),
         state(lambda found: found["param_groups"][0].update(params=["a", "b"])),
-        *(state(lambda _: None) | {name: value} for name in good for value in ("x", [], {"losses": ["x"]})),
+        *(
+            state(lambda _: None) | {name: value}
+            for name in good
+            for value in ("x", [], {"loss": ["x"], "norm": [1.0]})
+        ),
     ]
     whole = Checkpoint(step=1, model=model.state_dict(), ema=None, training=state(lambda _: None))
-    check = partial(check_fits, model=model, optimizer=optimizer, needs=tuple(good), shape=PRETRAINING)
+    check = partial(
+        check_fits, model=model, optimizer=optimizer, needs=tuple(good), shape=state_shape(("loss", "norm"))
+    )
     check(whole, "checkpoint")
     for training in odd:
         assert "training.pt holds" in refusal(partial(check, replace(whole, training=training), "checkpoint"))
 
 
-def test_the_steps_of_fine_tuning_that_wait_to_be_written_have_five_numbers() -> None:
-    assert fits([[1.0, 2.0, 3.0, 4.0, float("nan")]], FINE_TUNING["pending"])
-    for odd in (None, [[1.0]], [["a"] * 5], [3], {"a": 1}):
-        assert not fits(odd, FINE_TUNING["pending"])
+def test_steps_that_wait_to_be_written_have_a_number_for_each_measure() -> None:
+    shape = state_shape(("loss", "norm"))["pending"]
+    assert fits({"loss": [1.0, float("nan")], "norm": [1.0, 2.0]}, shape)
+    assert fits(None, shape)
+    for odd in ([[1.0]], 3, {}, {"loss": [1.0]}, {"loss": [1.0], "norm": []}, {"loss": ["a"], "norm": [1.0]}):
+        assert not fits(odd, shape)

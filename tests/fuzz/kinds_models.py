@@ -26,10 +26,11 @@ from headspark import Encoder, config
 from headspark.config import read_recipe
 from headspark.hub import export as exports
 from headspark.interop import nnssl as interop
+from headspark.pretraining.state import prepare
 from headspark.recipe import Recipe
-from headspark.run.checkpoint import check_fits, load_newest
+from headspark.run.checkpoint import load_newest
 from headspark.run.claim import read_metrics, read_state
-from headspark.run.state import NEEDED, SHAPE, prepare, restore
+from headspark.run.resume import check_resumable, restore
 
 torch.set_num_threads(1)
 config.recipe_parser = functools.cache(config.recipe_parser)
@@ -66,7 +67,7 @@ def _checkpoint(folder: Path, name: str, damage: Damage) -> Kind:
     seal = json.loads((older / "checkpoint.json").read_text(encoding="utf-8"))
     (older / "checkpoint.json").write_text(json.dumps(seal | {"step": 2}), encoding="utf-8")
     began = read_recipe(Recipe, folder / "run/recipe.yaml")
-    training = prepare(began, Accelerator(cpu=True))
+    state = prepare(began, Accelerator(cpu=True))
 
     def write(content: bytes) -> None:
         (newest / name).write_bytes(content)
@@ -75,16 +76,14 @@ def _checkpoint(folder: Path, name: str, damage: Damage) -> Kind:
         (newest / "checkpoint.json").write_text(json.dumps(sealed), encoding="utf-8")
 
     def read() -> None:
-        fits = functools.partial(
-            check_fits, model=training.bare, optimizer=training.optimizer, needs=NEEDED, shape=SHAPE
-        )
+        fits = functools.partial(check_resumable, state)
         found = load_newest(checkpoints, say=lambda line: None, fits=fits)
         if found is None:
             raise Fault("the older checkpoint was not taken either")
-        restore(training, found, where="run")
-        for parameter in training.bare.parameters():
+        restore(state, found, where="run")
+        for parameter in state.unwrapped.parameters():
             parameter.grad = torch.full_like(parameter, FLAT)
-        training.optimizer.step()
+        state.optimizer.step()
 
     return Kind(target=newest / name, damage=damage, read=read, write=None if name == "checkpoint.json" else write)
 

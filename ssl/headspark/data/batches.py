@@ -66,8 +66,8 @@ _TENSORS = ("stored_BXYZ", "slope_B", "inter_B", "scored_B1XYZ")
 class Plan:
     """Which samples each step uses, on each rank.
 
-    A step always uses the samples ``step * effective ... (step + 1) * effective - 1``, however they are dealt out to
-    ranks and forward passes.
+    A step always uses the samples ``step * samples_per_step ... (step + 1) * samples_per_step - 1``, however they
+    are dealt out to ranks and forward passes.
 
     Attributes:
         steps: Of the run.
@@ -84,7 +84,7 @@ class Plan:
     ranks: int
 
     @property
-    def effective(self) -> int:
+    def samples_per_step(self) -> int:
         """Samples in a step."""
         return self.batch * self.accumulate * self.ranks
 
@@ -97,7 +97,7 @@ class Plan:
         """
         for step in range(first_step, self.steps):
             for part in range(self.accumulate):
-                start = step * self.effective + (part * self.ranks + self.rank) * self.batch
+                start = step * self.samples_per_step + (part * self.ranks + self.rank) * self.batch
                 yield list(range(start, start + self.batch))
 
 

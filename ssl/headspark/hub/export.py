@@ -15,10 +15,11 @@ from headspark.folder_kind import seen_at
 from headspark.hub.encoder_folder import Card
 from headspark.hub.model_card import preprocessing_of, write_card
 from headspark.interop.nnssl import write_nnssl
+from headspark.pretraining.origin import check_state
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import load_newest
 from headspark.run.diverged import all_finite, divergence
-from headspark.run.folder import RECIPE, check_state, read_metrics, read_state
+from headspark.run.folder import RECIPE, read_metrics, read_state
 from headspark.spark import SparK
 from headspark.weights import build_with
 

@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TextIO, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 
 from harmonize.errors import UserError
 from harmonize.pool import cores
 from harmonize.terminal import line
 from headspark.config import WRONG_USE
-from headspark.recipe import Precision, Recipe
 
 T = TypeVar("T")
 
 
-def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
-    """The device, ranks and precision, and the CPU threads of this rank."""
+def make_accelerator(
+    *, precision: str, threads: int | None, out: Path, trackers: Sequence[str] = (), frozen_parts: bool = False
+) -> Accelerator:
+    """The device, ranks and precision, and the CPU threads of this rank.
+
+    Args:
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        threads: CPU threads; None: the cores that this process may use, shared among the node's ranks.
+        out: The run's folder, for trackers.
+        trackers: Where metrics go besides metrics.jsonl, in accelerate's words.
+        frozen_parts: Whether there are steps in which not every parameter gets a gradient.
+    """
     accelerator = Accelerator(
-        mixed_precision=mixed_precision(recipe.train.precision),
+        mixed_precision=mixed_precision(precision),
+        # Said outright: without a GPU, accelerate would otherwise take each rank for a run of its own.
         cpu=not torch.cuda.is_available(),
-        log_with=list(recipe.train.trackers) or None,
+        log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if frozen_parts else None,
     )
-    torch.set_num_threads(recipe.train.threads or threads_of_a_rank())
+    torch.set_num_threads(threads or threads_of_a_rank())
     return accelerator
 
 
-def mixed_precision(precision: Precision) -> str:
+def mixed_precision(precision: str) -> str:
     """What accelerate calls it.
 
     Raises:

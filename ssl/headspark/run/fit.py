@@ -1,46 +1,60 @@
-"""The largest batch that fits the accelerator: halved until a whole step runs, the effective batch kept."""
+"""The largest batch that fits the accelerator: halved until a whole step runs, the samples of a step kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from harmonize.errors import UserError
-from headspark.masking import draw_mask, mask_grid, ratio_bounds
-from headspark.optim import make_optimizer
-from headspark.packed.geometry import MaskGeometry
-from headspark.recipe import Recipe
-from headspark.run.device import say_once
+from headspark.data.batches import Plan
+from headspark.run.device import on_gpu, say_once
+
+SMALLER = "a smaller data.patch or encoder, or train.precision bf16"
 
 
-def fit_batch(recipe: Recipe, accelerator: Accelerator, make_model: Callable[[Recipe], nn.Module]) -> tuple[int, int]:
-    """Try whole steps of a throw-away model on noise, at the recipe's largest visible share.
+def fit_plan(
+    accelerator: Accelerator,
+    *,
+    steps: int,
+    batch: int,
+    accumulate: int,
+    try_step: Callable[[int], object],
+    advice: str = SMALLER,
+) -> Plan:
+    """Which samples each step uses, in passes that the accelerator has the memory for.
 
-    Returns:
-        Batch and accumulation; their product is the recipe's.
+    Args:
+        accelerator: Its GPU is tried; without one, memory is not known to fail before it does.
+        steps: Of the run.
+        batch: Samples in a forward pass of a rank, as the recipe wants it.
+        accumulate: Forward passes in a step, likewise; the product of the two is kept.
+        try_step: Takes a whole step of a throw-away model on a batch of so many samples, as large as they get.
+        advice: What to do if not even one sample fits.
 
     Raises:
         UserError: Not even one sample fits.
     """
-
-    def fits_everywhere(batch: int) -> bool:
-        fits = torch.tensor(float(_step_fits(recipe, accelerator, make_model, batch)), device=accelerator.device)
-        return bool(accelerator.reduce(fits, "sum").item() == accelerator.num_processes)
-
-    batch, accumulate = largest_batch(recipe.train.batch, recipe.train.accumulate, fits_everywhere)
-    if batch < recipe.train.batch:
+    wanted = batch
+    if on_gpu(accelerator):
+        batch, accumulate = largest_batch(
+            batch, accumulate, partial(_fits_everywhere, accelerator, try_step), advice=advice
+        )
+    if batch < wanted:
         say_once(
             accelerator,
-            f"out of memory with train.batch {recipe.train.batch}: going on with {batch} and train.accumulate "
-            f"{accumulate}, which gives the same steps more slowly",
+            f"out of memory with train.batch {wanted}: going on with {batch} and train.accumulate {accumulate}, which "
+            "gives the same steps more slowly",
         )
-    return batch, accumulate
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    return Plan(steps=steps, batch=batch, accumulate=accumulate, rank=rank, ranks=ranks)
 
 
-def largest_batch(batch: int, accumulate: int, fits: Callable[[int], bool]) -> tuple[int, int]:
+def largest_batch(
+    batch: int, accumulate: int, fits: Callable[[int], bool], *, advice: str = SMALLER
+) -> tuple[int, int]:
     """Go down the divisors of `batch` until one fits; the product with `accumulate` stays.
 
     Example:
@@ -53,31 +67,18 @@ def largest_batch(batch: int, accumulate: int, fits: Callable[[int], bool]) -> t
     wanted = batch
     while not fits(batch):
         if batch == 1:
-            raise UserError(
-                "one sample does not fit the accelerator's memory: take a smaller data.patch or encoder, "
-                "train.precision bf16 or train.activation_checkpointing true"
-            )
+            raise UserError(f"one sample does not fit the accelerator's memory: take {advice}")
         batch = next(size for size in range(batch - 1, 0, -1) if wanted % size == 0)
     return batch, wanted * accumulate // batch
 
 
-def _step_fits(recipe: Recipe, accelerator: Accelerator, make_model: Callable[[Recipe], nn.Module], batch: int) -> bool:
+def _fits_everywhere(accelerator: Accelerator, try_step: Callable[[int], object], batch: int) -> bool:
     try:
-        _step(recipe, accelerator, make_model(recipe), batch)
+        try_step(batch)
+        fits = 1.0
     except torch.OutOfMemoryError:
-        return False
+        fits = 0.0
     finally:
         torch.cuda.empty_cache()
-    return True
-
-
-def _step(recipe: Recipe, accelerator: Accelerator, model: nn.Module, batch: int) -> None:
-    patch, device = recipe.data.patch, accelerator.device
-    model = model.to(device)
-    optimizer = make_optimizer(model, recipe.optim)
-    visible_Bdhw = draw_mask(batch, mask_grid((patch,) * 3, recipe.mask.block), ratio_bounds(recipe.mask.ratio)[0])
-    x_BCDHW = torch.randn(batch, recipe.encoder.in_channels, patch, patch, patch, device=device)
-    with accelerator.autocast():
-        loss = model(x_BCDHW, MaskGeometry(visible_Bdhw)).loss
-    loss.backward()
-    optimizer.step()
+    all_fit = accelerator.reduce(torch.tensor(fits, device=accelerator.device), "sum").item()
+    return bool(all_fit == accelerator.num_processes)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from harmonize.bounded_files import fits
-from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.files import write_json, write_text
 from harmonize.provenance import git_revision, library_versions
 from headspark.config import WRONG_USE, read_recipe, to_plain, to_yaml
-from headspark.recipe import Recipe
 from headspark.run.claim import (
     CHECKPOINTS,
     FINISHED,
@@ -33,32 +30,49 @@ from headspark.run.claim import (
 from headspark.run.diverged import Diverged
 
 __all__ = ["FINISHED", "LOCK", "METRICS", "RECIPE", "STATE", "read_metrics", "read_state"]  # of headspark.run.claim
-STATE_SHAPE = {
-    "corpus": {
-        "manifest_sha256": str,
-        "rejected": int,
-        "spacing_mm": [float],
-        "mri_norms": lambda norms: isinstance(norms, dict) and all(isinstance(norm, str) for norm in norms.values()),
-        "groups": [{"source": str, "modality": str, "scans": int, "subjects": int}],
-    },
-    "libraries": dict,
-    "revision": (str, type(None)),
-}
-"""What a model card needs of run.json, as `harmonize.bounded_files.fits` takes it."""
-
 RUNNING, INTERRUPTED, DIVERGED = "running", "interrupted", "diverged"
-FREE_ON_RESUME = (
-    "data.workers", "data.worker_kind", "data.cache", "data.cache_dir",
-    "train.batch", "train.accumulate", "train.threads", "train.log_every", "train.validate_every",
-    "train.picture_every", "train.probe_every", "train.probe_labels", "train.checkpoint_every", "train.keep",
-    "train.trackers", "train.profile", "train.non_finite_patience",
-)  # fmt: skip
-"""Keys that change what is written down or how fast, and nothing that is computed. (Batch and accumulation may change
-as long as their product does not; that is checked against the checkpoint.)"""
+SAMPLES_PER_STEP = "effective_batch"
+"""Name in run.json of how many samples a step has."""
+
+OF_A_STEP = {"train.batch", "train.accumulate"}
+"""Keys that may change as long as a step has as many samples as before; a checkpoint knows how many those are."""
+
+FREE_ON_RESUME = {
+    "data.workers", "data.worker_kind", "train.threads", "train.log_every", "train.validate_every",
+    "train.checkpoint_every", "train.keep", "train.non_finite_patience", *OF_A_STEP,
+}  # fmt: skip
+"""Keys of every recipe that change what is written down or how fast, and nothing that is computed."""
+
+
+class Recipe(Protocol):
+    """What a run is: a dataclass of sections, of which one says how it trains."""
+
+    @property
+    def train(self) -> Any:
+        """With the ``seed``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunKind:
+    """What tells the runs of one program from those of another.
+
+    Attributes:
+        name: For people: ``pretraining``.
+        other: What else may have written a run.json.
+        key: What run.json holds for runs of this kind and no other.
+        free: Keys of the recipe that may change when a run is taken up, besides `FREE_ON_RESUME`.
+        files: Files that runs of this kind write besides those that all write.
+    """
+
+    name: str
+    other: str
+    key: str
+    free: frozenset[str]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
-class Run:
+class RunFolder:
     """A run's folder, held by the one process that writes to it.
 
     Attributes:
@@ -70,52 +84,78 @@ class Run:
     state: dict[str, Any]
 
     @property
-    def folder(self) -> Path:
+    def path(self) -> Path:
         """Where it lies."""
         return self.claim.folder
 
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.folder / CHECKPOINTS
+        return self.path / CHECKPOINTS
 
     def log(self, **facts: object) -> None:
         """Append a line to metrics.jsonl."""
-        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+        with (self.path / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(metrics_line(facts))
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that a killed run wrote after its last checkpoint."""
-        lines = [metrics_line(line) for line in read_metrics(self.folder) if line["step"] <= step]
-        write_text(self.folder / METRICS, "".join(lines))
+        lines = [metrics_line(line) for line in read_metrics(self.path) if line["step"] <= step]
+        write_text(self.path / METRICS, "".join(lines))
 
     def note(self, **facts: object) -> None:
         """Write facts to run.json: how the run stands, what it runs on."""
-        self.state |= facts
-        write_json(self.folder / STATE, self.state)
+        self.state |= without_odd_numbers(facts)
+        write_json(self.path / STATE, self.state)
+
+    def end(self, status: str, **facts: object) -> None:
+        """Write how the run ended, and let its folder stay."""
+        self.claim.keep()
+        self.note(status=status, **facts)
 
 
 @contextmanager
-def open_run(folder: Path, recipe: Recipe, corpus: Corpus) -> Iterator[Run]:
-    """Start a run in a new folder, or take up an unfinished one; until `Claim.keep` all can be undone.
+def open_run(
+    path: Path,
+    recipe: Recipe,
+    kind: RunKind,
+    *,
+    began_with: Callable[[Mapping[str, Any] | None], Mapping[str, Any]],
+    first: Callable[[], None] | None = None,
+) -> Iterator[RunFolder]:
+    """Start a run in a new folder, or take up an unfinished one, and keep others out meanwhile.
+
+    Until `Claim.keep` all can be undone.
+
+    Args:
+        path: The folder.
+        recipe: What the run is.
+        kind: Whose run.
+        began_with: Given run.json of the run that is taken up (None for a new one), says for run.json what the run
+            begins with besides its recipe; refuses what is not what that run began with.
+        first: Writes what must lie there before the recipe does, once the folder is known to be the run's.
 
     Raises:
-        UserError: With exit code 2: the folder holds a finished run, one of another recipe or corpus, one that is
-            running now, or no run at all.
+        UserError: With exit code 2: the folder holds a finished run, one that began otherwise, one that is running
+            now, or no run at all.
     """
-    with claim(folder, kind="pretraining", other="fine-tuning", key="corpus") as claimed:
-        manifest = corpus.manifest_sha256()
+    with claim(path, kind=kind.name, other=kind.other, key=kind.key, more=kind.files) as claimed:
+        facts = began_with(claimed.state)
         if claimed.state is not None:
-            _check_same(folder, recipe, claimed.state, manifest)
-        write_text(folder / RECIPE, to_yaml(recipe))
-        run = Run(claimed, dict(claimed.state or {}))
+            free = FREE_ON_RESUME | kind.free
+            # Runs of version 0.1.0's fine-tuning do not say how many samples a step has.
+            check_same_recipe(path, recipe, free if SAMPLES_PER_STEP in claimed.state else free - OF_A_STEP)
+        if first is not None:
+            first()
+        write_text(path / RECIPE, to_yaml(recipe))
+        run = RunFolder(claimed, dict(claimed.state or {}))
         run.state.pop("diverged", None)
         run.note(
             status=RUNNING,
             seed=recipe.train.seed,
             revision=git_revision(),
             libraries=library_versions(),
-            corpus={"manifest_sha256": manifest, **summarise(corpus)},
+            **facts,
         )
         try:
             yield run
@@ -123,6 +163,25 @@ def open_run(folder: Path, recipe: Recipe, corpus: Corpus) -> Iterator[Run]:
             if claimed.kept:
                 run.note(status=DIVERGED, diverged=error.facts())
             raise
+
+
+def check_same_recipe(path: Path, recipe: Any, free: frozenset[str] | set[str]) -> None:
+    """Refuse to go on with another recipe than a run began with.
+
+    Args:
+        path: The run's folder, with the recipe that it began with.
+        recipe: The one that is asked for now.
+        free: Keys that may differ.
+
+    Raises:
+        UserError: With exit code 2; names the first key that differs.
+    """
+    before, now = (_flat(to_plain(one)) for one in (read_recipe(type(recipe), path / RECIPE), recipe))
+    for key, value in now.items():
+        if before[key] != value and key not in free:
+            raise UserError(
+                f"{path}: began with {key} {before[key]}, now {value} is asked for; {NEW_FOLDER}", exit_code=WRONG_USE
+            )
 
 
 def metrics_line(facts: Mapping[str, Any]) -> str:
@@ -139,48 +198,17 @@ def metrics_line(facts: Mapping[str, Any]) -> str:
     return json.dumps(plain, allow_nan=False) + "\n"
 
 
-def summarise(corpus: Corpus) -> dict[str, Any]:
-    """What a model card says about a corpus: scans and subjects by source and modality, spacing, normalisation."""
-    scans = corpus.scans
-    groups = scans.groupby(["source", "modality"], sort=True)
-    return {
-        "scans": len(scans),
-        "rejected": len(corpus.rejected),
-        "spacing_mm": list(corpus.spacing),
-        "mri_norms": corpus.mri_norms,
-        "groups": [
-            {"source": source, "modality": modality, "scans": len(rows), "subjects": int(rows["subject"].nunique())}
-            for (source, modality), rows in groups
-        ],
-    }
+def without_odd_numbers(value: Any) -> Any:
+    """The same with null for each number that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: without_odd_numbers(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_odd_numbers(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_state(folder: Path, state: Mapping[str, Any] | None) -> None:
-    """Refuse a run.json that says too little for a model card.
-
-    Raises:
-        UserError: With exit code 2.
-    """
-    if state is None or not fits(state, STATE_SHAPE) or len(state["corpus"]["spacing_mm"]) != 3:
-        raise UserError(f"{folder}: its {STATE} is damaged; restore it", exit_code=WRONG_USE)
-
-
-def _check_same(folder: Path, recipe: Recipe, state: dict[str, Any], manifest: str) -> None:
-    if not fits(state, {"corpus": {"manifest_sha256": str}}):
-        raise UserError(f"{folder}: its {STATE} is damaged; restore it, or {NEW_FOLDER}", exit_code=WRONG_USE)
-    if state["corpus"]["manifest_sha256"] != manifest:
-        raise UserError(
-            f"{folder}: the corpus is not the one that this run began with; {NEW_FOLDER}",
-            exit_code=WRONG_USE,
-        )
-    before, now = (_flat(to_plain(one)) for one in (read_recipe(Recipe, folder / RECIPE), recipe))
-    for key, value in now.items():
-        if before[key] != value and key not in FREE_ON_RESUME:
-            raise UserError(
-                f"{folder}: began with {key} {before[key]}, now {value} is asked for; {NEW_FOLDER}",
-                exit_code=WRONG_USE,
-            )
-
-
-def _flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in sections.items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
@@ -14,18 +13,19 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from PIL import Image
 
 from harmonize.errors import UserError
 from harmonize.progress import Progress
 from headspark.config import WRONG_USE
-from headspark.data.batches import Plan
-from headspark.run.folder import Run
+from headspark.run.diverged import Diverged
+from headspark.run.folder import RunFolder
+from headspark.run.state import StepResult, TrainState, counts
 
 PROJECT = "headspark"
 MIB = 2**20
+NOT_FINITE = "its loss or gradient is not finite"
 _PICTURE_OPTIONS: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 
 
@@ -44,44 +44,22 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise UserError(f"train.trackers {name}: not installed; pip install {name}", exit_code=WRONG_USE)
 
 
-@dataclass(slots=True, kw_only=True)
-class Interval:
-    """What has been measured since the last line, on this rank.
-
-    Attributes:
-        losses: One a step.
-        norms: Of the gradient, one a step.
-        waited: Seconds that the ranks spent waiting for batches, on average.
-        began: When the interval began, by the monotonic clock.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    waited: float = 0.0
-    began: float = field(default_factory=time.monotonic)
-
-    def wait_share(self) -> float:
-        """Share of the time since the interval began that went into waiting for batches."""
-        seconds = time.monotonic() - self.began
-        return min(self.waited / seconds, 1.0) if seconds > 0 else 0.0
-
-
-class Report:
-    """Collects measurements and writes them; on ranks other than the first it only collects.
+class MetricsLog:
+    """Writes what was measured; on ranks other than the first it only keeps the steps that were not yet written.
 
     Args:
-        plan: Steps, and samples in a step.
-        accelerator: Whose trackers are used.
+        state: Of the run; its pending steps are those since the last line.
         run: The run's folder on the first rank, else None.
-        done: Steps that were done before.
+        label: What is being done, for the progress bar.
     """
 
-    def __init__(self, plan: Plan, accelerator: Accelerator, run: Run | None, *, done: int) -> None:
-        self._accelerator, self._run, self._effective = accelerator, run, plan.effective
-        self._interval = Interval()
-        self._progress = None if run is None else Progress("pretrain", total=plan.steps, unit="step", done=done)
-        if accelerator.log_with:
-            accelerator.init_trackers(PROJECT, init_kwargs={"tensorboard": {"purge_step": done + 1}})
+    def __init__(self, state: TrainState[Any], run: RunFolder | None, *, label: str) -> None:
+        self._state, self._run, self._accelerator = state, run, state.accelerator
+        self._began, self._waited = time.monotonic(), 0.0
+        done, total = state.step, state.plan.steps
+        self._progress = None if run is None else Progress(label, total=total, unit="step", done=done)
+        if self._accelerator.log_with:
+            self._accelerator.init_trackers(PROJECT, init_kwargs={"tensorboard": {"purge_step": done + 1}})
 
     def __enter__(self) -> Self:
         return self
@@ -94,55 +72,73 @@ class Report:
         if self._accelerator.log_with:
             self._accelerator.end_training()
 
-    def collect(self, *, loss: float, norm: float, waited: float) -> None:
-        """Take in one step."""
-        self._interval.losses.append(loss)
-        self._interval.norms.append(norm)
-        self._interval.waited += waited
-        if self._progress is not None:
-            self._progress.advance(loss=f"{loss:.4f}", data_wait=f"{self._interval.wait_share():.0%}")
+    def begin(self) -> None:
+        """Let the time of the next line begin now."""
+        self._began, self._waited = time.monotonic(), 0.0
 
-    def line(self, step: int, *, lr: float, skipped: int) -> None:
-        """Write what was collected as one line, and begin the next interval."""
-        interval, self._interval = self._interval, Interval()
-        seconds = self._interval.began - interval.began
-        steps = max(len(interval.losses), 1)
-        # The mean of the steps that counted; where none did, what was seen instead.
-        losses = [loss for loss in interval.losses if isfinite(loss)] or interval.losses[-1:]
-        facts: dict[str, Any] = {
-            "step": step,
-            "loss": fmean(losses) if losses else None,
-            "lr": lr,
-            "grad_norm": interval.norms[-1] if interval.norms else None,
+    def collect(self, result: StepResult, *, patience: int, **facts: str) -> None:
+        """Take in the step that was taken last; one that was skipped is named: to the user, and in metrics.jsonl.
+
+        Args:
+            result: Of the step.
+            patience: So many skipped steps in a row are too many.
+            facts: Shown beside the progress bar, and written on the line of a skipped step.
+
+        Raises:
+            Diverged: Too many steps in a row were skipped.
+        """
+        state = self._state
+        state.pending.append(dict(result.numbers))
+        self._waited += result.waited
+        if self._progress is not None:
+            loss, share = f"{result.numbers['loss']:.4f}", f"{self._wait_share():.0%}"
+            self._progress.advance(1, **facts, loss=loss, data_wait=share)
+        if result.skipped_scans:
+            scans = ", ".join(result.skipped_scans)
+            self.say(f"step {state.step} skipped: {NOT_FINITE}; it saw {scans}")
+            if self._run is not None:
+                self._run.log(step=state.step, **facts, skipped=NOT_FINITE, scans=list(result.skipped_scans))
+            if state.skipped_in_a_row >= patience:
+                row = f"{state.skipped_in_a_row} steps in a row, lastly on {scans}"
+                reason = f"the loss or its gradient was not finite in {row}"
+                raise Diverged(state.step, reason, advice=f"look at these scans, or {state.advice}")
+
+    def means(self) -> dict[str, float]:
+        """Means of the pending steps that counted; where none did, what was seen last instead."""
+        steps = [step for step in self._state.pending if counts(step)] or self._state.pending[-1:]
+        return {name: fmean(step[name] for step in steps) for name in self._state.measures}
+
+    def line(self, **facts: Any) -> None:
+        """Write the pending steps as one line: the caller's facts, and how long the steps took."""
+        state, steps = self._state, len(self._state.pending)
+        seconds = time.monotonic() - self._began
+        facts |= {
             "seconds": seconds / steps,
-            "samples_per_second": steps * self._effective / seconds,
-            "data_wait_share": interval.wait_share(),
-            "skipped_steps": skipped,
+            "samples_per_second": steps * state.plan.samples_per_step / seconds,
+            "data_wait_share": self._wait_share(),
+            "skipped_steps": state.skipped,
         }
         if torch.cuda.is_available():
             facts["peak_memory_mib"] = torch.cuda.max_memory_allocated() / MIB
         self.write(**facts)
+        state.pending = []
+        self.begin()
 
     def write(self, **facts: Any) -> None:
-        """Write one line: to metrics.jsonl and to the trackers."""
+        """Write one line about the step that was taken last: to metrics.jsonl and to the trackers."""
         if self._run is not None:
-            self._run.log(**facts)
+            self._run.log(step=self._state.step, **facts)
         if self._accelerator.log_with:
-            values = {name: value for name, value in facts.items() if name != "step" and _is_number(value)}
-            self._accelerator.log(values, step=facts["step"])
+            values = {name: value for name, value in facts.items() if _is_number(value)}
+            self._accelerator.log(values, step=self._state.step)
 
-    def skip(self, step: int, reason: str, scans: Sequence[str]) -> None:
-        """Name a step that changed nothing: to the user, and in metrics.jsonl."""
-        self.say(f"step {step} skipped: {reason}; it saw {', '.join(scans)}")
-        if self._run is not None:
-            self._run.log(step=step, skipped=reason, scans=list(scans))
-
-    def picture(self, path: Path, step: int) -> None:
+    def picture(self, path: Path) -> None:
         """Hand a picture to the trackers that take pictures."""
         for tracker in self._accelerator.trackers:
             if tracker.name in _PICTURE_OPTIONS:
                 pixels_1HWC = np.asarray(Image.open(path).convert("RGB"))[None]
-                tracker.log_images({path.parent.name: pixels_1HWC}, step=step, **_PICTURE_OPTIONS[tracker.name])
+                options = _PICTURE_OPTIONS[tracker.name]
+                tracker.log_images({path.parent.name: pixels_1HWC}, step=self._state.step, **options)
 
     def say(self, line: str) -> None:
         """Show a line to the user, on the first rank."""
@@ -151,20 +147,16 @@ class Report:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave out of the interval what is not training: validation, pictures, checkpoints."""
+        """Leave out of the time what is not training: validation, pictures, checkpoints."""
         began = time.monotonic()
         yield
-        self._interval.began += time.monotonic() - began
+        self._began += time.monotonic() - began
 
-    def pending(self) -> dict[str, list[float]]:
-        """The steps not yet written as a line, for a checkpoint."""
-        return {"losses": list(self._interval.losses), "norms": list(self._interval.norms)}
-
-    def begin(self, pending: dict[str, list[float]] | None) -> None:
-        """Begin the first interval now; a resumed run takes up what `pending` gave."""
-        kept = pending or {"losses": [], "norms": []}
-        self._interval = Interval(losses=list(kept["losses"]), norms=list(kept["norms"]))
+    def _wait_share(self) -> float:
+        """Share of the time since the last line that went into waiting for batches."""
+        seconds = time.monotonic() - self._began
+        return min(self._waited / seconds, 1.0) if seconds > 0 else 0.0
 
 
 def _is_number(value: Any) -> bool:
-    return value is not None and (not isinstance(value, float) or isfinite(value))
+    return isinstance(value, int | float) and isfinite(value)

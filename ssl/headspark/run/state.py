@@ -1,89 +1,97 @@
-"""What a pretraining step works on: model, optimizer, plan and counters, made, saved and restored together."""
+"""What changes from step to step in every run: the weights, what moves them, and how many steps counted."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from harmonize.errors import UserError
-from headspark.config import WRONG_USE
 from headspark.data.batches import Plan
-from headspark.encoder import build_encoder
-from headspark.optim import make_optimizer, make_schedule
-from headspark.recipe import Recipe
-from headspark.run.checkpoint import Checkpoint
-from headspark.run.device import on_gpu, say_once
 from headspark.run.diverged import all_finite
-from headspark.run.fit import fit_batch
-from headspark.run.plain_state import SCALER
-from headspark.run.split_norms import split_norms
-from headspark.spark import SparK
 
-NEEDED = ("scaler", "effective_batch", "skipped", "skipped_in_a_row", "evaluated", "pending")
-"""What a checkpoint must hold for a run to go on from it, version 0.1.0's too."""
+M = TypeVar("M", bound=nn.Module)
 
-SHAPE = {
-    "scaler": SCALER,
-    "effective_batch": int,
-    "skipped": int,
-    "skipped_in_a_row": int,
-    "evaluated": int,
-    "held_out_loss": (Real, type(None)),
-    "pending": {"losses": [Real], "norms": [Real]},
-}
-"""Of what that is, as `harmonize.bounded_files.fits` takes it; losses need not be finite."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one step gave; the same on all ranks.
+
+    Attributes:
+        numbers: Its measures by name, as `TrainState.measures`: the ``loss`` first, the gradient's ``norm`` last.
+        stop: Whether any rank was asked to stop.
+        waited: Seconds that the ranks spent waiting for batches, on average.
+        skipped_scans: What the step saw on all ranks, if it was skipped because it was not finite; else nothing.
+    """
+
+    numbers: Mapping[str, float]
+    stop: bool
+    waited: float
+    skipped_scans: tuple[str, ...]
 
 
 @dataclass(slots=True, kw_only=True)
-class Training:
-    """What changes from step to step, and what moves it.
+class TrainState(Generic[M]):
+    """What a step works on; a program adds what it alone has.
 
     Attributes:
-        recipe: What the run is.
+        measures: Names of what a step measures.
+        advice: What to do about a run that diverged.
         accelerator: Device, ranks, precision.
         plan: Which samples each step uses.
-        model: As prepared by the accelerator.
+        model: As it is called in training: wrapped for several ranks and for mixed precision.
+        unwrapped: The same model without that.
         optimizer: As prepared by the accelerator.
-        schedule: Sets the learning rate of a step.
         ema: Moving average of the weights, or None.
         step: Optimizer steps done.
-        skipped: Steps whose loss or gradient was not finite.
+        skipped: Steps whose loss or gradient was not finite, and which changed nothing.
         skipped_in_a_row: The last so many of them.
-        evaluated: The last step after which `evaluate` was called.
-        held_out_loss: What it found; None where nothing is held out, or before that.
+        evaluated: The last step after which the model was evaluated as far as that was due; -1 before the first.
+        held_out_loss: What was found then; None before that, or where nothing is held out.
+        pending: The numbers of the steps that were not yet written as a line.
     """
 
-    recipe: Recipe
+    measures: ClassVar[tuple[str, ...]] = ("loss", "norm")
+    advice: ClassVar[str]
+
     accelerator: Accelerator
     plan: Plan
     model: nn.Module
+    unwrapped: M
     optimizer: Optimizer
-    schedule: Scheduler
     ema: ModelEmaV3 | None
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     evaluated: int = -1
     held_out_loss: float | None = None
+    pending: list[dict[str, float]] = field(default_factory=list)
 
     @property
-    def bare(self) -> SparK:
-        """The model without the accelerator's wrapping."""
-        return self.accelerator.unwrap_model(self.model)
+    def eval_model(self) -> M:
+        """The model that is evaluated and exported: the moving average, if there is one."""
+        return self.unwrapped if self.ema is None else self.ema.module
 
-    @property
-    def judged(self) -> SparK:
-        """The model that is validated and exported: the moving average, if there is one."""
-        return self.bare if self.ema is None else self.ema.module
+    def update(self, *, finite: bool) -> None:
+        """Move the weights by their gradient and count the step; one that is not finite is skipped.
+
+        Args:
+            finite: Whether the loss and the gradient are.
+        """
+        if finite or self.accelerator.scaler is not None:  # the scaler of fp16 skips by itself, and lowers its scale
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if finite and self.ema is not None:
+            self.ema.update(self.unwrapped)
+        self.step += 1
+        self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
 
     def any_rank(self, flag: bool) -> bool:
         """Whether it is so on any rank; the same answer on all of them."""
@@ -91,99 +99,14 @@ class Training:
 
     def has_finite_weights(self) -> bool:
         """Whether the weights and their moving average are finite on all ranks."""
-        return not self.any_rank(not all_finite([self.bare, None if self.ema is None else self.ema.module]))
+        return not self.any_rank(not all_finite([self.unwrapped, None if self.ema is None else self.ema.module]))
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator) -> Training:
-    """Model, optimizer and plan of a run at its first step."""
-    batch, accumulate = recipe.train.batch, recipe.train.accumulate
-    if on_gpu(accelerator):
-        batch, accumulate = fit_batch(recipe, accelerator, make_model)
-    model = make_model(recipe)
-    ranks = accelerator.num_processes
-    if ranks > 1 and on_gpu(accelerator):
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    note = split_norms(model, batch=batch, accumulate=accumulate, ranks=ranks, key="encoder.norm")
-    if note is not None:
-        say_once(accelerator, f"note: {note}", stream=sys.stderr)
-    optimizer = make_optimizer(model, recipe.optim)
-    schedule = make_schedule(optimizer, recipe.optim, steps=recipe.train.steps)
-    ema = None if recipe.train.ema is None else ModelEmaV3(model, decay=recipe.train.ema).to(accelerator.device)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    return Training(
-        recipe=recipe,
-        accelerator=accelerator,
-        plan=Plan(
-            steps=recipe.train.steps,
-            batch=batch,
-            accumulate=accumulate,
-            rank=accelerator.process_index,
-            ranks=ranks,
-        ),
-        model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        ema=ema,
-    )
+def counts(numbers: Mapping[str, float]) -> bool:
+    """Whether a step with these numbers changed the weights."""
+    return isfinite(numbers["loss"]) and isfinite(numbers["norm"])
 
 
-def make_model(recipe: Recipe) -> SparK:
-    """The model at its first step: a function of the recipe's seed."""
-    torch.manual_seed(recipe.train.seed)
-    encoder = build_encoder(recipe.encoder)
-    if recipe.train.activation_checkpointing:
-        if not hasattr(encoder, "set_grad_checkpointing"):
-            raise UserError(f"train.activation_checkpointing: {recipe.encoder.kind} cannot", exit_code=WRONG_USE)
-        encoder.set_grad_checkpointing(True)
-    return SparK(encoder, recipe.decoder, recipe.spark, in_channels=recipe.encoder.in_channels)
-
-
-def snapshot(training: Training, *, pending: dict[str, list[float]]) -> Checkpoint:
-    """The state after `training.step` steps.
-
-    Args:
-        training: What is saved.
-        pending: Of the report: the steps that were not yet written as a line.
-    """
-    scaler = training.accelerator.scaler
-    state: dict[str, Any] = {
-        "optimizer": training.optimizer.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "effective_batch": training.plan.effective,
-        "skipped": training.skipped,
-        "skipped_in_a_row": training.skipped_in_a_row,
-        "evaluated": training.evaluated,
-        "held_out_loss": training.held_out_loss,
-        "pending": pending,
-    }
-    ema = None if training.ema is None else training.ema.module.state_dict()
-    return Checkpoint(step=training.step, model=training.bare.state_dict(), ema=ema, training=state)
-
-
-def restore(training: Training, found: Checkpoint, *, where: object) -> None:
-    """Undo everything since a checkpoint.
-
-    Args:
-        training: Takes its state.
-        found: The checkpoint.
-        where: The run's folder, for the message.
-
-    Raises:
-        UserError: With exit code 2: a step has another number of samples now.
-    """
-    effective = found.training["effective_batch"]
-    if effective != training.plan.effective:
-        raise UserError(
-            f"{where}: began with {effective} samples a step, now {training.plan.effective}: "
-            "set train.batch, train.accumulate and the number of ranks so that their product is the same",
-            exit_code=WRONG_USE,
-        )
-    training.step, training.evaluated = found.step, found.training["evaluated"]
-    training.held_out_loss = found.training.get("held_out_loss")
-    training.skipped, training.skipped_in_a_row = found.training["skipped"], found.training["skipped_in_a_row"]
-    training.bare.load_state_dict(found.model)
-    training.optimizer.load_state_dict(found.training["optimizer"])
-    if training.ema is not None and found.ema is not None:
-        training.ema.module.load_state_dict(found.ema)
-    if training.accelerator.scaler is not None and found.training["scaler"]:
-        training.accelerator.scaler.load_state_dict(found.training["scaler"])
+def due(step: int, every: int) -> bool:
+    """Whether what is done `every` so many steps is done after this one; 0: never."""
+    return every > 0 and step % every == 0

@@ -1,4 +1,4 @@
-"""How good a model is on held-out cubes: a loss over masks that never change, and pictures of what it fills in."""
+"""How good a model is on held-out patches: a loss over masks that never change, and pictures of what it fills in."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from headspark.data.cohort import Cohort
 from headspark.data.samples import CentralSamples, ValidationSamples
 from headspark.masking import expand_cells
 from headspark.packed.geometry import MaskGeometry
+from headspark.pretraining.pictures import Triptych, write_triptychs
+from headspark.pretraining.probe import knn_score
 from headspark.recipe import Recipe
-from headspark.run.pictures import Triptych, write_triptychs
-from headspark.run.probe import knn_score
 from headspark.spark import SparK
 
 PICTURE_ROWS = 3
@@ -27,7 +27,7 @@ PROBED_SCANS = 64
 """Scans of each side, trained on and held out, that the probe looks at."""
 
 
-class Judge:
+class Evaluator:
     """Looks at a model in eval mode; what it looks at is drawn once and never changes.
 
     Args:
@@ -48,7 +48,7 @@ class Judge:
 
     @torch.no_grad()
     def validation_loss(self, model: SparK) -> float | None:
-        """Mean squared error over the scored, hidden voxels of all validation cubes, shared out over the ranks.
+        """Mean squared error over the scored, hidden voxels of all validation patches, shared out over the ranks.
 
         Returns:
             None where nothing was held out.
@@ -71,7 +71,7 @@ class Judge:
 
     @torch.no_grad()
     def draw(self, path: Path, model: SparK, *, step: int) -> None:
-        """Write the middle slices of a few cubes, held-out ones first, and what the model fills in."""
+        """Write the middle slices of a few patches, held-out ones first, and what the model fills in."""
         rows = []
         for index in range(min(PICTURE_ROWS, len(self._pictured))):
             batch = stack([self._pictured[index]]).to(self._accelerator.device)
@@ -83,7 +83,7 @@ class Judge:
 
     @torch.no_grad()
     def probe(self, encoder: nn.Module) -> dict[str, float]:
-        """How well the frozen features of whole cubes tell the recipe's labels apart; see `headspark.run.probe`."""
+        """How well the frozen features of whole patches tell the recipe's labels apart; see `knn_score`."""
         features = []
         for index in range(len(self._probed)):
             if self._asked():

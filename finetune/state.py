@@ -1,0 +1,165 @@
+"""What a fine-tuning step works on, made at its first step."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import AdamW
+
+from finetune.losses import IGNORE, Losses, Targets, finetune_loss
+from finetune.model_folder import Bundle
+from finetune.models.assemble import AneurysmClassifier
+from finetune.recipe import Recipe
+from finetune.samples import DataConfig, check_patch
+from finetune.stages import Rates, parameter_groups, rates_at, total_steps
+from finetune.tasks.aneurysm import SOURCE
+from harmonize.corpus import Corpus
+from harmonize.errors import UserError
+from harmonize.labels import LABELS
+from harmonize.settings import Settings
+from harmonize.voxels.intensity import CT_WINDOWS
+from headspark.encoder import EncoderConfig, build_encoder
+from headspark.run.fit import fit_plan
+from headspark.run.split_norms import split_norms
+from headspark.run.state import TrainState
+
+
+@dataclass(slots=True, kw_only=True)
+class FinetuneState(TrainState[AneurysmClassifier]):
+    """The state of a fine-tuning run.
+
+    Attributes:
+        recipe: The run's.
+        data: Its data section, with the encoder's own windows.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("loss", *Losses._fields[1:], "norm")
+    advice: ClassVar[str] = "lower the rates of the stages or lengthen their warmup, and give --out a new folder"
+
+    recipe: Recipe
+    data: DataConfig
+
+    def rates(self) -> Rates:
+        """What the coming step trains."""
+        return rates_at(self.step, self.recipe.stages, len(self.unwrapped.layers))
+
+    def last_rates(self) -> Rates:
+        """What the step trained that was taken last."""
+        return rates_at(max(self.step - 1, 0), self.recipe.stages, len(self.unwrapped.layers))
+
+    def bundle(self, settings: Settings) -> Bundle:
+        """What must be known besides the weights to predict."""
+        shape = cast(EncoderConfig, self.unwrapped.encoder.config)
+        return Bundle(encoder=shape, head=self.recipe.head, data=self.data, settings=settings)
+
+
+def prepare(recipe: Recipe, accelerator: Accelerator, pretrained: Any | None) -> FinetuneState:
+    """Model, optimizer, moving average and plan of a run at its first step.
+
+    Args:
+        recipe: The run's.
+        accelerator: Ranks, devices and precision.
+        pretrained: What `Encoder.from_pretrained` gives; None trains the recipe's encoder from scratch.
+    """
+    data = recipe.data
+    if pretrained is not None:
+        data = replace(data, ct_windows=windows_of(pretrained))
+        check_patch(data, pretrained.strides[-1])
+    plan = fit_plan(
+        accelerator,
+        steps=total_steps(recipe.stages),
+        batch=recipe.train.batch,
+        accumulate=recipe.train.accumulate,
+        try_step=partial(try_step, recipe, accelerator, pretrained),
+    )
+    torch.manual_seed(recipe.train.seed)
+    encoder = build_encoder(recipe.scratch) if pretrained is None else pretrained
+    classifier = make_model(recipe, encoder).to(accelerator.device)
+    optimizer = AdamW(parameter_groups(classifier, weight_decay=recipe.train.weight_decay), lr=0.0)
+    # Wrapped while everything wants a gradient: the wrapper for several ranks looks only once at who takes part.
+    model, optimizer = accelerator.prepare(classifier.requires_grad_(True), optimizer)
+    return FinetuneState(
+        recipe=recipe,
+        data=data,
+        accelerator=accelerator,
+        plan=plan,
+        model=model,
+        unwrapped=classifier,
+        optimizer=optimizer,
+        ema=ModelEmaV3(classifier, decay=recipe.train.ema) if recipe.train.ema is not None else None,
+    )
+
+
+def make_model(recipe: Recipe, encoder: Any) -> AneurysmClassifier:
+    """The classifier on an encoder, laid out in memory as convolutions are fastest."""
+    return AneurysmClassifier(encoder, recipe.head).to(memory_format=torch.channels_last_3d)
+
+
+def try_step(recipe: Recipe, accelerator: Accelerator, pretrained: Any | None, batch: int) -> None:
+    """A whole step of a throw-away model on noise, in which everything trains."""
+    device, patch = accelerator.device, recipe.data.patch
+    encoder = build_encoder(recipe.scratch) if pretrained is None else deepcopy(pretrained)
+    model = make_model(recipe, encoder).to(device)
+    optimizer = AdamW(model.parameters(), lr=0.0)
+    cells = [-(-voxels // recipe.head.stride) for voxels in patch]
+    targets = Targets(
+        labels_B14=torch.zeros(batch, len(LABELS), device=device),
+        heat_Bdhw=torch.zeros(batch, *cells, device=device),
+        territory_Bdhw=torch.full((batch, *cells), IGNORE, device=device),
+        located_B=torch.ones(batch, dtype=torch.bool, device=device),
+    )
+    x_BCDHW = torch.randn(batch, encoder.config.in_channels, *patch, device=device)
+    with accelerator.autocast():
+        output = model(x_BCDHW.to(memory_format=torch.channels_last_3d))
+    finetune_loss(output, targets, recipe.loss).total.backward()
+    optimizer.step()
+
+
+def notes(state: FinetuneState, corpus: Corpus) -> list[str]:
+    """What the user may not expect of a run that starts."""
+    plan = state.plan
+    split = split_norms(
+        state.unwrapped, batch=plan.batch, accumulate=plan.accumulate, ranks=plan.ranks, key="the encoder's norm"
+    )
+    lines = differences(state.unwrapped.encoder, corpus, state.recipe.data)
+    return lines if split is None else [*lines, split]
+
+
+def windows_of(encoder: Any) -> tuple[str, ...]:
+    """The CT windows that a pretrained encoder wants, one a channel.
+
+    Raises:
+        UserError: Its config.json does not say them, or other ones than it has channels for.
+    """
+    windows, channels = encoder.preprocessing.get("ct_windows"), encoder.config.in_channels
+    known = (
+        isinstance(windows, list | tuple) and len(windows) == channels and all(name in CT_WINDOWS for name in windows)
+    )
+    if not known:
+        raise UserError(
+            f"--encoder: preprocessing.ct_windows in its config.json is {windows}; fine-tuning wants the names of its "
+            f"{channels} channels, of {', '.join(CT_WINDOWS)}"
+        )
+    return tuple(windows)
+
+
+def differences(encoder: nn.Module, corpus: Corpus, data: DataConfig) -> list[str]:
+    """In what the scans differ from those that a pretrained encoder has seen; it may still be meant so."""
+    seen = getattr(encoder, "preprocessing", None)
+    if seen is None:
+        return []
+    lines = []
+    spacing = [data.spacing] * 3 if data.spacing is not None else list(corpus.spacing)
+    if seen.get("spacing_mm") and spacing != list(seen["spacing_mm"]):
+        lines.append(f"the encoder was pretrained at {seen['spacing_mm']} mm, this run works at {spacing} mm")
+    norm = corpus.mri_norms[SOURCE]
+    if seen.get("mri_norms") and norm not in seen["mri_norms"].values():
+        lines.append(f"the encoder was pretrained on MRI normalised by {seen['mri_norms']}, this corpus by {norm}")
+    return lines
