@@ -35,6 +35,7 @@ from headspark.run.checkpoint import load_checkpoint, load_newest
 from headspark.run.claim import read_metrics, read_state
 from headspark.run.diverged import Diverged
 
+TIMES = {"seconds", "samples_per_second", "data_wait_share"}
 FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0"
 TINY = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))
 STAGES = (
@@ -90,7 +91,7 @@ def signalled_in_step(step: int, number: signal.Signals, patch: pytest.MonkeyPat
 
 
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ from harmonize.voxels.stored import StoredVolume
 from headspark.config import to_yaml
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub.encoder_folder import save_encoder
+from headspark.run import resume
 
 SPACING_MM = 4.0
 SHAPE = (20, 20, 20)
@@ -134,7 +135,7 @@ class Killed(Exception):
 @pytest.fixture
 def killed_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Let a run die right after it took a given number of steps and wrote that checkpoint; no reports are drawn."""
-    save = training.save_checkpoint
+    save = resume.save_checkpoint
     monkeypatch.setattr(training, "write_report", lambda run, corpus: run)
 
     def arm(step: int) -> None:
@@ -144,10 +145,10 @@ def killed_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
                 raise Killed
             return path
 
-        monkeypatch.setattr(training, "save_checkpoint", dying)
+        monkeypatch.setattr(resume, "save_checkpoint", dying)
 
     yield arm
-    monkeypatch.setattr(training, "save_checkpoint", save)
+    monkeypatch.setattr(resume, "save_checkpoint", save)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -134,14 +134,14 @@ def test_a_validation_that_a_signal_cuts_short_is_made_up_for(
 ) -> None:
     recipe = toy(train={"validate_every": 2, "steps": 4})
     train(recipe, corpus=tiny_corpus, out=tmp_path / "undisturbed")
-    validate, asked = module.Judge.validation_loss, []
+    validate, asked = module.Evaluator.validation_loss, []
 
-    def interrupted(judge: Any, model: Any) -> Any:
+    def interrupted(evaluator: Any, model: Any) -> Any:
         if read_metrics(tmp_path / "run"):  # not the one before the first step
             asked.append(signal.raise_signal(signal.SIGTERM))
-        return validate(judge, model)
+        return validate(evaluator, model)
 
-    monkeypatch.setattr(module.Judge, "validation_loss", interrupted)
+    monkeypatch.setattr(module.Evaluator, "validation_loss", interrupted)
     assert train(recipe, corpus=tiny_corpus, out=tmp_path / "run") is False
     assert read_state(tmp_path / "run")["status"] == "interrupted"  # type: ignore[index]
     assert len(asked) == 1
@@ -253,11 +253,11 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(
 ) -> None:
     taken = module.train_step
 
-    def poisoning(training: Any, *rest: Any) -> Any:
-        outcome = taken(training, *rest)
-        if training.step == 3:
-            next(training.bare.parameters()).data[0] = math.inf
-        return outcome
+    def poisoning(state: Any, *rest: Any) -> Any:
+        result = taken(state, *rest)
+        if state.step == 3:
+            next(state.unwrapped.parameters()).data[0] = math.inf
+        return result
 
     monkeypatch.setattr(module, "train_step", poisoning)
     with pytest.raises(Diverged, match="step 3: its weights are not finite"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from standin_disk import file_size_limit
 import headspark.train as module
 from harmonize.errors import UserError
 from headspark.config import from_plain, run_command, to_yaml
+from headspark.pretraining.state import make_model
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import load_checkpoint, load_newest
 from headspark.run.folder import read_metrics, read_state
@@ -121,9 +123,9 @@ def interrupted(recipe: Recipe, corpus: Path, run: Path, *, after_step: int) -> 
     with pytest.MonkeyPatch.context() as patch:
         record = module.record
 
-        def record_and_stop(training, report, outcome) -> None:  # type: ignore[no-untyped-def]
-            record(training, report, outcome)
-            if training.step == after_step - 1:
+        def record_and_stop(state, log, result) -> None:  # type: ignore[no-untyped-def]
+            record(state, log, result)
+            if state.step == after_step - 1:
                 signal.raise_signal(signal.SIGTERM)
 
         patch.setattr(module, "record", record_and_stop)
@@ -272,7 +274,7 @@ def test_recomputed_activations_and_smaller_passes_give_the_same_losses(tiny_cor
 def test_the_moving_average_is_that_of_the_weights(tiny_corpus: Path, tmp_path: Path) -> None:
     recipe = toy(train={"steps": 1, "ema": 0.75, "validate_every": 0})
     train(recipe, corpus=tiny_corpus, out=tmp_path)
-    first, found = module.make_model(recipe).state_dict(), weights(tmp_path)
+    first, found = make_model(recipe).state_dict(), weights(tmp_path)
     for name, value in first.items():
         torch.testing.assert_close(found[f"average {name}"], 0.75 * value + 0.25 * found[name])
 
@@ -282,10 +284,10 @@ def test_the_scaler_of_fp16_skips_what_overflows_and_travels_with_the_checkpoint
 ) -> None:
     make, scalers = module.make_accelerator, []
 
-    def with_scaler(recipe: Recipe, out: Path) -> Accelerator:
+    def with_scaler(**options: Any) -> Accelerator:
         """What accelerate sets up for fp16 on a GPU, with PyTorch's scaler for CPUs."""
         AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
-        accelerator = make(recipe, out)
+        accelerator = make(**options)
         accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=4)
         scalers.append(accelerator.scaler)
