@@ -44,7 +44,7 @@ TRAIN: dict[str, Any] = {
 ENCODER: dict[str, Any] = {"features": [4, 8], "blocks": [1, 1], "strides": [1, 2]}
 PRETRAINING: dict[str, Any] = {
     "data": {"patch": 16, "workers": 1, "val_share": 0.3},
-    "augment": {"rotate_degrees": 20.0, "noise": 0.1, "gain": 0.2},
+    "augment": {"rotate": 20.0, "noise": 0.1, "contrast": 0.2},
     "encoder": {**ENCODER, "drop_path": 0.2},
     "mask": {"block": 8, "ratio": [0.3, 0.7]},
     "decoder": {"stop_stride": 2, "width": 8},
