@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from functools import lru_cache
 
-from harmonize.errors import Reason, Rejection, UserError
+from harmonize.errors import Reason, Rejection, WrongUse
 
 VARIABLE = "HARMONIZE_MAX_VOXELS"
 """Environment variable; all caps on voxels and unpacked bytes follow it."""
@@ -99,5 +99,5 @@ def _parse(text: str) -> int:
     except (ValueError, OverflowError):
         voxels = 0
     if voxels < 1:
-        raise UserError(f"{VARIABLE}={text[:40]!r}: give a number of voxels, such as 1e9", exit_code=2)
+        raise WrongUse(f"{VARIABLE}={text[:40]!r}: give a number of voxels, such as 1e9")
     return voxels

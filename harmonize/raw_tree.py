@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from harmonize.errors import Reason, Rejection, Stage, UserError
+from harmonize.errors import Reason, Rejection, Stage, WrongUse
 from harmonize.scan import LeftOut, ScanRef
 from harmonize.terminal import printable as printable
 
@@ -213,7 +213,7 @@ class RawTree:
                         self._sort_in(entry, names, linked)
         except OSError as error:
             if not self.unread and path == str(self.root):
-                raise UserError(f"{path}: cannot be read: {error.strerror}", exit_code=2) from error
+                raise WrongUse(f"{path}: cannot be read: {error.strerror}") from error
             self.reject_unread(Path(path), "a folder", error)
             return None
         return sorted(names), sorted(folders), sorted(linked)

@@ -9,7 +9,7 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.terminal import warn
 
 VARIABLE, FILE_OPTION = "HARMONIZE_SALT", "--salt-file"
@@ -34,7 +34,7 @@ def given_salt(option: str | None, file: Path | None) -> str:
         UserError: Two are given, or the file holds none (exit code 2).
     """
     if option is not None and file is not None:
-        raise UserError(f"--salt and {FILE_OPTION}: give one of them", exit_code=2)
+        raise WrongUse(f"--salt and {FILE_OPTION}: give one of them")
     if option:
         warn(
             f"warning: --salt is seen by every user of this machine in the list of processes; set {VARIABLE}, or give "
@@ -51,11 +51,11 @@ def _read(file: Path) -> str:
         with file.open("rb") as stream:
             mode, content = os.fstat(stream.fileno()).st_mode, stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{FILE_OPTION} {file}: cannot be read ({error.strerror})", exit_code=2) from error
+        raise WrongUse(f"{FILE_OPTION} {file}: cannot be read ({error.strerror})") from error
     text = content.decode("utf-8", "surrogateescape")
     lines = text.splitlines()
     if len(content) > MAX_BYTES or len(lines) != 1 or not lines[0].strip():
-        raise UserError(f"{FILE_OPTION} {file}: holds no salt; one line of text is wanted", exit_code=2)
+        raise WrongUse(f"{FILE_OPTION} {file}: holds no salt; one line of text is wanted")
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         warn(f"warning: {FILE_OPTION} {file}: other users may open it; `chmod 600` keeps them out")
     return lines[0]

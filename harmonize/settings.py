@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.files import sha256_of
 from harmonize.salt import fingerprint
 
@@ -59,15 +59,15 @@ class Settings:
             math.isfinite(mm) and MIN_SPACING_MM <= mm <= MAX_SPACING_MM for mm in self.spacing
         ):
             limits = f"{MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm"
-            raise UserError(f"--spacing {self.spacing}: give one number or three, each {limits}", exit_code=2)
+            raise WrongUse(f"--spacing {self.spacing}: give one number or three, each {limits}")
         if self.mri_norm not in MRI_NORMS:
-            raise UserError(f"--mri-norm {self.mri_norm}: unknown; use one of {', '.join(MRI_NORMS)}", exit_code=2)
+            raise WrongUse(f"--mri-norm {self.mri_norm}: unknown; use one of {', '.join(MRI_NORMS)}")
         if self.apply_brain and self.brain_model is None:
-            raise UserError("--apply-brain: needs --brain-model FILE", exit_code=2)
+            raise WrongUse("--apply-brain: needs --brain-model FILE")
         if self.brain_model is not None and not self.brain_model.is_file():
-            raise UserError(f"--brain-model {self.brain_model}: no such file", exit_code=2)
+            raise WrongUse(f"--brain-model {self.brain_model}: no such file")
         if self.nyul_sample < 1:
-            raise UserError(f"--nyul-sample {self.nyul_sample}: must be 1 or more", exit_code=2)
+            raise WrongUse(f"--nyul-sample {self.nyul_sample}: must be 1 or more")
 
     def shared(self) -> dict[str, Any]:
         """The part that every source of one corpus must agree on, for corpus.json."""
@@ -109,5 +109,5 @@ def parse_spacing(text: str) -> tuple[float, float, float]:
     if len(numbers) == 1:
         numbers *= 3
     if len(numbers) != 3:
-        raise UserError(f"--spacing {text}: give one number or three, such as 1.0 or 0.5,0.5,1.0", exit_code=2)
+        raise WrongUse(f"--spacing {text}: give one number or three, such as 1.0 or 0.5,0.5,1.0")
     return numbers[0], numbers[1], numbers[2]

@@ -117,6 +117,6 @@ def test_a_full_disk_is_no_fault_of_the_archive(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     (tmp_path / "x.zip").write_bytes(zipped(0))
-    monkeypatch.setattr("harmonize.files._fsync", full)
+    monkeypatch.setattr("harmonize.files.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         unpack(tmp_path / "x.zip", tmp_path / "out", place=PurePosixPath)

@@ -18,9 +18,9 @@ from harmonize.cli.corpus import LOCATE, MERGE, PUBLISH, REPORT, VERIFY
 from harmonize.cli.fetch import FETCH
 from harmonize.cli.phantom import PHANTOM
 from harmonize.cli.source import command_of
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import NO_ROOM
-from harmonize.parser import WRONG_USE, Parser
+from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors, warn
 
 
@@ -78,7 +78,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     command = next((word for word in given if not word.startswith("-")), None)
     parsers = {name: _add(below, each, with_options=name == command) for name, each in commands().items()}
     if command is not None and command not in parsers:
-        raise UserError(f"{command}: unknown command{_nearest(command, parsers)}", exit_code=WRONG_USE)
+        raise WrongUse(f"{command}: unknown command{_nearest(command, parsers)}")
     if command is not None:
         # Before argparse, which would rather say that a required option is missing than which one is misspelt.
         names = _known_options(parsers[command], given)
@@ -89,7 +89,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
         name = unknown[0].split("=")[0]
         own = _known_options(parsers[command], given) if command is not None else []
         kind = "option" if name.startswith("-") else "argument"
-        raise UserError(f"{name}: unknown {kind}{_nearest(name, own)}", exit_code=WRONG_USE)
+        raise WrongUse(f"{name}: unknown {kind}{_nearest(name, own)}")
     return options
 
 
@@ -129,7 +129,7 @@ def _check_options(given: Iterable[str], known: Iterable[str]) -> None:
         name = word.split("=")[0]
         is_option = name.startswith("--") or (name.startswith("-") and name[1:2].isalpha())
         if is_option and name not in names:
-            raise UserError(f"{name}: unknown option{_nearest(name, names)}", exit_code=WRONG_USE)
+            raise WrongUse(f"{name}: unknown option{_nearest(name, names)}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from harmonize.cli.command import DONE, Command, add_raw, add_salt, add_workers
 from harmonize.cli.corpus import draw_brains
-from harmonize.errors import UserError
-from harmonize.parser import WRONG_USE, not_negative, positive
+from harmonize.errors import UserError, WrongUse
+from harmonize.parser import not_negative, positive
 from harmonize.salt import FILE_OPTION, given_salt
 from harmonize.settings import MRI_NORMS, Settings, parse_spacing
 from harmonize.terminal import say
@@ -113,7 +113,7 @@ def _harmonize(options: argparse.Namespace, *, source: str) -> int:
         salt=given_salt(options.salt, options.salt_file),
     )
     if options.nyul is not None and options.mri_norm != "nyul":
-        raise UserError(f"--nyul {options.nyul}: does nothing with --mri-norm {options.mri_norm}", exit_code=WRONG_USE)
+        raise WrongUse(f"--nyul {options.nyul}: does nothing with --mri-norm {options.mri_norm}")
     if settings.brain_model is not None:
         from harmonize.voxels.brain import check_model
 
@@ -161,13 +161,13 @@ def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | 
         if name.startswith("slurm_") and value is not None
     }
     if chosen and options.executor != "slurm":
-        raise UserError(f"--slurm-{next(iter(chosen))}: does nothing without --executor slurm", exit_code=WRONG_USE)
+        raise WrongUse(f"--slurm-{next(iter(chosen))}: does nothing without --executor slurm")
     if options.dask_address is not None and options.executor != "dask":
-        raise UserError("--dask-address: does nothing without --executor dask", exit_code=WRONG_USE)
+        raise WrongUse("--dask-address: does nothing without --executor dask")
     if options.executor == "local":
         return nullcontext(None)
     if options.workers == 0:
-        raise UserError(f"--workers 0: --executor {options.executor} needs at least one", exit_code=WRONG_USE)
+        raise WrongUse(f"--workers 0: --executor {options.executor} needs at least one")
     from harmonize.engine import dask_workers
 
     # Workers have a working directory of their own.

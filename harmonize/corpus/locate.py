@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harmonize import identity, sources
 from harmonize.corpus import ANOTHER_SALT, Corpus
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.salt import is_known_by
 from harmonize.scan import ScanRef
 from harmonize.terminal import printable
@@ -45,10 +45,10 @@ def locate(source: str, root: Path, path: Path, *, salt: str = "", names: Collec
         UserError: No raw folder, no corpus, or another salt.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder", exit_code=2)
+        raise WrongUse(f"{root}: no such folder")
     corpus = Corpus.open(path)
     if not is_known_by(salt, corpus.info["settings"]["salt_fingerprint"]):
-        raise UserError(f"{path}: was made with {ANOTHER_SALT}", exit_code=2)
+        raise WrongUse(f"{path}: was made with {ANOTHER_SALT}")
     wanted = _wanted(corpus, source, frozenset(names))
     for ref in sources.references(source, root):
         found = wanted.pop(identity.raw_hash(ref, salt), None)

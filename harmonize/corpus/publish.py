@@ -14,7 +14,7 @@ from harmonize.corpus import INFO, LABEL_TABLE, Corpus
 from harmonize.corpus.lock import exclusive
 from harmonize.corpus.publishable import FOLDERS, publishable
 from harmonize.corpus.terms import terms_of
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.hub import UPLOAD_ERRORS, refused
 from harmonize.identity import HASH_LENGTH
 from harmonize.salt import is_quickly_guessed, is_unsalted
@@ -46,7 +46,7 @@ def publish(
         UserError: A source's terms forbid it, the corpus is not whole, or the Hub refuses.
     """
     if not _REPO.fullmatch(repo):
-        raise UserError(f"--repo {repo}: give USER/NAME, letters, digits and .-_ alone", exit_code=2)
+        raise WrongUse(f"--repo {repo}: give USER/NAME, letters, digits and .-_ alone")
     corpus = Corpus.open(path)
     check_terms(corpus, may_share)
     with exclusive(path / LOCK, f"{path}: a run is still writing this corpus; wait for it, then publish"):

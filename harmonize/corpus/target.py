@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonize.bounded_files import read_small_json
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import TEMPORARY, target_of_temporary
 
 INFO = "corpus.json"
@@ -41,13 +41,13 @@ def check_folder(out: Path) -> None:
     """
     if os.path.lexists(out) and not out.is_dir():
         what = "a link that leads nowhere" if out.is_symlink() and not out.exists() else "a file"
-        raise UserError(f"{out}: {what}, not a folder; choose another --out", exit_code=2)
+        raise WrongUse(f"{out}: {what}, not a folder; choose another --out")
     place = Path(os.path.realpath(out))
     there = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
     if not there.is_dir():
-        raise UserError(f"{out}: {there} is a file, not a folder; choose another --out", exit_code=2)
+        raise WrongUse(f"{out}: {there} is a file, not a folder; choose another --out")
     if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
-        raise UserError(f"{out}: {there} may not be written to; choose another --out", exit_code=2)
+        raise WrongUse(f"{out}: {there} may not be written to; choose another --out")
 
 
 def check_place(out: Path, root: Path) -> None:
@@ -59,9 +59,9 @@ def check_place(out: Path, root: Path) -> None:
     check_folder(out)
     place, raw = Path(os.path.realpath(out)), Path(os.path.realpath(root))
     if place.is_relative_to(raw):
-        raise UserError(f"{out}: lies inside the raw folder {root}; give --out a place outside", exit_code=2)
+        raise WrongUse(f"{out}: lies inside the raw folder {root}; give --out a place outside")
     if raw.is_relative_to(place):
-        raise UserError(f"{out}: the raw folder {root} lies inside it; give --out a place of its own", exit_code=2)
+        raise WrongUse(f"{out}: the raw folder {root} lies inside it; give --out a place of its own")
 
 
 def check_ours(out: Path) -> bool:
@@ -75,13 +75,13 @@ def check_ours(out: Path) -> bool:
     if os.path.lexists(out / INFO):
         fault = fault_of_info(read_info(out))
         if fault:
-            raise UserError(f"{out}: not a corpus of harmonize ({INFO} {fault}); {ELSEWHERE}", exit_code=2)
+            raise WrongUse(f"{out}: not a corpus of harmonize ({INFO} {fault}); {ELSEWHERE}")
         return True
     if not all(_is_left_by_a_start(entry) for entry in out.iterdir()):
         if os.path.lexists(out / INFO):
             # Another shard has just made the corpus: what was seen first was its beginning.
             return check_ours(out)
-        raise UserError(f"{out}: not empty and no corpus; {ELSEWHERE}", exit_code=2)
+        raise WrongUse(f"{out}: not empty and no corpus; {ELSEWHERE}")
     return False
 
 

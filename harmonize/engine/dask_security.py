@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 
 if TYPE_CHECKING:
     from distributed.security import Security
@@ -32,9 +32,7 @@ def certificates() -> Security:
     try:
         return Security.temporary()
     except ImportError as error:
-        raise UserError(
-            "--executor dask and slurm need cryptography: pip install 'headspark[cluster]'", exit_code=2
-        ) from error
+        raise WrongUse("--executor dask and slurm need cryptography: pip install 'headspark[cluster]'") from error
 
 
 def certificates_in(folder: str) -> Security:

@@ -33,7 +33,7 @@ from harmonize.engine.dask_security import (
     private_folder,
     temporary_files_in,
 )
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.pool import ATTEMPTS, WORKER_ENVIRONMENT, Died, signals_held
 from harmonize.terminal import warn
 
@@ -132,12 +132,11 @@ def scheduler_at(address: str) -> Iterator[Executor]:
         client = _client(address)
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         if address.startswith(ENCRYPTED) and not has_certificates():
-            raise UserError(
+            raise WrongUse(
                 f"--dask-address {address}: no certificates; name them in dask's configuration, "
                 "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...TLS__CLIENT__CERT and ...TLS__CLIENT__KEY",
-                exit_code=2,
             ) from error
-        raise UserError(f"--dask-address {address}: no dask scheduler answers there", exit_code=2) from error
+        raise WrongUse(f"--dask-address {address}: no dask scheduler answers there") from error
     with client:
         _point_to_dashboard(client)
         yield partial(_run_as_executor, client=client)
@@ -305,7 +304,7 @@ def _check_installed() -> None:
     try:
         import distributed
     except ImportError as error:
-        raise UserError("--executor dask and slurm need dask: pip install 'headspark[cluster]'", exit_code=2) from error
+        raise WrongUse("--executor dask and slurm need dask: pip install 'headspark[cluster]'") from error
     # Workers that die and are started again are part of the plan; the record of their scan says it.
     logging.getLogger(distributed.__name__).setLevel(logging.CRITICAL)
 
@@ -337,9 +336,9 @@ def _try_submitting(script: str) -> None:
     try:
         tried = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise UserError("--executor slurm: no sbatch on this machine; run on a login node", exit_code=2) from error
+        raise WrongUse("--executor slurm: no sbatch on this machine; run on a login node") from error
     if tried.returncode != 0:
-        raise UserError(f"--executor slurm: {' '.join(tried.stderr.split())}", exit_code=2)
+        raise WrongUse(f"--executor slurm: {' '.join(tried.stderr.split())}")
 
 
 def _point_to_dashboard(client: Client) -> None:

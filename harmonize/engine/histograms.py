@@ -16,7 +16,7 @@ from harmonize.engine.executors import Executor
 from harmonize.engine.hold import SHARD_IS_AHEAD
 from harmonize.engine.one_scan import landmarks_of
 from harmonize.engine.plan import Plan
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.progress import Progress
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
@@ -36,11 +36,11 @@ def check_given(given: Path, folder: Path) -> None:
     """
     paths = sorted(given.glob("*.npy"))
     if not paths:
-        raise UserError(f"--nyul {given}: holds no <modality>.npy", exit_code=2)
+        raise WrongUse(f"--nyul {given}: holds no <modality>.npy")
     for path in paths:
         histogram, there = nyul.load(path), folder / path.name
         if there.is_file() and not histogram.equals(nyul.load(there)):
-            raise UserError(f"--nyul {given}: {path.name} differs from the one this corpus was made with", exit_code=2)
+            raise WrongUse(f"--nyul {given}: {path.name} differs from the one this corpus was made with")
 
 
 def fit(plan: Plan, given: Path | None, run_over: Executor) -> Plan:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 
 PORTS = {"http": 80, "https": 443}
 _KEPT = "%/:=&?~+!$,;'@()*[]"
@@ -52,7 +52,7 @@ def parse(url: str) -> Address:
     except ValueError as error:
         raise _wrong(url, "its server is no name and no number") from error
     if parts.scheme not in PORTS:
-        raise UserError(f"{place(url)}: not an http address", exit_code=2)
+        raise WrongUse(f"{place(url)}: not an http address")
     host, port = _host(url, parts), _port(url, parts)
     netloc = f"[{host}]" if ":" in host else host
     if parts.port is not None:
@@ -139,4 +139,4 @@ def _credentials(parts: SplitResult) -> str | None:
 
 
 def _wrong(url: str, why: str) -> UserError:
-    return UserError(f"{place(url)}: not an address, {why}; check how it is spelt", exit_code=2)
+    return WrongUse(f"{place(url)}: not an address, {why}; check how it is spelt")

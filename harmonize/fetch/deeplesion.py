@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from harmonize.corpus.target import check_folder
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.fetch import download
 from harmonize.fetch.address import parse
 from harmonize.fetch.archives import Damaged, unpack
@@ -45,17 +45,16 @@ def addresses(list_file: Path | None, base_url: str | None) -> list[str]:
         parse(base_url)
         return [f"{base_url.rstrip('/')}/{IMAGES}_{part:02d}.zip" for part in range(1, ARCHIVES + 1)]
     if list_file is None:
-        raise UserError(
+        raise WrongUse(
             f"--list: needed; download {LIST_NAME} and {TABLE} from {HOME}, then give `--list {LIST_NAME}`",
-            exit_code=2,
         )
     found = list(dict.fromkeys(_ADDRESS.findall(list_file.read_text(encoding="utf-8", errors="replace"))))
     if not found:
-        raise UserError(f"{list_file}: holds no address of a .zip file; take {LIST_NAME} from {HOME}", exit_code=2)
+        raise WrongUse(f"{list_file}: holds no address of a .zip file; take {LIST_NAME} from {HOME}")
     for url in found:
         # Before hours of downloads.
         if not _name(url).endswith(".zip"):
-            raise UserError(f"{list_file}: {download.place(url)} names no .zip file", exit_code=2)
+            raise WrongUse(f"{list_file}: {download.place(url)} names no .zip file")
     return found
 
 

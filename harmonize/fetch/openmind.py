@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from harmonize import terminal
 from harmonize.corpus.target import check_folder
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.fetch import download
 from harmonize.fetch.address import parse
 from harmonize.fetch.arguments import add_modality, add_workers, finish
@@ -168,7 +168,7 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
             hub.hf_hub_download(repo, name, repo_type="dataset", local_dir=out)
             break
         except HFValidationError as error:
-            raise UserError(f"{repo}: not a dataset's name; --repo takes OWNER/NAME", exit_code=2) from error
+            raise WrongUse(f"{repo}: not a dataset's name; --repo takes OWNER/NAME") from error
         except ValueError as error:
             # An address in its answer that is none.
             raise UserError(

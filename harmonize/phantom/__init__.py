@@ -11,7 +11,7 @@ from typing import Any
 
 from harmonize import pool, sources
 from harmonize.corpus.target import check_folder
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import temporary_beside
 from harmonize.progress import Progress
 
@@ -42,18 +42,18 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
     """
     known = tuple(name for name, entry in sources.SOURCES.items() if entry.phantom is not None)
     if source != ALL and source not in known:
-        raise UserError(f"unknown source {source!r}: choose {ALL} or one of {', '.join(known)}", exit_code=2)
+        raise WrongUse(f"unknown source {source!r}: choose {ALL} or one of {', '.join(known)}")
     if scans < 1:
-        raise UserError(f"--scans is {scans}: ask for at least 1", exit_code=2)
+        raise WrongUse(f"--scans is {scans}: ask for at least 1")
     if size < SMALLEST_SIZE:
-        raise UserError(f"--size is {size}: ask for at least {SMALLEST_SIZE} voxels", exit_code=2)
+        raise WrongUse(f"--size is {size}: ask for at least {SMALLEST_SIZE} voxels")
     check_folder(Path(out))
     chosen = known if source == ALL else (source,)
     roots = [Path(out) / name for name in chosen]
     for root in roots:
         # A link that leads nowhere would be found out only when the tree is whole.
         if os.path.lexists(root):
-            raise UserError(f"{root} exists already: choose another --out or remove it", exit_code=2)
+            raise WrongUse(f"{root} exists already: choose another --out or remove it")
     with Progress("phantom", total=scans * len(chosen)) as progress:
         for name, root in zip(chosen, roots, strict=True):
             _write_whole(name, root, scans=scans, size=size, seed=seed, workers=workers, progress=progress)
@@ -65,9 +65,7 @@ def _write_whole(name: str, root: Path, *, scans: int, size: int, seed: int, wor
     try:
         partial_root.mkdir(parents=True)
     except OSError as error:
-        raise UserError(
-            f"{root.parent}: cannot be made ({error.strerror}): choose another --out", exit_code=2
-        ) from error
+        raise WrongUse(f"{root.parent}: cannot be made ({error.strerror}): choose another --out") from error
     try:
         writer = _writer(name)
         write_scan = partial(writer.write_scan, root=partial_root, scans=scans, size=size, seed=seed)

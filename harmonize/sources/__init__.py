@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 
 if TYPE_CHECKING:
     from harmonize.scan import LeftOut, Scan, ScanRef
@@ -152,7 +152,7 @@ def entry(name: str) -> Source:
         UserError: No such source.
     """
     if name not in SOURCES:
-        raise UserError(f"source {name!r}: unknown; use one of {', '.join(SOURCES)}", exit_code=2)
+        raise WrongUse(f"source {name!r}: unknown; use one of {', '.join(SOURCES)}")
     return SOURCES[name]
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from harmonize.dicom.elements import looks_like_dicom
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.raw_tree import RawTree, is_corpus, suffix_of
 from harmonize.sources import entry
 
@@ -29,20 +29,19 @@ def check_root(source: str, root: Path) -> None:
     """
     if _is_file(root):
         kind = "an archive: unpack it and give its folder" if suffix_of(root.name) in _ARCHIVES else "a file, no folder"
-        raise UserError(f"{root}: {kind}; expected is {entry(source).expected}", exit_code=2)
+        raise WrongUse(f"{root}: {kind}; expected is {entry(source).expected}")
     try:
         names = [path.name for path in root.iterdir()]
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{root}: no such folder; expected is {entry(source).expected}", exit_code=2) from error
+        raise WrongUse(f"{root}: no such folder; expected is {entry(source).expected}") from error
     except OSError as error:
-        raise UserError(f"{root}: cannot be read: {error.strerror}", exit_code=2) from error
+        raise WrongUse(f"{root}: cannot be read: {error.strerror}") from error
     if is_corpus(names):
-        raise UserError(f"{root}: is a corpus that harmonize wrote; give the raw folder it was made from", exit_code=2)
+        raise WrongUse(f"{root}: is a corpus that harmonize wrote; give the raw folder it was made from")
     if source != "rsna" and _is_rsna(root):
-        raise UserError(
+        raise WrongUse(
             f"{root}: is the RSNA competition's download; give it to harmonize rsna, or {root / 'series'} to harmonize "
             "tcia to do without its labels",
-            exit_code=2,
         )
 
 
@@ -62,7 +61,7 @@ def nothing_found(source: str, root: Path, seen: Mapping[str, int] | None = None
     named = ", ".join(f"{count} {what}" for what, count in found.most_common(_NAMED))
     holds = f"it holds {named}{', ...' if len(found) > _NAMED else ''}" if found else "it is empty"
     advice = _advice(source, root, found, lacking)
-    return UserError(f"{root}: {fault}; {holds}{advice}; expected is {entry(source).expected}", exit_code=2)
+    return WrongUse(f"{root}: {fault}; {holds}{advice}; expected is {entry(source).expected}")
 
 
 def _advice(source: str, root: Path, seen: Counter[str], lacking: str) -> str:

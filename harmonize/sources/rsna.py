@@ -14,7 +14,7 @@ from typing import cast
 from harmonize.dicom import Rules, Volume, find_files, find_volumes, is_dicom_name, load_volume
 from harmonize.dicom.geometry import pixel_to_ras
 from harmonize.dicom.headers import Frame
-from harmonize.errors import Reason, Rejection, Stage, UserError
+from harmonize.errors import Reason, Rejection, Stage, WrongUse
 from harmonize.labels import LOCATIONS
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import LeftOut, Point, Scan, ScanRef, annotations_of, raise_if_rejected
@@ -243,7 +243,7 @@ def _coordinates(text: str) -> tuple[float, float, int | None] | None:
 def _checked(folder: Path) -> Path:
     if not folder.is_dir():
         fault = "a file; give the folder that holds it" if folder.exists() else "no such folder; give that of a series"
-        raise UserError(f"{folder}: {fault}", exit_code=2)
+        raise WrongUse(f"{folder}: {fault}")
     return folder
 
 

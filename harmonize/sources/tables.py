@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.limits import MAX_ROWS
 from harmonize.terminal import printable
 
@@ -69,7 +69,7 @@ def read_table(path: Path, needed: Sequence[str], wanted: Iterable[str] = ()) ->
     try:
         return _parse(path, text, needed, tuple(wanted))
     except csv.Error as error:
-        raise UserError(f"{path}: not a CSV table ({error}); download it again", exit_code=2) from error
+        raise WrongUse(f"{path}: not a CSV table ({error}); download it again") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -128,13 +128,13 @@ def is_absent(text: str) -> bool:
 def _text(path: Path) -> str:
     raw = path.read_bytes()
     if not raw.strip():
-        raise UserError(f"{path}: empty; download it again", exit_code=2)
+        raise WrongUse(f"{path}: empty; download it again")
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if raw.startswith(mark)), None) or _guess(raw)
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
-            raise UserError(f"{path}: damaged, it is no {encoding}; download it again", exit_code=2) from error
+            raise WrongUse(f"{path}: damaged, it is no {encoding}; download it again") from error
     log.warning("%s is not UTF-8: read as Latin-1", printable(path.name))
     return raw.decode("latin-1")
 
@@ -163,7 +163,7 @@ def _parse(path: Path, text: str, needed: Sequence[str], wanted: Sequence[str]) 
         if row is None or any(row[len(columns) :]) or (has_nul and any("\0" in cell for cell in row)):
             damaged += 1
         elif len(rows) >= MAX_ROWS:
-            raise UserError(f"{path}: more than {MAX_ROWS} rows; is it the data set's own table?", exit_code=2)
+            raise WrongUse(f"{path}: more than {MAX_ROWS} rows; is it the data set's own table?")
         else:
             rows.append({name: row[place] if place < len(row) else "" for name, place in places} | absent)
     return Table(columns=columns, rows=rows, damaged=damaged)
@@ -238,7 +238,7 @@ def _header(text: str, delimiter: str) -> list[str]:
 def _check(path: Path, columns: Sequence[str], needed: Sequence[str], wanted: Sequence[str]) -> None:
     lacking = [name for name in needed if name not in columns]
     if lacking:
-        raise UserError(f"{path}: no column {', '.join(lacking)}; is it the data set's own table?", exit_code=2)
+        raise WrongUse(f"{path}: no column {', '.join(lacking)}; is it the data set's own table?")
     twice = [name for name in (*needed, *wanted) if columns.count(name) > 1]
     if twice:
-        raise UserError(f"{path}: the column {twice[0]} stands twice; keep one of them", exit_code=2)
+        raise WrongUse(f"{path}: the column {twice[0]} stands twice; keep one of them")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.voxels import spatial
 from harmonize.voxels.foreground import fill_holes, largest_part
 
@@ -117,15 +117,13 @@ def _model(model_file: Path, changed_ns: int) -> nn.Module:
     try:
         from nipreps.synthstrip.model import StripModel
     except ImportError as error:
-        raise UserError(
-            "--brain-model needs nipreps-synthstrip: pip install 'headspark[brain]'", exit_code=2
-        ) from error
+        raise WrongUse("--brain-model needs nipreps-synthstrip: pip install 'headspark[brain]'") from error
     model = StripModel()
     try:
         model.load_state_dict(torch.load(model_file, map_location="cpu", weights_only=True)[STATE])
     except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"--brain-model {model_file}: no weights of SynthStrip; get synthstrip.1.pt from FreeSurfer", exit_code=2
+        raise WrongUse(
+            f"--brain-model {model_file}: no weights of SynthStrip; get synthstrip.1.pt from FreeSurfer"
         ) from error
     return model.eval()
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harmonize.errors import UserError
-from harmonize.files import TEMPORARY, process_of_temporary, target_of_temporary, temporary_beside
+from harmonize.files import TEMPORARY, fsync, process_of_temporary, target_of_temporary, temporary_beside
 from headspark.config import WRONG_USE
 from headspark.folder_kind import seen_at
 
@@ -46,11 +46,11 @@ def replaced(folder: Path, *, names: Collection[str], is_ours: Callable[[Path], 
     try:
         yield temporary
         for path in temporary.iterdir():
-            _sync(path)
-        _sync(temporary)
+            fsync(path)
+        fsync(temporary)
         refuse_foreign(folder, names=names, is_ours=is_ours, what=what)  # writing took a while
         _put(temporary, folder)
-        _sync(folder.parent)
+        fsync(folder.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)  # of this process, made above
         _remove_empty(made)
@@ -145,14 +145,6 @@ def _remove_empty(folders: list[Path]) -> None:
             path.rmdir()
         except OSError:  # was never made, or somebody else uses it by now
             return
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _wrong(message: str) -> UserError:

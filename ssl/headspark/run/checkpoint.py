@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 
 from harmonize.bounded_files import fits, parse_json, read_small
 from harmonize.errors import UserError
-from harmonize.files import TEMPORARY, temporary_beside
+from harmonize.files import TEMPORARY, fsync, temporary_beside
 from headspark.run.plain_state import check_optimizer_state, load_plain
 from headspark.weights import check_weights
 
@@ -75,11 +75,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             _write(temporary / name, content)
             seal[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         _write(temporary / SEAL, json.dumps({"format": FORMAT, "step": checkpoint.step, "files": seal}).encode())
-        _sync_folder(temporary)
+        fsync(temporary)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
-        _sync_folder(folder)
+        fsync(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         newest = max(_steps(folder), default=None)
@@ -244,14 +244,6 @@ def _write(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _folder_name(step: int) -> str:
