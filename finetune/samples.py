@@ -198,7 +198,7 @@ class TrainingSamples(Dataset[Batch]):
         patch = pose_patch(region, self._config.patch, draw_pose(self._augment, generator))
         x_CDHW = vary_intensity(network_input(patch, self._config), self._augment, generator)
         heat_dhw, territory_dhw = cell_targets(patch, stride=self._stride, spacing=region.volume.spacing)
-        labels_14, located = torch.from_numpy(patch.labels_14).float(), torch.tensor(is_located(patch))
+        labels_14, located = torch.from_numpy(patch.findings.labels_14).float(), torch.tensor(is_located(patch))
         targets = Targets(labels_14[None], heat_dhw[None], territory_dhw[None], located[None])
         return Batch(x_CDHW[None], targets, (self._store.cases[drawn].scan_id,))
 

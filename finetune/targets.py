@@ -33,15 +33,16 @@ def cell_targets(patch: Patch, *, stride: int, spacing: Sequence[float]) -> tupl
         heat_dhw float32 in [0, 1] and territory_dhw int64.
     """
     shape = [-(-n // stride) for n in patch.values_XYZ.shape]
+    findings = patch.findings
     cell_mm = np.array(spacing) * stride
     heat = np.zeros(shape, dtype=np.float32)
-    territory = _vessel_places(patch.vessels_XYZ, shape, stride)
-    points = (patch.points_K3 + 0.5) / stride
+    territory = _vessel_places(findings.vessels_XYZ, shape, stride)
+    points = (findings.points_K3 + 0.5) / stride
     inside = _in_patch(patch)
     deviation_mm = max(RADIUS_MM / 2, float(cell_mm.max()) / 2)
     nearest_mm2 = np.full(shape, np.inf)
     centres = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in shape), indexing="ij"), axis=-1)
-    for point, place in zip(points[inside], patch.places_K[inside], strict=True):
+    for point, place in zip(points[inside], findings.places_K[inside], strict=True):
         distance_mm2 = (((centres - point) * cell_mm) ** 2).sum(-1)
         own = tuple(np.floor(point).astype(int))
         distance_mm2[own] = 0
@@ -58,26 +59,27 @@ def is_located(patch: Patch) -> bool:
     That asks for a point at each positive location and at no other, every point inside the patch, and none that was
     lost on the way; a negative series without points is located too.
     """
-    positive = set(np.flatnonzero(patch.labels_14[: len(LOCATIONS)]).tolist())
-    told = positive == set(patch.places_K.tolist()) and (len(patch.points_K3) > 0) == bool(patch.labels_14[-1])
-    return told and patch.points_complete and bool(_in_patch(patch).all())
+    findings = patch.findings
+    positive = set(np.flatnonzero(findings.labels_14[: len(LOCATIONS)]).tolist())
+    told = positive == set(findings.places_K.tolist()) and (len(findings.points_K3) > 0) == bool(findings.labels_14[-1])
+    return told and findings.points_complete and bool(_in_patch(patch).all())
 
 
 def _in_patch(patch: Patch) -> NDArray[np.bool_]:
     """Which points lie in a voxel of the patch, (K,)."""
-    points = patch.points_K3
+    points = patch.findings.points_K3
     inside_K3: NDArray[np.bool_] = (points >= -0.5) & (points < np.array(patch.values_XYZ.shape) - 0.5)
     return np.all(inside_K3, axis=1)
 
 
-def _vessel_places(vessels_XYZ: Tensor | None, shape: Sequence[int], stride: int) -> NDArray[np.int64]:
+def _vessel_places(vessels_XYZ: NDArray[np.uint8] | None, shape: Sequence[int], stride: int) -> NDArray[np.int64]:
     """Most frequent place among the vessel voxels of each cell."""
     if vessels_XYZ is None:
         return np.full(shape, IGNORE, dtype=np.int64)
-    vessels = vessels_XYZ.numpy()
-    voxels = np.nonzero(vessels)
+    voxels = np.nonzero(vessels_XYZ)
     cell = np.ravel_multi_index([index // stride for index in voxels], tuple(shape))
     count = np.bincount(
-        cell * len(LOCATIONS) + (vessels[voxels].astype(np.int64) - 1), minlength=int(np.prod(shape)) * len(LOCATIONS)
+        cell * len(LOCATIONS) + (vessels_XYZ[voxels].astype(np.int64) - 1),
+        minlength=int(np.prod(shape)) * len(LOCATIONS),
     ).reshape(*shape, len(LOCATIONS))
     return np.where(count.any(-1), count.argmax(-1), IGNORE)

@@ -66,6 +66,16 @@ def read_labels(row: Mapping[str, str]) -> tuple[dict[str, int] | None, str]:
     return labels, ""
 
 
+def in_order(labels: Mapping[str, int] | None) -> tuple[int, ...]:
+    """Labels by name as a row with the columns of `LABELS`; 0 everywhere where there are none.
+
+    Example:
+        >>> in_order(dict.fromkeys(LABELS, 0) | {"Basilar Tip": 1, PRESENT: 1})
+        (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1)
+    """
+    return tuple(0 if labels is None else labels[name] for name in LABELS)
+
+
 def _label(text: str) -> int | None:
     said = text.strip().lower()
     if said in _WORDS:

@@ -113,6 +113,9 @@ class Annotations:
     sex: str | None = None
 
 
+UNANNOTATED = Annotations()
+
+
 def annotations_of(meta: Mapping[str, object], points: Iterable[Point] = ()) -> Annotations:
     """What a source's `discover` left in a reference under ``labels``, ``age`` and ``sex``, with `points` beside it."""
     labels = meta.get("labels")
@@ -149,5 +152,5 @@ class Scan:
     unit: str = ARBITRARY
     slice_offsets: NDArray[np.float64] | None = None
     masks: dict[str, Mask] = field(default_factory=dict)
-    annotations: Annotations = Annotations()
+    annotations: Annotations = UNANNOTATED
     decisions: list[str] = field(default_factory=list)

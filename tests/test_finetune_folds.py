@@ -20,6 +20,7 @@ from harmonize.corpus import Corpus, claim, image_name, write_manifest
 from harmonize.corpus.verify import verify
 from harmonize.errors import UserError
 from harmonize.labels import LABELS
+from harmonize.scan import Annotations
 from harmonize.settings import Settings
 from headspark.config import to_yaml
 from headspark.run.folder import METRICS, RECIPE, STATE
@@ -239,8 +240,7 @@ def case_of(scan: str, modality: str, present: bool) -> Case:
         image=Path(),
         vessels=None,
         foreground_box=(0, 1) * 3,
-        labels=tuple(labels_of(present)),
-        points=(),
+        annotations=Annotations(labels=dict(zip(LABELS, labels_of(present), strict=True))),
     )
 
 

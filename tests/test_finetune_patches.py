@@ -13,7 +13,7 @@ from finetune.targets import cell_targets, is_located
 from finetune.views.box import AugmentConfig, Patch, Pose, Region, cut_region, draw_pose, pose_patch
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
-from harmonize.scan import ARBITRARY, HU, Point
+from harmonize.scan import ARBITRARY, HU, Annotations, Point
 from harmonize.voxels.stored import StoredVolume
 
 SHAPE = (21, 24, 30)
@@ -40,7 +40,7 @@ def blob_volume(spacing: float = 3.0) -> StoredVolume:
 def blob_region(patch: tuple[int, int, int] = PATCH, *, spacing: float | None = None, mask: bool = True) -> Region:
     volume = blob_volume()
     vessels = np.where(volume.stored_XYZ > 0, MASK_VALUES[LEFT_MCA], 0).astype(np.uint8)
-    labels = [int(label in (LOCATIONS[LEFT_MCA], LABELS[-1])) for label in LABELS]
+    labels = {label: int(label in (LOCATIONS[LEFT_MCA], LABELS[-1])) for label in LABELS}
     return cut_region(
         volume,
         patch,
@@ -48,9 +48,12 @@ def blob_region(patch: tuple[int, int, int] = PATCH, *, spacing: float | None = 
         unit=HU,
         foreground_box=(0, SHAPE[0], 0, SHAPE[1], 0, SHAPE[2]),
         vessels=StoredVolume(stored_XYZ=vessels, affine=volume.affine) if mask else None,
-        points=[Point(label=LOCATIONS[LEFT_MCA], xyz_mm=BLOB_MM)],
-        labels=labels,
+        annotations=Annotations(points=(Point(label=LOCATIONS[LEFT_MCA], xyz_mm=BLOB_MM),), labels=labels),
     )
+
+
+def with_findings(region: Region, **changes: object) -> Region:
+    return dataclasses.replace(region, findings=dataclasses.replace(region.findings, **changes))
 
 
 def brightest(patch: Patch) -> np.ndarray:
@@ -86,20 +89,20 @@ def test_what_lies_outside_the_field_of_view_is_air_in_ct() -> None:
 @pytest.mark.parametrize("spacing", [None, 3.0, 4.0, 1.5])
 def test_a_point_stays_on_its_voxel_at_any_spacing(spacing: float | None) -> None:
     patch = pose_patch(blob_region((48, 48, 48), spacing=spacing), (48, 48, 48))
-    assert np.abs(brightest(patch) - patch.points_K3[0]).max() <= 0.51
+    assert np.abs(brightest(patch) - patch.findings.points_K3[0]).max() <= 0.51
 
 
 def test_a_mirrored_patch_is_the_flipped_one_with_all_sides_swapped() -> None:
     region = blob_region()
     upright, mirrored = pose_patch(region, PATCH), pose_patch(region, PATCH, Pose(linear=np.diag([-1.0, 1.0, 1.0])))
     np.testing.assert_allclose(mirrored.values_XYZ.numpy(), upright.values_XYZ.flip(0).numpy(), atol=1e-2)
-    assert mirrored.places_K.tolist() == [RIGHT_MCA]
-    assert [LABELS[i] for i in np.flatnonzero(mirrored.labels_14)] == [LOCATIONS[RIGHT_MCA], LABELS[-1]]
-    assert mirrored.vessels_XYZ is not None
-    assert upright.vessels_XYZ is not None
-    assert set(mirrored.vessels_XYZ.unique().tolist()) == {0, RIGHT_MCA + 1}
-    assert torch.equal(mirrored.vessels_XYZ > 0, upright.vessels_XYZ.flip(0) > 0)
-    np.testing.assert_allclose(mirrored.points_K3[0, 0], PATCH[0] - 1 - upright.points_K3[0, 0])
+    assert mirrored.findings.places_K.tolist() == [RIGHT_MCA]
+    assert [LABELS[i] for i in np.flatnonzero(mirrored.findings.labels_14)] == [LOCATIONS[RIGHT_MCA], LABELS[-1]]
+    assert mirrored.findings.vessels_XYZ is not None
+    assert upright.findings.vessels_XYZ is not None
+    assert set(np.unique(mirrored.findings.vessels_XYZ).tolist()) == {0, RIGHT_MCA + 1}
+    assert np.array_equal(mirrored.findings.vessels_XYZ > 0, upright.findings.vessels_XYZ[::-1] > 0)
+    np.testing.assert_allclose(mirrored.findings.points_K3[0, 0], PATCH[0] - 1 - upright.findings.points_K3[0, 0])
 
 
 def test_swapping_sides_twice_changes_nothing() -> None:
@@ -127,11 +130,11 @@ def test_points_move_with_the_image_in_any_pose(seed: int) -> None:
         spacing=None,
         unit=HU,
         foreground_box=(0, 21, 0, 24, 0, 30),
-        points=[Point(label=LOCATIONS[LEFT_MCA], xyz_mm=BLOB_MM)],
+        annotations=Annotations(points=(Point(label=LOCATIONS[LEFT_MCA], xyz_mm=BLOB_MM),)),
     )
     patch = pose_patch(region, size, pose)
-    assert np.linalg.norm(brightest(patch) - patch.points_K3[0]) < 1.1
-    assert patch.places_K[0] == (RIGHT_MCA if pose.mirrored else LEFT_MCA)
+    assert np.linalg.norm(brightest(patch) - patch.findings.points_K3[0]) < 1.1
+    assert patch.findings.places_K[0] == (RIGHT_MCA if pose.mirrored else LEFT_MCA)
 
 
 def test_baked_windows_are_refused_with_what_to_do() -> None:
@@ -144,7 +147,7 @@ def test_the_cell_of_a_point_is_hot_and_belongs_to_its_place() -> None:
     patch = pose_patch(blob_region(mask=False), PATCH)
     heat, territory = cell_targets(patch, stride=4, spacing=(3.0, 3.0, 3.0))
     assert heat.shape == territory.shape == (4, 4, 4)
-    cell = tuple((patch.points_K3[0] // 4).astype(int))
+    cell = tuple((patch.findings.points_K3[0] // 4).astype(int))
     assert heat[cell] == 1
     assert (heat == 1).sum() == 1
     assert territory[cell] == LEFT_MCA
@@ -153,12 +156,12 @@ def test_the_cell_of_a_point_is_hot_and_belongs_to_its_place() -> None:
 
 def test_vessels_teach_the_place_of_cells_and_points_overrule_them() -> None:
     patch = pose_patch(blob_region(), PATCH)
-    assert patch.vessels_XYZ is not None
-    patch.vessels_XYZ[:] = 0
-    patch.vessels_XYZ[0:2, 0, 0] = RIGHT_MCA + 1
-    patch.vessels_XYZ[2, 0, 0] = LEFT_MCA + 1
-    cell = tuple((patch.points_K3[0] // 4).astype(int))
-    patch.vessels_XYZ[tuple(4 * i for i in cell)] = RIGHT_MCA + 1
+    assert patch.findings.vessels_XYZ is not None
+    patch.findings.vessels_XYZ[:] = 0
+    patch.findings.vessels_XYZ[0:2, 0, 0] = RIGHT_MCA + 1
+    patch.findings.vessels_XYZ[2, 0, 0] = LEFT_MCA + 1
+    cell = tuple((patch.findings.points_K3[0] // 4).astype(int))
+    patch.findings.vessels_XYZ[tuple(4 * i for i in cell)] = RIGHT_MCA + 1
     _, territory = cell_targets(patch, stride=4, spacing=(3.0, 3.0, 3.0))
     assert territory[0, 0, 0] == RIGHT_MCA
     assert territory[cell] == LEFT_MCA
@@ -174,7 +177,7 @@ def test_a_point_outside_the_patch_leaves_no_heat() -> None:
 def test_a_positive_series_without_a_point_for_each_place_is_not_located() -> None:
     located = pose_patch(blob_region(), PATCH)
     assert is_located(located)
-    located.labels_14[0] = 1
+    located.findings.labels_14[0] = 1
     assert not is_located(located)
 
 
@@ -182,23 +185,23 @@ def test_a_patch_whose_aneurysm_lies_outside_teaches_no_empty_cells() -> None:
     region = blob_region()
     spacing = np.array(region.volume.spacing)
     inside = pose_patch(region, PATCH)
-    voxels_to_edge = PATCH[0] - 1 - inside.points_K3[0, 0]
+    voxels_to_edge = PATCH[0] - 1 - inside.findings.points_K3[0, 0]
     for voxels, located in ((voxels_to_edge - 0.1, True), (voxels_to_edge + 0.6, False), (40.0, False)):
         # The pose says where the patch goes, so the point goes the other way.
         moved = pose_patch(region, PATCH, Pose(shift=(-float(voxels * spacing[0]), 0.0, 0.0)))
         assert is_located(moved) == located, voxels
         heat, _ = cell_targets(moved, stride=4, spacing=region.volume.spacing)
         assert bool((heat == 1).any()) == located
-    negative = dataclasses.replace(region, points_K3=np.empty((0, 3)), places_K=np.empty(0, np.int64))
-    negative.labels_14[:] = 0
+    negative = with_findings(region, points_K3=np.empty((0, 3)), places_K=np.empty(0, np.int64))
+    negative.findings.labels_14[:] = 0
     assert is_located(pose_patch(negative, PATCH, Pose(shift=(90.0, 0.0, 0.0))))
 
 
 def test_of_two_aneurysms_one_outside_leaves_the_heat_map_out() -> None:
     region = blob_region()
-    both = dataclasses.replace(
+    both = with_findings(
         region,
-        points_K3=np.concatenate([region.points_K3, [[-9.0, 4.0, 4.0]]]),
+        points_K3=np.concatenate([region.findings.points_K3, [[-9.0, 4.0, 4.0]]]),
         places_K=np.array([LEFT_MCA, LEFT_MCA]),
     )
     assert is_located(pose_patch(region, PATCH))
@@ -218,8 +221,8 @@ def test_in_any_pose_a_located_positive_patch_has_a_centre_for_each_point(seed: 
 
 def test_a_lost_or_contradicting_localizer_leaves_the_heat_map_out() -> None:
     region = blob_region()
-    assert not is_located(pose_patch(dataclasses.replace(region, points_complete=False), PATCH))
-    denied = dataclasses.replace(region, places_K=np.array([RIGHT_MCA]))
+    assert not is_located(pose_patch(with_findings(region, points_complete=False), PATCH))
+    denied = with_findings(region, places_K=np.array([RIGHT_MCA]))
     assert not is_located(pose_patch(denied, PATCH))
 
 

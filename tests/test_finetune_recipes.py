@@ -17,8 +17,9 @@ from finetune.stages import rates_at, total_steps
 from finetune.state import prepare
 from finetune.tasks.aneurysm import Case
 from finetune.train import train_step
-from finetune.views.box import Region
-from harmonize.scan import HU
+from finetune.views.box import Findings, Region
+from harmonize.labels import LABELS, PRESENT
+from harmonize.scan import HU, Annotations
 from harmonize.voxels.stored import StoredVolume
 from headspark.config import read_recipe, to_yaml
 from headspark.encoder import EncoderConfig
@@ -35,7 +36,9 @@ class Noise:
     cases = (
         Case(
             scan_id="1", subject="1", modality="CTA", unit=HU, image=Path("none"), vessels=None,
-            foreground_box=(0, 16, 0, 16, 0, 16), labels=(1, *(0,) * 12, 1), points=(),
+            foreground_box=(0, 16, 0, 16, 0, 16), annotations=Annotations(
+                labels={name: int(name in (LABELS[0], PRESENT)) for name in LABELS}
+            ),
         ),
     )  # fmt: skip
 
@@ -46,8 +49,10 @@ class Noise:
                 affine=np.diag([2.0, 2.0, 2.0, 1.0]),
             ),
             fill=-1024.0, unit=HU, start=(0, 0, 0),
-            points_K3=np.array([[8.0, 8.0, 8.0]]), places_K=np.array([0]), vessels_XYZ=None,
-            labels_14=np.array(self.cases[0].labels),
+            findings=Findings(
+                points_K3=np.array([[8.0, 8.0, 8.0]]), places_K=np.array([0]), vessels_XYZ=None,
+                labels_14=np.array(self.cases[0].labels),
+            ),
         )  # fmt: skip
 
 

@@ -207,15 +207,15 @@ def figure_patches(corpus: Corpus, scan_ids: Sequence[str], config: DataConfig) 
         patch = pose_patch(load_region(cases[scan_id], config.patch, spacing=config.spacing), config.patch)
         x_CXYZ = to_network_input(patch.values_XYZ, patch.unit, config.ct_windows).numpy()
         centre = np.array(config.patch) // 2
-        if len(patch.points_K3):
-            centre = np.clip(np.rint(patch.points_K3[0]).astype(int), 0, np.array(config.patch) - 1)
+        if len(patch.findings.points_K3):
+            centre = np.clip(np.rint(patch.findings.points_K3[0]).astype(int), 0, np.array(config.patch) - 1)
         channel = x_CXYZ[min(1, len(x_CXYZ) - 1)]
         low, high = np.percentile(channel, [1, 99.5])
         for axis, dropped in zip(row, (2, 1, 0), strict=True):
             kept = [i for i in range(3) if i != dropped]
             plane = np.take(channel, centre[dropped], axis=dropped)
             axis.imshow(plane.T, origin="lower", cmap="gray", vmin=low, vmax=high)
-            if len(patch.points_K3):
+            if len(patch.findings.points_K3):
                 axis.plot(*centre[kept], "o", markersize=14, fillstyle="none", color="#ffb000")
         row[0].set_title(f"...{scan_id[-8:]} {cases[scan_id].modality}", fontsize=9)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
-from harmonize.labels import LABELS, LOCATIONS, PRESENT
+from harmonize.labels import LABELS, LOCATIONS, PRESENT, in_order
 from harmonize.pipeline import WIDENED
-from harmonize.scan import ACTIVITY, Point
+from harmonize.scan import ACTIVITY, Annotations, Point
 from harmonize.sources.rsna import LOCALIZER_DROPPED
 
 SOURCE = "rsna"
@@ -35,8 +36,7 @@ class Case:
         image: The volume's file.
         vessels: File of the vessel mask (values as in `harmonize.labels.MASK_VALUES`), or None.
         foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
-        labels: 0 or 1, columns as `LABELS`.
-        points: Aneurysms in RAS+ mm; may be empty for a positive series.
+        annotations: Labels, and aneurysms in RAS+ mm, of which a positive series may have none; age and sex.
         decisions: What was found and done when the series was harmonized.
         shape: Voxels along X, Y and Z by the manifest; None where it is not known.
     """
@@ -48,10 +48,14 @@ class Case:
     image: Path
     vessels: Path | None
     foreground_box: tuple[int, ...]
-    labels: tuple[int, ...]
-    points: tuple[Point, ...]
+    annotations: Annotations
     decisions: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """0 or 1, columns as `LABELS`."""
+        return in_order(self.annotations.labels)
 
     @property
     def present(self) -> bool:
@@ -191,10 +195,14 @@ def _case(root: Path, row: dict[Any, Any]) -> Case:
         image=root / row["image_file_name"],
         vessels=root / row["mask_file_name"] if has_vessels else None,
         foreground_box=tuple(int(bound) for bound in row["foreground_box"]),
-        labels=tuple(int(label) for label in row["labels"]),
-        points=tuple(
-            Point(label=point["label"], xyz_mm=(float(point["x"]), float(point["y"]), float(point["z"])))
-            for point in points
+        annotations=Annotations(
+            labels=dict(zip(LABELS, map(int, row["labels"]), strict=True)),
+            points=tuple(
+                Point(label=point["label"], xyz_mm=(float(point["x"]), float(point["y"]), float(point["z"])))
+                for point in points
+            ),
+            age=None if row["age"] is None or math.isnan(row["age"]) else float(row["age"]),
+            sex=row["sex"] if isinstance(row["sex"], str) else None,
         ),
         decisions=tuple(row["decisions"]),
         shape=tuple(int(size) for size in row["shape"]),

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from finetune.tasks.aneurysm import Case
 from harmonize.errors import UserError
-from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
-from harmonize.scan import AIR_HU, HU, Point
+from harmonize.labels import LOCATIONS, MASK_VALUES, MIRRORED, in_order
+from harmonize.scan import AIR_HU, HU, UNANNOTATED, Annotations
 from harmonize.voxels.affines import turns
 from harmonize.voxels.spatial import resample, resample_labels, target_grid
 from harmonize.voxels.stored import INT16, StoredVolume, real_value, stored_value
@@ -67,6 +67,33 @@ class AugmentConfig(augment.AugmentConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What is known about a series, in the voxels of a region or a patch.
+
+    Attributes:
+        points_K3: Aneurysms, as indices of voxels.
+        places_K: Index of each aneurysm's location in `LOCATIONS`.
+        vessels_XYZ: uint8, 0 for none, else one more than the index of the location; None without a mask.
+        labels_14: 0 or 1, columns as `LABELS`.
+        points_complete: False where a localizer of the series could not be used, or lies outside of the volume.
+    """
+
+    points_K3: NDArray[np.float64]
+    places_K: NDArray[np.int64]
+    vessels_XYZ: NDArray[np.uint8] | None
+    labels_14: NDArray[np.int64]
+    points_complete: bool = True
+
+    def mirrored(self) -> Findings:
+        """The same with left and right swapped in the names of places, but for where they lie."""
+        other = np.array(MIRRORED)
+        vessels_XYZ = self.vessels_XYZ
+        if vessels_XYZ is not None:
+            vessels_XYZ = np.array([0, *(other[:-1] + 1)], dtype=np.uint8)[vessels_XYZ]
+        return replace(self, places_K=other[self.places_K], labels_14=self.labels_14[other], vessels_XYZ=vessels_XYZ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
     """What is kept in memory of one series: the patch in its upright pose, with a margin.
 
@@ -75,27 +102,20 @@ class Region:
         fill: Stored value outside of the field of view.
         unit: Of the real values.
         start: Index of the patch's first voxel in the volume; negative where the patch sticks out.
-        points_K3: Aneurysms, as indices into the volume.
-        places_K: Index of each aneurysm's location in `LOCATIONS`.
-        vessels_XYZ: uint8, 0 for none, else one more than the index of the location; None without a mask.
-        labels_14: 0 or 1.
-        points_complete: False where a localizer of the series could not be used, or lies outside of the volume.
+        findings: In the volume's voxels.
     """
 
     volume: StoredVolume
     fill: float
     unit: str
     start: tuple[int, int, int]
-    points_K3: NDArray[np.float64]
-    places_K: NDArray[np.int64]
-    vessels_XYZ: NDArray[np.uint8] | None
-    labels_14: NDArray[np.int64]
-    points_complete: bool = True
+    findings: Findings
 
     @property
     def nbytes(self) -> int:
         """Memory that the voxels take."""
-        return self.volume.stored_XYZ.nbytes + (0 if self.vessels_XYZ is None else self.vessels_XYZ.nbytes)
+        vessels = self.findings.vessels_XYZ
+        return self.volume.stored_XYZ.nbytes + (0 if vessels is None else vessels.nbytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,20 +146,12 @@ class Patch:
     Attributes:
         values_XYZ: Real values, float32.
         unit: Of the values.
-        points_K3: Aneurysms, as indices into `values_XYZ`; some may lie outside.
-        places_K: Their locations' indices.
-        vessels_XYZ: As in `Region`, or None.
-        labels_14: 0 or 1.
-        points_complete: As in `Region`.
+        findings: In the patch's voxels; some points may lie outside.
     """
 
     values_XYZ: Tensor
     unit: str
-    points_K3: NDArray[np.float64]
-    places_K: NDArray[np.int64]
-    vessels_XYZ: Tensor | None
-    labels_14: NDArray[np.int64]
-    points_complete: bool = True
+    findings: Findings
 
 
 def load_region(case: Case, patch: Sequence[int], *, spacing: float | None) -> Region:
@@ -160,8 +172,7 @@ def load_region(case: Case, patch: Sequence[int], *, spacing: float | None) -> R
         unit=case.unit,
         foreground_box=case.foreground_box,
         vessels=vessels,
-        points=case.points,
-        labels=case.labels,
+        annotations=case.annotations,
         points_complete=case.points_complete,
     )
 
@@ -174,8 +185,7 @@ def cut_region(
     unit: str,
     foreground_box: Sequence[int],
     vessels: StoredVolume | None = None,
-    points: Sequence[Point] = (),
-    labels: Sequence[int] = (0,) * len(LABELS),
+    annotations: Annotations = UNANNOTATED,
     points_complete: bool = True,
 ) -> Region:
     """Cut the region around the patch out of a harmonized volume, resampled where another spacing is asked for.
@@ -187,8 +197,7 @@ def cut_region(
         unit: Of the volume's real values.
         foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
         vessels: Mask on the same grid, values as in `MASK_VALUES`.
-        points: Aneurysms in RAS+ mm.
-        labels: Columns as `LABELS`.
+        annotations: Labels and points; without labels there is no aneurysm.
         points_complete: False where a localizer could not be used.
 
     Returns:
@@ -203,7 +212,7 @@ def cut_region(
         )
     box_23 = np.asarray(foreground_box, dtype=np.float64).reshape(3, 2).T
     stored, affine = volume.stored_XYZ, volume.affine
-    mask = None if vessels is None else vessels.stored_XYZ.astype(np.uint8)
+    mask = None if vessels is None else vessels.stored_XYZ.astype(np.uint8, copy=False)
     sizes_mm = np.diag(affine)[:3]
     if spacing is not None and np.abs(sizes_mm - spacing).max() > SAME_SPACING_MM:
         grid = target_grid(stored.shape, affine, (spacing,) * 3)
@@ -221,6 +230,7 @@ def cut_region(
     high = np.clip(corner + size + margin, low + 1, stored.shape)
     start = corner - low
     inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    points = annotations.points
     points_K3 = np.array([point.xyz_mm for point in points], dtype=np.float64).reshape(-1, 3)
     points_K3 = (points_K3 - affine[:3, 3]) / sizes_mm
     within_K3 = (points_K3 >= -0.5) & (points_K3 < np.array(stored.shape) - 0.5)
@@ -231,11 +241,13 @@ def cut_region(
         fill=float(AIR_HU) if unit == HU else float(stored.min()),
         unit=unit,
         start=(int(start[0]), int(start[1]), int(start[2])),
-        points_K3=points_K3 - low,
-        places_K=np.array([LOCATIONS.index(point.label) for point in points], dtype=np.int64),
-        vessels_XYZ=None if mask is None else _place_of_value()[mask[inside]],
-        labels_14=np.asarray(labels, dtype=np.int64),
-        points_complete=points_complete and bool(within_K3.all()),
+        findings=Findings(
+            points_K3=points_K3 - low,
+            places_K=np.array([LOCATIONS.index(point.label) for point in points], dtype=np.int64),
+            vessels_XYZ=None if mask is None else _place_of_value()[mask[inside]],
+            labels_14=np.array(in_order(annotations.labels), dtype=np.int64),
+            points_complete=points_complete and bool(within_K3.all()),
+        ),
     )
 
 
@@ -267,26 +279,13 @@ def pose_patch(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) -> Pa
     stored = torch.from_numpy(region.volume.stored_XYZ).float()
     values = _sample(stored - region.fill, linear, centre_q, patch, mode="bilinear")
     values = real_value(values + region.fill, region.volume.slope, region.volume.inter)
-    vessels = None
-    if region.vessels_XYZ is not None:
-        mask = torch.from_numpy(region.vessels_XYZ).float()
-        vessels = _sample(mask, linear, centre_q, patch, mode="nearest").to(torch.uint8)
-    points = (region.points_K3 - centre_q) @ np.linalg.inv(linear).T + centre_p
-    places, labels = region.places_K, region.labels_14
-    if pose.mirrored:
-        mirrored = np.array(MIRRORED)
-        places, labels = mirrored[places], labels[mirrored]
-        if vessels is not None:
-            vessels = torch.from_numpy(np.array([0, *(mirrored[:-1] + 1)], dtype=np.uint8))[vessels.long()]
-    return Patch(
-        values_XYZ=values,
-        unit=region.unit,
-        points_K3=points,
-        places_K=places,
-        vessels_XYZ=vessels,
-        labels_14=labels,
-        points_complete=region.points_complete,
-    )
+    vessels = region.findings.vessels_XYZ
+    if vessels is not None:
+        mask = torch.from_numpy(vessels).float()
+        vessels = _sample(mask, linear, centre_q, patch, mode="nearest").to(torch.uint8).numpy()
+    points = (region.findings.points_K3 - centre_q) @ np.linalg.inv(linear).T + centre_p
+    findings = replace(region.findings, points_K3=points, vessels_XYZ=vessels)
+    return Patch(values_XYZ=values, unit=region.unit, findings=findings.mirrored() if pose.mirrored else findings)
 
 
 def vary_intensity(x_CDHW: Tensor, config: AugmentConfig, generator: np.random.Generator) -> Tensor:
