@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from headspark.decoder.slabs import Slab, slabs, with_margin
+from headspark.packed.conv import upsampling_matrix
 from headspark.packed.geometry import MaskGeometry
 from headspark.packed.layout import CHANNELS_LAST, ConvShape, block_of, channels_first, channels_last
 from headspark.packed.weight_gradient import weight_gradient_of_windows
@@ -137,7 +138,7 @@ class _JoinedMap:
         space: Edges of the joined map.
         width: Its upsampled channels, C.
         factor: f.
-        matrix: The upsampling as a matrix product, [f * f * f * C, C_coarse].
+        matrix: The upsampling as a matrix product, [f * f * f * C, C_coarse]; ``matrix_bias`` is its bias or None.
         table: The packed voxels of the skip in the order of the map; None where all are visible.
     """
 
@@ -153,8 +154,7 @@ class _JoinedMap:
     ) -> None:
         self.coarse, self.skip, self.token, self.margin = coarse, skip, token, margin
         self.width, self.factor = up_weight.shape[1], up_weight.shape[2]
-        self.matrix = up_weight.permute(2, 3, 4, 1, 0).reshape(-1, up_weight.shape[0])
-        self.up_bias = None if up_bias is None else up_bias.repeat(self.factor**3)
+        self.matrix, self.matrix_bias = upsampling_matrix(up_weight, up_bias)
         depth, height, width = (edge * self.factor for edge in coarse.shape[1:4])
         self.space = depth, height, width
         self.table = None if geometry.is_whole else geometry.planes(block_of(skip))
@@ -223,7 +223,7 @@ class _JoinedMap:
         """Write the planes of a slab into ``target`` [samples, planes, height, width, 2 C]."""
         factor, first, last = self.factor, slab.planes.start, slab.planes.stop
         low, high = first // factor, -(-last // factor)
-        cubes = F.linear(self.coarse[slab.samples, low:high], self.matrix, self.up_bias)
+        cubes = F.linear(self.coarse[slab.samples, low:high], self.matrix, self.matrix_bias)
         cubes = cubes.unflatten(-1, (factor, factor, factor, self.width)).permute(0, 1, 4, 2, 5, 3, 6, 7)
         for offset in range(factor):
             # The planes that lie at this place in their cubes, and the cubes of which the slab holds them.

@@ -66,6 +66,20 @@ def cast_for_autocast(data: Tensor, weight: Tensor, bias: Tensor | None) -> tupl
     return data.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
+def upsampling_matrix(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Write a transposed convolution whose stride is its kernel as a matrix product, each voxel giving a cube.
+
+    Args:
+        weight: [C_in, C_out, kernel].
+        bias: [C_out] or None.
+
+    Returns:
+        [taps * C_out, C_in] and [taps * C_out] or None; taps in the order of the kernel.
+    """
+    matrix = weight.permute(2, 3, 4, 1, 0).reshape(-1, weight.shape[0])
+    return matrix, None if bias is None else bias.repeat(math.prod(weight.shape[2:]))
+
+
 class _WindowConv(torch.autograd.Function):
     """Gather windows, convolve them without padding.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from headspark.packed.blocks import PackedBlocks
-from headspark.packed.conv import cast_for_autocast, convolve
+from headspark.packed.conv import cast_for_autocast, convolve, upsampling_matrix
 from headspark.packed.handlers import UnsupportedOperation, handles
 from headspark.packed.layout import ConvShape, Triple, triple
 from headspark.packed.ops.grid import fit_to_stride, require_same_grid
@@ -57,7 +55,6 @@ def conv_transpose3d(
         raise UnsupportedOperation("a transposed convolution whose kernel is not its stride, or with padding or groups")
     data, weight, bias = cast_for_autocast(x.data, weight, bias)
     n, d, h, w, _ = data.shape
-    matrix = weight.permute(2, 3, 4, 1, 0).reshape(-1, weight.shape[0])
-    cubes = F.linear(data, matrix, None if bias is None else bias.repeat(math.prod(kernel)))
+    cubes = F.linear(data, *upsampling_matrix(weight, bias))
     cubes = cubes.view(n, d, h, w, *kernel, weight.shape[1]).permute(0, 1, 4, 2, 5, 3, 6, 7)
     return x.like(cubes.reshape(n, d * kernel[0], h * kernel[1], w * kernel[2], weight.shape[1]))

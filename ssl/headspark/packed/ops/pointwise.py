@@ -67,6 +67,7 @@ HANDLERS.update({function: _pointwise(function) for function in _POINTWISE})
 
 @handles(F.prelu, torch.prelu)
 def _prelu(x: PackedBlocks, weight: Tensor) -> PackedBlocks:
+    """Scale what is below zero; the weight is [C] or [1]."""
     return x.like(torch.where(x.data > 0, x.data, x.data * weight))
 
 
@@ -82,6 +83,7 @@ def _dropout3d(x: PackedBlocks, p: float = 0.5, training: bool = True, inplace: 
 
 @handles(torch.cat)
 def _cat(parts: list[PackedBlocks], dim: int = 0) -> PackedBlocks:
+    """Lay the channels of maps on the same blocks side by side."""
     first = parts[0]
     if dim not in (1, -4) or not all(isinstance(part, PackedBlocks) and first.same_blocks(part) for part in parts):
         raise UnsupportedOperation("a concatenation along another axis than the channels")
@@ -90,6 +92,7 @@ def _cat(parts: list[PackedBlocks], dim: int = 0) -> PackedBlocks:
 
 @handles(F.linear)
 def _linear(x: PackedBlocks, weight: Tensor, bias: Tensor | None = None) -> PackedBlocks:
+    """Mix the channels of each voxel; the weight is [C_out, C_in]."""
     if not x.channels_last:
         raise UnsupportedOperation("a linear layer along an axis of space")
     return x.like(F.linear(x.data, weight, bias))
