@@ -154,7 +154,7 @@ def test_a_sample_is_a_function_of_its_number_alone(cohort: Cohort) -> None:
         a, b = one[index], other[index]
         assert a.scan_id == b.scan_id
         assert np.array_equal(a.voxels.stored_XYZ, b.voxels.stored_XYZ)
-        assert torch.equal(a.visible_dhw, b.visible_dhw)
+        assert torch.equal(a.mask_dhw, b.mask_dhw)
         assert a.variation == b.variation
 
 
@@ -162,7 +162,7 @@ def test_samples_of_a_step_share_their_ratio_and_steps_differ(cohort: Cohort) ->
     samples = TrainSamples(
         cohort, FileStore(cohort.scans), recipe(patch=64, ratio=(0.3, 0.9)).sampling, samples_per_step=3
     )
-    counts = [int(samples[index].visible_dhw.sum()) for index in range(12)]
+    counts = [int(samples[index].mask_dhw.sum()) for index in range(12)]
     steps = [set(counts[first : first + 3]) for first in range(0, 12, 3)]
     assert all(len(step) == 1 for step in steps)
     assert len(set.union(*steps)) > 1
@@ -187,7 +187,7 @@ def test_validation_is_the_same_every_time_and_of_held_out_scans(cohort: Cohort)
     samples = ValidationSamples(cohort, FileStore(cohort.scans), recipe().sampling)
     held = {cohort.scans[index].scan_id for index in cohort.val}
     assert {samples[index].scan_id for index in range(len(samples))} == held
-    assert torch.equal(samples[1].visible_dhw, samples[1].visible_dhw)
+    assert torch.equal(samples[1].mask_dhw, samples[1].mask_dhw)
     assert samples[1].variation is None
 
 

@@ -15,7 +15,7 @@ from headspark.decoder import DecoderConfig
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.masking import draw_mask
 from headspark.optim import OptimConfig, make_optimizer, make_schedule
-from headspark.packed.geometry import MaskGeometry
+from headspark.packed import MaskGeometry
 from headspark.spark import SparK
 
 GOLDEN = Path(__file__).with_name("golden") / "pretrain_losses.json"

@@ -32,7 +32,7 @@ from headspark.hub.export import export_run
 from headspark.hub.model_card import write_card
 from headspark.interop.nnssl import read_nnssl, write_nnssl
 from headspark.masking import MaskConfig
-from headspark.packed.geometry import MaskGeometry
+from headspark.packed import MaskGeometry
 from headspark.recipe import DataConfig, Recipe, TrainConfig
 from headspark.run.checkpoint import load_newest
 from headspark.train import train

@@ -22,7 +22,7 @@ from headspark.data.cache import Store, cached
 from headspark.data.cohort import Cohort, idle_weights, read_cohort
 from headspark.data.crops import NOISE, generator
 from headspark.data.samples import TrainSamples
-from headspark.packed.geometry import MaskGeometry
+from headspark.packed import MaskGeometry
 from headspark.pretraining.evaluate import Evaluator
 from headspark.pretraining.origin import PRETRAINING, began_with
 from headspark.pretraining.state import PretrainState, prepare
@@ -131,7 +131,7 @@ def train_step(state: PretrainState, batches: Iterator[Batch], interrupt: Interr
         x_BCDHW, scored_B1DHW = network_input(batch, recipe.data.ct_windows, recipe.augment, patch=recipe.data.patch)
         last = part == plan.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(state.model):
-            output = state.model(x_BCDHW, MaskGeometry(batch.visible_Bdhw), scored_B1DHW)
+            output = state.model(x_BCDHW, MaskGeometry(batch.mask_Bdhw), scored_B1DHW)
             accelerator.backward(output.loss * (output.scored_voxels / nominal_voxels))
         totals_4[0] += output.loss.detach().double() * output.scored_voxels
         totals_4[1] += output.scored_voxels

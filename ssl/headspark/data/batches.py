@@ -42,7 +42,7 @@ class Batch:
     slope_B: Tensor
     inter_B: Tensor
     scored_B1XYZ: Tensor
-    visible_Bdhw: Tensor
+    mask_Bdhw: Tensor
     units: tuple[str, ...]
     variations: tuple[Variation | None, ...]
     scan_ids: tuple[str, ...]
@@ -113,7 +113,7 @@ def stack(samples: Sequence[Sample]) -> Batch:
         slope_B=torch.tensor([sample.voxels.slope for sample in samples], dtype=torch.float32),
         inter_B=torch.tensor([sample.voxels.inter for sample in samples], dtype=torch.float32),
         scored_B1XYZ=torch.from_numpy(np.stack([sample.scored_XYZ for sample in samples])).unsqueeze(1),
-        visible_Bdhw=torch.stack([sample.visible_dhw for sample in samples]),
+        mask_Bdhw=torch.stack([sample.mask_dhw for sample in samples]),
         units=tuple(sample.unit for sample in samples),
         variations=tuple(sample.variation for sample in samples),
         scan_ids=tuple(sample.scan_id for sample in samples),

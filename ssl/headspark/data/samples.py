@@ -39,7 +39,7 @@ class Sample:
         voxels: int16 as in the corpus.
         unit: Of the real values.
         scored_XYZ: bool, where the loss may look.
-        visible_dhw: bool, the blocks that the encoder sees.
+        mask_dhw: bool, the blocks that the encoder sees.
         variation: What else was drawn for it.
         scan_id: Where it comes from.
     """
@@ -47,7 +47,7 @@ class Sample:
     voxels: StoredVoxels
     unit: str
     scored_XYZ: np.ndarray
-    visible_dhw: Tensor
+    mask_dhw: Tensor
     variation: Variation | None
     scan_id: str
 
@@ -103,8 +103,8 @@ class TrainSamples(Dataset[Sample]):
         ratio = float(
             generator(how.seed, RATIO, index // self._samples_per_step).uniform(*ratio_bounds(how.mask.ratio))
         )
-        visible_dhw = _mask(rng, how, ratio)
-        return cut_sample(self._cohort, self._store, scan, crop, visible_dhw=visible_dhw, variation=variation)
+        mask_dhw = _mask(rng, how, ratio)
+        return cut_sample(self._cohort, self._store, scan, crop, mask_dhw=mask_dhw, variation=variation)
 
 
 class ValidationSamples(Dataset[Sample]):
@@ -129,8 +129,8 @@ class ValidationSamples(Dataset[Sample]):
         item = self._cohort.scans[scan]
         rng = generator(how.data.val_seed, VALIDATION, index)
         crop = draw_crop(rng, shape=item.shape, box=item.box, size=how.data.patch, foreground_share=1.0, mirror=0.0)
-        visible_dhw = _mask(rng, how, sum(ratio_bounds(how.mask.ratio)) / 2)
-        return cut_sample(self._cohort, self._store, scan, crop, visible_dhw=visible_dhw, variation=None)
+        mask_dhw = _mask(rng, how, sum(ratio_bounds(how.mask.ratio)) / 2)
+        return cut_sample(self._cohort, self._store, scan, crop, mask_dhw=mask_dhw, variation=None)
 
 
 class CentralSamples(Dataset[Sample]):
@@ -156,8 +156,8 @@ class CentralSamples(Dataset[Sample]):
         how, item = self._sampling, self._cohort.scans[self._scans[index]]
         crop = central_crop(shape=item.shape, box=item.box, size=how.data.patch)
         rng = generator(how.data.val_seed, CENTRAL, index)
-        visible_dhw = _mask(rng, how, sum(ratio_bounds(how.mask.ratio)) / 2)
-        return cut_sample(self._cohort, self._store, self._scans[index], crop, visible_dhw=visible_dhw, variation=None)
+        mask_dhw = _mask(rng, how, sum(ratio_bounds(how.mask.ratio)) / 2)
+        return cut_sample(self._cohort, self._store, self._scans[index], crop, mask_dhw=mask_dhw, variation=None)
 
     def label(self, index: int, name: str) -> str | None:
         """A column of the manifest for sample number `index`."""
@@ -165,7 +165,7 @@ class CentralSamples(Dataset[Sample]):
 
 
 def cut_sample(
-    cohort: Cohort, store: Store, scan: int, crop: Crop, *, visible_dhw: Tensor, variation: Variation | None
+    cohort: Cohort, store: Store, scan: int, crop: Crop, *, mask_dhw: Tensor, variation: Variation | None
 ) -> Sample:
     """Cut one cube of a scan, and the part of it where the loss may look."""
     item, decoded = cohort.scans[scan], store[scan]
@@ -183,7 +183,7 @@ def cut_sample(
         ),
         unit=item.unit,
         scored_XYZ=scored_XYZ,
-        visible_dhw=visible_dhw,
+        mask_dhw=mask_dhw,
         variation=variation,
         scan_id=item.scan_id,
     )

@@ -25,13 +25,13 @@ class Triptych:
     Attributes:
         title: What it shows.
         original_XY: The truth.
-        visible_XY: bool, what the encoder saw.
+        mask_XY: bool, what the encoder saw.
         reconstruction_XY: The truth where it saw, its prediction elsewhere.
     """
 
     title: str
     original_XY: NDArray[np.float32]
-    visible_XY: NDArray[np.bool_]
+    mask_XY: NDArray[np.bool_]
     reconstruction_XY: NDArray[np.float32]
 
 
@@ -42,7 +42,7 @@ def write_triptychs(path: Path, rows: Sequence[Triptych], *, title: str) -> None
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for line, row in zip(panels, rows, strict=True):
         low, high = (float(edge) for edge in np.percentile(row.original_XY, (0.5, 99.5)))
-        hidden_XY = np.ma.masked_where(~row.visible_XY, row.original_XY)
+        hidden_XY = np.ma.masked_where(~row.mask_XY, row.original_XY)
         shown = (("original", row.original_XY), ("visible", hidden_XY), ("reconstruction", row.reconstruction_XY))
         for axes, (name, slice_XY) in zip(line, shown, strict=True):
             axes.set_facecolor("0.35")

@@ -16,7 +16,7 @@ from torch import nn
 from headspark.encoder import build_encoder
 from headspark.masking import draw_mask, mask_grid, ratio_bounds
 from headspark.optim import make_optimizer, make_schedule
-from headspark.packed.geometry import MaskGeometry
+from headspark.packed import MaskGeometry
 from headspark.recipe import Recipe
 from headspark.run.device import on_gpu, say_once
 from headspark.run.fit import fit_plan
@@ -88,9 +88,9 @@ def try_step(recipe: Recipe, accelerator: Accelerator, batch: int) -> None:
     patch, device = recipe.data.patch, accelerator.device
     model = make_model(recipe).to(device)
     optimizer = make_optimizer(model, recipe.optim)
-    visible_Bdhw = draw_mask(batch, mask_grid((patch,) * 3, recipe.mask.block), ratio_bounds(recipe.mask.ratio)[0])
+    mask_Bdhw = draw_mask(batch, mask_grid((patch,) * 3, recipe.mask.block), ratio_bounds(recipe.mask.ratio)[0])
     x_BCDHW = torch.randn(batch, recipe.encoder.in_channels, patch, patch, patch, device=device)
     with accelerator.autocast():
-        loss = model(x_BCDHW, MaskGeometry(visible_Bdhw)).loss
+        loss = model(x_BCDHW, MaskGeometry(mask_Bdhw)).loss
     loss.backward()
     optimizer.step()
