@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 # isort: split
 from headspark.config import run_command
-from headspark.pretrain import command
+from headspark.pretrain import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(command, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from headspark.config import run_command
-from headspark.push import command
+from headspark.push import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(command, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -19,8 +19,9 @@ from pages import CONSOLE, PAGES, ROOT, TEXT, Block, blocks, commands, inline_co
 
 import finetune.recipe
 import headspark.recipe
-from headspark import Encoder, save_encoder
+from headspark import Encoder, load_encoder, save_encoder
 from headspark.config import from_plain, recipe_keys
+from headspark.decoder import UNetDecoder
 from headspark.encoder import EncoderConfig, build_encoder
 
 FIXTURES = ROOT / "tests" / "fixtures" / "v0_1_0"
@@ -36,8 +37,8 @@ NOT_RUN = {
 }
 """What a block does that no test can; its imports and the names that it takes from them are looked up."""
 
-NO_KEYS = {"train.csv", "encoder.stem", "encoder.stages"}
-"""A file, and names of tensors, that look like keys of a recipe."""
+NO_KEYS = {"train.csv", "decoder.safetensors", "encoder.stem", "encoder.stages"}
+"""Files, and names of tensors, that look like keys of a recipe."""
 
 OPTIONS_OF_OTHERS = {
     "--array", "--bind_all", "--exclusive", "--nnodes", "--nthreads", "--num_processes", "--nproc_per_node",
@@ -54,7 +55,11 @@ def linked(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     for name, place in places.items():
         (folder / name).symlink_to(place)
-    return {"x_BCDHW": torch.randn(1, 3, 16, 16, 16), "network": Encoder.from_pretrained(folder / "ENCODER")}
+    network = load_encoder(folder / "ENCODER")
+    decoder = UNetDecoder(network.channels, network.strides, network.config.in_channels)
+    about = network.preprocessing
+    save_encoder(network, folder / "ENCODER_WITH_DECODER", preprocessing=about, decoder=decoder)
+    return {"x_BCDHW": torch.randn(1, 3, 16, 16, 16), "network": network}
 
 
 def with_segresnet(folder: Path) -> None:

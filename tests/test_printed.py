@@ -142,7 +142,7 @@ def test_a_command_line_that_is_wrong_is_said_in_one_line(capsys: pytest.Capture
         "harmonize": lambda words: main(["verify", *words]),
         "finetune": lambda words: cli.main(["report", *words]),
         "demo": demo.main,
-        "push": lambda words: run_command(script.command, words),
+        "push": lambda words: run_command(script.main, words),
     }
     for name, command in commands.items():
         assert command([f"--{EVIL}"]) == 2, name

@@ -68,7 +68,7 @@ def run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def push(*words: object) -> int:
-    return run_command(runpy.run_path(str(PUSH))["command"], [str(word) for word in words])
+    return run_command(runpy.run_path(str(PUSH))["main"], [str(word) for word in words])
 
 
 def features(encoder: torch.nn.Module) -> list[torch.Tensor]:

@@ -195,7 +195,7 @@ def test_a_signal_ends_the_command_with_its_own_exit_code(
 
 def pretrain(words: list[str]) -> int:
     """What ``python ssl/pretrain.py`` does with these arguments, without a process of its own."""
-    return run_command(runpy.run_path(PRETRAIN)["command"], words)
+    return run_command(runpy.run_path(PRETRAIN)["main"], words)
 
 
 def test_a_step_that_is_not_finite_is_skipped_counted_and_its_scans_are_named(

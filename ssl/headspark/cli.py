@@ -12,10 +12,10 @@ from headspark.config import run_command
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "pretrain": (
-        pretrain.command,
+        pretrain.main,
         "pretrain an encoder, on one device; `accelerate launch ssl/pretrain.py` on several",
     ),
-    "push": (push.command, "export the encoder of a run to a folder, to nnU-Net, or to the Hub"),
+    "push": (push.main, "export the encoder of a run to a folder, to nnU-Net, or to the Hub"),
 }
 
 

@@ -23,7 +23,7 @@ from headspark.run.interrupt import EXIT_INTERRUPTED
 from headspark.train import train
 
 
-def command(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command line; gives the exit code."""
     parser = recipe_parser(Recipe, prog="headspark pretrain", description="Pretrain an encoder by masked modelling.")
     parser.add_argument("--corpus", type=Path, required=True, help="folder that `harmonize` wrote")
@@ -33,4 +33,4 @@ def command(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(command, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -19,7 +19,7 @@ from headspark.hub.export import export_run, write_nnunet
 HF, NNUNET = "hf", "nnunet"
 
 
-def command(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command line; gives the exit code."""
     options = _parser().parse_args(argv)
     form = _form(options)
