@@ -23,7 +23,7 @@ from harmonize import engine, limits
 from harmonize.corpus import journal, read_volume, write_volume
 from harmonize.corpus.volume import WrongShapeError
 from harmonize.dicom import find_volumes, load_volume, tokens
-from harmonize.dicom.codestream import codestream_size
+from harmonize.dicom.codestream import Claim, claim_of
 from harmonize.errors import Reason, Rejection, Stage, UserError
 from harmonize.fetch.archives import Damaged, unpack
 from harmonize.page import Page
@@ -116,15 +116,19 @@ def test_a_jpeg_ls_picture_without_its_end_is_not_decoded_for_seconds(tmp_path):
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
-        ("ffd8 ffe0 0004 4142 ffc3 000b 08 0010 0020 03 011100", (16, 32, 3)),
-        ("ffd8 fff7 000b 10 0200 0100 01 011100", (512, 256, 1)),
+        ("ffd8 ffe0 0004 4142 ffc3 000b 08 0010 0020 03 011100 ffff ffda 0000", Claim((16, 32, 3), 8)),
+        ("ffd8 fff7 000b 10 0200 0100 01 011100 ffda 0000", Claim((512, 256, 1), 16)),
+        (f"ff4f ff51 0029 0000 00000009 00000012 00000001 00000002 {'00' * 16} 0001 8b", Claim((16, 8, 1), 12)),
+        ("ffd8 fff7 000b 10 0200 0100 01 011100", None),
+        ("ffd8 fff7 000b 10 0200 0100 01 011100 00 ffda 0000", None),
+        ("ffd8 fff7 000b 10 0200 0100 01 011100 fff7 000b 10 0200 0100 01 011100 ffda 0000", None),
         ("ffd8 ffda 0004 4142", None),
         ("00010203", None),
         ("ffd8 ffc0", None),
     ],
 )
-def test_jpeg_streams_say_their_size(head, expected):
-    assert codestream_size(bytes.fromhex(head)) == expected
+def test_pictures_say_their_size(head, expected):
+    assert claim_of(bytes.fromhex(head)) == expected
 
 
 def test_deflated_pixels_are_read_as_far_as_the_header_claims(tmp_path):

@@ -20,7 +20,8 @@ from pydicom.filereader import read_partial
 from pydicom.pixels import pixel_array
 from pydicom.tag import BaseTag
 
-from harmonize.dicom.codestream import codestream_size
+from harmonize.dicom import gdcm_decoder
+from harmonize.dicom.codestream import Claim, claim_of
 from harmonize.dicom.elements import PARSER_FAULTS, parsing
 from harmonize.dicom.layout import DOUBLE_PIXEL_DATA, FLOAT_PIXEL_DATA, NATIVE, PixelLayout
 from harmonize.dicom.mosaic import cut_tiles
@@ -177,7 +178,7 @@ def _decode(path: Path, layout: PixelLayout) -> NDArray[Any]:
         if "PixelData" not in dataset:
             raise Rejection(Reason.TRUNCATED, "a file has no pixels")
         _check_pictures(dataset, layout)
-        return _decompress(path, dataset, layout)
+        return _decompress(dataset, layout)
 
 
 def _is_behind_pixels(tag: BaseTag, *_: object) -> bool:
@@ -193,15 +194,19 @@ def _check_pictures(dataset: Dataset, layout: PixelLayout) -> None:
             if len(picture) > 2 * layout.picture_bytes + _RLE_SLACK:
                 raise Rejection(Reason.TOO_LARGE, "a picture packed by RLE that is far larger than its pixels")
             continue
-        found = codestream_size(picture)
-        if found is None and says_size:
-            raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short")
-        if found is not None and math.prod(found) > _LARGER * layout.rows * layout.columns:
-            raise Rejection(Reason.TOO_LARGE, f"a compressed picture of {' x '.join(map(str, found))} values")
-        is_another = found is not None and (found[:2] != (layout.rows, layout.columns) or not found[2])
+        claim = claim_of(picture)
+        if claim is not None and math.prod(claim.shape) > _LARGER * layout.rows * layout.columns:
+            raise Rejection(Reason.TOO_LARGE, f"a compressed picture of {' x '.join(map(str, claim.shape))} values")
+        is_cut = says_size if claim is None else not _fits(claim, layout)
         # Behind the end of a JPEG-LS picture CharLS may look for more in two milliards of zeros.
-        if is_another or (layout.transfer_syntax in _JPEG_LS and not picture.rstrip(b"\0").endswith(_JPEG_END)):
+        if is_cut or (layout.transfer_syntax in _JPEG_LS and not picture.rstrip(b"\0").endswith(_JPEG_END)):
             raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short")
+
+
+def _fits(claim: Claim, layout: PixelLayout) -> bool:
+    """Whether a picture is what the header says: decoders write more bits than they have room for."""
+    shape = (layout.rows, layout.columns, layout.samples)
+    return claim.shape == shape and claim.bits <= layout.bits_allocated
 
 
 def _encoded(dataset: Dataset, layout: PixelLayout) -> Iterator[bytes]:
@@ -244,7 +249,7 @@ def _complete(dataset: Dataset, layout: PixelLayout) -> None:
             setattr(dataset, keyword, value)
 
 
-def _decompress(path: Path, dataset: Dataset, layout: PixelLayout) -> NDArray[Any]:
+def _decompress(dataset: Dataset, layout: PixelLayout) -> NDArray[Any]:
     fault: Exception | None = None
     for plugin in _DECODERS.get(layout.transfer_syntax, ()):
         try:
@@ -253,9 +258,9 @@ def _decompress(path: Path, dataset: Dataset, layout: PixelLayout) -> NDArray[An
             return decoded.view(layout.dtype) if decoded.dtype.itemsize == layout.dtype.itemsize else decoded
         except (RuntimeError, *PARSER_FAULTS) as error:
             fault = error
-    decoded_by_gdcm = _decode_with_gdcm(path, layout)
-    if decoded_by_gdcm is not None:
-        return decoded_by_gdcm
+    content = gdcm_decoder.decode(_encoded(dataset, layout), layout)
+    if content is not None:
+        return _from_bytes(content, replace(layout, transfer_syntax=uid.ExplicitVRLittleEndian))
     if fault is None:
         raise Rejection(Reason.UNSUPPORTED_ENCODING, "a pixel encoding that no decoder knows")
     raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short") from fault
@@ -279,25 +284,6 @@ def _check_fragments(path: Path, layout: PixelLayout) -> None:
             if head[:4] != _ITEM or at + 8 + fragment > size:
                 raise Rejection(Reason.TRUNCATED, "the compressed pixels are damaged or cut short")
             stream.seek(at + 8 + fragment)
-
-
-def _decode_with_gdcm(path: Path, layout: PixelLayout) -> NDArray[Any] | None:
-    """Let GDCM read the whole file, for syntaxes that pydicom does not know; None where GDCM cannot either."""
-    import gdcm  # slow to load, and needed by rare files only
-
-    gdcm.Trace.WarningOff()
-    gdcm.Trace.ErrorOff()
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    if not reader.Read():
-        return None
-    image, expected = reader.GetImage(), layout.frames * layout.picture_bytes
-    buffer = image.GetBuffer() if image.GetBufferLength() == expected else None
-    if buffer is None:
-        return None
-    content = buffer.encode("utf-8", errors="surrogateescape")
-    native = replace(layout, transfer_syntax=uid.ExplicitVRLittleEndian)
-    return _from_bytes(content, native) if len(content) == expected else None
 
 
 def _from_bytes(content: bytes, layout: PixelLayout) -> NDArray[Any]:

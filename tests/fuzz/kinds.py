@@ -43,7 +43,7 @@ class Kind:
 
 KINDS = {
     "fuzz.kinds_raw": (
-        "dicom", "deflated", "enhanced", "rsna-dicom", "rle", "jpeg-lossless", "jpeg-baseline",
+        "dicom", "deflated", "enhanced", "rsna-dicom", "rle", "jpeg-lossless", "jpeg-baseline", "jpeg-extended",
         "jpeg-ls", "jpeg-2000", "nifti", "nifti-gz", "png",
     ),
     "fuzz.kinds_tables": (

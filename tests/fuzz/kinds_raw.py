@@ -100,6 +100,11 @@ def jpeg_baseline(folder: Path) -> Kind:
     return _compressed(folder, "JPEGBaselineProcess1", bits=8)
 
 
+def jpeg_extended(folder: Path) -> Kind:
+    """One slice in JPEG of 12 bits."""
+    return _compressed(folder, "JPEGExtendedProcess2_4")
+
+
 def jpeg_ls(folder: Path) -> Kind:
     """One slice in JPEG-LS."""
     return _compressed(folder, "JPEGLSLossless")
