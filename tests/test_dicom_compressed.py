@@ -10,12 +10,9 @@ import pytest
 from fuzz.valid import SLICES, compressed_dicom, dicom_bytes
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate, generate_frames
 
-from harmonize import engine
 from harmonize.dicom import find_volumes, load_volume
 from harmonize.errors import Reason, Rejection
-from harmonize.settings import Settings
 
 EXTENDED, LOSSLESS, JPEG2000 = "JPEGExtendedProcess2_4", "JPEGLosslessProcess14_1", "JPEG2000Lossless"
 RETIRED = ["1.2.840.10008.1.2.4.52", "1.2.840.10008.1.2.4.53", uid.JPEGLossless]

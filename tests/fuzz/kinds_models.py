@@ -24,8 +24,10 @@ from fuzz.kinds import Fault, Kind
 from fuzz.valid import OLD
 from headspark import Encoder, config
 from headspark.config import read_recipe
+from headspark.folder_kind import NNSSL_CHECKPOINT
 from headspark.hub import export as exports
 from headspark.interop import nnssl as interop
+from headspark.interop.adaptation_plan import PLAN_NAME
 from headspark.pretraining.state import prepare
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import load_newest
@@ -161,19 +163,19 @@ def nnssl(folder: Path) -> Kind:
     """A checkpoint of nnssl."""
     _nnssl(folder / "nnssl")
     read = functools.partial(interop.read_nnssl, folder / "nnssl")
-    target = folder / "nnssl" / interop.CHECKPOINT_NAME
+    target = folder / "nnssl" / NNSSL_CHECKPOINT
     return Kind(target=target, damage=either(of_bytes, _of_state), read=read)
 
 
 def nnssl_plan(folder: Path) -> Kind:
     """The plan beside it."""
     _nnssl(folder / "nnssl")
-    path = folder / "nnssl" / interop.CHECKPOINT_NAME
+    path = folder / "nnssl" / NNSSL_CHECKPOINT
     whole = torch.load(path, weights_only=True)
     whole.pop("nnssl_adaptation_plan", None)
     torch.save(whole, path)
     read = functools.partial(interop.read_nnssl, folder / "nnssl")
-    return Kind(target=folder / "nnssl" / interop.PLAN_NAME, damage=of_json, read=read)
+    return Kind(target=folder / "nnssl" / PLAN_NAME, damage=of_json, read=read)
 
 
 def _of_safetensors(content: bytes, dice: random.Random) -> bytes:
