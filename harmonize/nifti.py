@@ -7,7 +7,7 @@ import gzip
 import io
 import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +16,7 @@ import numpy as np
 from isal import igzip, igzip_lib
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
 
@@ -58,7 +59,7 @@ class NiftiVolume:
 
     voxels_XYZ: NDArray[Any]
     affine: NDArray[np.float64]
-    decisions: list[str] = field(default_factory=list)
+    decisions: tuple[Decision, ...] = ()
     exponent: int = 0
 
 
@@ -74,7 +75,6 @@ def read_nifti(path: Path, header: Path | None = None, *, most: int | None = Non
         Rejection: The file is cut, damaged, too large, no NIfTI, not 3D, or without a usable affine.
         OSError: The disk failed.
     """
-    decisions: list[str] = []
     try:
         with path.open("rb") as raw:
             if header is None:
@@ -93,40 +93,38 @@ def read_nifti(path: Path, header: Path | None = None, *, most: int | None = Non
         if error.errno is not None:
             raise
         raise Rejection(Reason.UNREADABLE, "damaged bzip2") from error
-    if found.get_data_shape()[3:]:
-        decisions.append(f"one volume of a {len(found.get_data_shape())}-dimensional file")
-    voxels, exponent = within_float32(_scaled(stored.reshape(stored.shape[:3], order="F"), found, decisions))
-    if exponent:
-        decisions.append(describe_exponent(exponent))
-    return NiftiVolume(voxels_XYZ=voxels, affine=_affine(found, decisions), decisions=decisions, exponent=exponent)
+    dimensions = len(found.get_data_shape())
+    one_of_many = [DecisionKind.ONE_VOLUME(count=dimensions)] if dimensions > 3 else []
+    values, scaled = _scaled(stored.reshape(stored.shape[:3], order="F"), found)
+    voxels, exponent, shrunk = within_float32(values)
+    affine, placed = _affine(found)
+    return NiftiVolume(
+        voxels_XYZ=voxels, affine=affine, decisions=(*one_of_many, *scaled, *shrunk, *placed), exponent=exponent
+    )
 
 
-def within_float32(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
+def within_float32(values: NDArray[Any]) -> tuple[NDArray[Any], int, list[Decision]]:
     """Values whose arithmetic float32 can hold: those given, or in float32 divided by a power of two.
 
     Returns:
-        (values, exponent of that power, 0 where there was no need).
+        (values, exponent of that power, what was decided); 0 and nothing where there was no need.
 
     Example:
-        >>> values, exponent = within_float32(np.array([1e300, -2e300]))
+        >>> values, exponent, _ = within_float32(np.array([1e300, -2e300]))
         >>> values.dtype, np.allclose(values.astype(float) * 2.0**exponent, [1e300, -2e300])
         (dtype('float32'), True)
     """
     if values.dtype.kind != "f" or values.size == 0:
-        return values, 0
+        return values, 0, []
     largest = max(abs(float(values.max())), abs(float(values.min())))
     if not math.isfinite(largest):
         largest = float(np.abs(values).max(where=np.isfinite(values), initial=0.0))
     exponent = math.frexp(largest)[1]
     if largest == 0 or abs(exponent) <= MAX_EXPONENT:
-        return values, 0
+        return values, 0, []
     # In place of a division, because 2^exponent may be beyond float64 where the values are not.
-    return np.ldexp(values, -exponent).astype(np.float32), exponent
-
-
-def describe_exponent(exponent: int) -> str:
-    """The decision that values were divided by 2^exponent."""
-    return f"values beyond the range of float32: divided by 2^{exponent}"
+    divided = np.ldexp(values, -exponent).astype(np.float32)
+    return divided, exponent, [DecisionKind.BEYOND_FLOAT32(exponent=exponent)]
 
 
 def _read(raw: BinaryIO, beside: BinaryIO | None, most: int | None) -> tuple[nib.Nifti1Header, NDArray[Any]]:
@@ -203,34 +201,36 @@ def _layout(header: nib.Nifti1Header, *, pair: bool) -> tuple[tuple[int, ...], n
     return shape, dtype, int(offset)
 
 
-def _scaled(stored_XYZ: NDArray[Any], header: nib.Nifti1Header, decisions: list[str]) -> NDArray[Any]:
+def _scaled(stored_XYZ: NDArray[Any], header: nib.Nifti1Header) -> tuple[NDArray[Any], list[Decision]]:
+    decisions: list[Decision] = []
     native = stored_XYZ.astype(stored_XYZ.dtype.newbyteorder("="), copy=False)
     if native is not stored_XYZ and stored_XYZ.dtype.byteorder not in "=|":
-        decisions.append("big-endian voxels")
+        decisions.append(DecisionKind.BIG_ENDIAN())
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     # A slope of zero means that there is no scale.
     if slope == 0 or not np.isfinite(slope) or (slope, inter) == (1, 0):
-        return native
+        return native, decisions
     inter = inter if np.isfinite(inter) else 0.0
-    decisions.append(f"header scale {slope:.6g} and offset {inter:.6g} applied")
+    decisions.append(DecisionKind.HEADER_SCALE(slope=slope, inter=inter))
     if native.dtype.itemsize > 4 or abs(inter) > _WIDE or not 1 / _WIDE < abs(slope) < _WIDE:
-        return native.astype(np.float64) * slope + inter
-    return native.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        return native.astype(np.float64) * slope + inter, decisions
+    return native.astype(np.float32) * np.float32(slope) + np.float32(inter), decisions
 
 
-def _affine(header: nib.Nifti1Header, decisions: list[str]) -> NDArray[np.float64]:
+def _affine(header: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[Decision]]:
     """The sform where its code is set, else the qform, as nifti1.h orders them."""
+    decisions: list[Decision] = []
     says_sform, says_qform = (1 <= int(header[name]) <= LAST_CODE for name in ("sform_code", "qform_code"))
     sform = _usable(header.get_sform()) if says_sform else None
     qform = _qform(header) if says_qform else None
     if sform is None and says_sform and qform is not None:
-        decisions.append("the sform is singular; the qform is used")
+        decisions.append(DecisionKind.SFORM_SINGULAR())
     if sform is not None and qform is not None and not _agree(sform, qform, header):
-        decisions.append("qform and sform disagree; the sform is used")
+        decisions.append(DecisionKind.FORMS_DISAGREE())
     if qform is not None and not says_sform:
-        decisions.append("no sform; the qform is used")
+        decisions.append(DecisionKind.NO_SFORM())
     if sform is not None and qform is None:
-        decisions.append("no qform; the sform is used")
+        decisions.append(DecisionKind.NO_QFORM())
     chosen = sform if sform is not None else qform
     if chosen is None:
         if says_sform or says_qform:
@@ -238,9 +238,9 @@ def _affine(header: nib.Nifti1Header, decisions: list[str]) -> NDArray[np.float6
         raise Rejection(Reason.MISSING_METADATA, "neither sform nor qform: left and right are unknown")
     unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & _UNIT_BITS, 1.0)
     if unit != 1:
-        decisions.append(f"coordinates in units of {unit:g} mm")
+        decisions.append(DecisionKind.OTHER_LENGTH_UNIT(unit_mm=unit))
         chosen = np.diag([unit, unit, unit, 1]) @ chosen
-    return chosen
+    return chosen, decisions
 
 
 def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:

@@ -13,11 +13,11 @@ from finetune.inference import predict_region
 from finetune.model_folder import load_model, read_bundle
 from finetune.tasks.aneurysm import is_foreign
 from finetune.views.box import Region, cut_region
+from harmonize.decisions import unusual
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.pipeline import harmonize_scan
 from harmonize.scan import HU, Scan
 from harmonize.sources.rsna import find_series, load_series
-from harmonize.unusual import unusual
 from harmonize.voxels import brain
 from headspark.channels import MRI_UNITS
 

@@ -20,10 +20,10 @@ from finetune.samples import DataConfig
 from finetune.tasks.aneurysm import SOURCE, select
 from finetune.views.box import load_region, pose_patch
 from harmonize.corpus import Corpus
+from harmonize.decisions import unusual
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, PRESENT
 from harmonize.page import Page
-from harmonize.unusual import unusual
 from headspark.channels import to_network_input
 from headspark.run.folder import read_metrics, read_state
 

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonize.corpus import Corpus
+from harmonize.decisions import DecisionKind, kind_of
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, LOCATIONS, PRESENT, in_order
-from harmonize.pipeline import WIDENED
 from harmonize.scan import ACTIVITY, Annotations, Point
-from harmonize.sources.rsna import LOCALIZER_DROPPED
 
 SOURCE = "rsna"
 VESSELS = "vessels"
 PET = "PT"
+LOST_LOCALIZERS = frozenset({DecisionKind.LOCALIZER_DROPPED, DecisionKind.LOCALIZER_UNREADABLE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Case:
     @property
     def points_complete(self) -> bool:
         """Whether no localizer of the series was lost on the way."""
-        return not any(line.startswith(LOCALIZER_DROPPED) for line in self.decisions)
+        return all(kind_of(line) not in LOST_LOCALIZERS for line in self.decisions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ def _fault(row: dict[Any, Any]) -> str | None:
         return "neither CT nor MR"
     if contradiction(row["labels"]):
         return "with labels that contradict each other"
-    if WIDENED in row["decisions"]:
+    if DecisionKind.CROP_WIDENED in map(kind_of, row["decisions"]):
         # Prediction, which knows no labels, would crop it closer.
         return "cropped wider than without labels"
     return None

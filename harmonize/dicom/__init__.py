@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.doubts import settle_doubts
 from harmonize.dicom.elements import looks_like_dicom
 from harmonize.dicom.geometry import MIN_TILT_DEG, StackGeometry, fit_stack
@@ -164,19 +165,16 @@ def load_volume(volume: Volume) -> Scan:
     """
     if volume.rejection:
         raise volume.rejection.at(Stage.LOAD)
-    decisions = list(volume.stack.decisions)
     try:
-        settled, rescaling = settle_rescale(volume.stack.frames)
-        frames = one_picture_a_place(settled, decisions)
+        settled, stated, rescaled = settle_rescale(volume.stack.frames)
+        frames, repeated = one_picture_a_place(settled)
         geometry = fit_stack([f.position for f in frames], frames[0].orientation, frames[0].spacing)
-        decisions += describe_geometry(frames, geometry)
-        voxels_ZYX, notes = read_values([picture_of(frame) for frame in frames], modality=frames[0].header.modality)
+        voxels_ZYX, read = read_values([picture_of(frame) for frame in frames], modality=frames[0].header.modality)
     except FileNotFoundError as error:
         raise Rejection(Reason.MISSING_FILE, "a file of the series has gone") from error
     except OSError as error:
         raise Rejection(Reason.IO_ERROR, f"a file of the series cannot be read: {error.strerror}") from error
-    voxels_ZYX, unit, more = settle_units(voxels_ZYX, frames, stated=rescaling.stated)
-    decisions += [*rescaling.decisions, *notes, *more]
+    voxels_ZYX, unit, understood = settle_units(voxels_ZYX, frames, stated=stated)
     if interleaving.standing_apart(interleaving.sample_slices(voxels_ZYX, axis=0), interleaving.WOVEN):
         raise Rejection(
             Reason.MIXED_VOLUMES, "slices alternate in intensity like two volumes woven into one; no header sorts them"
@@ -187,7 +185,14 @@ def load_volume(volume: Volume) -> Scan:
         slice_offsets=geometry.slice_offsets,
         modality=frames[0].header.contrast,
         unit=unit,
-        decisions=decisions,
+        decisions=[
+            *volume.stack.decisions,
+            *repeated,
+            *describe_geometry(frames, geometry),
+            *rescaled,
+            *read,
+            *understood,
+        ],
     )
 
 
@@ -208,28 +213,28 @@ def reload_volume(paths: Sequence[Path], part: int = 0, rules: Rules = STRICT) -
     raise Rejection(Reason.MIXED_GEOMETRY, "the files of the series no longer form the volume that was found")
 
 
-def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[str]:
+def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[Decision]:
     """What a person should know about the places of the slices, in a few short lines."""
     header = frames[0].header
-    lines = [f"{len(frames)} slices of {header.modality}, {geometry.step_mm:.3f} mm apart"]
+    found = [DecisionKind.SLICES(count=len(frames), modality=header.modality, step_mm=geometry.step_mm)]
     if header.pixels.tiles > 1:
-        lines.append(f"Siemens mosaic cut into {header.pixels.tiles} slices")
+        found.append(DecisionKind.MOSAIC_CUT(tiles=header.pixels.tiles))
     elif header.frames_of_file > 1:
-        lines.append(f"multi-frame file of {header.frames_of_file} frames")
+        found.append(DecisionKind.MULTI_FRAME(count=header.frames_of_file))
     if frames[0].assumed:
-        lines.append(f"the file has no geometry of its frames: {frames[0].assumed}")
+        found.append(DecisionKind.GEOMETRY_ASSUMED(assumed=frames[0].assumed))
     if frames[0].doubt:
-        lines.append("a word of the header says otherwise, but its slices are those of a full stack")
+        found.append(DecisionKind.DOUBT_REFUTED())
     if frames[0].straightened:
-        lines.append("the direction cosines are rounded: made perpendicular unit vectors")
+        found.append(DecisionKind.STRAIGHTENED())
     if geometry.tilt_deg > MIN_TILT_DEG:
-        lines.append(f"gantry tilt of {geometry.tilt_deg:.1f} degrees kept as shear")
+        found.append(DecisionKind.TILTED(tilt_deg=geometry.tilt_deg))
     if geometry.missing:
-        lines.append(f"missing slices: {geometry.missing}, interpolated between true positions")
+        found.append(DecisionKind.MISSING_SLICES(count=geometry.missing))
     elif geometry.slice_offsets is not None:
         low, high = geometry.gaps_mm
-        lines.append(f"uneven slices, {low:.3f} to {high:.3f} mm apart: true positions kept")
-    return lines
+        found.append(DecisionKind.UNEVEN_SLICES(low_mm=low, high_mm=high))
+    return found
 
 
 def _join_drawn(series: dict[str, list[Frame]]) -> None:
@@ -281,7 +286,7 @@ def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
         stacks = group_series(own, min_slices=rules.min_slices, read=read_some)
         if len(members) > 1:
             told = ", ".join(dict.fromkeys(name for other, _ in members for name, _ in other))
-            note = f"one of {len(members)} sets of pictures under one series UID, told apart by {told}"
+            note = DecisionKind.ONE_OF_OWNERS(count=len(members), names=told)
             stacks = [replace(stack, decisions=(note, *stack.decisions)) for stack in stacks]
         uids = {frame.header.series_uid for frame in own}
         volumes += _number(uids.pop() if len(uids) == 1 else "", member, stacks)

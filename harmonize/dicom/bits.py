@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.decode import clean_bits, stored_pictures
 from harmonize.dicom.layout import Picture
 from harmonize.errors import Reason, Rejection
@@ -31,8 +32,6 @@ _LOOK_AT = 32
 _MOST = 0.9
 _Change = Mapping[str, Any]
 """What to change in a layout."""
-
-_SIGN_MISSING = "PixelRepresentation is missing"
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ def is_open(picture: Picture) -> bool:
 
 def settle_bits(
     pictures: Sequence[Picture], *, modality: str, suspects: Collection[int] | None = None
-) -> tuple[list[Picture], list[str]]:
+) -> tuple[list[Picture], list[Decision]]:
     """Choose how the stored bits are read where that is in question.
 
     Args:
@@ -87,23 +86,24 @@ def settle_bits(
             groups[layout.signed, layout.bits_allocated, layout.bits_stored, layout.high_bit].append(number)
     signs = {picture.layout.signed for picture in pictures} - {None}
     stated = signs.pop() if len(signs) == 1 else None
-    settled, notes = list(pictures), []
+    settled = list(pictures)
+    decisions: list[Decision] = []
     for numbers in groups.values():
         looked_at = [number for number in numbers if suspects is None or number in suspects]
-        change, note = _settle(
+        change, decision = _settle(
             [pictures[number] for number in looked_at[:: len(looked_at) // _LOOK_AT + 1]], modality, stated
         )
-        if note:
-            notes.append(note)
+        if decision is not None:
+            decisions.append(decision)
         for number in numbers:
             settled[number] = _with(pictures[number], change)
-    return settled, notes
+    return settled, decisions
 
 
-def _settle(pictures: Sequence[Picture], modality: str, stated: bool | None) -> tuple[_Change, str]:
-    """What to change in the layouts of pictures with the same one, and a line about it."""
+def _settle(pictures: Sequence[Picture], modality: str, stated: bool | None) -> tuple[_Change, Decision | None]:
+    """What to change in the layouts of pictures with the same one, and the decision, if there was one to make."""
     if not pictures:
-        return {}, ""
+        return {}, None
     layout = pictures[0].layout
     as_is = {"signed": bool(layout.signed)}
     if layout.signed is None:
@@ -112,38 +112,37 @@ def _settle(pictures: Sequence[Picture], modality: str, stated: bool | None) -> 
     if layout.bits_stored == layout.bits_allocated:
         evidence = _compare(pictures, as_is, {"signed": True}) if not layout.signed else None
         if evidence and evidence.differing and evidence.favours(hounsfield=modality == "CT") == 1:
-            return {"signed": True}, "PixelRepresentation says unsigned, the pixels are plainly signed: read as signed"
-        return as_is, ""
+            return {"signed": True}, DecisionKind.UNSIGNED_BUT_SIGNED()
+        return as_is, None
     if layout.overlay_bits or not any(stray for _, stray in _stored(pictures)):
-        return as_is, ""
+        return as_is, None
     if layout.high_bit != layout.bits_stored - 1:
         low = {"high_bit": layout.bits_stored - 1}
         if any(stray for _, stray in _stored([_with(picture, low) for picture in pictures])):
             raise Rejection(Reason.UNSUPPORTED_ENCODING, "HighBit contradicts the bits that the pixels use")
-        return {
-            **as_is,
-            **low,
-        }, "HighBit contradicts the bits that the pixels use: read from the lowest up"
+        return {**as_is, **low}, DecisionKind.HIGH_BIT_CONTRADICTED()
     if layout.signed or _compare(pictures, as_is, {**as_is, **whole}).favours(hounsfield=modality == "CT") == 1:
-        return {**as_is, **whole}, "the pixels use more bits than BitsStored says: all were read"
-    return as_is, "bits beyond BitsStored were cut off"
+        return {**as_is, **whole}, DecisionKind.MORE_BITS_READ()
+    return as_is, DecisionKind.STRAY_BITS_CUT()
 
 
-def _settle_sign(pictures: Sequence[Picture], modality: str, stated: bool | None) -> tuple[_Change, str]:
+def _settle_sign(pictures: Sequence[Picture], modality: str, stated: bool | None) -> tuple[_Change, Decision]:
     evidence = _compare(pictures, {"signed": False}, {"signed": True})
     if not evidence.differing:
-        return {"signed": False}, f"{_SIGN_MISSING}: no stored value depends on it"
+        return {"signed": False}, DecisionKind.SIGN_IRRELEVANT()
     found = evidence.favours(hounsfield=modality == "CT")
     if found is not None:
-        return {"signed": bool(found)}, f"{_SIGN_MISSING}: {_name(bool(found))} by the pixels"
+        return {"signed": bool(found)}, DecisionKind.SIGN_BY_PIXELS(sign=_name(bool(found)))
     if stated is not None:
-        return {"signed": stated}, f"{_SIGN_MISSING} in some slices: {_name(stated)} as in the others"
+        return {"signed": stated}, DecisionKind.SIGN_BY_OTHER_SLICES(sign=_name(stated))
     hint = pictures[0].layout.sign_hint
     if hint:
-        return {"signed": hint == "SS"}, f"{_SIGN_MISSING}: {_name(hint == 'SS')} by the type of other elements"
+        return {"signed": hint == "SS"}, DecisionKind.SIGN_BY_OTHER_ELEMENTS(sign=_name(hint == "SS"))
     if modality != "CT":
-        return {"signed": False}, f"{_SIGN_MISSING}: unsigned assumed"
-    raise Rejection(Reason.MISSING_METADATA, f"{_SIGN_MISSING}, and the pixels do not tell whether they are signed")
+        return {"signed": False}, DecisionKind.SIGN_ASSUMED()
+    raise Rejection(
+        Reason.MISSING_METADATA, "PixelRepresentation is missing, and the pixels do not tell whether they are signed"
+    )
 
 
 def _compare(pictures: Sequence[Picture], one: _Change, other: _Change) -> _Evidence:

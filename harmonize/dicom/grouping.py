@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.geometry import MAX_MISSING, SAME_POSITION_MM, find_holes, slice_normal
 from harmonize.dicom.headers import Frame
 from harmonize.dicom.separation import ReadPictures, separate
@@ -42,7 +43,7 @@ class Stack:
 
     frames: tuple[Frame, ...]
     rejection: Rejection | None = None
-    decisions: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
 
 def group_series(
@@ -74,11 +75,10 @@ def group_series(
     stacks: list[Stack] = []
     for rank, plane in enumerate(planes):
         if rank == 0:
-            note = f"the largest of {len(planes)} groups of pictures in the series" if len(planes) > 1 else ""
-            stacks += _split_plane(plane, min_slices, (note,) if note else (), read)
+            notes = (DecisionKind.LARGEST_GROUP(count=len(planes)),) if len(planes) > 1 else ()
+            stacks += _split_plane(plane, min_slices, notes, read)
         elif distinct_positions(plane)[-1] + 1 >= min_slices and _other_series(plane, planes[0]):
-            note = f"one of {len(planes)} groups of pictures under one series UID, told apart by series number"
-            stacks += _split_plane(plane, min_slices, (note,), read)
+            stacks += _split_plane(plane, min_slices, (DecisionKind.ONE_OF_GROUPS(count=len(planes)),), read)
         else:
             message = "another orientation, size or spacing than the largest group of the series"
             stacks.append(Stack(frames=tuple(plane), rejection=Rejection(Reason.MIXED_GEOMETRY, message)))
@@ -165,7 +165,7 @@ def _size_key(plane: Sequence[Frame]) -> tuple[object, ...]:
 
 
 def _split_plane(
-    plane: Sequence[Frame], min_slices: int, notes: tuple[str, ...], read: ReadPictures | None
+    plane: Sequence[Frame], min_slices: int, notes: tuple[Decision, ...], read: ReadPictures | None
 ) -> list[Stack]:
     places = int(distinct_positions(plane)[-1]) + 1
     if places < min_slices:
@@ -179,7 +179,7 @@ def _split_plane(
 
 
 def _separate(
-    plane: Sequence[Frame], min_slices: int, notes: tuple[str, ...], read: ReadPictures | None
+    plane: Sequence[Frame], min_slices: int, notes: tuple[Decision, ...], read: ReadPictures | None
 ) -> list[Stack] | None:
     """The stacks of each of several volumes; None where the pictures are one, so that each of those is one when it is
     grouped again without the others."""
@@ -188,13 +188,13 @@ def _separate(
         return None
     stacks = []
     for number, volume in enumerate(found.volumes):
-        note = f"volume {number + 1} of {len(found.volumes)} {found.why}"
+        note = DecisionKind.ONE_OF_VOLUMES(number=number + 1, count=len(found.volumes), why=found.why)
         stacks += _split_plane(volume, min_slices, (*notes, note), read)
     return stacks
 
 
 def _cut_at_holes(
-    volume: Sequence[Frame], min_slices: int, notes: tuple[str, ...], read: ReadPictures | None
+    volume: Sequence[Frame], min_slices: int, notes: tuple[Decision, ...], read: ReadPictures | None
 ) -> list[Stack]:
     places = distinct_positions(volume)
     _, first_of_place = np.unique(places, return_index=True)
@@ -211,7 +211,7 @@ def _cut_at_holes(
     stacks = []
     for part in range(len(holes) + 1):
         frames = [frame for frame, place in zip(volume, places, strict=True) if part_of_place[place] == part]
-        note = f"part {part + 1} of {len(holes) + 1}: cut where more than {MAX_MISSING} slices are missing"
+        note = DecisionKind.CUT_AT_HOLE(number=part + 1, count=len(holes) + 1, most=MAX_MISSING)
         accepted = _accept(frames, min_slices, (*notes, note), short=Reason.MISSING_SLICES)
         separated = _separate(frames, min_slices, accepted.decisions, read) if accepted.rejection is None else None
         stacks += [accepted] if separated is None else separated
@@ -219,7 +219,7 @@ def _cut_at_holes(
 
 
 def _accept(
-    frames: Sequence[Frame], min_slices: int, notes: tuple[str, ...], short: Reason = Reason.TOO_FEW_SLICES
+    frames: Sequence[Frame], min_slices: int, notes: tuple[Decision, ...], short: Reason = Reason.TOO_FEW_SLICES
 ) -> Stack:
     places = int(distinct_positions(frames)[-1]) + 1
     stack = Stack(frames=tuple(frames), decisions=notes)

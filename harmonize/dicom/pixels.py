@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.bits import is_open, settle_bits
 from harmonize.dicom.decode import stored_pictures
 from harmonize.dicom.layout import Picture, PixelLayout, check_layout
@@ -21,10 +22,8 @@ from harmonize.scan import AIR_HU
 TISSUE_HU = (-900.0, 3000.0)
 """A padding value inside this range would blot out tissue, so it is not believed."""
 
-_NOT_APPLIED = "padding value lies among tissue values: not applied"
 
-
-def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[Any], list[str]]:
+def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[Any], list[Decision]]:
     """Read pictures of one size into a volume.
 
     CT is int16 HU wherever slope and intercept are whole numbers, with padding and everything below `AIR_HU` set to
@@ -51,21 +50,21 @@ def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[
     if any(picture.slope == 0 for picture in pictures):
         raise Rejection(Reason.BAD_INTENSITY, "the rescale slope is zero")
 
-    notes: list[str] = []
+    settled_bits: list[Decision] = []
     if any(map(is_open, pictures)):
-        pictures, notes = settle_bits(pictures, modality=modality)
+        pictures, settled_bits = settle_bits(pictures, modality=modality)
     voxels_ZYX, decisions, suspects = _read(pictures, shape, modality)
     if suspects:
         settled, more = settle_bits(pictures, modality=modality, suspects=suspects)
-        notes += more
+        settled_bits += more
         if settled != pictures:
             voxels_ZYX, decisions, _ = _read(settled, shape, modality)
-    return voxels_ZYX, notes + decisions
+    return voxels_ZYX, settled_bits + decisions
 
 
 def _read(
     pictures: Sequence[Picture], shape: tuple[int, int, int], modality: str
-) -> tuple[NDArray[Any], list[str], set[int]]:
+) -> tuple[NDArray[Any], list[Decision], set[int]]:
     """(voxels_ZYX, decisions, numbers of the pictures whose bits contradict the header)."""
     voxels_ZYX = np.empty(shape, _result_dtype(pictures, modality))
     padded = distrusted = 0
@@ -90,7 +89,7 @@ def _read(
     if distrusted and padded:  # in some slices the value looks like padding, in others like tissue
         bare = [replace(picture, layout=replace(picture.layout, padding=None)) for picture in pictures]
         voxels_ZYX, decisions, suspects = _read(bare, shape, modality)
-        return voxels_ZYX, [*decisions, _NOT_APPLIED], suspects
+        return voxels_ZYX, [*decisions, DecisionKind.PADDING_NOT_APPLIED()], suspects
     return voxels_ZYX, _decisions(pictures, padded, distrusted, modality), suspects
 
 
@@ -98,16 +97,16 @@ def _uses_sign_bit(stored: NDArray[Any], layout: PixelLayout) -> bool:
     return layout.bits_stored == 16 and bool(stored.max() > np.iinfo(np.int16).max)
 
 
-def _decisions(pictures: Sequence[Picture], padded: int, distrusted: int, modality: str) -> list[str]:
-    lines = []
+def _decisions(pictures: Sequence[Picture], padded: int, distrusted: int, modality: str) -> list[Decision]:
+    found = []
     slopes = {(picture.slope, picture.intercept) for picture in pictures}
     if len(slopes) > 1:
-        lines.append(f"rescaled slice by slice ({len(slopes)} different slopes or intercepts)")
+        found.append(DecisionKind.RESCALED_SLICEWISE(count=len(slopes)))
     if padded:
-        lines.append(f"{padded} padding voxels set to {AIR_HU if modality == 'CT' else 0}")
+        found.append(DecisionKind.PADDING_SET(count=padded, value=AIR_HU if modality == "CT" else 0))
     if distrusted:
-        lines.append(_NOT_APPLIED)
-    return lines
+        found.append(DecisionKind.PADDING_NOT_APPLIED())
+    return found
 
 
 def _result_dtype(pictures: Sequence[Picture], modality: str) -> np.dtype:

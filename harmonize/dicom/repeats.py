@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.grouping import distinct_positions
 from harmonize.dicom.headers import Frame
 from harmonize.dicom.layout import Picture
@@ -22,8 +23,11 @@ _SWAPPED = 1.1
 """Pictures that differ from their own volume's next ones by so much more than from another's are swapped."""
 
 
-def one_picture_a_place(frames: Sequence[Frame], decisions: list[str]) -> list[Frame]:
+def one_picture_a_place(frames: Sequence[Frame]) -> tuple[list[Frame], list[Decision]]:
     """One frame a place: equal pictures are dropped, unequal ones told apart by their instance numbers if at all.
+
+    Returns:
+        (frames, what was decided).
 
     Raises:
         Rejection: Different pictures claim the same place and nothing tells which belong together.
@@ -32,24 +36,22 @@ def one_picture_a_place(frames: Sequence[Frame], decisions: list[str]) -> list[F
     for frame, place in zip(frames, distinct_positions(frames).tolist(), strict=True):
         by_place[place].append(frame)
     if len(by_place) == len(frames):
-        return list(frames)
+        return list(frames), []
     firsts = [group[0] for group in by_place.values()]
     if _are_copies(firsts, [(place, frame) for place, group in by_place.items() for frame in group[1:]]):
-        decisions.append(f"pictures with the same place and pixels as another: {len(frames) - len(firsts)} dropped")
-        return firsts
+        return firsts, [DecisionKind.COPIES_DROPPED(count=len(frames) - len(firsts))]
     ranks = _by_instance(list(by_place.values()))
     if not ranks:
         raise Rejection(
             Reason.REPEATED_POSITIONS, "different pictures at one position, and no header tells which belong together"
         )
-    decisions.append(f"{len(ranks)} volumes told apart only by the order of their instances: the first is kept")
-    return ranks[0]
+    return ranks[0], [DecisionKind.ONLY_BY_INSTANCE(count=len(ranks))]
 
 
 def read_some(frames: Sequence[Frame]) -> NDArray[Any] | None:
     """The values of a few pictures, where headers alone leave a doubt while volumes are looked for."""
     try:
-        settled, _ = settle_rescale(frames)
+        settled, _, _ = settle_rescale(frames)
         return read_values([picture_of(frame) for frame in settled], modality=frames[0].header.modality)[0]
     except (Rejection, OSError):
         return None

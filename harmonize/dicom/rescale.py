@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.decode import stored_pictures
 from harmonize.dicom.headers import Frame
 from harmonize.dicom.layout import check_layout
@@ -30,24 +31,12 @@ _SAME_SCALE = 1e-6
 _SMALL = 1 << 14
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rescaling:
-    """What was found about the scaling of a volume.
-
-    Attributes:
-        stated: The headers give the intercept: what comes out is in the unit that they name.
-        decisions: What was assumed.
-    """
-
-    stated: bool
-    decisions: tuple[str, ...]
-
-
-def settle_rescale(frames: Sequence[Frame]) -> tuple[list[Frame], Rescaling]:
+def settle_rescale(frames: Sequence[Frame]) -> tuple[list[Frame], bool, list[Decision]]:
     """Settle slope and intercept of the pictures of one volume, sorted along their normal.
 
     Returns:
-        (the pictures, each with a slope and an intercept, what was found).
+        (the pictures, each with a slope and an intercept; whether the headers give the intercept, so that what comes
+        out is in the unit that they name; what was assumed).
 
     Raises:
         Rejection: They are missing in some pictures, and neither the others nor the pixels tell them.
@@ -55,16 +44,16 @@ def settle_rescale(frames: Sequence[Frame]) -> tuple[list[Frame], Rescaling]:
     slopes = _plausible([frame.meaning.slope for frame in frames], lambda slope: math.isfinite(slope) and slope != 0)
     intercepts = _plausible([frame.meaning.intercept for frame in frames], math.isfinite)
     modality = frames[0].header.modality
-    notes: list[str] = []
+    decisions: list[Decision] = []
     no_slope, no_intercept = (not any(value is not None for value in values) for values in (slopes, intercepts))
     # Only in CT does the unit hang on the intercept: that of MR and PET is nearly always 0.
     stated = not no_intercept or (modality != "CT" and not no_slope)
     if no_slope:
         slopes = [1.0] * len(frames)
-        notes += ["the rescale slope is missing: 1 assumed"] if not no_intercept else []
+        decisions += [DecisionKind.SLOPE_ASSUMED()] if not no_intercept else []
     if no_intercept:
         intercepts = [0.0] * len(frames)
-        notes += ["the rescale intercept is missing: 0 assumed"] if modality != "CT" and not no_slope else []
+        decisions += [DecisionKind.INTERCEPT_ZERO_ASSUMED()] if modality != "CT" and not no_slope else []
     own = [(_or(slope, 1.0), _or(intercept, 0.0)) for slope, intercept in zip(slopes, intercepts, strict=True)]
     agreed = _agreed(slopes), _agreed(intercepts)
     filled = {
@@ -72,13 +61,16 @@ def settle_rescale(frames: Sequence[Frame]) -> tuple[list[Frame], Rescaling]:
         for k, (slope, intercept) in enumerate(zip(slopes, intercepts, strict=True))
         if slope is None or intercept is None
     }
-    scalings = _fill(frames, own, filled, notes) if filled else own
+    scalings, noted = _fill(frames, own, filled) if filled else (own, [])
+    decisions += noted
     if modality == "CT":
-        scalings = _overrule(frames, scalings, set(filled), notes)
+        scalings, noted = _overrule(frames, scalings, set(filled))
+        decisions += noted
     if modality == "MR":
-        scalings = _undo_philips_scaling(frames, scalings, notes)
+        scalings, noted = _undo_philips_scaling(frames, scalings)
+        decisions += noted
     settled = [_with_scaling(frame, scaling) for frame, scaling in zip(frames, scalings, strict=True)]
-    return settled, Rescaling(stated=stated, decisions=tuple(notes))
+    return settled, stated, decisions
 
 
 def _with_scaling(frame: Frame, scaling: Scaling) -> Frame:
@@ -104,15 +96,17 @@ def _agreed(values: Sequence[float | None]) -> float | None:
 
 
 def _fill(
-    frames: Sequence[Frame], own: Sequence[Scaling], filled: Mapping[int, Scaling], notes: list[str]
-) -> list[Scaling]:
+    frames: Sequence[Frame], own: Sequence[Scaling], filled: Mapping[int, Scaling]
+) -> tuple[list[Scaling], list[Decision]]:
     """Give pictures that lack slope or intercept those of the others, unless they plainly need none.
 
     Args:
         frames: The pictures.
         own: Their scalings, with 1 and 0 for what they lack.
         filled: By number, those of the pictures that lack something, with NaN where the others do not agree.
-        notes: Gets a line about it.
+
+    Returns:
+        (the scalings of all pictures, what was decided).
     """
     lacking = f"the rescale slope or intercept is missing in {len(filled)} of {len(frames)} slices"
     if any(map(math.isnan, (number for scaling in filled.values() for number in scaling))):
@@ -129,17 +123,19 @@ def _fill(
             if as_is < like_others:
                 raise Rejection(Reason.BAD_INTENSITY, f"{lacking}, and their pixels do not bear out that of the others")
         chosen[k] = scaling
-    notes.append(f"{lacking}: {len(filled) - needless} read with that of the others")
+    found = [DecisionKind.RESCALE_FILLED(lacking=len(filled), count=len(frames), filled=len(filled) - needless)]
     if needless:
-        notes.append(f"{needless} slices without rescale slope or intercept resemble their neighbours as they are")
-    return chosen
+        found.append(DecisionKind.RESCALE_NEEDLESS(count=needless))
+    return chosen, found
 
 
-def _overrule(frames: Sequence[Frame], scalings: list[Scaling], settled: set[int], notes: list[str]) -> list[Scaling]:
+def _overrule(
+    frames: Sequence[Frame], scalings: list[Scaling], settled: set[int]
+) -> tuple[list[Scaling], list[Decision]]:
     """Read the slices of a CT whose scaling is plainly that of most others like those, whatever their headers say."""
     most, count = Counter(scalings).most_common(1)[0]
     if count == len(frames) or 2 * count <= len(frames):
-        return scalings
+        return scalings, []
     like_most = [k for k, scaling in enumerate(scalings) if scaling == most]
     found, wrong = list(scalings), 0
     for k, scaling in enumerate(scalings):
@@ -150,11 +146,7 @@ def _overrule(frames: Sequence[Frame], scalings: list[Scaling], settled: set[int
         if as_most * CLEARLY < as_said:
             found[k] = most
             wrong += 1
-    if wrong:
-        notes.append(
-            f"the rescale slope or intercept of {wrong} slices contradicts their neighbours: that of most taken"
-        )
-    return found
+    return found, [DecisionKind.RESCALE_OVERRULED(count=wrong)] if wrong else []
 
 
 def _unlikeness(
@@ -174,7 +166,7 @@ def _sample(frame: Frame) -> NDArray[np.float64]:
     return stored[::step, ::step].astype(np.float64)
 
 
-def _undo_philips_scaling(frames: Sequence[Frame], scalings: list[Scaling], notes: list[str]) -> list[Scaling]:
+def _undo_philips_scaling(frames: Sequence[Frame], scalings: list[Scaling]) -> tuple[list[Scaling], list[Decision]]:
     """Take out the private scale slope where it differs between the slices of a volume.
 
     The stored values of Philips are ``signal * scale``; the rescaled ones are for display (PS3.3 knows only these, the
@@ -183,11 +175,11 @@ def _undo_philips_scaling(frames: Sequence[Frame], scalings: list[Scaling], note
     scales = {frame.meaning.scale for frame in frames}
     known = [scale for scale in scales if scale is not None]
     if not known or max(known) - min(known) <= _SAME_SCALE * max(known):
-        return scalings
+        return scalings, []
     if None in scales or any(slope == 0 for slope, _ in scalings):
         raise Rejection(Reason.BAD_INTENSITY, "a private scale slope differs between the slices and is missing in some")
-    notes.append("a private scale slope that differs between the slices was taken out")
-    return [
+    undone = [
         (1 / frame.meaning.scale, intercept / (slope * frame.meaning.scale))  # type: ignore[operator]
         for frame, (slope, intercept) in zip(frames, scalings, strict=True)
     ]
+    return undone, [DecisionKind.PRIVATE_SCALE_UNDONE()]

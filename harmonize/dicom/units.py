@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.headers import Frame
 from harmonize.errors import Reason, Rejection
 from harmonize.scan import ACTIVITY, AIR_HU, ARBITRARY, HU
@@ -47,7 +48,7 @@ class Evidence(Enum):
 
 def settle_units(
     voxels_ZYX: NDArray[Any], frames: Sequence[Frame], *, stated: bool
-) -> tuple[NDArray[Any], str, list[str]]:
+) -> tuple[NDArray[Any], str, list[Decision]]:
     """Bring values into the unit that is said of them.
 
     Args:
@@ -62,25 +63,29 @@ def settle_units(
         Rejection: They are not what they have to be, or that cannot be told.
     """
     inverted = {frame.header.pixels.inverted for frame in frames}
-    notes = [] if all(frame.header.pixels.photometric for frame in frames) else [_NO_PHOTOMETRIC]
+    decisions: list[Decision] = []
+    if not all(frame.header.pixels.photometric for frame in frames):
+        decisions.append(DecisionKind.PHOTOMETRIC_ASSUMED())
     modality = frames[0].header.modality
     if modality == "CT":
         _check_span(frames)
         as_stored = all((frame.meaning.slope, frame.meaning.intercept) == (1, 0) for frame in frames)
         if as_stored or _doubt(frames, stated):
-            voxels_ZYX = _in_hounsfield(voxels_ZYX, frames, stated, as_stored, notes)
-        return voxels_ZYX, HU, notes
+            voxels_ZYX, noted = _in_hounsfield(voxels_ZYX, frames, stated, as_stored)
+            decisions += noted
+        return voxels_ZYX, HU, decisions
     if inverted == {True, False}:
         raise Rejection(Reason.BAD_INTENSITY, "MONOCHROME1 (the least value is white) in some slices only")
     if True in inverted:
-        voxels_ZYX = _dark_in_air(voxels_ZYX, modality, notes)
+        voxels_ZYX, turned = _dark_in_air(voxels_ZYX, modality)
+        decisions.append(turned)
     if modality != "PT":
-        return voxels_ZYX, ARBITRARY, notes
-    return voxels_ZYX, _pet_unit(frames, stated, notes), notes
+        return voxels_ZYX, ARBITRARY, decisions
+    unit, noted = _pet_unit(frames, stated)
+    return voxels_ZYX, unit, decisions + noted
 
 
 _NO_RESCALE = "rescale slope and intercept are missing"
-_NO_PHOTOMETRIC = "PhotometricInterpretation is missing: taken as MONOCHROME2"
 
 
 def hounsfield_evidence(voxels_ZYX: NDArray[Any]) -> Evidence:
@@ -113,20 +118,21 @@ def _doubt(frames: Sequence[Frame], stated: bool) -> str:
 
 
 def _in_hounsfield(
-    voxels_ZYX: NDArray[Any], frames: Sequence[Frame], stated: bool, as_stored: bool, notes: list[str]
-) -> NDArray[Any]:
+    voxels_ZYX: NDArray[Any], frames: Sequence[Frame], stated: bool, as_stored: bool
+) -> tuple[NDArray[Any], list[Decision]]:
     doubt, evidence = _doubt(frames, stated), hounsfield_evidence(voxels_ZYX)
     if evidence is Evidence.INTERCEPT_LOST and as_stored:
         voxels_ZYX += voxels_ZYX.dtype.type(AIR_HU)
         np.maximum(voxels_ZYX, AIR_HU, out=voxels_ZYX)
-        notes.append(f"the rescale intercept is missing: {AIR_HU} assumed, since soft tissue is stored as about 1024")
-    elif doubt and evidence is Evidence.HOUNSFIELD:
-        notes.append(f"{doubt}: taken as HU, since air lies at about -1000")
-    elif doubt == _NO_RESCALE and evidence is Evidence.NOTHING and _is_signed(frames):
-        notes.append(f"{doubt}: taken as HU, since the pixels are signed and no tissue lies at 1024")
-    elif doubt:
+        why = "soft tissue is stored as about 1024"
+        return voxels_ZYX, [DecisionKind.INTERCEPT_ASSUMED(intercept=AIR_HU, why=why)]
+    if doubt and evidence is Evidence.HOUNSFIELD:
+        return voxels_ZYX, [DecisionKind.HU_BY_AIR(doubt=doubt)]
+    if doubt == _NO_RESCALE and evidence is Evidence.NOTHING and _is_signed(frames):
+        return voxels_ZYX, [DecisionKind.HU_BY_SIGN()]
+    if doubt:
         raise Rejection(Reason.UNSUPPORTED_UNIT, f"{doubt}, and the values do not show that they are HU")
-    return voxels_ZYX
+    return voxels_ZYX, []
 
 
 def _is_signed(frames: Sequence[Frame]) -> bool:
@@ -148,7 +154,7 @@ def _check_span(frames: Sequence[Frame]) -> None:
             )
 
 
-def _dark_in_air(voxels_ZYX: NDArray[Any], modality: str, notes: list[str]) -> NDArray[Any]:
+def _dark_in_air(voxels_ZYX: NDArray[Any], modality: str) -> tuple[NDArray[Any], Decision]:
     """Turn the values of a MONOCHROME1 picture round if their edges are bright; a head lies in dark air."""
     _, rows, columns = voxels_ZYX.shape
     at_edge = np.ones((rows, columns), bool)
@@ -163,23 +169,20 @@ def _dark_in_air(voxels_ZYX: NDArray[Any], modality: str, notes: list[str]) -> N
             Reason.BAD_INTENSITY, "MONOCHROME1 (the least value is white), and the pixels do not tell what is air"
         )
     if edge < centre:
-        notes.append("MONOCHROME1, but air is stored darker than the head: taken as it is")
-        return voxels_ZYX
-    notes.append("MONOCHROME1: the values were turned round, so that air is dark")
+        return voxels_ZYX, DecisionKind.INVERTED_BUT_DARK()
     if voxels_ZYX.dtype.kind == "f":
-        return np.nanmax(voxels_ZYX) - voxels_ZYX
+        return np.nanmax(voxels_ZYX) - voxels_ZYX, DecisionKind.TURNED_ROUND()
     turned = int(voxels_ZYX.max()) - voxels_ZYX.astype(np.int32)
-    return turned.astype(np.int16 if turned.max() <= np.iinfo(np.int16).max else np.uint16)
+    dtype = np.int16 if turned.max() <= np.iinfo(np.int16).max else np.uint16
+    return turned.astype(dtype), DecisionKind.TURNED_ROUND()
 
 
-def _pet_unit(frames: Sequence[Frame], stated: bool, notes: list[str]) -> str:
+def _pet_unit(frames: Sequence[Frame], stated: bool) -> tuple[str, list[Decision]]:
     units = {frame.header.units for frame in frames}
     if len(units) > 1:
         raise Rejection(Reason.UNSUPPORTED_UNIT, "the slices of the PET are in different units")
     if units != {"BQML"}:
-        notes.append("PET in other units than Bq/ml")
-        return ARBITRARY
+        return ARBITRARY, [DecisionKind.PET_OTHER_UNIT()]
     if not stated:
-        notes.append("PET without rescale slope and intercept: its values are in no known unit")
-        return ARBITRARY
-    return ACTIVITY
+        return ARBITRARY, [DecisionKind.PET_NO_UNIT()]
+    return ACTIVITY, []

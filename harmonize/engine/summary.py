@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from harmonize.decisions import unusual
 from harmonize.terminal import line
-from harmonize.unusual import unusual
 
 MOST_KINDS = 12
 """Kinds of files left out, and of unusual decisions, that get a line each; a raw tree may hold hundreds."""

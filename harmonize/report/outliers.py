@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from harmonize.decisions import DecisionKind, kind_of
 from harmonize.settings import PERCENTILES
 
 OUTLIER_Z = 3.5
@@ -47,21 +48,36 @@ FLAGS = {
 }
 """What each flag means, the more alarming ones first."""
 
-_SAID = {
-    "alternating slices": ("slices alternate in intensity",),
-    "clipped": ("were clipped",),
-    "not finite": ("not finite",),
-    "missing slices": ("missing slices",),
-    "uneven slices": ("uneven slices",),
-    "doubtful header": ("disagree", "singular", "assumed", "train.csv says", "told apart only"),
-    "mask trouble": ("mask was left out", "mask is listed but missing", "mask dropped", "mask misses"),
-    "tilted": ("gantry tilt",),
-    "defaced": ("deface mask used",),
+_RAISED_BY = {
+    "alternating slices": (DecisionKind.SLICES_ALTERNATE,),
+    "clipped": (DecisionKind.CLIPPED_INT16, DecisionKind.CLIPPED_ABOVE),
+    "not finite": (DecisionKind.NOT_FINITE,),
+    "missing slices": (DecisionKind.MISSING_SLICES,),
+    "uneven slices": (DecisionKind.UNEVEN_SLICES,),
+    "doubtful header": (
+        DecisionKind.FORMS_DISAGREE,
+        DecisionKind.SFORM_SINGULAR,
+        DecisionKind.GEOMETRY_ASSUMED,
+        DecisionKind.SLOPE_ASSUMED,
+        DecisionKind.INTERCEPT_ZERO_ASSUMED,
+        DecisionKind.INTERCEPT_ASSUMED,
+        DecisionKind.SIGN_ASSUMED,
+        DecisionKind.MODALITY_DIFFERS,
+        DecisionKind.ONLY_BY_INSTANCE,
+    ),
+    "mask trouble": (
+        DecisionKind.MASK_LEFT_OUT,
+        DecisionKind.MASK_MISSING,
+        DecisionKind.VESSELS_DROPPED,
+        DecisionKind.ANATOMY_MISSES,
+    ),
+    "tilted": (DecisionKind.TILTED,),
+    "defaced": (DecisionKind.DEFACE_USED,),
 }
-"""Words in a scan's decisions that raise a flag."""
+"""Kinds of decisions that raise a flag."""
 
-_UNSAID = {"defaced": "deface mask marks nothing"}
-"""Words that take a flag back."""
+_FLAG_OF = {kind: flag for flag, kinds in _RAISED_BY.items() for kind in kinds}
+_TAKEN_BACK_BY = {DecisionKind.DEFACE_EMPTY: "defaced"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,9 +207,9 @@ def _noted(scans: pd.DataFrame) -> list[set[str]]:
     }
     noted = []
     for row, decisions in enumerate(scans["decisions"]):
-        said = " | ".join(decisions) if decisions is not None else ""
-        flags = {flag for flag, words in _SAID.items() if any(word in said for word in words)}
-        flags -= {flag for flag, words in _UNSAID.items() if words in said}
+        kinds = {kind_of(line) for line in decisions} if decisions is not None else set()
+        flags = {flag for kind, flag in _FLAG_OF.items() if kind in kinds}
+        flags -= {flag for kind, flag in _TAKEN_BACK_BY.items() if kind in kinds}
         noted.append(flags | {flag for flag, holds in rules.items() if holds[row]})
     return noted
 

@@ -21,9 +21,10 @@ from nibabel.tripwire import TripWireError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from harmonize.decisions import DecisionKind
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
-from harmonize.nifti import NiftiVolume, describe_exponent, read_nifti, within_float32
+from harmonize.nifti import NiftiVolume, read_nifti, within_float32
 from harmonize.raw_tree import suffix_of
 
 PACKED = ("", ".gz", ".bz2")
@@ -112,11 +113,9 @@ def _read_by_nibabel(suffix: str, path: Path, header: Path | None, most: int | N
         raise Rejection(Reason.UNSUPPORTED_ENCODING, "voxels that are no intensities")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) == 0:
         raise Rejection(Reason.BAD_GEOMETRY, "the header's affine is singular")
-    decisions = [f"read as {suffix.removeprefix('.')}"]
     native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-    voxels, exponent = within_float32(native)
-    if exponent:
-        decisions.append(describe_exponent(exponent))
+    voxels, exponent, shrunk = within_float32(native)
+    decisions = (DecisionKind.READ_AS(format=suffix.removeprefix(".")), *shrunk)
     return NiftiVolume(voxels_XYZ=voxels, affine=affine, decisions=decisions, exponent=exponent)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision, DecisionKind
+
 APART = 0.6
 """A slice stands apart where its neighbours differ from each other by less than this share of what they differ from it
 (RMS); 0.8 to 2 in real heads and phantoms of all sources, 0 for two noise-free volumes."""
@@ -48,7 +50,7 @@ def sample_slices(voxels_XYZ: NDArray[Any], axis: int = 2) -> NDArray[np.float32
     return np.clip(samples, low, high)
 
 
-def notes(voxels_XYZ: NDArray[Any], spacing: NDArray[np.float64]) -> list[str]:
+def notes(voxels_XYZ: NDArray[Any], spacing: NDArray[np.float64]) -> list[Decision]:
     """The decision that slices alternate, where they do: along Z or, of files that do not tell, the coarsest axis.
 
     Args:
@@ -57,7 +59,7 @@ def notes(voxels_XYZ: NDArray[Any], spacing: NDArray[np.float64]) -> list[str]:
     """
     for axis in sorted({2, int(np.argmax(spacing))}):
         if seems_woven(sample_slices(voxels_XYZ, axis)):
-            return ["slices alternate in intensity: look whether two volumes were woven into one"]
+            return [DecisionKind.SLICES_ALTERNATE()]
     return []
 
 
