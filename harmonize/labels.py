@@ -29,9 +29,6 @@ MASK_VALUES = (6, 5, 8, 7, 10, 9, 13, 12, 11, 4, 3, 2, 1)
 MIRRORED = (1, 0, 3, 2, 5, 4, 6, 8, 7, 10, 9, 11, 12, 13)
 """Index of each of `LABELS` after a left-right flip of the head; an involution."""
 
-NO_LABELS = "no labels"
-"""What the decision begins with that tells why a series of the table trains nothing."""
-
 _WORDS = {"true": 1, "false": 0}
 
 

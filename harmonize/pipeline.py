@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import Reason, Rejection
 from harmonize.scan import AIR_HU, HU, Scan
 from harmonize.settings import PERCENTILES, Settings
@@ -26,9 +27,6 @@ MAX_BAD_SHARE = 0.5
 
 CROP_MARGIN_MM = 10.0
 """Air kept around the foreground by ``crop_foreground``, so that nothing at its border is cut."""
-
-WIDENED = "the crop was widened for labelled places"
-"""Decision of a scan that would have been cropped closer without its points and masks."""
 
 HEAD, DEFACED = 1, 2
 """Values of an anatomy mask."""
@@ -66,7 +64,7 @@ class HarmonizedScan:
     raw_percentiles: tuple[float, ...]
     raw_shape: tuple[int, int, int]
     raw_spacing: tuple[float, float, float]
-    decisions: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
     brain_XYZ: NDArray[np.bool_] | None = None
 
 
@@ -89,7 +87,7 @@ class Resampled:
     foreground_XYZ: NDArray[np.bool_]
     mask_XYZ: NDArray[np.uint8] | None
     mask_kind: str | None
-    decisions: tuple[str, ...]
+    decisions: tuple[Decision, ...]
     brain_XYZ: NDArray[np.bool_] | None = None
 
 
@@ -124,11 +122,11 @@ def normalise_scan(scan: Scan, resampled: Resampled, settings: Settings) -> Harm
     else:
         normalised = _normalise(scan, resampled, settings)
         if settings.n4:
-            decisions += ("bias field corrected by N4",)
+            decisions += (DecisionKind.BIAS_CORRECTED(),)
         voxels, clipped = intensity.encode_int16(normalised)
         unit = scan.unit if settings.mri_norm == "none" else settings.mri_norm
     if clipped:
-        decisions += (f"{clipped} voxels beyond the int16 range were clipped",)
+        decisions += (DecisionKind.CLIPPED_INT16(count=clipped),)
     stored_percentiles = _percentiles(values_inside(voxels.stored_XYZ, resampled.foreground_XYZ))
     x, y, z = scan.voxels_XYZ.shape
     raw_x, raw_y, raw_z = voxel_spacing(scan.affine)
@@ -202,26 +200,26 @@ def _percentiles(foreground: NDArray[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in np.percentile(nyul.thin_out(foreground), PERCENTILES))
 
 
-def _finite(voxels_XYZ: NDArray[Any]) -> tuple[NDArray[Any], float, tuple[str, ...]]:
+def _finite(voxels_XYZ: NDArray[Any]) -> tuple[NDArray[Any], float, list[Decision]]:
     """The voxels with NaN and infinities replaced by the lowest finite value, that value, and the decisions."""
     if voxels_XYZ.dtype.kind != "f":
-        return voxels_XYZ, float(voxels_XYZ.min()), ()
+        return voxels_XYZ, float(voxels_XYZ.min()), []
     finite = np.isfinite(voxels_XYZ)
     if finite.all():
-        return voxels_XYZ, float(voxels_XYZ.min()), ()
+        return voxels_XYZ, float(voxels_XYZ.min()), []
     share = 1 - finite.mean()
     if share > MAX_BAD_SHARE:
         raise Rejection(Reason.BAD_INTENSITY, f"{share:.0%} of the voxels are not finite")
     lowest = float(voxels_XYZ[finite].min())
-    filled = f"{voxels_XYZ.size - int(finite.sum())} voxels that are not finite were set to the lowest value"
-    return np.where(finite, voxels_XYZ, voxels_XYZ.dtype.type(lowest)), lowest, (filled,)
+    filled = DecisionKind.NOT_FINITE(count=voxels_XYZ.size - int(finite.sum()))
+    return np.where(finite, voxels_XYZ, voxels_XYZ.dtype.type(lowest)), lowest, [filled]
 
 
 def _masks(
     scan: Scan, values_XYZ: NDArray[Any], grid: spatial.Grid
-) -> tuple[NDArray[np.bool_], NDArray[np.uint8] | None, str | None, list[str]]:
+) -> tuple[NDArray[np.bool_], NDArray[np.uint8] | None, str | None, list[Decision]]:
     """Foreground, the mask to store with its kind, and the decisions."""
-    decisions: list[str] = []
+    decisions: list[Decision] = []
     found = {}
     for kind, mask in scan.masks.items():
         spatial.check_geometry(mask.labels_XYZ.shape, mask.affine)
@@ -231,12 +229,12 @@ def _masks(
         foreground = anatomy > 0
     else:
         if anatomy is not None:
-            decisions.append("the anatomy mask misses the image; the foreground was found by threshold")
+            decisions.append(DecisionKind.ANATOMY_MISSES())
         foreground = find_foreground(values_XYZ, grid.spacing, scan.unit)
     if defaced is not None:
         foreground &= defaced == 0
         if not defaced.any():
-            decisions.append("the deface mask marks nothing of the image: nothing was removed")
+            decisions.append(DecisionKind.DEFACE_EMPTY())
     if "vessels" in found:
         return foreground, found["vessels"], "vessels", decisions
     if anatomy is None and defaced is None:
@@ -250,9 +248,9 @@ def _masks(
 def _with_brain(resampled: Resampled, model_file: Path) -> Resampled:
     found = brain_mask(resampled.values_XYZ, resampled.grid.affine, model_file)
     if not found.any():
-        return replace(resampled, decisions=(*resampled.decisions, "no brain found by SynthStrip"))
+        return replace(resampled, decisions=(*resampled.decisions, DecisionKind.NO_BRAIN()))
     volume_ml = np.count_nonzero(found) * float(np.prod(resampled.grid.spacing)) / 1000
-    decision = f"brain of {volume_ml:.0f} ml found by SynthStrip"
+    decision = DecisionKind.BRAIN_FOUND(volume_ml=volume_ml)
     return replace(resampled, brain_XYZ=found, decisions=(*resampled.decisions, decision))
 
 
@@ -267,7 +265,7 @@ def _brain_alone(resampled: Resampled, outside: float) -> Resampled:
         resampled,
         values_XYZ=np.where(brain_XYZ, resampled.values_XYZ, np.asarray(outside, dtype=np.float32)),
         foreground_XYZ=foreground_XYZ,
-        decisions=(*resampled.decisions, "all but the brain was blanked"),
+        decisions=(*resampled.decisions, DecisionKind.BRAIN_ALONE()),
     )
 
 
@@ -306,7 +304,7 @@ def _cropped(resampled: Resampled, scan: Scan) -> Resampled:
     low, high = np.maximum(box[:, 0] - margin, 0), np.minimum(box[:, 1] + margin, shape)
     if (low < np.maximum(unlabelled[:, 0] - margin, 0)).any() or (high > unlabelled[:, 1] + margin).any():
         # Nothing of this kind is known of a scan that comes without labels.
-        resampled = replace(resampled, decisions=(*resampled.decisions, WIDENED))
+        resampled = replace(resampled, decisions=(*resampled.decisions, DecisionKind.CROP_WIDENED()))
     if (low == 0).all() and (high == shape).all():
         return resampled
     cut = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
@@ -314,8 +312,8 @@ def _cropped(resampled: Resampled, scan: Scan) -> Resampled:
     x, y, z = (int(size) for size in high - low)
     affine = affine.copy()
     affine[:3, 3] += affine[:3, :3] @ low
-    text = ", ".join(f"{a}:{b}" for a, b in zip(low, high, strict=True))
-    decision = f"cropped to {text} of {' x '.join(str(size) for size in shape)} voxels"
+    within = ", ".join(f"{a}:{b}" for a, b in zip(low, high, strict=True))
+    decision = DecisionKind.CROPPED(box=within, shape=" x ".join(str(size) for size in shape))
     return replace(
         resampled,
         values_XYZ=resampled.values_XYZ[cut],

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision
 from harmonize.errors import Rejection, Stage
 
 HU = "HU"
@@ -127,7 +128,7 @@ def annotations_of(meta: Mapping[str, object], points: Iterable[Point] = ()) -> 
     )
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
     """One volume as it was acquired, before any resampling.
 
@@ -143,7 +144,7 @@ class Scan:
         slice_offsets: (Z,) strictly increasing, in units of the affine's third column; None if even.
         masks: By kind: ``anatomy`` (1 = head), ``deface`` (1 = removed), ``vessels`` (RSNA's values 1..13).
         annotations: What people noted about it.
-        decisions: What was found and done, in order; one short line each, free of patient text.
+        decisions: What was found and done, in order.
     """
 
     voxels_XYZ: NDArray[np.generic]
@@ -153,4 +154,4 @@ class Scan:
     slice_offsets: NDArray[np.float64] | None = None
     masks: dict[str, Mask] = field(default_factory=dict)
     annotations: Annotations = UNANNOTATED
-    decisions: list[str] = field(default_factory=list)
+    decisions: tuple[Decision, ...] = ()

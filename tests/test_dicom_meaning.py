@@ -132,7 +132,7 @@ def test_a_plain_ct_has_no_line_about_its_values(tmp_path):
     scan = read(write(tmp_path))
     assert_head(scan)
     assert scan.voxels_XYZ.dtype == np.int16
-    assert scan.decisions == [f"{SLICES} slices of CT, 4.000 mm apart"]
+    assert scan.decisions == (f"{SLICES} slices of CT, 4.000 mm apart",)
 
 
 @pytest.mark.parametrize("gone", [("RescaleSlope", "RescaleIntercept"), ("RescaleIntercept",), ("RescaleSlope",)])
@@ -521,8 +521,8 @@ def test_palette_colours_are_refused_without_taking_the_series_along(tmp_path):
     capture.save_as(tmp_path / "capture.dcm", enforce_file_format=True)
     assert_head(read(tmp_path))
     (refused,) = [volume.rejection for volume in volumes(tmp_path) if volume.rejection]
-    assert refused[0] is Reason.UNSUPPORTED_ENCODING
-    assert "PALETTE" in refused[1]
+    assert refused.reason is Reason.UNSUPPORTED_ENCODING
+    assert "PALETTE" in refused.message
 
 
 def invert(dataset, k):

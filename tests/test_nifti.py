@@ -48,23 +48,23 @@ def test_plain_and_packed_files_are_read(tmp_path: Path, name: str) -> None:
 
 def test_sform_only(tmp_path: Path) -> None:
     found = read_nifti(save(tmp_path / "a.nii"))
-    assert found.decisions == ["no qform; the sform is used"]
+    assert found.decisions == ("no qform; the sform is used",)
 
 
 def test_qform_only(tmp_path: Path) -> None:
     found = read_nifti(save(tmp_path / "a.nii", sform=None, qform=(OTHER, 1)))
     assert np.allclose(found.affine, OTHER, atol=1e-5)
-    assert found.decisions == ["no sform; the qform is used"]
+    assert found.decisions == ("no sform; the qform is used",)
 
 
 def test_agreeing_forms_need_no_decision(tmp_path: Path) -> None:
-    assert read_nifti(save(tmp_path / "a.nii", qform=(AFFINE, 1))).decisions == []
+    assert read_nifti(save(tmp_path / "a.nii", qform=(AFFINE, 1))).decisions == ()
 
 
 def test_disagreeing_forms_take_the_sform_and_say_so(tmp_path: Path) -> None:
     found = read_nifti(save(tmp_path / "a.nii", qform=(OTHER, 1)))
     assert np.allclose(found.affine, AFFINE)
-    assert found.decisions == ["qform and sform disagree; the sform is used"]
+    assert found.decisions == ("qform and sform disagree; the sform is used",)
 
 
 def test_a_singular_sform_gives_way_to_the_qform(tmp_path: Path) -> None:

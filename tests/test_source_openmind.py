@@ -139,7 +139,7 @@ def test_a_mask_that_is_missing_or_damaged_is_said(tmp_path: Path) -> None:
     (ref,) = references("openmind", tmp_path)
     scan = openmind.load(ref)
     assert scan.masks == {}
-    assert scan.decisions[-2:] == [
+    assert list(scan.decisions[-2:]) == [
         "the anatomy mask was left out: the file is empty",
         "the deface mask is listed but missing",
     ]
@@ -233,7 +233,7 @@ def test_rows_that_contradict_each_other_say_nothing_of_what_they_differ_in(tmp_
     (ref,) = references("openmind", tmp_path)
     scan = openmind.load(ref)
     assert (scan.modality, scan.annotations.age, scan.annotations.sex) == ("T1w", 30.0, None)
-    assert scan.decisions[:2] == [
+    assert list(scan.decisions[:2]) == [
         "the table contradicts itself about the modality: left out",
         "the table contradicts itself about the sex: left out",
     ]

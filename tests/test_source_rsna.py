@@ -11,8 +11,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
+from harmonize.decisions import DecisionKind
 from harmonize.errors import Reason, Rejection, Stage, UserError
-from harmonize.labels import LABELS, NO_LABELS, PRESENT
+from harmonize.labels import LABELS, PRESENT
 from harmonize.pipeline import harmonize_scan
 from harmonize.scan import LeftOut, ScanRef
 from harmonize.settings import Settings
@@ -358,7 +359,7 @@ def test_a_series_whose_labels_cannot_be_used_trains_nothing_and_that_is_said(tm
     scan = rsna.load(ref)
     assert scan.annotations.labels is None
     assert ref.meta["labels"] is None
-    (line,) = [line for line in scan.decisions if line.startswith(NO_LABELS)]
+    (line,) = [line for line in scan.decisions if line.kind is DecisionKind.NO_LABELS]
     assert said in line
     counts = left_out(tmp_path)
     assert counts["series of train.csv", "no usable labels: taken, but they train nothing"] == 1

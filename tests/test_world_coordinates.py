@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,6 @@ def test_the_tilted_uneven_head_ct_lands_on_true_coordinates(real_data: Path, sp
             along = np.arange(columns)[:, None] * column_step * directions[0, axis]
             down = np.arange(rows)[None] * row_step * directions[1, axis]
             values[:, :, k] = (float(header.ImagePositionPatient[axis]) + along + down) * LPS_TO_RAS[axis]
-        scan.voxels_XYZ = values
-        errors = errors_mm(scan, spacing, axis)
+        errors = errors_mm(replace(scan, voxels_XYZ=values), spacing, axis)
         assert errors.size > 50_000
         assert np.percentile(errors, PERCENTILE) < WORLD_TOLERANCE_MM

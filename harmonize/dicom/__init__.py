@@ -185,14 +185,14 @@ def load_volume(volume: Volume) -> Scan:
         slice_offsets=geometry.slice_offsets,
         modality=frames[0].header.contrast,
         unit=unit,
-        decisions=[
+        decisions=(
             *volume.stack.decisions,
             *repeated,
             *describe_geometry(frames, geometry),
             *rescaled,
             *read,
             *understood,
-        ],
+        ),
     )
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harmonize.corpus.journal import Key, Record
+from harmonize.decisions import DecisionKind
 from harmonize.errors import Reason, Rejection, Stage
-
-CONTRADICTED = "another scan with the same voxels has other labels: neither's are used"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +64,7 @@ def lost_rejection(record: Record) -> Rejection:
 
 def without_labels(row: dict[str, Any]) -> dict[str, Any]:
     """A kept scan's row, where a duplicate contradicts its labels."""
-    return row | {"labels": None, "decisions": [*row["decisions"], CONTRADICTED]}
+    return row | {"labels": None, "decisions": [*row["decisions"], DecisionKind.LABELS_CONTRADICTED()]}
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from harmonize import identity, sources
 from harmonize.corpus import brain_mask_name, fingerprint, image_name, mask_name, write_volume
 from harmonize.corpus.journal import Record
+from harmonize.decisions import DecisionKind
 from harmonize.errors import Reason, Rejection, Stage, UserError, unforeseen
 from harmonize.files import NO_ROOM, no_room
 from harmonize.labels import LABELS
@@ -27,8 +28,6 @@ from harmonize.voxels.foreground import values_inside
 from harmonize.voxels.stored import StoredVolume
 
 RETRY_AFTER_S = 0.5
-
-PARTLY_READ = "a file of the scan could not be read: it is tried again in the next run"
 
 DEBUG_VARIABLE = "HARMONIZE_DEBUG"
 
@@ -48,7 +47,7 @@ def process(ref: ScanRef, *, corpus: Path, settings: Settings) -> Record:
         return replace(record, read=before)
     after = fingerprint.read(ref, before, settings.salt)
     if after.partial:
-        record.row["decisions"] = [*record.row["decisions"], PARTLY_READ]
+        record.row["decisions"] = [*record.row["decisions"], DecisionKind.PARTLY_READ()]
     return replace(record, read=after)
 
 
@@ -199,7 +198,7 @@ def _write(
         "mask_sha256": mask_sha256,
         "brain_mask_file_name": brain_name,
         "brain_mask_sha256": brain_sha256,
-        "decisions": list(harmonized.decisions),
+        "decisions": [str(line) for line in harmonized.decisions],
         "raw_hash": raw,
         "raw_shape": list(harmonized.raw_shape),
         "raw_spacing": list(harmonized.raw_spacing),

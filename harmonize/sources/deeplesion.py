@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
 from harmonize.raw_tree import Folder, RawTree, suffix_of
@@ -47,7 +48,7 @@ class _Row:
     spacing: str
     age: float | None
     sex: str | None
-    notes: tuple[str, ...]
+    notes: tuple[Decision, ...]
 
 
 def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
@@ -101,12 +102,12 @@ def load(ref: ScanRef) -> Scan:
         clipped += int((slices_ZYX[index] > high).sum())
     if slices_ZYX is None:
         raise Rejection(Reason.EMPTY, "no slices")
-    decisions = [f"slices {int(first):03d} to {int(last):03d}, spacing from the table", "origin unknown, set to 0"]
+    decisions = [DecisionKind.PNG_RUN(first=int(first), last=int(last)), DecisionKind.ORIGIN_UNKNOWN()]
     if padding:
-        decisions.append(f"{padding} padding voxels set to {low}")
+        decisions.append(DecisionKind.PADDING_SET(count=padding, value=low))
     if clipped:
-        decisions.append(f"{clipped} voxels above {high} HU were clipped")
-    decisions += cast(tuple[str, ...], ref.meta.get("notes", ()))
+        decisions.append(DecisionKind.CLIPPED_ABOVE(count=clipped, high=high))
+    decisions += cast(tuple[Decision, ...], ref.meta.get("notes", ()))
     x, y, z = spacing
     return Scan(
         voxels_XYZ=np.clip(slices_ZYX, low, high, out=slices_ZYX).transpose(2, 1, 0),
@@ -114,7 +115,7 @@ def load(ref: ScanRef) -> Scan:
         modality="CT",
         unit=HU,
         annotations=annotations_of(ref.meta),
-        decisions=decisions,
+        decisions=tuple(decisions),
     )
 
 
@@ -132,14 +133,14 @@ def _rows(root: Path, tree: RawTree) -> dict[str, list[_Row]]:
         if len(limits) != 2 or not series:
             unusable += 1
             continue
-        notes: list[str] = []
+        (age, odd_age), (sex, odd_sex) = age_of(row["Patient_age"]), sex_of(row["Patient_gender"])
         entry = _Row(
             first=int(limits[0]),
             last=int(limits[1]),
             spacing=row["Spacing_mm_px_"],
-            age=age_of(row["Patient_age"], notes),
-            sex=sex_of(row["Patient_gender"], notes),
-            notes=tuple(notes),
+            age=age,
+            sex=sex,
+            notes=(*odd_age, *odd_sex),
         )
         found.setdefault(series, []).append(entry)
     tree.count(f"rows of {TABLE}", "their Slice_range is not two numbers", unusable)
@@ -201,10 +202,10 @@ def _reference(tree: RawTree, folder: Folder, run: Mapping[int, list[str]], rows
     speaking = [row for row in rows if row.first <= last and row.last >= first]
     said, differing = merge([{"sex": row.sex, "age": row.age} for row in speaking] or [{"sex": None, "age": None}])
     notes = [note for row in speaking for note in row.notes]
-    notes += [f"the table contradicts itself about the {field}: left out" for field in differing]
+    notes += [DecisionKind.TABLE_CONTRADICTS(name=name) for name in differing]
     files, doubled = zip(*(_slice_name(number, names) for number, names in run.items()), strict=True)
     if any(doubled):
-        notes.append(f"{sum(doubled)} slice numbers stand on several files: the name of three digits is taken")
+        notes.append(DecisionKind.SLICES_TWICE(count=sum(doubled)))
     meta: dict[str, object] = said | {
         "spacings": tuple(sorted({row.spacing for row in speaking})),
         "notes": tuple(dict.fromkeys(notes)),

@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, printable, suffix_of
@@ -27,6 +28,7 @@ ANATOMY, DEFACE = "fb_mask", "deface_mask"
 """Stems of the masks in ``<image>__Data/``. In a deface mask 1 is what was removed; in an fb mask 1 is background."""
 
 MASKS = (("anatomy", ANATOMY, "anat_mask_path"), ("deface", DEFACE, "anon_mask_path"))
+USED = {"anatomy": DecisionKind.ANATOMY_USED, "deface": DecisionKind.DEFACE_USED}
 """Kind, stem, and the column of the table that may name another place."""
 
 MODALITIES = (
@@ -105,11 +107,12 @@ def load(ref: ScanRef) -> Scan:
     image = read_volume_file(*ref.paths)
     if image.exponent and ref.modality == "CT":
         raise Rejection(Reason.BAD_INTENSITY, "values beyond float32 are no Hounsfield units")
-    decisions = [*cast(tuple[str, ...], ref.meta.get("notes", ())), *image.decisions]
+    decisions = [*cast(tuple[Decision, ...], ref.meta.get("notes", ())), *image.decisions]
     masks = {}
     for kind, stem, column in MASKS:
         most = TIMES_NORMAL * image.voxels_XYZ.size
-        mask = _mask(ref, kind, stem, str(ref.meta.get(column) or ""), decisions, most)
+        mask, decided = _mask(ref, kind, stem, str(ref.meta.get(column) or ""), most)
+        decisions += decided
         if mask is not None:
             masks[kind] = mask
     return Scan(
@@ -119,7 +122,7 @@ def load(ref: ScanRef) -> Scan:
         unit=HU if ref.modality == "CT" else ARBITRARY,
         masks=masks,
         annotations=annotations_of(ref.meta),
-        decisions=decisions,
+        decisions=tuple(decisions),
     )
 
 
@@ -140,14 +143,14 @@ def _rows(path: Path | None, tree: RawTree) -> dict[str, dict[str, object]]:
 
 
 def _typed(row: Mapping[str, str]) -> dict[str, object]:
-    notes: list[str] = []
+    (age, odd_age), (sex, odd_sex) = age_of(row["age"]), sex_of(row["sex"])
     said = {name: row[name].strip() for name in ("modality", *MASK_COLUMNS)}
-    return {**said, "age": age_of(row["age"], notes), "sex": sex_of(row["sex"], notes), "notes": tuple(notes)}
+    return {**said, "age": age, "sex": sex, "notes": (*odd_age, *odd_sex)}
 
 
 def _merged(rows: list[dict[str, object]]) -> dict[str, object]:
     said, differing = merge(rows)
-    notes = tuple(f"the table contradicts itself about the {name}: left out" for name in differing if name != "notes")
+    notes = tuple(DecisionKind.TABLE_CONTRADICTS(name=name) for name in differing if name != "notes")
     return said | {"notes": notes}
 
 
@@ -237,23 +240,20 @@ def inputs(ref: ScanRef) -> tuple[Path, ...]:
     return (*ref.paths, *(path for path in masks if path is not None))
 
 
-def _mask(ref: ScanRef, kind: str, stem: str, listed: str, decisions: list[str], most: int) -> Mask | None:
-    """One mask; it may have a grid of its own, but no more than `most` voxels."""
+def _mask(ref: ScanRef, kind: str, stem: str, listed: str, most: int) -> tuple[Mask | None, list[Decision]]:
+    """One mask, and what was decided; it may have a grid of its own, but no more than `most` voxels."""
     if listed and not _stays_in_tree(listed):
         raise Rejection(Reason.UNSAFE_NAME, f"the {kind} mask's path leaves the tree")
     path = next((path for path in _mask_candidates(ref, stem, listed) if path.is_file()), None)
     if path is None:
-        if listed:
-            decisions.append(f"the {kind} mask is listed but missing")
-        return None
+        return None, [DecisionKind.MASK_MISSING(mask=kind)] if listed else []
     try:
         found = read_volume_file(path, most=most)
     except Rejection as rejection:
-        decisions.append(f"the {kind} mask was left out: {rejection.message}")
-        return None
+        return None, [DecisionKind.MASK_LEFT_OUT(mask=kind, why=rejection.message)]
     is_set = found.voxels_XYZ > 0
-    decisions.append(f"{kind} mask used")
-    return Mask(labels_XYZ=(~is_set if kind == "anatomy" else is_set).astype(np.uint8), affine=found.affine)
+    labels_XYZ = (~is_set if kind == "anatomy" else is_set).astype(np.uint8)
+    return Mask(labels_XYZ=labels_XYZ, affine=found.affine), [USED[kind]()]
 
 
 def _mask_candidates(ref: ScanRef, stem: str, listed: str) -> Iterator[Path]:

@@ -7,10 +7,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom import Rules, Volume, find_files, find_volumes, is_dicom_name, load_volume
 from harmonize.dicom.geometry import pixel_to_ras
 from harmonize.dicom.headers import Frame
@@ -26,9 +27,6 @@ SERIES = "series"
 
 RULES = Rules(keep_derived=True, assume_geometry=True)
 """The series were chosen by the organisers, and the test gateway strips the geometry of multi-frame files."""
-
-LOCALIZER_DROPPED = "localizer dropped"
-"""How a decision begins that loses a labelled place."""
 
 _UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
@@ -63,22 +61,26 @@ def load(ref: ScanRef) -> Scan:
     if not ref.paths:
         raise Rejection(Reason.MISSING_FILE, "the series has no files")
     scan, frames = load_largest(find_volumes(ref.paths, RULES))
-    if ref.modality is not None:
-        if (ref.modality == "CTA") != (scan.modality == "CT"):
-            scan.decisions.append(f"train.csv says {ref.modality}, the DICOM header {scan.modality}")
-        scan.modality = ref.modality
-    scan.decisions += cast(tuple[str, ...], ref.meta.get("notes", ()))
-    points = _points(ref.meta.get("localizers", ()), frames, scan.decisions)  # type: ignore[arg-type]
-    scan.annotations = annotations_of(ref.meta, points)
-    labels = scan.annotations.labels
-    negative = {point.label for point in scan.annotations.points if labels is not None and not labels[point.label]}
-    scan.decisions += [f"{LOCALIZERS} has a point ({label}) where {TRAIN} has none" for label in sorted(negative)]
-    mask_path = ref.meta.get("mask")
+    decisions = list(scan.decisions)
+    if ref.modality is not None and (ref.modality == "CTA") != (scan.modality == "CT"):
+        decisions.append(DecisionKind.MODALITY_DIFFERS(said=ref.modality, read=scan.modality))
+    decisions += cast(tuple[Decision, ...], ref.meta.get("notes", ()))
+    points, dropped = _points(ref.meta.get("localizers", ()), frames)  # type: ignore[arg-type]
+    annotations = annotations_of(ref.meta, points)
+    labels = annotations.labels
+    negative = {point.label for point in points if labels is not None and not labels[point.label]}
+    decisions += [*dropped, *(DecisionKind.POINT_WITHOUT_LABEL(location=label) for label in sorted(negative))]
+    mask_path, mask = ref.meta.get("mask"), None
     if isinstance(mask_path, Path):
-        mask = read_mask(mask_path, scan)
-        if mask is not None:
-            scan.masks["vessels"] = mask
-    return scan
+        mask, unfit = read_mask(mask_path, scan)
+        decisions += unfit
+    return replace(
+        scan,
+        modality=ref.modality or scan.modality,
+        annotations=annotations,
+        masks={} if mask is None else {"vessels": mask},
+        decisions=tuple(decisions),
+    )
 
 
 def load_series(folder: Path) -> Scan:
@@ -163,11 +165,11 @@ def load_largest(volumes: Sequence[Volume]) -> tuple[Scan, list[Frame]]:
     best = max(usable, key=_picture_count)
     scan = load_volume(best)
     left_out = sum(len(volume.stack.frames) for volume in volumes) - len(best.stack.frames)
-    if left_out:
-        scan.decisions.append(f"{left_out} other pictures of the series left out")
+    decided = [DecisionKind.PICTURES_LEFT_OUT(count=left_out)] if left_out else []
     damaged = Counter(volume.rejection.message for volume in volumes if not volume.stack.frames and volume.rejection)
-    scan.decisions += [f"{count} files of the series left out: {fault}" for fault, count in sorted(damaged.items())]
-    return scan, [frame for volume in volumes for frame in volume.stack.frames]
+    decided += [DecisionKind.FILES_LEFT_OUT(count=count, fault=fault) for fault, count in sorted(damaged.items())]
+    frames = [frame for volume in volumes for frame in volume.stack.frames]
+    return replace(scan, decisions=(*scan.decisions, *decided)), frames
 
 
 def _folders(volumes: Sequence[Volume]) -> set[Path]:
@@ -197,16 +199,17 @@ def _picture_count(volume: Volume) -> int:
     return max(1, len(volume.stack.frames))
 
 
-def _points(
-    localizers: Sequence[tuple[str, str, str]], frames: Sequence[Frame], decisions: list[str]
-) -> Iterator[Point]:
+def _points(localizers: Sequence[tuple[str, str, str]], frames: Sequence[Frame]) -> tuple[list[Point], list[Decision]]:
+    """The places of localizers, and those that were dropped."""
+    points: list[Point] = []
+    dropped: list[Decision] = []
     by_sop: dict[str, list[Frame]] = {}
     for frame in frames:
         by_sop.setdefault(frame.header.sop_uid, []).append(frame)
     for sop_uid, coordinates, location in localizers:
         place = _coordinates(coordinates)
         if place is None or location not in LOCATIONS:
-            decisions.append(f"{LOCALIZER_DROPPED}: its coordinates or location cannot be read")
+            dropped.append(DecisionKind.LOCALIZER_UNREADABLE())
             continue
         column, row, number = place
         pictures = by_sop.get(sop_uid, [])
@@ -214,12 +217,13 @@ def _points(
             next((p for p in pictures if p.index == number), None) if len(pictures) > 1 else next(iter(pictures), None)
         )
         if picture is None:
-            decisions.append(f"{LOCALIZER_DROPPED} ({location}): its picture is not in the series")
+            dropped.append(DecisionKind.LOCALIZER_DROPPED(location=location, why="its picture is not in the series"))
         elif not _has_geometry(picture):
-            decisions.append(f"{LOCALIZER_DROPPED} ({location}): its picture has no geometry")
+            dropped.append(DecisionKind.LOCALIZER_DROPPED(location=location, why="its picture has no geometry"))
         else:
             x, y, z = pixel_to_ras(picture.position, picture.orientation, picture.spacing, column, row).tolist()
-            yield Point(label=location, xyz_mm=(x, y, z))
+            points.append(Point(label=location, xyz_mm=(x, y, z)))
+    return points, dropped
 
 
 def _has_geometry(picture: Frame) -> bool:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import os
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
-from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from harmonize.decisions import Decision, DecisionKind
+from harmonize.errors import Rejection
 from harmonize.labels import MASK_VALUES
+from harmonize.limits import TIMES_NORMAL
+from harmonize.nifti import read_nifti
 from harmonize.raw_tree import RawTree, suffix_of
 from harmonize.scan import Mask, Scan
 from harmonize.sources.rsna_tables import TRAIN
@@ -27,15 +22,6 @@ SEGMENTATIONS, MASK_ENDING = "segmentations", "_cowseg"
 
 MAX_MASK_DISTANCE_MM = 10.0
 """A vessel mask whose centre is farther from the image's centre belongs to another image."""
-
-HEADER_BYTES = 348
-_OTHER_SHAPE = "its shape is not the volume's"
-
-NIFTI_FAULTS = (
-    ImageFileError, HeaderDataError, WrapStructError, zlib.error, OSError, EOFError, ValueError, TypeError,
-    OverflowError, MemoryError,
-)  # fmt: skip
-"""What nibabel is known to raise on damaged files."""
 
 
 def find_masks(root: Path, tree: RawTree, rows: Iterable[str]) -> dict[str, Path]:
@@ -59,36 +45,24 @@ def find_masks(root: Path, tree: RawTree, rows: Iterable[str]) -> dict[str, Path
     return found
 
 
-def read_mask(path: Path, scan: Scan) -> Mask | None:
+def read_mask(path: Path, scan: Scan) -> tuple[Mask | None, list[Decision]]:
     """The vessel mask, or None with a decision where it does not belong to the volume."""
     try:
-        header = _header(path)
-        # Compared before the voxels are read: a few bytes may claim any number of them.
-        if sorted(size for size in header.get_data_shape() if size != 1) != sorted(scan.voxels_XYZ.shape):
-            scan.decisions.append(f"mask dropped: {_OTHER_SHAPE}")
-            return None
-        labels = np.asanyarray(ArrayProxy(os.fspath(path), header, mmap=False)).squeeze()
-        affine = np.asarray(header.get_best_affine(), np.float64)
-    except NIFTI_FAULTS as error:
-        scan.decisions.append(f"mask dropped: it cannot be read ({type(error).__name__})")
-        return None
-    fault = _mask_fault(labels, affine, scan)
+        found = read_nifti(path, most=TIMES_NORMAL * scan.voxels_XYZ.size)
+    except Rejection as rejection:
+        return None, [DecisionKind.VESSELS_DROPPED(why=rejection.message)]
+    except OSError as error:
+        return None, [DecisionKind.VESSELS_DROPPED(why=f"it cannot be read ({type(error).__name__})")]
+    fault = _mask_fault(found.voxels_XYZ, found.affine, scan)
     if fault:
-        scan.decisions.append(f"mask dropped: {fault}")
-        return None
-    return Mask(labels_XYZ=labels.astype(np.uint8), affine=affine)
-
-
-def _header(path: Path) -> nib.Nifti1Header:
-    """The header alone: nibabel reads what is said beside it too, as large as it claims to be."""
-    with ImageOpener(os.fspath(path)) as stream:
-        return nib.Nifti1Header.from_fileobj(io.BytesIO(stream.read(HEADER_BYTES).ljust(HEADER_BYTES + 4, b"\0")))
+        return None, [DecisionKind.VESSELS_DROPPED(why=fault)]
+    return Mask(labels_XYZ=found.voxels_XYZ.astype(np.uint8), affine=found.affine), []
 
 
 def _mask_fault(labels: NDArray[Any], affine: NDArray[np.float64], scan: Scan) -> str:
     # Converters may turn a sagittal stack round, so the axes' order may differ; the affine says where they lie.
     if sorted(labels.shape) != sorted(scan.voxels_XYZ.shape):
-        return _OTHER_SHAPE
+        return "its shape is not the volume's"
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         return "its affine is singular"
     last = np.array(scan.voxels_XYZ.shape) - 1.0

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from harmonize.labels import LABELS, NO_LABELS, read_labels
+from harmonize.decisions import Decision, DecisionKind
+from harmonize.labels import LABELS, read_labels
 from harmonize.raw_tree import RawTree
 from harmonize.sources.first_look import nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
@@ -38,26 +39,25 @@ def read_train(root: Path, tree: RawTree) -> dict[str, dict[str, object]]:
 
 
 def _typed(row: Mapping[str, str]) -> dict[str, object]:
-    notes: list[str] = []
+    notes: list[Decision] = []
     labels, fault = read_labels(row)
     if fault:
-        notes.append(f"{NO_LABELS}: in {TRAIN} {fault}")
+        notes.append(DecisionKind.NO_LABELS(why=f"in {TRAIN} {fault}"))
     modality = MODALITIES.get(row["Modality"].strip())
     if modality is None:
-        notes.append(f"{TRAIN} names no known modality: the DICOM header's is taken")
-    age, sex = age_of(row["PatientAge"], notes), sex_of(row["PatientSex"], notes)
-    return {"labels": labels, "modality": modality, "age": age, "sex": sex, "notes": tuple(notes)}
+        notes.append(DecisionKind.MODALITY_UNKNOWN())
+    (age, odd_age), (sex, odd_sex) = age_of(row["PatientAge"]), sex_of(row["PatientSex"])
+    return {"labels": labels, "modality": modality, "age": age, "sex": sex, "notes": (*notes, *odd_age, *odd_sex)}
 
 
 def _merged(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
     said, differing = merge(rows)
-    notes = list(dict.fromkeys(note for row in rows for note in cast(tuple[str, ...], row["notes"])))
-    notes.append(f"{TRAIN} lists the series {len(rows)} times")
+    notes = list(dict.fromkeys(note for row in rows for note in cast(tuple[Decision, ...], row["notes"])))
+    notes.append(DecisionKind.LISTED_TWICE(count=len(rows)))
     if "labels" in differing:
-        notes = [note for note in notes if not note.startswith(NO_LABELS)]
-        notes.append(f"{NO_LABELS}: its rows in {TRAIN} contradict each other")
-    notes += [f"its rows contradict each other about the {name}: left out" for name in ("age", "sex", "modality")
-              if name in differing]  # fmt: skip
+        notes = [note for note in notes if note.kind is not DecisionKind.NO_LABELS]
+        notes.append(DecisionKind.NO_LABELS(why=f"its rows in {TRAIN} contradict each other"))
+    notes += [DecisionKind.ROWS_CONTRADICT(name=name) for name in ("age", "sex", "modality") if name in differing]
     return said | {"notes": tuple(notes)}
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import WrongUse
 from harmonize.limits import MAX_ROWS
 from harmonize.terminal import printable
@@ -86,23 +87,22 @@ def merge(rows: Sequence[Mapping[str, object]]) -> tuple[dict[str, object], tupl
     return {name: None if name in differing else value for name, value in first.items()}, differing
 
 
-def age_of(text: str, notes: list[str]) -> float | None:
-    """Years, or None where the table has none; one that makes no sense is noted."""
+def age_of(text: str) -> tuple[float | None, list[Decision]]:
+    """Years, or None where the table has none or one that makes no sense; and what was decided about it."""
     if is_absent(text):
-        return None
+        return None, []
     years = number_of(text)
     if years is None or not 0 <= years <= MAX_AGE:
-        notes.append("the table's age makes no sense: left out")
-        return None
-    return years
+        return None, [DecisionKind.AGE_SENSELESS()]
+    return years, []
 
 
-def sex_of(text: str, notes: list[str]) -> str | None:
-    """``F``, ``M``, or None where the table has neither; what it cannot mean is noted."""
+def sex_of(text: str) -> tuple[str | None, list[Decision]]:
+    """``F``, ``M``, or None where the table has neither; and what was decided where it can mean nothing."""
     said = text.strip().casefold()
-    if said not in _SEXES and said not in _NO_SEX and not is_absent(text):
-        notes.append("the table's sex makes no sense: left out")
-    return _SEXES.get(said)
+    if said in _SEXES or said in _NO_SEX or is_absent(text):
+        return _SEXES.get(said), []
+    return None, [DecisionKind.SEX_SENSELESS()]
 
 
 def number_of(text: str) -> float | None:

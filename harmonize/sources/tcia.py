@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from harmonize.decisions import Decision
 from harmonize.dicom import Volume, find_volumes, is_dicom_name, reload_volume, take
 from harmonize.dicom.traits import PATIENT
 from harmonize.errors import UserError
@@ -74,9 +75,9 @@ def load(ref: ScanRef) -> Scan:
     raise_if_rejected(ref)
     scan = reload_volume(ref.paths, cast(int, ref.meta.get("part", 0)))
     # How the volume was split from its series is seen only beside the series' other files.
-    found = cast(tuple[str, ...], ref.meta.get("decisions", ()))
-    scan.decisions[:0] = [line for line in found if line not in scan.decisions]
-    return scan
+    found = cast(tuple[Decision, ...], ref.meta.get("decisions", ()))
+    first = tuple(line for line in found if line not in scan.decisions)
+    return replace(scan, decisions=first + scan.decisions)
 
 
 def _counted(files: Iterable[Path], progress: Progress) -> Iterator[Path]:

@@ -198,7 +198,7 @@ def _spend(folder: Path) -> None:
     found = load(ref)
     print("mask:", "left out" if not found.masks else "used")
     vessels = Scan(voxels_XYZ=np.zeros((8, 9, 10), np.int16), affine=np.eye(4), modality="CT")
-    print("vessels:", "dropped" if read_mask(mask, vessels) is None else "used")
+    print("vessels:", "dropped" if read_mask(mask, vessels)[0] is None else "used")
     large = folder / "large.nii.gz"
     large.write_bytes(gzipped(nifti_header((1500, 1500, 1500)), 1500))
     try:
