@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from finetune.recipe import Recipe
 from finetune.tasks.aneurysm import SOURCE, Case
 from harmonize.corpus import Corpus, lock, named_files
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import atomic_path
 from harmonize.parquet import read_parquet
 from harmonize.terminal import warn
@@ -211,9 +211,7 @@ def deal(table: pd.DataFrame, folds: int, *, seed: int, known: Mapping[str, int]
         scans[row["subject"]].append(row["scan_id"])
         strata[row["subject"]].append(_stratum(row))
     if folds < 2 or len(scans) < folds:
-        raise UserError(
-            f"data.folds {folds}: needs to be 2 or more, and no more than the {len(scans)} patients", exit_code=2
-        )
+        raise WrongUse(f"data.folds {folds}: needs to be 2 or more, and no more than the {len(scans)} patients")
     of_subject = {subject: (max(s[0] for s in found), min(s[1] for s in found)) for subject, found in strata.items()}
     fold_of_subject = {
         subject: known[scan] for subject, ids in scans.items() for scan in sorted(ids) if known and scan in known
@@ -262,11 +260,10 @@ def _completed(corpus: Corpus, folds: int, seed: int) -> Folds:
     path, table = corpus.path / FOLDS, corpus.labels[corpus.labels["source"] == SOURCE]
     there = read_folds(path)
     if there is not None and (there.folds, there.seed) != (folds, seed):
-        raise UserError(
+        raise WrongUse(
             f"{path}: this corpus was dealt into data.folds {there.folds} with data.fold_seed {there.seed}, now "
             f"{folds} with {seed} are asked for; use those, or delete the file to deal the patients again (runs on the "
             "old folds are then no longer comparable)",
-            exit_code=2,
         )
     known, subjects = ({}, {}) if there is None else (there.fold_of, there.subjects)
     named = {str(scan): str(subject) for scan, subject in zip(table["scan_id"], table["subject"], strict=True)}

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from finetune.metrics import WEIGHTS
 from finetune.models.assemble import Output
+from harmonize.errors import WrongUse
 
 IGNORE = -1
 """Territory of a cell that nothing is known about."""
@@ -45,10 +46,10 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("labels", "presence", "territory", "focal"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"loss.{name} {getattr(self, name)}: must be 0 or more, and finite")
+                raise WrongUse(f"loss.{name} {getattr(self, name)}: must be 0 or more, and finite")
         for name in ("positive_weight", "present_weight"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"loss.{name} {getattr(self, name)}: must be more than 0, and finite")
+                raise WrongUse(f"loss.{name} {getattr(self, name)}: must be more than 0, and finite")
 
 
 class Targets(NamedTuple):

@@ -17,7 +17,7 @@ from finetune.samples import DataConfig
 from finetune.tasks.aneurysm import SOURCE, Case
 from harmonize.bounded_files import fits
 from harmonize.corpus import NYUL, Corpus
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import atomic_path, sha256_of, write_json
 from harmonize.labels import LABELS
 from harmonize.pipeline import WINDOWED
@@ -184,10 +184,9 @@ def read_bundle(folder: Path) -> Bundle:
         raise UserError(f"{folder / CONFIG}: damaged; train again")
     if not is_model_config(config):
         fault = "is missing" if config is None else "is another's"
-        raise UserError(
+        raise WrongUse(
             f"{folder}: no fine-tuned model there ({CONFIG} {fault}), but {seen_at(folder)}; let finetune.train "
             "finish, or give its --out",
-            exit_code=2,
         )
     if config.get("schema_version") != SCHEMA_VERSION or config.get("labels") != list(LABELS):
         raise UserError(f"{folder / CONFIG}: written by another version of headspark; train again")

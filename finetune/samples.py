@@ -17,7 +17,7 @@ from finetune.losses import Targets
 from finetune.targets import cell_targets, is_located
 from finetune.tasks.aneurysm import Case, drawing_weights
 from finetune.views.box import AugmentConfig, Patch, Region, draw_pose, load_region, pose_patch, vary_intensity
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.progress import Progress
 from headspark.channels import to_network_input
 from headspark.config.checks import require
@@ -89,26 +89,23 @@ def check_patch(config: DataConfig, stride: int, spacing: Sequence[float] | None
     patch = list(config.patch)
     if any(voxels % stride for voxels in patch):
         nearest = [max(1, round(voxels / stride)) * stride for voxels in patch]
-        raise UserError(
+        raise WrongUse(
             f"data.patch {patch}: each edge must be a multiple of the encoder's total stride {stride}, such as "
             f"{nearest}",
-            exit_code=2,
         )
     if all(voxels == stride for voxels in patch):
-        raise UserError(
+        raise WrongUse(
             f"data.patch {patch}: must be longer than the encoder's total stride {stride} along an axis, for norms of "
             "its last map",
-            exit_code=2,
         )
     edges_mm = spacing if config.spacing is None else (config.spacing,) * 3
     if edges_mm is None:
         return
     longest = max(voxels * mm for voxels, mm in zip(patch, edges_mm, strict=True))
     if longest > LARGEST_PATCH_MM:
-        raise UserError(
+        raise WrongUse(
             f"data.patch {patch}: is {longest:.0f} mm long at a spacing of {max(edges_mm):g} mm, and no head is longer "
             f"than {LARGEST_PATCH_MM:.0f} mm; lower data.patch or data.spacing",
-            exit_code=2,
         )
 
 

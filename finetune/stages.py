@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 from torch import nn
 from torch.optim import Optimizer
 
+from harmonize.errors import WrongUse
 from headspark.optim import LARGEST_RATE
 
 HEAD = "head"
@@ -49,23 +50,21 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"stage {self.name!r}: steps must be at least 1, not {self.steps}")
+            raise WrongUse(f"stage {self.name!r}: steps must be at least 1, not {self.steps}")
         if not 0 <= self.warmup <= self.steps:
-            raise ValueError(f"stage {self.name!r}: warmup must lie between 0 and its {self.steps} steps")
+            raise WrongUse(f"stage {self.name!r}: warmup must lie between 0 and its {self.steps} steps")
         if self.layers != "all" and self.layers < 0:
-            raise ValueError(
-                f"stage {self.name!r}: layers must be 'all' or a count of encoder layers, not {self.layers}"
-            )
+            raise WrongUse(f"stage {self.name!r}: layers must be 'all' or a count of encoder layers, not {self.layers}")
         if (self.layers == 0) != (self.encoder_lr == 0):
-            raise ValueError(f"stage {self.name!r}: give encoder_lr and layers together, or neither (frozen encoder)")
+            raise WrongUse(f"stage {self.name!r}: give encoder_lr and layers together, or neither (frozen encoder)")
         for name in ("head_lr", "encoder_lr"):
             if not 0 <= getattr(self, name) <= LARGEST_RATE:
-                raise ValueError(
+                raise WrongUse(
                     f"stage {self.name!r}: {name} {getattr(self, name)} must be 0 or more, and no more than "
                     f"{LARGEST_RATE:g}"
                 )
         if not 0 <= self.final <= 1 or not 0 < self.layer_decay <= 1:
-            raise ValueError(f"stage {self.name!r}: final in [0, 1] and layer_decay in (0, 1] are needed")
+            raise WrongUse(f"stage {self.name!r}: final in [0, 1] and layer_decay in (0, 1] are needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from finetune.samples import DataConfig, RegionStore, TrainingSamples, training_
 from finetune.stages import StageConfig
 from finetune.tasks.aneurysm import select
 from harmonize.corpus import Corpus
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from headspark.config import from_plain
 from headspark.data.batches import Plan
 from headspark.encoder import EncoderConfig, build_encoder
@@ -367,21 +367,21 @@ def test_a_rate_that_no_step_survives_is_refused_by_its_key(value: float) -> Non
         with pytest.raises(UserError, match=rf"optim\.{name} .*must be 0 or more") as refused:
             OptimConfig(**{name: value})
         assert refused.value.exit_code == 2
-    with pytest.raises(ValueError, match="stage 'head': head_lr"):
+    with pytest.raises(WrongUse, match="stage 'head': head_lr"):
         StageConfig(name="head", steps=1, head_lr=value)
-    with pytest.raises(ValueError, match="stage 'all': encoder_lr"):
+    with pytest.raises(WrongUse, match="stage 'all': encoder_lr"):
         StageConfig(name="all", steps=1, head_lr=0.1, encoder_lr=value, layers="all")
-    with pytest.raises(ValueError, match=r"train\.weight_decay"):
+    with pytest.raises(WrongUse, match=r"train\.weight_decay"):
         TrainConfig(weight_decay=value)
     if value != 1e31:
-        with pytest.raises(ValueError, match=r"loss\.presence"):
+        with pytest.raises(WrongUse, match=r"loss\.presence"):
             LossConfig(presence=value)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
 def test_a_seed_that_overflows_is_refused_by_its_key(seed: int) -> None:
     for config in (PretrainingConfig, TrainConfig):
-        with pytest.raises((UserError, ValueError), match=r"train\.seed"):
+        with pytest.raises(WrongUse, match=r"train\.seed"):
             config(seed=seed)
     with pytest.raises(UserError, match=r"train\.seed"):
         from_plain(Recipe, {"train": {"seed": seed}})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from finetune.models.assemble import AneurysmClassifier, HeadConfig
 from finetune.stages import HEAD, StageConfig, apply_rates, parameter_groups, rates_at
+from harmonize.errors import WrongUse
 from headspark.encoder import EncoderConfig, build_encoder
 
 STAGES = (
@@ -69,7 +70,7 @@ def test_more_layers_than_the_encoder_has_means_all_of_them() -> None:
     ],
 )
 def test_impossible_stages_are_refused(wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(WrongUse, match=said):
         StageConfig(**({"name": "s", "steps": 4, "head_lr": 1.0} | wrong))  # type: ignore[arg-type]
 
 

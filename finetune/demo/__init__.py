@@ -16,7 +16,7 @@ import pandas as pd
 
 from finetune.demo.page import write_report
 from harmonize.corpus import Corpus
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import write_json
 from harmonize.parser import Parser
 from harmonize.sources import SOURCES
@@ -175,11 +175,9 @@ def _refuse_foreign(out: Path) -> None:
         names = {path.name for path in out.iterdir()}
         foreign = sorted(names - {"raw"})  # the first step fills that, and then seconds.json is written
         if foreign and not {"raw", "seconds.json"} <= names:
-            raise UserError(
-                f"{out}: holds {foreign[0]}, which the demo did not write; give --out a new folder", exit_code=2
-            )
+            raise WrongUse(f"{out}: holds {foreign[0]}, which the demo did not write; give --out a new folder")
     elif out.exists() or out.is_symlink():
-        raise UserError(f"{out}: no folder; give --out a new one", exit_code=2)
+        raise WrongUse(f"{out}: no folder; give --out a new one")
 
 
 def _series_to_predict(demo: Demo) -> Path:

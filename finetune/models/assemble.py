@@ -22,7 +22,7 @@ from timm.models import group_modules
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.labels import LABELS, LOCATIONS
 
 PRESENCE_PRIOR = 0.01
@@ -57,7 +57,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.top < 1 or not 0 <= self.dropout < 1:
-            raise ValueError("head: width and top must be at least 1 and dropout in [0, 1)")
+            raise WrongUse("head: width and top must be at least 1 and dropout in [0, 1)")
 
 
 class Output(NamedTuple):
@@ -93,11 +93,9 @@ class AneurysmClassifier(nn.Module):
         for name, stride in (("stride", config.stride), ("coarsest", coarsest)):
             if stride not in strides:
                 offered = ", ".join(map(str, strides))
-                raise UserError(f"head.{name} {stride}: this encoder has maps at {offered}; use one", exit_code=2)
+                raise WrongUse(f"head.{name} {stride}: this encoder has maps at {offered}; use one")
         if coarsest < config.stride:
-            raise UserError(
-                f"head.coarsest {coarsest}: must not be finer than head.stride {config.stride}", exit_code=2
-            )
+            raise WrongUse(f"head.coarsest {coarsest}: must not be finer than head.stride {config.stride}")
         self.config = config
         self.encoder = encoder
         self.maps = slice(list(strides).index(config.stride), list(strides).index(coarsest) + 1)
@@ -169,7 +167,7 @@ def encoder_layers(encoder: nn.Module) -> EncoderLayers:
     """
     matcher = getattr(encoder, "group_matcher", None)
     if matcher is None:
-        raise UserError(f"encoder {type(encoder).__name__}: no group_matcher(), so its layers are unknown", exit_code=2)
+        raise WrongUse(f"encoder {type(encoder).__name__}: no group_matcher(), so its layers are unknown")
     named = dict(encoder.named_modules())
     groups = group_modules(encoder, matcher(coarse=True))
     layers = (

@@ -21,7 +21,7 @@ from finetune.tasks.aneurysm import SOURCE, select
 from finetune.views.box import load_region, pose_patch
 from harmonize.corpus import Corpus
 from harmonize.decisions import unusual
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.labels import LABELS, PRESENT
 from harmonize.page import Page
 from headspark.channels import to_network_input
@@ -49,7 +49,7 @@ def write_report(run: Path, corpus: Corpus | None = None) -> Path:
     """
     state = read_state(run)
     if state is None or not (run / PREDICTIONS).exists():
-        raise UserError(f"{run}: no finished run there; let finetune.train finish", exit_code=2)
+        raise WrongUse(f"{run}: no finished run there; let finetune.train finish")
     predictions = read_predictions(run / PREDICTIONS)
     metrics = read_metrics(run)
     score = score_of(predictions)

@@ -10,9 +10,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import TEMPORARY, fsync, process_of_temporary, target_of_temporary, temporary_beside
-from headspark.config import WRONG_USE
 from headspark.folder_kind import seen_at
 
 _EXCHANGE = 2
@@ -84,7 +83,7 @@ def refuse_foreign(folder: Path, *, names: Collection[str], is_ours: Callable[[P
         if not entries or (not foreign and is_ours(folder)):
             return
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}", exit_code=WRONG_USE) from error
+        raise WrongUse(f"{folder}: cannot be read: {error.strerror}") from error
     shown = f" ({', '.join(foreign[:_SHOWN])}{' ...' if len(foreign) > _SHOWN else ''})" if foreign else ""
     raise _wrong(
         f"{folder}: no {what} that this command wrote, but {seen_at(folder)}; what it did not write{shown} is never "
@@ -148,4 +147,4 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _wrong(message: str) -> UserError:
-    return UserError(message, exit_code=WRONG_USE)
+    return WrongUse(message)

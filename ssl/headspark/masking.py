@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,10 +25,10 @@ class MaskConfig:
 
     def __post_init__(self) -> None:
         if self.block < 1:
-            raise UserError(f"mask.block is {self.block}: it is an edge in voxels", exit_code=2)
+            raise WrongUse(f"mask.block is {self.block}: it is an edge in voxels")
         low, high = ratio_bounds(self.ratio)
         if not 0 < low <= high < 1:
-            raise UserError(f"mask.ratio is {self.ratio}: between 0 and 1, the smaller bound first", exit_code=2)
+            raise WrongUse(f"mask.ratio is {self.ratio}: between 0 and 1, the smaller bound first")
 
 
 def mask_grid(shape_DHW: tuple[int, ...], block: int) -> tuple[int, int, int]:
@@ -46,7 +46,7 @@ def mask_grid(shape_DHW: tuple[int, ...], block: int) -> tuple[int, int, int]:
         (6, 4, 2)
     """
     if any(edge % block for edge in shape_DHW):
-        raise UserError(f"a patch of {tuple(shape_DHW)} voxels is not tiled by mask.block {block}", exit_code=2)
+        raise WrongUse(f"a patch of {tuple(shape_DHW)} voxels is not tiled by mask.block {block}")
     depth, height, width = (edge // block for edge in shape_DHW)
     return depth, height, width
 

@@ -11,8 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from harmonize.errors import UserError
-from headspark.config import WRONG_USE
+from harmonize.errors import WrongUse
 
 LARGEST_RATE = 1e30
 """Of learning rates and weight decays: a step with a larger one overflows float32 whatever the gradient is."""
@@ -51,15 +50,15 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.name not in list_optimizers():
             known = ", ".join(map(str, list_optimizers()))
-            raise UserError(f"optim.name {self.name}: timm knows {known}", exit_code=WRONG_USE)
+            raise WrongUse(f"optim.name {self.name}: timm knows {known}")
         if self.warmup < 0:
-            raise UserError(f"optim.warmup {self.warmup}: must be 0 or more", exit_code=WRONG_USE)
+            raise WrongUse(f"optim.warmup {self.warmup}: must be 0 or more")
         for name in ("lr", "weight_decay", "momentum", "min_lr"):
             if not 0 <= getattr(self, name) <= LARGEST_RATE:
                 message = f"optim.{name} {getattr(self, name)}: must be 0 or more, and no more than {LARGEST_RATE:g}"
-                raise UserError(message, exit_code=WRONG_USE)
+                raise WrongUse(message)
         if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optim.betas {list(self.betas)}: must lie in [0, 1)", exit_code=WRONG_USE)
+            raise WrongUse(f"optim.betas {list(self.betas)}: must lie in [0, 1)")
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
@@ -70,7 +69,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
             model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **betas
         )
     except TypeError as error:
-        raise UserError(f"optim.name {config.name}: {error}", exit_code=WRONG_USE) from error
+        raise WrongUse(f"optim.name {config.name}: {error}") from error
 
 
 def make_schedule(optimizer: Optimizer, config: OptimConfig, *, steps: int) -> Scheduler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,4 +29,4 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if min(self.stop_stride, self.width, self.max_width) < 1:
-            raise UserError("decoder.stop_stride, width and max_width are positive whole numbers", exit_code=2)
+            raise WrongUse("decoder.stop_stride, width and max_width are positive whole numbers")

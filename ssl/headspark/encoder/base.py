@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 
 NORM_EPS = 1e-5
 """Added to the variance by every norm layer (nnU-Net)."""
@@ -50,15 +50,14 @@ class EncoderConfig:
         stages = len(self.features)
         for name in ("blocks", "strides"):
             if len(getattr(self, name)) != stages:
-                raise UserError(
+                raise WrongUse(
                     f"encoder.{name} has {len(getattr(self, name))} entries, encoder.features has {stages}: "
                     "one entry a stage",
-                    exit_code=2,
                 )
         if stages == 0 or self.strides[0] != 1:
-            raise UserError("encoder.strides must begin with 1: the finest map has the grid of the input", exit_code=2)
+            raise WrongUse("encoder.strides must begin with 1: the finest map has the grid of the input")
         if min((*self.features, *self.blocks, *self.strides, self.in_channels)) < 1:
-            raise UserError("encoder.features, blocks, strides and in_channels are positive whole numbers", exit_code=2)
+            raise WrongUse("encoder.features, blocks, strides and in_channels are positive whole numbers")
         for name, value, most in (
             ("features", max(self.features), MOST_CHANNELS),
             ("in_channels", self.in_channels, MOST_CHANNELS),
@@ -68,11 +67,11 @@ class EncoderConfig:
             ("kernel", self.kernel, LARGEST_KERNEL),
         ):
             if value > most:
-                raise UserError(f"encoder.{name}: {value} are more than the {most} that are taken", exit_code=2)
+                raise WrongUse(f"encoder.{name}: {value} are more than the {most} that are taken")
         if self.kernel < 1 or self.kernel % 2 == 0:
-            raise UserError(f"encoder.kernel is {self.kernel}: an odd number is needed", exit_code=2)
+            raise WrongUse(f"encoder.kernel is {self.kernel}: an odd number is needed")
         if not 0 <= self.drop_path < 1:
-            raise UserError(f"encoder.drop_path is {self.drop_path}: it is a probability below 1", exit_code=2)
+            raise WrongUse(f"encoder.drop_path is {self.drop_path}: it is a probability below 1")
 
     @property
     def cumulative_strides(self) -> tuple[int, ...]:
@@ -156,6 +155,6 @@ def make_norm(kind: str, channels: int) -> nn.Module:
         return nn.BatchNorm3d(channels, eps=NORM_EPS)
     if kind == "group":
         if channels % GROUPS:
-            raise UserError(f"encoder.norm 'group' needs features that are multiples of {GROUPS}", exit_code=2)
+            raise WrongUse(f"encoder.norm 'group' needs features that are multiples of {GROUPS}")
         return nn.GroupNorm(GROUPS, channels, eps=NORM_EPS)
-    raise UserError(f"encoder.norm '{kind}' is not known: instance, batch or group", exit_code=2)
+    raise WrongUse(f"encoder.norm '{kind}' is not known: instance, batch or group")

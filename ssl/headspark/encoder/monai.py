@@ -8,7 +8,7 @@ from monai.networks.nets.mednext import MedNeXt
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from torch import Tensor, nn
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from headspark.encoder.base import GROUPS, NORM_EPS, EncoderConfig, MaskableEncoder
 
 
@@ -23,10 +23,9 @@ def build_monai_encoder(config: EncoderConfig) -> MaskableEncoder:
     """
     doubling = tuple(config.features[0] * 2**stage for stage in range(len(config.features)))
     if config.features != doubling or any(stride != 2 for stride in config.strides[1:]):
-        raise UserError(
+        raise WrongUse(
             f"encoder.kind '{config.kind}' doubles its features and has stride 2 at every stage: "
             f"features {list(doubling)}, strides {[1] + [2] * (len(doubling) - 1)}",
-            exit_code=2,
         )
     return SegResNetEncoder(config) if config.kind == "segresnet" else MedNeXtEncoder(config)
 
@@ -46,7 +45,7 @@ class SegResNetEncoder(MaskableEncoder):
             "group": ("group", {"num_groups": GROUPS, "eps": NORM_EPS}),
         }
         if config.kernel != 3:
-            raise UserError("encoder.kind 'segresnet' has kernels of 3", exit_code=2)
+            raise WrongUse("encoder.kind 'segresnet' has kernels of 3")
         self.net = SegResEncoder(
             spatial_dims=3,
             init_filters=config.features[0],

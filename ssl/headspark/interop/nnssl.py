@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import write_json
 from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.decoder import UNetDecoder
@@ -226,7 +226,7 @@ def spread_stem(weight: Tensor, channels: int) -> Tensor:
     if channels == present:
         return weight
     if channels % present:
-        raise UserError(f"a stem of {present} channels cannot be spread over {channels}", exit_code=2)
+        raise WrongUse(f"a stem of {present} channels cannot be spread over {channels}")
     return weight.repeat(1, channels // present, 1, 1, 1) * (present / channels)
 
 
@@ -234,7 +234,7 @@ def _load(path: Path) -> dict[str, Any]:
     """Load a checkpoint without running any code that it may bring."""
     if not path.is_file():
         folder = path.parent if path.name == NNSSL_CHECKPOINT and path.parent.exists() else path
-        raise UserError(f"{folder}: {seen_at(folder)}; there is no {NNSSL_CHECKPOINT}", exit_code=2)
+        raise WrongUse(f"{folder}: {seen_at(folder)}; there is no {NNSSL_CHECKPOINT}")
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
