@@ -14,8 +14,8 @@ from torch import Tensor
 
 from finetune.folds import FOLDS
 from harmonize.bounded_files import fits
-from harmonize.errors import UserError
-from headspark.config import WRONG_USE, from_plain, to_plain
+from harmonize.errors import UserError, WrongUse
+from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.folder_kind import is_preprocessing
 from headspark.hub.encoder_folder import Encoder
@@ -179,4 +179,4 @@ def _of_version_0_1_0(path: Path, name: str, given: Given) -> dict[str, Any] | N
 
 
 def _other(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: {what}; {NEW_FOLDER}", exit_code=WRONG_USE)
+    return WrongUse(f"{path}: {what}; {NEW_FOLDER}")

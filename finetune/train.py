@@ -33,7 +33,7 @@ from finetune.state import FinetuneState, notes, prepare
 from finetune.tasks.aneurysm import select
 from finetune.validation import evaluate, predict_held_out, score_facts, summary
 from harmonize.corpus import Corpus
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.files import atomic_path
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.run.device import agree, device_name, enter_on_main, make_accelerator, say_once
@@ -89,7 +89,7 @@ def _train(
     fault = irreproducible(corpus, selection.cases, brain_model=brain_model)
     if fault is not None:
         if not old:
-            raise UserError(f"{corpus.path}: {fault}", exit_code=2)
+            raise WrongUse(f"{corpus.path}: {fault}")
         note(f"note: the finished model will not harmonize as its corpus was: {fault}")
     harmonized = settings_of(corpus, brain_model=brain_model)
     folds = folds_of_run(corpus, recipe, selection.cases, out)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.terminal import without_secrets
 
 HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, FileNotFoundError, OfflineModeIsEnabled)
@@ -12,6 +14,19 @@ HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, FileNotFoun
 
 UPLOAD_ERRORS = (*HUB_ERRORS, RuntimeError)
 """The client wraps a failed upload in a RuntimeError."""
+
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def check_repo(repo: str) -> None:
+    """Refuse what cannot be the name of a repository, before the Hub is asked for it.
+
+    Raises:
+        WrongUse: It is not ``user/name``.
+    """
+    if not _REPO.fullmatch(repo):
+        raise WrongUse(f"--repo {repo}: give USER/NAME, letters, digits and .-_ alone")
 
 
 def first_line(error: Exception) -> str:

@@ -81,6 +81,7 @@ def test_an_encoder_is_what_out_gives(run: Path, tmp_path: Path) -> None:
         (["--nnunet", "A", "--decoder"], "--decoder: --format nnunet holds a decoder"),
         (["--out", "A", "--decoder"], "has one of kind light"),
         (["--fold", "A"], "required"),
+        (["--repo", "user name"], "--repo user name: give USER/NAME"),
     ],
 )
 def test_a_push_that_cannot_be_meant_so_does_nothing(

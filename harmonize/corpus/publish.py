@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from harmonize.corpus import INFO, LABEL_TABLE, Corpus
 from harmonize.corpus.lock import exclusive
 from harmonize.corpus.publishable import FOLDERS, publishable
 from harmonize.corpus.terms import terms_of
-from harmonize.errors import UserError, WrongUse
-from harmonize.hub import UPLOAD_ERRORS, refused
+from harmonize.errors import UserError
+from harmonize.hub import UPLOAD_ERRORS, check_repo, refused
 from harmonize.identity import HASH_LENGTH
 from harmonize.salt import is_quickly_guessed, is_unsalted
 from harmonize.terminal import careful_log, warn, without_secrets
@@ -23,8 +22,6 @@ from harmonize.terminal import careful_log, warn, without_secrets
 LOCK = ".lock"
 REPLACED = (*(f"{folder}/**" for folder in FOLDERS), LABEL_TABLE)
 """Of these nothing stays on the Hub that the corpus no longer holds: a scan that was withdrawn is gone there too."""
-
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def publish(
@@ -45,8 +42,7 @@ def publish(
     Raises:
         UserError: A source's terms forbid it, the corpus is not whole, or the Hub refuses.
     """
-    if not _REPO.fullmatch(repo):
-        raise WrongUse(f"--repo {repo}: give USER/NAME, letters, digits and .-_ alone")
+    check_repo(repo)
     corpus = Corpus.open(path)
     check_terms(corpus, may_share)
     with exclusive(path / LOCK, f"{path}: a run is still writing this corpus; wait for it, then publish"):

@@ -1,6 +1,5 @@
 """Recipes: typed from YAML and the command line, checked key by key, and written back."""
 
-from harmonize.errors import WRONG_USE
 from headspark.config.command import FULL_DISK, run_command
 from headspark.config.keys import recipe_keys
 from headspark.config.parse import from_plain, parse_recipe, read_recipe, recipe_parser
@@ -8,7 +7,6 @@ from headspark.config.plain import to_plain, to_yaml
 
 __all__ = [
     "FULL_DISK",
-    "WRONG_USE",
     "from_plain",
     "parse_recipe",
     "read_recipe",

@@ -12,7 +12,7 @@ from huggingface_hub.constants import CONFIG_NAME
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from harmonize.errors import WrongUse
-from harmonize.hub import UPLOAD_ERRORS, refused
+from harmonize.hub import UPLOAD_ERRORS, check_repo, refused
 from headspark.decoder import UNetDecoder
 from headspark.encoder import MaskableEncoder
 from headspark.folder_kind import is_encoder_config, read_json
@@ -46,8 +46,9 @@ def push_encoder(
 
     Raises:
         UserError: The Hub refused, or could not be reached; what it had before is unchanged.
-        WrongUse: The repository holds something else than an encoder.
+        WrongUse: The repository holds something else than an encoder, or `repo` is no name of one.
     """
+    check_repo(repo)
     stale = DECODER if decoder is None else None  # of an encoder that was there before
     try:
         _refuse_foreign_repository(repo)

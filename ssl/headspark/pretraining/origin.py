@@ -8,8 +8,7 @@ from typing import Any
 
 from harmonize.bounded_files import fits
 from harmonize.corpus import Corpus
-from harmonize.errors import UserError
-from headspark.config import WRONG_USE
+from harmonize.errors import WrongUse
 from headspark.run.claim import NEW_FOLDER, STATE
 from headspark.run.folder import RunKind
 
@@ -52,11 +51,9 @@ def began_with(state: Mapping[str, Any] | None, *, corpus: Corpus, folder: Path)
     manifest = corpus.manifest_sha256()
     if state is not None:
         if not fits(state, {"corpus": {"manifest_sha256": str}}):
-            raise UserError(f"{folder}: its {STATE} is damaged; restore it, or {NEW_FOLDER}", exit_code=WRONG_USE)
+            raise WrongUse(f"{folder}: its {STATE} is damaged; restore it, or {NEW_FOLDER}")
         if state["corpus"]["manifest_sha256"] != manifest:
-            raise UserError(
-                f"{folder}: the corpus is not the one that this run began with; {NEW_FOLDER}", exit_code=WRONG_USE
-            )
+            raise WrongUse(f"{folder}: the corpus is not the one that this run began with; {NEW_FOLDER}")
     return {"corpus": {"manifest_sha256": manifest, **summarise(corpus)}}
 
 
@@ -83,4 +80,4 @@ def check_state(folder: Path, state: Mapping[str, Any] | None) -> None:
         UserError: With exit code 2.
     """
     if state is None or not fits(state, STATE_SHAPE) or len(state["corpus"]["spacing_mm"]) != 3:
-        raise UserError(f"{folder}: its {STATE} is damaged; restore it", exit_code=WRONG_USE)
+        raise WrongUse(f"{folder}: its {STATE} is damaged; restore it")

@@ -22,9 +22,9 @@ from typing import Any, TextIO
 import psutil
 
 from harmonize.bounded_files import fits, parse_json, read_small_json
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import TEMPORARY, atomic_path
-from headspark.config import FULL_DISK, WRONG_USE
+from headspark.config import FULL_DISK
 
 RECIPE, STATE, METRICS, LOCK = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"
 CHECKPOINTS = "checkpoints"
@@ -83,7 +83,7 @@ def claim(folder: Path, *, kind: str, other: str, key: str, more: tuple[str, ...
         lock = _hold(folder)
         state = _own_state(folder, kind, other, key)  # again: whoever held it may have gone on meanwhile
         if state is not None and state["status"] == FINISHED:
-            raise UserError(f"{folder}: this run is finished; {NEW_FOLDER}", exit_code=WRONG_USE)
+            raise WrongUse(f"{folder}: this run is finished; {NEW_FOLDER}")
         before.look()
         claimed = Claim(folder, state if has_taken_a_step(folder) else None)
         try:
@@ -113,7 +113,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         state = None
     if not isinstance(state, dict) or "status" not in state:
-        raise UserError(f"{path}: damaged, or not headspark's", exit_code=WRONG_USE)
+        raise WrongUse(f"{path}: damaged, or not headspark's")
     return state
 
 
@@ -127,7 +127,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not os.path.lexists(path):
         return []
     if not path.is_file():
-        raise UserError(f"{path}: no regular file; remove it, or {NEW_FOLDER}", exit_code=WRONG_USE)
+        raise WrongUse(f"{path}: no regular file; remove it, or {NEW_FOLDER}")
     with path.open("rb") as stream:
         return [line for content in stream if (line := _metrics_line(content)) is not None]
 
@@ -216,25 +216,23 @@ def _check_place(folder: Path, without_state: tuple[str, ...]) -> None:
         without_state: What a start may have written before run.json, when it was killed.
     """
     if folder.is_symlink() and not folder.exists():
-        raise UserError(
-            f"{folder}: a link to {folder.readlink()}, which is not there; {NEW_FOLDER}", exit_code=WRONG_USE
-        )
+        raise WrongUse(f"{folder}: a link to {folder.readlink()}, which is not there; {NEW_FOLDER}")
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path}: a file, not a folder; {NEW_FOLDER}", exit_code=WRONG_USE)
+            raise WrongUse(f"{path}: a file, not a folder; {NEW_FOLDER}")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     foreign = {name for name in names if not name.startswith(TEMPORARY)} - {LOCK, *without_state}
     if STATE not in names and foreign:
-        raise UserError(f"{folder}: not empty and no run; {NEW_FOLDER}", exit_code=WRONG_USE)
+        raise WrongUse(f"{folder}: not empty and no run; {NEW_FOLDER}")
 
 
 def _own_state(folder: Path, kind: str, other: str, key: str) -> dict[str, Any] | None:
     try:
         state = read_state(folder)
     except UserError as error:
-        raise UserError(f"{error}; {NEW_FOLDER}", exit_code=WRONG_USE) from error
+        raise WrongUse(f"{error}; {NEW_FOLDER}") from error
     if state is not None and key not in state:
-        raise UserError(f"{folder}: holds a run of {other}, not of {kind}; {NEW_FOLDER}", exit_code=WRONG_USE)
+        raise WrongUse(f"{folder}: holds a run of {other}, not of {kind}; {NEW_FOLDER}")
     return state
 
 
@@ -254,7 +252,7 @@ def _make(folder: Path) -> list[Path]:
 def _unwritable(folder: Path, error: OSError) -> Exception:
     if error.errno in FULL_DISK:
         return error
-    return UserError(f"{folder}: cannot be written ({error.strerror}); {NEW_FOLDER}", exit_code=WRONG_USE)
+    return WrongUse(f"{folder}: cannot be written ({error.strerror}); {NEW_FOLDER}")
 
 
 def _hold(folder: Path) -> TextIO:
@@ -270,9 +268,8 @@ def _hold(folder: Path) -> TextIO:
         except (BlockingIOError, PermissionError) as error:
             holder = _holder(stream)
             stream.close()
-            raise UserError(
+            raise WrongUse(
                 f"{folder}: another process is writing to this run ({holder}); wait for it or end it, or {NEW_FOLDER}",
-                exit_code=WRONG_USE,
             ) from error
         except OSError as error:
             stream.close()

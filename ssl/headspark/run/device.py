@@ -12,10 +12,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.pool import cores
 from harmonize.terminal import line
-from headspark.config import WRONG_USE
 
 T = TypeVar("T")
 
@@ -52,7 +51,7 @@ def mixed_precision(precision: str) -> str:
             gradients would silently become 0.
     """
     if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("train.precision fp16: needs a GPU; take bf16 or fp32 on a CPU", exit_code=WRONG_USE)
+        raise WrongUse("train.precision fp16: needs a GPU; take bf16 or fp32 on a CPU")
     return "no" if precision == "fp32" else precision
 
 

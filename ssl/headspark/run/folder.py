@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.files import write_json, write_text
 from harmonize.provenance import git_revision, library_versions
-from headspark.config import WRONG_USE, read_recipe, to_plain, to_yaml
+from headspark.config import read_recipe, to_plain, to_yaml
 from headspark.run.claim import (
     CHECKPOINTS,
     FINISHED,
@@ -179,9 +179,7 @@ def check_same_recipe(path: Path, recipe: Any, free: frozenset[str] | set[str]) 
     before, now = (_flat(to_plain(one)) for one in (read_recipe(type(recipe), path / RECIPE), recipe))
     for key, value in now.items():
         if before[key] != value and key not in free:
-            raise UserError(
-                f"{path}: began with {key} {before[key]}, now {value} is asked for; {NEW_FOLDER}", exit_code=WRONG_USE
-            )
+            raise WrongUse(f"{path}: began with {key} {before[key]}, now {value} is asked for; {NEW_FOLDER}")
 
 
 def metrics_line(facts: Mapping[str, Any]) -> str:

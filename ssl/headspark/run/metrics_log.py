@@ -16,9 +16,8 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from PIL import Image
 
-from harmonize.errors import UserError
+from harmonize.errors import WrongUse
 from harmonize.progress import Progress
-from headspark.config import WRONG_USE
 from headspark.run.diverged import Diverged
 from headspark.run.folder import RunFolder
 from headspark.run.state import StepResult, TrainState, counts
@@ -39,9 +38,9 @@ def check_trackers(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in {str(getattr(known, "value", known)) for known in LOGGER_TYPE_TO_CLASS}:
             known = ", ".join(str(getattr(one, "value", one)) for one in LOGGER_TYPE_TO_CLASS)
-            raise UserError(f"train.trackers {name}: accelerate knows {known}", exit_code=WRONG_USE)
+            raise WrongUse(f"train.trackers {name}: accelerate knows {known}")
         if name not in installed:
-            raise UserError(f"train.trackers {name}: not installed; pip install {name}", exit_code=WRONG_USE)
+            raise WrongUse(f"train.trackers {name}: not installed; pip install {name}")
 
 
 class MetricsLog:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harmonize.bounded_files import fits
-from harmonize.errors import UserError
-from headspark.config import WRONG_USE
+from harmonize.errors import WrongUse
 from headspark.run.checkpoint import Checkpoint, check_fits, load_newest, remove_leftovers, save_checkpoint
 from headspark.run.claim import CHECKPOINTS
 from headspark.run.device import say_once
@@ -123,10 +122,9 @@ def restore(state: TrainState[Any], found: Checkpoint, *, where: object) -> None
     training = _in_todays_words(found)
     began, now = training["samples_per_step"], state.plan.samples_per_step
     if began is not None and began != now:
-        raise UserError(
+        raise WrongUse(
             f"{where}: began with {began} samples a step, now {now}: "
             "set train.batch, train.accumulate and the number of ranks so that their product is the same",
-            exit_code=WRONG_USE,
         )
     state.step, state.evaluated, state.held_out_loss = found.step, training["evaluated"], training.get("held_out_loss")
     state.skipped, state.skipped_in_a_row = training["skipped"], training["skipped_in_a_row"]
