@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint constraints clean
+.PHONY: demo test test-slow lint reference constraints clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headspark needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
@@ -34,6 +34,10 @@ test: lint
 # What `make test` leaves out to stay short; before a release.
 test-slow: $(STAMP)
 	$(PYTEST) -m "slow and not cluster"
+
+# docs/api.md, docs/keys.md and the rooms in docs/architecture.md, from the docstrings.
+reference: $(STAMP)
+	$(BIN)/python .ci/reference.py
 
 # Before a release, once the tests have passed: all extras are installed beside what is there.
 constraints: $(STAMP)

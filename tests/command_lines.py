@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import inspect
 import io
 import re
+import runpy
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import ModuleType
@@ -23,13 +23,13 @@ from accelerate.commands.launch import launch_command_parser
 from pages import ROOT
 from torch.distributed.run import get_args_parser
 
-from harmonize.errors import UserError
+from harmonize import launcher
 from headspark import config
 
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 OTHERS = {
-    "chmod", "dask", "done", "export", "for", "git", "hf", "kaggle", "openssl", "pip", "ssh", "tensorboard",
+    "cd", "chmod", "dask", "done", "export", "for", "git", "hf", "kaggle", "openssl", "pip", "ssh", "tensorboard",
 }  # fmt: skip
 """Programs that are not ours, and words of the shell."""
 
@@ -66,7 +66,7 @@ def check(words: Sequence[str]) -> None:
         _check_ours(*_script(rest))
     else:
         assert program in SCRIPTS, f"{program}: no program of ours, nor one that is known to be of others"
-        _check_ours(SCRIPTS[program].removesuffix(":main"), rest)
+        _check_ours(program, rest)
 
 
 def _check_make(words: Sequence[str]) -> None:
@@ -76,11 +76,11 @@ def _check_make(words: Sequence[str]) -> None:
     assert {word.split("=")[0] for word in words} <= known
 
 
-def _check_launched(launcher: argparse.ArgumentParser, words: Sequence[str]) -> None:
+def _check_launched(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            given = launcher.parse_args(words)
+            given = parser.parse_args(words)
     except SystemExit:
         raise Refused(f"{shlex.join(words)}: {said.getvalue().strip()}") from None
     _check_ours(given.training_script, given.training_script_args)
@@ -101,23 +101,26 @@ def _script(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _check_ours(script: str, words: Sequence[str]) -> None:
-    """Call the `main` of a module or of a file of this repository."""
-    module = _load(ROOT / script) if (ROOT / script).exists() else importlib.import_module(script)
-    main: Callable[..., object] = module.main
+    """Run a console script, a module or a file of this repository as far as its command line."""
     said = io.StringIO()
     with _read_only(), redirect_stderr(said), mock.patch.object(sys, "argv", [script, *words]):
         try:
-            main(list(words)) if inspect.signature(main).parameters else main()
+            if script in SCRIPTS:
+                module, _, main = SCRIPTS[script].partition(":")
+                getattr(importlib.import_module(module), main)()
+            elif (ROOT / script).exists():
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__")
         except Accepted:
             return
-        except UserError as error:
-            said.write(str(error))
-        except SystemExit:
-            pass
+        except SystemExit as end:
+            said.write(f" (exit code {end.code})")
     raise Refused(f"{shlex.join([script, *words])}: {said.getvalue().strip()}")
 
 
-def _load(script: Path) -> ModuleType:
+def load(script: Path) -> ModuleType:
+    """A script as a module; a folder is its ``__main__.py``."""
     path = script / "__main__.py" if script.is_dir() else script
     spec = importlib.util.spec_from_file_location(f"script_{script.stem}", path)
     assert spec is not None
@@ -150,7 +153,11 @@ def _read_only() -> Iterator[None]:
         parse_recipe(*arguments)
         raise Accepted
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", read_words):
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_known_args", read_words),
+        mock.patch.object(launcher, "end_with_launcher"),
+        mock.patch.object(sys, "path", list(sys.path)),
+    ):
         _exchange(parse_recipe, read_recipe)
         try:
             yield

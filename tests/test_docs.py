@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import re
 import shlex
@@ -20,7 +19,7 @@ from pages import CONSOLE, PAGES, ROOT, TEXT, Block, blocks, commands, inline_co
 import finetune.recipe
 import headspark.recipe
 from headspark import Encoder, load_encoder, save_encoder
-from headspark.config import from_plain, recipe_keys
+from headspark.config import from_plain, recipe_keys, to_plain
 from headspark.decoder import UNetDecoder
 from headspark.encoder import EncoderConfig, build_encoder
 
@@ -29,6 +28,9 @@ WIDTH = 120
 LANGUAGES = {CONSOLE, TEXT, "python", "yaml"}
 KEYS = {*recipe_keys(headspark.recipe.Recipe), *recipe_keys(finetune.recipe.Recipe)}
 PROGRAMS = {*command_lines.SCRIPTS, "accelerate", "make", "python"}
+
+EXAMPLES = {"SOURCE": "tcia", "RECIPE": "recipes/demo.yaml"}
+"""What a command in the text leaves open."""
 
 NOT_RUN = {
     "load_dataset": "asks the Hub",
@@ -81,7 +83,7 @@ def test_every_command_is_taken_by_its_program(block: Block, monkeypatch: pytest
 def test_a_command_in_the_text_lacks_nothing_but_arguments(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for code in inline_code(page):
-        words = shlex.split(code.replace("SOURCE", "tcia")) if code.split()[0] in PROGRAMS else []
+        words = [EXAMPLES.get(word, word) for word in shlex.split(code)] if code.split()[0] in PROGRAMS else []
         if len(words) < 2 or "..." in words:
             continue
         try:
@@ -134,8 +136,9 @@ def resolved(node: ast.expr, names: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_yaml_is_a_part_of_a_recipe(block: Block) -> None:
-    recipe = finetune.recipe.Recipe if block.page == "finetuning.md" else headspark.recipe.Recipe
-    assert from_plain(recipe, yaml.safe_load(block.code)) != recipe()
+    values = yaml.safe_load(block.code)
+    recipe = finetune.recipe.Recipe if "stages" in values else headspark.recipe.Recipe
+    assert set(values) <= set(to_plain(from_plain(recipe, values)))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -175,11 +178,17 @@ def test_files_and_names_of_the_code_in_the_text_exist(page: str) -> None:
 
 def found(name: str) -> bool:
     """Whether a dotted name is a module, or something in one."""
-    module, _, attribute = name.rpartition(".")
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return hasattr(importlib.import_module(module), attribute)
+    module, thing = name, []
+    while True:
+        try:
+            owner: Any = importlib.import_module(module)
+            break
+        except ModuleNotFoundError:
+            module, _, last = module.rpartition(".")
+            thing.insert(0, last)
+    for each in thing:
+        owner = getattr(owner, each, None)
+    return owner is not None
 
 
 def anchors(page: str) -> set[str]:
@@ -198,6 +207,12 @@ def test_links_lead_somewhere(page: str) -> None:
         place = folder / (file or page)
         assert place.exists(), target
         assert not anchor or anchor in anchors(place.name), target
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    assert {f"docs/{page}" for page in PAGES if page != "README.md"} <= set(
+        re.findall(r"\]\(([^)#]+)", PAGES["README.md"])
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
