@@ -64,7 +64,7 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(interruptible())
         # Whatever is wrong with the command is said before the long look at the raw folder, and a wrong raw folder is
-        # said before the first write.
+        # said before the first write, but for the lock that shards share a look under.
         check(source, root, out, settings, shard=shard, nyul_folder=nyul_folder)
         with time_limit.watched(time_limit_s):
             plan = make_plan(source, root, out, settings, limit=limit, shard=shard)

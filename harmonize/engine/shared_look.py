@@ -1,8 +1,8 @@
 """One look at a raw folder for all shards of a corpus: the first writes down what it found, the others read it.
 
 What a look finds holds raw names and ids of patients, and a corpus is made to be passed on. So it is sealed, with a key
-made of the salt and of the name, size and time of every file of the raw folder: who can open it has the raw data
-itself, and once a file of it is another, the key is too. Nothing is read from it that a stranger could have written.
+made of the salt and of the name, size and time of every file of the raw folder: who can open it has that folder, or a
+full listing of it, and once a file is another, the key is too. Nothing is read that a stranger could have written.
 `harmonize merge` removes it; nothing of the folder of records is ever published.
 """
 
