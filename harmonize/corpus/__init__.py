@@ -6,8 +6,8 @@
       README.md           dataset card
       corpus.json         schema version, settings, library versions
       metadata.parquet    a row a scan (`SCAN_SCHEMA`)
-      rejected.parquet    a row a refused scan (`REJECTED_SCHEMA`)
-      labels.parquet      a row a scan that its source labels, accepted or refused (`LABEL_SCHEMA`); absent without any
+      rejected.parquet    a row a rejected scan (`REJECTED_SCHEMA`)
+      labels.parquet      a row a scan that its source labels, accepted or rejected (`LABEL_SCHEMA`); absent without any
       folds.parquet       which patients are held out together; the first fine-tuning run writes it, nothing here does
       records/            the journal that the tables above it are made from: one line of JSON a scan
       images/<source>/<subject>/<scan_id>.nii.gz

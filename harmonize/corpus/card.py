@@ -18,7 +18,7 @@ def corpus_card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: 
     Args:
         info: The content of corpus.json.
         accepted: Rows of metadata.parquet.
-        rejected: How many scans were refused.
+        rejected: How many scans were rejected.
     """
     counts: dict[tuple[str, str, str], int] = {}
     for row in accepted:

@@ -38,10 +38,10 @@ class Fingerprint:
     """What a scan's raw data were when they were read; every text is a salted hash.
 
     Attributes:
-        files: Of the files' names and sizes, and of the reason if discovery refused the scan.
+        files: Of the files' names and sizes, and of the reason if discovery rejected the scan.
         each: Of the name and size of each file, four characters a file, sorted: tells whether files are gone.
         said: Of what discovery said of the scan: ids, rows of tables.
-        times: Of the files' modification times; empty for what discovery refused, which no file is read for.
+        times: Of the files' modification times; empty for what discovery rejected, which no file is read for.
         root: Of the raw folder's place.
         content: Of the files' contents; None where it is not known, or was not the same throughout.
         partial: Some file could not be read, and the scan was made without it.

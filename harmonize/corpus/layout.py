@@ -59,8 +59,8 @@ LABEL_SCHEMA = pa.schema(
         ("accepted", pa.bool_()),
     ]
 )
-"""The whole label table of the sources: refused scans too, so that folds do not depend on what was refused. `labels` is
-null where the source's table names the scan but its labels cannot be used."""
+"""The whole label table of the sources: rejected scans too, so that folds do not depend on what was rejected. `labels`
+is null where the source's table names the scan but its labels cannot be used."""
 
 FILE_COLUMNS = tuple(FOLDER_OF)
 """Columns of the manifest that name files; null where there is none."""

@@ -19,7 +19,7 @@ class Located:
     """A raw scan and what became of it.
 
     Attributes:
-        name: Its scan id in the corpus, or the hash that stands for it where it was refused.
+        name: Its scan id in the corpus, or the hash that stands for it where it was rejected.
         ref: The raw scan; it holds raw names, so it is for the user's eyes alone.
         reason: Code of the rejection, or ``accepted``.
         message: Of the rejection.
@@ -39,7 +39,7 @@ def locate(source: str, root: Path, path: Path, *, salt: str = "", names: Collec
         root: The raw folder that was harmonized.
         path: The corpus.
         salt: The salt that it was made with.
-        names: Scan ids or hashes; none for all that were refused.
+        names: Scan ids or hashes; none for all that were rejected.
 
     Raises:
         UserError: No raw folder, no corpus, or another salt.
@@ -70,10 +70,10 @@ def describe(located: Located) -> str:
 
 def _wanted(corpus: Corpus, source: str, names: frozenset[str]) -> dict[str, tuple[str, str, str]]:
     """By raw hash: name, reason, message."""
-    refused = corpus.rejected[corpus.rejected["source"] == source]
+    rejected = corpus.rejected[corpus.rejected["source"] == source]
     found = {
         raw_hash: (raw_hash, reason, message)
-        for raw_hash, reason, message in zip(refused["raw_hash"], refused["reason"], refused["message"], strict=True)
+        for raw_hash, reason, message in zip(rejected["raw_hash"], rejected["reason"], rejected["message"], strict=True)
         if not names or raw_hash in names
     }
     if names:

@@ -78,12 +78,12 @@ class Corpus:
 
     @cached_property
     def rejected(self) -> pd.DataFrame:
-        """The refused scans; columns as in `REJECTED_SCHEMA`."""
+        """The rejected scans; columns as in `REJECTED_SCHEMA`."""
         return _to_pandas(_read_table(self.path / REJECTED, REJECTED_SCHEMA))
 
     @cached_property
     def labels(self) -> pd.DataFrame:
-        """What the sources' tables label, refused scans too, ordered by source, subject and scan.
+        """What the sources' tables label, rejected scans too, ordered by source, subject and scan.
 
         Columns as in `LABEL_SCHEMA`. A corpus of version 0.1.0 has no such table: then these are its accepted rows.
         """

@@ -53,7 +53,7 @@ def run(
         nyul_folder: Standard histograms to use instead of fitting them.
         executor: Who runs the scans, instead of local processes.
         time_limit_s: A scan that takes longer loses its process, as one that wants too much memory does.
-        retry: Try all that was refused again, because files or tables were repaired since.
+        retry: Try all that was rejected again, because files or tables were repaired since.
 
     Raises:
         UserError: Nothing to do, the corpus is taken or was made otherwise, or it cannot be written.

@@ -15,7 +15,7 @@ from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 
 RETRYABLE = {Reason.IO_ERROR, Reason.MISSING_FILE, Reason.WORKER_DIED}
-"""Refusals that say nothing about the scan itself: the next run tries these again."""
+"""Rejections that say nothing about the scan itself: the next run tries these again."""
 
 
 class State(Enum):
@@ -47,7 +47,7 @@ def judge(
         record: What the journal says of it.
         out: The corpus.
         settings: How it is made.
-        retry: Try all again that was refused, or made from files of which some are gone.
+        retry: Try all again that was rejected, or made from files of which some are gone.
         duplicate: The journal says that another scan with the same voxels is kept, so this one has no files.
     """
     if record is None or (record.row is None and _is_tried_again(record, retry=retry)):
@@ -77,7 +77,7 @@ def has_files(record: Record, out: Path) -> bool:
 
 
 def file_names(record: Record) -> list[str]:
-    """The files of an accepted scan, relative to the corpus; none of a refused one."""
+    """The files of an accepted scan, relative to the corpus; none of a rejected one."""
     return [] if record.row is None else [name for column in FILE_COLUMNS if (name := record.row.get(column))]
 
 
@@ -131,5 +131,5 @@ def superseded(
 def _is_tried_again(record: Record, *, retry: bool) -> bool:
     if retry or record.rejection is None or is_retryable(record):
         return True
-    # Refused for a name that another scan had, which is not there any more: it was never looked at itself.
+    # Rejected for a name that another scan had, which is not there any more: it was never looked at itself.
     return record.rejection.reason is Reason.DUPLICATE and record.read is None

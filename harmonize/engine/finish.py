@@ -36,7 +36,7 @@ def merge(out: Path) -> tuple[int, int]:
     """Put the shards' journals together and write the manifest anew from what they say.
 
     Returns:
-        Accepted and refused scans.
+        Accepted and rejected scans.
 
     Raises:
         UserError: No corpus, a run is still writing it, it has no journal, or its disk is full.

@@ -27,7 +27,7 @@ class Summary:
         found: Scans that the run was to take care of.
         known: Of these, how many an earlier run had done.
         accepted: In the corpus now.
-        rejected: Refused, by reason code.
+        rejected: By reason code.
         interrupted: The run was stopped before its end.
         left_out: What the source saw and made no scan of: files and rows of tables by kind and reason.
         changed: Done again, because their raw data changed since.

@@ -141,7 +141,7 @@ class Reader(Protocol):
         ...
 
     def load(self, ref: ScanRef) -> Scan:
-        """Read one volume; raise `harmonize.errors.Rejection` if it must be refused."""
+        """Read one volume; raise `harmonize.errors.Rejection` if it must be rejected."""
         ...
 
 
