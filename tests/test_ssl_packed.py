@@ -303,7 +303,27 @@ def test_packing_and_filling_are_inverse() -> None:
     assert torch.equal(blocks.dense(token), torch.where(seen, x, token.view(1, 3, 1, 1, 1)))
 
 
-class _Enlarger(nn.Module):
+class _Asking(nn.Module):
+    """Ask of its input what encoders ask of a tensor."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        behind = x.permute(0, 2, 3, 4, 1)
+        assert (x.ndim, x.dim(), x.dtype) == (5, 5, torch.float64)
+        assert tuple(x.shape) == tuple(x.size()) == (2, 3, 8, 12, 16)
+        assert (x.size(1), x.contiguous().shape[-1]) == (3, 16)
+        assert tuple(behind.shape) == (2, 8, 12, 16, 3)
+        assert x.new_empty(4).dtype is torch.float64
+        return [1 + behind.permute(0, 4, 1, 2, 3) * 2 - x / 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_map_answers_as_the_tensor_that_it_stands_for(backend: Backend) -> None:
+    visible, x = random_mask((8, 12, 16), 4, 0.5), torch.randn(2, 3, 8, 12, 16, dtype=torch.float64)
+    (out,), (mask,) = encode(_Asking(), x, visible, backend)
+    assert torch.equal(out, torch.where(mask, 1 + x * 2 - x / 2, 0))
+
+
+class _Upsampler(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2)
 
@@ -327,7 +347,7 @@ class _Custom(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "operation"),
     [
-        (_Enlarger(), "interpolate"),
+        (_Upsampler(), "interpolate"),
         (_Squeezer(), "mean"),
         (_Custom(), "sort"),
         (nn.AdaptiveAvgPool3d(1), "adaptive_avg_pool3d"),
