@@ -1,4 +1,4 @@
-"""How a fine-tuning run starts, stops, goes on and ends: its signals, its encoder, its skipped steps, its folder."""
+"""What fine-tuning's runs alone have: the encoder that they began with, their series, their rates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune import train as training
-from finetune import validation
 from finetune.losses import LossConfig
 from finetune.models.assemble import HeadConfig
 from finetune.origin import weights_sha256
@@ -31,8 +30,7 @@ from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub.encoder_folder import save_encoder
 from headspark.optim import OptimConfig
 from headspark.recipe import TrainConfig as PretrainingConfig
-from headspark.run.checkpoint import load_checkpoint, load_newest
-from headspark.run.claim import read_metrics, read_state
+from headspark.run.claim import read_state
 from headspark.run.diverged import Diverged
 
 TIMES = {"seconds", "samples_per_second", "data_wait_share"}
@@ -82,85 +80,12 @@ def content(folder: Path) -> dict[str, bytes | None]:
 def signalled_in_step(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> None:
     taken = training.train_step
 
-    def step_and_signal(trainer: Any, *rest: Any) -> Any:
-        if trainer.step == step - 1:
+    def step_and_signal(state: Any, *rest: Any) -> Any:
+        if state.step == step - 1:
             signal.raise_signal(number)
-        return taken(trainer, *rest)
+        return taken(state, *rest)
 
     patch.setattr(training, "train_step", step_and_signal)
-
-
-def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "write_report", lambda run, corpus: run)
-        assert run(tiny(), corpus, out) is not None
-    return out
-
-
-def test_a_run_that_is_asked_to_stop_in_any_step_saves_it_and_ends_as_an_undisturbed_one(
-    undisturbed: Path, corpus: Corpus, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1]
-    for step, number in enumerate(numbers, start=1):
-        with pytest.MonkeyPatch.context() as patch:
-            signalled_in_step(step, number, patch)
-            assert run(tiny(), corpus, out) is None
-        state = read_state(out)
-        assert state is not None
-        assert (state["status"], state["step"]) == ("interrupted", step)
-        newest = load_newest(out / "checkpoints", say=print)
-        assert newest is not None
-        assert newest.step == step
-    assert run(tiny(), corpus, out) is not None
-    expected, found = (load_file(folder / "model.safetensors") for folder in (undisturbed, out))
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert without_times(read_metrics(out)) == without_times(read_metrics(undisturbed))
-
-
-@pytest.mark.parametrize("at", [2, 6])
-def test_a_validation_that_a_signal_cuts_short_is_made_up_for(
-    at: int, undisturbed: Path, corpus: Corpus, tmp_path: Path
-) -> None:
-    out, predict = tmp_path / "run", validation.predict_cases
-
-    def interrupted(model: Any, *rest: Any, **options: Any) -> Any:
-        if read_metrics(out)[-1]["step"] >= at - 2:
-            signal.raise_signal(signal.SIGTERM)
-        return predict(model, *rest, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "predict_cases", interrupted)
-        for _ in range(3):  # in each of the three validations that come, the last of them at the end
-            if run(tiny(), corpus, out) is None and read_state(out)["step"] >= at:  # type: ignore[index]
-                break
-    assert read_state(out)["status"] == "interrupted"  # type: ignore[index]
-    assert run(tiny(), corpus, out) is not None
-    assert without_times(read_metrics(out)) == without_times(read_metrics(undisturbed))
-
-
-def test_a_signal_ends_the_command_with_the_exit_code_that_asks_for_another_start(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--corpus", str(corpus.path), "--data.patch", "[16, 16, 16]", "--data.folds", "2"]
-    words += ["--scratch", json.dumps({"features": [4, 8], "blocks": [1, 1], "strides": [1, 2]})]
-    words += ["--head.stride", "2", "--train.threads", "1"]
-    signalled_in_step(2, signal.SIGTERM, monkeypatch)
-    assert training.main([*words, "--out", str(tmp_path / "run")]) == 75
-    assert load_newest(tmp_path / "run" / "checkpoints", say=print).step == 2  # type: ignore[union-attr]
-    monkeypatch.undo()
-    # While the series are read there is nothing to save, and the folder stays what it was.
-    monkeypatch.setattr(training, "RegionStore", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
-    capsys.readouterr()
-    assert training.main([*words, "--out", str(tmp_path / "other")]) == 75
-    assert "stopped before the first step" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
 
 
 # ------------------------------------------------------------------------------------------------------- the encoder
@@ -264,74 +189,6 @@ def test_a_start_that_fails_leaves_no_folder(encoder: Path, corpus: Corpus, tmp_
             run(tiny(), corpus, place, encoder)
         assert refused.value.exit_code == 2
         assert content(tmp_path) == before
-
-
-# ----------------------------------------------------------------------------------------------- what is not finite
-
-
-def poisoned_steps(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the loss of these steps NaN."""
-    loss, taken, now = training.finetune_loss, training.train_step, [0]
-
-    def taking(trainer: Any, *rest: Any) -> Any:
-        now[0] = trainer.step + 1
-        return taken(trainer, *rest)
-
-    def odd(*arguments: Any) -> Any:
-        losses = loss(*arguments)
-        return losses._replace(total=losses.total * math.nan) if now[0] in steps else losses
-
-    monkeypatch.setattr(training, "train_step", taking)
-    monkeypatch.setattr(training, "finetune_loss", odd)
-
-
-def test_a_skipped_step_changes_nothing_is_counted_and_named(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    poisoned_steps({3}, monkeypatch)
-    recipe = tiny(checkpoint_every=1, keep=9, log_every=1, validate_every=0)
-    assert run(recipe, corpus, tmp_path / "run") is not None
-    before, after, later = (load_checkpoint(tmp_path / "run" / "checkpoints" / f"step_00000{n}") for n in (2, 3, 4))
-    assert before.ema is not None
-    assert after.ema is not None
-    assert all(torch.equal(before.ema[name], after.ema[name]) for name in before.ema)
-    assert all(torch.equal(before.model[name], after.model[name]) for name in before.model)
-    assert not all(torch.equal(after.model[name], later.model[name]) for name in later.model)
-    lines = read_metrics(tmp_path / "run")
-    (named,) = [line for line in lines if "skipped" in line]
-    assert named["step"] == 3
-    assert set(named["scans"]) <= {case.scan_id for case in select(corpus, every_label=False).cases}
-    assert [line["skipped_steps"] for line in lines if "loss" in line] == [0, 0, 1, 1, 1, 1]
-    (odd,) = [line for line in lines if line.get("not_finite", {}).get("loss")]
-    assert (odd["step"], odd["loss"]) == (3, None)
-    assert f"step 3 skipped: its loss or gradient is not finite; it saw {', '.join(named['scans'])}" in (
-        capsys.readouterr().err
-    )
-
-
-@pytest.mark.parametrize(
-    ("steps", "patience", "reason"),
-    [
-        ({1, 2, 3, 4, 5, 6}, 10, "not one step"),
-        ({5, 6}, 10, "last 2 steps were skipped"),
-        ({2, 3, 4}, 3, "not finite in 3 steps in a row, lastly on"),
-    ],
-)
-def test_a_run_that_diverged_is_not_finished_and_leaves_no_model(
-    steps: set[int], patience: int, reason: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poisoned_steps(steps, monkeypatch)
-    recipe = tiny(non_finite_patience=patience, validate_every=0, log_every=1)
-    with pytest.raises(Diverged, match=rf"diverged at step {max(steps)}: .*{reason}.*rates") as given_up:
-        run(recipe, corpus, tmp_path / "run")
-    assert given_up.value.exit_code == 1
-    state = read_state(tmp_path / "run")
-    assert state is not None
-    assert state["status"] == "diverged"
-    assert state["diverged"]["step"] == max(steps)
-    assert not (tmp_path / "run" / "model.safetensors").exists()
-    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
-        json.loads(line, parse_constant=pytest.fail)
 
 
 def test_rates_that_overflow_the_weights_end_as_diverged(corpus: Corpus, tmp_path: Path) -> None:

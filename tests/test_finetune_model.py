@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from finetune.losses import IGNORE, LossConfig, Targets, finetune_loss, heat_loss, label_loss, territory_loss
+from finetune.losses import (
+    IGNORE,
+    LossConfig,
+    Targets,
+    finetune_loss,
+    heat_loss,
+    label_loss,
+    territory_loss,
+)
 from finetune.metrics import WEIGHTS
 from finetune.models.assemble import PRESENCE_PRIOR, AneurysmClassifier, HeadConfig, Output, coordinates, pool
 from harmonize.errors import UserError

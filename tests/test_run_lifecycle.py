@@ -1,11 +1,10 @@
-"""What becomes of a run's folder: who may take it, what a failed start leaves, how a run ends that says nothing."""
+"""What pretraining's runs alone have: trackers that write early, pictures, exports, and the hold on their folder."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,6 @@ from harmonize.errors import UserError
 from headspark.config import from_plain
 from headspark.hub.export import export_run
 from headspark.recipe import Recipe
-from headspark.run.checkpoint import load_newest
 from headspark.run.claim import claim, read_metrics, read_state
 from headspark.run.diverged import Diverged
 from headspark.run.folder import metrics_line
@@ -39,14 +37,6 @@ TOY: dict[str, dict[str, Any]] = {
 
 def toy(**changes: dict[str, Any]) -> Recipe:
     return from_plain(Recipe, {name: TOY.get(name, {}) | changes.get(name, {}) for name in TOY.keys() | changes.keys()})
-
-
-def content(folder: Path) -> dict[str, bytes | None]:
-    """Every file and folder below, by name."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 def fails_after(step: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -79,28 +69,6 @@ def test_a_start_that_fails_before_the_first_step_leaves_no_folder(
     assert train(toy(optim={"lr": 1e-4}), corpus=tiny_corpus, out=tmp_path / "a" / "run")
 
 
-def test_a_failed_start_leaves_an_empty_folder_empty_and_a_begun_run_as_it_was(
-    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, empty = tmp_path / "run", tmp_path / "empty"
-    begun(tiny_corpus, run)
-    empty.mkdir()
-    before = content(run)
-    assert read_state(run)["status"] == "running"  # type: ignore[index]
-    fails_after(1, monkeypatch, UserError("again"))
-    with pytest.raises(UserError, match="again"):
-        train(toy(train={"keep": 7, "trackers": ["tensorboard"]}), corpus=tiny_corpus, out=run)
-    assert content(run) == before
-    fails_after(0, monkeypatch, UserError("again"))
-    with pytest.raises(UserError, match="again"):
-        train(toy(), corpus=tiny_corpus, out=empty)
-    assert content(empty) == {}
-    monkeypatch.undo()
-    with pytest.raises(UserError, match=r"optim\.lr"):  # a run that took a step has its recipe
-        train(toy(optim={"lr": 1e-4}), corpus=tiny_corpus, out=run)
-    assert content(run) == before
-
-
 def test_what_a_killed_start_left_does_not_hold_the_folder(tiny_corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     begun(tiny_corpus, run)
@@ -114,67 +82,6 @@ def test_what_a_killed_start_left_does_not_hold_the_folder(tiny_corpus: Path, tm
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == [1, 2, 3]
 
 
-def test_a_signal_before_the_first_step_ends_the_start_and_leaves_the_folder(
-    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fill = module.fill_cache
-
-    def interrupted(*arguments: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
-        return fill(*arguments)
-
-    monkeypatch.setattr(module, "fill_cache", interrupted)
-    assert train(toy(), corpus=tiny_corpus, out=tmp_path / "run") is False
-    assert not (tmp_path / "run").exists()
-    assert "stopped before the first step" in capsys.readouterr().err
-
-
-def test_a_validation_that_a_signal_cuts_short_is_made_up_for(
-    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = toy(train={"validate_every": 2, "steps": 4})
-    train(recipe, corpus=tiny_corpus, out=tmp_path / "undisturbed")
-    validate, asked = module.Evaluator.validation_loss, []
-
-    def interrupted(evaluator: Any, model: Any) -> Any:
-        if read_metrics(tmp_path / "run"):  # not the one before the first step
-            asked.append(signal.raise_signal(signal.SIGTERM))
-        return validate(evaluator, model)
-
-    monkeypatch.setattr(module.Evaluator, "validation_loss", interrupted)
-    assert train(recipe, corpus=tiny_corpus, out=tmp_path / "run") is False
-    assert read_state(tmp_path / "run")["status"] == "interrupted"  # type: ignore[index]
-    assert len(asked) == 1
-    monkeypatch.undo()
-    assert train(recipe, corpus=tiny_corpus, out=tmp_path / "run")
-    one, other = (read_metrics(tmp_path / name) for name in ("undisturbed", "run"))
-    assert [(line["step"], line.get("val_loss")) for line in one] == [
-        (line["step"], line.get("val_loss")) for line in other
-    ]
-
-
-@pytest.mark.parametrize("kind", ["file", "below a file", "dangling link", "own files", "foreign run.json", "proc"])
-def test_a_place_that_can_be_no_runs_folder_is_refused_in_one_line_and_left_alone(
-    kind: str, tiny_corpus: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    if kind in ("file", "below a file"):
-        out.write_text("mine")
-    elif kind == "dangling link":
-        out.symlink_to(tmp_path / "nowhere")
-    elif kind in ("own files", "foreign run.json"):
-        out.mkdir()
-        (out / ("run.json" if kind == "foreign run.json" else "thesis.tex")).write_text('{"runs": 3}')
-    before = content(tmp_path)
-    where = {"below a file": out / "run", "proc": Path("/proc/run")}.get(kind, out)
-    with pytest.raises(UserError) as refused:
-        train(toy(), corpus=tiny_corpus, out=where)
-    assert refused.value.exit_code == 2
-    assert str(out if kind != "proc" else where) in str(refused.value)
-    assert "\n" not in str(refused.value)
-    assert content(tmp_path) == before
-
-
 def test_a_link_to_a_folder_and_the_working_folder_are_folders(
     tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,12 +93,6 @@ def test_a_link_to_a_folder_and_the_working_folder_are_folders(
         assert train(toy(train={"steps": 1}), corpus=tiny_corpus, out=out)
     assert (tmp_path / "disk" / "run.json").is_file()
     assert (tmp_path / "link").is_symlink()
-
-
-def test_a_folder_of_the_other_kind_of_run_is_refused_by_name(tiny_corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"status": "interrupted", "origin": {}}')
-    with pytest.raises(UserError, match="holds a run of fine-tuning, not of pretraining"):
-        train(toy(), corpus=tiny_corpus, out=tmp_path)
 
 
 def test_a_held_folder_names_the_process_that_holds_it(tmp_path: Path) -> None:
@@ -219,7 +120,6 @@ def test_a_held_folder_names_the_process_that_holds_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("optim", "steps", "val_share", "reason"),
     [
-        ({"name": "sgd"}, 3, 0.3, "last 2 steps were skipped"),
         ({"name": "sgd"}, 2, 0.3, "held-out scans"),
         ({"name": "sgd"}, 2, 0.0, "last step was skipped"),
         ({"name": "adamw"}, 3, 0.3, "last 2 steps were skipped"),
@@ -246,25 +146,6 @@ def test_a_run_that_diverged_is_not_finished(
     assert odd
     assert all(line[name] is None for line in odd for name in line["not_finite"])
     assert all(line["scans"] for line in lines if "skipped" in line)
-
-
-def test_weights_that_are_not_finite_replace_no_checkpoint(
-    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken = module.train_step
-
-    def poisoning(state: Any, *rest: Any) -> Any:
-        result = taken(state, *rest)
-        if state.step == 3:
-            next(state.unwrapped.parameters()).data[0] = math.inf
-        return result
-
-    monkeypatch.setattr(module, "train_step", poisoning)
-    with pytest.raises(Diverged, match="step 3: its weights are not finite"):
-        train(toy(train={"steps": 5, "keep": 1}), corpus=tiny_corpus, out=tmp_path / "run")
-    newest = load_newest(tmp_path / "run" / "checkpoints", say=print)
-    assert newest is not None
-    assert newest.step == 2
 
 
 def test_a_diverged_run_is_not_exported_without_a_word(

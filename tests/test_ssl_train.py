@@ -96,28 +96,6 @@ def test_a_run_learns_and_leaves_what_the_next_tools_read(
     ]
 
 
-def test_a_finished_run_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
-    recipe = toy(train={"steps": 1})
-    assert train(recipe, corpus=tiny_corpus, out=tmp_path)
-    with pytest.raises(UserError, match="finished") as refused:
-        train(recipe, corpus=tiny_corpus, out=tmp_path)
-    assert refused.value.exit_code == 2
-
-
-def test_another_recipe_cannot_go_on_in_the_same_folder(tiny_corpus: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    interrupted(toy(), tiny_corpus, run, after_step=2)
-    with pytest.raises(UserError, match=r"optim\.lr 0.005, now 0.001") as refused:
-        train(toy(optim={"lr": 1e-3}), corpus=tiny_corpus, out=run)
-    assert refused.value.exit_code == 2
-
-
-def test_a_folder_with_something_else_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="no run"):
-        train(toy(), corpus=tiny_corpus, out=tmp_path)
-
-
 def interrupted(recipe: Recipe, corpus: Path, run: Path, *, after_step: int) -> None:
     """Train in this process, with SIGTERM coming while step `after_step` is on its way."""
     with pytest.MonkeyPatch.context() as patch:
@@ -130,26 +108,6 @@ def interrupted(recipe: Recipe, corpus: Path, run: Path, *, after_step: int) -> 
 
         patch.setattr(module, "record", record_and_stop)
         assert train(recipe, corpus=corpus, out=run) is False
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
-    tiny_corpus: Path, tmp_path: Path, accumulate: int
-) -> None:
-    recipe = toy(
-        data={"workers": 1},
-        train={"accumulate": accumulate, "ema": 0.9, "log_every": 2},
-        augment={"rotate": 20.0, "noise": 0.1, "contrast": 0.2},
-        encoder={"drop_path": 0.2},
-        mask={"ratio": [0.3, 0.7]},
-    )
-    train(recipe, corpus=tiny_corpus, out=tmp_path / "undisturbed")
-    interrupted(recipe, tiny_corpus, tmp_path / "interrupted", after_step=3)
-    assert read_state(tmp_path / "interrupted")["status"] == "interrupted"
-    assert train(recipe, corpus=tiny_corpus, out=tmp_path / "interrupted")
-    assert_same_weights(tmp_path / "undisturbed", tmp_path / "interrupted")
-    assert losses(tmp_path / "undisturbed") == losses(tmp_path / "interrupted")
-    assert held_out_losses(tmp_path / "undisturbed") == held_out_losses(tmp_path / "interrupted")
 
 
 def test_a_run_killed_at_a_random_moment_resumes_bit_for_bit(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -177,52 +135,9 @@ def wait_for(happened, process: subprocess.Popen[bytes]) -> None:  # type: ignor
         time.sleep(0.01)
 
 
-def test_a_signal_ends_the_command_with_its_own_exit_code(
-    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, step = tmp_path / "run", module.train_step
-
-    def step_and_signal(training, batches, interrupt):  # type: ignore[no-untyped-def]
-        if training.step == 2:
-            signal.raise_signal(signal.SIGUSR1)
-        return step(training, batches, interrupt)
-
-    monkeypatch.setattr(module, "train_step", step_and_signal)
-    assert pretrain(command(toy(), tiny_corpus, run)[1:]) == 75
-    assert read_state(run)["status"] == "interrupted"
-    assert [path.name for path in (run / "checkpoints").iterdir() if path.name > "step_000002"] == ["step_000003"]
-
-
 def pretrain(words: list[str]) -> int:
     """What ``python ssl/pretrain.py`` does with these arguments, without a process of its own."""
     return run_command(runpy.run_path(PRETRAIN)["main"], words)
-
-
-def test_a_step_that_is_not_finite_is_skipped_counted_and_its_scans_are_named(
-    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seen, made = [], module.network_input
-
-    def poisoned(batch, *rest, **options):  # type: ignore[no-untyped-def]
-        x_BCDHW, scored_B1DHW = made(batch, *rest, **options)
-        seen.append(batch.scan_ids)
-        return (x_BCDHW * float("nan") if len(seen) == 3 else x_BCDHW), scored_B1DHW
-
-    monkeypatch.setattr(module, "network_input", poisoned)
-    recipe = toy(train={"steps": 4, "checkpoint_every": 1, "keep": 4, "validate_every": 0, "ema": 0.5})
-    assert train(recipe, corpus=tiny_corpus, out=tmp_path)
-    lines = [line for line in read_metrics(tmp_path) if "loss" in line]
-    assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1]
-    assert [line["loss"] is None for line in lines] == [False, False, True, False]
-    before, after, later = (load_checkpoint(tmp_path / "checkpoints" / f"step_00000{step}") for step in (2, 3, 4))
-    assert all(torch.equal(before.model[name], after.model[name]) for name in before.model)
-    assert before.ema is not None
-    assert after.ema is not None
-    assert all(torch.equal(before.ema[name], after.ema[name]) for name in before.ema)
-    assert not all(torch.equal(after.model[name], later.model[name]) for name in after.model)
-    assert f"step 3 skipped: its loss or gradient is not finite; it saw {', '.join(sorted(set(seen[2])))}" in (
-        capsys.readouterr().err
-    )
 
 
 def test_losses_that_are_not_finite_are_skipped_and_in_the_end_named(tiny_corpus: Path, tmp_path: Path) -> None:
