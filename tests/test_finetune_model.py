@@ -13,6 +13,8 @@ from finetune.losses import (
     IGNORE,
     LossConfig,
     Targets,
+    count,
+    denominators,
     finetune_loss,
     heat_loss,
     label_loss,
@@ -157,3 +159,20 @@ def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
     )
     losses = finetune_loss(output, targets, LossConfig(labels=2.0, presence=3.0, territory=0.25))
     torch.testing.assert_close(losses.total, 2 * losses.labels + 3 * losses.presence + 0.25 * losses.territory)
+
+
+def test_the_losses_of_two_batches_of_a_step_add_up_to_that_of_their_samples_in_one() -> None:
+    outputs = [Output(torch.randn(n, 14), torch.randn(n, 2, 2, 2), torch.randn(n, 13, 2, 2, 2)) for n in (1, 3)]
+    heat_Bdhw = torch.rand(4, 2, 2, 2)
+    heat_Bdhw[1:, 0, 0, 0] = 1  # centres of aneurysms, one of which is in a series that is left out
+    territory_Bdhw = torch.randint(-1, 13, (4, 2, 2, 2))
+    territory_Bdhw[0] = IGNORE
+    whole = Targets(torch.randint(0, 2, (4, 14)).float(), heat_Bdhw, territory_Bdhw, torch.tensor([1, 1, 1, 0]).bool())
+    parts = [Targets(*(tensor[:1] for tensor in whole)), Targets(*(tensor[1:] for tensor in whole))]
+    together = Output(*(torch.cat(pair) for pair in zip(*outputs, strict=True)))
+    counts_P4 = torch.stack([count(part) for part in parts])
+    assert counts_P4.sum(0).tolist() == [4, 2, 3, (territory_Bdhw != IGNORE).sum()]
+    shares_P3 = (denominators(counts_P4) / denominators(counts_P4.sum(0))).float()
+    losses = [finetune_loss(*one, LossConfig(), share) for *one, share in zip(outputs, parts, shares_P3, strict=True)]
+    expected = finetune_loss(together, whole, LossConfig())
+    torch.testing.assert_close([sum(values) for values in zip(*losses, strict=True)], list(expected))

@@ -23,6 +23,7 @@ from harmonize.labels import LABELS
 from harmonize.page import Page
 from harmonize.scan import HU, Scan
 from harmonize.voxels.intensity import CT_WINDOWS
+from headspark.pretraining.pictures import figure_losses
 
 if TYPE_CHECKING:
     from finetune.demo import Demo
@@ -89,7 +90,9 @@ def write_report(
         counts = refused.groupby(["source", "reason"]).size().reset_index(name="scans")
         page.table(["source", "reason", "scans"], counts.to_numpy().tolist())
     page.heading("Pretraining")
-    page.figure(figure_loss(metrics), caption="Mean squared error on masked voxels, by optimizer step.")
+    page.figure(
+        figure_losses(metrics.to_dict("records")), caption="Mean squared error on masked voxels, by optimizer step."
+    )
     pictures = sorted((demo.run / "pictures").glob("step_*.png"))
     if pictures:
         page.picture(
@@ -138,20 +141,6 @@ def figure_histograms(pairs: Mapping[str, tuple[NDArray[np.float32], NDArray[np.
             axes[row, column].hist(values, bins=80, range=(low, max(high, low + 1e-6)), color=colour, log=True)
             axes[row, column].set_xlabel(label, fontsize=9)
             axes[row, column].tick_params(labelsize=8)
-    return figure
-
-
-def figure_loss(metrics: pd.DataFrame) -> Figure:
-    """Training and validation loss of a pretraining run."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    axes = figure.subplots()
-    for column, label, style in (("loss", "training", "-"), ("val_loss", "validation, fixed masks", "o-")):
-        if column in metrics:
-            shown = metrics.dropna(subset=[column])
-            axes.plot(shown["step"], shown[column], style, label=label, markersize=4)
-    axes.set(xlabel="step", ylabel="masked MSE", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
     return figure
 
 

@@ -25,6 +25,7 @@ from harmonize.errors import WrongUse
 from harmonize.labels import LABELS, PRESENT
 from harmonize.page import Page
 from headspark.channels import to_network_input
+from headspark.run.curves import plot_metric
 from headspark.run.folder import read_metrics, read_state
 
 REPORT = "report.html"
@@ -115,13 +116,11 @@ def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
     """
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     losses, areas = figure.subplots(2, 1, sharex=True)
-    steps = [line for line in metrics if _finite(line, "loss")]
-    scores = [line for line in metrics if _finite(line, "auc_present") or _finite(line, "auc_mean_locations")]
     for axis in (losses, areas):
         _mark_stages(axis, metrics, named=axis is losses)
         axis.grid(alpha=0.3)
     for name, colour in (("loss", INK), ("labels", SECOND), ("presence", THIRD), ("territory", PALE)):
-        losses.plot([line["step"] for line in steps], [line[name] for line in steps], color=colour, label=name)
+        plot_metric(losses, metrics, name, label=name, color=colour)
     losses.set(ylabel="training loss", yscale="log")
     losses.legend(loc="upper right", fontsize=9, ncols=4)
     for name, label, colour in (
@@ -129,8 +128,7 @@ def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
         ("auc_mean_locations", "mean of locations", SECOND),
         ("score", "competition score", THIRD),
     ):
-        values = [line[name] if _finite(line, name) else np.nan for line in scores]
-        areas.plot([line["step"] for line in scores], values, "o-", color=colour, label=label, markersize=4)
+        plot_metric(areas, metrics, name, label=label, style="o-", color=colour)
     areas.axhline(0.5, color=PALE, linewidth=1, linestyle="--")
     areas.set(xlabel="optimizer step", ylabel="held-out AUC", ylim=(0, 1.02))
     areas.legend(loc="lower right", fontsize=9)
@@ -270,11 +268,6 @@ def _mark_stages(axis: Axes, metrics: Sequence[Mapping[Any, Any]], *, named: boo
 
 def _row_of_axes(figure: Figure, count: int) -> list[Axes]:
     return list(np.asarray(figure.subplots(1, max(count, 1), squeeze=False))[0])[:count]
-
-
-def _finite(line: Mapping[Any, Any], name: str) -> bool:
-    value = line.get(name)
-    return value is not None and bool(np.isfinite(value))
 
 
 def _number(value: float) -> str:

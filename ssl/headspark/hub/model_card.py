@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +10,6 @@ from statistics import median
 from typing import Any
 
 import yaml
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from harmonize.corpus.card import plain_text
 from harmonize.corpus.terms import terms_of
@@ -20,6 +17,7 @@ from harmonize.terminal import printable
 from headspark.config import to_yaml
 from headspark.hub.encoder_folder import CURVES, RECONSTRUCTION, Card
 from headspark.masking import ratio_bounds
+from headspark.pretraining.pictures import figure_losses, png
 from headspark.recipe import Recipe
 from headspark.run.diverged import divergence
 
@@ -70,7 +68,7 @@ def write_card(
         picture: The newest reconstruction, or None.
         decoder: Whether the decoder lies beside the encoder.
     """
-    pictures = {CURVES: draw_curves(metrics)}
+    pictures = {CURVES: png(figure_losses(metrics))}
     if picture is not None:
         pictures[RECONSTRUCTION] = picture.read_bytes()
     sections = [
@@ -92,23 +90,6 @@ def write_card(
 def shareable(recipe: Recipe) -> Recipe:
     """A recipe without what is of its author's machine alone: the folder of the cache is a path of somebody's home."""
     return replace(recipe, data=replace(recipe.data, cache_dir=None))
-
-
-def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
-    """Training and validation loss by step, and the learning rate, as PNG."""
-    figure = Figure(figsize=(8, 3), dpi=110, layout="constrained")
-    losses, rates = figure.subplots(1, 2)
-    for key, label, style in (("loss", "training", "-"), ("val_loss", "held out, fixed masks", "o-")):
-        points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
-        if points:
-            losses.plot(*zip(*points, strict=True), style, label=label, markersize=3)
-            losses.legend()
-    rates.plot(*zip(*[(line["step"], line["lr"]) for line in metrics if "lr" in line], strict=True))
-    losses.set(xlabel="step", ylabel="squared error on hidden voxels")
-    rates.set(xlabel="step", ylabel="learning rate")
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
-    return stream.getvalue()
 
 
 def _header(state: Mapping[str, Any]) -> str:

@@ -1,10 +1,12 @@
-"""Reconstruction pictures: original, what the encoder saw, and what it made of it, side by side."""
+"""Pictures of a pretraining run: its losses by step, and scans beside what was hidden of them and filled in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from harmonize.figures import take_literally
 from harmonize.files import atomic_path
+from headspark.run.curves import plot_metric
 
 PANEL_INCH = 2.4
 DPI = 110
@@ -55,7 +58,31 @@ def write_triptychs(path: Path, rows: Sequence[Triptych], *, title: str) -> None
     write_figure(path, figure)
 
 
+def figure_losses(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
+    """Training and held-out loss of a pretraining run by step, and its learning rate.
+
+    Args:
+        metrics: The lines of metrics.jsonl.
+    """
+    figure = Figure(figsize=(8, 3), dpi=DPI, layout="constrained")
+    losses, rates = figure.subplots(1, 2)
+    plot_metric(losses, metrics, "loss", label="training")
+    plot_metric(losses, metrics, "val_loss", label="held out, fixed masks", style="o-")
+    plot_metric(rates, metrics, "lr", label="learning rate")
+    losses.set(xlabel="step", ylabel="squared error on hidden voxels")
+    losses.legend()
+    rates.set(xlabel="step", ylabel="learning rate")
+    return figure
+
+
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, atomically, without a date or version in it."""
+    """Write a figure as PNG, atomically."""
     with atomic_path(path) as temporary:
-        FigureCanvasAgg(take_literally(figure)).print_png(temporary, metadata={"Software": None})
+        temporary.write_bytes(png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG, without a date or version in it."""
+    stream = io.BytesIO()
+    FigureCanvasAgg(take_literally(figure)).print_png(stream, metadata={"Software": None})
+    return stream.getvalue()
