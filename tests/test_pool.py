@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from harmonize import pool
+from harmonize.engine.executors import cause_of_death
 
 DIE = "__import__('os').kill(__import__('os').getpid(), 9)"
 
@@ -16,10 +17,15 @@ def test_every_task_is_answered() -> None:
     assert dict(pool.run(eval, tasks, workers=2)) == {task: eval(task) for task in tasks}
 
 
-def test_a_killed_process_takes_only_its_own_task_with_it() -> None:
-    tasks = ["1 + 1", DIE, "2 + 2", "3 + 3"]
+@pytest.mark.parametrize(
+    ("end", "number", "said"),
+    [(DIE, signal.SIGKILL, "for memory"), ("__import__('os').abort()", signal.SIGABRT, "damaged pixels")],
+)
+def test_a_process_that_dies_takes_only_its_own_task_with_it(end: str, number: signal.Signals, said: str) -> None:
+    tasks = ["1 + 1", end, "2 + 2", "3 + 3"]
     found = dict(pool.run(eval, tasks, workers=2))
-    assert found == {"1 + 1": 2, "2 + 2": 4, "3 + 3": 6, DIE: pool.Died(-signal.SIGKILL)}
+    assert found == {"1 + 1": 2, "2 + 2": 4, "3 + 3": 6, end: pool.Died(-number)}
+    assert said in cause_of_death(found[end])
 
 
 def test_a_task_is_tried_once_more_after_its_process_was_killed(tmp_path) -> None:

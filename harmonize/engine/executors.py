@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -12,6 +13,9 @@ from harmonize.scan import ScanRef
 Executor = Callable[[Callable[[ScanRef], Any], Iterable[ScanRef]], Iterator[tuple[ScanRef, Any]]]
 """Yields each reference with what the function made of it, or with `harmonize.pool.Died`; in any order. Local processes
 are one; a cluster's scheduler can be another."""
+
+
+_CRASHES = frozenset({signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
 
 def local(
@@ -34,4 +38,6 @@ def cause_of_death(died: pool.Died) -> str:
         return "it twice took longer than the time limit of a scan"
     if died.exit_code is None:
         return "its workers died, probably for memory or at the time limit of a scan"
+    if -died.exit_code in _CRASHES:
+        return f"its process crashed twice (exit code {died.exit_code}), probably in a decoder at damaged pixels"
     return f"its process was killed twice (exit code {died.exit_code}), probably for memory"
