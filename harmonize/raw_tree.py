@@ -94,7 +94,7 @@ class RawTree:
     Args:
         root: The raw folder.
         claims: Whether a file of that name claims to be an image of this source; such a link that leads nowhere is
-            handed out like a file, so that its reader refuses it.
+            handed out like a file, so that its reader rejects it.
     """
 
     def __init__(self, root: Path, claims: Callable[[str], bool] = lambda name: False) -> None:

@@ -53,7 +53,7 @@ class Elements:
     """The elements of one DICOM dataset (or sequence item) by tag, e.g. ``0x00280010`` for Rows.
 
     Absent elements come back empty (``""``, ``()``, NaN, None); what cannot be parsed as a number comes back as NaN,
-    so that the geometry checks refuse it.
+    so that the geometry checks reject it.
 
     Args:
         scanned: Value representation and bytes by tag.

@@ -134,10 +134,10 @@ def _page(
     )
     # Of duplicates each message names another scan, and the table has a row a message.
     messages = [_NAMED.sub("scan ...", message) for message in corpus.rejected["message"]]
-    refused = Counter(zip(corpus.rejected["source"], corpus.rejected["reason"], messages, strict=True))
+    rejected = Counter(zip(corpus.rejected["source"], corpus.rejected["reason"], messages, strict=True))
     page.table(
         ["source", "reason", "message", "scans"],
-        [(*group, count) for group, count in sorted(refused.items(), key=lambda item: (-item[1], item[0]))],
+        [(*group, count) for group, count in sorted(rejected.items(), key=lambda item: (-item[1], item[0]))],
     )
     page.heading("Flags")
     page.table(["flag", "meaning", "scans"], _flag_rows(findings))

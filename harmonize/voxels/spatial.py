@@ -61,7 +61,7 @@ class Grid:
 def check_geometry(
     shape: tuple[int, ...], affine: NDArray[np.float64], slice_offsets: NDArray[np.float64] | None = None
 ) -> None:
-    """Refuse a geometry that cannot be true.
+    """Reject a geometry that cannot be true.
 
     Args:
         shape: (X, Y, Z).
@@ -72,7 +72,7 @@ def check_geometry(
         Rejection: Not 3D, not finite, singular, or spacings and sizes out of bounds.
     """
 
-    def refuse(message: str) -> Rejection:
+    def impossible(message: str) -> Rejection:
         return Rejection(Reason.BAD_GEOMETRY, message)
 
     if len(shape) != 3:
@@ -80,21 +80,21 @@ def check_geometry(
     if min(shape) < 1:
         raise Rejection(Reason.EMPTY, "no voxels")
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        raise refuse("the affine is not a finite 4x4 matrix")
+        raise impossible("the affine is not a finite 4x4 matrix")
     spacing = voxel_spacing(affine)
     if (spacing < MIN_RAW_SPACING_MM).any() or (spacing > MAX_RAW_SPACING_MM).any():
         limits = f"{MIN_RAW_SPACING_MM:g} to {MAX_RAW_SPACING_MM:g} mm"
-        raise refuse(f"voxel spacing {' x '.join(f'{mm:.4g}' for mm in spacing)} mm is outside {limits}")
+        raise impossible(f"voxel spacing {' x '.join(f'{mm:.4g}' for mm in spacing)} mm is outside {limits}")
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
-        raise refuse("the voxel axes are almost parallel to each other")
+        raise impossible("the voxel axes are almost parallel to each other")
     if slice_offsets is not None and (
         slice_offsets.shape != shape[2:] or not np.isfinite(slice_offsets).all() or (np.diff(slice_offsets) <= 0).any()
     ):
-        raise refuse("the slice positions do not increase")
+        raise impossible("the slice positions do not increase")
     low, high = _world_box(shape, affine, slice_offsets)
     if (high - low > MAX_FIELD_OF_VIEW_MM).any():
         size = " x ".join(f"{mm:.4g}" for mm in high - low)
-        raise refuse(f"a field of view of {size} mm is beyond {MAX_FIELD_OF_VIEW_MM:g} mm")
+        raise impossible(f"a field of view of {size} mm is beyond {MAX_FIELD_OF_VIEW_MM:g} mm")
 
 
 def target_grid(
