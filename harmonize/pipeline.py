@@ -17,6 +17,7 @@ from harmonize.voxels import intensity, interleaving, nyul, spatial
 from harmonize.voxels.affines import voxel_spacing
 from harmonize.voxels.brain import brain_mask
 from harmonize.voxels.foreground import CROP_CAUTION, bounding_box, find_foreground, values_inside
+from harmonize.voxels.grids import Grid, check_geometry, target_grid
 from harmonize.voxels.stored import StoredVolume, real_value
 
 MIN_VOXELS_PER_AXIS = 3
@@ -83,7 +84,7 @@ class Resampled:
     """
 
     values_XYZ: NDArray[Any]
-    grid: spatial.Grid
+    grid: Grid
     foreground_XYZ: NDArray[np.bool_]
     mask_XYZ: NDArray[np.uint8] | None
     mask_kind: str | None
@@ -159,11 +160,11 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
     if scan.voxels_XYZ.dtype.kind not in "biuf":
         raise Rejection(Reason.UNSUPPORTED_ENCODING, f"voxels of type {scan.voxels_XYZ.dtype}")
     affine = np.asarray(scan.affine, dtype=np.float64)
-    spatial.check_geometry(scan.voxels_XYZ.shape, affine, scan.slice_offsets)
+    check_geometry(scan.voxels_XYZ.shape, affine, scan.slice_offsets)
     if min(scan.voxels_XYZ.shape) < MIN_VOXELS_PER_AXIS:
         size = " x ".join(str(count) for count in scan.voxels_XYZ.shape)
         raise Rejection(Reason.TOO_FEW_SLICES, f"{size} voxels make no volume")
-    grid = spatial.target_grid(scan.voxels_XYZ.shape, affine, settings.spacing, scan.slice_offsets)
+    grid = target_grid(scan.voxels_XYZ.shape, affine, settings.spacing, scan.slice_offsets)
     woven = interleaving.notes(scan.voxels_XYZ, voxel_spacing(scan.affine))
     voxels, lowest, filled = _finite(scan.voxels_XYZ)
     outside = float(AIR_HU) if scan.unit == HU else lowest
@@ -216,13 +217,13 @@ def _finite(voxels_XYZ: NDArray[Any]) -> tuple[NDArray[Any], float, list[Decisio
 
 
 def _masks(
-    scan: Scan, values_XYZ: NDArray[Any], grid: spatial.Grid
+    scan: Scan, values_XYZ: NDArray[Any], grid: Grid
 ) -> tuple[NDArray[np.bool_], NDArray[np.uint8] | None, str | None, list[Decision]]:
     """Foreground, the mask to store with its kind, and the decisions."""
     decisions: list[Decision] = []
     found = {}
     for kind, mask in scan.masks.items():
-        spatial.check_geometry(mask.labels_XYZ.shape, mask.affine)
+        check_geometry(mask.labels_XYZ.shape, mask.affine)
         found[kind] = spatial.resample_labels(mask.labels_XYZ, mask.affine, grid)
     anatomy, defaced = found.get("anatomy"), found.get("deface")
     if anatomy is not None and anatomy.any():
@@ -317,7 +318,7 @@ def _cropped(resampled: Resampled, scan: Scan) -> Resampled:
     return replace(
         resampled,
         values_XYZ=resampled.values_XYZ[cut],
-        grid=spatial.Grid(shape=(x, y, z), affine=affine.astype(np.float32).astype(np.float64)),
+        grid=Grid(shape=(x, y, z), affine=affine.astype(np.float32).astype(np.float64)),
         foreground_XYZ=resampled.foreground_XYZ[cut],
         mask_XYZ=None if mask_XYZ is None else mask_XYZ[cut],
         brain_XYZ=None if brain_XYZ is None else brain_XYZ[cut],

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from harmonize.errors import Reason, Rejection
+from harmonize.voxels.grids import Grid, check_geometry, target_grid
 from harmonize.voxels.kernels import axis_weights
-from harmonize.voxels.spatial import Grid, check_geometry, resample, resample_labels, target_grid
+from harmonize.voxels.spatial import resample, resample_labels
 
 WORLD_TOLERANCE_MM = 0.05
 NOWHERE = -1e6

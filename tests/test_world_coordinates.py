@@ -19,7 +19,8 @@ from scipy.spatial.transform import Rotation
 
 from harmonize.dicom import find_files, find_volumes, load_volume
 from harmonize.scan import Scan
-from harmonize.voxels.spatial import resample, target_grid
+from harmonize.voxels.grids import target_grid
+from harmonize.voxels.spatial import resample
 
 WORLD_TOLERANCE_MM = 0.05
 PERCENTILE = 99.9

@@ -21,7 +21,8 @@ from harmonize.errors import UserError
 from harmonize.labels import LOCATIONS, MASK_VALUES, MIRRORED, in_order
 from harmonize.scan import AIR_HU, HU, UNANNOTATED, Annotations
 from harmonize.voxels.affines import turns
-from harmonize.voxels.spatial import resample, resample_labels, target_grid
+from harmonize.voxels.grids import target_grid
+from harmonize.voxels.spatial import resample, resample_labels
 from harmonize.voxels.stored import INT16, StoredVolume, real_value, stored_value
 from headspark.config.checks import require
 from headspark.data import augment

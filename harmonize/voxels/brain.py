@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from harmonize.errors import WrongUse
 from harmonize.voxels import spatial
 from harmonize.voxels.foreground import fill_holes, largest_part
+from harmonize.voxels.grids import Grid, target_grid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,8 +52,8 @@ def brain_mask(values_XYZ: NDArray[Any], affine: NDArray[np.float64], model_file
         UserError: The model file is none, or nipreps-synthstrip is not installed.
     """
     model = _model(model_file, model_file.stat().st_mtime_ns if model_file.is_file() else 0)
-    own = spatial.Grid(shape=_shape3(values_XYZ.shape), affine=affine)
-    grid = spatial.target_grid(own.shape, affine, (NETWORK_SPACING_MM,) * 3)
+    own = Grid(shape=_shape3(values_XYZ.shape), affine=affine)
+    grid = target_grid(own.shape, affine, (NETWORK_SPACING_MM,) * 3)
     seen = spatial.resample(values_XYZ, affine, grid).astype(np.float32)
     seen -= seen.min()
     seen = np.clip(seen / max(float(np.percentile(seen, BRIGHTEST_PERCENTILE)), 1e-6), 0, 1)
