@@ -503,7 +503,7 @@ def test_debugging_shows_where_and_no_text_of_a_header(
         except KeyError as error:
             raise ValueError(f"{MARK} is no number") from error
 
-    monkeypatch.setattr(one_scan, "harmonize_scan", fail)
+    monkeypatch.setattr(one_scan, "resample_scan", fail)
     monkeypatch.setenv("HARMONIZE_DEBUG", "")
     assert main(["phantom", "--source", "tcia", "--out", str(tmp_path), "--scans", "1", "--size", "24"]) == 0
     for path in (tmp_path / "tcia").rglob("*.dcm"):
