@@ -1,8 +1,11 @@
-"""3D encoders: plain modules that run dense or packed. A new kind is one file here, and one line in `build_encoder`."""
+"""3D encoders: plain modules that run dense or packed. A new kind is one file here, and its name in `base`."""
 
 from __future__ import annotations
 
-from headspark.encoder.base import PRESETS, EncoderConfig, MaskableEncoder
+from importlib import import_module
+from typing import cast
+
+from headspark.encoder.base import KINDS, PRESETS, EncoderConfig, MaskableEncoder
 from headspark.encoder.residual import ResidualEncoder
 
 __all__ = ["PRESETS", "EncoderConfig", "MaskableEncoder", "ResidualEncoder", "build_encoder"]
@@ -20,8 +23,5 @@ def build_encoder(config: EncoderConfig) -> MaskableEncoder:
     Raises:
         UserError: The kind cannot be built in that shape.
     """
-    if config.kind == "resenc":
-        return ResidualEncoder(config)
-    from headspark.encoder.monai import build_monai_encoder  # MONAI's import takes seconds that most runs do not need
-
-    return build_monai_encoder(config)
+    module, _, builder = KINDS[config.kind].partition(":")
+    return cast(MaskableEncoder, getattr(import_module(module), builder)(config))

@@ -19,6 +19,13 @@ MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS, LARGEST_KERNEL = 12, 1024, 65_536, 31
 GROUPS = 8
 """Groups of the group norm, where that is chosen."""
 
+KINDS = {
+    "resenc": "headspark.encoder.residual:ResidualEncoder",
+    "segresnet": "headspark.encoder.monai:build_monai_encoder",
+    "mednext": "headspark.encoder.monai:build_monai_encoder",
+}
+"""What builds each kind from its configuration; imported when it is asked for, because MONAI takes seconds."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
