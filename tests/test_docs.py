@@ -29,7 +29,7 @@ LANGUAGES = {CONSOLE, TEXT, "python", "yaml"}
 KEYS = {*recipe_keys(headspark.recipe.Recipe), *recipe_keys(finetune.recipe.Recipe)}
 PROGRAMS = {*command_lines.SCRIPTS, "accelerate", "make", "python"}
 
-EXAMPLES = {"SOURCE": "tcia", "RECIPE": "recipes/demo.yaml"}
+EXAMPLES = {"SOURCE": "tcia", "NAME": "tcia", "RECIPE": "recipes/demo.yaml"}
 """What a command in the text leaves open."""
 
 NOT_RUN = {
@@ -171,6 +171,7 @@ def test_options_in_the_text_exist() -> None:
 def test_files_and_names_of_the_code_in_the_text_exist(page: str) -> None:
     for code in inline_code(page):
         if re.fullmatch(r"(harmonize|ssl|headspark|finetune|tests|docs|recipes|slurm|\.ci)/[\w./-]*", code):
+            code = code.replace("NAME", "tcia")
             assert (ROOT / code).exists() or (ROOT / "ssl" / code).exists(), code
         elif re.fullmatch(r"(harmonize|headspark|finetune)(\.\w+)+", code):
             assert found(code), code
