@@ -63,7 +63,11 @@ def check(words: Sequence[str]) -> None:
     elif program == "torchrun":
         _check_launched(get_args_parser(), rest)
     elif program == "python":
-        _check_ours(*_script(rest))
+        script, given = _script(rest)
+        if given:
+            _check_ours(script, given)
+        else:  # it may read no command line, and do its work
+            assert (ROOT / script).exists(), script
     else:
         assert program in SCRIPTS, f"{program}: no program of ours, nor one that is known to be of others"
         _check_ours(program, rest)
