@@ -222,3 +222,9 @@ def test_other_files_are_refused_with_a_reason(tmp_path: Path) -> None:
     torch.save({"network_weights": {"encoder.eva.blocks.0.norm1.weight": torch.ones(1)}}, tmp_path / NNSSL_CHECKPOINT)
     with pytest.raises(UserError, match="only ResEnc"):
         read_nnssl(tmp_path)
+    names = ("stem.convs.0.conv.weight", "stem.convs.0.all_modules.0.weight")
+    for weights in ({names[0]: 1, names[1]: torch.ones(1)}, {names[0]: torch.ones(1), names[1]: 1}):
+        encoder = {f"encoder.{name}": value for name, value in weights.items()}
+        torch.save({"network_weights": encoder}, tmp_path / NNSSL_CHECKPOINT)
+        with pytest.raises(UserError, match="is no tensor"):
+            read_nnssl(tmp_path)

@@ -104,6 +104,9 @@ def read_nnssl(path: Path, *, in_channels: int | None = 3) -> NnsslCheckpoint:
     weights = {
         key.removeprefix(ENCODER_PREFIX): value for key, value in weights.items() if key.startswith(ENCODER_PREFIX)
     }
+    odd = next((key for key, value in weights.items() if not isinstance(value, Tensor)), None)
+    if odd is not None:
+        raise UserError(f"{path} is damaged: its {ENCODER_PREFIX + odd!r} is no tensor")
     trained, dead = trained_weights(weights)
     if "stem.convs.0.conv.weight" not in trained:
         raise UserError(f"{path} holds no residual encoder (no stem.convs.0.conv); only ResEnc checkpoints are read")
