@@ -124,9 +124,9 @@ def assert_saved_and_ended(run: Path, log: Path) -> None:
     ("kind", "launcher", "ending"),
     [
         ("pretraining", "accelerate", signal.SIGKILL),
-        ("pretraining", "torchrun", signal.SIGTERM),
-        ("fine-tuning", "accelerate", signal.SIGTERM),
-        ("fine-tuning", "torchrun", signal.SIGKILL),
+        ("fine-tuning", "torchrun", signal.SIGTERM),
+        pytest.param("pretraining", "torchrun", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("fine-tuning", "accelerate", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_ranks_save_and_end_with_their_launcher(
