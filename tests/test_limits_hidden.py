@@ -34,8 +34,9 @@ from headspark.recipe import DataConfig
 SIDE = struct.pack(">H", 60_000)
 JPEG2000 = b"\xff\x4f\xff\x51" + struct.pack(">HHIIIIIIIIH", 41, 0, 60_000, 60_000, 0, 0, 60_000, 60_000, 0, 0, 1)
 JPEG2000 += b"\x0f\x01\x01\xff\x93" + bytes(64) + b"\xff\xd9"
-JPEG_START, JPEG_SIZE = b"\xff\xd8", b"\xff\xc0\x00\x0b\x08" + SIDE + SIDE + b"\x01\x01\x11\x00\xff\xd9"
-JPEG_LS = b"\xff\xd8\xff\xf7\x00\x0b\x10" + SIDE + SIDE + b"\x01\x01\x11\x00" + bytes(64) + b"\xff\xd9"
+SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+JPEG_START, JPEG_SIZE = b"\xff\xd8", b"\xff\xc0\x00\x0b\x08" + SIDE + SIDE + b"\x01\x01\x11\x00" + SCAN + b"\xff\xd9"
+JPEG_LS = b"\xff\xd8\xff\xf7\x00\x0b\x10" + SIDE + SIDE + b"\x01\x01\x11\x00" + SCAN + bytes(64) + b"\xff\xd9"
 LONG_SEGMENT = b"\xff\xe1\xff\xff" + bytes(65533)
 RLE_HEAD = struct.pack("<16I", 2, 64, 64, *[0] * 13)
 
