@@ -109,7 +109,7 @@ def check_patch(config: DataConfig, stride: int, spacing: Sequence[float] | None
         )
 
 
-class Batch(NamedTuple):
+class FinetuneBatch(NamedTuple):
     """A batch for the model.
 
     Attributes:
@@ -122,16 +122,16 @@ class Batch(NamedTuple):
     targets: Targets
     scan_ids: tuple[str, ...]
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> FinetuneBatch:
         """The batch on a device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> FinetuneBatch:
         """The batch in page-locked memory."""
         return self._each(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(change(self.x_BCDHW), Targets(*map(change, self.targets)), self.scan_ids)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> FinetuneBatch:
+        return FinetuneBatch(change(self.x_BCDHW), Targets(*map(change, self.targets)), self.scan_ids)
 
 
 class RegionStore:
@@ -170,7 +170,7 @@ class RegionStore:
         return load_region(self.cases[number], self._config.patch, spacing=self._config.spacing)
 
 
-class TrainingSamples(Dataset[Batch]):
+class TrainingSamples(Dataset[FinetuneBatch]):
     """Endless augmented samples: which series, in which pose, with which noise follows from the sample's number.
 
     Args:
@@ -187,7 +187,7 @@ class TrainingSamples(Dataset[Batch]):
         self._store, self._config, self._augment, self._stride, self._seed = store, config, augment, stride, seed
         self._edges_N = np.cumsum(drawing_weights(store.cases, positive_share=config.positive_share))
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> FinetuneBatch:
         """Sample `number` as a batch of one."""
         generator = np.random.default_rng([self._seed, number])
         drawn = int(np.searchsorted(self._edges_N, generator.random() * self._edges_N[-1], side="right"))
@@ -197,7 +197,7 @@ class TrainingSamples(Dataset[Batch]):
         heat_dhw, territory_dhw = cell_targets(patch, stride=self._stride, spacing=region.volume.spacing)
         labels_14, located = torch.from_numpy(patch.findings.labels_14).float(), torch.tensor(is_located(patch))
         targets = Targets(labels_14[None], heat_dhw[None], territory_dhw[None], located[None])
-        return Batch(x_CDHW[None], targets, (self._store.cases[drawn].scan_id,))
+        return FinetuneBatch(x_CDHW[None], targets, (self._store.cases[drawn].scan_id,))
 
 
 def network_input(patch: Patch, config: DataConfig) -> Tensor:
@@ -207,7 +207,7 @@ def network_input(patch: Patch, config: DataConfig) -> Tensor:
 
 def training_batches(
     samples: TrainingSamples, plan: Plan, config: DataConfig, *, first_step: int
-) -> Generator[Batch, None, None]:
+) -> Generator[FinetuneBatch, None, None]:
     """This rank's batches from a step on: a resumed run sees what it would have seen.
 
     Args:
@@ -230,9 +230,9 @@ def training_batches(
     )
 
 
-def join(batches: Sequence[Batch]) -> Batch:
+def join(batches: Sequence[FinetuneBatch]) -> FinetuneBatch:
     """One batch out of several."""
-    return Batch(
+    return FinetuneBatch(
         torch.cat([batch.x_BCDHW for batch in batches]),
         Targets(*(torch.cat(parts) for parts in zip(*(batch.targets for batch in batches), strict=True))),
         tuple(scan_id for batch in batches for scan_id in batch.scan_ids),

@@ -27,7 +27,7 @@ from finetune.model_folder import irreproducible, save_bundle, settings_of
 from finetune.origin import FINE_TUNING, began_with, read_given, rebuilt
 from finetune.recipe import Recipe
 from finetune.report import write_report
-from finetune.samples import Batch, RegionStore, TrainingSamples, check_patch, training_batches
+from finetune.samples import FinetuneBatch, RegionStore, TrainingSamples, check_patch, training_batches
 from finetune.stages import apply_rates
 from finetune.state import FinetuneState, notes, prepare
 from finetune.tasks.aneurysm import select
@@ -176,7 +176,7 @@ def run_stages(
     return not stop
 
 
-def train_step(state: FinetuneState, batches: Iterator[Batch], interrupt: Interrupt) -> StepResult:
+def train_step(state: FinetuneState, batches: Iterator[FinetuneBatch], interrupt: Interrupt) -> StepResult:
     """One optimizer step over the samples of the plan.
 
     The loss is that of all samples of the step in one batch, however they are dealt out to forward passes and ranks:

@@ -12,7 +12,7 @@ import standin_tls
 
 from harmonize.cli import main
 from harmonize.errors import UserError
-from harmonize.fetch.openmind import Choice, choose, fetch
+from harmonize.fetch.openmind import ImageChoice, choose, fetch
 
 REPO = "datasets/AnonRes/OpenMind"
 IMAGE = "OpenMind/ds000{0}/sub-01/anat/sub-01_{1}.nii.gz"
@@ -66,16 +66,16 @@ def test_the_best_scores_come_first_and_unscored_images_last() -> None:
         dict(zip(("image_path", "modality", "image_quality_score"), line.split(",")[:3], strict=True))
         for line in TABLE.splitlines()[1:]
     ]
-    names = [row["image_path"][:6] for row in choose(rows, Choice(modalities=["t1w"]))]
+    names = [row["image_path"][:6] for row in choose(rows, ImageChoice(modalities=["t1w"]))]
     assert names == ["ds0002", "ds0003", "ds0001", "ds0004"]
-    assert len(choose(rows, Choice(max_score=5.0))) == 4
-    assert [row["modality"] for row in choose(rows, Choice(limit=2))] == ["T1w", "FLAIR"]
+    assert len(choose(rows, ImageChoice(max_score=5.0))) == 4
+    assert [row["modality"] for row in choose(rows, ImageChoice(limit=2))] == ["T1w", "FLAIR"]
 
 
 def test_a_second_run_fetches_nothing_again(hub: standin_hub.Hub, tmp_path: Path) -> None:
-    fetch(Choice(limit=2), tmp_path, endpoint=hub.url)
+    fetch(ImageChoice(limit=2), tmp_path, endpoint=hub.url)
     hub.downloads.clear()
-    assert fetch(Choice(limit=2), tmp_path, endpoint=hub.url) == (2, [])
+    assert fetch(ImageChoice(limit=2), tmp_path, endpoint=hub.url) == (2, [])
     assert hub.downloads == []
 
 
@@ -83,7 +83,7 @@ def test_a_busy_hub_is_asked_again_and_it_is_said(
     hub: standin_hub.Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.fail_downloads = 2
-    assert fetch(Choice(limit=1), tmp_path, endpoint=hub.url, workers=1) == (1, [])
+    assert fetch(ImageChoice(limit=1), tmp_path, endpoint=hub.url, workers=1) == (1, [])
     assert f"{hub.url}: answered 503; trying again in" in capsys.readouterr().err
 
 
@@ -100,21 +100,21 @@ def test_an_absent_image_is_counted_and_makes_the_exit_code_1(
 
 def test_an_unknown_dataset_or_a_choice_without_rows_is_named(hub: standin_hub.Hub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a/b: no such dataset"):
-        fetch(Choice(), tmp_path, repo="a/b", endpoint=hub.url)
+        fetch(ImageChoice(), tmp_path, repo="a/b", endpoint=hub.url)
     with pytest.raises(UserError, match="no image"):
-        fetch(Choice(modalities=["PET"]), tmp_path, endpoint=hub.url)
+        fetch(ImageChoice(modalities=["PET"]), tmp_path, endpoint=hub.url)
 
 
 def test_a_hub_that_is_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     with pytest.raises(UserError, match="cannot be reached"):
-        fetch(Choice(), tmp_path, endpoint="http://127.0.0.1:9")
+        fetch(ImageChoice(), tmp_path, endpoint="http://127.0.0.1:9")
 
 
 def test_a_table_that_points_outside_is_refused(hub: standin_hub.Hub, tmp_path: Path) -> None:
     hub.repos[REPO].files["openneuro_metadata.csv"] = b"image_path,modality\n../../etc/passwd,T1w\n"
     with pytest.raises(UserError, match="leaves the tree"):
-        fetch(Choice(), tmp_path / "raw", endpoint=hub.url)
+        fetch(ImageChoice(), tmp_path / "raw", endpoint=hub.url)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_what_trying_again_does_not_mend_is_said_at_once(tmp_path: Path, capsys:
         standin_files.serving(standin_tls.server_side(tmp_path)) as secure,
         pytest.raises(UserError, match=r"certificate of 127.0.0.1 is not accepted \(self.signed certificate\)"),
     ):
-        fetch(Choice(), tmp_path, endpoint=secure.url)
+        fetch(ImageChoice(), tmp_path, endpoint=secure.url)
     assert capsys.readouterr().err == ""
 
 
@@ -150,12 +150,12 @@ def test_a_hub_that_leads_to_no_address_is_one_line(
 
 def test_a_name_that_is_no_datasets_is_wrong_use(hub: standin_hub.Hub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="OWNER/NAME") as caught:
-        fetch(Choice(), tmp_path, repo="a/b/c", endpoint=hub.url)
+        fetch(ImageChoice(), tmp_path, repo="a/b/c", endpoint=hub.url)
     assert caught.value.exit_code == 2
 
 
 def test_a_table_with_odd_rows_costs_no_other_image(hub: standin_hub.Hub, tmp_path: Path) -> None:
     odd = f".,T1w,1.0,,\nds0009/{'x' * 200_000},T2w,1.0,,\n"
     hub.repos[REPO].files["openneuro_metadata.csv"] += odd.encode()
-    there, missing = fetch(Choice(modalities=["T1w"], max_score=1.0), tmp_path, endpoint=hub.url)
+    there, missing = fetch(ImageChoice(modalities=["T1w"], max_score=1.0), tmp_path, endpoint=hub.url)
     assert (there, missing) == (1, ["OpenMind/.: not in the dataset"])

@@ -12,7 +12,7 @@ import yaml
 from accelerate import Accelerator
 
 from finetune.recipe import Recipe
-from finetune.samples import Batch, TrainingSamples, join
+from finetune.samples import FinetuneBatch, TrainingSamples, join
 from finetune.stages import rates_at, total_steps
 from finetune.state import prepare
 from finetune.tasks.aneurysm import Case
@@ -84,7 +84,7 @@ def test_a_recipe_takes_a_step_in_each_stage_at_toy_size(path: Path) -> None:
     )
     state = prepare(recipe, Accelerator(cpu=True), None)
     samples = TrainingSamples(Noise(), state.data, recipe.augment, stride=2, seed=0)  # type: ignore[arg-type]
-    batch: Batch = join([samples[0], samples[1]])
+    batch: FinetuneBatch = join([samples[0], samples[1]])
     for step in range(total_steps(recipe.stages)):
         result = train_step(state, iter([batch] * recipe.train.accumulate), Interrupt())
         assert np.isfinite(result.numbers["loss"])

@@ -32,7 +32,7 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("section", ["data", "augment", "train"])
 def test_a_shared_key_has_one_type_and_stands_once(section: str) -> None:
     hints: list[dict[str, Any]] = [typing.get_type_hints(typing.get_type_hints(kind)[section]) for kind in KINDS]
-    shared = hints[0].keys() & hints[1].keys() - {"patch"}  # a cube here, a box there, each said by its own recipe
+    shared = hints[0].keys() & hints[1].keys() - {"patch"}  # a patch here, a box there, each said by its own recipe
     assert (
         shared >= {"data": {"workers"}, "augment": {"scale", "rotate", "mirror", "contrast"}, "train": {"ema"}}[section]
     )

@@ -108,7 +108,7 @@ def test_the_card_tells_how_to_load_what_it_saw_and_how_it_was_trained(run: Path
         "| openmind | T1w | 4 | 3 | [CC-BY-4.0](https://huggingface.co/datasets/AnonRes/OpenMind) |",
         "| tcia | CT | 2 | 2 | [the collection's own](https://www.cancerimagingarchive.net/",
         "datasets:\n- AnonRes/OpenMind\n---",
-        "cubes a second |",
+        "patches a second |",
         (run / "recipe.yaml").read_text(),
     ):
         assert text in card

@@ -206,7 +206,7 @@ def _call(command: Sequence[str], *, capture: bool = False) -> str:
     output = subprocess.PIPE if capture else None
     done = subprocess.run([str(program), *command[1:]], cwd=ROOT, env=environment, text=True, stdout=output)
     if done.returncode:
-        raise UserError(f"demo: `{shlex.join(command)}` ended with {done.returncode}; mend that, then run it again")
+        raise UserError(f"demo: `{shlex.join(command)}` ended with {done.returncode}; fix that, then run it again")
     return done.stdout or ""
 
 

@@ -121,7 +121,7 @@ def _publish(options: argparse.Namespace) -> int:
 
 MERGE = Command(
     name="merge",
-    text="put the shards of a corpus together and write its manifest anew",
+    text="put the shards of a corpus together and write its manifest from the files again",
     add_options=add_corpus,
     call=_merge,
 )

@@ -36,7 +36,7 @@ def _write(options: argparse.Namespace) -> int:
 
 PHANTOM = Command(
     name="phantom",
-    text="write made-up raw data in the sources' own formats",
+    text="write phantom raw data in the sources' own formats",
     add_options=_add_options,
     call=_write,
 )

@@ -47,7 +47,7 @@ STRICT = Rules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Volume:
+class DicomVolume:
     """One volume of a series, or a rejected part of it, as the headers describe it; no pixel has been read.
 
     Attributes:
@@ -111,7 +111,7 @@ def take(path: Path, tree: RawTree) -> bool:
     return False
 
 
-def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
+def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[DicomVolume]:
     """Read the headers of DICOM files and group their pictures into volumes.
 
     Args:
@@ -149,11 +149,11 @@ def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[Volume]:
         volumes += _volumes_or_rejection(frames, rules)
     for path, fault in damaged:
         stack = Stack(frames=(), rejection=fault)
-        volumes.append(Volume(paths=(path,), series_uid="", number=0, part=0, stack=stack))
+        volumes.append(DicomVolume(paths=(path,), series_uid="", number=0, part=0, stack=stack))
     return volumes
 
 
-def load_volume(volume: Volume) -> Scan:
+def load_volume(volume: DicomVolume) -> Scan:
     """Read the pixels of a volume.
 
     Returns:
@@ -261,7 +261,7 @@ def _join_drawn(series: dict[str, list[Frame]]) -> None:
             series[folder.as_posix()].extend(frames)
 
 
-def _volumes_or_rejection(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
+def _volumes_or_rejection(frames: Sequence[Frame], rules: Rules) -> list[DicomVolume]:
     try:
         with ONE_TURN:
             return _volumes_of(frames, rules)
@@ -274,7 +274,7 @@ def _volumes_or_rejection(frames: Sequence[Frame], rules: Rules) -> list[Volume]
         return _number(frames[0].header.series_uid, (), [stack])
 
 
-def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
+def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[DicomVolume]:
     """The volumes of one series UID, those of each patient, study ... by themselves."""
     frames = settle_doubts(frames)
     members = split_by_identity(frames)
@@ -293,12 +293,12 @@ def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[Volume]:
     return volumes
 
 
-def _number(uid: str, member: tuple[tuple[str, str], ...], stacks: Sequence[Stack]) -> list[Volume]:
+def _number(uid: str, member: tuple[tuple[str, str], ...], stacks: Sequence[Stack]) -> list[DicomVolume]:
     volumes = []
     parts: dict[frozenset[Path], int] = defaultdict(int)
     for number, stack in enumerate(stacks):
         paths = tuple(dict.fromkeys(frame.header.path for frame in stack.frames))
         part = parts[frozenset(paths)]
         parts[frozenset(paths)] += 1
-        volumes.append(Volume(paths=paths, series_uid=uid, number=number, part=part, stack=stack, member=member))
+        volumes.append(DicomVolume(paths=paths, series_uid=uid, number=number, part=part, stack=stack, member=member))
     return volumes

@@ -25,7 +25,7 @@ from harmonize.dicom.codestream import Claim, claim_of
 from harmonize.dicom.elements import PARSER_FAULTS, parsing
 from harmonize.dicom.layout import DOUBLE_PIXEL_DATA, FLOAT_PIXEL_DATA, NATIVE, PixelLayout
 from harmonize.dicom.mosaic import cut_tiles
-from harmonize.dicom.tokens import UnusualError, inflated_pixels
+from harmonize.dicom.tokens import NeedsPydicom, inflated_pixels
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
 
@@ -228,7 +228,7 @@ def _deflated_pixels(path: Path, layout: PixelLayout) -> bytes:
     try:
         with path.open("rb") as stream:
             content = inflated_pixels(stream, layout.frames * layout.picture_bytes)
-    except UnusualError as error:
+    except NeedsPydicom as error:
         raise Rejection(Reason.UNSUPPORTED_ENCODING, "a deflated file with an odd header") from error
     if content is None:
         raise Rejection(Reason.TRUNCATED, "a file has no pixels")

@@ -22,7 +22,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from harmonize.dicom.tokens import PIXEL_TAGS, OddDeflatedError, Scanned, UnusualError, scan_file, scan_items
+from harmonize.dicom.tokens import PIXEL_TAGS, NeedsPydicom, OddDeflatedError, RawElements, scan_file, scan_items
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ODD_READS, MAX_VALUE_BYTES
 
@@ -68,7 +68,7 @@ class Elements:
 
     __slots__ = ("_explicit", "_little_endian", "_scanned")
 
-    def __init__(self, scanned: Scanned, *, explicit: bool = True, little_endian: bool = True) -> None:
+    def __init__(self, scanned: RawElements, *, explicit: bool = True, little_endian: bool = True) -> None:
         self._scanned, self._explicit, self._little_endian = scanned, explicit, little_endian
 
     def __contains__(self, tag: int) -> bool:
@@ -171,7 +171,7 @@ def read_elements(stream: BinaryIO) -> tuple[Elements, Elements]:
         meta, scanned, explicit = scan_file(stream)
     except OddDeflatedError as odd:
         return _read_deflated_by_pydicom(odd.content)
-    except UnusualError:
+    except NeedsPydicom:
         stream.seek(0)
         return _read_by_pydicom(stream)
     if not scanned:
@@ -228,7 +228,7 @@ def _read_deflated_by_pydicom(content: bytes) -> tuple[Elements, Elements]:
         )
     if not scanned:
         raise Rejection(Reason.UNREADABLE, "a DICOM file without content")
-    meta: Scanned = {0x00020010: ("UI", DeflatedExplicitVRLittleEndian.encode())}
+    meta: RawElements = {0x00020010: ("UI", DeflatedExplicitVRLittleEndian.encode())}
     return Elements(meta), Elements(scanned)
 
 
@@ -242,11 +242,11 @@ def _read_by_pydicom(stream: BinaryIO) -> tuple[Elements, Elements]:
     return Elements(meta), Elements(scanned, explicit=not implicit, little_endian=little_endian is not False)
 
 
-def _parse_items(value: bytes, explicit: bool, little_endian: bool) -> list[Scanned]:
+def _parse_items(value: bytes, explicit: bool, little_endian: bool) -> list[RawElements]:
     if little_endian:
         try:
             return scan_items(value, explicit=explicit)
-        except UnusualError:
+        except NeedsPydicom:
             pass  # pydicom knows more odd encodings
     stream = cast(BinaryIO, _Bounded(io.BytesIO(value)))
     with parsing("a DICOM sequence"):
@@ -254,10 +254,10 @@ def _parse_items(value: bytes, explicit: bool, little_endian: bool) -> list[Scan
         return [_scanned(item) for item in items]
 
 
-def _scanned(dataset: Dataset, depth: int = 0) -> Scanned:
+def _scanned(dataset: Dataset, depth: int = 0) -> RawElements:
     if depth > MAX_DEPTH:
         raise Rejection(Reason.UNREADABLE, f"sequences nested more than {MAX_DEPTH} deep")
-    found: Scanned = {}
+    found: RawElements = {}
     for tag in dataset.keys():  # noqa: SIM118 - iterating the dataset itself converts every value
         item = dataset.get_item(tag)
         if isinstance(item, RawDataElement):

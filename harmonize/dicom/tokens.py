@@ -1,7 +1,7 @@
 """Scan the bytes of a little-endian DICOM file for its elements, without making sense of them.
 
 pydicom does the same and more, at about 0.6 ms a file; a folder of a hundred thousand files is opened in a quarter of
-that by this scan. Whatever is out of the ordinary raises `UnusualError`, and is left to pydicom.
+that by this scan. Whatever is out of the ordinary raises `NeedsPydicom`, and is left to pydicom.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from harmonize.limits import MAX_DEPTH, MAX_ELEMENTS, MAX_HEADER_BYTES, MAX_TAGS
 
 PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 
-_Value = bytes | list["Scanned"]
-Scanned = dict[int, tuple[str, _Value]]
+_Value = bytes | list["RawElements"]
+RawElements = dict[int, tuple[str, _Value]]
 """Value representation (empty if implicit) and bytes by tag; a sequence of undefined length comes as its items."""
 
 _FIRST_READ = 1 << 16
@@ -36,11 +36,11 @@ _PIXELS, _PIXELS_HEAD = (0x7FE0, 0x0010), 12
 _U2, _U4 = struct.Struct("<H"), struct.Struct("<I")
 
 
-class UnusualError(Exception):
+class NeedsPydicom(Exception):
     """The bytes are not those of an ordinary file; they may still be DICOM."""
 
 
-class OddDeflatedError(UnusualError):
+class OddDeflatedError(NeedsPydicom):
     """As that, of what a deflated file holds.
 
     Attributes:
@@ -89,25 +89,25 @@ class Inflated:
         return b"".join(parts)
 
 
-def scan_file(stream: BinaryIO) -> tuple[Scanned, Scanned, bool]:
+def scan_file(stream: BinaryIO) -> tuple[RawElements, RawElements, bool]:
     """Scan a file up to its pixels, where `stream` is left.
 
     Returns:
         (file meta information, dataset, whether the dataset has explicit value representations).
 
     Raises:
-        UnusualError: No Part 10 header, another byte order, or inconsistent.
+        NeedsPydicom: No Part 10 header, another byte order, or inconsistent.
         Rejection: The header is nested too deep or too large.
     """
     buffer = stream.read(_FIRST_READ)
     if buffer[128:132] != b"DICM":
-        raise UnusualError("no preamble")
+        raise NeedsPydicom("no preamble")
     while True:
         try:
             meta, at = _scan(buffer, 132, explicit=True, only_group=0x0002)
             syntax = bytes_of(meta, 0x00020010).decode("latin-1").strip(" \0")
             if syntax in _UNUSUAL_SYNTAXES or not syntax.startswith("1.2.840.10008.1.2"):
-                raise UnusualError("byte order")
+                raise NeedsPydicom("byte order")
             if syntax == uid.DeflatedExplicitVRLittleEndian:
                 dataset = _scan_deflated(Inflated(buffer[at:], stream))
                 stream.seek(0, 2)
@@ -121,14 +121,14 @@ def scan_file(stream: BinaryIO) -> tuple[Scanned, Scanned, bool]:
         return meta, dataset, explicit
 
 
-def _scan_deflated(stream: Inflated) -> Scanned:
+def _scan_deflated(stream: Inflated) -> RawElements:
     buffer = stream.read(_FIRST_READ)
     while True:
         try:
             return _scan(buffer, 0, explicit=True)[0]
         except _MoreError:
             buffer += _more(buffer, stream)
-        except UnusualError as error:
+        except NeedsPydicom as error:
             content = buffer + stream.read(MAX_HEADER_BYTES - len(buffer))
             raise OddDeflatedError(str(error), content) from error
 
@@ -137,7 +137,7 @@ def inflated_pixels(stream: BinaryIO, size: int) -> bytes | None:
     """The first `size` bytes of a deflated file's pixels, fewer where it ends before; None where it has none.
 
     Raises:
-        UnusualError: The file is no ordinary deflated one.
+        NeedsPydicom: The file is no ordinary deflated one.
         Rejection: The deflated bytes are damaged, or the header is too large.
     """
     buffer = stream.read(_FIRST_READ)
@@ -171,24 +171,24 @@ def _more(buffer: bytes, stream: BinaryIO | Inflated) -> bytes:
         raise Rejection(Reason.TOO_LARGE, f"a DICOM header of more than {MAX_HEADER_BYTES >> 20} MiB")
     more = stream.read(len(buffer))
     if not more:
-        raise UnusualError("the file ends inside an element")
+        raise NeedsPydicom("the file ends inside an element")
     return more
 
 
-def scan_items(value: bytes, *, explicit: bool) -> list[Scanned]:
+def scan_items(value: bytes, *, explicit: bool) -> list[RawElements]:
     """Scan the value of a sequence of defined length.
 
     Raises:
-        UnusualError: The value does not hold whole items.
+        NeedsPydicom: The value does not hold whole items.
         Rejection: They are nested too deep, or too many.
     """
     try:
         return _scan_items(value, 0, len(value), explicit, [MAX_DEPTH, MAX_ELEMENTS])[0]
     except _MoreError:
-        raise UnusualError("the sequence ends inside an element") from None
+        raise NeedsPydicom("the sequence ends inside an element") from None
 
 
-def bytes_of(scanned: Scanned, tag: int) -> bytes:
+def bytes_of(scanned: RawElements, tag: int) -> bytes:
     """The bytes of an element; none where it is absent or a sequence."""
     value = scanned.get(tag, ("", b""))[1]
     return value if isinstance(value, bytes) else b""
@@ -203,12 +203,12 @@ def _scan(
     nested: bool = False,
     end: int | None = None,
     left: list[int] | None = None,
-) -> tuple[Scanned, int]:
+) -> tuple[RawElements, int]:
     """Scan elements from `at` on, to the pixels, the end of the group, of the item, or of the bytes.
 
     `left` holds how many levels deeper and how many elements more a file may go.
     """
-    found: Scanned = {}
+    found: RawElements = {}
     limit = len(buffer) if end is None else end
     for _ in repeat(None, MAX_TAGS):
         if at >= limit:
@@ -222,7 +222,7 @@ def _scan(
         if nested and tag == _ITEM_END:
             return found, at + 8
         if group == 0xFFFE:
-            raise UnusualError("a stray delimiter")
+            raise NeedsPydicom("a stray delimiter")
         kind = buffer[at + 4 : at + 6]
         if explicit:
             if kind in _SHORT:
@@ -232,14 +232,14 @@ def _scan(
                     raise _MoreError
                 start, length = at + 12, _U4.unpack_from(buffer, at + 8)[0]
             else:
-                raise UnusualError("an unknown value representation")
+                raise NeedsPydicom("an unknown value representation")
         elif kind in _SHORT or kind in _LONG:
-            raise UnusualError("explicit value representations in a file that says implicit")
+            raise NeedsPydicom("explicit value representations in a file that says implicit")
         else:
             start, length, kind = at + 8, _U4.unpack_from(buffer, at + 4)[0], b""
         if length == _UNDEFINED:
             if kind not in (b"SQ", b""):
-                raise UnusualError("undefined length")
+                raise NeedsPydicom("undefined length")
             left = [MAX_DEPTH, MAX_ELEMENTS] if left is None else left
             items, at = _scan_items(buffer, start, None, explicit, left)
             found[tag] = kind.decode(), items
@@ -255,9 +255,11 @@ def _scan(
     return found, at
 
 
-def _scan_items(buffer: bytes, at: int, end: int | None, explicit: bool, left: list[int]) -> tuple[list[Scanned], int]:
+def _scan_items(
+    buffer: bytes, at: int, end: int | None, explicit: bool, left: list[int]
+) -> tuple[list[RawElements], int]:
     """Scan the items of a sequence up to `end`, or to its delimiter where that is None."""
-    items: list[Scanned] = []
+    items: list[RawElements] = []
     left[0] -= 1
     if left[0] < 0:
         raise Rejection(Reason.UNREADABLE, f"sequences nested more than {MAX_DEPTH} deep")
@@ -272,7 +274,7 @@ def _scan_items(buffer: bytes, at: int, end: int | None, explicit: bool, left: l
             left[0] += 1
             return items, at
         if tag != _ITEM:
-            raise UnusualError("a sequence without items")
+            raise NeedsPydicom("a sequence without items")
         if length == _UNDEFINED:
             item, at = _scan(buffer, at, explicit=explicit, nested=True, left=left)
         else:

@@ -33,7 +33,7 @@ def finish(plan: Plan, ledger: Ledger, summary: Summary) -> Summary:
 
 
 def merge(out: Path) -> tuple[int, int]:
-    """Put the shards' journals together and write the manifest anew from what they say.
+    """Put the shards' journals together and write the manifest again from what they say.
 
     Returns:
         Accepted and rejected scans.

@@ -1,4 +1,4 @@
-"""One question to an http server: redirects that are safe to follow, and which faults trying again will not mend."""
+"""One question to an http server: redirects that are safe to follow, and which faults trying again will not fix."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def answered(address: Address) -> None:
 
 
 def lasting(reason: object, address: Address) -> str | None:
-    """What to do about a fault that trying again does not mend; None for one that may pass."""
+    """What to do about a fault that trying again does not fix; None for one that may pass."""
     if isinstance(reason, str):
         # A text is what urllib itself has to say, of an unknown scheme or no host; the address has both.
         return _PROXY
@@ -152,7 +152,7 @@ def is_chunked(answer: http.client.HTTPResponse) -> bool:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    # Those of urllib without files, ftp, data and its redirects. Made anew: proxies and certificates of the
+    # Those of urllib without files, ftp, data and its redirects. Made again: proxies and certificates of the
     # environment count as they are now.
     opener = urllib.request.OpenerDirector()
     for handler in (

@@ -58,7 +58,7 @@ TOO_MANY = 429
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class ImageChoice:
     """Which images.
 
     Attributes:
@@ -73,7 +73,7 @@ class Choice:
 
 
 def fetch(
-    choice: Choice, out: Path, *, repo: str = REPO, endpoint: str | None = None, workers: int = 4
+    choice: ImageChoice, out: Path, *, repo: str = REPO, endpoint: str | None = None, workers: int = 4
 ) -> tuple[int, list[str]]:
     """Bring the chosen images with their masks; files that are there already are not fetched again.
 
@@ -108,7 +108,7 @@ def fetch(
             enable_progress_bars()
 
 
-def choose(rows: Sequence[Mapping[str, str]], choice: Choice) -> list[Mapping[str, str]]:
+def choose(rows: Sequence[Mapping[str, str]], choice: ImageChoice) -> list[Mapping[str, str]]:
     """The chosen rows of the table, best score first, then by path."""
     wanted = {modality.casefold() for modality in choice.modalities}
     limit = math.inf if choice.max_score is None else choice.max_score
@@ -201,7 +201,7 @@ def _bring(hub: HfApi, repo: str, out: Path, name: str) -> bool:
 
 @contextmanager
 def _giving_up_at_once() -> Iterator[None]:
-    """Let the client not ask six times where trying again does not mend anything: a certificate, a wrong name."""
+    """Let the client not ask six times where trying again does not fix anything: a certificate, a wrong name."""
     client = get_session()
     send = client.send
 
@@ -252,7 +252,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def call(options: argparse.Namespace) -> int:
     """Download what a command line asks for; gives the exit code."""
     check_folder(options.out)
-    choice = Choice(modalities=options.modality, max_score=options.max_score, limit=options.limit)
+    choice = ImageChoice(modalities=options.modality, max_score=options.max_score, limit=options.limit)
     with room_in(options.out):
         there, missing = fetch(
             choice, options.out, repo=options.repo, endpoint=options.endpoint, workers=options.workers

@@ -112,7 +112,7 @@ class Partial:
         )
 
     def begin(self, version: Version) -> None:
-        """Start anew, with no bytes of the given version."""
+        """Start again, with no bytes of the given version."""
         self.forget()
         self.path.touch()
         write_json(self._side, asdict(version))

@@ -41,7 +41,7 @@ _UID = re.compile(r"[0-9][0-9.]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class SeriesOutcome:
     """What a fetch brought.
 
     Attributes:
@@ -63,7 +63,7 @@ def fetch(
     limit: int | None = None,
     base_url: str = BASE_URL,
     workers: int = 4,
-) -> Outcome:
+) -> SeriesOutcome:
     """Bring the series of a collection to ``out/<collection>/<SeriesInstanceUID>/``; those that are there stay.
 
     Args:
@@ -93,7 +93,7 @@ def fetch(
             raise
     _clear(folder / WORK)
     licences = Counter(_licence(one) for one in series)
-    return Outcome(there=len(series) - len(failed) + bad_rows, failed=failed, licences=licences)
+    return SeriesOutcome(there=len(series) - len(failed) + bad_rows, failed=failed, licences=licences)
 
 
 def _clear(work: Path) -> None:

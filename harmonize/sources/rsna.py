@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from harmonize.decisions import Decision, DecisionKind
-from harmonize.dicom import Rules, Volume, find_files, find_volumes, is_dicom_name, load_volume
+from harmonize.dicom import DicomVolume, Rules, find_files, find_volumes, is_dicom_name, load_volume
 from harmonize.dicom.geometry import pixel_to_ras
 from harmonize.dicom.headers import Frame
 from harmonize.errors import Reason, Rejection, Stage, WrongUse
@@ -106,7 +106,7 @@ class Series:
     """
 
     name: str
-    volumes: tuple[Volume, ...]
+    volumes: tuple[DicomVolume, ...]
 
     def load(self) -> Scan:
         """Read its largest usable volume.
@@ -126,8 +126,8 @@ def find_series(folder: Path) -> list[Series]:
     Raises:
         UserError: There is no such folder.
     """
-    by_identity: dict[tuple[str, ...], list[Volume]] = {}
-    damaged: list[Volume] = []
+    by_identity: dict[tuple[str, ...], list[DicomVolume]] = {}
+    damaged: list[DicomVolume] = []
     for volume in find_volumes(find_files(_checked(folder)), RULES):
         if volume.stack.frames:
             header = volume.stack.frames[0].header
@@ -136,11 +136,11 @@ def find_series(folder: Path) -> list[Series]:
             by_identity.setdefault(identity, []).append(volume)
         else:
             damaged.append(volume)
-    neighbours: dict[Path, list[list[Volume]]] = {}
+    neighbours: dict[Path, list[list[DicomVolume]]] = {}
     for found in by_identity.values():
         for place in _folders(found):
             neighbours.setdefault(place, []).append(found)
-    strays: dict[Path, list[Volume]] = {}
+    strays: dict[Path, list[DicomVolume]] = {}
     for volume in damaged:
         place = volume.paths[0].parent
         among = neighbours.get(place, [])
@@ -150,7 +150,7 @@ def find_series(folder: Path) -> list[Series]:
     return sorted((Series(name=n, volumes=tuple(g)) for n, g in zip(names, groups, strict=True)), key=lambda s: s.name)
 
 
-def load_largest(volumes: Sequence[Volume]) -> tuple[Scan, list[Frame]]:
+def load_largest(volumes: Sequence[DicomVolume]) -> tuple[Scan, list[Frame]]:
     """Load the largest volume of a series that is not rejected: (scan, all pictures of the series).
 
     Raises:
@@ -172,11 +172,11 @@ def load_largest(volumes: Sequence[Volume]) -> tuple[Scan, list[Frame]]:
     return replace(scan, decisions=(*scan.decisions, *decided)), frames
 
 
-def _folders(volumes: Sequence[Volume]) -> set[Path]:
+def _folders(volumes: Sequence[DicomVolume]) -> set[Path]:
     return {path.parent for volume in volumes for path in volume.paths}
 
 
-def _names(groups: Sequence[Sequence[Volume]], root: Path) -> list[str]:
+def _names(groups: Sequence[Sequence[DicomVolume]], root: Path) -> list[str]:
     """A name for each series: its folder where it has that alone, else its SeriesInstanceUID, numbered where shared."""
     holders = Counter(place for group in groups for place in _folders(group))
     names: list[str] = []
@@ -195,7 +195,7 @@ def _names(groups: Sequence[Sequence[Volume]], root: Path) -> list[str]:
     return unique
 
 
-def _picture_count(volume: Volume) -> int:
+def _picture_count(volume: DicomVolume) -> int:
     return max(1, len(volume.stack.frames))
 
 

@@ -173,7 +173,7 @@ def _rows(text: str, delimiter: str) -> Iterator[list[str] | None]:
     """The rows that are not blank; None for a line that opens a quote which is not closed where it should be.
 
     Such a quote swallows the lines after it up to the next one, or the rest of the table: what comes after the line
-    is read anew.
+    is read again.
     """
     lines = list(io.StringIO(text, newline=""))
     width: int | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from harmonize.decisions import Decision
-from harmonize.dicom import Volume, find_volumes, is_dicom_name, reload_volume, take
+from harmonize.dicom import DicomVolume, find_volumes, is_dicom_name, reload_volume, take
 from harmonize.dicom.traits import PATIENT
 from harmonize.errors import UserError
 from harmonize.progress import Progress
@@ -86,7 +86,7 @@ def _counted(files: Iterable[Path], progress: Progress) -> Iterator[Path]:
         progress.advance()
 
 
-def _reference(root: Path, volume: Volume, subjects: dict[str, str]) -> ScanRef:
+def _reference(root: Path, volume: DicomVolume, subjects: dict[str, str]) -> ScanRef:
     first = volume.paths[0]
     series = volume.series_uid or first.relative_to(root).as_posix()
     member = "".join(f"/{name}={value}" for name, value in volume.member)
@@ -105,7 +105,7 @@ def _reference(root: Path, volume: Volume, subjects: dict[str, str]) -> ScanRef:
     )
 
 
-def _ids(root: Path, volume: Volume, subjects: dict[str, str]) -> _Ids:
+def _ids(root: Path, volume: DicomVolume, subjects: dict[str, str]) -> _Ids:
     if not volume.stack.frames:
         return _Ids(subject=volume.paths[0].parent.relative_to(root).as_posix(), session=None, public_id=None)
     headers = [frame.header for frame in volume.stack.frames]

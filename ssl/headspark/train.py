@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import gather_object
 
 from harmonize.corpus import Corpus
-from headspark.data.batches import Batch, network_input, train_batches
+from headspark.data.batches import PretrainBatch, network_input, train_batches
 from headspark.data.cache import Store, cached
 from headspark.data.cohort import Cohort, idle_weights, read_cohort
 from headspark.data.crops import NOISE, generator
@@ -106,7 +106,7 @@ def _train(recipe: Recipe, corpus: Corpus, cohort: Cohort, out: Path, interrupt:
     return not stop
 
 
-def train_step(state: PretrainState, batches: Iterator[Batch], interrupt: Interrupt) -> StepResult:
+def train_step(state: PretrainState, batches: Iterator[PretrainBatch], interrupt: Interrupt) -> StepResult:
     """One optimizer step over the samples of the plan.
 
     The loss is the mean over all scored voxels of the step, however the samples are dealt out to forward passes and

@@ -33,7 +33,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         if (error.errno not in FULL_DISK and not error.filename) or "--debug" in argv:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        advice = "make room and give the same command again" if error.errno in FULL_DISK else "mend that and try again"
+        advice = "make room and give the same command again" if error.errno in FULL_DISK else "fix that and try again"
         warn(f"error: {where}{error.strerror}; what was written before is intact: {advice}")
         return 1
     except (MemoryError, RuntimeError) as error:

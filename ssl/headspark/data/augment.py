@@ -16,7 +16,7 @@ from harmonize.voxels.affines import turns
 from headspark.config.checks import require
 
 TURN_MARGIN = 1.25
-"""A cube turned by 15 degrees about one axis fits into one 1.22 times as large."""
+"""A patch turned by 15 degrees about one axis fits into one 1.22 times as large."""
 
 
 Scale = float | tuple[float, float]
@@ -73,11 +73,11 @@ class AugmentConfig:
 
     @property
     def turns(self) -> bool:
-        """Whether cubes are resampled."""
+        """Whether patches are resampled."""
         return self.rotate > 0 or self.scale not in (0, (1.0, 1.0))
 
     def read_size(self, patch: int) -> int:
-        """Edge of the cube that is read for a patch: with turns, a larger one, so that few corners are made up."""
+        """Edge of the crop that is read for a patch: with turns, a larger one, so that few corners are made up."""
         return round(patch * TURN_MARGIN) if self.turns else patch
 
 
@@ -86,7 +86,7 @@ class Variation:
     """What was drawn for one sample.
 
     Attributes:
-        matrix: (3, 3) output to input offsets from the cube's centre, in array-index order, or None for no turn.
+        matrix: (3, 3) output to input offsets from the patch's centre, in array-index order, or None for no turn.
         contrast: Factor.
         brightness: Summand.
         noise: Standard deviation.
@@ -124,12 +124,12 @@ def draw_magnification(rng: np.random.Generator, scale: Scale) -> float:
 
 
 def turn(x_BCDHW: Tensor, matrix_B33: Tensor, *, size: int, mode: str) -> Tensor:
-    """Resample cubes about their centres.
+    """Resample patches about their centres.
 
     Args:
-        x_BCDHW: Cubes; beyond them the nearest border value is taken.
+        x_BCDHW: Patches; beyond them the nearest border value is taken.
         matrix_B33: As in `Variation`.
-        size: Edge of the cubes that come out, voxels; the voxel size stays, but for the magnification.
+        size: Edge of the patches that come out, voxels; the voxel size stays, but for the magnification.
         mode: ``bilinear`` (which in three dimensions is trilinear) or ``nearest``.
     """
     grid_BDHW3 = _sampling_grid(matrix_B33.to(x_BCDHW), size=size, source_size=x_BCDHW.shape[-1])
@@ -137,7 +137,7 @@ def turn(x_BCDHW: Tensor, matrix_B33: Tensor, *, size: int, mode: str) -> Tensor
 
 
 def within(matrix_B33: Tensor, *, size: int, source_size: int) -> Tensor:
-    """Where `turn` reads inside the cubes, bool (B, 1, size, size, size): the rest is made up, not to be scored."""
+    """Where `turn` reads inside the patches, bool (B, 1, size, size, size): the rest is made up, not to be scored."""
     return (_sampling_grid(matrix_B33.float(), size=size, source_size=source_size).abs() <= 1).all(-1).unsqueeze(1)
 
 

@@ -35,7 +35,7 @@ PREFETCH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class PretrainBatch:
     """Samples stacked: int16 and bool only, so that little travels to the accelerator."""
 
     stored_BXYZ: Tensor
@@ -50,11 +50,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.scan_ids)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> PretrainBatch:
         """The same batch on another device; the mask over blocks stays on the CPU, where its geometry is worked out."""
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> PretrainBatch:
         """The same batch in page-locked memory: the DataLoader calls this."""
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
@@ -101,14 +101,14 @@ class Plan:
                 yield list(range(start, start + self.batch))
 
 
-def stack(samples: Sequence[Sample]) -> Batch:
+def stack(samples: Sequence[Sample]) -> PretrainBatch:
     """Make a batch of samples of one size."""
     stored = [sample.voxels.stored_XYZ for sample in samples]
     if any(array.ndim == 4 for array in stored):  # windows that were baked in, perhaps beside MRI
         stored = [
             np.broadcast_to(array if array.ndim == 4 else array[..., None], (*array.shape[:3], 3)) for array in stored
         ]
-    return Batch(
+    return PretrainBatch(
         stored_BXYZ=torch.from_numpy(np.stack(stored)),
         slope_B=torch.tensor([sample.voxels.slope for sample in samples], dtype=torch.float32),
         inter_B=torch.tensor([sample.voxels.inter for sample in samples], dtype=torch.float32),
@@ -120,7 +120,9 @@ def stack(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def network_input(batch: Batch, windows: Sequence[str], augment: AugmentConfig, *, patch: int) -> tuple[Tensor, Tensor]:
+def network_input(
+    batch: PretrainBatch, windows: Sequence[str], augment: AugmentConfig, *, patch: int
+) -> tuple[Tensor, Tensor]:
     """What the network sees, made on the batch's own device: windows first, then the variations.
 
     Returns:
@@ -143,7 +145,7 @@ def network_input(batch: Batch, windows: Sequence[str], augment: AugmentConfig, 
 
 def train_batches(
     samples: TrainSamples, plan: Plan, data: DataConfig, *, first_step: int, pin: bool
-) -> Generator[Batch, None, None]:
+) -> Generator[PretrainBatch, None, None]:
     """All batches of this rank from `first_step` to the end of the run, in order; as `planned_batches`."""
     return planned_batches(
         samples, plan, stack, first_step=first_step, workers=data.workers, kind=data.worker_kind, pin=pin
@@ -225,7 +227,7 @@ def _threaded_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _sample_input(batch: Batch, sample: int, windows: Sequence[str]) -> Tensor:
+def _sample_input(batch: PretrainBatch, sample: int, windows: Sequence[str]) -> Tensor:
     values = real_value(batch.stored_BXYZ[sample], batch.slope_B[sample], batch.inter_B[sample])
     if values.ndim == 4 and batch.units[sample] != WINDOWED:
         values = values[..., 0]

@@ -24,7 +24,7 @@ from headspark.data.shared_store import SUFFIX, SharedStore
 from headspark.data.stores import Decoded, FileStore, MappedStore, RamStore, Store, decode, decoded_bytes
 
 __all__ = [
-    "Choice", "Decoded", "FileStore", "MappedStore", "RamStore", "SharedStore", "Store", "cached", "choose_cache",
+    "CacheChoice", "Decoded", "FileStore", "MappedStore", "RamStore", "SharedStore", "Store", "cached", "choose_cache",
     "decode", "decoded_bytes",
 ]  # fmt: skip
 
@@ -37,7 +37,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class CacheChoice:
     """Which cache, in which folder, and why: one line for the user."""
 
     mode: Literal["ram", "shared", "disk", "none"]
@@ -55,7 +55,7 @@ def choose_cache(
     memory: int | None = None,
     shared: int | None = None,
     disk: int | None = None,
-) -> Choice:
+) -> CacheChoice:
     """Decide where decoded scans are kept.
 
     Args:
@@ -75,25 +75,25 @@ def choose_cache(
     shared_folder = SHARED_MEMORY / f"headspark-{run}-{secrets.token_hex(8)}"
     if mode != "auto":
         place = {"shared": shared_folder, "disk": folder}.get(mode)
-        return Choice(mode=mode, folder=place, reason=f"cache {mode}: as the recipe says, {_gib(needed)} decoded")
+        return CacheChoice(mode=mode, folder=place, reason=f"cache {mode}: as the recipe says, {_gib(needed)} decoded")
     facts = f"{_gib(needed)} decoded, {_gib(memory)} of memory free"
     if needed <= MEMORY_SHARE * memory:
         if local_ranks == 1:
-            return Choice(mode="ram", folder=None, reason=f"cache ram: {facts}")
+            return CacheChoice(mode="ram", folder=None, reason=f"cache ram: {facts}")
         shared = _free_space(SHARED_MEMORY) if shared is None else shared
         if needed <= MEMORY_SHARE * shared:
-            return Choice(
+            return CacheChoice(
                 mode="shared", folder=shared_folder, reason=f"cache shared: {facts}, one copy for {local_ranks} ranks"
             )
         facts += f", {_gib(shared)} of it shared between processes"
     disk = _free_space(folder) if disk is None else disk
     if needed <= DISK_SHARE * disk:
-        return Choice(mode="disk", folder=folder, reason=f"cache disk: {facts}; {_gib(disk)} free in {folder}")
-    return Choice(
+        return CacheChoice(mode="disk", folder=folder, reason=f"cache disk: {facts}; {_gib(disk)} free in {folder}")
+    return CacheChoice(
         mode="none",
         folder=None,
-        reason=f"cache none: {facts}, {_gib(disk)} free in {folder}; every cube decodes its whole scan, which is slow: "
-        "set data.cache_dir to a larger disk",
+        reason=f"cache none: {facts}, {_gib(disk)} free in {folder}; every patch decodes its whole scan, which is "
+        "slow: set data.cache_dir to a larger disk",
     )
 
 
@@ -105,7 +105,7 @@ def cached(
     run_name: str,
     local_rank: int,
     local_ranks: int,
-    agree: Callable[[Choice], Choice],
+    agree: Callable[[CacheChoice], CacheChoice],
     wait: Callable[[], object],
     say: Callable[[str], object],
 ) -> Iterator[Store]:

@@ -46,12 +46,12 @@ class DataConfig(LoaderConfig):
     """What is drawn from the corpus.
 
     Attributes:
-        patch: Edge of the cubes that the network sees, voxels.
+        patch: Edge of the patches that the network sees, voxels.
         cache: Where decoded scans are kept: ``ram`` (this process), ``shared`` (once a node, for all its ranks),
             ``disk`` (memory-mapped), ``none``, or ``auto``: decided by measured memory.
         cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache-`` and the user's number in the system's
             temporary folder, closed to others.
-        foreground_share: Chance that a cube is drawn within the head and not anywhere in the scan.
+        foreground_share: Chance that a patch is drawn within the head and not anywhere in the scan.
         val_share: Share of the subjects that are held out.
         val_seed: Which ones.
         weights: How often a scan is drawn, relative to 1, by ``source``, ``modality`` or ``source/modality``; factors

@@ -86,15 +86,15 @@ def draw_crop(
     foreground_share: float,
     mirror: float,
 ) -> Crop:
-    """A random cube of a scan.
+    """A random patch of a scan.
 
     Args:
         rng: The sample's own generator.
         shape: Of the scan, voxels.
         box: Foreground, half open: x0, x1, y0, y1, z0, z1.
-        size: Edge of the cube, voxels.
-        foreground_share: Chance that the cube is drawn within the foreground (or around it, where that is smaller
-            than the cube) and not anywhere in the scan.
+        size: Edge of the patch, voxels.
+        foreground_share: Chance that the patch is drawn within the foreground (or around it, where that is smaller
+            than the patch) and not anywhere in the scan.
         mirror: Chance that an axis is flipped.
     """
     bounds = box if rng.random() < foreground_share else (0, shape[0], 0, shape[1], 0, shape[2])
@@ -110,7 +110,7 @@ def draw_crop(
 
 
 def central_crop(*, shape: tuple[int, int, int], box: Box, size: int) -> Crop:
-    """The cube around the middle of the foreground, within the scan if it can be, unflipped."""
+    """The patch around the middle of the foreground, within the scan if it can be, unflipped."""
     x, y, z = (
         min(max((box[2 * axis] + box[2 * axis + 1] - size) // 2, 0), shape[axis] - size)
         if shape[axis] > size
@@ -151,9 +151,9 @@ def box_mask(crop: Crop, box: Box) -> NDArray[np.bool_]:
 
 
 def _start(rng: np.random.Generator, *, low: int, high: int, extent: int, size: int) -> int:
-    """Start along one axis: within [low, high) if the cube fits there, else around it, and within the scan if it can.
+    """Start along one axis: within [low, high) if the patch fits there, else around it, and within the scan if it can.
 
-    A scan shorter than the cube is padded on both sides.
+    A scan shorter than the patch is padded on both sides.
     """
     first, last = sorted((low, high - size))
     if extent <= size:

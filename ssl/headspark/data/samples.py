@@ -1,4 +1,4 @@
-"""The sample of any number: which cube, from where, with which mask; and the fixed ones that a model is judged on."""
+"""The sample of any number: which patch, from where, with which mask; and the fixed ones that a model is judged on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from headspark.masking import MaskConfig, draw_mask, mask_grid, ratio_bounds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One cube, before it becomes network input.
+    """One patch, before it becomes network input.
 
     Attributes:
         voxels: int16 as in the corpus.
@@ -72,7 +72,7 @@ class Sampling:
 
 
 class TrainSamples(Dataset[Sample]):
-    """The sample of any number: random scan, cube, flips, mask; nothing about it depends on what was asked before.
+    """The sample of any number: random scan, patch, flips, mask; nothing about it depends on what was asked before.
 
     Args:
         cohort: Scans.
@@ -108,7 +108,7 @@ class TrainSamples(Dataset[Sample]):
 
 
 class ValidationSamples(Dataset[Sample]):
-    """The same cubes of held-out scans, with the same masks, every time: unvaried, in the foreground.
+    """The same patches of held-out scans, with the same masks, every time: unvaried, in the foreground.
 
     Args:
         cohort: Scans; without held-out ones this is empty.
@@ -134,7 +134,7 @@ class ValidationSamples(Dataset[Sample]):
 
 
 class CentralSamples(Dataset[Sample]):
-    """The cube in the middle of each of a few scans, unvaried, with a mask: for pictures and probes.
+    """The patch in the middle of each of a few scans, unvaried, with a mask: for pictures and probes.
 
     Args:
         cohort: Scans.
@@ -167,7 +167,7 @@ class CentralSamples(Dataset[Sample]):
 def cut_sample(
     cohort: Cohort, store: Store, scan: int, crop: Crop, *, mask_dhw: Tensor, variation: Variation | None
 ) -> Sample:
-    """Cut one cube of a scan, and the part of it where the loss may look."""
+    """Cut one patch of a scan, and the part of it where the loss may look."""
     item, decoded = cohort.scans[scan], store[scan]
     voxels = decoded.voxels
     fill = round(stored_value(item.fill, voxels.slope, voxels.inter))

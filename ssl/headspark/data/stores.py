@@ -103,7 +103,7 @@ def decode(scan: ScanItem) -> Decoded:
 
 
 def decode_row_major(scan: ScanItem) -> Decoded:
-    """`decode` for a cache. NIfTI runs along X first, cubes for the network along Z: turned once, a cube is copied
+    """`decode` for a cache. NIfTI runs along X first, patches for the network along Z: turned once, a patch is copied
     three times as fast."""
     decoded = decode(scan)
     voxels, scored = decoded.voxels, decoded.scored_XYZ
@@ -142,7 +142,7 @@ class FileStore:
 
 
 class MappedStore:
-    """Uncompressed arrays in a folder, memory-mapped: a cube reads its own pages, and all processes share them.
+    """Uncompressed arrays in a folder, memory-mapped: a patch reads its own pages, and all processes share them.
 
     Files are named by the hash of what they hold, so a changed corpus never finds an old scan. The folder is only a
     copy: what vanishes from it or is cut short is made again from the corpus, with the same voxels, and said once.

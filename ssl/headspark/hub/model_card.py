@@ -112,7 +112,7 @@ def _opening(recipe: Recipe, state: Mapping[str, Any], step: int) -> str:
     return (
         f"# 3D encoder for head CT and MRI ({recipe.encoder.kind})\n\n"
         f"Pretrained by headspark on {count} scans from {sources}, without labels, by masked modelling (SparK): "
-        f"{_percent(ratio_bounds(recipe.mask.ratio))} of each cube was hidden and a decoder filled it in. "
+        f"{_percent(ratio_bounds(recipe.mask.ratio))} of each patch was hidden and a decoder filled it in. "
         f"Step {step} of {recipe.train.steps}."
     )
 
@@ -157,14 +157,14 @@ def _training(recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mappin
     held_out = [line["val_loss"] for line in metrics if line.get("val_loss") is not None]
     facts = {
         "samples a step": state.get("effective_batch"),
-        "cubes": f"{recipe.data.patch} voxels wide",
+        "patches": f"{recipe.data.patch} voxels wide",
         "hidden": f"{_percent(ratio_bounds(recipe.mask.ratio))} in blocks of {recipe.mask.block}",
         "optimizer": f"{recipe.optim.name}, learning rate {recipe.optim.lr:g}, {recipe.optim.schedule}",
         "precision": recipe.train.precision,
         "device": state.get("device"),
         "training loss, first and last line": f"{losses[0]:.4f}, {losses[-1]:.4f}" if losses else None,
         "held-out loss, first and last": f"{held_out[0]:.4f}, {held_out[-1]:.4f}" if held_out else None,
-        "throughput": f"{median(rates):.2f} cubes a second" if rates else None,
+        "throughput": f"{median(rates):.2f} patches a second" if rates else None,
         "weights": "moving average" if recipe.train.ema is not None else None,
     }
     lines = [f"| {name} | {plain_text(value)} |" for name, value in facts.items() if value is not None]

@@ -11,7 +11,7 @@ the norm before it, at the cost of reading it once, so it need not be kept: a qu
 - The source goes through ``save_for_backward``, never into a closure: so it is freed after its last use, checkpointing
   and saved-tensor hooks see it, and one that was written over is noticed. A note's function may hold weights, no maps.
 - The same kernel on the same numbers gives the same bits, so gradients are those of a run that keeps everything.
-  Dropout would draw anew: it ends a note.
+  Dropout would draw again: it ends a note.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headspark.data.batches import Batch, network_input, stack
+from headspark.data.batches import PretrainBatch, network_input, stack
 from headspark.data.cache import Store
 from headspark.data.cohort import Cohort
 from headspark.data.samples import CentralSamples, ValidationSamples
@@ -104,12 +104,12 @@ class Evaluator:
             coarsest_BCdhw = encoder(x_BCDHW)[-1]
         return coarsest_BCdhw.float().mean((0, 2, 3, 4)).cpu().numpy()
 
-    def _input(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _input(self, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
         data = self._recipe.data
         return network_input(batch, data.ct_windows, self._recipe.augment, patch=data.patch)
 
 
-def _triptych(batch: Batch, x_BCDHW: Tensor, filled_BCDHW: Tensor) -> Triptych:
+def _triptych(batch: PretrainBatch, x_BCDHW: Tensor, filled_BCDHW: Tensor) -> Triptych:
     middle = x_BCDHW.shape[-1] // 2
     # The second CT window shows more than brain alone; MRI is the same in all channels.
     channel = min(1, x_BCDHW.shape[1] - 1)

@@ -42,7 +42,7 @@ class Claim:
 
     Attributes:
         folder: Where it lies.
-        state: What run.json held, if a run is there that has taken a step; else None: whoever comes may begin anew.
+        state: What run.json held, if a run is there that has taken a step; else None: whoever comes may begin again.
         kept: Whether the folder stays as it has become.
     """
 
