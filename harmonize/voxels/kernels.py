@@ -112,7 +112,7 @@ def _along_rows(plane: NDArray[np.float32], blocks: list[_Block], result: NDArra
 
 def _along_columns(plane: NDArray[np.float32], blocks: list[_Block], result: NDArray[np.float32]) -> None:
     for out, into, block in blocks:
-        result[:, out] = plane[:, into] @ block.T
+        np.matmul(plane[:, into], block.T, out=result[:, out])
 
 
 def _triangles(
