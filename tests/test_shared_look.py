@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import copyreg
 import io
 import os
 import pickle
@@ -22,7 +24,7 @@ from harmonize.corpus.target import LOCK
 from harmonize.corpus.verify import verify
 from harmonize.engine import shared_look
 from harmonize.engine.sealed import seal, unseal
-from harmonize.errors import UserError
+from harmonize.errors import Rejection, UserError
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
 from harmonize.sources import tcia
@@ -292,3 +294,13 @@ def test_who_looks_while_another_looks_waits(raw: Path, tmp_path: Path, capsys: 
         assert not look_of(out).exists()
     thread.join()
     assert look_of(out).exists()
+
+
+def test_a_library_that_pickles_exceptions_its_own_way_hinders_no_shard(
+    raw: Path, tmp_path: Path, reads: Counter[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As distributed does with tblib, for every exception class that it finds.
+    monkeypatch.setitem(copyreg.dispatch_table, Rejection, lambda found: (collections.Counter, ()))
+    for index in range(2):
+        run(raw, tmp_path / "parts", (index, 2))
+    assert set(reads.values()) == {1}

@@ -112,7 +112,16 @@ def _write(path: Path, key: bytes, found: Iterable[Item]) -> None:
 def _parts(found: Iterable[Item]) -> Iterator[bytes]:
     items = iter(found)
     while part := list(islice(items, AT_ONCE)):
-        yield zlib.compress(pickle.dumps(part, protocol=5), level=1)
+        yield zlib.compress(_pickled(part), level=1)
+
+
+def _pickled(part: list[Item]) -> bytes:
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, protocol=5)
+    # Each class as it says itself: dask teaches pickle to write every exception with its traceback.
+    pickler.dispatch_table = {}
+    pickler.dump(part)
+    return stream.getvalue()
 
 
 def _read(path: Path, key: bytes) -> list[Item] | None:
