@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,17 +13,19 @@ from typing import Any
 import yaml
 
 from harmonize.errors import WrongUse
+from headspark.config.kinds import KIND, all_classes, class_of, is_list, named_kinds, settled
 from headspark.config.shape import check_shape, shown
 from headspark.config.text import LARGEST_INT, check_numbers, walk
 
 
 def recipe_keys(config_class: Any) -> Iterator[str]:
-    """The dotted keys of a configuration class: sections and their fields."""
+    """The dotted keys of a configuration class: sections and their fields, those of all kinds of a section."""
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         yield field.name
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from (f"{field.name}.{key}" for key in recipe_keys(hints[field.name]))
+        classes = [] if is_list(field) else list(all_classes(field)) or [hints[field.name]]
+        keys = [key for one in classes if dataclasses.is_dataclass(one) for key in recipe_keys(one)]
+        yield from (f"{field.name}.{key}" for key in dict.fromkeys(keys))
 
 
 def names_of(config_class: Any) -> list[str]:
@@ -30,23 +33,65 @@ def names_of(config_class: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(config_class)]
 
 
-def upgraded(values: Mapping[str, Any], config_class: Any) -> dict[str, Any]:
-    """The same with today's keys for those of version 0.1.0; the class of a section knows its own, by ``upgrade``."""
+def upgraded(
+    values: Mapping[str, Any], config_class: Any, kinds: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], Any]:
+    """Plain values with today's keys for those of version 0.1.0, and the class with the kinds that they name.
+
+    Args:
+        values: As a file has them. A recipe's class knows its own old keys, and those of a section its, by ``upgrade``.
+        config_class: What they shall make.
+        kinds: Those that other places name; they count more.
+    """
+    if hasattr(config_class, "upgrade"):
+        values = config_class.upgrade(values)
+    config_class = settled(config_class, {**named_kinds(config_class, values), **(kinds or {})})
     sections = _sections(config_class)
-    return {
+    changed = {
         name: sections[name].upgrade(value)
         if isinstance(value, Mapping) and hasattr(sections.get(name), "upgrade")
         else value
         for name, value in values.items()
     }
+    return changed, config_class
 
 
-def check_options(argv: Sequence[str], own: set[str], config_class: Any) -> tuple[Path | None, list[str]]:
-    """Refuse keys that do not exist or stand twice; gives the recipe's file, and the other words."""
+def kinds_on_command_line(argv: Sequence[str], config_class: Any) -> dict[str, Any]:
+    """The kinds of parts that options name, as ``--head.kind NAME`` or within ``--head '{...}'``."""
+    given: dict[str, Any] = {}
+    for words in _options(argv):
+        option, value = words[0].removeprefix("--").split("=", 1)[0], _value(words)
+        if value is not None:
+            given[option] = yaml.safe_load(value) if value.lstrip().startswith("{") else value
+    return named_kinds(config_class, given)
+
+
+def parted(argv: Sequence[str], own: Collection[str]) -> tuple[list[str], list[str]]:
+    """The words of a command's own options, with those that belong to none; and those of the recipe's keys."""
+    others: list[str] = []
+    keys: list[str] = []
+    for words in _options(argv):
+        option = words[0].removeprefix("--").split("=", 1)[0]
+        mine = not words[0].startswith("--") or (option in own and option != "print_config")
+        (others if mine else keys).extend(words)
+    return others, keys
+
+
+def recipe_file(argv: Sequence[str]) -> Path | None:
+    """The file that ``--config`` names, the last one where it stands twice."""
+    found = None
+    for words in _options(argv):
+        value = _value(words)
+        if words[0].split("=", 1)[0] == "--config" and value is not None:
+            found = Path(value)
+    return found
+
+
+def check_options(argv: Sequence[str], own: set[str], config_class: Any) -> list[str]:
+    """Refuse keys that do not exist or stand twice; gives the words without the recipe's file."""
     free, sections = _free_keys(config_class), _sections(config_class)
     valid = {*recipe_keys(config_class), *own, "print_config"}
     seen: set[str] = set()
-    recipe: Path | None = None
     rest: list[str] = []
     for words in _options(argv):
         option, value = words[0].removeprefix("--").split("=", 1)[0], _value(words)
@@ -62,11 +107,9 @@ def check_options(argv: Sequence[str], own: set[str], config_class: Any) -> tupl
             if key in seen and key not in ("debug", "help", *sections):
                 raise WrongUse(f"--{key} stands twice on the command line; keep one")
         seen.update(keys)
-        if option == "config" and value is not None:
-            recipe = Path(value)
-        else:
+        if option != "config" or value is None:
             rest += words
-    return recipe, rest
+    return rest
 
 
 def check_keys(
@@ -93,13 +136,13 @@ def check_keys(
         hint = hints.get(name)
         if hint is None:  # a section's key with dots, or an option's
             hint = _hint_of(str(name), config_class)
-        items = next((one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)), None)
+        items = list(_parts(hint))
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping):
                 message = f"{prefix}{name} {where}: a section of keys is wanted, it is {shown(value)}"
                 raise WrongUse(message)
             check_keys(value, hint, where=where, prefix=f"{prefix}{name}.")
-        elif items is not None:
+        elif items:
             if not isinstance(value, list | tuple):
                 message = f"{prefix}{name} {where}: a list is wanted, it is {shown(value)}"
                 raise WrongUse(message)
@@ -107,7 +150,9 @@ def check_keys(
                 if not isinstance(item, Mapping):
                     message = f"{prefix}{name}[{number}] {where}: keys are wanted, it is {shown(item)}"
                     raise WrongUse(message)
-                check_keys(item, items, where=where, prefix=f"{prefix}{name}[{number}].")
+                key = f"{prefix}{name}[{number}]"
+                one = items[0] if len(items) == 1 else class_of(_by_kind(items), item.get(KIND), key=key)
+                check_keys(item, one, where=where, prefix=f"{key}.")
         elif hint is not None:
             check_shape(value, hint, key=f"{prefix}{name}", where=where)
 
@@ -173,6 +218,20 @@ def _free_keys(config_class: Any, prefix: str = "") -> set[str]:
 def _sections(config_class: Any) -> dict[str, Any]:
     """The fields that are dataclasses themselves, and their classes."""
     return {name: hint for name, hint in typing.get_type_hints(config_class).items() if dataclasses.is_dataclass(hint)}
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """The dataclasses of which a list consists."""
+    for one in typing.get_args(hint):
+        if dataclasses.is_dataclass(one):
+            yield one
+        elif isinstance(one, types.UnionType):
+            yield from _parts(one)
+
+
+def _by_kind(classes: Sequence[Any]) -> dict[str, Any]:
+    """The classes by their kinds."""
+    return {kind: one for one in classes for kind in typing.get_args(typing.get_type_hints(one)[KIND])}
 
 
 def _hint_of(key: str, config_class: Any) -> Any:

@@ -14,7 +14,19 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser, Namespace
 
 from harmonize.errors import WrongUse
-from headspark.config.keys import check_keys, check_options, check_values, names_of, recipe_keys, upgraded
+from headspark.config.keys import (
+    check_keys,
+    check_options,
+    check_values,
+    kinds_on_command_line,
+    names_of,
+    parted,
+    recipe_file,
+    recipe_keys,
+    upgraded,
+)
+from headspark.config.kinds import KIND, Kinds, class_of, settled
+from headspark.config.plain import to_plain
 from headspark.config.shape import shown
 from headspark.config.text import check_numbers, read_mapping
 
@@ -30,6 +42,7 @@ def recipe_parser(config_class: type, *, prog: str, description: str) -> Argumen
     `config_class` is a dataclass whose fields are either plain values or dataclasses (sections) of plain values.
     The caller adds its own options with ``parser.add_argument``.
     """
+    config_class = settled(config_class, {})
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="recipe file (YAML)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -53,22 +66,25 @@ def parse_recipe(parser: ArgumentParser, config_class: type[T], argv: Sequence[s
             a wrong type or an impossible combination.
     """
     own = _own_options(parser, config_class)
-    path, argv = check_options(argv, own, config_class)
-    values: dict[str, Any] = {}
-    words: list[str] = []
+    path, kinds = recipe_file(argv), kinds_on_command_line(argv, config_class)
+    read: dict[str, Any] = {}
+    settled_class = settled(config_class, kinds)
     if path is not None:
-        for name, value in _read(path, config_class, own).items():
-            if name in own:
-                words.append(f"--{name}={value}")
-            else:
-                values[name] = value
-    bare = recipe_parser(config_class, prog=parser.prog, description="")
+        read, settled_class = _read(path, config_class, own, kinds)
+    words = check_options(argv, own, settled_class)
+    values = {name: value for name, value in read.items() if name not in own}
+    others, words = parted(words, own)
+    others = [f"--{name}={value}" for name, value in read.items() if name in own] + others
+    bare = recipe_parser(settled_class, prog=parser.prog, description="")
     with _wrong_use():
+        if "--help" in others:
+            parser.parse_args(others)
         begun = bare.parse_object(values, defaults=False) if values else None
-        made = parser.instantiate(parser.parse_args([*words, *argv], namespace=begun))
+        made = bare.instantiate(bare.parse_args(words, namespace=begun))
         recipe = config_class(**{name: made[name] for name in names_of(config_class)})
+        options = parser.parse_args(others)
     check_values(recipe)
-    return recipe, Namespace(**{name: made[name] for name in vars(made) if name not in names_of(config_class)})
+    return recipe, Namespace(**{name: options[name] for name in vars(options) if name not in names_of(config_class)})
 
 
 def read_recipe(config_class: type[T], path: Path) -> T:
@@ -90,10 +106,10 @@ def from_plain(config_class: type[T], values: Mapping[str, Any]) -> T:
     where = f"for {config_class.__name__}"
     if not isinstance(values, Mapping):
         raise WrongUse(f"keys are wanted {where}, it is {shown(values)}")
-    values = upgraded(values, config_class)
-    check_keys(values, config_class, where=where)
+    values, settled_class = upgraded(values, config_class)
+    check_keys(values, settled_class, where=where)
     check_numbers("", values)
-    parser = recipe_parser(config_class, prog="recipe", description="")
+    parser = recipe_parser(settled_class, prog="recipe", description="")
     with _wrong_use():
         made = parser.instantiate(parser.parse_object(dict(values)))
         config = config_class(**{name: made[name] for name in names_of(config_class)})
@@ -101,9 +117,25 @@ def from_plain(config_class: type[T], values: Mapping[str, Any]) -> T:
     return config
 
 
-def _read(path: Path, config_class: Any, own: Collection[str]) -> dict[str, Any]:
-    """The keys of a recipe file, checked."""
-    values = upgraded(read_mapping(path), config_class)
+def part_from_plain(kinds: Kinds, values: Mapping[str, Any], *, default: str, key: str) -> Any:
+    """Build a part of some kind from plain values.
+
+    Args:
+        kinds: As of `headspark.config.kinds.one_of`.
+        values: With `kind` among them, or `default`'s.
+        default: The kind where none is named.
+        key: Names the part in messages.
+
+    Raises:
+        WrongUse: There is no such kind, or as `from_plain`.
+    """
+    kind = values.get(KIND, default) if isinstance(values, Mapping) else default
+    return from_plain(class_of(kinds, kind, key=key), values)
+
+
+def _read(path: Path, config_class: Any, own: Collection[str], kinds: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The keys of a recipe file, checked, and the class with the kinds that it names."""
+    values, config_class = upgraded(read_mapping(path), config_class, kinds)
     if "config" in values:
         raise WrongUse(f"{path}: a recipe cannot name another (config)")
     own = set(own) - _OF_THE_COMMAND_LINE
@@ -112,7 +144,7 @@ def _read(path: Path, config_class: Any, own: Collection[str]) -> dict[str, Any]
         if not isinstance(values[name], str):
             raise WrongUse(f"{name} in {path}: a text is wanted, it is {shown(values[name])}")
     check_numbers("", values)
-    return values
+    return values, config_class
 
 
 @contextmanager
@@ -124,6 +156,8 @@ def _wrong_use() -> Iterator[None]:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
+    if isinstance(field.default, tuple) and any(dataclasses.is_dataclass(item) for item in field.default):
+        return [to_plain(item) for item in field.default]  # of several classes, which jsonargparse cannot write
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
