@@ -6,6 +6,7 @@ through here at the edge, so that the code below may put such text into its mess
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -81,6 +82,13 @@ def say(*lines: object, stream: TextIO | None = None) -> None:
 def warn(*lines: object) -> None:
     """Print lines on standard error."""
     say(*lines, stream=sys.stderr)
+
+
+def emit(value: object) -> None:
+    """Print a value as indented JSON on standard output, for programs: all ASCII, so that no terminal obeys it."""
+    text = json.dumps(value, indent=2, ensure_ascii=True).replace("\x7f", "\\u007f")  # the one control it leaves
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def show_frames(error: BaseException) -> None:

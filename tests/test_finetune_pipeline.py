@@ -27,7 +27,7 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.labels import LOCATIONS, PRESENT
 from harmonize.settings import MRI_NORMS, Settings
-from harmonize.sources.rsna import load_series
+from harmonize.sources.dicom_series import load_series
 from harmonize.voxels import brain, nyul
 from headspark.encoder import EncoderConfig, build_encoder
 

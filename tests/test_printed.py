@@ -32,9 +32,8 @@ PRINTS = {
     "harmonize/progress.py": "tqdm's, of escaped lines",
     "harmonize/fetch/download.py": "tqdm's, of escaped lines",
     "harmonize/fetch/openmind.py": "tqdm's, of escaped lines",
-    "finetune/cli.py": "JSON in letters that are all ASCII",
 }
-"""Where something is printed otherwise than by `harmonize.terminal.say` and `warn`, and why it may be."""
+"""Where something is printed otherwise than by `harmonize.terminal.say`, `warn` and `emit`, and why it may be."""
 
 
 def is_print(node: ast.AST) -> bool:

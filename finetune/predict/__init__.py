@@ -17,7 +17,7 @@ from harmonize.decisions import unusual
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.pipeline import harmonize_scan
 from harmonize.scan import HU, Scan
-from harmonize.sources.rsna import find_series, load_series
+from harmonize.sources.dicom_series import find_series, load_series
 from harmonize.voxels import brain
 from headspark.channels import MRI_UNITS
 

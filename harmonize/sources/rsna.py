@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import ast
 import math
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from harmonize.decisions import Decision, DecisionKind
-from harmonize.dicom import DicomVolume, Rules, find_files, find_volumes, is_dicom_name, load_volume
+from harmonize.dicom import find_volumes, is_dicom_name
 from harmonize.dicom.geometry import pixel_to_ras
 from harmonize.dicom.headers import Frame
-from harmonize.errors import Reason, Rejection, Stage, WrongUse
+from harmonize.errors import Reason, Rejection
 from harmonize.labels import LOCATIONS
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import LeftOut, Point, Scan, ScanRef, annotations_of, raise_if_rejected
+from harmonize.sources.dicom_series import RULES, SAFE_UID, load_largest
 from harmonize.sources.first_look import check_root
 from harmonize.sources.rsna_masks import find_masks, read_mask
 from harmonize.sources.rsna_tables import LOCALIZERS, TRAIN, read_localizers, read_train
 
 SERIES = "series"
-
-RULES = Rules(keep_derived=True, assume_geometry=True)
-"""The series were chosen by the organisers, and the test gateway strips the geometry of multi-frame files."""
-
-_UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 
 def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
@@ -83,122 +77,6 @@ def load(ref: ScanRef) -> Scan:
     )
 
 
-def load_series(folder: Path) -> Scan:
-    """Read a folder as one DICOM series, as `load` does, but without the competition's tables.
-
-    The four-way modality is not known then: it is ``CT`` or what the MR header tells.
-
-    Raises:
-        UserError: There is no such folder.
-        Rejection: None of its volumes can be used.
-    """
-    return load_largest(find_volumes(find_files(_checked(folder)), RULES))[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
-    """One of the series of a folder; its headers have been read, its pixels have not.
-
-    Attributes:
-        name: The folder that holds it and no other, relative to the folder that was looked at (``.`` for that itself),
-            or its SeriesInstanceUID; unique among those found together.
-        volumes: What its files hold.
-    """
-
-    name: str
-    volumes: tuple[DicomVolume, ...]
-
-    def load(self) -> Scan:
-        """Read its largest usable volume.
-
-        Raises:
-            Rejection: None can be used.
-        """
-        return load_largest(self.volumes)[0]
-
-
-def find_series(folder: Path) -> list[Series]:
-    """The DICOM series in a folder and below: pictures of one patient, study and series number each.
-
-    Files without a SeriesInstanceUID are taken by folder, as the test gateway hands them out. A file that cannot be
-    read counts to the series that it lies among, if that is one.
-
-    Raises:
-        UserError: There is no such folder.
-    """
-    by_identity: dict[tuple[str, ...], list[DicomVolume]] = {}
-    damaged: list[DicomVolume] = []
-    for volume in find_volumes(find_files(_checked(folder)), RULES):
-        if volume.stack.frames:
-            header = volume.stack.frames[0].header
-            home = "" if header.series_uid else header.path.parent.as_posix()
-            identity = (header.patient_id, header.study_uid, header.series_uid, home)
-            by_identity.setdefault(identity, []).append(volume)
-        else:
-            damaged.append(volume)
-    neighbours: dict[Path, list[list[DicomVolume]]] = {}
-    for found in by_identity.values():
-        for place in _folders(found):
-            neighbours.setdefault(place, []).append(found)
-    strays: dict[Path, list[DicomVolume]] = {}
-    for volume in damaged:
-        place = volume.paths[0].parent
-        among = neighbours.get(place, [])
-        (among[0] if len(among) == 1 else strays.setdefault(place, [])).append(volume)
-    groups = [*by_identity.values(), *strays.values()]
-    names = _names(groups, folder)
-    return sorted((Series(name=n, volumes=tuple(g)) for n, g in zip(names, groups, strict=True)), key=lambda s: s.name)
-
-
-def load_largest(volumes: Sequence[DicomVolume]) -> tuple[Scan, list[Frame]]:
-    """Load the largest volume of a series that is not rejected: (scan, all pictures of the series).
-
-    Raises:
-        Rejection: There is none.
-    """
-    usable = [volume for volume in volumes if volume.rejection is None]
-    if not usable:
-        largest = max(volumes, key=_picture_count, default=None)
-        if largest is None or largest.rejection is None:
-            raise Rejection(Reason.NOT_AN_IMAGE, "the series holds no pictures")
-        raise largest.rejection.at(Stage.LOAD)
-    best = max(usable, key=_picture_count)
-    scan = load_volume(best)
-    left_out = sum(len(volume.stack.frames) for volume in volumes) - len(best.stack.frames)
-    decided = [DecisionKind.PICTURES_LEFT_OUT(count=left_out)] if left_out else []
-    damaged = Counter(volume.rejection.message for volume in volumes if not volume.stack.frames and volume.rejection)
-    decided += [DecisionKind.FILES_LEFT_OUT(count=count, fault=fault) for fault, count in sorted(damaged.items())]
-    frames = [frame for volume in volumes for frame in volume.stack.frames]
-    return replace(scan, decisions=(*scan.decisions, *decided)), frames
-
-
-def _folders(volumes: Sequence[DicomVolume]) -> set[Path]:
-    return {path.parent for volume in volumes for path in volume.paths}
-
-
-def _names(groups: Sequence[Sequence[DicomVolume]], root: Path) -> list[str]:
-    """A name for each series: its folder where it has that alone, else its SeriesInstanceUID, numbered where shared."""
-    holders = Counter(place for group in groups for place in _folders(group))
-    names: list[str] = []
-    for group in groups:
-        places, uid = _folders(group), group[0].series_uid
-        if len(places) == 1 and holders[next(iter(places))] == 1:
-            name = next(iter(places)).relative_to(root).as_posix()
-        else:
-            name = uid if _UID.fullmatch(uid) else min(places).relative_to(root).as_posix()
-        names.append(name)
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return unique
-
-
-def _picture_count(volume: DicomVolume) -> int:
-    return max(1, len(volume.stack.frames))
-
-
 def _points(localizers: Sequence[tuple[str, str, str]], frames: Sequence[Frame]) -> tuple[list[Point], list[Decision]]:
     """The places of localizers, and those that were dropped."""
     points: list[Point] = []
@@ -244,18 +122,11 @@ def _coordinates(text: str) -> tuple[float, float, int | None] | None:
     return (x, y, number) if math.isfinite(x) and math.isfinite(y) else None
 
 
-def _checked(folder: Path) -> Path:
-    if not folder.is_dir():
-        fault = "a file; give the folder that holds it" if folder.exists() else "no such folder; give that of a series"
-        raise WrongUse(f"{folder}: {fault}")
-    return folder
-
-
 def _reference(
     root: Path, tree: RawTree, uid: str, said: Mapping[str, object], beside: Mapping[str, object]
 ) -> ScanRef:
     meta: dict[str, object] = {name: said[name] for name in ("age", "sex", "labels", "notes")} | dict(beside)
-    is_safe = _UID.fullmatch(uid) is not None
+    is_safe = SAFE_UID.fullmatch(uid) is not None
     paths: tuple[Path, ...] = ()
     rejection: Rejection | None = None
     if is_safe:

@@ -1,0 +1,51 @@
+"""The console script ``finetune``: train a model, predict a series, draw a run's report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from finetune.cli import predict, report
+from harmonize.parser import Parser
+from harmonize.terminal import hide_texts_of_errors
+from headspark.config import run_command
+
+TRAIN = "train"
+
+COMMANDS = (predict, report)
+"""Each a file with ``add(commands, common)``, which adds its parser and says what runs it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; an error is one line on standard error.
+
+    Args:
+        argv: Without the program's name; None takes the process's own.
+
+    Returns:
+        Exit code: 0 done, 1 not finished, 2 wrong use, 75 a run that was asked to stop and has saved its work.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == [TRAIN]:
+        from finetune import train
+
+        return train.main(words[1:])
+    hide_texts_of_errors()  # those of a raw series may quote its header
+    return run_command(_command, words)
+
+
+def _command(argv: Sequence[str]) -> int:
+    options = _parser().parse_args(argv)
+    return options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = Parser(prog="finetune", description="Fine-tune a pretrained encoder, and use what came of it.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser(TRAIN, help="fine-tune on one device; `accelerate launch -m finetune.train` on several")
+    for command in COMMANDS:
+        command.add(commands, common)
+    return parser
