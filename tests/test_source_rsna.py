@@ -18,6 +18,7 @@ from harmonize.pipeline import harmonize_scan
 from harmonize.scan import LeftOut, ScanRef
 from harmonize.settings import Settings
 from harmonize.sources import references, rsna
+from harmonize.sources.dicom_series import load_series
 
 CT, MR, ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1"
 UID = "1.2.826.0.1"
@@ -305,7 +306,7 @@ def test_a_folder_that_is_not_the_download_is_said(tmp_path):
 
 def test_a_series_is_read_without_tables(tmp_path):
     write_series(tmp_path)
-    scan = rsna.load_series(tmp_path / "series" / UID)
+    scan = load_series(tmp_path / "series" / UID)
     assert (scan.modality, scan.unit, scan.annotations.labels, scan.annotations.points) == ("CT", "HU", None, ())
 
 
@@ -318,7 +319,7 @@ def test_a_multiframe_file_stripped_by_the_gateway_is_still_read(tmp_path):
         Modality="MR",
         SliceThickness=0.7,
     )
-    scan = rsna.load_series(tmp_path)
+    scan = load_series(tmp_path)
     assert scan.voxels_XYZ.shape == (8, 6, 7)
     np.testing.assert_allclose(np.diag(scan.affine), [-220 / 8, -220 / 8, 0.7, 1])
     assert any("assumed" in line for line in scan.decisions)
@@ -326,9 +327,9 @@ def test_a_multiframe_file_stripped_by_the_gateway_is_still_read(tmp_path):
 
 def test_a_folder_of_one_series_without_files_is_refused_and_a_missing_one_is_wrong_use(tmp_path):
     with pytest.raises(Rejection):
-        rsna.load_series(tmp_path)
+        load_series(tmp_path)
     with pytest.raises(UserError) as caught:
-        rsna.load_series(tmp_path / "nowhere")
+        load_series(tmp_path / "nowhere")
     assert caught.value.exit_code == 2
 
 
