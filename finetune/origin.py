@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune.folds import FOLDS
+from finetune.stages import LARGEST_STEPS
 from harmonize.bounded_files import fits
 from harmonize.errors import UserError, WrongUse
 from headspark.config import from_plain, to_plain
@@ -32,6 +33,9 @@ _BEGAN = {
     "encoder": (type(None), str, {"sha256": str, "config": dict, "preprocessing": is_preprocessing}),
 }
 """Shape of `origin` in run.json."""
+
+EPOCH_STEPS = "steps_per_epoch"
+"""In run.json: by which the stages' lengths in epochs became steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 
 
 def began_with(
-    state: Mapping[str, Any] | None, *, folder: Path, corpus: str, ranks: int, given: Given
+    state: Mapping[str, Any] | None, *, folder: Path, corpus: str, ranks: int, given: Given, epoch: int
 ) -> dict[str, Any]:
     """What a run begins with, for run.json, after a look at whether it is what the run that is taken up began with.
 
@@ -113,6 +117,7 @@ def began_with(
         corpus: Hash of the corpus's manifest.
         ranks: Processes that train.
         given: The encoder that is asked for.
+        epoch: Steps of an epoch; a run that is taken up keeps those that it began with.
 
     Raises:
         UserError: With exit code 2: something is not the same. With exit code 1: the encoder is needed and cannot be
@@ -124,7 +129,10 @@ def began_with(
         has_checkpoint = any((folder / CHECKPOINTS).glob("step_*"))
         began = state["origin"]
         encoder = taken_up(folder, began, corpus=corpus, ranks=ranks, given=given, has_checkpoint=has_checkpoint)
-    return {"origin": {"corpus": corpus, "encoder": encoder, "ranks": ranks}}
+        epoch = state.get(EPOCH_STEPS, epoch)
+        if type(epoch) is not int or not 1 <= epoch <= LARGEST_STEPS:
+            raise _other(folder, f"its run.json is damaged ({EPOCH_STEPS})")
+    return {"origin": {"corpus": corpus, "encoder": encoder, "ranks": ranks}, EPOCH_STEPS: epoch}
 
 
 def taken_up(

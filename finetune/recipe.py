@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from finetune.losses import LossConfig
 from finetune.models.assemble import HeadConfig
@@ -26,13 +27,18 @@ class TrainConfig(RunConfig):
     """How the run goes; its length is that of its stages.
 
     Attributes:
-        weight_decay: AdamW's, on matrices and kernels.
+        optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum, which nnU-Net fine-tunes with.
+        momentum: Of ``sgd``.
+        weight_decay: On matrices and kernels, in stages that give none of their own.
     """
 
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.99
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
+        require(0 < self.momentum < 1, f"train.momentum {self.momentum}: must lie between 0 and 1")
         decay = self.weight_decay
         message = f"train.weight_decay {decay}: must be 0 or more, and no more than {LARGEST_RATE:g}"
         require(0 <= decay <= LARGEST_RATE, message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
 
 from finetune.losses import IGNORE, Losses, Targets, finetune_loss
 from finetune.model_folder import Bundle
 from finetune.models.assemble import AneurysmClassifier
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, TrainConfig
 from finetune.samples import DataConfig, check_patch
-from finetune.stages import Rates, parameter_groups, rates_at, total_steps
+from finetune.stages import Rates, StageConfig, in_steps, parameter_groups, rates_at, total_steps
 from finetune.tasks.aneurysm import SOURCE
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
@@ -37,6 +38,7 @@ class FinetuneState(TrainState[AneurysmClassifier]):
 
     Attributes:
         recipe: The run's.
+        stages: Its stages, as `finetune.stages.in_steps` gives them.
         data: Its data section, with the encoder's own windows.
     """
 
@@ -44,15 +46,16 @@ class FinetuneState(TrainState[AneurysmClassifier]):
     advice: ClassVar[str] = "lower the rates of the stages or lengthen their warmup, and give --out a new folder"
 
     recipe: Recipe
+    stages: tuple[StageConfig, ...]
     data: DataConfig
 
     def rates(self) -> Rates:
         """What the coming step trains."""
-        return rates_at(self.step, self.recipe.stages, len(self.unwrapped.layers))
+        return rates_at(self.step, self.stages, len(self.unwrapped.layers))
 
     def last_rates(self) -> Rates:
         """What the step trained that was taken last."""
-        return rates_at(max(self.step - 1, 0), self.recipe.stages, len(self.unwrapped.layers))
+        return rates_at(max(self.step - 1, 0), self.stages, len(self.unwrapped.layers))
 
     def bundle(self, settings: Settings) -> Bundle:
         """What must be known besides the weights to predict."""
@@ -60,11 +63,24 @@ class FinetuneState(TrainState[AneurysmClassifier]):
         return Bundle(encoder=shape, head=self.recipe.head, data=self.data, settings=settings)
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator, pretrained: Any | None) -> FinetuneState:
+def stages_of_run(recipe: Recipe, *, epoch: int) -> tuple[StageConfig, ...]:
+    """A recipe's stages with lengths in steps, and with the dropout and the weight decay of those that give none.
+
+    Args:
+        recipe: The run's.
+        epoch: Steps of an epoch.
+    """
+    return in_steps(recipe.stages, epoch=epoch, dropout=recipe.head.dropout, weight_decay=recipe.train.weight_decay)
+
+
+def prepare(
+    recipe: Recipe, stages: tuple[StageConfig, ...], accelerator: Accelerator, pretrained: Any | None
+) -> FinetuneState:
     """Model, optimizer, moving average and plan of a run at its first step.
 
     Args:
         recipe: The run's.
+        stages: Its stages, with lengths in steps.
         accelerator: Ranks, devices and precision.
         pretrained: What `Encoder.from_pretrained` gives; None trains the recipe's encoder from scratch.
     """
@@ -74,7 +90,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, pretrained: Any | None) ->
         check_patch(data, pretrained.strides[-1])
     plan = fit_plan(
         accelerator,
-        steps=total_steps(recipe.stages),
+        steps=total_steps(stages),
         batch=recipe.train.batch,
         accumulate=recipe.train.accumulate,
         try_step=partial(try_step, recipe, accelerator, pretrained),
@@ -82,11 +98,12 @@ def prepare(recipe: Recipe, accelerator: Accelerator, pretrained: Any | None) ->
     torch.manual_seed(recipe.train.seed)
     encoder = build_encoder(recipe.scratch) if pretrained is None else pretrained
     classifier = make_model(recipe, encoder).to(accelerator.device)
-    optimizer = AdamW(parameter_groups(classifier, weight_decay=recipe.train.weight_decay), lr=0.0)
+    optimizer = make_optimizer(parameter_groups(classifier, weight_decay=recipe.train.weight_decay), recipe.train)
     # Wrapped while everything wants a gradient: the wrapper for several ranks looks only once at who takes part.
     model, optimizer = accelerator.prepare(classifier.requires_grad_(True), optimizer)
     return FinetuneState(
         recipe=recipe,
+        stages=stages,
         data=data,
         accelerator=accelerator,
         plan=plan,
@@ -95,6 +112,18 @@ def prepare(recipe: Recipe, accelerator: Accelerator, pretrained: Any | None) ->
         optimizer=optimizer,
         ema=ModelEmaV3(classifier, decay=recipe.train.ema) if recipe.train.ema is not None else None,
     )
+
+
+def make_optimizer(groups: Iterable[Any], config: TrainConfig) -> Optimizer:
+    """The optimizer of all stages; its rates are set before each step.
+
+    Args:
+        groups: As `parameter_groups` gives them, or parameters.
+        config: Which optimizer.
+    """
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=0.0, momentum=config.momentum, nesterov=True)
+    return AdamW(groups, lr=0.0)
 
 
 def make_model(recipe: Recipe, encoder: Any) -> AneurysmClassifier:
@@ -107,7 +136,7 @@ def try_step(recipe: Recipe, accelerator: Accelerator, pretrained: Any | None, b
     device, patch = accelerator.device, recipe.data.patch
     encoder = build_encoder(recipe.scratch) if pretrained is None else deepcopy(pretrained)
     model = make_model(recipe, encoder).to(device)
-    optimizer = AdamW(model.parameters(), lr=0.0)
+    optimizer = make_optimizer(model.parameters(), recipe.train)
     cells = [-(-voxels // recipe.head.stride) for voxels in patch]
     targets = Targets(
         labels_B14=torch.zeros(batch, len(LABELS), device=device),

@@ -24,12 +24,12 @@ from finetune.inference import PREDICTIONS, has_finite, score_of
 from finetune.losses import count, denominators, finetune_loss
 from finetune.metrics import Score
 from finetune.model_folder import irreproducible, save_bundle, settings_of
-from finetune.origin import FINE_TUNING, began_with, read_given, rebuilt
+from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, rebuilt
 from finetune.recipe import Recipe
 from finetune.report import write_report
 from finetune.samples import FinetuneBatch, RegionStore, TrainingSamples, check_patch, training_batches
-from finetune.stages import apply_rates
-from finetune.state import FinetuneState, notes, prepare
+from finetune.stages import apply_rates, steps_of_epoch
+from finetune.state import FinetuneState, notes, prepare, stages_of_run
 from finetune.tasks.aneurysm import select
 from finetune.validation import evaluate, predict_held_out, score_facts, summary
 from harmonize.corpus import Corpus
@@ -97,7 +97,8 @@ def _train(
     given = read_given(encoder_folder)
     own_folds = partial(write_folds, out / FOLDS, folds) if old else None
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    origin = partial(began_with, folder=out, corpus=corpus.manifest_sha256(), ranks=ranks, given=given)
+    epoch = steps_of_epoch(len(training), settings.batch * settings.accumulate * ranks)
+    origin = partial(began_with, folder=out, corpus=corpus.manifest_sha256(), ranks=ranks, given=given, epoch=epoch)
     hold = partial(open_run, out, recipe, FINE_TUNING, began_with=origin, first=own_folds)
     with ExitStack() as stack:
         run = enter_on_main(accelerator, stack, hold)
@@ -105,7 +106,8 @@ def _train(
         if given.fault is not None:
             note(f"note: {given.fault}; the run's checkpoint holds its weights")
             encoder = rebuilt(agree({} if run is None else run.state["origin"]["encoder"] or {}))
-        state = prepare(recipe, accelerator, encoder)
+        epoch = agree(epoch if run is None else run.state[EPOCH_STEPS])
+        state = prepare(recipe, stages_of_run(recipe, epoch=epoch), accelerator, encoder)
         for line in notes(state, corpus):
             note(f"note: {line}")
         if not resume(state, run, out) and given.fault is not None:

@@ -30,7 +30,7 @@ from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub.encoder_folder import save_encoder
 from headspark.optim import OptimConfig
 from headspark.recipe import TrainConfig as PretrainingConfig
-from headspark.run.claim import read_state
+from headspark.run.claim import read_metrics, read_state
 from headspark.run.diverged import Diverged
 
 TIMES = {"seconds", "samples_per_second", "data_wait_share"}
@@ -189,6 +189,64 @@ def test_a_start_that_fails_leaves_no_folder(encoder: Path, corpus: Corpus, tmp_
             run(tiny(), corpus, place, encoder)
         assert refused.value.exit_code == 2
         assert content(tmp_path) == before
+
+
+VARIED = (
+    StageConfig(name="head", epochs=1, warmup=0.5, head_lr=1e-2, schedule="constant", dropout=0.0, weight_decay=0.1),
+    StageConfig(name="deep", steps=3, head_lr=1e-2, encoder_lr=1e-3, layers=1, schedule="poly", dropout=0.5),
+    StageConfig(name="all", epochs=1.5, head_lr=1e-2, encoder_lr=1e-2, layers="all", schedule="cosine"),
+)
+"""2, 3 and 3 steps: an epoch of the three training series has two steps of two samples."""
+
+
+def varied() -> Recipe:
+    return tiny(VARIED, optimizer="sgd", momentum=0.9)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "write_report", lambda run, corpus: run)
+        assert run(varied(), corpus, out) is not None
+    return out
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    expected, found = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 7])
+def test_a_run_that_stops_in_any_stage_goes_on_bit_for_bit(
+    step: int, undisturbed: Path, corpus: Corpus, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        signalled_in_step(step, signal.SIGTERM, patch)
+        assert run(varied(), corpus, tmp_path / "run") is None
+    assert run(varied(), corpus, tmp_path / "run") is not None
+    assert same_weights(undisturbed, tmp_path / "run")
+
+
+def test_the_length_of_an_epoch_stays_what_it_was_when_the_run_began(
+    undisturbed: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    assert read_state(undisturbed)["steps_per_epoch"] == 2  # type: ignore[index]
+    assert max(line["step"] for line in read_metrics(undisturbed)) == 8
+    with pytest.MonkeyPatch.context() as patch:
+        signalled_in_step(2, signal.SIGTERM, patch)
+        assert run(varied(), corpus, out) is None
+    written = (out / "run.json").read_text()
+    for damaged in ("2", 0, True, None):
+        (out / "run.json").write_text(json.dumps(json.loads(written) | {"steps_per_epoch": damaged}))
+        with pytest.raises(WrongUse, match=r"damaged .*steps_per_epoch"):
+            run(varied(), corpus, out)
+    (out / "run.json").write_text(written)
+    monkeypatch.setattr(training, "steps_of_epoch", lambda series, samples: 99)
+    assert run(varied(), corpus, out) is not None
+    assert read_state(out)["steps_per_epoch"] == 2  # type: ignore[index]
+    assert same_weights(undisturbed, out)
 
 
 def test_rates_that_overflow_the_weights_end_as_diverged(corpus: Corpus, tmp_path: Path) -> None:

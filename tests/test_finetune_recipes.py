@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from finetune.recipe import Recipe
 from finetune.samples import FinetuneBatch, TrainingSamples, join
 from finetune.stages import rates_at, total_steps
-from finetune.state import prepare
+from finetune.state import prepare, stages_of_run
 from finetune.tasks.aneurysm import Case
 from finetune.train import train_step
 from finetune.views.box import Findings, Region
@@ -79,10 +79,12 @@ def test_a_recipe_takes_a_step_in_each_stage_at_toy_size(path: Path) -> None:
         data=dataclasses.replace(recipe.data, patch=(16, 16, 16), workers=0),
         scratch=TOY,
         head=dataclasses.replace(recipe.head, stride=2, coarsest=None, width=8),
-        stages=tuple(dataclasses.replace(stage, steps=1, warmup=min(stage.warmup, 1)) for stage in recipe.stages),
+        stages=tuple(
+            dataclasses.replace(one, steps=1, epochs=None, warmup=min(one.warmup, 1)) for one in recipe.stages
+        ),
         train=dataclasses.replace(recipe.train, precision="fp32"),
     )
-    state = prepare(recipe, Accelerator(cpu=True), None)
+    state = prepare(recipe, stages_of_run(recipe, epoch=1), Accelerator(cpu=True), None)
     samples = TrainingSamples(Noise(), state.data, recipe.augment, stride=2, seed=0)  # type: ignore[arg-type]
     batch: FinetuneBatch = join([samples[0], samples[1]])
     for step in range(total_steps(recipe.stages)):

@@ -9,8 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.assemble import AneurysmClassifier, HeadConfig
-from finetune.stages import HEAD, StageConfig, apply_rates, parameter_groups, rates_at
+from finetune.recipe import Recipe, TrainConfig
+from finetune.stages import (
+    HEAD,
+    StageConfig,
+    apply_rates,
+    in_steps,
+    parameter_groups,
+    rates_at,
+    steps_of_epoch,
+    total_steps,
+)
+from finetune.state import make_optimizer
 from harmonize.errors import WrongUse
+from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
 
 STAGES = (
@@ -67,11 +79,102 @@ def test_more_layers_than_the_encoder_has_means_all_of_them() -> None:
         ({"encoder_lr": 0.1}, "encoder_lr and layers"),
         ({"layers": -1, "encoder_lr": 0.1}, "layers"),
         ({"final": 2.0}, "final"),
+        ({"schedule": "constant", "final": 0.5}, "final"),
+        ({"epochs": 1.0}, "in steps or in epochs"),
+        ({"steps": None}, "in steps or in epochs"),
+        ({"steps": None, "epochs": 0.0}, "epochs must be more than 0"),
+        ({"steps": None, "epochs": float("nan")}, "epochs must be more than 0"),
+        ({"steps": None, "epochs": 2.0, "warmup": 3}, "2.0 epochs"),
+        ({"warmup": 0.5}, "whole steps"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"weight_decay": -1.0}, "weight_decay"),
     ],
 )
 def test_impossible_stages_are_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(WrongUse, match=said):
         StageConfig(**({"name": "s", "steps": 4, "head_lr": 1.0} | wrong))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ({"steps": 4}, [1, 1, 1, 1]),
+        ({"steps": 4, "schedule": "constant", "warmup": 2}, [0.5, 1, 1, 1]),
+        ({"steps": 5, "schedule": "cosine"}, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0]),
+        ({"steps": 5, "warmup": 2, "final": 0.2}, [0.5, 1, 1, 0.6, 0.2]),
+        ({"steps": 5, "warmup": 1, "schedule": "poly"}, [1, 1, 0.75**0.9, 0.5**0.9, 0.25**0.9]),
+        ({"steps": 2, "schedule": "poly", "final": 0.5}, [1, 0.5 + 0.5 * 0.5**0.9]),
+    ],
+)
+def test_a_schedule_gives_these_shares_of_the_peak(stage: dict[str, object], expected: list[float]) -> None:
+    (config,) = from_plain(Recipe, {"stages": [{"name": "s", "head_lr": 1.0} | stage]}).stages
+    assert [rates_at(step, [config], depth=1).head for step in range(len(expected))] == pytest.approx(expected)
+
+
+def test_a_stage_is_the_same_after_writing_and_reading_however_it_was_spelt() -> None:
+    for stage in ({"steps": 4}, {"steps": 4, "final": 0.1}, {"epochs": 3, "warmup": 0.5, "schedule": "poly"}):
+        recipe = from_plain(Recipe, {"stages": [{"name": "s", "head_lr": 1.0} | stage]})
+        assert from_plain(Recipe, to_plain(recipe)) == recipe
+
+
+def test_epochs_become_steps_of_the_training_series() -> None:
+    stages = [
+        StageConfig(name="a", epochs=2, warmup=0.5, head_lr=1.0),
+        StageConfig(name="b", steps=7, warmup=3, head_lr=1.0, dropout=0.3, weight_decay=0.0),
+        StageConfig(name="c", epochs=0.01, warmup=0.01, head_lr=1.0),
+    ]
+    epoch = steps_of_epoch(41, 4)
+    assert epoch == 11
+    with pytest.raises(ValueError, match="in_steps"):
+        total_steps(stages)
+    first, second, third = in_steps(stages, epoch=epoch, dropout=0.1, weight_decay=0.01)
+    assert [first.steps, second.steps, third.steps] == [22, 7, 1]
+    assert [first.warmup, second.warmup, third.warmup] == [6, 3, 0]
+    assert [first.dropout, second.dropout] == [0.1, 0.3]
+    assert [first.weight_decay, second.weight_decay] == [0.01, 0.0]
+    assert in_steps((first, second, third), epoch=99) == (first, second, third), "what is in steps stays"
+
+
+def test_dropout_and_weight_decay_last_as_long_as_their_stage() -> None:
+    model = AneurysmClassifier(build_encoder(TINY), HeadConfig(stride=4, width=8, dropout=0.4))
+    model.encoder.add_module("own", nn.Dropout(0.7))
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.1))
+    stages = in_steps(
+        [
+            StageConfig(name="a", steps=1, head_lr=1.0),
+            StageConfig(name="b", steps=1, head_lr=1.0, dropout=0.2, weight_decay=1e-4),
+            StageConfig(name="c", steps=1, head_lr=1.0, dropout=0.0, weight_decay=0.0),
+        ],
+        epoch=1,
+        dropout=0.4,
+        weight_decay=0.1,
+    )
+    for step, dropout, decay in ((1, 0.2, 1e-4), (2, 0.0, 0.0), (0, 0.4, 0.1)):
+        apply_rates(rates_at(step, stages, depth=4), model, optimizer)
+        head = [m.p for m in [*model.presence_mix, *model.territory_mix] if isinstance(m, nn.Dropout3d)]
+        assert head == [dropout] * 2
+        assert model.encoder.own.p == 0.7
+        for group in optimizer.param_groups:
+            assert group["weight_decay"] == (decay if group["params"][0].ndim > 1 else 0.0)
+
+
+def test_sgd_moves_as_nnunets_does_and_leaves_what_is_frozen() -> None:
+    model = tiny_model()
+    config = TrainConfig(optimizer="sgd")
+    optimizer = make_optimizer(parameter_groups(model, weight_decay=0.0), config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for step in range(2):
+        apply_rates(rates_at(2 + step, STAGES, depth=4), model, optimizer)
+        model.shift_14.grad = torch.ones(14)
+        optimizer.step()
+        optimizer.zero_grad()
+    # v1 = g, v2 = 0.99 v1 + g; each step moves by g + 0.99 v (Nesterov).
+    assert torch.allclose(model.shift_14, -torch.full((14,), (1 + 0.99) + (1 + 0.99 * 1.99)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name != "shift_14")
+    with pytest.raises(WrongUse, match=r"train\.momentum"):
+        TrainConfig(optimizer="sgd", momentum=1.0)
+    with pytest.raises(WrongUse, match=r"train\.optimizer"):
+        from_plain(Recipe, {"train": {"optimizer": "adam"}})
 
 
 def test_every_parameter_is_in_exactly_one_group_and_vectors_are_spared_the_decay() -> None:
