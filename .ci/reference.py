@@ -49,7 +49,8 @@ PROMISED = {
     "headspark.train": ("train",),
     "finetune.train": ("train",),
     "finetune.predict": ("Predictor", "Answer", "NoAnswer"),
-    "finetune.metrics": ("competition_score", "Score"),
+    "finetune.metrics": ("Score",),
+    "finetune.tasks.aneurysm": ("competition_score",),
     "finetune.kaggle": ("serve",),
 }
 """Names that other people's code may use; behind some, the only methods and properties that are promised."""

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.metrics import Score, competition_score
+from finetune.metrics import Score
 from finetune.samples import DataConfig, RegionStore, network_input
+from finetune.tasks.aneurysm import competition_score
 from finetune.views.box import Region, pose_patch
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, MIRRORED
@@ -98,7 +99,8 @@ def predict_cases(
             break
         targets = {f"{TARGET_PREFIX}{label}": value for label, value in zip(LABELS, case.labels, strict=True)}
         predicted = predict_region(model, store[number], config, device)
-        rows.append({"scan_id": case.scan_id, **predicted, **targets, "fold": config.fold})
+        who = {"scan_id": case.scan_id, "subject": case.subject, "modality": case.modality}
+        rows.append({**who, **predicted, **targets, "fold": config.fold})
     return pd.DataFrame(rows)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from finetune.metrics import WEIGHTS
 from finetune.models.assemble import Output
+from finetune.tasks.aneurysm import WEIGHTS
 from harmonize.errors import WrongUse
 
 IGNORE = -1

@@ -1,25 +1,27 @@
-"""The metric of RSNA 2025 intracranial aneurysm detection: weighted ROC areas of 14 labels.
-
-The competition computes ``roc_auc_score(average=None)`` per column and averages with the weights ``[1] * 13 + [13]``,
-that is half the area of `Aneurysm Present` plus half the mean area of the 13 locations.
+"""ROC areas of any labels, their means, and what patients drawn again make of them.
 
 A column with a single class has no ROC area: scikit-learn before 1.6 raises there, later ones warn and return NaN.
 On a small fold that is the usual case, so such columns are named in `Score.undefined`, their area is NaN, and the
-means go over the defined columns; only a score with nothing undefined is the competition's number.
+means go over the defined columns.
+
+A bootstrap draw is how often each series counts: one column of times_ND, in which the series of a patient come
+together. A statistic of all draws is then one pass over sorted predictions, with no resampled copy of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score
 
-from harmonize.labels import LABELS, LOCATIONS, PRESENT
-
-WEIGHTS = (1,) * len(LOCATIONS) + (len(LOCATIONS),)
-"""The competition's weight of each of `LABELS`; they are divided by their sum."""
+DRAWS = 1000
+LEVEL = 0.95
+LEAST_DEFINED = 0.5
+"""Share of the draws in which a statistic must be defined for it to have an interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,39 +29,33 @@ class Score:
     """What a set of predictions is worth.
 
     Attributes:
-        areas: ROC area by label name, in the competition's order; NaN where undefined.
-        auc_present: Area of `Aneurysm Present`, or NaN.
-        auc_mean_locations: Mean area of the defined locations, or NaN if none is defined.
-        score: Mean of the two above; NaN if either is. The competition's number if `undefined` is empty.
+        areas: ROC area by label, in the task's order; NaN where undefined.
+        means: Mean area of the defined labels of each group, by the group's name; NaN if none is defined.
+        score: Mean of `means`; NaN if one is.
         undefined: Labels that had a single class.
     """
 
     areas: dict[str, float]
-    auc_present: float
-    auc_mean_locations: float
+    means: dict[str, float]
     score: float
     undefined: tuple[str, ...]
 
     def headline(self) -> dict[str, object]:
-        """The three means by name, and the labels they leave out."""
-        return {
-            "auc_present": self.auc_present,
-            "auc_mean_locations": self.auc_mean_locations,
-            "score": self.score,
-            "undefined": list(self.undefined),
-        }
+        """The means by name, the score, and the labels they leave out."""
+        return {**self.means, "score": self.score, "undefined": list(self.undefined)}
 
     def note(self) -> str:
         """One line for a person about what the score leaves out; empty if it leaves out nothing.
 
         Example:
-            >>> competition_score([[0] * 14, [0] * 13 + [1]], [[0.1] * 14, [0.9] * 14]).note()
-            '13 of 14 labels have a single class in this set; the means leave them out'
+            >>> score_labels([[0, 1], [0, 0]], [[1, 1], [1, 0]], labels="ab", groups={"all": "ab"}).note()
+            '1 of 2 labels have a single class in this set; the means leave them out'
         """
         if not self.undefined:
             return ""
         return (
-            f"{len(self.undefined)} of {len(LABELS)} labels have a single class in this set; the means leave them out"
+            f"{len(self.undefined)} of {len(self.areas)} labels have a single class in this set; "
+            "the means leave them out"
         )
 
 
@@ -78,47 +74,151 @@ class Interval:
     defined: float
 
 
-def competition_score(targets_N14: ArrayLike, probabilities_N14: ArrayLike) -> Score:
-    """Score predictions as the competition does, with undefined columns told apart.
+def score_labels(
+    targets_NL: ArrayLike, probabilities_NL: ArrayLike, *, labels: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> Score:
+    """Score predictions by the mean of the means over groups of labels, with undefined columns told apart.
 
     Args:
-        targets_N14: 0 or 1, a row a series, columns as `LABELS`.
-        probabilities_N14: Any finite scores in the same layout; only their order within a column matters.
+        targets_NL: 0 or 1, a row a series, columns as `labels`.
+        probabilities_NL: Any finite scores in the same layout; only their order within a column matters.
+        labels: Names of the columns.
+        groups: Labels of each group, by its name.
 
     Returns:
         The areas and their means.
 
     Raises:
-        ValueError: If the shapes differ or are not (N, 14), a target is neither 0 nor 1, or a prediction is not finite.
+        ValueError: If the shapes differ or are not (N, L), a target is neither 0 nor 1, or a prediction is not finite.
 
     Example:
-        >>> import numpy as np
-        >>> targets = np.eye(14)
-        >>> competition_score(targets, targets).score
+        >>> score_labels([[0, 1], [1, 0]], [[0.1, 0.9], [0.8, 0.2]], labels="ab", groups={"all": "ab"}).score
         1.0
     """
-    targets, probabilities = _checked(targets_N14, probabilities_N14)
-    areas = [_area(targets[:, i], probabilities[:, i]) for i in range(len(LABELS))]
-    locations = [area for area in areas[: len(LOCATIONS)] if not np.isnan(area)]
-    present = areas[LABELS.index(PRESENT)]
-    mean_locations = float(np.mean(locations)) if locations else float("nan")
+    areas = dict(zip(labels, map(float, roc_areas(targets_NL, probabilities_NL, labels=len(labels))), strict=True))
+    means = {name: _mean_of_defined([areas[label] for label in members]) for name, members in groups.items()}
     return Score(
-        areas=dict(zip(LABELS, areas, strict=True)),
-        auc_present=present,
-        auc_mean_locations=mean_locations,
-        score=(present + mean_locations) / 2,
-        undefined=tuple(label for label, area in zip(LABELS, areas, strict=True) if np.isnan(area)),
+        areas=areas,
+        means=means,
+        score=float(np.mean(list(means.values()))),
+        undefined=tuple(label for label, area in areas.items() if np.isnan(area)),
     )
 
 
-def bootstrap_interval(
-    targets_N: ArrayLike, scores_N: ArrayLike, *, draws: int = 1000, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap, over series, of the ROC area of one label.
+def roc_areas(targets_NL: ArrayLike, scores_NL: ArrayLike, *, labels: int) -> NDArray[np.float64]:
+    """ROC area of each label, (L,); NaN where it has a single class. Arguments and faults as for `score_labels`."""
+    targets, scores = np.asarray(targets_NL), np.asarray(scores_NL, dtype=np.float64)
+    if targets.shape != scores.shape or targets.ndim != 2 or targets.shape[1] != labels:
+        raise ValueError(f"targets {targets.shape} and predictions {scores.shape} must both be (N, {labels})")
+    if not np.isin(targets, (0, 1)).all():
+        raise ValueError("targets must be 0 or 1")
+    if not np.isfinite(scores).all():
+        raise ValueError("predictions must be finite: there is no ROC area of NaN")
+    return np.array([_area(targets[:, column].astype(np.int64), scores[:, column]) for column in range(labels)])
+
+
+def draw_patients(subjects_N: Sequence[object], *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.int64]:
+    """Draw as many patients as there are, with replacement, again and again.
+
+    Args:
+        subjects_N: The patient of each series.
+        draws: How many times.
+        seed: Of the drawing.
+
+    Returns:
+        times_ND: how often each series counts in each draw; a patient's series come together.
+    """
+    codes_N, names = pd.factorize(np.asarray(subjects_N, dtype=object), use_na_sentinel=False)
+    if not len(names):
+        return np.zeros((0, draws), dtype=np.int64)
+    share = np.full(len(names), 1 / len(names))
+    times_DP = np.random.default_rng(seed).multinomial(len(names), share, draws)
+    return np.ascontiguousarray(times_DP.T)[codes_N]
+
+
+def drawn_areas(
+    targets_N: NDArray[np.int64], scores_N: NDArray[np.float64], times_ND: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """ROC area of each draw: the share of its pairs of a positive and a negative that are in the right order.
+
+    Args:
+        targets_N: 0 or 1.
+        scores_N: Finite; only their order matters, and a tie is half a pair.
+        times_ND: As `draw_patients` gives them; one column of ones is the sample itself.
+
+    Returns:
+        (D,), NaN where a draw has a single class.
+    """
+    positive_N = targets_N == 1
+    order_Q = np.argsort(scores_N[~positive_N])
+    negatives_Q = scores_N[~positive_N][order_Q]
+    below_QD = np.zeros((len(order_Q) + 1, times_ND.shape[1]), dtype=np.int64)
+    np.cumsum(times_ND[~positive_N][order_Q], axis=0, out=below_QD[1:])
+    times_PD, scores_P = times_ND[positive_N], scores_N[positive_N]
+    less_PD = below_QD[np.searchsorted(negatives_Q, scores_P, side="left")]
+    up_to_PD = below_QD[np.searchsorted(negatives_Q, scores_P, side="right")]
+    won_D = np.einsum("pd,pd->d", times_PD, less_PD + up_to_PD) / 2
+    pairs_D = times_PD.sum(0) * below_QD[-1]
+    return _quotient(won_D, pairs_D)
+
+
+def drawn_precisions(
+    targets_N: NDArray[np.int64], scores_N: NDArray[np.float64], times_ND: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Average precision of each draw, as scikit-learn has it: the precision at each score, weighted by recall gained.
 
     Args:
         targets_N: 0 or 1.
         scores_N: Finite; only their order matters.
+        times_ND: As for `drawn_areas`.
+
+    Returns:
+        (D,), NaN where a draw has no positive.
+    """
+    order_N = np.argsort(-scores_N, kind="stable")
+    # A tie is one step: all its series are called at the same threshold.
+    ends = np.flatnonzero(np.diff(scores_N[order_N], append=-np.inf))
+    times_ND = times_ND[order_N]
+    called_ED = np.cumsum(times_ND, axis=0)[ends]
+    right_ED = np.cumsum(times_ND * targets_N[order_N, None], axis=0)[ends]
+    gained_ED = np.diff(right_ED, axis=0, prepend=0)
+    summed_D = (gained_ED * (right_ED / np.maximum(called_ED, 1))).sum(0)
+    return _quotient(summed_D, right_ED[-1] if len(ends) else np.zeros(times_ND.shape[1], dtype=np.int64))
+
+
+def percentile_interval(values_D: NDArray[np.float64], *, level: float = LEVEL) -> Interval:
+    """The interval between percentiles of a statistic's draws; those in which it is NaN are left out and counted.
+
+    Args:
+        values_D: The statistic of each draw.
+        level: Coverage, between 0 and 1.
+
+    Returns:
+        The interval; NaN bounds where fewer than half of the draws were defined.
+    """
+    values = values_D[np.isfinite(values_D)]
+    share = len(values) / len(values_D)
+    if share < LEAST_DEFINED:
+        return Interval(low=float("nan"), high=float("nan"), defined=share)
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(low=float(low), high=float(high), defined=share)
+
+
+def bootstrap_interval(
+    targets_N: ArrayLike,
+    scores_N: ArrayLike,
+    *,
+    subjects_N: Sequence[object] | None = None,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap, over patients, of the ROC area of one label.
+
+    Args:
+        targets_N: 0 or 1.
+        scores_N: Finite; only their order matters.
+        subjects_N: The patient of each series; None takes each series for a patient of its own.
         draws: Resamples with replacement. Those with a single class have no area: they are left out and counted.
         level: Coverage, between 0 and 1.
         seed: Of the resampling.
@@ -126,33 +226,19 @@ def bootstrap_interval(
     Returns:
         The interval; NaN bounds where fewer than half of the draws were defined.
     """
-    targets, scores = np.asarray(targets_N), np.asarray(scores_N, dtype=np.float64)
-    difference_PQ = scores[targets == 1][:, None] - scores[targets == 0][None]
-    # A resample is how often each series was drawn, and its area a weighted share of pairs in the right order.
-    wins_PQ = (difference_PQ > 0) + 0.5 * (difference_PQ == 0)
-    times_DN = np.random.default_rng(seed).multinomial(len(targets), np.full(len(targets), 1 / len(targets)), draws)
-    times_DP, times_DQ = times_DN[:, targets == 1], times_DN[:, targets == 0]
-    pairs_D = times_DP.sum(1) * times_DQ.sum(1)
-    won_D = ((times_DP @ wins_PQ) * times_DQ).sum(1)
-    areas = won_D[pairs_D > 0] / pairs_D[pairs_D > 0]
-    share = len(areas) / draws
-    if share < 0.5:
-        return Interval(low=float("nan"), high=float("nan"), defined=share)
-    low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(low=float(low), high=float(high), defined=share)
+    targets, scores = np.asarray(targets_N).astype(np.int64), np.asarray(scores_N, dtype=np.float64)
+    times_ND = draw_patients(range(len(targets)) if subjects_N is None else subjects_N, draws=draws, seed=seed)
+    return percentile_interval(drawn_areas(targets, scores, times_ND), level=level)
 
 
-def _checked(targets_N14: ArrayLike, probabilities_N14: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    targets, probabilities = np.asarray(targets_N14), np.asarray(probabilities_N14, dtype=np.float64)
-    if targets.shape != probabilities.shape or targets.ndim != 2 or targets.shape[1] != len(LABELS):
-        raise ValueError(
-            f"targets {targets.shape} and predictions {probabilities.shape} must both be (N, {len(LABELS)})"
-        )
-    if not np.isin(targets, (0, 1)).all():
-        raise ValueError("targets must be 0 or 1")
-    if not np.isfinite(probabilities).all():
-        raise ValueError("predictions must be finite: the competition's metric refuses NaN")
-    return targets.astype(np.int64), probabilities
+def _quotient(above_D: NDArray[np.float64], below_D: NDArray[np.int64]) -> NDArray[np.float64]:
+    """NaN where it is divided by 0."""
+    return np.divide(above_D, below_D, out=np.full(len(below_D), np.nan), where=below_D > 0)
+
+
+def _mean_of_defined(areas: Sequence[float]) -> float:
+    defined = [area for area in areas if not np.isnan(area)]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 def _area(targets_N: NDArray[np.int64], scores_N: NDArray[np.float64]) -> float:

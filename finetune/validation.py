@@ -66,6 +66,6 @@ def summary(state: FinetuneState, score: Score) -> str:
     """One line for a person."""
     note = f" ({score.note()})" if score.note() else ""
     return (
-        f"step {state.step} ({state.last_rates().name}): AUC present {score.auc_present:.3f}, "
-        f"mean of locations {score.auc_mean_locations:.3f}, score {score.score:.3f}{note}"
+        f"step {state.step} ({state.last_rates().name}): AUC present {score.means['auc_present']:.3f}, "
+        f"mean of locations {score.means['auc_mean_locations']:.3f}, score {score.score:.3f}{note}"
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from finetune.metrics import WEIGHTS, bootstrap_interval, competition_score
+from finetune.metrics import bootstrap_interval, draw_patients, drawn_areas, drawn_precisions
+from finetune.tasks.aneurysm import WEIGHTS, competition_score
 from harmonize.labels import LABELS, PRESENT
 
 
@@ -33,7 +37,7 @@ def test_the_score_is_the_weighted_mean_of_the_areas_counted_by_hand(seed: int) 
     assert found.undefined == ()
     np.testing.assert_allclose(list(found.areas.values()), areas, rtol=1e-12)
     assert found.score == pytest.approx(np.average(areas, weights=WEIGHTS), rel=1e-12)
-    assert found.auc_present == pytest.approx(areas[13])
+    assert found.means["auc_present"] == pytest.approx(areas[13])
 
 
 @settings(max_examples=20, deadline=None)
@@ -61,7 +65,7 @@ def test_a_column_with_one_class_is_named_and_left_out_of_the_mean() -> None:
     assert found.undefined == ("Basilar Tip",)
     assert np.isnan(found.areas["Basilar Tip"])
     others = [area for label, area in found.areas.items() if label not in ("Basilar Tip", PRESENT)]
-    assert found.auc_mean_locations == pytest.approx(np.mean(others))
+    assert found.means["auc_mean_locations"] == pytest.approx(np.mean(others))
     assert "1 of 14 labels" in found.note()
 
 
@@ -70,7 +74,7 @@ def test_the_score_is_undefined_where_present_has_one_class() -> None:
     targets[:, 13] = 1
     found = competition_score(targets, scores)
     assert np.isnan(found.score)
-    assert not np.isnan(found.auc_mean_locations)
+    assert not np.isnan(found.means["auc_mean_locations"])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -107,3 +111,49 @@ def test_the_bootstrap_says_when_the_area_is_mostly_undefined() -> None:
     interval = bootstrap_interval([0, 0, 0], [0.1, 0.2, 0.3], draws=10)
     assert interval.defined == 0
     assert np.isnan(interval.low)
+
+
+def clustered(seed: int, count: int = 30) -> tuple[NDArray[np.int64], NDArray[np.float64], list[str]]:
+    """Targets and tied scores of patients who have one to three series each."""
+    generator = np.random.default_rng(seed)
+    subjects = [f"P{number}" for number in range(count) for _ in range(generator.integers(1, 4))]
+    targets = (generator.random(len(subjects)) < 0.4).astype(np.int64)
+    return targets, np.round(generator.random(len(subjects)) + 0.3 * targets, 1), subjects
+
+
+def test_a_patients_series_are_drawn_together_and_as_many_patients_as_there_are() -> None:
+    _, _, subjects = clustered(0)
+    times_ND = draw_patients(subjects, draws=50)
+    for subject in set(subjects):
+        rows = times_ND[[name == subject for name in subjects]]
+        assert (rows == rows[0]).all()
+    first = [subjects.index(name) for name in dict.fromkeys(subjects)]
+    assert (times_ND[first].sum(0) == 30).all()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "direct"), [(drawn_areas, roc_auc_score), (drawn_precisions, average_precision_score)]
+)
+def test_a_statistic_of_the_draws_is_that_of_the_rows_written_out(drawn: Any, direct: Any) -> None:
+    targets, scores, subjects = clustered(1)
+    times_ND = draw_patients(subjects, draws=20)
+    values = drawn(targets, scores, times_ND)
+    for times_N, value in zip(times_ND.T, values, strict=True):
+        assert value == pytest.approx(direct(np.repeat(targets, times_N), np.repeat(scores, times_N)), rel=1e-12)
+
+
+@pytest.mark.parametrize("drawn", [drawn_areas, drawn_precisions])
+def test_a_statistic_without_positives_is_undefined_and_so_is_one_of_nothing(drawn: Any) -> None:
+    values = drawn(np.zeros(3, dtype=np.int64), np.array([0.1, 0.2, 0.2]), np.ones((3, 2), dtype=np.int64))
+    assert np.isnan(values).all()
+    assert np.isnan(drawn(np.zeros(0, dtype=np.int64), np.zeros(0), draw_patients([], draws=2))).all()
+
+
+def test_the_interval_over_patients_is_wider_where_a_patients_series_say_the_same() -> None:
+    targets, scores = draw(6, count=40)
+    five = {"targets_N": np.repeat(targets[:, 13], 5), "scores_N": np.repeat(scores[:, 13], 5)}
+    alone = bootstrap_interval(targets[:, 13], scores[:, 13])
+    together = bootstrap_interval(**five, subjects_N=np.repeat(np.arange(40), 5).tolist())
+    apart = bootstrap_interval(**five)
+    assert (together.low, together.high) == (alone.low, alone.high)
+    assert apart.high - apart.low < 0.6 * (together.high - together.low)

@@ -20,8 +20,8 @@ from finetune.losses import (
     label_loss,
     territory_loss,
 )
-from finetune.metrics import WEIGHTS
 from finetune.models.assemble import PRESENCE_PRIOR, AneurysmClassifier, HeadConfig, Output, coordinates, pool
+from finetune.tasks.aneurysm import WEIGHTS
 from harmonize.errors import UserError
 from headspark.encoder import EncoderConfig, build_encoder
 

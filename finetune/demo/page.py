@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from finetune.metrics import competition_score
 from finetune.report import figure_curves, figure_roc, short_name
+from finetune.tasks.aneurysm import competition_score
 from harmonize import sources
 from harmonize.corpus import Corpus, StoredVolume, read_volume
 from harmonize.errors import Rejection
@@ -45,7 +45,7 @@ def write_report(
         ("scans harmonized", str(sum(len(corpus.scans) for corpus in corpora))),
         ("scans refused, each with its reason", str(sum(len(corpus.rejected) for corpus in corpora))),
         ("masked loss, first and last", f"{losses[0]:.3f} → {losses[-1]:.3f}"),
-        ("AUC, aneurysm present (validation fold)", f"{score.auc_present:.3f}"),
+        ("AUC, aneurysm present (validation fold)", f"{score.means['auc_present']:.3f}"),
         ("competition score (validation fold)", f"{score.score:.3f}"),
         ("seconds: pretraining, fine-tuning", f"{seconds.get('pretrain', 0):.0f}, {seconds.get('finetune', 0):.0f}"),
     ]

@@ -62,9 +62,9 @@ def write_report(run: Path, corpus: Corpus | None = None) -> Path:
     )
     page.tiles(
         [
-            (_number(score.auc_present), "AUC, aneurysm present"),
+            (_number(score.means["auc_present"]), "AUC, aneurysm present"),
             (f"{_number(interval.low)} to {_number(interval.high)}", "its 95 % interval (bootstrap over series)"),
-            (_number(score.auc_mean_locations), "mean AUC of the locations"),
+            (_number(score.means["auc_mean_locations"]), "mean AUC of the locations"),
             (_number(score.score), "competition score"),
         ]
     )
@@ -147,7 +147,7 @@ def figure_roc(predictions: pd.DataFrame) -> Figure:
     score = score_of(predictions)
     axis.plot([0, 1], [0, 1], "--", color=PALE, linewidth=1)
     for name, columns, colour, area in (
-        (PRESENT, slice(13, 14), INK, score.auc_present),
+        (PRESENT, slice(13, 14), INK, score.means["auc_present"]),
         ("locations, pooled", slice(0, 13), SECOND, None),
     ):
         truth, values = targets_N14[:, columns].ravel(), probabilities_N14[:, columns].ravel()

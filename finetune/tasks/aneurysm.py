@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from finetune.metrics import Score, score_labels
 from harmonize.corpus import Corpus
 from harmonize.decisions import DecisionKind, kind_of
 from harmonize.errors import UserError
@@ -21,6 +22,12 @@ from harmonize.scan import ACTIVITY, Annotations, Point
 SOURCE = "rsna"
 VESSELS = "vessels"
 PET = "PT"
+WEIGHTS = (1,) * len(LOCATIONS) + (len(LOCATIONS),)
+"""The competition's weight of each of `LABELS`; they are divided by their sum."""
+
+GROUPS = {"auc_present": (PRESENT,), "auc_mean_locations": LOCATIONS}
+"""`WEIGHTS` as means over groups of labels: half the area of `PRESENT`, half the mean area of the locations."""
+
 LOST_LOCALIZERS = frozenset({DecisionKind.LOCALIZER_DROPPED, DecisionKind.LOCALIZER_UNREADABLE})
 
 
@@ -128,6 +135,31 @@ def select(corpus: Corpus, *, every_label: bool = False) -> Selection:
             f"`harmonize rsna RAW --out {corpus.path}` from a folder that has train.csv"
         )
     return Selection(cases=cases, left_out=left_out)
+
+
+def competition_score(targets_N14: ArrayLike, probabilities_N14: ArrayLike) -> Score:
+    """Score predictions as the competition does, with undefined columns told apart.
+
+    The competition computes ``roc_auc_score(average=None)`` per column and averages with `WEIGHTS`. Its number is
+    `Score.score` where `Score.undefined` is empty; the means leave out columns with a single class.
+
+    Args:
+        targets_N14: 0 or 1, a row a series, columns as `LABELS`.
+        probabilities_N14: Any finite scores in the same layout; only their order within a column matters.
+
+    Returns:
+        The areas by label, and their means ``auc_present`` and ``auc_mean_locations``.
+
+    Raises:
+        ValueError: If the shapes differ or are not (N, 14), a target is neither 0 nor 1, or a prediction is not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> targets = np.eye(14)
+        >>> competition_score(targets, targets).score
+        1.0
+    """
+    return score_labels(targets_N14, probabilities_N14, labels=LABELS, groups=GROUPS)
 
 
 def is_foreign(modality: str, unit: str) -> bool:
