@@ -18,7 +18,7 @@ from harmonize.corpus.journal import Record
 from harmonize.decisions import DecisionKind
 from harmonize.errors import Reason, Rejection, Stage, UserError, unforeseen
 from harmonize.files import NO_ROOM, no_room
-from harmonize.labels import LABELS
+from harmonize.labels import in_order
 from harmonize.pipeline import HarmonizedScan, normalise_scan, resample_scan, without_bias
 from harmonize.scan import HU, Annotations, ScanRef
 from harmonize.settings import Settings
@@ -92,15 +92,12 @@ def label_row(ref: ScanRef, settings: Settings) -> dict[str, Any] | None:
         "scan_id": identity.scan_id(ref, settings.salt),
         "subject": identity.subject_id(ref, settings.salt),
         "modality": ref.modality,
-        "labels": _in_order(ref.meta["labels"]),
+        "labels": _label_values(ref.meta["labels"]),
     }
 
 
-def _in_order(labels: object) -> list[int] | None:
-    """The competition's labels in the order of `LABELS`, or None where not each of them is 0 or 1."""
-    if not isinstance(labels, Mapping) or not all(labels.get(name) in (0, 1) for name in LABELS):
-        return None
-    return [int(labels[name]) for name in LABELS]
+def _label_values(labels: object) -> list[int] | None:
+    return list(in_order(labels)) if isinstance(labels, Mapping) else None
 
 
 def landmarks_of(ref: ScanRef, *, settings: Settings) -> tuple[str, list[float]] | None:
@@ -204,7 +201,7 @@ def _write(
         "raw_spacing": list(harmonized.raw_spacing),
         "age": annotations.age if annotations.age is not None and math.isfinite(annotations.age) else None,
         "sex": annotations.sex,
-        "labels": _in_order(annotations.labels),
+        "labels": _label_values(annotations.labels),
         "points": [
             {"label": point.label, "x": point.xyz_mm[0], "y": point.xyz_mm[1], "z": point.xyz_mm[2]}
             for point in annotations.points
