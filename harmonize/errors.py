@@ -1,4 +1,4 @@
-"""The faults that a user meets: one line each, and a stable reason code where a scan is refused."""
+"""The faults that a user meets: one line each, and a stable reason code where a scan is rejected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WrongUse(UserError):
 
 
 class Reason(StrEnum):
-    """Why a scan is refused. The value is the stable code in rejected.parquet; docs/rejections.md explains each."""
+    """Why a scan is rejected. The value is the stable code in rejected.parquet; docs/rejections.md explains each."""
 
     UNREADABLE = "unreadable"
     TRUNCATED = "truncated"

@@ -24,7 +24,7 @@ MIN_VOXELS_PER_AXIS = 3
 """Fewer slices make no volume."""
 
 MAX_BAD_SHARE = 0.5
-"""A scan with more NaN or infinite voxels than this is refused; fewer are filled with its lowest value."""
+"""A scan with more NaN or infinite voxels than this is rejected; fewer are filled with its lowest value."""
 
 CROP_MARGIN_MM = 10.0
 """Air kept around the foreground by ``crop_foreground``, so that nothing at its border is cut."""

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import collections
 import copyreg
-import io
 import os
 import pickle
 import shutil
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
 import pytest
 
 from harmonize import dicom, engine, phantom
+from harmonize.cli import main
 from harmonize.corpus import Corpus, lock
 from harmonize.corpus.publishable import publishable
 from harmonize.corpus.target import LOCK
 from harmonize.corpus.verify import verify
 from harmonize.engine import shared_look
-from harmonize.engine.sealed import seal, unseal
 from harmonize.errors import Rejection, UserError
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
@@ -232,6 +230,27 @@ def test_a_run_that_was_killed_after_its_look_leaves_a_folder_that_is_taken_up(
     assert sorted(path.name for path in (out / "records").iterdir()) == [LOCK, "tcia.jsonl"]
 
 
+def test_merge_names_a_look_whose_shards_began_nothing(
+    raw: Path, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    look = look_of(parts).read_bytes()
+    killed = parts.with_name("killed")
+    (killed / "records").mkdir(parents=True)
+    look_of(killed).write_bytes(look)
+    assert main(["merge", str(killed)]) == 1
+    assert "only records/tcia.look is there; give them again" in capsys.readouterr().err
+    assert look_of(killed).read_bytes() == look
+
+    other = parts.with_name("other")
+    (slices,) = phantom.write("deeplesion", parts.with_name("slices"), scans=1, size=24, seed=0, workers=0)
+    engine.run("deeplesion", slices, other, SETTINGS, workers=0)
+    look_of(other).write_bytes(look)
+    assert main(["merge", str(other)]) == 1
+    assert "no shard of tcia began a scan, records/tcia.look was all that they left" in capsys.readouterr().out
+    assert not look_of(other).exists()
+    assert main(["merge", str(other)]) == 0
+
+
 def test_a_folder_without_a_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no tcia scans found; it is empty"):
@@ -246,41 +265,9 @@ def test_what_stands_in_a_look_can_be_plain_data_alone(tmp_path: Path) -> None:
 
     key = bytes(32)
     path = tmp_path / "tcia.look"
-    path.write_bytes(b"".join(seal([zlib.compress(pickle.dumps([Harm()]))], key)))
+    path.write_bytes(shared_look._cipher(key).encrypt(zlib.compress(pickle.dumps([Harm()]))))
     assert shared_look._read(path, key) is None
     assert not (tmp_path / "harm").exists()
-
-
-def sealed(parts: list[bytes], key: bytes) -> bytes:
-    return b"".join(seal(parts, key))
-
-
-def opened(content: bytes, key: bytes) -> list[bytes]:
-    return list(unseal(io.BytesIO(content), key))
-
-
-def test_sealed_parts_come_back_and_no_byte_of_them_shows() -> None:
-    parts, key = [b"first" * 100, b"second"], bytes(range(32))
-    written = sealed(parts, key)
-    assert opened(written, key) == parts
-    assert sealed(parts, key) != written  # a nonce of its own each time
-    assert b"first" not in written
-    assert opened(sealed([], key), key) == []
-
-
-def changes(written: bytes) -> Iterator[bytes]:
-    yield from (written[:length] for length in range(len(written)))
-    yield from (written[:at] + bytes([written[at] ^ 1]) + written[at + 1 :] for at in range(len(written)))
-
-
-def test_any_changed_or_missing_byte_of_what_is_sealed_is_noticed() -> None:
-    key = bytes(range(32))
-    written = sealed([b"first", b"second"], key)
-    for changed in changes(written):
-        with pytest.raises(ValueError, match=r"cut|as it was written"):
-            opened(changed, key)
-    with pytest.raises(ValueError, match="another key"):
-        opened(written, bytes(32))
 
 
 def test_who_looks_while_another_looks_waits(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def _add_options_of_locate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", choices=names, metavar="SOURCE", help=", ".join(names))
     add_raw(parser)
     add_corpus(parser)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="scan ids or hashes; none: all that were refused")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="scan ids or hashes; none: all that were rejected")
     add_salt(parser, "the secret that the corpus was made with")
 
 
@@ -63,8 +63,10 @@ def _add_options_of_publish(parser: argparse.ArgumentParser) -> None:
 def _merge(options: argparse.Namespace) -> int:
     from harmonize import engine
     from harmonize.corpus import RECORDS, Corpus, journal
+    from harmonize.corpus.target import LOOK
 
     absent = journal.absent_shards(options.corpus / RECORDS)
+    stray = engine.strays(options.corpus)
     accepted, rejected = engine.merge(options.corpus)
     say(f"{options.corpus}: {accepted} scans, {rejected} rejected")
     if "brain_model" in Corpus.open(options.corpus).info["settings"]:
@@ -72,8 +74,10 @@ def _merge(options: argparse.Namespace) -> int:
     if absent:
         which = f"shards {', '.join(absent)}" if len(absent) > 1 else f"shard {absent[0]}"
         say(f"{options.corpus}: {which} never ran; run the same command without --shard to do what is missing")
-        return FAILED
-    return DONE
+    for source in stray:
+        look = f"{RECORDS}/{source}{LOOK}"
+        say(f"{options.corpus}: no shard of {source} began a scan, {look} was all that they left; give them again")
+    return FAILED if absent or stray else DONE
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -133,13 +137,13 @@ VERIFY = Command(
 )
 REPORT = Command(
     name="report",
-    text="write a corpus's report/index.html: pictures, outliers first, statistics, what was refused",
+    text="write a corpus's report/index.html: pictures, outliers first, statistics, what was rejected",
     add_options=_add_options_of_report,
     call=_report,
 )
 LOCATE = Command(
     name="locate",
-    text="name the raw files behind a corpus's hashes: all that were refused, or the ones you name",
+    text="name the raw files behind a corpus's hashes: all that were rejected, or the ones you name",
     add_options=_add_options_of_locate,
     call=_locate,
 )

@@ -65,7 +65,7 @@ def _add_options(parser: argparse.ArgumentParser, *, mri_norm: str) -> None:
     parser.add_argument(
         "--shard", type=_shard, metavar="I/N", help="only part I of N, from 0; end with harmonize merge"
     )
-    parser.add_argument("--retry", action="store_true", help="try again what was refused, after it was repaired")
+    parser.add_argument("--retry", action="store_true", help="try again what was rejected, after it was repaired")
     add_workers(parser)
     _add_executor(parser)
     parser.add_argument("--strict", action="store_true", help="any rejected scan makes the exit code 1")

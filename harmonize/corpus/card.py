@@ -51,7 +51,7 @@ size_categories:
 
 # Harmonized head CT and MRI
 
-{len(accepted)} scans ({rejected} refused), written by `harmonize` of headspark {version}.
+{len(accepted)} scans ({rejected} rejected), written by `harmonize` of headspark {version}.
 Every volume is RAS, {spacing} mm, int16 with its scale in the header; CT is in Hounsfield units.
 MRI is normalised ({norms}).
 
@@ -65,8 +65,8 @@ from datasets import load_dataset
 scans = load_dataset("niftifolder", data_dir="THIS_FOLDER", split="train")
 ```
 
-`metadata.parquet` has a row a scan, `rejected.parquet` a row a refused scan with its reason, `labels.parquet` (where a
-source labels its scans) a row a labelled scan, refused ones too, and `folds.parquet` (once a fine-tuning run has dealt
+`metadata.parquet` has a row a scan, `rejected.parquet` a row a rejected scan with its reason, `labels.parquet` (where a
+source labels its scans) a row a labelled scan, rejected ones too, and `folds.parquet` (once a fine-tuning run has dealt
 them) the fold of each labelled scan.
 
 The scans keep the licences of their sources:

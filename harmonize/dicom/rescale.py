@@ -84,7 +84,7 @@ def _or(value: float | None, default: float) -> float:
 
 
 def _plausible(values: list[float | None], is_plausible: Callable[[float], bool]) -> list[float | None]:
-    """The values without those that cannot be true, where others can; none can: all as they are, to be refused."""
+    """The values without those that cannot be true, where others can; none can: all as they are, to be rejected."""
     kept = [value if value is not None and is_plausible(value) else None for value in values]
     return kept if any(value is not None for value in kept) else values
 

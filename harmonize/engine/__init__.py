@@ -16,12 +16,13 @@ from harmonize.engine.hold import hold
 from harmonize.engine.interrupt import interruptible
 from harmonize.engine.ledger import Ledger
 from harmonize.engine.plan import make_plan
+from harmonize.engine.shared_look import strays
 from harmonize.engine.summary import Summary
 from harmonize.engine.work import work
 from harmonize.files import room_in
 from harmonize.settings import Settings
 
-__all__ = ["Executor", "Summary", "check", "merge", "run"]
+__all__ = ["Executor", "Summary", "check", "merge", "run", "strays"]
 
 
 def run(

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harmonize.errors import WrongUse
-
 if TYPE_CHECKING:
     from distributed.security import Security
 
@@ -22,17 +20,10 @@ ENCRYPTED = "tls://"
 
 
 def certificates() -> Security:
-    """A key and its certificate for one run, held in memory.
-
-    Raises:
-        UserError: The library that makes them is not installed.
-    """
+    """A key and its certificate for one run, held in memory."""
     from distributed.security import Security
 
-    try:
-        return Security.temporary()
-    except ImportError as error:
-        raise WrongUse("--executor dask and slurm need cryptography: pip install 'headspark[cluster]'") from error
+    return Security.temporary()
 
 
 def certificates_in(folder: str) -> Security:

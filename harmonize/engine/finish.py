@@ -41,6 +41,10 @@ def merge(out: Path) -> tuple[int, int]:
     Raises:
         UserError: No corpus, a run is still writing it, it has no journal, or its disk is full.
     """
+    stray = shared_look.strays(out)
+    if stray and not journal.sources_in(out / RECORDS):
+        looks = ", ".join(f"{RECORDS}/{source}{target.LOOK}" for source in stray)
+        raise UserError(f"{out}: shards were stopped before they began a scan, only {looks} is there; give them again")
     Corpus.open(out)
     if not journal.sources_in(out / RECORDS):
         raise UserError(f"{out}: no journal in {RECORDS}/ (a published corpus has none), so nothing to merge")

@@ -1,43 +1,48 @@
 """One look at a raw folder for all shards of a corpus: the first writes down what it found, the others read it.
 
-What a look finds holds raw names and ids of patients, and a corpus is made to be passed on. So it is sealed, with a key
-made of the salt and of the name, size and time of every file of the raw folder: who can open it has that folder, or a
-full listing of it, and once a file is another, the key is too. Nothing is read that a stranger could have written.
-`harmonize merge` removes it; nothing of the folder of records is ever published.
+What a look finds holds raw names and ids of patients, and a corpus is made to be passed on. So it is encrypted (Fernet)
+with a key made of the salt and of the name, size and time of every file of the raw folder: who can open it has that
+folder, or a full listing of it, and once a file is another, the key is too. Nothing is read that a stranger could have
+written. `harmonize merge` removes it; nothing of the folder of records is ever published.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import os
 import pickle
 import zlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from harmonize import __version__, limits, sources
-from harmonize.corpus import RECORDS, lock
+from harmonize.corpus import RECORDS, journal, lock
 from harmonize.corpus.target import LOCK, LOOK
 from harmonize.engine.hold import SHARD_IS_AHEAD, make_folder
-from harmonize.engine.sealed import MAX_PART_BYTES, seal, unseal
 from harmonize.errors import Reason
 from harmonize.files import atomic_path, room_in
 from harmonize.raw_tree import RawTree
 from harmonize.scan import LeftOut, ScanRef
 
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
+
 Item = ScanRef | LeftOut
 
-AT_ONCE = 1000
-"""References that are written in one part."""
+MAX_BYTES = 1 << 32
+"""A larger look (some ten million files) is neither written nor believed: it is encrypted and read as a whole."""
 
 _PASSING = frozenset({Reason.IO_ERROR, Reason.WORKER_DIED})
 """Rejections that another look may not give: a look with one is not shared."""
 
 _PLAIN = ("harmonize.scan", "harmonize.errors", "harmonize.decisions", "pathlib")
 """Modules whose classes references are made of."""
+
+_UNUSABLE = (OSError, zlib.error, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, ImportError)
+"""Not there, another user's, cut, or of other code: a new look is made, as where the raw folder has changed since."""
 
 _REBUILDS_REJECTIONS = ("harmonize.errors", "_rebuild_rejection")
 
@@ -66,8 +71,18 @@ def discover(source: str, root: Path, out: Path, salt: str) -> Iterable[Item]:
 
 def forget(out: Path) -> None:
     """Remove what shards shared; only while none of them runs."""
-    for path in (out / RECORDS).glob(f"*{LOOK}"):
+    for path in _looks(out):
         path.unlink(missing_ok=True)
+
+
+def strays(out: Path) -> list[str]:
+    """Sources whose shards looked through the raw folder and were all stopped before they began a scan."""
+    begun = journal.sources_in(out / RECORDS)
+    return [source for path in _looks(out) if (source := path.name.removesuffix(LOOK)) not in begun]
+
+
+def _looks(out: Path) -> list[Path]:
+    return sorted((out / RECORDS).glob(f"*{LOOK}"))
 
 
 def _listing(root: Path) -> bytes | None:
@@ -102,41 +117,43 @@ def _is_passing(item: Item) -> bool:
     return isinstance(item, ScanRef) and item.rejection is not None and item.rejection.reason in _PASSING
 
 
-def _write(path: Path, key: bytes, found: Iterable[Item]) -> None:
+def _write(path: Path, key: bytes, found: list[Item]) -> None:
+    content = _pickled(found)
+    if len(content) > MAX_BYTES:
+        return
     with atomic_path(path) as temporary:
         temporary.touch(mode=0o600, exist_ok=False)
-        with temporary.open("wb") as stream:
-            stream.writelines(seal(_parts(found), key))
+        temporary.write_bytes(_cipher(key).encrypt(zlib.compress(content, level=1)))
 
 
-def _parts(found: Iterable[Item]) -> Iterator[bytes]:
-    items = iter(found)
-    while part := list(islice(items, AT_ONCE)):
-        yield zlib.compress(_pickled(part), level=1)
+def _cipher(key: bytes) -> Fernet:
+    from cryptography.fernet import Fernet
+
+    return Fernet(base64.urlsafe_b64encode(key))
 
 
-def _pickled(part: list[Item]) -> bytes:
+def _pickled(found: list[Item]) -> bytes:
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, protocol=5)
     # Each class as it says itself: dask teaches pickle to write every exception with its traceback.
     pickler.dispatch_table = {}
-    pickler.dump(part)
+    pickler.dump(found)
     return stream.getvalue()
 
 
 def _read(path: Path, key: bytes) -> list[Item] | None:
     """What another shard found; None where there is nothing that this one can use."""
+    from cryptography.fernet import InvalidToken
+
     try:
-        with path.open("rb", buffering=1 << 20) as stream:
-            return list(_items(stream, key))
-    except (OSError, ValueError, zlib.error, pickle.UnpicklingError, AttributeError, ImportError, TypeError):
-        # Not there, of a raw folder that has changed since, another user's, cut, or of other code: a new look is made.
+        if path.stat().st_size > MAX_BYTES:
+            return None
+        packed = _cipher(key).decrypt(path.read_bytes())
+        content = zlib.decompressobj().decompress(packed, MAX_BYTES)
+        found: list[Item] = _Plain(io.BytesIO(content)).load()
+    except (*_UNUSABLE, InvalidToken):
         return None
-
-
-def _items(stream: BinaryIO, key: bytes) -> Iterator[Item]:
-    for part in unseal(stream, key):
-        yield from _Plain(io.BytesIO(zlib.decompressobj().decompress(part, MAX_PART_BYTES))).load()
+    return found
 
 
 class _Plain(pickle.Unpickler):

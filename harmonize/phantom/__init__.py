@@ -29,7 +29,7 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
     Args:
         source: Name of one that has a phantom in the registry, or ``all``.
         out: Where the trees go.
-        scans: Usable scans in each tree; files to be ignored or refused come on top.
+        scans: Usable scans in each tree; files to be ignored or rejected come on top.
         size: Voxels along the largest axis of a scan.
         seed: Any integer.
         workers: Processes; their number changes nothing that is written.

@@ -1,4 +1,4 @@
-"""The report of a corpus: every scan with its picture, outliers first, intensities, geometry and what was refused.
+"""The report of a corpus: every scan with its picture, outliers first, intensities, geometry and what was rejected.
 
 One HTML file, readable offline. The rows stand in it as JSON, and the pictures in chunks of JSON that the page parses
 only when one of their scans is shown, so that ten thousand scans still open.
@@ -92,7 +92,7 @@ def _page(
 ) -> Page:
     page = Page(
         f"Harmonized corpus: {corpus.path.resolve().name}",
-        lead="What harmonize made of the raw scans, what it refused and why. The scans that differ most from the "
+        lead="What harmonize made of the raw scans, what it rejected and why. The scans that differ most from the "
         "others of their source and modality come first.",
         style=_asset("report.css"),
     )
@@ -102,7 +102,7 @@ def _page(
         [
             (f"{len(rows):,}", "scans"),
             (f"{len({(row['source'], row['subject']) for row in rows}):,}", "subjects"),
-            (f"{len(corpus.rejected):,}", "refused"),
+            (f"{len(corpus.rejected):,}", "rejected"),
             (f"{outlying:,}", "outliers"),
             (f"{flagged:,}", "with a flag"),
             (" x ".join(f"{mm:g}" for mm in corpus.spacing), "mm voxels"),
@@ -127,7 +127,7 @@ def _page(
         )
         page.heading("Geometry")
         page.figure(charts.geometry(corpus.scans), caption="Raw voxel sizes, and the harmonized volumes' sizes.")
-    page.heading("Refused")
+    page.heading("Rejected")
     page.text(
         "docs/rejections.md says what each reason means and what to do about it; `harmonize locate SOURCE RAW CORPUS` "
         "names the raw files."
