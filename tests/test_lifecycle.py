@@ -300,7 +300,7 @@ def begun(program: Program, corpus: Path, tmp_path: Path) -> Path:
         ({"ema": 0.25}, "began with train.ema 0.5, now 0.25 is asked for; give --out a new folder"),
         (
             {"batch": 2},
-            "began with 2 samples a step, now 4: set train.batch, train.accumulate and the number of ranks so that "
+            "began with 2 samples per step, now 4: set train.batch, train.accumulate and the number of ranks so that "
             "their product is the same",
         ),
     ],

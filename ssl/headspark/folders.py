@@ -37,7 +37,7 @@ def replaced(folder: Path, *, names: Collection[str], is_ours: Callable[[Path], 
     made = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder, names)
+        _remove_temporaries(folder, names)
         temporary.mkdir()
     except OSError as error:
         _remove_empty(made)
@@ -114,7 +114,7 @@ def _exchange(one: Path, other: Path) -> bool:
     return swap is not None and swap(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
-def _sweep(folder: Path, names: Collection[str]) -> None:
+def _remove_temporaries(folder: Path, names: Collection[str]) -> None:
     """Remove what killed commands left beside `folder`: by our name for it, of no living process, with our files."""
     for path in folder.parent.glob(f"{TEMPORARY}*-{glob.escape(folder.name)}"):
         process = process_of_temporary(path.name)

@@ -169,7 +169,7 @@ class MappedStore:
         except OSError as error:
             raise self._refused(error) from error
         if local_rank == 0:
-            self._sweep()
+            self._remove_temporaries()
         mine = [scan for scan in self._scans[local_rank::local_ranks] if not self._is_whole(scan)]
         with Progress(f"cache {self._folder}", total=len(mine)) as progress:
             for scan in mine:
@@ -249,7 +249,7 @@ class MappedStore:
             with private_file(path) as stream:
                 np.save(stream, array, allow_pickle=False)
 
-    def _sweep(self) -> None:
+    def _remove_temporaries(self) -> None:
         """Remove what killed runs left half written: under our name for it, and a day old, for others may share it."""
         for path in self._folder.glob(f"??/{TEMPORARY}*.npy"):
             try:

@@ -20,6 +20,7 @@ from headspark.masking import ratio_bounds
 from headspark.pretraining.pictures import figure_losses, png
 from headspark.recipe import Recipe
 from headspark.run.diverged import divergence
+from headspark.run.folder import SAMPLES_PER_STEP
 
 _DECODER = """The decoder that was pretrained with it lies beside it (`decoder.safetensors`, under nnU-Net's keys):
 
@@ -148,7 +149,7 @@ def _corpus(corpus: Mapping[str, Any]) -> str:
         source, modality = plain_text(group["source"]), plain_text(group["modality"])
         lines.append(f"| {source} | {modality} | {group['scans']} | {group['subjects']} | {licence} |")
     table = "\n".join(lines)
-    return f"## Corpus\n\n{table}\n\nRefused while harmonizing: {corpus['rejected']} scans."
+    return f"## Corpus\n\n{table}\n\nRejected while harmonizing: {corpus['rejected']} scans."
 
 
 def _training(recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], step: int) -> str:
@@ -156,7 +157,7 @@ def _training(recipe: Recipe, state: Mapping[str, Any], metrics: Sequence[Mappin
     losses = [line["loss"] for line in metrics if line.get("loss") is not None]
     held_out = [line["val_loss"] for line in metrics if line.get("val_loss") is not None]
     facts = {
-        "samples a step": state.get("effective_batch"),
+        "samples per step": state.get(SAMPLES_PER_STEP),
         "patches": f"{recipe.data.patch} voxels wide",
         "hidden": f"{_percent(ratio_bounds(recipe.mask.ratio))} in blocks of {recipe.mask.block}",
         "optimizer": f"{recipe.optim.name}, learning rate {recipe.optim.lr:g}, {recipe.optim.schedule}",

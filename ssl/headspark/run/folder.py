@@ -32,7 +32,7 @@ from headspark.run.diverged import Diverged
 __all__ = ["FINISHED", "LOCK", "METRICS", "RECIPE", "STATE", "read_metrics", "read_state"]  # of headspark.run.claim
 RUNNING, INTERRUPTED, DIVERGED = "running", "interrupted", "diverged"
 SAMPLES_PER_STEP = "effective_batch"
-"""Name in run.json of how many samples a step has."""
+"""Name in run.json of how many samples per step there are, as version 0.1.0 wrote it."""
 
 OF_A_STEP = {"train.batch", "train.accumulate"}
 """Keys that may change as long as a step has as many samples as before; a checkpoint knows how many those are."""

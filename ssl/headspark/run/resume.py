@@ -123,7 +123,7 @@ def restore(state: TrainState[Any], found: Checkpoint, *, where: object) -> None
     began, now = training["samples_per_step"], state.plan.samples_per_step
     if began is not None and began != now:
         raise WrongUse(
-            f"{where}: began with {began} samples a step, now {now}: "
+            f"{where}: began with {began} samples per step, now {now}: "
             "set train.batch, train.accumulate and the number of ranks so that their product is the same",
         )
     state.step, state.evaluated, state.held_out_loss = found.step, training["evaluated"], training.get("held_out_loss")
