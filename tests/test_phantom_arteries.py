@@ -68,10 +68,21 @@ def test_the_circle_is_closed() -> None:
 
 
 def test_locations_come_in_order_and_without_repetition() -> None:
-    seen = set()
-    for seed in range(300):
-        drawn = draw_locations(rng_of(seed))
+    seen, seeds = set(), 300
+    for seed in range(seeds):
+        drawn = draw_locations(rng_of(seed), seed / seeds)
         assert 1 <= len(drawn) <= 3
         assert list(drawn) == [name for name in LOCATIONS if name in drawn]
         seen.update(drawn)
     assert seen == set(LOCATIONS)
+
+
+def test_places_are_drawn_by_their_weights_and_never_twice() -> None:
+    tip_alone = [float(name == "Basilar Tip") for name in LOCATIONS]
+    assert {draw_locations(rng_of(seed), 0.999, tip_alone) for seed in range(20)} == {("Basilar Tip",)}
+    weights = [1.0, 3.0] + [0.0] * 11
+    first = [draw_locations(rng_of(seed), seed / 400, weights) for seed in range(400)]
+    assert sum(drawn == LOCATIONS[:1] for drawn in first) / sum(len(drawn) == 1 for drawn in first) == pytest.approx(
+        0.25, abs=0.03
+    )
+    assert {drawn for drawn in first if len(drawn) > 1} == {LOCATIONS[:2]}

@@ -18,14 +18,15 @@ from harmonize.phantom.anatomy import make_head
 from harmonize.phantom.contrast import CONTRASTS
 from harmonize.phantom.dicom_files import CT_UNSIGNED, pixels_of, write_slices
 from harmonize.phantom.randomness import rng_of
+from harmonize.phantom.rsna_plan import plan_series
 
-SCANS = 4
+SCANS, SEED = 4, 3
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rsna")
-    phantom.write("rsna", out, scans=SCANS, size=40, seed=1)
+    phantom.write("rsna", out, scans=SCANS, size=40, seed=SEED)
     return out / "rsna"
 
 
@@ -77,7 +78,7 @@ def test_localizers_of_the_tree_lie_where_its_heads_have_their_aneurysms(root: P
         locations = tuple(location for location in LOCATIONS if row[location] == 1)
         if not locations:
             continue
-        head = make_head(1, "rsna", index, resolution_mm=2.5, locations=locations)
+        head = make_head(SEED, "rsna", index, resolution_mm=2.5, locations=locations)
         for aneurysm in head.vessels.aneurysms:
             chosen = points[
                 (points["SeriesInstanceUID"] == row["SeriesInstanceUID"]) & (points["location"] == aneurysm.location)
@@ -97,7 +98,7 @@ def test_a_localizer_lands_on_the_bright_aneurysm_of_a_cta(tmp_path: Path) -> No
     grid = make_grid(
         extent_mm=(90, 90, 70),
         spacing_mm=(1, 1, 1),
-        centre_mm=place_of(head, CIRCLE_OF_WILLIS_MM),
+        centre_mm=place_of(head.pose, CIRCLE_OF_WILLIS_MM),
         tilt_deg=(5, -3, 4),
     )
     voxels = scan_head(head, grid, CONTRASTS["CTA"], rng_of(0))
@@ -117,7 +118,7 @@ def test_a_localizer_lands_on_the_bright_aneurysm_of_a_cta(tmp_path: Path) -> No
 def test_mask_values_name_the_branches_on_their_side() -> None:
     head = make_head(5, "mask", resolution_mm=2.5)
     grid = make_grid(
-        extent_mm=(110, 100, 90), spacing_mm=(1, 1, 1), centre_mm=place_of(head, CIRCLE_OF_WILLIS_MM), axes="RAS"
+        extent_mm=(110, 100, 90), spacing_mm=(1, 1, 1), centre_mm=place_of(head.pose, CIRCLE_OF_WILLIS_MM), axes="RAS"
     )
     mask = vessel_mask(head, grid)
     assert set(np.unique(mask)) == set(range(14))
@@ -144,10 +145,13 @@ def test_segmentations_share_the_geometry_of_their_image(root: Path) -> None:
         assert 5 <= len(np.unique(values)) <= 14
 
 
-def test_one_series_in_four_is_one_enhanced_file(root: Path) -> None:
-    counts = [len(list(folder.iterdir())) for folder in (root / "series").iterdir()]
-    assert sum(count == 1 for count in counts) == SCANS // 4
-    (single,) = (next(folder.iterdir()) for folder in (root / "series").iterdir() if len(list(folder.iterdir())) == 1)
-    dataset = pydicom.dcmread(single)
-    assert dataset.pixel_array.shape == (dataset.NumberOfFrames, dataset.Rows, dataset.Columns)
-    assert len(dataset.PerFrameFunctionalGroupsSequence) == dataset.NumberOfFrames
+def test_a_series_that_is_planned_so_is_one_enhanced_file(root: Path) -> None:
+    planned = [plan_series(index, seed=SEED) for index in range(SCANS)]
+    files = {folder.name: list(folder.iterdir()) for folder in (root / "series").iterdir()}
+    single = {uid for uid, found in files.items() if len(found) == 1}
+    assert single == {series.uid for series in planned if series.multiframe}
+    assert 0 < len(single) < SCANS
+    for uid in single:
+        dataset = pydicom.dcmread(files[uid][0])
+        assert dataset.pixel_array.shape == (dataset.NumberOfFrames, dataset.Rows, dataset.Columns)
+        assert len(dataset.PerFrameFunctionalGroupsSequence) == dataset.NumberOfFrames

@@ -20,6 +20,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--size", type=positive, default=96, metavar="VOXELS", help="of a scan's longest side; default 96"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
+    parser.add_argument(
+        "--prevalence",
+        type=Path,
+        metavar="TABLE.csv",
+        help="columns modality, prevalence (share of RSNA's series with an aneurysm) and, if wanted, a weight a site; "
+        "default half of each modality",
+    )
     add_workers(parser)
 
 
@@ -27,7 +34,13 @@ def _write(options: argparse.Namespace) -> int:
     from harmonize import phantom
 
     roots = phantom.write(
-        options.source, options.out, scans=options.scans, size=options.size, seed=options.seed, workers=options.workers
+        options.source,
+        options.out,
+        scans=options.scans,
+        size=options.size,
+        seed=options.seed,
+        workers=options.workers,
+        prevalence=options.prevalence,
     )
     for root in roots:
         say(root)

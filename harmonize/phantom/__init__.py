@@ -13,14 +13,17 @@ from harmonize import pool, sources
 from harmonize.corpus.target import check_folder
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import temporary_beside
+from harmonize.phantom.rsna_plan import read_prevalence
 from harmonize.progress import Progress
 
-ALL = "all"
+ALL, RSNA = "all", "rsna"
 SMALLEST_SIZE = 24
 """With fewer voxels along the largest axis nothing in a head can be told apart."""
 
 
-def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: int = 1) -> list[Path]:
+def write(
+    source: str, out: Path, *, scans: int, size: int, seed: int, workers: int = 1, prevalence: Path | None = None
+) -> list[Path]:
     """Write the raw tree of one source, or of all, to `out`/<source>.
 
     The same arguments give the same bytes, whichever other sources are written beside. A tree appears under its
@@ -33,12 +36,15 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
         size: Voxels along the largest axis of a scan.
         seed: Any integer.
         workers: Processes; their number changes nothing that is written.
+        prevalence: A table that says how many series of RSNA's tree have an aneurysm, and where; None makes it half of
+            each modality.
 
     Returns:
         The root of each tree.
 
     Raises:
-        UserError: For an unknown source, a number out of range, a tree that exists already, or no place to write to.
+        UserError: For an unknown source, a number out of range, a table that says nothing, a tree that exists already,
+            or no place to write to.
     """
     known = tuple(name for name, entry in sources.SOURCES.items() if entry.phantom is not None)
     if source != ALL and source not in known:
@@ -47,6 +53,11 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
         raise WrongUse(f"--scans is {scans}: ask for at least 1")
     if size < SMALLEST_SIZE:
         raise WrongUse(f"--size is {size}: ask for at least {SMALLEST_SIZE} voxels")
+    options: dict[str, dict[str, Any]] = {}
+    if prevalence is not None:
+        if source not in (RSNA, ALL):
+            raise WrongUse(f"--prevalence {prevalence}: does nothing with --source {source}")
+        options[RSNA] = {"prevalence": read_prevalence(prevalence)}
     check_folder(Path(out))
     chosen = known if source == ALL else (source,)
     roots = [Path(out) / name for name in chosen]
@@ -56,11 +67,12 @@ def write(source: str, out: Path, *, scans: int, size: int, seed: int, workers: 
             raise WrongUse(f"{root} exists already: choose another --out or remove it")
     with Progress("phantom", total=scans * len(chosen)) as progress:
         for name, root in zip(chosen, roots, strict=True):
-            _write_whole(name, root, scans=scans, size=size, seed=seed, workers=workers, progress=progress)
+            arguments = {"scans": scans, "size": size, "seed": seed, **options.get(name, {})}
+            _write_whole(name, root, arguments, workers=workers, progress=progress)
     return roots
 
 
-def _write_whole(name: str, root: Path, *, scans: int, size: int, seed: int, workers: int, progress: Progress) -> None:
+def _write_whole(name: str, root: Path, arguments: dict[str, Any], *, workers: int, progress: Progress) -> None:
     partial_root = temporary_beside(root)
     try:
         partial_root.mkdir(parents=True)
@@ -68,16 +80,17 @@ def _write_whole(name: str, root: Path, *, scans: int, size: int, seed: int, wor
         raise WrongUse(f"{root.parent}: cannot be made ({error.strerror}): choose another --out") from error
     try:
         writer = _writer(name)
-        write_scan = partial(writer.write_scan, root=partial_root, scans=scans, size=size, seed=seed)
+        write_scan = partial(writer.write_scan, root=partial_root, **arguments)
+        scans = range(arguments["scans"])
         found = {}
-        for index, result in pool.run(write_scan, range(scans), workers=workers if workers > 1 else 0):
+        for index, result in pool.run(write_scan, scans, workers=workers if workers > 1 else 0):
             if isinstance(result, pool.Died):
                 raise UserError(
                     f"phantom: a process was killed (exit code {result.exit_code}): lower --workers or --size"
                 )
             found[index] = result
             progress.advance(source=name)
-        writer.write_tables(partial_root, [found[index] for index in range(scans)])
+        writer.write_tables(partial_root, [found[index] for index in scans])
         partial_root.rename(root)
     except BaseException:
         shutil.rmtree(partial_root)

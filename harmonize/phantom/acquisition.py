@@ -98,9 +98,9 @@ def resolution_for(spacing_mm: float) -> float:
     return min(max(round(0.75 * spacing_mm * 4) / 4, _FINEST_HEAD_MM), _COARSEST_HEAD_MM)
 
 
-def place_of(head: Head, template_mm: ArrayLike, shift_mm: ArrayLike = 0.0) -> NDArray[np.float64]:
-    """Where a place of the template lies in the scanner, RAS+ mm, moved there by `shift_mm`."""
-    place = head.pose[:3, :3] @ np.asarray(template_mm, dtype=np.float64) + head.pose[:3, 3]
+def place_of(pose: NDArray[np.float64], template_mm: ArrayLike, shift_mm: ArrayLike = 0.0) -> NDArray[np.float64]:
+    """Where a place of the template lies in the scanner by a head's pose, RAS+ mm, moved there by `shift_mm`."""
+    place = pose[:3, :3] @ np.asarray(template_mm, dtype=np.float64) + pose[:3, 3]
     return np.asarray(place + np.asarray(shift_mm, dtype=np.float64))
 
 

@@ -64,7 +64,7 @@ def make_head(*names: object, resolution_mm: float = 1.5, locations: tuple[str, 
     """
     canvas = Canvas.blank(BOX_LOW_MM, BOX_HIGH_MM, resolution_mm, rng_of(*names, "tissue"))
     inside_XYZ = _paint(canvas)
-    pose = _draw_pose(rng_of(*names, "pose"))
+    pose = draw_pose(*names)
     axes = (canvas.x.ravel(), canvas.y.ravel(), canvas.z.ravel())
     return Head(
         tissue_XYZ=canvas.tissue_XYZ,
@@ -72,12 +72,19 @@ def make_head(*names: object, resolution_mm: float = 1.5, locations: tuple[str, 
         inside_XYZ=inside_XYZ,
         affine=canvas.affine,
         pose=pose,
-        vessels=grow_tree(rng_of(*names, "vessels"), locations).moved(pose),
+        vessels=draw_vessels(*names, pose=pose, locations=locations),
         resolution_mm=resolution_mm,
     )
 
 
-def _draw_pose(rng: np.random.Generator) -> NDArray[np.float64]:
+def draw_vessels(*names: object, pose: NDArray[np.float64], locations: tuple[str, ...]) -> VesselTree:
+    """The vessels of the head that `names` stand for, in scanner mm, with an aneurysm at each of `locations`."""
+    return grow_tree(rng_of(*names, "vessels"), locations).moved(pose)
+
+
+def draw_pose(*names: object) -> NDArray[np.float64]:
+    """(4, 4), template mm to scanner mm, of the head that `names` stand for."""
+    rng = rng_of(*names, "pose")
     pose = np.eye(4)
     size = rng.normal(1.0, 0.025) * rng.normal(1.0, 0.02, size=3)
     pose[:3, :3] = rotation(rng.uniform((-8, -4, -5), (8, 4, 5))) @ np.diag(np.clip(size, 0.92, 1.08))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +26,8 @@ _DIAMETER_SIGMA_LOG = 0.4
 _COUNT_PROBABILITIES = (0.8, 0.16, 0.04)
 """Of one, two and three aneurysms in a head that has any."""
 
-LOCATION_WEIGHTS: Mapping[str, float] = MappingProxyType(
-    dict(zip(LOCATIONS, (4, 5, 14, 14, 11, 13, 16, 3, 3, 5, 5, 6, 6), strict=True))
-)
-"""How often each place is drawn; uneven as in the clinic, but no place so rare that a demo never sees it."""
+LOCATION_WEIGHTS = (4.0, 5.0, 14.0, 14.0, 11.0, 13.0, 16.0, 3.0, 3.0, 5.0, 5.0, 6.0, 6.0)
+"""How often each of `LOCATIONS` is drawn; uneven as in the clinic, but no place so rare that a demo never sees it."""
 
 
 class Flow(Enum):
@@ -109,11 +106,24 @@ def grow_tree(rng: np.random.Generator, locations: Sequence[str] = ()) -> Vessel
     return VesselTree(vessels=tuple(vessels), aneurysms=tuple(aneurysms))
 
 
-def draw_locations(rng: np.random.Generator) -> tuple[str, ...]:
-    """Draw one to three different places for aneurysms, in the competition's order."""
-    count = 1 + int(rng.choice(len(_COUNT_PROBABILITIES), p=_COUNT_PROBABILITIES))
-    weights = np.array([LOCATION_WEIGHTS[location] for location in LOCATIONS], dtype=np.float64)
-    drawn = rng.choice(len(LOCATIONS), size=count, replace=False, p=weights / weights.sum())
+def draw_locations(
+    rng: np.random.Generator, first: float, weights: Sequence[float] = LOCATION_WEIGHTS
+) -> tuple[str, ...]:
+    """Draw one to three different places for aneurysms, in the competition's order.
+
+    Args:
+        rng: Where the chance comes from.
+        first: In [0, 1), evenly drawn: says the first of them.
+        weights: How often each of `LOCATIONS` is drawn, relative to each other; 0 for never.
+    """
+    chances = np.asarray(weights, dtype=np.float64)
+    reached = np.cumsum(chances)
+    drawn = [int(np.searchsorted(reached, first * reached[-1], side="right"))]
+    more = int(rng.choice(len(_COUNT_PROBABILITIES), p=_COUNT_PROBABILITIES))
+    chances[drawn] = 0
+    possible = min(more, int(np.count_nonzero(chances)))
+    if possible:
+        drawn += rng.choice(len(LOCATIONS), size=possible, replace=False, p=chances / chances.sum()).tolist()
     return tuple(LOCATIONS[index] for index in sorted(drawn))
 
 

@@ -94,7 +94,7 @@ def _write_run(root: Path, seed: int, run: _Run, size: int) -> dict[str, object]
     interval = run.interval_mm
     count = int(np.clip(round(float(rng.uniform(45, 150)) / interval), 6, size))
     head = make_head(*names, resolution_mm=resolution_for(spacing))
-    centre = place_of(head, HEAD_CENTRE_MM, (0, -8, rng.uniform(-25, 35)))
+    centre = place_of(head.pose, HEAD_CENTRE_MM, (0, -8, rng.uniform(-25, 35)))
     grid = make_grid(
         extent_mm=(field, field, count * interval),
         spacing_mm=(spacing, spacing, interval),

@@ -42,7 +42,7 @@ def write_scout(folder: Path, head: Head, header: dict[str, object]) -> dict[str
         grid = make_grid(
             extent_mm=(_SCOUT_FIELD_MM, _SCOUT_FIELD_MM, 240.0),
             spacing_mm=(step, step, 120.0),
-            centre_mm=place_of(head, HEAD_CENTRE_MM),
+            centre_mm=place_of(head.pose, HEAD_CENTRE_MM),
             axes=axes,
         )
         view = scan_head(head, grid, CONTRASTS["CT"], rng)
@@ -63,7 +63,7 @@ def write_structure_set(folder: Path, head: Head, header: dict[str, object]) -> 
     region.ReferencedFrameOfReferenceUID = header["FrameOfReferenceUID"]
     dataset.StructureSetROISequence = [region]
     angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-    x, y, z = place_of(head, (20, 0, -90))
+    x, y, z = place_of(head.pose, (20, 0, -90))
     contour = Dataset()
     contour.ContourGeometricType = "CLOSED_PLANAR"
     contour.NumberOfContourPoints = len(angles)

@@ -153,7 +153,7 @@ def _draw_grid(head: Head, size: int, rng: np.random.Generator) -> Grid:
     if rng.random() < 0.3:
         thick[2] = max(1.0, float(rng.uniform(2.5, 5.0)) / fine)
     tilt = rng.uniform(-9, 9, size=3) if rng.random() < 0.7 else np.zeros(3)
-    centre = place_of(head, HEAD_CENTRE_MM, rng.uniform(-6, 6, size=3))
+    centre = place_of(head.pose, HEAD_CENTRE_MM, rng.uniform(-6, 6, size=3))
     return make_grid(
         extent_mm=field, spacing_mm=[fine * factor for factor in thick], centre_mm=centre, axes=axes, tilt_deg=tilt
     )

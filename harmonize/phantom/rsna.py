@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
@@ -21,8 +20,7 @@ from harmonize.phantom.acquisition import (
     scan_head,
     vessel_mask,
 )
-from harmonize.phantom.anatomy import Head, make_head
-from harmonize.phantom.arteries import draw_locations
+from harmonize.phantom.anatomy import Head, draw_pose, draw_vessels, make_head
 from harmonize.phantom.contrast import CONTRASTS
 from harmonize.phantom.dicom_files import (
     CT_SIGNED_PADDED,
@@ -34,14 +32,8 @@ from harmonize.phantom.dicom_files import (
     write_slices,
 )
 from harmonize.phantom.randomness import rng_of, uid_of
+from harmonize.phantom.rsna_plan import EVEN, Prevalence, SeriesPlan, plan_series
 from harmonize.scan import AIR_HU
-
-MODALITIES = ("CTA", "MRA", "MRI T2", "CTA", "MRI T1post", "MRA", "CTA", "MRI T2")
-"""The competition's modality strings, in about its proportions (1804, 1252, 982 and 310 of 4348)."""
-
-MULTIFRAME_EVERY = 4
-SEGMENTED_EVERY = 2
-"""Real masks are rarer (178 of 4348); a small phantom would have none."""
 
 MAX_SPACING_MM = 2.0
 """An aneurysm of a few mm must stay visible, so few voxels mean a smaller field of view, not larger voxels."""
@@ -54,32 +46,23 @@ _MARGIN_MM = 10.0
 """Every aneurysm lies at least this far inside the field of view."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Series:
-    uid: str
-    modality: str
-    multiframe: bool
-    segmented: bool
-    locations: tuple[str, ...]
-    names: tuple[object, ...]
-
-
 def write_scan(
-    index: int, *, root: Path, scans: int, size: int, seed: int
+    index: int, *, root: Path, scans: int, size: int, seed: int, prevalence: Prevalence = EVEN
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
     """Write series `index` into ``series/`` and its masks into ``segmentations/`` under `root`.
 
     Args:
-        index: From 0; half of the series have one aneurysm or more.
+        index: From 0.
         root: The source's raw root.
         scans: Number of series.
         size: Voxels along the largest axis.
         seed: What makes it repeatable.
+        prevalence: How many of the series have one aneurysm or more.
 
     Returns:
         Its row of ``train.csv``, and those of ``train_localizers.csv``.
     """
-    return _write_series(root, _plan(seed, index), size)
+    return _write_series(root, plan_series(index, seed=seed, prevalence=prevalence), size)
 
 
 def write_tables(root: Path, found: Sequence[tuple[dict[str, object], list[dict[str, object]]]]) -> None:
@@ -92,25 +75,11 @@ def write_tables(root: Path, found: Sequence[tuple[dict[str, object], list[dict[
     )
 
 
-def _plan(seed: int, index: int) -> _Series:
-    names = (seed, "rsna", index)
-    # One of every two neighbours is ill, so that half are, however many there are.
-    ill = index % 2 == int(rng_of(seed, "rsna", "pair", index // 2).integers(2))
-    return _Series(
-        uid=uid_of(*names, "series"),
-        modality=MODALITIES[index % len(MODALITIES)],
-        multiframe=index % MULTIFRAME_EVERY == MULTIFRAME_EVERY - 1,
-        segmented=index % SEGMENTED_EVERY == 0,
-        locations=draw_locations(rng_of(*names, "locations")) if ill else (),
-        names=names,
-    )
-
-
-def _write_series(root: Path, series: _Series, size: int) -> tuple[dict[str, object], list[dict[str, object]]]:
+def _write_series(root: Path, series: SeriesPlan, size: int) -> tuple[dict[str, object], list[dict[str, object]]]:
     rng = rng_of(*series.names, "series")
     spacing = float(np.clip(rng.uniform(180, 220) / size, 0.4, max(MAX_SPACING_MM, MIN_FIELD_MM / size)))
     head = make_head(*series.names, resolution_mm=resolution_for(spacing), locations=series.locations)
-    grid = _draw_grid(series.modality, head, size, spacing, rng)
+    grid = draw_grid(series, size, spacing, rng)
     contrast = CONTRASTS[_CONTRAST_OF[series.modality]].varied(rng)
     voxels = scan_head(head, grid, contrast, rng)
     is_ct = series.modality == "CTA"
@@ -152,8 +121,9 @@ def _write_series(root: Path, series: _Series, size: int) -> tuple[dict[str, obj
     return row, points
 
 
-def _draw_grid(modality: str, head: Head, size: int, spacing: float, rng: np.random.Generator) -> Grid:
-    """Field of view, slice distance and orientation as the four protocols have them."""
+def draw_grid(series: SeriesPlan, size: int, spacing: float, rng: np.random.Generator) -> Grid:
+    """Field of view, slice distance and orientation as the four protocols have them; the same for ill and healthy."""
+    modality, pose = series.modality, draw_pose(*series.names)
     back, rise = float(rng.uniform(-6, 2)), 0.0
     field = size * spacing
     axes, tilt = "LPS", np.zeros(3)
@@ -171,9 +141,9 @@ def _draw_grid(modality: str, head: Head, size: int, spacing: float, rng: np.ran
         axes = str(rng.choice(["LPS", "PIL", "LIP"]))
         height, step = float(rng.uniform(120, 160)), max(float(rng.uniform(0.8, 1.2)), spacing * 0.6)
         tilt = rng.uniform(-3, 3, size=3)
-    middle = place_of(head, CIRCLE_OF_WILLIS_MM, (0, back, rise))
+    middle = place_of(pose, CIRCLE_OF_WILLIS_MM, (0, back, rise))
     across = ("RL", "AP", "SI")
-    low, high = _bounds(head)
+    low, high = _bounds(series, pose)
     # Extents by anatomical axis: wide enough for every aneurysm, and no more slices than asked for.
     wanted = dict(zip(across, (field, field, field), strict=True))
     slice_axis = next(pair for pair in across if axes[2] in pair)
@@ -186,12 +156,14 @@ def _draw_grid(modality: str, head: Head, size: int, spacing: float, rng: np.ran
     return make_grid(extent_mm=extent, spacing_mm=spacings, centre_mm=middle, axes=axes, tilt_deg=tilt)
 
 
-def _bounds(head: Head) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    centres = np.array([place_of(head, CIRCLE_OF_WILLIS_MM), *(a.centre_mm for a in head.vessels.aneurysms)])
+def _bounds(series: SeriesPlan, pose: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Box around the circle of Willis and the aneurysms, or where they would be: else an image's size tells of them."""
+    aneurysms = draw_vessels(*series.names, pose=pose, locations=series.sites).aneurysms
+    centres = np.array([place_of(pose, CIRCLE_OF_WILLIS_MM), *(a.centre_mm for a in aneurysms)])
     return centres.min(axis=0), centres.max(axis=0)
 
 
-def _header(series: _Series) -> dict[str, object]:
+def _header(series: SeriesPlan) -> dict[str, object]:
     modality = "CT" if series.modality == "CTA" else "MR"
     return {
         "Modality": modality,
@@ -206,7 +178,7 @@ def _header(series: _Series) -> dict[str, object]:
     }
 
 
-def _write_masks(folder: Path, series: _Series, head: Head, grid: Grid, voxels: NDArray[np.float32]) -> None:
+def _write_masks(folder: Path, series: SeriesPlan, head: Head, grid: Grid, voxels: NDArray[np.float32]) -> None:
     """`{uid}.nii` and `{uid}_cowseg.nii`, directly in the folder or in one of their own: both are found in the wild."""
     nested = int(rng_of(*series.names, "layout").integers(2)) == 1
     place = folder / series.uid if nested else folder

@@ -236,7 +236,7 @@ def _draw_grid(kind: str, head: Head, size: int, rng: np.random.Generator) -> tu
     grid = make_grid(
         extent_mm=(field, field, height),
         spacing_mm=(field / size, field / size, step),
-        centre_mm=place_of(head, HEAD_CENTRE_MM, (0, -4, rise)),
+        centre_mm=place_of(head.pose, HEAD_CENTRE_MM, (0, -4, rise)),
         axes=axes,
         tilt_deg=tilt,
         shear_deg=shear,
