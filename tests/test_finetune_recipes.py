@@ -1,59 +1,29 @@
-"""Every fine-tuning recipe is read as it stands, and runs at toy size through all of its stages."""
+"""Every fine-tuning recipe is read as it stands, and runs at toy size from its first stage to the report."""
 
 from __future__ import annotations
 
-import dataclasses
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import yaml
-from accelerate import Accelerator
+from command_lines import check
+from pages import commands
 
+from finetune.predict import Predictor
 from finetune.recipe import Recipe
-from finetune.samples import FinetuneBatch, TrainingSamples, join
-from finetune.stages import rates_at, total_steps
-from finetune.state import prepare, stages_of_run
-from finetune.tasks.aneurysm import Case
-from finetune.train import train_step
-from finetune.views.box import Findings, Region
-from harmonize.labels import LABELS, PRESENT
-from harmonize.scan import HU, Annotations
-from harmonize.voxels.stored import StoredVolume
+from finetune.train import train
+from harmonize.corpus import Corpus
+from harmonize.labels import LABELS
 from headspark.config import read_recipe, to_yaml
 from headspark.encoder import EncoderConfig
-from headspark.run.interrupt import Interrupt
+from headspark.run.claim import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1] / "recipes"
+FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0"
 RECIPES = [path for path in sorted(ROOT.rglob("*.yaml")) if "stages" in yaml.safe_load(path.read_text())]
 TOY = EncoderConfig(features=(4, 4, 8), blocks=(1, 1, 1), strides=(1, 2, 2))
-
-
-class Noise:
-    """A store of one series of noise."""
-
-    cases = (
-        Case(
-            scan_id="1", subject="1", modality="CTA", unit=HU, image=Path("none"), vessels=None,
-            foreground_box=(0, 16, 0, 16, 0, 16), annotations=Annotations(
-                labels={name: int(name in (LABELS[0], PRESENT)) for name in LABELS}
-            ),
-        ),
-    )  # fmt: skip
-
-    def __getitem__(self, number: int) -> Region:
-        return Region(
-            volume=StoredVolume(
-                stored_XYZ=np.random.default_rng(0).integers(-100, 300, (16, 16, 16)).astype(np.int16),
-                affine=np.diag([2.0, 2.0, 2.0, 1.0]),
-            ),
-            fill=-1024.0, unit=HU, start=(0, 0, 0),
-            findings=Findings(
-                points_K3=np.array([[8.0, 8.0, 8.0]]), places_K=np.array([0]), vessels_XYZ=None,
-                labels_14=np.array(self.cases[0].labels),
-            ),
-        )  # fmt: skip
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -72,25 +42,41 @@ def test_a_recipe_fits_its_own_encoder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_takes_a_step_in_each_stage_at_toy_size(path: Path) -> None:
-    recipe = read_recipe(Recipe, path)
-    recipe = dataclasses.replace(
+def test_a_recipe_begins_with_what_it_is_for_and_with_commands_that_are_taken(path: Path) -> None:
+    lines = path.read_text().partition("data:")[0].splitlines()
+    assert lines[0].startswith("# ")
+    code = "\n".join(line.removeprefix("#").removeprefix("  ") for line in lines if line.startswith("#   "))
+    named = [words for words in commands(code) if words[0] in ("harmonize", "accelerate")]
+    assert path.stem == "demo_rsna" or [words[0] for words in named] == ["harmonize", "accelerate"]
+    for words in named:
+        assert words[0] == "harmonize" or f"recipes/{path.name}" in words
+        check(words)
+
+
+def toy(recipe: Recipe) -> Recipe:
+    """The same recipe with everything small that makes it slow; kinds, rates, augmentation and optimizer stay."""
+    return replace(
         recipe,
-        data=dataclasses.replace(recipe.data, patch=(16, 16, 16), workers=0),
-        scratch=TOY,
-        head=dataclasses.replace(recipe.head, stride=2, coarsest=None, width=8),
-        stages=tuple(
-            dataclasses.replace(one, steps=1, epochs=None, warmup=min(one.warmup, 1)) for one in recipe.stages
+        data=replace(recipe.data, patch=(16, 16, 16), spacing=None, folds=2, workers=0, cache_gb=1.0),
+        scratch=replace(TOY, in_channels=recipe.scratch.in_channels),
+        head=replace(recipe.head, stride=2, coarsest=None, width=8),
+        stages=tuple(replace(one, steps=1, epochs=None, warmup=int(one.warmup > 0)) for one in recipe.stages),
+        train=replace(
+            recipe.train, precision="fp32", accumulate=min(recipe.train.accumulate, 2), threads=1, log_every=1
         ),
-        train=dataclasses.replace(recipe.train, precision="fp32"),
     )
-    state = prepare(recipe, stages_of_run(recipe, epoch=1), Accelerator(cpu=True), None)
-    samples = TrainingSamples(Noise(), state.data, recipe.augment, stride=2, seed=0)  # type: ignore[arg-type]
-    batch: FinetuneBatch = join([samples[0], samples[1]])
-    for step in range(total_steps(recipe.stages)):
-        result = train_step(state, iter([batch] * recipe.train.accumulate), Interrupt())
-        assert np.isfinite(result.numbers["loss"])
-        frozen = rates_at(step, recipe.stages, len(state.unwrapped.layers)).encoder[0] is None
-        stem = next(state.unwrapped.encoder.parameters())
-        assert stem.requires_grad != frozen
-    assert torch.isfinite(state.unwrapped.shift_14).all()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_goes_through_its_stages_to_the_report_and_to_a_prediction(path: Path, tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "corpus", tmp_path / "corpus")
+    recipe, out = toy(read_recipe(Recipe, path)), tmp_path / "run"
+    assert train(recipe, corpus=Corpus.open(tmp_path / "corpus"), encoder_folder=None, out=out) is not None
+    steps = [line for line in read_metrics(out) if "loss" in line]
+    assert [line["stage"] for line in steps] == [stage.name for stage in recipe.stages]
+    assert [line["layers"] == 0 for line in steps] == [stage.layers == 0 for stage in recipe.stages]
+    page = (out / "report.html").read_text()
+    assert all(label in page for label in LABELS)
+    found = Predictor(out)(min((FIXTURES / "raw" / "rsna" / "series").iterdir()))
+    assert list(found) == list(LABELS)
+    assert all(0 < probability < 1 for probability in found.values())
