@@ -12,11 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
 from sklearn.metrics import roc_auc_score
+
+Times = NDArray[np.int32]
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -117,7 +121,7 @@ def roc_areas(targets_NL: ArrayLike, scores_NL: ArrayLike, *, labels: int) -> ND
     return np.array([_area(targets[:, column].astype(np.int64), scores[:, column]) for column in range(labels)])
 
 
-def draw_patients(subjects_N: Sequence[object], *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.int64]:
+def draw_patients(subjects_N: Sequence[object], *, draws: int = DRAWS, seed: int = 0) -> Times:
     """Draw as many patients as there are, with replacement, again and again.
 
     Args:
@@ -130,60 +134,62 @@ def draw_patients(subjects_N: Sequence[object], *, draws: int = DRAWS, seed: int
     """
     codes_N, names = pd.factorize(np.asarray(subjects_N, dtype=object), use_na_sentinel=False)
     if not len(names):
-        return np.zeros((0, draws), dtype=np.int64)
+        return np.zeros((0, draws), dtype=np.int32)
     share = np.full(len(names), 1 / len(names))
     times_DP = np.random.default_rng(seed).multinomial(len(names), share, draws)
-    return np.ascontiguousarray(times_DP.T)[codes_N]
+    return np.ascontiguousarray(times_DP.T, dtype=np.int32)[codes_N]
 
 
 def drawn_areas(
-    targets_N: NDArray[np.int64], scores_N: NDArray[np.float64], times_ND: NDArray[np.int64]
+    targets_N: NDArray[np.int64],
+    scores_N: NDArray[np.float64],
+    times_ND: Times,
+    *,
+    strata_N: NDArray[np.generic] | None = None,
 ) -> NDArray[np.float64]:
     """ROC area of each draw: the share of its pairs of a positive and a negative that are in the right order.
 
     Args:
-        targets_N: 0 or 1.
-        scores_N: Finite; only their order matters, and a tie is half a pair.
-        times_ND: As `draw_patients` gives them; one column of ones is the sample itself.
+        targets_N: 0 or 1; (N, C) takes each of a series' C answers as one of its own (micro average).
+        scores_N: Finite, of the same shape; only their order matters, and a tie is half a pair.
+        times_ND: As `draw_patients` gives them; a column of ones, from `undrawn`, is the sample itself.
+        strata_N: Only pairs of one stratum count, such as those whose scores are of one model; None: all pairs.
 
     Returns:
-        (D,), NaN where a draw has a single class.
+        (D,), NaN where a draw has no pair.
     """
-    positive_N = targets_N == 1
-    order_Q = np.argsort(scores_N[~positive_N])
-    negatives_Q = scores_N[~positive_N][order_Q]
-    below_QD = np.zeros((len(order_Q) + 1, times_ND.shape[1]), dtype=np.int64)
-    np.cumsum(times_ND[~positive_N][order_Q], axis=0, out=below_QD[1:])
-    times_PD, scores_P = times_ND[positive_N], scores_N[positive_N]
-    less_PD = below_QD[np.searchsorted(negatives_Q, scores_P, side="left")]
-    up_to_PD = below_QD[np.searchsorted(negatives_Q, scores_P, side="right")]
-    won_D = np.einsum("pd,pd->d", times_PD, less_PD + up_to_PD) / 2
-    pairs_D = times_PD.sum(0) * below_QD[-1]
+    rows = [slice(None)] if strata_N is None else [strata_N == stratum for stratum in np.unique(strata_N)]
+    won_D, pairs_D = np.zeros(times_ND.shape[1]), np.zeros(times_ND.shape[1], dtype=np.int64)
+    for row in rows:
+        steps = _steps_of(targets_N[row], scores_N[row], times_ND[row])
+        won_D += np.einsum("kd,kd->d", steps.positives_KD, steps.below_KD + steps.up_to_KD, dtype=np.int64) / 2
+        pairs_D += steps.positives_KD.sum(0, dtype=np.int64) * steps.negatives_D
     return _quotient(won_D, pairs_D)
 
 
 def drawn_precisions(
-    targets_N: NDArray[np.int64], scores_N: NDArray[np.float64], times_ND: NDArray[np.int64]
+    targets_N: NDArray[np.int64], scores_N: NDArray[np.float64], times_ND: Times
 ) -> NDArray[np.float64]:
     """Average precision of each draw, as scikit-learn has it: the precision at each score, weighted by recall gained.
 
     Args:
-        targets_N: 0 or 1.
-        scores_N: Finite; only their order matters.
-        times_ND: As for `drawn_areas`.
+        targets_N: As for `drawn_areas`.
+        scores_N: Likewise.
+        times_ND: Likewise.
 
     Returns:
         (D,), NaN where a draw has no positive.
     """
-    order_N = np.argsort(-scores_N, kind="stable")
-    # A tie is one step: all its series are called at the same threshold.
-    ends = np.flatnonzero(np.diff(scores_N[order_N], append=-np.inf))
-    times_ND = times_ND[order_N]
-    called_ED = np.cumsum(times_ND, axis=0)[ends]
-    right_ED = np.cumsum(times_ND * targets_N[order_N, None], axis=0)[ends]
-    gained_ED = np.diff(right_ED, axis=0, prepend=0)
-    summed_D = (gained_ED * (right_ED / np.maximum(called_ED, 1))).sum(0)
-    return _quotient(summed_D, right_ED[-1] if len(ends) else np.zeros(times_ND.shape[1], dtype=np.int64))
+    steps = _steps_of(targets_N, scores_N, times_ND)
+    right_KD = np.cumsum(steps.positives_KD[::-1], axis=0)[::-1]
+    called_KD = right_KD + (steps.negatives_D - steps.below_KD)
+    summed_D = np.einsum("kd,kd->d", steps.positives_KD, right_KD / np.maximum(called_KD, 1))
+    return _quotient(summed_D, steps.positives_KD.sum(0, dtype=np.int64))
+
+
+def undrawn(count: int) -> Times:
+    """The sample itself as a single draw: each of `count` series once."""
+    return np.ones((count, 1), dtype=np.int32)
 
 
 def percentile_interval(values_D: NDArray[np.float64], *, level: float = LEVEL) -> Interval:
@@ -229,6 +235,41 @@ def bootstrap_interval(
     targets, scores = np.asarray(targets_N).astype(np.int64), np.asarray(scores_N, dtype=np.float64)
     times_ND = draw_patients(range(len(targets)) if subjects_N is None else subjects_N, draws=draws, seed=seed)
     return percentile_interval(drawn_areas(targets, scores, times_ND), level=level)
+
+
+class _Steps(NamedTuple):
+    """What a threshold passes on its way over the K different scores of positives, lowest first, in each draw.
+
+    Attributes:
+        positives_KD: Positives with that score.
+        below_KD: Negatives with a lower score.
+        up_to_KD: The same with those of that score.
+        negatives_D: All negatives.
+    """
+
+    positives_KD: NDArray[np.int32]
+    below_KD: NDArray[np.int32]
+    up_to_KD: NDArray[np.int32]
+    negatives_D: NDArray[np.int32]
+
+
+def _steps_of(targets: NDArray[np.int64], scores: NDArray[np.float64], times_ND: Times) -> _Steps:
+    series = np.broadcast_to(np.arange(len(times_ND)).reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
+    positive = targets == 1
+    score_K, step = np.unique(scores[positive], return_inverse=True)
+    positives_KD = _summed(step, series[positive], times_ND, len(score_K))
+    # Negatives fall between two scores (even places) or on one (odd ones).
+    below = np.searchsorted(score_K, scores[~positive], side="left")
+    place = below + np.searchsorted(score_K, scores[~positive], side="right")
+    passed_KD = np.cumsum(_summed(place, series[~positive], times_ND, 2 * len(score_K) + 1), axis=0, dtype=np.int32)
+    return _Steps(positives_KD, passed_KD[:-1:2], passed_KD[1::2], passed_KD[-1])
+
+
+def _summed(place_M: NDArray[np.int64], series_M: NDArray[np.int64], times_ND: Times, places: int) -> Times:
+    """How often the series at each place were drawn, (places, D)."""
+    ones_M = np.ones(len(place_M), dtype=np.int32)
+    at_PN = coo_array((ones_M, (place_M, series_M)), shape=(places, len(times_ND))).tocsr()
+    return np.asarray(at_PN @ times_ND)
 
 
 def _quotient(above_D: NDArray[np.float64], below_D: NDArray[np.int64]) -> NDArray[np.float64]:

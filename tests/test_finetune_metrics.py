@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from finetune.metrics import bootstrap_interval, draw_patients, drawn_areas, drawn_precisions
+from finetune.metrics import bootstrap_interval, draw_patients, drawn_areas, drawn_precisions, undrawn
 from finetune.tasks.aneurysm import WEIGHTS, competition_score
 from harmonize.labels import LABELS, PRESENT
 
@@ -142,9 +142,26 @@ def test_a_statistic_of_the_draws_is_that_of_the_rows_written_out(drawn: Any, di
         assert value == pytest.approx(direct(np.repeat(targets, times_N), np.repeat(scores, times_N)), rel=1e-12)
 
 
+def test_several_answers_of_a_series_are_drawn_together() -> None:
+    targets, scores = draw(7, count=25)
+    times_ND = draw_patients(range(25), draws=10)
+    for times_N, area in zip(times_ND.T, drawn_areas(targets, scores, times_ND), strict=True):
+        rows = np.repeat(np.arange(25), times_N)
+        assert area == pytest.approx(roc_auc_score(targets[rows].ravel(), scores[rows].ravel()), rel=1e-12)
+
+
+def test_only_pairs_of_one_stratum_count() -> None:
+    targets, scores, _ = clustered(2)
+    strata = np.arange(len(targets)) % 3
+    found = drawn_areas(targets, scores + strata, undrawn(len(targets)), strata_N=strata)[0]
+    own = [(targets[strata == s], scores[strata == s]) for s in range(3)]
+    pairs = [truth.sum() * (1 - truth).sum() for truth, _ in own]
+    assert found == pytest.approx(np.average([roc_auc_score(*one) for one in own], weights=pairs), rel=1e-12)
+
+
 @pytest.mark.parametrize("drawn", [drawn_areas, drawn_precisions])
 def test_a_statistic_without_positives_is_undefined_and_so_is_one_of_nothing(drawn: Any) -> None:
-    values = drawn(np.zeros(3, dtype=np.int64), np.array([0.1, 0.2, 0.2]), np.ones((3, 2), dtype=np.int64))
+    values = drawn(np.zeros(3, dtype=np.int64), np.array([0.1, 0.2, 0.2]), np.ones((3, 2), dtype=np.int32))
     assert np.isnan(values).all()
     assert np.isnan(drawn(np.zeros(0, dtype=np.int64), np.zeros(0), draw_patients([], draws=2))).all()
 

@@ -1,4 +1,4 @@
-"""The console script ``finetune``: train a model, predict a series, draw a run's report."""
+"""The console script ``finetune``: train a model, predict series, say what the predictions are worth."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from finetune.cli import predict, report
+from finetune.cli import compare, evaluate, predict, report
 from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors
 from headspark.config import run_command
 
 TRAIN = "train"
 
-COMMANDS = (predict, report)
+COMMANDS = (predict, evaluate, compare, report)
 """Each a file with ``add(commands, common)``, which adds its parser and says what runs it."""
 
 

@@ -1,0 +1,46 @@
+"""`finetune compare`: how runs differ on the series that they all predicted."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from finetune.cli.evaluate import add_table_options
+from harmonize.terminal import emit, say
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the parser of `finetune`."""
+    parser = commands.add_parser(
+        "compare", parents=[common], help="scores of runs on the same series, and paired differences"
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs or cross-validations, or tables"
+    )
+    add_table_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, and print.
+
+    Raises:
+        UserError: A run has no predictions, or they cannot be compared.
+    """
+    from finetune.evaluation import read
+    from finetune.evaluation.compare import compare
+    from finetune.evaluation.text import comparison_lines
+    from harmonize.corpus import Corpus
+    from headspark.run.folder import without_odd_numbers
+
+    corpus = None if options.corpus is None else Corpus.open(options.corpus)
+    found = compare(
+        [read(one, corpus=corpus, labels=options.labels, overall=options.overall) for one in options.runs],
+        draws=options.draws,
+    )
+    if options.json:
+        emit(without_odd_numbers(found.facts()))
+    else:
+        say(*comparison_lines(found))
+    return 0

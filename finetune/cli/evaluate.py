@@ -1,0 +1,87 @@
+"""`finetune evaluate`: what a run's predictions are worth, as tables or JSON."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from harmonize.errors import WrongUse
+from harmonize.parser import positive
+from harmonize.terminal import emit, say
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the parser of `finetune`."""
+    parser = commands.add_parser(
+        "evaluate", parents=[common], help="areas, shortcuts, calibration and thresholds of a run's predictions"
+    )
+    parser.add_argument(
+        "model", type=Path, nargs="?", metavar="FT", help="folder of a finished run or of a cross-validation"
+    )
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="instead of FT: a .parquet or .csv table of predictions"
+    )
+    parser.add_argument("--truth", type=Path, metavar="TABLE.csv", help="labels of the series, where FILE has none")
+    add_table_options(parser)
+    parser.add_argument("--sizes", type=Path, metavar="TABLE.csv", help="diameter_mm of each finding, for sizes")
+    parser.add_argument("--precision", type=share, help="that the overall label's threshold is to reach")
+    parser.set_defaults(run=run)
+
+
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    """Options of all that reads tables of predictions."""
+    parser.add_argument("--corpus", type=Path, help="the corpus of the series: patients, modalities, geometry")
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="which labels; all that have a truth if not given")
+    parser.add_argument(
+        "--overall", metavar="LABEL", help="the label that says whether there is anything at all; else the last one"
+    )
+    parser.add_argument("--draws", type=positive, default=1000, help="of the bootstrap over patients")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def share(text: str) -> float:
+    """Read an option's value that is a share.
+
+    Raises:
+        argparse.ArgumentTypeError: No number above 0 and up to 1.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0 and up to 1")
+    return value
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, and print.
+
+    Raises:
+        UserError: There is nothing to evaluate.
+    """
+    from finetune.evaluation import evaluate, read
+    from finetune.evaluation.detection import read_sizes
+    from finetune.evaluation.text import evaluation_lines
+    from finetune.evaluation.thresholds import TARGET_PRECISION
+    from harmonize.corpus import Corpus
+    from headspark.run.folder import without_odd_numbers
+
+    source = options.model or options.predictions
+    if source is None or (options.model and options.predictions):
+        raise WrongUse("give the folder of a run, or --predictions FILE; see `finetune evaluate --help`")
+    corpus = None if options.corpus is None else Corpus.open(options.corpus)
+    predictions = read(source, corpus=corpus, truth=options.truth, labels=options.labels, overall=options.overall)
+    found = evaluate(
+        predictions,
+        corpus=corpus,
+        diameters_mm=None if options.sizes is None else read_sizes(options.sizes),
+        precision=options.precision or TARGET_PRECISION,
+        draws=options.draws,
+    )
+    if options.json:
+        emit(without_odd_numbers(found.facts()))
+    else:
+        say(*evaluation_lines(found))
+    return 0
