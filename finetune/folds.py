@@ -188,10 +188,12 @@ def write_folds(path: Path, found: Folds) -> None:
 
 
 def deal(table: pd.DataFrame, folds: int, *, seed: int, known: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Deal patients to folds: each fold gets its share of every stratum, and of all, as evenly as numbers allow.
+    """Deal patients to folds: each fold gets its share of every stratum, of all, and of every rare label.
 
-    The patients of a stratum (aneurysm or not, modality) go, in an order that the seed draws, to the fold that has the
-    fewest of the stratum, and of these to the one that has the fewest in all.
+    How many of a stratum (positive or not, modality) a fold gets comes first: its patients go to the fold that has the
+    fewest of the stratum, and of these to the one that has the fewest in all. Which patients those are comes second:
+    they are taken in the order of their rarest label, then as the seed draws, and each goes to the one of its stratum's
+    places whose fold has the fewest patients with that label, then with their next rarest.
 
     Args:
         table: Columns scan_id, subject, modality, labels, as `Corpus.labels`; the order of its rows does not matter.
@@ -205,33 +207,84 @@ def deal(table: pd.DataFrame, folds: int, *, seed: int, known: Mapping[str, int]
     Raises:
         UserError: If there are fewer patients than folds.
     """
-    scans: dict[str, list[str]] = defaultdict(list)
-    strata: dict[str, list[Stratum]] = defaultdict(list)
-    for row in table.to_dict("records"):
-        scans[row["subject"]].append(row["scan_id"])
-        strata[row["subject"]].append(_stratum(row))
-    if folds < 2 or len(scans) < folds:
-        raise WrongUse(f"data.folds {folds}: needs to be 2 or more, and no more than the {len(scans)} patients")
-    of_subject = {subject: (max(s[0] for s in found), min(s[1] for s in found)) for subject, found in strata.items()}
-    fold_of_subject = {
-        subject: known[scan] for subject, ids in scans.items() for scan in sorted(ids) if known and scan in known
-    }
-    in_stratum: Counter[tuple[Stratum, int]] = Counter()
-    in_all: Counter[int] = Counter()
+    patients = _patients(table)
+    if folds < 2 or len(patients) < folds:
+        raise WrongUse(f"data.folds {folds}: needs to be 2 or more, and no more than the {len(patients)} patients")
+    frequency = Counter(label for patient in patients for label in patient.positive)
+    fold_of_subject: dict[str, int] = {}
+    with_label: Counter[tuple[int, int]] = Counter()
 
-    def put(subject: str, fold: int) -> None:
-        fold_of_subject[subject] = fold
-        in_stratum[of_subject[subject], fold] += 1
-        in_all[fold] += 1
+    def put(patient: _Patient, fold: int) -> None:
+        fold_of_subject[patient.subject] = fold
+        with_label.update((label, fold) for label in patient.positive)
 
-    for subject, fold in list(fold_of_subject.items()):
-        put(subject, fold)
-    fresh = [subject for subject in scans if subject not in fold_of_subject]
-    for subject in sorted(fresh, key=lambda subject: (of_subject[subject], _draw(seed, subject))):
-        stratum = of_subject[subject]
-        put(subject, min(range(folds), key=lambda fold: (in_stratum[stratum, fold], in_all[fold], fold)))
-    dealt = {scan: fold_of_subject[subject] for subject, ids in scans.items() for scan in ids}
+    fresh = []
+    for patient in patients:
+        before = next((known[scan] for scan in patient.scans if known and scan in known), None)
+        if before is None:
+            fresh.append(patient)
+        else:
+            put(patient, before)
+    places = _places(patients, fresh, fold_of_subject, folds)
+
+    def rarest_first(patient: _Patient) -> list[int]:
+        return sorted(patient.positive, key=lambda label: (frequency[label], label))
+
+    def order(patient: _Patient) -> tuple[bool, list[int], Stratum, bytes]:
+        counts = [frequency[label] for label in rarest_first(patient)]
+        return not counts, counts, patient.stratum, _draw(seed, patient.subject)
+
+    for patient in sorted(fresh, key=order):
+        free, labels = places[patient.stratum], rarest_first(patient)
+        counts = [[with_label[label, fold] for label in labels] for fold in free]
+        put(patient, free.pop(counts.index(min(counts))))
+    dealt = {scan: fold_of_subject[patient.subject] for patient in patients for scan in patient.scans}
     return {**dealt, **(known or {})}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Patient:
+    """A patient of the label table: the series, in order, the stratum, and the labels that any of them has."""
+
+    subject: str
+    scans: tuple[str, ...]
+    stratum: Stratum
+    positive: frozenset[int]
+
+
+def _patients(table: pd.DataFrame) -> list[_Patient]:
+    rows: dict[str, list[dict[Any, Any]]] = defaultdict(list)
+    for row in table.to_dict("records"):
+        rows[row["subject"]].append(row)
+    found = []
+    for subject, series in sorted(rows.items()):
+        strata = [_stratum(row) for row in series]
+        labelled = [row["labels"] for row in series if row["labels"] is not None]
+        found.append(
+            _Patient(
+                subject=subject,
+                scans=tuple(sorted(row["scan_id"] for row in series)),
+                stratum=(max(present for present, _ in strata), min(modality for _, modality in strata)),
+                positive=frozenset(number for labels in labelled for number, value in enumerate(labels) if value),
+            )
+        )
+    return found
+
+
+def _places(
+    patients: Sequence[_Patient], fresh: Sequence[_Patient], fold_of_subject: Mapping[str, int], folds: int
+) -> dict[Stratum, list[int]]:
+    """The folds that the fresh patients of each stratum go to, one each, whoever they are."""
+    dealt = [patient for patient in patients if patient.subject in fold_of_subject]
+    in_stratum = Counter((patient.stratum, fold_of_subject[patient.subject]) for patient in dealt)
+    in_all = Counter(fold_of_subject[patient.subject] for patient in dealt)
+    places: dict[Stratum, list[int]] = defaultdict(list)
+    for stratum in sorted(patient.stratum for patient in fresh):
+        fold = min(range(folds), key=lambda fold: (in_stratum[stratum, fold], in_all[fold], fold))
+        in_stratum[stratum, fold] += 1
+        in_all[fold] += 1
+        places[stratum].append(fold)
+    return places
 
 
 def folds_of_version_0_1_0(cases: Sequence[Case], folds: int, *, seed: int) -> Folds:

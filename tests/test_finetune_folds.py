@@ -112,6 +112,27 @@ def test_patients_that_come_later_move_nobody(
     assert again["p0.later"] == fold_of["p0.0"], "another series of a patient stays with the patient"
 
 
+def test_rare_places_are_shared_out_among_the_folds() -> None:
+    """Of 300 patients the 20 with places 0 to 3 lie in few strata, and each fold of 5 gets one of each."""
+    table = table_of([(number % 2 == 0, MODALITIES[number // 2 % 4], 1) for number in range(300)])
+    labels = [list(row) for row in table["labels"]]
+    for place in range(4):
+        for number in range(5):
+            labels[2 * (7 * place + number)][place] = 1
+    for number in range(0, 300, 6):
+        labels[number][5] = 1
+    table["labels"] = labels
+    for seed in range(5):
+        fold_of = deal(table, 5, seed=seed)
+        found = table.assign(fold=[fold_of[scan] for scan in table["scan_id"]])
+        for place in range(4):
+            having = found[[row[place] == 1 for row in found["labels"]]]
+            assert sorted(having["fold"]) == [0, 1, 2, 3, 4]
+        sizes = np.bincount(found[[row[5] == 1 for row in found["labels"]]]["fold"], minlength=5)
+        assert sizes.max() - sizes.min() <= 1
+        assert (found.groupby(["modality", "fold"]).size().groupby("modality").agg(np.ptp) <= 2).all()
+
+
 def test_another_fold_seed_deals_otherwise() -> None:
     table = table_of([(True, "CTA", 1)] * 20)
     assert deal(table, 4, seed=0) != deal(table, 4, seed=1)
