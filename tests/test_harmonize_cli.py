@@ -152,7 +152,11 @@ def test_merge_names_the_shards_that_never_ran(raw: Path, tmp_path: Path, capsys
         assert harmonize(raw, corpus, "--shard", f"{index}/4") == 0
     source = next((corpus / "records").glob("*.shard-1-of-4.jsonl")).name.split(".")[0]
     assert call("merge", corpus) == 1
-    assert f"shards {source} 0/4, {source} 2/4 never ran" in capsys.readouterr().out
+    assert f"shards {source} 0/4, {source} 2/4 never ran; run" in capsys.readouterr().out
+    for index in (0, 2):
+        assert harmonize(raw, corpus, "--shard", f"{index}/4") == 0
+    assert call("merge", corpus) == 1  # the first two left no trace of their own
+    assert f"shards {source} 1/4, {source} 3/4 never ran since the last merge; run" in capsys.readouterr().out
     assert harmonize(raw, corpus) == 0
     assert call("merge", corpus) == 0
     assert call("verify", corpus) == 0

@@ -67,13 +67,16 @@ def _merge(options: argparse.Namespace) -> int:
 
     absent = journal.absent_shards(options.corpus / RECORDS)
     stray = engine.strays(options.corpus)
+    merged = any((options.corpus / RECORDS / journal.journal_name(name, None)).exists() for name in sources.SOURCES)
     accepted, rejected = engine.merge(options.corpus)
     say(f"{options.corpus}: {accepted} scans, {rejected} rejected")
     if "brain_model" in Corpus.open(options.corpus).info["settings"]:
         draw_brains(options.corpus, cores())
     if absent:
         which = f"shards {', '.join(absent)}" if len(absent) > 1 else f"shard {absent[0]}"
-        say(f"{options.corpus}: {which} never ran; run the same command without --shard to do what is missing")
+        # Those that an earlier merge has put together have no journal of their own any more.
+        since = " since the last merge" if merged else ""
+        say(f"{options.corpus}: {which} never ran{since}; run the same command without --shard to do what is missing")
     for source in stray:
         look = f"{RECORDS}/{source}{LOOK}"
         say(f"{options.corpus}: no shard of {source} began a scan, {look} was all that they left; give them again")
