@@ -294,7 +294,7 @@ def _joined(value: bytes) -> str:
 
 @lru_cache(maxsize=_CACHED_VALUES)
 def _decimal_numbers(value: bytes) -> tuple[float, ...]:
-    return tuple(_number(part) for part in _split(value) if part)
+    return tuple(number_of(part) for part in _split(value) if part)
 
 
 @lru_cache(maxsize=_CACHED_VALUES)
@@ -311,7 +311,8 @@ def _representation(tag: int) -> str:
         return "UN"
 
 
-def _number(text: str) -> float:
+def number_of(text: str) -> float:
+    """Read a decimal string; NaN where it is none."""
     try:
         return float(text)
     except ValueError:

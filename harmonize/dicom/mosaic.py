@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.dicom.elements import Elements
+from harmonize.dicom.elements import Elements, number_of
 from harmonize.dicom.geometry import is_plausible_step, slice_normal
 from harmonize.errors import Reason, Rejection, Stage
 
@@ -63,7 +63,7 @@ def read_mosaic(elements: Elements, image_type: tuple[str, ...]) -> Mosaic | Non
     rows, columns = elements.integer(0x00280010) or 0, elements.integer(0x00280011) or 0
     position, orientation = elements.numbers(0x00200032), elements.numbers(0x00200037)
     spacing = elements.numbers(0x00280030)
-    steps = [elements.number(0x00180088), *(_number(text) for text in csa.get("SpacingBetweenSlices", []))]
+    steps = [elements.number(0x00180088), *(number_of(text) for text in csa.get("SpacingBetweenSlices", []))]
     step = next((step for step in steps if is_plausible_step(step)), math.nan)
     across = tiles_across(tiles)
     if not 0 < tiles <= rows * columns or rows % across or columns % across:
@@ -137,13 +137,6 @@ def _direction(parts: list[str]) -> NDArray[np.float64]:
         return np.array([float(part) for part in parts]).reshape(3)
     except ValueError:
         return np.zeros(3)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def _integer(text: str) -> int | None:

@@ -32,7 +32,7 @@ N4_ITERATIONS = (50, 50, 30)
 
 
 def window(values_hu: NDArray[Any], width: float, level: float) -> NDArray[np.float32]:
-    """Cut a CT window: 0 at ``level - width / 2`` and below, 1 at ``level + width / 2`` and above.
+    """Cut a CT window: 0 at ``level - width / 2`` and below, 1 at ``level + width / 2`` and above; all three in HU.
 
     Example:
         >>> window(np.array([-100.0, 40.0, 60.0, 500.0]), *CT_WINDOWS["brain"]).tolist()

@@ -62,7 +62,16 @@ def gaussian(positions_mm: NDArray[np.float64], sigma_mm: float) -> NDArray[np.f
 
 
 def multiply(volume: NDArray[Any], matrix: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Apply a banded (m, n) matrix along one axis of a C-contiguous volume, in blocks that skip the zeros."""
+    """Apply a banded matrix along one axis of a volume, in blocks that skip the zeros.
+
+    Args:
+        volume: (X, Y, Z), C-contiguous.
+        matrix: (m, n), n being the volume's length along `axis`.
+        axis: 0, 1 or 2.
+
+    Returns:
+        The volume with m voxels along `axis`.
+    """
     shape = list(volume.shape)
     shape[axis] = len(matrix)
     result = np.empty(shape, dtype=np.float32)
@@ -81,7 +90,16 @@ def multiply(volume: NDArray[Any], matrix: NDArray[np.float32], axis: int) -> ND
 def multiply_planes(
     volume: NDArray[Any], rows: NDArray[np.float32], columns: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """As `multiply` by `rows` along axis 1, then by `columns` along axis 2; what lies between stays in the cache."""
+    """As `multiply` by `rows` along axis 1, then by `columns` along axis 2; what lies between stays in the cache.
+
+    Args:
+        volume: (X, Y, Z), C-contiguous.
+        rows: (m, Y).
+        columns: (n, Z).
+
+    Returns:
+        (X, m, n).
+    """
     result = np.empty((volume.shape[0], len(rows), len(columns)), dtype=np.float32)
     between = np.empty((len(rows), volume.shape[2]), dtype=np.float32)
     row_blocks, column_blocks = _blocks(rows), _blocks(columns)

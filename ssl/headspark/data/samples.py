@@ -167,7 +167,16 @@ class CentralSamples(Dataset[Sample]):
 def cut_sample(
     cohort: Cohort, store: Store, scan: int, crop: Crop, *, mask_dhw: Tensor, variation: Variation | None
 ) -> Sample:
-    """Cut one patch of a scan, and the part of it where the loss may look."""
+    """Cut one patch of a scan, and the part of it where the loss may look.
+
+    Args:
+        cohort: The scans.
+        store: Their voxels.
+        scan: Number of the scan in both.
+        crop: The patch; outside of the scan lies its `fill`, which is not scored.
+        mask_dhw: bool, the blocks that the encoder sees.
+        variation: How the patch is varied later, on the accelerator; None: not at all.
+    """
     item, decoded = cohort.scans[scan], store[scan]
     voxels = decoded.voxels
     fill = round(stored_value(item.fill, voxels.slope, voxels.inter))
