@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,25 @@ import torch
 from torch import Tensor
 
 from finetune.folds import FOLDS
+from finetune.recipe import Recipe
 from finetune.stages import LARGEST_STEPS
 from harmonize.bounded_files import fits
 from harmonize.errors import UserError, WrongUse
+from headspark.channels import (
+    DEFAULT_CT_WINDOWS,
+    NAMED_WINDOWS,
+    UNSTATED_MRI_SCALING,
+    CtWindow,
+    MriScaling,
+    as_window,
+    check_scaling,
+)
 from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.folder_kind import is_preprocessing
 from headspark.hub.encoder_folder import Encoder
 from headspark.run.claim import CHECKPOINTS, NEW_FOLDER
-from headspark.run.folder import RunKind
+from headspark.run.folder import RunKind, completed
 
 FINE_TUNING = RunKind(
     name="fine-tuning", other="pretraining", key="origin", free=frozenset({"data.cache_gb"}), files=(FOLDS,)
@@ -61,6 +72,65 @@ def read_given(name: str | None) -> Given:
         return Given(name, Encoder.from_pretrained(name))
     except UserError as error:
         return Given(name, fault=error)
+
+
+def windows_of(preprocessing: Mapping[str, Any], channels: int) -> tuple[CtWindow, ...]:
+    """The CT windows that a pretrained encoder was given, one a channel.
+
+    Args:
+        preprocessing: Of its config.json.
+        channels: That it takes.
+
+    Raises:
+        UserError: It does not say them, or other ones than it has channels for.
+    """
+    stated = preprocessing.get("ct_windows")
+    windows: tuple[CtWindow, ...] = ()
+    if isinstance(stated, list | tuple) and len(stated) == channels:
+        with suppress(UserError):
+            windows = tuple(as_window(one) for one in stated)
+    if not windows:
+        raise UserError(
+            f"--encoder: preprocessing.ct_windows in its config.json is {stated}; fine-tuning wants the names of its "
+            f"{channels} channels, of {', '.join(NAMED_WINDOWS)}, or their name, width and level"
+        )
+    return windows
+
+
+def scaling_of(preprocessing: Mapping[str, Any]) -> MriScaling:
+    """How MRI was scaled for a pretrained encoder.
+
+    Raises:
+        UserError: In a way that this version does not know.
+    """
+    try:
+        return check_scaling(preprocessing.get("mri_scaling", UNSTATED_MRI_SCALING))
+    except UserError as error:
+        raise UserError(f"--encoder: preprocessing in its config.json: {error}") from error
+
+
+def recipe_of(recipe: Recipe, folder: Path, given: Given) -> Recipe:
+    """The recipe with what it leaves open about the network's input: as the run began, else as the encoder was trained.
+
+    Args:
+        recipe: As it was given.
+        folder: Of the run.
+        given: The encoder.
+
+    Raises:
+        UserError: The encoder does not say what it was given. With exit code 2: one from scratch has another number of
+            channels than there are windows.
+    """
+    network = given.network
+    if network is None:
+        recipe = completed(recipe, folder, tuple(map(as_window, DEFAULT_CT_WINDOWS)))
+    else:
+        stated = network.preprocessing
+        recipe = completed(recipe, folder, windows_of(stated, network.config.in_channels), scaling_of(stated))
+    windows, channels = len(recipe.data.windows), recipe.scratch.in_channels
+    if given.name is None and windows != channels:
+        raise WrongUse(f"scratch.in_channels {channels}: data.ct_windows names {windows} channels")
+    return recipe
 
 
 def encoder_facts(given: Given) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from finetune.tasks.aneurysm import Case, drawing_weights
 from finetune.views.box import AugmentConfig, Patch, Region, draw_pose, load_region, pose_patch, vary_intensity
 from harmonize.errors import WrongUse
 from harmonize.progress import Progress
-from headspark.channels import to_network_input
+from headspark.channels import DEFAULT_CT_WINDOWS, to_network_input
 from headspark.config.checks import require
 from headspark.data.batches import Plan, planned_batches
 from headspark.data.config import LoaderConfig
@@ -36,9 +36,11 @@ LARGEST_PATCH_MM = 1000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig(LoaderConfig):
-    """What is cut out of the corpus, and how it is dealt out. A pretrained encoder brings its own `ct_windows`.
+    """What is cut out of the corpus, and how it is dealt out.
 
     Attributes:
+        ct_windows: As in pretraining. Empty: those of the pretrained encoder, or from scratch brain, blood and bone;
+            an encoder that was pretrained with others has its first convolution adapted.
         patch: Size of the box that the network sees, in voxels.
         spacing: Its voxel size in mm; None takes the corpus as it is.
         folds: Into how many folds the patients of the corpus are dealt, once and for all of its runs.
@@ -49,6 +51,7 @@ class DataConfig(LoaderConfig):
         cache_gb: Memory for series that are kept, in GB and per rank; the others are read when drawn.
     """
 
+    ct_windows: tuple[str | dict[str, str | float], ...] = ()
     patch: tuple[int, int, int] = (160, 192, 160)
     spacing: float | None = None
     folds: int = 5
@@ -73,6 +76,11 @@ class DataConfig(LoaderConfig):
         share = self.positive_share
         require(0 <= share <= 1, f"data.positive_share {share}: must lie in [0, 1]")
         require(self.cache_gb >= 0, f"data.cache_gb {self.cache_gb}: must be 0 or more")
+
+    def as_begun(self) -> DataConfig:
+        """As `LoaderConfig.as_begun`; version 0.1.0 wrote its default windows whatever the encoder's were."""
+        unstated = self.mri_scaling is None and self.ct_windows == DEFAULT_CT_WINDOWS
+        return replace(self, mri_scaling=self.scaling, ct_windows=() if unstated else self.ct_windows)
 
 
 def check_patch(config: DataConfig, stride: int, spacing: Sequence[float] | None = None) -> None:
@@ -202,7 +210,7 @@ class TrainingSamples(Dataset[FinetuneBatch]):
 
 def network_input(patch: Patch, config: DataConfig) -> Tensor:
     """What the encoder sees of a patch, as x_CDHW."""
-    return to_network_input(patch.values_XYZ, patch.unit, config.ct_windows)
+    return to_network_input(patch.values_XYZ, patch.unit, config.windows, config.scaling)
 
 
 def training_batches(

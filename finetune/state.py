@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -17,6 +17,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from finetune.losses import IGNORE, Losses, Targets, finetune_loss
 from finetune.model_folder import Bundle
 from finetune.models.assemble import AneurysmClassifier
+from finetune.origin import scaling_of, windows_of
 from finetune.recipe import Recipe, TrainConfig
 from finetune.samples import DataConfig, check_patch
 from finetune.stages import Rates, StageConfig, in_steps, parameter_groups, rates_at, total_steps
@@ -25,8 +26,9 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.labels import LABELS
 from harmonize.settings import Settings
-from harmonize.voxels.intensity import CT_WINDOWS
+from headspark.channels import DEFAULT_MRI_SCALING
 from headspark.encoder import EncoderConfig, build_encoder
+from headspark.encoder.stem import changes, with_windows
 from headspark.run.fit import fit_plan
 from headspark.run.split_norms import split_norms
 from headspark.run.state import TrainState
@@ -39,7 +41,7 @@ class FinetuneState(TrainState[AneurysmClassifier]):
     Attributes:
         recipe: The run's.
         stages: Its stages, as `finetune.stages.in_steps` gives them.
-        data: Its data section, with the encoder's own windows.
+        data: Its data section, with nothing left open.
     """
 
     measures: ClassVar[tuple[str, ...]] = ("loss", *Losses._fields[1:], "norm")
@@ -85,9 +87,13 @@ def prepare(
         pretrained: What `Encoder.from_pretrained` gives; None trains the recipe's encoder from scratch.
     """
     data = recipe.data
-    if pretrained is not None:
-        data = replace(data, ct_windows=windows_of(pretrained))
+    if pretrained is None:
+        data = data.completed(data.windows, DEFAULT_MRI_SCALING)
+    else:
+        seen = windows_of(pretrained.preprocessing, pretrained.config.in_channels)
+        data = data.completed(seen, scaling_of(pretrained.preprocessing))
         check_patch(data, pretrained.strides[-1])
+        pretrained = with_windows(pretrained, seen, data.windows)
     plan = fit_plan(
         accelerator,
         steps=total_steps(stages),
@@ -151,44 +157,39 @@ def try_step(recipe: Recipe, accelerator: Accelerator, pretrained: Any | None, b
     optimizer.step()
 
 
-def notes(state: FinetuneState, corpus: Corpus) -> list[str]:
-    """What the user may not expect of a run that starts."""
+def notes(state: FinetuneState, corpus: Corpus, pretrained: Any | None) -> list[str]:
+    """What the user may not expect of a run that starts; `pretrained` as it was given to `prepare`."""
     plan = state.plan
     split = split_norms(
         state.unwrapped, batch=plan.batch, accumulate=plan.accumulate, ranks=plan.ranks, key="the encoder's norm"
     )
-    lines = differences(state.unwrapped.encoder, corpus, state.recipe.data)
+    lines = [] if pretrained is None else differences(pretrained, corpus, state.data)
     return lines if split is None else [*lines, split]
 
 
-def windows_of(encoder: Any) -> tuple[str, ...]:
-    """The CT windows that a pretrained encoder wants, one a channel.
+def differences(encoder: Any, corpus: Corpus, data: DataConfig) -> list[str]:
+    """In what the scans differ from those that a pretrained encoder has seen; it may still be meant so.
 
-    Raises:
-        UserError: Its config.json does not say them, or other ones than it has channels for.
+    Args:
+        encoder: As it was pretrained.
+        corpus: Where the series come from.
+        data: The recipe's section, with nothing left open.
     """
-    windows, channels = encoder.preprocessing.get("ct_windows"), encoder.config.in_channels
-    known = (
-        isinstance(windows, list | tuple) and len(windows) == channels and all(name in CT_WINDOWS for name in windows)
-    )
-    if not known:
-        raise UserError(
-            f"--encoder: preprocessing.ct_windows in its config.json is {windows}; fine-tuning wants the names of its "
-            f"{channels} channels, of {', '.join(CT_WINDOWS)}"
-        )
-    return tuple(windows)
-
-
-def differences(encoder: nn.Module, corpus: Corpus, data: DataConfig) -> list[str]:
-    """In what the scans differ from those that a pretrained encoder has seen; it may still be meant so."""
-    seen = getattr(encoder, "preprocessing", None)
-    if seen is None:
-        return []
-    lines = []
+    seen, lines = encoder.preprocessing, []
     spacing = [data.spacing] * 3 if data.spacing is not None else list(corpus.spacing)
     if seen.get("spacing_mm") and spacing != list(seen["spacing_mm"]):
         lines.append(f"the encoder was pretrained at {seen['spacing_mm']} mm, this run works at {spacing} mm")
     norm = corpus.mri_norms[SOURCE]
     if seen.get("mri_norms") and norm not in seen["mri_norms"].values():
         lines.append(f"the encoder was pretrained on MRI normalised by {seen['mri_norms']}, this corpus by {norm}")
+    if scaling_of(seen) != data.scaling:
+        lines.append(f"the encoder was pretrained with data.mri_scaling {scaling_of(seen)}, this run has {data.scaling}")
+    windows = windows_of(seen, encoder.config.in_channels)
+    adapted = changes(windows, data.windows)
+    if adapted is not None:
+        names = [", ".join(window.name for window in each) for each in (windows, data.windows)]
+        lines.append(
+            f"the encoder was pretrained on the CT windows {names[0]}, this run cuts {names[1]}: its first convolution "
+            f"is adapted ({adapted}); an MRI gives the same features as before"
+        )
     return lines

@@ -24,7 +24,7 @@ from finetune.inference import PREDICTIONS, has_finite, score_of
 from finetune.losses import count, denominators, finetune_loss
 from finetune.metrics import Score
 from finetune.model_folder import irreproducible, save_bundle, settings_of
-from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, rebuilt
+from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, rebuilt, recipe_of
 from finetune.recipe import Recipe
 from finetune.report import write_report
 from finetune.samples import FinetuneBatch, RegionStore, TrainingSamples, check_patch, training_batches
@@ -95,6 +95,7 @@ def _train(
     folds = folds_of_run(corpus, recipe, selection.cases, out)
     training, held_out = folds.split(selection.cases, recipe.data.fold)
     given = read_given(encoder_folder)
+    recipe = recipe_of(recipe, out, given)
     own_folds = partial(write_folds, out / FOLDS, folds) if old else None
     rank, ranks = accelerator.process_index, accelerator.num_processes
     epoch = steps_of_epoch(len(training), settings.batch * settings.accumulate * ranks)
@@ -108,7 +109,7 @@ def _train(
             encoder = rebuilt(agree({} if run is None else run.state["origin"]["encoder"] or {}))
         epoch = agree(epoch if run is None else run.state[EPOCH_STEPS])
         state = prepare(recipe, stages_of_run(recipe, epoch=epoch), accelerator, encoder)
-        for line in notes(state, corpus):
+        for line in notes(state, corpus, encoder):
             note(f"note: {line}")
         if not resume(state, run, out) and given.fault is not None:
             raise given.fault

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from finetune.model_folder import Bundle, load_model, read_bundle, save_bundle
 from finetune.models.assemble import AneurysmClassifier, HeadConfig
 from finetune.samples import DataConfig
-from finetune.state import windows_of
+from finetune.origin import windows_of
 from harmonize.errors import UserError
 from harmonize.settings import Settings
 from headspark import Encoder, save_encoder
@@ -209,7 +209,7 @@ def test_an_encoder_that_does_not_say_its_windows_is_no_encoder_to_fine_tune(tmp
     with pytest.raises(
         UserError, match=r"ct_windows in its config\.json is .* of its 3 channels, of brain, blood, bone"
     ):
-        windows_of(encoder)
+        windows_of(encoder.preprocessing, encoder.config.in_channels)
 
 
 def test_seeing_never_fails(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def figure_patches(corpus: Corpus, scan_ids: Sequence[str], config: DataConfig) 
         axis.set_axis_off()
     for row, scan_id in zip(axes, scan_ids, strict=False):
         patch = pose_patch(load_region(cases[scan_id], config.patch, spacing=config.spacing), config.patch)
-        x_CXYZ = to_network_input(patch.values_XYZ, patch.unit, config.ct_windows).numpy()
+        x_CXYZ = to_network_input(patch.values_XYZ, patch.unit, config.windows, config.scaling).numpy()
         centre = np.array(config.patch) // 2
         if len(patch.findings.points_K3):
             centre = np.clip(np.rint(patch.findings.points_K3[0]).astype(int), 0, np.array(config.patch) - 1)

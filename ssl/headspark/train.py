@@ -28,7 +28,7 @@ from headspark.pretraining.origin import PRETRAINING, began_with
 from headspark.pretraining.state import PretrainState, prepare
 from headspark.recipe import Recipe
 from headspark.run.device import agree, device_name, enter_on_main, local_ranks, make_accelerator, on_gpu
-from headspark.run.folder import FINISHED, INTERRUPTED, SAMPLES_PER_STEP, open_run
+from headspark.run.folder import FINISHED, INTERRUPTED, SAMPLES_PER_STEP, completed, open_run
 from headspark.run.interrupt import Interrupt, Interrupted, interrupts, say_nothing_to_save
 from headspark.run.metrics_log import MetricsLog, check_trackers
 from headspark.run.profiling import profiled
@@ -50,6 +50,7 @@ def train(recipe: Recipe, *, corpus: Path, out: Path) -> bool:
         UserError: Wrong use, or the run cannot go on; one line that says why.
     """
     check_trackers(recipe.train.trackers)
+    recipe = completed(recipe, out)
     opened = Corpus.open(corpus)
     cohort = read_cohort(opened, recipe.data)
     try:
@@ -112,12 +113,12 @@ def train_step(state: PretrainState, batches: Iterator[PretrainBatch], interrupt
     The loss is the mean over all scored voxels of the step, however the samples are dealt out to forward passes and
     ranks: each pass gives a sum, and the gradient is divided once, when the number of voxels is known.
     """
-    recipe, accelerator, plan = state.recipe, state.accelerator, state.plan
+    recipe, data, accelerator, plan = state.recipe, state.recipe.data, state.accelerator, state.plan
     torch.manual_seed(int(generator(recipe.train.seed, NOISE, state.step * plan.ranks + plan.rank).integers(2**63)))
     state.model.train()
     state.schedule.step_update(state.step)
     # Keeps the sums near 1, within the reach of fp16.
-    nominal_voxels = plan.batch * recipe.data.patch**3
+    nominal_voxels = plan.batch * data.patch**3
     totals_4 = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     waited = 0.0
     scan_ids: list[str] = []
@@ -128,7 +129,9 @@ def train_step(state: PretrainState, batches: Iterator[PretrainBatch], interrupt
         waited += time.perf_counter() - began
         scan_ids += batch.scan_ids
         batch = batch.to(accelerator.device)
-        x_BCDHW, scored_B1DHW = network_input(batch, recipe.data.ct_windows, recipe.augment, patch=recipe.data.patch)
+        x_BCDHW, scored_B1DHW = network_input(
+            batch, data.windows, recipe.augment, patch=data.patch, mri_scaling=data.scaling
+        )
         last = part == plan.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(state.model):
             output = state.model(x_BCDHW, MaskGeometry(batch.mask_Bdhw), scored_B1DHW)

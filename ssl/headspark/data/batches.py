@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from harmonize.errors import UserError
 from harmonize.pipeline import WINDOWED
 from harmonize.voxels.stored import real_value
-from headspark.channels import to_network_input
+from headspark.channels import DEFAULT_MRI_SCALING, CtWindow, MriScaling, to_network_input
 from headspark.data.augment import AugmentConfig, Variation, turn, vary_intensity, within
 from headspark.data.config import DataConfig, WorkerKind
 from headspark.data.samples import Sample, TrainSamples
@@ -121,15 +121,27 @@ def stack(samples: Sequence[Sample]) -> PretrainBatch:
 
 
 def network_input(
-    batch: PretrainBatch, windows: Sequence[str], augment: AugmentConfig, *, patch: int
+    batch: PretrainBatch,
+    windows: Sequence[str | CtWindow],
+    augment: AugmentConfig,
+    *,
+    patch: int,
+    mri_scaling: MriScaling = DEFAULT_MRI_SCALING,
 ) -> tuple[Tensor, Tensor]:
     """What the network sees, made on the batch's own device: windows first, then the variations.
+
+    Args:
+        batch: As it was stacked.
+        windows: Of CT, as `to_network_input` takes them.
+        augment: How samples are varied.
+        patch: Edge of what comes out, in voxels.
+        mri_scaling: As `to_network_input` takes it.
 
     Returns:
         x_BCDHW: float32, array axes X, Y, Z of the corpus.
         scored_B1DHW: bool.
     """
-    x_BCDHW = torch.stack([_sample_input(batch, sample, windows) for sample in range(len(batch))])
+    x_BCDHW = torch.stack([_sample_input(batch, sample, windows, mri_scaling) for sample in range(len(batch))])
     scored_B1DHW = batch.scored_B1XYZ
     variations = [variation for variation in batch.variations if variation is not None]
     if not variations:
@@ -227,11 +239,13 @@ def _threaded_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _sample_input(batch: PretrainBatch, sample: int, windows: Sequence[str]) -> Tensor:
+def _sample_input(
+    batch: PretrainBatch, sample: int, windows: Sequence[str | CtWindow], mri_scaling: MriScaling
+) -> Tensor:
     values = real_value(batch.stored_BXYZ[sample], batch.slope_B[sample], batch.inter_B[sample])
     if values.ndim == 4 and batch.units[sample] != WINDOWED:
         values = values[..., 0]
-    return to_network_input(values, batch.units[sample], windows)
+    return to_network_input(values, batch.units[sample], windows, mri_scaling)
 
 
 class _Batches(Sampler[list[int]]):

@@ -91,7 +91,7 @@ def read_cohort(corpus: Corpus, config: DataConfig) -> Cohort:
     if not items:
         raise UserError(f"{corpus.path}: no scan to train on; see `harmonize verify` and data.weights")
     for unit in sorted({item.unit for item in items}):
-        check_unit(unit, config.ct_windows)
+        check_unit(unit, config.windows)
     out = held_out([item.subject for item in items], share=config.val_share, seed=config.val_seed)
     train = tuple(index for index, item in enumerate(items) if item.subject not in out)
     val = tuple(index for index, item in enumerate(items) if item.subject in out)

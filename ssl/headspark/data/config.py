@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
-from harmonize.voxels.intensity import CT_WINDOWS
-from headspark.channels import DEFAULT_CT_WINDOWS
+from harmonize.errors import WrongUse
+from headspark.channels import DEFAULT_CT_WINDOWS, UNSTATED_MRI_SCALING, CtWindow, MriScaling, as_window
 from headspark.config.checks import MOST_THREADS, require
 
 WorkerKind = Literal["thread", "process"]
@@ -23,12 +24,17 @@ class LoaderConfig:
         workers: How many make samples, beside the training; 0 makes them between the steps.
         worker_kind: ``thread``, which hands a sample over without a copy, or ``process``, which does not wait for
             Python's lock, and takes shared memory and a system that can fork.
-        ct_windows: Channels that a CT is cut into; MRI is copied into as many.
+        ct_windows: Channels that a CT is cut into; MRI is copied into as many. Each is ``brain``, ``blood``, ``bone``
+            or ``vessel``, or any other as ``{name: sinus, width: 400, level: 50}``, in HU.
+        mri_scaling: What becomes of MRI beyond its tissues, as flow and metal are: ``soft`` (by the logarithm),
+            ``clip`` (at 6) or ``linear``. None: a run that goes on does as it began, a pretrained encoder gets what
+            it got, all others ``soft``.
     """
 
     workers: int = 2
     worker_kind: WorkerKind = "thread"
-    ct_windows: tuple[str, ...] = DEFAULT_CT_WINDOWS
+    ct_windows: tuple[str | dict[str, str | float], ...] = DEFAULT_CT_WINDOWS
+    mri_scaling: MriScaling | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -36,9 +42,30 @@ class LoaderConfig:
             "data.worker_kind process: this system cannot fork; take thread",
         )
         require(0 <= self.workers <= MOST_THREADS, f"data.workers {self.workers}: use 0 to {MOST_THREADS}")
-        require(bool(self.ct_windows), "data.ct_windows: name at least one window")
-        for name in self.ct_windows:
-            require(name in CT_WINDOWS, f"data.ct_windows {name}: use some of {', '.join(CT_WINDOWS)}")
+        try:
+            plain = tuple(as_window(one).plain for one in self.ct_windows)
+        except WrongUse as error:
+            raise WrongUse(f"data.ct_windows {error}") from error
+        object.__setattr__(self, "ct_windows", plain)  # one spelling, for runs that are compared with how they began
+
+    @property
+    def windows(self) -> tuple[CtWindow, ...]:
+        """Those of `ct_windows`; the default where a recipe leaves them open."""
+        return tuple(as_window(one) for one in self.ct_windows or DEFAULT_CT_WINDOWS)
+
+    @property
+    def scaling(self) -> MriScaling:
+        """`mri_scaling`; what writes none was written before there was a choice."""
+        return self.mri_scaling or UNSTATED_MRI_SCALING
+
+    def completed(self, windows: Sequence[CtWindow], scaling: MriScaling) -> Self:
+        """The same with these windows and this scaling where it leaves them open."""
+        plain = self.ct_windows or tuple(window.plain for window in windows)
+        return replace(self, ct_windows=plain, mri_scaling=self.mri_scaling or scaling)
+
+    def as_begun(self) -> Self:
+        """The section of a run's own recipe, with what its version did where that says nothing."""
+        return replace(self, mri_scaling=self.scaling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +95,7 @@ class DataConfig(LoaderConfig):
 
     def __post_init__(self) -> None:
         LoaderConfig.__post_init__(self)
+        require(bool(self.ct_windows), "data.ct_windows: name at least one window")
         require(self.patch > 0, f"data.patch {self.patch}: must be positive")
         require(self.val_seed >= 0, f"data.val_seed {self.val_seed}: must be 0 or more")
         for name in ("foreground_share", "val_share"):

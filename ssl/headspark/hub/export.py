@@ -8,7 +8,6 @@ from typing import Any, cast
 
 from harmonize.errors import UserError, WrongUse
 from harmonize.terminal import warn
-from headspark.config import read_recipe
 from headspark.decoder import UNetDecoder
 from headspark.encoder import ResidualEncoder, build_encoder
 from headspark.folder_kind import seen_at
@@ -19,7 +18,7 @@ from headspark.pretraining.origin import check_state
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import load_newest
 from headspark.run.diverged import all_finite, divergence
-from headspark.run.folder import RECIPE, read_metrics, read_state
+from headspark.run.folder import RECIPE, read_metrics, read_run_recipe, read_state
 from headspark.spark import SparK
 from headspark.weights import build_with
 
@@ -59,7 +58,7 @@ def export_run(folder: Path, *, decoder: bool = False) -> Exported:
     state = read_state(folder)
     if state is None or "corpus" not in state:
         raise WrongUse(f"{folder}: {seen_at(folder)}, not a pretraining run; `headspark pretrain --out` makes one")
-    recipe = read_recipe(Recipe, folder / RECIPE)
+    recipe = read_run_recipe(Recipe, folder)
     if decoder and recipe.decoder.kind != "unet":
         raise WrongUse(
             f"--decoder: {folder} has one of kind {recipe.decoder.kind}, which serves pretraining alone; only unet is "

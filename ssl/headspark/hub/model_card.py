@@ -14,6 +14,7 @@ import yaml
 from harmonize.corpus.card import plain_text
 from harmonize.corpus.terms import terms_of
 from harmonize.terminal import printable
+from headspark.channels import MRI_CLIP, MRI_KNEE
 from headspark.config import to_yaml
 from headspark.hub.encoder_folder import CURVES, RECONSTRUCTION, Card
 from headspark.masking import ratio_bounds
@@ -30,6 +31,13 @@ from headspark import load_encoder
 encoder, decoder = load_encoder("THIS_REPOSITORY_OR_FOLDER", decoder=True)
 predicted_BCDHW = decoder(encoder(x_BCDHW))
 ```"""
+_BEYOND = {
+    "soft": f"by the logarithm beyond {MRI_KNEE:g}",
+    "clip": f"clipped at {MRI_CLIP:g}",
+    "linear": "without a bound",
+}
+"""What becomes of MRI beyond its tissues, for people."""
+
 HUB_DATASETS = "https://huggingface.co/datasets/"
 _NO_DIGIT = re.compile(r"[^0-9a-f]")
 
@@ -45,6 +53,7 @@ def preprocessing_of(recipe: Recipe, corpus: Mapping[str, Any]) -> dict[str, Any
         "orientation": "RAS",
         "spacing_mm": corpus["spacing_mm"],
         "ct_windows": list(recipe.data.ct_windows),
+        "mri_scaling": recipe.data.scaling,
         "mri_norms": corpus["mri_norms"],
         "patch": recipe.data.patch,
     }
@@ -125,6 +134,7 @@ def _warning(state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> 
 
 def _loading(recipe: Recipe, corpus: Mapping[str, Any]) -> str:
     norms = plain_text(", ".join(sorted(set(corpus["mri_norms"].values()))))
+    windows = plain_text(", ".join(f"{one.name} (W{one.width:g} L{one.level:g})" for one in recipe.data.windows))
     return f"""## Load it
 
 ```python
@@ -136,9 +146,9 @@ maps = encoder(x_BCDHW)  # {recipe.encoder.in_channels} channels; one map a stag
 
 `encoder.strides` are {list(recipe.encoder.cumulative_strides)}, `encoder.channels` {list(recipe.encoder.features)}.
 Scans go in RAS at {" x ".join(f"{mm:g}" for mm in corpus["spacing_mm"])} mm: CT as the windows
-{", ".join(recipe.data.ct_windows)} in [-1, 1], MRI normalised ({norms}) and copied into every channel.
-`headspark.channels.to_network_input` does both; `encoder.preprocessing` holds the same facts. Edges must be multiples
-of {recipe.encoder.cumulative_strides[-1]} voxels."""
+{windows} in [-1, 1], MRI normalised ({norms}), {_BEYOND[recipe.data.scaling]}, and copied into every channel.
+`headspark.channels.to_network_input` does both, given `ct_windows` and `mri_scaling` of `encoder.preprocessing`, which
+holds the same facts. Edges must be multiples of {recipe.encoder.cumulative_strides[-1]} voxels."""
 
 
 def _corpus(corpus: Mapping[str, Any]) -> str:

@@ -70,11 +70,12 @@ class NnsslCheckpoint:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What `headspark.save_encoder` and fine-tuning want to know. nnssl z-scores its images."""
+        """What `headspark.save_encoder` and fine-tuning want to know. nnssl z-scores its images and clips nothing."""
         return {
             "orientation": "RAS",
             "spacing_mm": list(self.spacing or ONE_MM),
             "ct_windows": list(DEFAULT_CT_WINDOWS[: self.encoder.config.in_channels]),
+            "mri_scaling": "linear",
             "mri_norms": {str(section(self.plan, "pretrain_plan").get("dataset_name", "nnssl")): "zscore"},
         }
 

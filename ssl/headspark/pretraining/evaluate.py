@@ -105,8 +105,8 @@ class Evaluator:
         return coarsest_BCdhw.float().mean((0, 2, 3, 4)).cpu().numpy()
 
     def _input(self, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
-        data = self._recipe.data
-        return network_input(batch, data.ct_windows, self._recipe.augment, patch=data.patch)
+        data, augment = self._recipe.data, self._recipe.augment
+        return network_input(batch, data.windows, augment, patch=data.patch, mri_scaling=data.scaling)
 
 
 def _triptych(batch: PretrainBatch, x_BCDHW: Tensor, filled_BCDHW: Tensor) -> Triptych:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from harmonize.errors import WrongUse
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import write_json, write_text
 from harmonize.provenance import git_revision, library_versions
+from headspark.channels import DEFAULT_MRI_SCALING, CtWindow, MriScaling
 from headspark.config import read_recipe, to_plain, to_yaml
+from headspark.data.config import LoaderConfig
 from headspark.run.claim import (
     CHECKPOINTS,
     FINISHED,
@@ -24,6 +26,7 @@ from headspark.run.claim import (
     STATE,
     Claim,
     claim,
+    has_taken_a_step,
     read_metrics,
     read_state,
 )
@@ -45,11 +48,18 @@ FREE_ON_RESUME = {
 
 
 class Recipe(Protocol):
-    """What a run is: a dataclass of sections, of which one says how it trains."""
+    """What a run is: a dataclass of sections, of which one says how it trains, and one what it sees."""
 
     @property
     def train(self) -> Any:
         """With the ``seed``."""
+
+    @property
+    def data(self) -> Any:
+        """A `LoaderConfig`."""
+
+
+R = TypeVar("R", bound=Recipe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +175,38 @@ def open_run(
             raise
 
 
+def read_run_recipe(recipe_class: type[R], folder: Path) -> R:
+    """The recipe of a run, with what its version of headspark did where it says nothing.
+
+    Raises:
+        WrongUse: It is missing or damaged.
+    """
+    recipe = read_recipe(recipe_class, folder / RECIPE)
+    return _with_data(recipe, recipe.data.as_begun())
+
+
+def completed(
+    recipe: R, folder: Path, windows: Sequence[CtWindow] = (), scaling: MriScaling = DEFAULT_MRI_SCALING
+) -> R:
+    """A recipe that says how the network sees scans where it left that open.
+
+    Args:
+        recipe: As it was given.
+        folder: Of the run: if it goes on, it sees what it saw.
+        windows: For a new run.
+        scaling: For a new run.
+    """
+    data: LoaderConfig = recipe.data
+    begun: LoaderConfig | None = None
+    with suppress(UserError):  # whoever claims the folder says what is wrong with it
+        begun = read_recipe(type(recipe), folder / RECIPE).data if has_taken_a_step(folder) else None
+    if begun is None:
+        return _with_data(recipe, data.completed(windows, scaling))
+    if begun.mri_scaling is None:
+        return _with_data(recipe, data.as_begun())
+    return _with_data(recipe, data.completed(begun.windows, begun.mri_scaling))
+
+
 def check_same_recipe(path: Path, recipe: Any, free: frozenset[str] | set[str]) -> None:
     """Refuse to go on with another recipe than a run began with.
 
@@ -176,7 +218,7 @@ def check_same_recipe(path: Path, recipe: Any, free: frozenset[str] | set[str]) 
     Raises:
         UserError: With exit code 2; names the first key that differs.
     """
-    before, now = (_flat(to_plain(one)) for one in (read_recipe(type(recipe), path / RECIPE), recipe))
+    before, now = (_flat(to_plain(one)) for one in (read_run_recipe(type(recipe), path), recipe))
     for key, value in now.items():
         if before[key] != value and key not in free:
             raise WrongUse(f"{path}: began with {key} {before[key]}, now {value} is asked for; {NEW_FOLDER}")
@@ -203,6 +245,10 @@ def without_odd_numbers(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_odd_numbers(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_data(recipe: R, data: LoaderConfig) -> R:
+    return replace(recipe, data=data)  # type: ignore[type-var]
 
 
 def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
