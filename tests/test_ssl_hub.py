@@ -152,7 +152,7 @@ def test_an_nnssl_checkpoint_becomes_an_encoder_folder(tmp_path: Path) -> None:
     loaded = Encoder.from_pretrained(tmp_path / "encoder")
     assert loaded.preprocessing == {
         "orientation": "RAS", "spacing_mm": [1.0] * 3, "ct_windows": ["brain", "blood", "bone"],
-        "mri_norms": {"headspark": "zscore"},
+        "mri_norms": {"headspark": "zscore"}, "mri_scaling": "linear",
     }  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(features(loaded), features(found.encoder), strict=True))
 

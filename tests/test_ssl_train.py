@@ -6,10 +6,12 @@ import os
 import random
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from standin_disk import file_size_limit
 
 import headspark.train as module
 from harmonize.errors import UserError
-from headspark.config import from_plain, run_command, to_yaml
+from headspark.config import from_plain, read_recipe, run_command, to_yaml
+from headspark.hub.export import export_run
 from headspark.pretraining.state import make_model
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import load_checkpoint, load_newest
@@ -30,6 +33,7 @@ from headspark.run.folder import read_metrics, read_state
 from headspark.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
+STORED = ROOT / "tests" / "fixtures" / "v0_1_0"
 PRETRAIN = str(ROOT / "ssl" / "pretrain.py")
 TOY: dict[str, dict[str, object]] = {
     "data": {"patch": 16, "workers": 0, "val_share": 0.3},
@@ -276,3 +280,22 @@ def test_wrong_use_is_one_line_and_exit_code_2(
         capsys.readouterr().err
         == "error: unknown key --train.stepps on the command line; did you mean --train.steps?\n"
     )
+
+
+def test_mri_goes_on_as_it_began_and_an_encoder_says_how(tiny_corpus: Path, tmp_path: Path) -> None:
+    recipe = toy(train={"steps": 2})
+    assert recipe.data.mri_scaling is None
+    assert train(recipe, corpus=tiny_corpus, out=tmp_path / "new")
+    assert read_recipe(Recipe, tmp_path / "new" / "recipe.yaml").data.mri_scaling == "soft"
+    assert export_run(tmp_path / "new").preprocessing["mri_scaling"] == "soft"
+    corpus = STORED / "corpus"
+    old = shutil.copytree(STORED / "run", tmp_path / "old")  # begun by version 0.1.0
+    begun = read_recipe(Recipe, old / "recipe.yaml")
+    assert export_run(old).preprocessing["mri_scaling"] == "clip"
+    with pytest.raises(UserError, match="began with data.mri_scaling clip, now soft is asked for"):
+        train(replace(begun, data=replace(begun.data, mri_scaling="soft")), corpus=corpus, out=old)
+    assert train(begun, corpus=corpus, out=old)
+    assert read_recipe(Recipe, old / "recipe.yaml").data.mri_scaling == "clip"
+    exported = export_run(old)
+    assert exported.preprocessing["mri_scaling"] == "clip"
+    assert "clipped at 6" in exported.card.text

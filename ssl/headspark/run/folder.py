@@ -202,9 +202,9 @@ def completed(
         begun = read_recipe(type(recipe), folder / RECIPE).data if has_taken_a_step(folder) else None
     if begun is None:
         return _with_data(recipe, data.completed(windows, scaling))
-    if begun.mri_scaling is None:
-        return _with_data(recipe, data.as_begun())
-    return _with_data(recipe, data.completed(begun.windows, begun.mri_scaling))
+    seen = begun.as_begun()
+    names = seen.ct_windows if data.ct_windows in ((), begun.ct_windows) else data.ct_windows
+    return _with_data(recipe, replace(data, ct_windows=names, mri_scaling=data.mri_scaling or seen.mri_scaling))
 
 
 def check_same_recipe(path: Path, recipe: Any, free: frozenset[str] | set[str]) -> None:
