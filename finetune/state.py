@@ -11,7 +11,6 @@ from typing import Any, ClassVar, cast
 import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
-from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from finetune.losses import IGNORE, Losses, Targets, finetune_loss
@@ -23,7 +22,6 @@ from finetune.samples import DataConfig, check_patch
 from finetune.stages import Rates, StageConfig, in_steps, parameter_groups, rates_at, total_steps
 from finetune.tasks.aneurysm import SOURCE
 from harmonize.corpus import Corpus
-from harmonize.errors import UserError
 from harmonize.labels import LABELS
 from harmonize.settings import Settings
 from headspark.channels import DEFAULT_MRI_SCALING
@@ -182,8 +180,9 @@ def differences(encoder: Any, corpus: Corpus, data: DataConfig) -> list[str]:
     norm = corpus.mri_norms[SOURCE]
     if seen.get("mri_norms") and norm not in seen["mri_norms"].values():
         lines.append(f"the encoder was pretrained on MRI normalised by {seen['mri_norms']}, this corpus by {norm}")
-    if scaling_of(seen) != data.scaling:
-        lines.append(f"the encoder was pretrained with data.mri_scaling {scaling_of(seen)}, this run has {data.scaling}")
+    scaling = scaling_of(seen)
+    if scaling != data.scaling:
+        lines.append(f"the encoder was pretrained with data.mri_scaling {scaling}, this run has {data.scaling}")
     windows = windows_of(seen, encoder.config.in_channels)
     adapted = changes(windows, data.windows)
     if adapted is not None:

@@ -292,7 +292,7 @@ def test_mri_goes_on_as_it_began_and_an_encoder_says_how(tiny_corpus: Path, tmp_
     old = shutil.copytree(STORED / "run", tmp_path / "old")  # begun by version 0.1.0
     begun = read_recipe(Recipe, old / "recipe.yaml")
     assert export_run(old).preprocessing["mri_scaling"] == "clip"
-    with pytest.raises(UserError, match="began with data.mri_scaling clip, now soft is asked for"):
+    with pytest.raises(UserError, match=r"began with data\.mri_scaling clip, now soft is asked for"):
         train(replace(begun, data=replace(begun.data, mri_scaling="soft")), corpus=corpus, out=old)
     assert train(begun, corpus=corpus, out=old)
     assert read_recipe(Recipe, old / "recipe.yaml").data.mri_scaling == "clip"

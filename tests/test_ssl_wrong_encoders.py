@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from finetune.model_folder import Bundle, load_model, read_bundle, save_bundle
 from finetune.models.assemble import AneurysmClassifier, HeadConfig
-from finetune.samples import DataConfig
 from finetune.origin import windows_of
+from finetune.samples import DataConfig
 from harmonize.errors import UserError
 from harmonize.settings import Settings
 from headspark import Encoder, save_encoder
