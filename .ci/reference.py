@@ -23,6 +23,8 @@ from typing import Any
 
 import yaml
 
+from headspark.config.kinds import KINDS, is_list, kinds_of
+
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 120
 NEWS = "Written by `make reference` from the docstrings; a test says whether it is current."
@@ -189,13 +191,20 @@ def keys() -> str:
         lines += [f"## {title}", "", *wrapped(f"`{module}.Recipe`: {first_sentence(recipe)}"), ""]
         hints, meanings = typing.get_type_hints(recipe), explained(recipe)
         for field in dataclasses.fields(recipe):
-            section, is_list = section_of(hints[field.name])
-            if section is None:
+            section, in_list = section_of(hints[field.name])
+            kinds = kinds_of(field)
+            if not kinds and KINDS in field.metadata:
+                continue  # nothing to choose from yet
+            if section is None and not kinds:
                 raise SystemExit(f"{module}: {field.name} is no section")
-            shown = f"{field.name}[]" if is_list else field.name
+            in_list = is_list(field) if kinds else in_list
+            shown = f"{field.name}[]" if in_list else field.name
             lines += [f"### {title}: `{shown}`", "", *wrapped(meanings[field.name]), ""]
-            lines += ["| key | type | default | meaning |", "|---|---|---|---|", *rows(shown, section), ""]
-            if is_list:
+            for kind_, one in (kinds or {"": section}).items():
+                if kinds:
+                    lines += [*wrapped(f"With `kind: {kind_}`: {first_sentence(one)}"), ""]
+                lines += ["| key | type | default | meaning |", "|---|---|---|---|", *rows(shown, one), ""]
+            if in_list and field.default:
                 default = [dataclasses.asdict(one) for one in field.default]  # type: ignore[union-attr]
                 lines += ["Default:", "", "```yaml", *yaml.safe_dump({field.name: default}, sort_keys=False,
                           default_flow_style=None, width=WIDTH - 20).splitlines(), "```", ""]  # fmt: skip

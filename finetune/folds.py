@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.recipe import Recipe
-from finetune.tasks.aneurysm import SOURCE, Case
+from finetune.series import Case
 from harmonize.corpus import Corpus, lock, named_files
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import atomic_path
@@ -75,11 +75,12 @@ class Folds:
         return training, held_out
 
 
-def folds_of_run(corpus: Corpus, recipe: Recipe, cases: Sequence[Case], out: Path) -> Folds:
+def folds_of_run(corpus: Corpus, source: str, recipe: Recipe, cases: Sequence[Case], out: Path) -> Folds:
     """The folds that a run uses: its own where it has them, else the corpus's. Writes nothing.
 
     Args:
         corpus: With a label table.
+        source: Whose series.
         recipe: The run's.
         cases: Its series.
         out: Its folder, which may hold an unfinished run.
@@ -91,7 +92,7 @@ def folds_of_run(corpus: Corpus, recipe: Recipe, cases: Sequence[Case], out: Pat
     if began_with_version_0_1_0(out):
         return folds_of_version_0_1_0(cases, recipe.data.folds, seed=recipe.train.seed)
     own = read_folds(out / FOLDS) if has_taken_a_step(out) else None
-    return own or corpus_folds(corpus, recipe.data.folds, seed=recipe.data.fold_seed)
+    return own or corpus_folds(corpus, source, recipe.data.folds, seed=recipe.data.fold_seed)
 
 
 def began_with_version_0_1_0(out: Path) -> bool:
@@ -106,26 +107,28 @@ def began_with_version_0_1_0(out: Path) -> bool:
     return isinstance(recipe.get("data"), dict) and "fold_seed" not in recipe["data"]
 
 
-def corpus_folds(corpus: Corpus, folds: int, *, seed: int) -> Folds:
+def corpus_folds(corpus: Corpus, source: str, folds: int, *, seed: int) -> Folds:
     """The folds of a corpus: those of its folds.parquet, and of the series that it lacks. Writes nothing.
 
     Args:
         corpus: With a label table.
+        source: Whose series.
         folds: `data.folds`.
         seed: `data.fold_seed`.
 
     Raises:
         UserError: The file is damaged or was dealt otherwise, or there are fewer patients than folds.
     """
-    return _completed(corpus, folds, seed)
+    return _completed(corpus, source, folds, seed)
 
 
-def keep_folds(found: Folds, corpus: Corpus, run: Path) -> None:
+def keep_folds(found: Folds, corpus: Corpus, source: str, run: Path) -> None:
     """Write folds into the corpus that they were dealt for, or into the run's folder where that cannot be.
 
     Args:
         found: Of `corpus_folds`.
         corpus: Whose.
+        source: Of the series.
         run: The run's folder.
 
     Raises:
@@ -139,7 +142,7 @@ def keep_folds(found: Folds, corpus: Corpus, run: Path) -> None:
                 stack.enter_context(lock.turn(corpus.path / LOCK, waiting=waiting))
             except UserError as error:
                 raise OSError(errno.ENOLCK, "its file system has no locks") from error
-            again = _completed(corpus, found.folds, found.seed)
+            again = _completed(corpus, source, found.folds, found.seed)
             if not again.stored:
                 write_folds(path, again)
     except OSError as error:
@@ -295,7 +298,7 @@ def folds_of_version_0_1_0(cases: Sequence[Case], folds: int, *, seed: int) -> F
     strata: dict[tuple[bool, str], list[str]] = defaultdict(list)
     for subject in sorted(by_subject):
         series = by_subject[subject]
-        strata[any(case.present for case in series), min(case.modality for case in series)].append(subject)
+        strata[any(any(case.labels) for case in series), min(case.modality for case in series)].append(subject)
     generator = np.random.default_rng(seed)
     dealt = [subject for key in sorted(strata) for subject in generator.permutation(strata[key])]
     fold_of = {subject: number % folds for number, subject in enumerate(dealt)}
@@ -308,9 +311,9 @@ def folds_of_version_0_1_0(cases: Sequence[Case], folds: int, *, seed: int) -> F
     )
 
 
-def _completed(corpus: Corpus, folds: int, seed: int) -> Folds:
+def _completed(corpus: Corpus, source: str, folds: int, seed: int) -> Folds:
     """The folds of the corpus's file, and of the series of the label table that it lacks."""
-    path, table = corpus.path / FOLDS, corpus.labels[corpus.labels["source"] == SOURCE]
+    path, table = corpus.path / FOLDS, corpus.labels[corpus.labels["source"] == source]
     there = read_folds(path)
     if there is not None and (there.folds, there.seed) != (folds, seed):
         raise WrongUse(

@@ -12,20 +12,22 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from finetune.models.assemble import AneurysmClassifier, HeadConfig
+from finetune import tasks, views
+from finetune.models import heads
+from finetune.models.assemble import Network, upgraded_names
+from finetune.models.heads import AUXILIARY, HEADS, HeadConfig, configs_of
 from finetune.samples import DataConfig
-from finetune.tasks.aneurysm import SOURCE, Case
+from finetune.series import Case
 from harmonize.bounded_files import fits
 from harmonize.corpus import NYUL, Corpus
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import atomic_path, sha256_of, write_json
-from harmonize.labels import LABELS
 from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
 from harmonize.settings import Settings
 from harmonize.voxels import nyul
 from headspark.channels import MRI_UNITS
-from headspark.config import from_plain, to_plain
+from headspark.config import from_plain, one_of, part_from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.folder_kind import is_model_config, read_json, seen_at
 from headspark.weights import build_with, read_weights
@@ -53,25 +55,32 @@ class Bundle:
 
     Attributes:
         encoder: Its shape.
-        head: The head.
+        head: The head of the labels.
         data: How a patch is cut; windows as the encoder wants them.
         settings: How the corpus was harmonized.
+        task: What is asked.
+        view: What the network sees.
+        auxiliary: The other heads.
     """
 
     encoder: EncoderConfig
     head: HeadConfig
     data: DataConfig
     settings: Settings
+    task: tasks.TaskConfig = one_of(tasks.task_configs(), tasks.DEFAULT)
+    view: views.ViewConfig = one_of(views.view_configs(), views.DEFAULT)
+    auxiliary: tuple[HeadConfig, ...] = ()
 
 
-def settings_of(corpus: Corpus, *, brain_model: Path | None = None) -> Settings:
-    """The settings that decide the voxels of the RSNA part of a corpus (its salt, which is secret, stays empty).
+def settings_of(corpus: Corpus, source: str, *, brain_model: Path | None = None) -> Settings:
+    """The settings that decide the voxels of one source of a corpus (its salt, which is secret, stays empty).
 
     Args:
-        corpus: With RSNA series.
+        corpus: With its series.
+        source: The task's.
         brain_model: SynthStrip's weights, where `irreproducible` asks for them.
     """
-    shared, own = corpus.info["settings"], corpus.info["sources"][SOURCE]
+    shared, own = corpus.info["settings"], corpus.info["sources"][source]
     # A brain mask that was only stored beside the scan changes no voxel of it.
     applied = bool(shared.get("apply_brain")) and brain_model is not None
     return Settings(
@@ -86,7 +95,9 @@ def settings_of(corpus: Corpus, *, brain_model: Path | None = None) -> Settings:
     )
 
 
-def irreproducible(corpus: Corpus, cases: Sequence[Case], *, brain_model: Path | None = None) -> str | None:
+def irreproducible(
+    corpus: Corpus, source: str, cases: Sequence[Case], *, brain_model: Path | None = None
+) -> str | None:
     """Why a series could not be harmonized for prediction as these were for training; None if it can.
 
     The contrast of an MRI is the point of some normalisers: train.csv tells it of the series to train on, and nobody
@@ -94,10 +105,11 @@ def irreproducible(corpus: Corpus, cases: Sequence[Case], *, brain_model: Path |
 
     Args:
         corpus: Where the series come from.
+        source: The task's.
         cases: The series.
         brain_model: SynthStrip's weights, if they are at hand.
     """
-    shared, norm = corpus.info["settings"], corpus.info["sources"][SOURCE]["mri_norm"]
+    shared, norm = corpus.info["settings"], corpus.info["sources"][source]["mri_norm"]
     if any(case.unit == WINDOWED for case in cases):
         return (
             "--bake-windows: this corpus stores CT windows, and fine-tuning cuts its own out of Hounsfield units; "
@@ -131,7 +143,7 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
     Args:
         folder: Where to.
         bundle: The configuration.
-        weights: State dict of `AneurysmClassifier`.
+        weights: State dict of `finetune.models.assemble.Network`.
     """
     settings = bundle.settings
     if settings.nyul_folder is not None and settings.nyul_folder != folder / NYUL:
@@ -148,9 +160,12 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
         folder / CONFIG,
         {
             "schema_version": SCHEMA_VERSION,
-            "labels": list(LABELS),
+            "labels": list(tasks.make_task(bundle.task).labels),
+            "task": to_plain(bundle.task),
+            "view": to_plain(bundle.view),
             "encoder": to_plain(bundle.encoder),
             "head": to_plain(bundle.head),
+            "auxiliary": [to_plain(one) for one in bundle.auxiliary],
             "data": to_plain(bundle.data),
             "harmonize": {
                 "spacing": list(settings.spacing),
@@ -188,12 +203,15 @@ def read_bundle(folder: Path) -> Bundle:
             f"{folder}: no fine-tuned model there ({CONFIG} {fault}), but {seen_at(folder)}; let finetune.train "
             "finish, or give its --out",
         )
-    if config.get("schema_version") != SCHEMA_VERSION or config.get("labels") != list(LABELS):
+    if config.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{folder / CONFIG}: written by another version of headspark; train again")
     if not fits(config, _SHAPE) or config["harmonize"].keys() - _SHAPE["harmonize"].keys() - {APPLIED_BRAIN}:
         raise UserError(f"{folder / CONFIG}: damaged, or not written by finetune.train; train again")
     try:
-        return _bundle_of(folder, config)
+        bundle = _bundle_of(folder, config)
+        if config.get("labels") != list(tasks.make_task(bundle.task).labels):
+            raise UserError("its labels are not those of its task")
+        return bundle
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: {error}; copy the model's folder again, or train again") from error
 
@@ -207,15 +225,19 @@ def _bundle_of(folder: Path, config: dict[str, Any]) -> Bundle:
         if not (folder / BRAIN).is_file() or sha256_of(folder / BRAIN) != brain:
             raise UserError(f"{BRAIN} beside it is missing or damaged")
         settings |= {"apply_brain": True, "brain_model": folder / BRAIN}
+    auxiliary = config.get("auxiliary", [])
     return Bundle(
+        task=part_from_plain(tasks.task_configs(), config.get("task", {}), default=tasks.DEFAULT, key="task"),
+        view=part_from_plain(views.view_configs(), config.get("view", {}), default=views.DEFAULT, key="view"),
         encoder=from_plain(EncoderConfig, config["encoder"]),
-        head=from_plain(HeadConfig, config["head"]),
+        head=part_from_plain(configs_of(HEADS), config["head"], default=heads.DEFAULT, key="head"),
+        auxiliary=tuple(part_from_plain(configs_of(AUXILIARY), one, default="", key="auxiliary") for one in auxiliary),
         data=from_plain(DataConfig, config["data"]),
         settings=Settings(spacing=(x, y, z), nyul_folder=histograms, **settings),
     )
 
 
-def load_model(folder: Path, bundle: Bundle) -> AneurysmClassifier:
+def load_model(folder: Path, bundle: Bundle) -> Network:
     """The trained model, on the CPU and in eval mode.
 
     Args:
@@ -226,11 +248,11 @@ def load_model(folder: Path, bundle: Bundle) -> AneurysmClassifier:
         UserError: The weights are absent or damaged.
     """
     try:
-        weights = read_weights(folder / WEIGHTS)
+        weights = upgraded_names(read_weights(folder / WEIGHTS))
     except UserError as error:
         raise UserError(f"{error}; train again") from error
     return build_with(
-        lambda: AneurysmClassifier(build_encoder(bundle.encoder), bundle.head),
+        lambda: Network(build_encoder(bundle.encoder), bundle.head, bundle.auxiliary, tasks.make_task(bundle.task)),
         weights,
         where=f"{folder / WEIGHTS}",
         wanted=CONFIG,

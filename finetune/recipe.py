@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from finetune.losses import LossConfig
-from finetune.models.assemble import HeadConfig
+from finetune import tasks, views
+from finetune.augment import AugmentConfig
+from finetune.losses import DEFAULT_LOSSES, TermConfig, check_names, loss_configs
+from finetune.models import heads
+from finetune.models.heads import AUXILIARY, HEADS, HeadConfig, configs_of
 from finetune.samples import DataConfig
 from finetune.stages import StageConfig
-from finetune.views.box import AugmentConfig
+from headspark.config import one_of, some_of
 from headspark.config.checks import require
 from headspark.encoder import EncoderConfig
 from headspark.optim import LARGEST_RATE
@@ -49,20 +53,26 @@ class Recipe:
     """One fine-tuning run.
 
     Attributes:
+        task: What is asked.
+        view: What the network sees of a head.
         data: What is cut out of the corpus.
         augment: How it is varied.
         scratch: The encoder of a run from scratch; a pretrained one brings its own shape.
-        head: What sits on top of it.
-        loss: What it is trained to say.
+        head: What sits on top of it and gives the labels.
+        auxiliary: Further heads, which only help to train.
+        losses: What it is trained to say; each term is about one output.
         stages: Which parameters train when, and at which rate.
         train: How the run goes.
     """
 
+    task: tasks.TaskConfig = one_of(tasks.task_configs(), tasks.DEFAULT)
+    view: views.ViewConfig = one_of(views.view_configs(), views.DEFAULT)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     scratch: EncoderConfig = field(default_factory=EncoderConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    head: HeadConfig = one_of(configs_of(HEADS), heads.DEFAULT)
+    auxiliary: tuple[HeadConfig, ...] = some_of(configs_of(AUXILIARY))
+    losses: tuple[TermConfig, ...] = some_of(loss_configs(), DEFAULT_LOSSES)
     stages: tuple[StageConfig, ...] = DEFAULT_STAGES
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -70,3 +80,24 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         named = bool(names) and len(set(names)) == len(names)
         require(named, f"stages {names}: one or more are needed, each with a name of its own")
+        check_names(self.losses)
+
+    @classmethod
+    def upgrade(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A recipe with today's keys: in version 0.1.0 `loss` was a section with a weight for each of three terms."""
+        if not isinstance(values.get("loss"), Mapping) or "losses" in values:
+            return dict(values)
+        old = {"labels": 0.15, "presence": 1.0, "territory": 0.5, "focal": 0.0, **values["loss"]}
+        labels = {name: old.pop(name) for name in ("positive_weight", "present_weight") if name in old}
+        gamma = old.pop("focal")
+        kind = {"kind": "focal", "gamma": gamma} if gamma else {"kind": "bce"}
+        terms = [
+            {**kind, "of": "labels", "weight": old.pop("labels"), **labels},
+            {"kind": "heat", "of": "presence", "weight": old.pop("presence")},
+            {"kind": "cross_entropy", "of": "territory", "weight": old.pop("territory")},
+        ]
+        upgraded = {"losses" if name == "loss" else name: value for name, value in values.items()}
+        upgraded["losses"] = terms
+        if old:  # misspelt: named as it was written
+            upgraded["loss"] = old
+        return upgraded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from finetune.losses import Targets
-from finetune.targets import cell_targets, is_located
-from finetune.tasks.aneurysm import Case, drawing_weights
-from finetune.views.box import AugmentConfig, Patch, Region, draw_pose, load_region, pose_patch, vary_intensity
+from finetune.augment import AugmentConfig, draw_pose, vary_intensity
+from finetune.series import Case, Region, Sample
+from finetune.tasks import Task
+from finetune.views import View
 from harmonize.errors import WrongUse
 from harmonize.progress import Progress
-from headspark.channels import DEFAULT_CT_WINDOWS, to_network_input
+from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.config.checks import require
 from headspark.data.batches import Plan, planned_batches
 from headspark.data.config import LoaderConfig
@@ -46,7 +46,7 @@ class DataConfig(LoaderConfig):
         folds: Into how many folds the patients of the corpus are dealt, once and for all of its runs.
         fold: The fold that is validated on and never trained on.
         fold_seed: Of that dealing.
-        positive_share: Share of the training draws that have an aneurysm.
+        positive_share: Share of the training draws that have what the task looks for.
         mirror: Average validation and prediction over the patch and its mirror image.
         cache_gb: Memory for series that are kept, in GB and per rank; the others are read when drawn.
     """
@@ -121,13 +121,13 @@ class FinetuneBatch(NamedTuple):
     """A batch for the model.
 
     Attributes:
-        x_BCDHW: Network input.
-        targets: What it should say.
+        x: Network input, x_BCDHW of a box or x_BNCHW of a bag of slices.
+        targets: What it should say, by the names of `finetune.tasks.base.Task.targets`.
         scan_ids: The series, for messages.
     """
 
-    x_BCDHW: Tensor
-    targets: Targets
+    x: Tensor
+    targets: dict[str, Tensor]
     scan_ids: tuple[str, ...]
 
     def to(self, device: torch.device) -> FinetuneBatch:
@@ -139,7 +139,7 @@ class FinetuneBatch(NamedTuple):
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> FinetuneBatch:
-        return FinetuneBatch(change(self.x_BCDHW), Targets(*map(change, self.targets)), self.scan_ids)
+        return FinetuneBatch(change(self.x), {n: change(one) for n, one in self.targets.items()}, self.scan_ids)
 
 
 class RegionStore:
@@ -147,15 +147,16 @@ class RegionStore:
 
     Args:
         cases: The series.
-        config: Patch, spacing and budget.
+        view: What is kept of each.
+        cache_gb: The budget.
         label: What the progress line calls them.
     """
 
-    def __init__(self, cases: Sequence[Case], config: DataConfig, *, label: str) -> None:
+    def __init__(self, cases: Sequence[Case], view: View, *, cache_gb: float, label: str) -> None:
         self.cases = cases
-        self._config = config
+        self.view = view
         self._kept: dict[int, Region] = {}
-        budget = config.cache_gb * 1e9
+        budget = cache_gb * 1e9
         with (
             Progress(f"read {label}", total=len(cases), unit="series") as progress,
             ThreadPoolExecutor(READERS) as pool,
@@ -175,7 +176,7 @@ class RegionStore:
         return self._kept[number] if number in self._kept else self._load(number)
 
     def _load(self, number: int) -> Region:
-        return load_region(self.cases[number], self._config.patch, spacing=self._config.spacing)
+        return self.view.load(self.cases[number])
 
 
 class TrainingSamples(Dataset[FinetuneBatch]):
@@ -183,34 +184,44 @@ class TrainingSamples(Dataset[FinetuneBatch]):
 
     Args:
         store: The training series.
+        task: What is asked about them.
         config: Patch and balance.
         augment: How far samples are varied.
-        stride: Edge of the classifier's cells in voxels.
+        cells: Edge in voxels of the cells of each dense output that wants a target.
         seed: Of all that is drawn.
     """
 
     def __init__(
-        self, store: RegionStore, config: DataConfig, augment: AugmentConfig, *, stride: int, seed: int
+        self,
+        store: RegionStore,
+        task: Task,
+        config: DataConfig,
+        augment: AugmentConfig,
+        *,
+        cells: Mapping[str, int],
+        seed: int,
     ) -> None:
-        self._store, self._config, self._augment, self._stride, self._seed = store, config, augment, stride, seed
-        self._edges_N = np.cumsum(drawing_weights(store.cases, positive_share=config.positive_share))
+        self._store, self._task, self._config, self._cells, self._seed = store, task, config, dict(cells), seed
+        # What a task calls left and right cannot be told from the voxels of a mirror image.
+        self._augment = augment if task.mirror is not None else replace(augment, mirror=0.0)
+        self._edges_N = np.cumsum(task.draw_weights(store.cases, positive_share=config.positive_share))
 
     def __getitem__(self, number: int) -> FinetuneBatch:
         """Sample `number` as a batch of one."""
         generator = np.random.default_rng([self._seed, number])
         drawn = int(np.searchsorted(self._edges_N, generator.random() * self._edges_N[-1], side="right"))
-        region = self._store[drawn]
-        patch = pose_patch(region, self._config.patch, draw_pose(self._augment, generator))
-        x_CDHW = vary_intensity(network_input(patch, self._config), self._augment, generator)
-        heat_dhw, territory_dhw = cell_targets(patch, stride=self._stride, spacing=region.volume.spacing)
-        labels_14, located = torch.from_numpy(patch.findings.labels_14).float(), torch.tensor(is_located(patch))
-        targets = Targets(labels_14[None], heat_dhw[None], territory_dhw[None], located[None])
-        return FinetuneBatch(x_CDHW[None], targets, (self._store.cases[drawn].scan_id,))
-
-
-def network_input(patch: Patch, config: DataConfig) -> Tensor:
-    """What the encoder sees of a patch, as x_CDHW."""
-    return to_network_input(patch.values_XYZ, patch.unit, config.windows, config.scaling)
+        region, case, view = self._store[drawn], self._store.cases[drawn], self._store.view
+        pose = draw_pose(self._augment, generator)
+        x = vary_intensity(view.sample(region, pose), self._augment, generator)
+        sample = Sample(
+            findings=view.findings(region, pose),
+            shape=self._config.patch,
+            spacing=region.volume.spacing,
+            cells=self._cells,
+            modality=case.modality,
+        )
+        targets = {name: target[None] for name, target in self._task.targets(sample).items()}
+        return FinetuneBatch(x[None], targets, (case.scan_id,))
 
 
 def training_batches(
@@ -241,7 +252,7 @@ def training_batches(
 def join(batches: Sequence[FinetuneBatch]) -> FinetuneBatch:
     """One batch out of several."""
     return FinetuneBatch(
-        torch.cat([batch.x_BCDHW for batch in batches]),
-        Targets(*(torch.cat(parts) for parts in zip(*(batch.targets for batch in batches), strict=True))),
+        torch.cat([batch.x for batch in batches]),
+        {name: torch.cat([batch.targets[name] for batch in batches]) for name in batches[0].targets},
         tuple(scan_id for batch in batches for scan_id in batch.scan_ids),
     )

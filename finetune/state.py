@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from finetune.losses import IGNORE, Losses, Targets, finetune_loss
+from finetune.losses import TotalLoss, check_outputs
 from finetune.model_folder import Bundle
-from finetune.models.assemble import AneurysmClassifier
+from finetune.models.assemble import Network, upgraded_names
 from finetune.origin import scaling_of, windows_of
 from finetune.recipe import Recipe, TrainConfig
 from finetune.samples import DataConfig, check_patch
+from finetune.series import Findings, Sample
 from finetune.stages import Rates, StageConfig, in_steps, parameter_groups, rates_at, total_steps
-from finetune.tasks.aneurysm import SOURCE
+from finetune.tasks import Task
+from finetune.views import View, make_view
 from harmonize.corpus import Corpus
-from harmonize.labels import LABELS
 from harmonize.settings import Settings
 from headspark.channels import DEFAULT_MRI_SCALING
 from headspark.encoder import EncoderConfig, build_encoder
@@ -33,21 +36,35 @@ from headspark.run.state import TrainState
 
 
 @dataclass(slots=True, kw_only=True)
-class FinetuneState(TrainState[AneurysmClassifier]):
+class FinetuneState(TrainState[Network]):
     """The state of a fine-tuning run.
 
     Attributes:
         recipe: The run's.
         stages: Its stages, as `finetune.stages.in_steps` gives them.
         data: Its data section, with nothing left open.
+        task: What is asked.
+        view: What the network sees.
+        loss: What it is trained to say.
     """
 
-    measures: ClassVar[tuple[str, ...]] = ("loss", *Losses._fields[1:], "norm")
     advice: ClassVar[str] = "lower the rates of the stages or lengthen their warmup, and give --out a new folder"
 
     recipe: Recipe
     stages: tuple[StageConfig, ...]
     data: DataConfig
+    task: Task
+    view: View
+    loss: TotalLoss
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what a step measures."""
+        return ("loss", *self.loss.names, "norm")
+
+    def todays_names(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Weights of a checkpoint by the names of this version."""
+        return upgraded_names(weights)
 
     def rates(self) -> Rates:
         """What the coming step trains."""
@@ -60,7 +77,16 @@ class FinetuneState(TrainState[AneurysmClassifier]):
     def bundle(self, settings: Settings) -> Bundle:
         """What must be known besides the weights to predict."""
         shape = cast(EncoderConfig, self.unwrapped.encoder.config)
-        return Bundle(encoder=shape, head=self.recipe.head, data=self.data, settings=settings)
+        recipe = self.recipe
+        return Bundle(
+            task=recipe.task,
+            view=recipe.view,
+            encoder=shape,
+            head=recipe.head,
+            auxiliary=recipe.auxiliary,
+            data=self.data,
+            settings=settings,
+        )
 
 
 def stages_of_run(recipe: Recipe, *, epoch: int) -> tuple[StageConfig, ...]:
@@ -74,13 +100,14 @@ def stages_of_run(recipe: Recipe, *, epoch: int) -> tuple[StageConfig, ...]:
 
 
 def prepare(
-    recipe: Recipe, stages: tuple[StageConfig, ...], accelerator: Accelerator, pretrained: Any | None
+    recipe: Recipe, stages: tuple[StageConfig, ...], task: Task, accelerator: Accelerator, pretrained: Any | None
 ) -> FinetuneState:
     """Model, optimizer, moving average and plan of a run at its first step.
 
     Args:
         recipe: The run's.
         stages: Its stages, with lengths in steps.
+        task: What it asks.
         accelerator: Ranks, devices and precision.
         pretrained: What `Encoder.from_pretrained` gives; None trains the recipe's encoder from scratch.
     """
@@ -97,24 +124,27 @@ def prepare(
         steps=total_steps(stages),
         batch=recipe.train.batch,
         accumulate=recipe.train.accumulate,
-        try_step=partial(try_step, recipe, accelerator, pretrained),
+        try_step=partial(try_step, recipe, task, accelerator, pretrained),
     )
     torch.manual_seed(recipe.train.seed)
     encoder = build_encoder(recipe.scratch) if pretrained is None else pretrained
-    classifier = make_model(recipe, encoder).to(accelerator.device)
-    optimizer = make_optimizer(parameter_groups(classifier, weight_decay=recipe.train.weight_decay), recipe.train)
+    network = make_model(recipe, task, encoder).to(accelerator.device)
+    optimizer = make_optimizer(parameter_groups(network, weight_decay=recipe.train.weight_decay), recipe.train)
     # Wrapped while everything wants a gradient: the wrapper for several ranks looks only once at who takes part.
-    model, optimizer = accelerator.prepare(classifier.requires_grad_(True), optimizer)
+    model, optimizer = accelerator.prepare(network.requires_grad_(True), optimizer)
     return FinetuneState(
         recipe=recipe,
         stages=stages,
         data=data,
+        task=task,
+        view=make_view(recipe.view, data, task),
+        loss=TotalLoss(recipe.losses, task),
         accelerator=accelerator,
         plan=plan,
         model=model,
-        unwrapped=classifier,
+        unwrapped=network,
         optimizer=optimizer,
-        ema=ModelEmaV3(classifier, decay=recipe.train.ema) if recipe.train.ema is not None else None,
+        ema=ModelEmaV3(network, decay=recipe.train.ema) if recipe.train.ema is not None else None,
     )
 
 
@@ -130,28 +160,40 @@ def make_optimizer(groups: Iterable[Any], config: TrainConfig) -> Optimizer:
     return AdamW(groups, lr=0.0)
 
 
-def make_model(recipe: Recipe, encoder: Any) -> AneurysmClassifier:
-    """The classifier on an encoder, laid out in memory as convolutions are fastest."""
-    return AneurysmClassifier(encoder, recipe.head).to(memory_format=torch.channels_last_3d)
+def make_model(recipe: Recipe, task: Task, encoder: Any) -> Network:
+    """The network on an encoder, laid out in memory as convolutions are fastest.
+
+    Raises:
+        UserError: A head does not fit the encoder or the task, or a loss is about an output that none gives.
+    """
+    network = Network(encoder, recipe.head, recipe.auxiliary, task)
+    check_outputs(recipe.losses, network.outputs)
+    return network.to(memory_format=torch.channels_last_3d)
 
 
-def try_step(recipe: Recipe, accelerator: Accelerator, pretrained: Any | None, batch: int) -> None:
+def fastest_layout(x: Tensor) -> Tensor:
+    """An input laid out in memory as convolutions are fastest."""
+    return x.to(memory_format=torch.channels_last_3d) if x.ndim == 5 else x
+
+
+def try_step(recipe: Recipe, task: Task, accelerator: Accelerator, pretrained: Any | None, batch: int) -> None:
     """A whole step of a throw-away model on noise, in which everything trains."""
     device, patch = accelerator.device, recipe.data.patch
     encoder = build_encoder(recipe.scratch) if pretrained is None else deepcopy(pretrained)
-    model = make_model(recipe, encoder).to(device)
+    model = make_model(recipe, task, encoder).to(device)
     optimizer = make_optimizer(model.parameters(), recipe.train)
-    cells = [-(-voxels // recipe.head.stride) for voxels in patch]
-    targets = Targets(
-        labels_B14=torch.zeros(batch, len(LABELS), device=device),
-        heat_Bdhw=torch.zeros(batch, *cells, device=device),
-        territory_Bdhw=torch.full((batch, *cells), IGNORE, device=device),
-        located_B=torch.ones(batch, dtype=torch.bool, device=device),
+    nothing = Findings(
+        points_K3=np.zeros((0, 3)),
+        places_K=np.zeros(0, np.int64),
+        mask_XYZ=None,
+        labels_L=np.zeros(len(task.labels), np.int64),
     )
+    sample = Sample(findings=nothing, shape=patch, spacing=(1.0, 1.0, 1.0), cells=model.cells)
+    targets = {name: torch.stack([one] * batch).to(device) for name, one in task.targets(sample).items()}
     x_BCDHW = torch.randn(batch, encoder.config.in_channels, *patch, device=device)
     with accelerator.autocast():
-        output = model(x_BCDHW.to(memory_format=torch.channels_last_3d))
-    finetune_loss(output, targets, recipe.loss).total.backward()
+        outputs = model(fastest_layout(x_BCDHW))
+    TotalLoss(recipe.losses, task)(outputs, targets)[0].backward()
     optimizer.step()
 
 
@@ -161,23 +203,24 @@ def notes(state: FinetuneState, corpus: Corpus, pretrained: Any | None) -> list[
     split = split_norms(
         state.unwrapped, batch=plan.batch, accumulate=plan.accumulate, ranks=plan.ranks, key="the encoder's norm"
     )
-    lines = [] if pretrained is None else differences(pretrained, corpus, state.data)
+    lines = [] if pretrained is None else differences(pretrained, corpus, state.task.source, state.data)
     return lines if split is None else [*lines, split]
 
 
-def differences(encoder: Any, corpus: Corpus, data: DataConfig) -> list[str]:
+def differences(encoder: Any, corpus: Corpus, source: str, data: DataConfig) -> list[str]:
     """In what the scans differ from those that a pretrained encoder has seen; it may still be meant so.
 
     Args:
         encoder: As it was pretrained.
         corpus: Where the series come from.
+        source: The task's.
         data: The recipe's section, with nothing left open.
     """
     seen, lines = encoder.preprocessing, []
     spacing = [data.spacing] * 3 if data.spacing is not None else list(corpus.spacing)
     if seen.get("spacing_mm") and spacing != list(seen["spacing_mm"]):
         lines.append(f"the encoder was pretrained at {seen['spacing_mm']} mm, this run works at {spacing} mm")
-    norm = corpus.mri_norms[SOURCE]
+    norm = corpus.mri_norms[source]
     if seen.get("mri_norms") and norm not in seen["mri_norms"].values():
         lines.append(f"the encoder was pretrained on MRI normalised by {seen['mri_norms']}, this corpus by {norm}")
     scaling = scaling_of(seen)

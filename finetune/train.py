@@ -20,8 +20,7 @@ import torch
 from accelerate.utils import gather_object
 
 from finetune.folds import FOLDS, began_with_version_0_1_0, folds_of_run, keep_folds, write_folds
-from finetune.inference import PREDICTIONS, has_finite, score_of
-from finetune.losses import count, denominators, finetune_loss
+from finetune.inference import PREDICTIONS, has_finite
 from finetune.metrics import Score
 from finetune.model_folder import irreproducible, save_bundle, settings_of
 from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, rebuilt, recipe_of
@@ -29,8 +28,8 @@ from finetune.recipe import Recipe
 from finetune.report import write_report
 from finetune.samples import FinetuneBatch, RegionStore, TrainingSamples, check_patch, training_batches
 from finetune.stages import apply_rates, steps_of_epoch
-from finetune.state import FinetuneState, notes, prepare, stages_of_run
-from finetune.tasks.aneurysm import select
+from finetune.state import FinetuneState, fastest_layout, notes, prepare, stages_of_run
+from finetune.tasks import make_task
 from finetune.validation import evaluate, predict_held_out, score_facts, summary
 from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
@@ -83,16 +82,17 @@ def _train(
     # A pretrained encoder says its stride when it is loaded.
     check_patch(recipe.data, recipe.scratch.cumulative_strides[-1] if encoder_folder is None else 1, corpus.spacing)
     old = began_with_version_0_1_0(out)
-    selection = select(corpus, every_label=old)
+    task = make_task(recipe.task)
+    selection = task.cases(corpus, every_label=old)
     note = partial(say_once, accelerator, stream=sys.stderr)
     note(f"note: {selection.summary()}")
-    fault = irreproducible(corpus, selection.cases, brain_model=brain_model)
+    fault = irreproducible(corpus, task.source, selection.cases, brain_model=brain_model)
     if fault is not None:
         if not old:
             raise WrongUse(f"{corpus.path}: {fault}")
         note(f"note: the finished model will not harmonize as its corpus was: {fault}")
-    harmonized = settings_of(corpus, brain_model=brain_model)
-    folds = folds_of_run(corpus, recipe, selection.cases, out)
+    harmonized = settings_of(corpus, task.source, brain_model=brain_model)
+    folds = folds_of_run(corpus, task.source, recipe, selection.cases, out)
     training, held_out = folds.split(selection.cases, recipe.data.fold)
     given = read_given(encoder_folder)
     recipe = recipe_of(recipe, out, given)
@@ -108,17 +108,18 @@ def _train(
             note(f"note: {given.fault}; the run's checkpoint holds its weights")
             encoder = rebuilt(agree({} if run is None else run.state["origin"]["encoder"] or {}))
         epoch = agree(epoch if run is None else run.state[EPOCH_STEPS])
-        state = prepare(recipe, stages_of_run(recipe, epoch=epoch), accelerator, encoder)
+        state = prepare(recipe, stages_of_run(recipe, epoch=epoch), task, accelerator, encoder)
         for line in notes(state, corpus, encoder):
             note(f"note: {line}")
         if not resume(state, run, out) and given.fault is not None:
             raise given.fault
         if run is not None:
             run.note(**{SAMPLES_PER_STEP: state.plan.samples_per_step, "device": device_name(accelerator)})
-        seen = RegionStore(training, state.data, label="training series")
-        unseen = RegionStore(held_out[rank::ranks], state.data, label="held-out series")
+        store = partial(RegionStore, view=state.view, cache_gb=state.data.cache_gb)
+        seen = store(training, label="training series")
+        unseen = store(held_out[rank::ranks], label="held-out series")
         if run is not None and not folds.stored and not old:
-            keep_folds(folds, corpus, out)
+            keep_folds(folds, corpus, task.source, out)
         interrupt.begin()
         done = run_stages(state, seen, unseen, run, interrupt)
         predictions = predict_held_out(state, unseen, interrupt) if done else None
@@ -126,8 +127,8 @@ def _train(
             if run is not None:
                 run.end(INTERRUPTED, step=state.step)
             return None
-        check_result(state, finite_scores=has_finite(predictions))
-        score = score_of(predictions)
+        check_result(state, finite_scores=has_finite(predictions, task.labels))
+        score = task.score(predictions)
         if run is not None:
             run.log(step=state.step, **score_facts(state, score))
             with atomic_path(out / PREDICTIONS) as temporary:
@@ -157,7 +158,9 @@ def run_stages(
         Whether all are taken; False after a signal, when the last one has been saved.
     """
     recipe, settings, plan = state.recipe, state.recipe.train, state.plan
-    samples = TrainingSamples(seen, state.data, recipe.augment, stride=recipe.head.stride, seed=settings.seed)
+    samples = TrainingSamples(
+        seen, state.task, state.data, recipe.augment, cells=state.unwrapped.cells, seed=settings.seed
+    )
     with (
         closing(training_batches(samples, plan, state.data, first_step=state.step)) as batches,
         MetricsLog(state, run, label="fine-tune") as log,
@@ -194,23 +197,24 @@ def train_step(state: FinetuneState, batches: Iterator[FinetuneBatch], interrupt
     parts = [next(batches) for _ in range(plan.accumulate)]
     waited = time.perf_counter() - began
     scan_ids = [scan_id for part in parts for scan_id in part.scan_ids]
-    counts_P4 = torch.stack([count(part.targets) for part in parts]).to(accelerator.device)
-    counts_4 = accelerator.reduce(counts_P4.sum(0), "sum")
-    shares_P3 = (denominators(counts_P4) / denominators(counts_4)).float()
+    counts_Pn = torch.stack([state.loss.counts(part.targets) for part in parts]).to(accelerator.device)
+    counts_n = accelerator.reduce(counts_Pn.sum(0), "sum")
+    shares_PT = (state.loss.denominators(counts_Pn) / state.loss.denominators(counts_n)).float()
 
-    totals_6 = torch.zeros(6, device=accelerator.device)
-    for part, (batch, shares_3) in enumerate(zip(parts, shares_P3, strict=True)):
+    # The total, the terms, whether any rank was asked to stop, and how long they waited.
+    totals = torch.zeros(len(state.loss.names) + 3, device=accelerator.device)
+    for part, (batch, shares_T) in enumerate(zip(parts, shares_PT, strict=True)):
         batch = batch.to(accelerator.device)
         last = part == plan.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(state.model):
-            output = state.model(batch.x_BCDHW.to(memory_format=torch.channels_last_3d))
-            losses = finetune_loss(output, batch.targets, recipe.loss, shares_3)
-            accelerator.backward(losses.total * plan.ranks)  # of several ranks' gradients the mean is taken
-        totals_6[:4] += torch.stack(losses).detach()
+            outputs = state.model(fastest_layout(batch.x))
+            total, terms_T = state.loss(outputs, batch.targets, shares_T)
+            accelerator.backward(total * plan.ranks)  # of several ranks' gradients the mean is taken
+        totals[:-2] += torch.cat([total[None], terms_T]).detach()
 
-    # One small exchange a step: the losses, whether any rank was asked to stop, and how long they waited.
-    totals_6[4], totals_6[5] = float(bool(interrupt)), waited / plan.ranks
-    *means, asked, waited = accelerator.reduce(totals_6, "sum").tolist()
+    # One small exchange a step.
+    totals[-2], totals[-1] = float(bool(interrupt)), waited / plan.ranks
+    *means, asked, waited = accelerator.reduce(totals, "sum").tolist()
     norm = float(accelerator.clip_grad_norm_(state.model.parameters(), recipe.train.clip or math.inf))
     numbers = dict(zip(state.measures, (*means, norm), strict=True))
     finite = counts(numbers)

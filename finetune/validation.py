@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from accelerate.utils import gather_object
 
-from finetune.inference import has_finite, predict_cases, score_of
+from finetune.inference import has_finite, predict_cases
 from finetune.metrics import Score
 from finetune.samples import RegionStore
 from finetune.state import FinetuneState
@@ -30,10 +30,10 @@ def evaluate(state: FinetuneState, log: MetricsLog, held_out: RegionStore, inter
     if predictions is None:
         return False
     state.evaluated = step
-    if not has_finite(predictions):
+    if not has_finite(predictions, state.task.labels):
         log.say(f"step {step}: what it says of held-out series is not finite; there is no score")
         return True
-    score = score_of(predictions)
+    score = state.task.score(predictions)
     log.say(summary(state, score))
     log.write(**score_facts(state, score))
     return True
@@ -49,7 +49,7 @@ def predict_held_out(state: FinetuneState, held_out: RegionStore, interrupt: Int
     """
     model, device = state.eval_model.eval(), state.accelerator.device
     with state.accelerator.autocast():
-        own = predict_cases(model, held_out, state.data, device, asked=lambda: bool(interrupt))
+        own = predict_cases(model, held_out, state.data, state.task, device, asked=lambda: bool(interrupt))
     found = gather_object([(own, bool(interrupt))])
     if any(asked for _, asked in found):
         return None
@@ -65,7 +65,6 @@ def score_facts(state: FinetuneState, score: Score) -> dict[str, Any]:
 def summary(state: FinetuneState, score: Score) -> str:
     """One line for a person."""
     note = f" ({score.note()})" if score.note() else ""
-    return (
-        f"step {state.step} ({state.last_rates().name}): AUC present {score.means['auc_present']:.3f}, "
-        f"mean of locations {score.means['auc_mean_locations']:.3f}, score {score.score:.3f}{note}"
-    )
+    named = [(name.replace("_", " ").replace("auc", "AUC"), area) for name, area in score.means.items()]
+    means = ", ".join(f"{name} {area:.3f}" for name, area in named)
+    return f"step {state.step} ({state.last_rates().name}): {means}, score {score.score:.3f}{note}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -137,7 +138,8 @@ def resolved(node: ast.expr, names: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_yaml_is_a_part_of_a_recipe(block: Block) -> None:
     values = yaml.safe_load(block.code)
-    recipe = finetune.recipe.Recipe if "stages" in values else headspark.recipe.Recipe
+    fine_tuning = set(values) <= {field.name for field in dataclasses.fields(finetune.recipe.Recipe)}
+    recipe = finetune.recipe.Recipe if fine_tuning else headspark.recipe.Recipe
     assert set(values) <= set(to_plain(from_plain(recipe, values)))
 
 

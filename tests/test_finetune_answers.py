@@ -18,9 +18,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 from finetune.cli import main
 from finetune.kaggle import server
 from finetune.model_folder import Bundle, save_bundle
-from finetune.models.assemble import AneurysmClassifier, HeadConfig
+from finetune.models.assemble import Network
+from finetune.models.heads.cells import CellsConfig
 from finetune.predict import Predictor
 from finetune.samples import DataConfig
+from finetune.tasks.aneurysm import AneurysmTask
 from harmonize.errors import UserError
 from harmonize.labels import LABELS
 from harmonize.settings import Settings
@@ -33,8 +35,8 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    encoder, head = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2)), HeadConfig(stride=2, width=4)
-    weights = AneurysmClassifier(build_encoder(encoder), head).state_dict()
+    encoder, head = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2)), CellsConfig(stride=2, width=4)
+    weights = Network(build_encoder(encoder), head, (), AneurysmTask()).state_dict()
     data = DataConfig(patch=(16, 16, 16), spacing=6.0)
     save_bundle(folder, Bundle(encoder=encoder, head=head, data=data, settings=Settings(spacing=(4.0,) * 3)), weights)
     return folder

@@ -15,12 +15,11 @@ from finetune import folds as folds_module
 from finetune.folds import FOLDS, Folds, corpus_folds, deal, folds_of_run, keep_folds, read_folds
 from finetune.recipe import Recipe, TrainConfig
 from finetune.samples import DataConfig
-from finetune.tasks.aneurysm import Case
+from finetune.series import Case
 from harmonize.corpus import Corpus, claim, image_name, write_manifest
 from harmonize.corpus.verify import verify
 from harmonize.errors import UserError
 from harmonize.labels import LABELS
-from harmonize.scan import Annotations
 from harmonize.settings import Settings
 from headspark.config import to_yaml
 from headspark.run.folder import METRICS, RECIPE, STATE
@@ -143,8 +142,8 @@ TABLE = table_of([(number % 3 == 0, MODALITIES[number % 4], 1) for number in ran
 
 def dealt(corpus: Corpus, *, seed: int = 0) -> Folds:
     """The folds of a corpus, written as the first run on it does."""
-    found = corpus_folds(corpus, 4, seed=seed)
-    keep_folds(found, corpus, corpus.path / "run")
+    found = corpus_folds(corpus, "rsna", 4, seed=seed)
+    keep_folds(found, corpus, "rsna", corpus.path / "run")
     assert not (corpus.path / "run").exists()
     return found
 
@@ -162,7 +161,9 @@ def test_two_corpora_of_one_table_have_equal_folds_whatever_was_refused(tmp_path
 def test_the_training_seed_moves_no_patient(tmp_path: Path) -> None:
     corpus = write_tables(tmp_path / "corpus", TABLE)
     runs = [
-        folds_of_run(corpus, Recipe(data=DataConfig(folds=3), train=TrainConfig(seed=seed)), [], tmp_path / "none")
+        folds_of_run(
+            corpus, "rsna", Recipe(data=DataConfig(folds=3), train=TrainConfig(seed=seed)), [], tmp_path / "none"
+        )
         for seed in (0, 1)
     ]
     assert runs[0].fold_of == runs[1].fold_of
@@ -173,12 +174,12 @@ def test_the_file_is_read_and_another_dealing_is_refused(tmp_path: Path) -> None
     first = dealt(corpus, seed=3)
     written = (corpus.path / FOLDS).read_bytes()
     assert list(pd.read_parquet(corpus.path / FOLDS).columns) == ["subject", "scan_id", "fold"]
-    again = corpus_folds(Corpus.open(corpus.path), 4, seed=3)
+    again = corpus_folds(Corpus.open(corpus.path), "rsna", 4, seed=3)
     assert again.fold_of == first.fold_of
     assert again.stored
     for folds, seed in ((5, 3), (4, 2)):
         with pytest.raises(UserError, match=r"data\.folds 4 with data\.fold_seed 3") as refusal:
-            corpus_folds(corpus, folds, seed=seed)
+            corpus_folds(corpus, "rsna", folds, seed=seed)
         assert refusal.value.exit_code == 2
     assert (corpus.path / FOLDS).read_bytes() == written
 
@@ -194,7 +195,7 @@ def test_series_added_to_the_corpus_get_folds_and_the_old_ones_stay(tmp_path: Pa
     assert stored.fold_of == after.fold_of
     # A scan that left the corpus keeps its fold, for the day it comes back.
     shrunk = write_tables(tmp_path / "corpus", TABLE.iloc[3:])
-    assert corpus_folds(shrunk, 4, seed=0).fold_of == after.fold_of
+    assert corpus_folds(shrunk, "rsna", 4, seed=0).fold_of == after.fold_of
 
 
 @pytest.mark.parametrize(
@@ -210,10 +211,10 @@ def test_a_corpus_that_cannot_be_written_has_the_same_folds_and_the_run_keeps_th
         raise fault
 
     monkeypatch.setattr(folds_module.lock, "turn", refuse)
-    found = corpus_folds(corpus, 4, seed=0)
+    found = corpus_folds(corpus, "rsna", 4, seed=0)
     assert found.fold_of == writable.fold_of
     (tmp_path / "run").mkdir()
-    keep_folds(found, corpus, tmp_path / "run")
+    keep_folds(found, corpus, "rsna", tmp_path / "run")
     assert "the run keeps its folds" in capsys.readouterr().err
     assert not (corpus.path / FOLDS).exists()
     own = read_folds(tmp_path / "run" / FOLDS)
@@ -223,28 +224,28 @@ def test_a_corpus_that_cannot_be_written_has_the_same_folds_and_the_run_keeps_th
 
 def test_a_run_that_dealt_otherwise_meanwhile_is_noticed(tmp_path: Path) -> None:
     corpus = write_tables(tmp_path / "corpus", TABLE)
-    found = corpus_folds(corpus, 3, seed=0)
+    found = corpus_folds(corpus, "rsna", 3, seed=0)
     dealt(corpus)
     with pytest.raises(UserError, match=r"data\.folds 4"):
-        keep_folds(found, corpus, tmp_path / "run")
+        keep_folds(found, corpus, "rsna", tmp_path / "run")
 
 
 def test_a_damaged_file_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     corpus = write_tables(tmp_path / "corpus", TABLE)
     (corpus.path / FOLDS).write_bytes(b"no table")
     with pytest.raises(UserError, match="deal the patients again"):
-        corpus_folds(corpus, 4, seed=0)
+        corpus_folds(corpus, "rsna", 4, seed=0)
     TABLE[["subject", "scan_id"]].assign(fold=0).to_parquet(corpus.path / FOLDS)
     with pytest.raises(UserError, match="deal the patients again"):
-        corpus_folds(corpus, 4, seed=0)
+        corpus_folds(corpus, "rsna", 4, seed=0)
 
 
 def test_more_folds_than_patients_and_empty_folds_are_refused(tmp_path: Path) -> None:
     corpus = write_tables(tmp_path / "corpus", TABLE)
     with pytest.raises(UserError, match="24 patients"):
-        corpus_folds(corpus, 50, seed=0)
+        corpus_folds(corpus, "rsna", 50, seed=0)
     assert not (corpus.path / FOLDS).exists()
-    found = corpus_folds(corpus, 4, seed=0)
+    found = corpus_folds(corpus, "rsna", 4, seed=0)
     only = [case_of(scan, "CTA", True) for scan, fold in found.fold_of.items() if fold == 1]
     with pytest.raises(UserError, match=r"data\.fold 0"):
         found.split(only, 0)
@@ -259,9 +260,9 @@ def case_of(scan: str, modality: str, present: bool) -> Case:
         modality=modality,
         unit="HU",
         image=Path(),
-        vessels=None,
+        mask=None,
         foreground_box=(0, 1) * 3,
-        annotations=Annotations(labels=dict(zip(LABELS, labels_of(present), strict=True))),
+        labels=tuple(labels_of(present)),
     )
 
 
@@ -278,7 +279,7 @@ def test_a_run_that_version_0_1_0_began_keeps_its_folds(tmp_path: Path) -> None:
     (out / STATE).write_text('{"status": "running"}')
     (out / METRICS).write_text('{"step": 1, "loss": 0.5}\n')
     (out / RECIPE).write_text("\n".join(line for line in to_yaml(recipe).splitlines() if "fold_seed" not in line))
-    found = folds_of_run(corpus, recipe, cases, out)
+    found = folds_of_run(corpus, "rsna", recipe, cases, out)
     assert [found.fold_of[case.scan_id] for case in cases] == OF_VERSION_0_1_0
     assert not found.stored
     assert not (corpus.path / FOLDS).exists()

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune import train as training
-from finetune.losses import LossConfig
-from finetune.models.assemble import HeadConfig
+from finetune.losses.cells import HeatConfig
+from finetune.models.heads.cells import CellsConfig
 from finetune.origin import weights_sha256
 from finetune.recipe import Recipe, TrainConfig
 from finetune.samples import DataConfig, RegionStore, TrainingSamples, training_batches
 from finetune.stages import StageConfig
-from finetune.tasks.aneurysm import select
+from finetune.tasks.aneurysm import AneurysmTask
+from finetune.views import make_view
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from headspark.config import from_plain
@@ -60,7 +61,7 @@ def tiny(stages: tuple[StageConfig, ...] = STAGES, **train: Any) -> Recipe:
     return Recipe(
         data=DataConfig(patch=(16, 16, 16), folds=2, mirror=False),
         scratch=TINY,
-        head=HeadConfig(stride=2, width=4, top=2, dropout=0.2),
+        head=CellsConfig(stride=2, width=4, top=2, dropout=0.2),
         stages=stages,
         train=TrainConfig(**(settings | train)),
     )
@@ -261,19 +262,20 @@ def test_rates_that_overflow_the_weights_end_as_diverged(corpus: Corpus, tmp_pat
 @pytest.mark.parametrize(("workers", "kind"), [(2, "thread"), (1, "process")])
 def test_samples_are_the_same_whoever_makes_them(workers: int, kind: Any, corpus: Corpus) -> None:
     recipe = tiny()
-    cases = select(corpus, every_label=False).cases
-    samples = TrainingSamples(
-        RegionStore(cases, recipe.data, label="series"), recipe.data, recipe.augment, stride=2, seed=1
-    )
+    cases = AneurysmTask().cases(corpus, every_label=False).cases
+    task = AneurysmTask()
+    store = RegionStore(cases, make_view(recipe.view, recipe.data, task), cache_gb=1, label="series")
+    cells = {"presence": 2, "territory": 2}
+    samples = TrainingSamples(store, task, recipe.data, recipe.augment, cells=cells, seed=1)
     plan = Plan(steps=4, batch=2, accumulate=1, rank=0, ranks=1)
     helped = dataclasses.replace(recipe.data, workers=workers, worker_kind=kind)
     plain = list(training_batches(samples, plan, recipe.data, first_step=1))
     found = list(training_batches(samples, plan, helped, first_step=1))
     assert len(plain) == len(found) == 3
     for one, other in zip(plain, found, strict=True):
-        assert torch.equal(one.x_BCDHW, other.x_BCDHW)
+        assert torch.equal(one.x, other.x)
         assert tuple(one.scan_ids) == tuple(other.scan_ids)
-        assert all(torch.equal(a, b) for a, b in zip(one.targets, other.targets, strict=True))
+        assert all(torch.equal(one.targets[name], other.targets[name]) for name in one.targets)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, -1.0, 1e31, float("1e400")])
@@ -289,8 +291,8 @@ def test_a_rate_that_no_step_survives_is_refused_by_its_key(value: float) -> Non
     with pytest.raises(WrongUse, match=r"train\.weight_decay"):
         TrainConfig(weight_decay=value)
     if value != 1e31:
-        with pytest.raises(WrongUse, match=r"loss\.presence"):
-            LossConfig(presence=value)
+        with pytest.raises(WrongUse, match=r"losses: weight .* of presence"):
+            HeatConfig(weight=value)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64])

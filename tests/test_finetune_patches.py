@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from finetune.losses import IGNORE, heat_loss
-from finetune.targets import cell_targets, is_located
-from finetune.views.box import AugmentConfig, Patch, Pose, Region, cut_region, draw_pose, pose_patch
+from finetune.augment import AugmentConfig, draw_pose
+from finetune.losses.cells import HeatLoss
+from finetune.series import UPRIGHT, Case, Findings, Pose, Region, Sample, Spot
+from finetune.targets import IGNORE, points_and_mask_targets
+from finetune.views.box import BoxView, cut_region, pose_values
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
-from harmonize.scan import ARBITRARY, HU, Annotations, Point
+from harmonize.scan import ARBITRARY, HU
 from harmonize.voxels.stored import StoredVolume
 
 SHAPE = (21, 24, 30)
@@ -40,16 +46,55 @@ def blob_volume(spacing: float = 3.0) -> StoredVolume:
 def blob_region(patch: tuple[int, int, int] = PATCH, *, spacing: float | None = None, mask: bool = True) -> Region:
     volume = blob_volume()
     vessels = np.where(volume.stored_XYZ > 0, MASK_VALUES[LEFT_MCA], 0).astype(np.uint8)
-    labels = {label: int(label in (LOCATIONS[LEFT_MCA], LABELS[-1])) for label in LABELS}
+    labels = [int(label in (LOCATIONS[LEFT_MCA], LABELS[-1])) for label in LABELS]
     return cut_region(
         volume,
         patch,
         spacing=spacing,
         unit=HU,
         foreground_box=(0, SHAPE[0], 0, SHAPE[1], 0, SHAPE[2]),
-        vessels=StoredVolume(stored_XYZ=vessels, affine=volume.affine) if mask else None,
-        annotations=Annotations(points=(Point(label=LOCATIONS[LEFT_MCA], xyz_mm=BLOB_MM),), labels=labels),
+        mask=StoredVolume(stored_XYZ=vessels, affine=volume.affine) if mask else None,
+        mask_values=MASK_VALUES,
+        case=case_of(labels),
     )
+
+
+def case_of(labels: Sequence[int] = (), *, spot: bool = True) -> Case:
+    spots = (Spot(label=LEFT_MCA, xyz_mm=BLOB_MM),) if spot else ()
+    return Case(
+        scan_id="1", subject="1", modality="CTA", unit=HU, image=Path(), mask=None, foreground_box=(),
+        labels=tuple(labels), spots=spots,
+    )  # fmt: skip
+
+
+class Patch(NamedTuple):
+    """A posed patch with what is known about it."""
+
+    values_XYZ: Tensor
+    findings: Findings
+    spacing: tuple[float, float, float]
+
+
+def pose_patch(region: Region, patch: tuple[int, int, int], pose: Pose = UPRIGHT) -> Patch:
+    view = BoxView(patch, spacing=None, windows=("brain",), mask_values=MASK_VALUES, mirror=MIRRORED)
+    return Patch(pose_values(region, patch, pose), view.findings(region, pose), region.volume.spacing)
+
+
+def targets_of(patch: Patch, stride: int = 4) -> dict[str, Tensor]:
+    shape = tuple(patch.values_XYZ.shape)
+    sample = Sample(
+        findings=patch.findings, shape=shape, spacing=patch.spacing, cells={"presence": stride, "territory": stride}
+    )
+    return points_and_mask_targets(sample, places=len(LOCATIONS), any_label=len(LOCATIONS))
+
+
+def cell_targets(patch: Patch) -> tuple[Tensor, Tensor]:
+    targets = targets_of(patch)
+    return targets["presence"], targets["territory"]
+
+
+def is_located(patch: Patch) -> bool:
+    return bool(targets_of(patch)["presence_known"])
 
 
 def with_findings(region: Region, **changes: object) -> Region:
@@ -97,11 +142,11 @@ def test_a_mirrored_patch_is_the_flipped_one_with_all_sides_swapped() -> None:
     upright, mirrored = pose_patch(region, PATCH), pose_patch(region, PATCH, Pose(linear=np.diag([-1.0, 1.0, 1.0])))
     np.testing.assert_allclose(mirrored.values_XYZ.numpy(), upright.values_XYZ.flip(0).numpy(), atol=1e-2)
     assert mirrored.findings.places_K.tolist() == [RIGHT_MCA]
-    assert [LABELS[i] for i in np.flatnonzero(mirrored.findings.labels_14)] == [LOCATIONS[RIGHT_MCA], LABELS[-1]]
-    assert mirrored.findings.vessels_XYZ is not None
-    assert upright.findings.vessels_XYZ is not None
-    assert set(np.unique(mirrored.findings.vessels_XYZ).tolist()) == {0, RIGHT_MCA + 1}
-    assert np.array_equal(mirrored.findings.vessels_XYZ > 0, upright.findings.vessels_XYZ[::-1] > 0)
+    assert [LABELS[i] for i in np.flatnonzero(mirrored.findings.labels_L)] == [LOCATIONS[RIGHT_MCA], LABELS[-1]]
+    assert mirrored.findings.mask_XYZ is not None
+    assert upright.findings.mask_XYZ is not None
+    assert set(np.unique(mirrored.findings.mask_XYZ).tolist()) == {0, RIGHT_MCA + 1}
+    assert np.array_equal(mirrored.findings.mask_XYZ > 0, upright.findings.mask_XYZ[::-1] > 0)
     np.testing.assert_allclose(mirrored.findings.points_K3[0, 0], PATCH[0] - 1 - upright.findings.points_K3[0, 0])
 
 
@@ -130,7 +175,7 @@ def test_points_move_with_the_image_in_any_pose(seed: int) -> None:
         spacing=None,
         unit=HU,
         foreground_box=(0, 21, 0, 24, 0, 30),
-        annotations=Annotations(points=(Point(label=LOCATIONS[LEFT_MCA], xyz_mm=BLOB_MM),)),
+        case=case_of([0] * len(LABELS)),
     )
     patch = pose_patch(region, size, pose)
     assert np.linalg.norm(brightest(patch) - patch.findings.points_K3[0]) < 1.1
@@ -145,7 +190,7 @@ def test_baked_windows_are_refused_with_what_to_do() -> None:
 
 def test_the_cell_of_a_point_is_hot_and_belongs_to_its_place() -> None:
     patch = pose_patch(blob_region(mask=False), PATCH)
-    heat, territory = cell_targets(patch, stride=4, spacing=(3.0, 3.0, 3.0))
+    heat, territory = cell_targets(patch)
     assert heat.shape == territory.shape == (4, 4, 4)
     cell = tuple((patch.findings.points_K3[0] // 4).astype(int))
     assert heat[cell] == 1
@@ -156,13 +201,13 @@ def test_the_cell_of_a_point_is_hot_and_belongs_to_its_place() -> None:
 
 def test_vessels_teach_the_place_of_cells_and_points_overrule_them() -> None:
     patch = pose_patch(blob_region(), PATCH)
-    assert patch.findings.vessels_XYZ is not None
-    patch.findings.vessels_XYZ[:] = 0
-    patch.findings.vessels_XYZ[0:2, 0, 0] = RIGHT_MCA + 1
-    patch.findings.vessels_XYZ[2, 0, 0] = LEFT_MCA + 1
+    assert patch.findings.mask_XYZ is not None
+    patch.findings.mask_XYZ[:] = 0
+    patch.findings.mask_XYZ[0:2, 0, 0] = RIGHT_MCA + 1
+    patch.findings.mask_XYZ[2, 0, 0] = LEFT_MCA + 1
     cell = tuple((patch.findings.points_K3[0] // 4).astype(int))
-    patch.findings.vessels_XYZ[tuple(4 * i for i in cell)] = RIGHT_MCA + 1
-    _, territory = cell_targets(patch, stride=4, spacing=(3.0, 3.0, 3.0))
+    patch.findings.mask_XYZ[tuple(4 * i for i in cell)] = RIGHT_MCA + 1
+    _, territory = cell_targets(patch)
     assert territory[0, 0, 0] == RIGHT_MCA
     assert territory[cell] == LEFT_MCA
     assert (territory == IGNORE).sum() > 50
@@ -170,14 +215,14 @@ def test_vessels_teach_the_place_of_cells_and_points_overrule_them() -> None:
 
 def test_a_point_outside_the_patch_leaves_no_heat() -> None:
     patch = pose_patch(blob_region(), PATCH, Pose(shift=(200.0, 0.0, 0.0)))
-    heat, _ = cell_targets(patch, stride=4, spacing=(3.0, 3.0, 3.0))
+    heat, _ = cell_targets(patch)
     assert heat.max() == 0
 
 
 def test_a_positive_series_without_a_point_for_each_place_is_not_located() -> None:
     located = pose_patch(blob_region(), PATCH)
     assert is_located(located)
-    located.findings.labels_14[0] = 1
+    located.findings.labels_L[0] = 1
     assert not is_located(located)
 
 
@@ -190,10 +235,10 @@ def test_a_patch_whose_aneurysm_lies_outside_teaches_no_empty_cells() -> None:
         # The pose says where the patch goes, so the point goes the other way.
         moved = pose_patch(region, PATCH, Pose(shift=(-float(voxels * spacing[0]), 0.0, 0.0)))
         assert is_located(moved) == located, voxels
-        heat, _ = cell_targets(moved, stride=4, spacing=region.volume.spacing)
+        heat, _ = cell_targets(moved)
         assert bool((heat == 1).any()) == located
     negative = with_findings(region, points_K3=np.empty((0, 3)), places_K=np.empty(0, np.int64))
-    negative.findings.labels_14[:] = 0
+    negative.findings.labels_L[:] = 0
     assert is_located(pose_patch(negative, PATCH, Pose(shift=(90.0, 0.0, 0.0))))
 
 
@@ -215,7 +260,7 @@ def test_in_any_pose_a_located_positive_patch_has_a_centre_for_each_point(seed: 
     region = blob_region()
     for _ in range(20):
         patch = pose_patch(region, PATCH, draw_pose(config, generator))
-        heat, _ = cell_targets(patch, stride=4, spacing=region.volume.spacing)
+        heat, _ = cell_targets(patch)
         assert is_located(patch) == bool((heat == 1).any())
 
 
@@ -229,7 +274,7 @@ def test_a_lost_or_contradicting_localizer_leaves_the_heat_map_out() -> None:
 def test_what_is_not_located_moves_no_loss_of_the_heat_map() -> None:
     presence = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     heat = torch.zeros(2, 4, 4, 4)
-    loss = heat_loss(presence, heat, torch.tensor([False, True]))
+    loss = HeatLoss()(presence, heat, torch.tensor([False, True]))
     loss.backward()
     assert presence.grad is not None
     assert presence.grad[0].abs().max() == 0

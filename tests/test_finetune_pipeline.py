@@ -16,12 +16,12 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from finetune import train as training
 from finetune.model_folder import BRAIN, Bundle, irreproducible, read_bundle, save_bundle, settings_of
-from finetune.models.assemble import AneurysmClassifier, HeadConfig
+from finetune.models.assemble import Network
+from finetune.models.heads.cells import CellsConfig
 from finetune.predict import Predictor
 from finetune.recipe import Recipe
-from finetune.samples import DataConfig, network_input
-from finetune.tasks.aneurysm import read_cases, select
-from finetune.views.box import load_region, pose_patch
+from finetune.samples import DataConfig
+from finetune.tasks.aneurysm import AneurysmTask
 from harmonize import engine, phantom
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
@@ -32,7 +32,7 @@ from harmonize.voxels import brain, nyul
 from headspark.encoder import EncoderConfig, build_encoder
 
 TINY = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))
-HEAD = HeadConfig(stride=2, width=4)
+HEAD = CellsConfig(stride=2, width=4)
 DATA = DataConfig(patch=(16, 20, 12))
 COARSE: dict[str, Any] = {"spacing": (5.0, 5.0, 5.0)}
 REPEATABLE: dict[str, dict[str, Any]] = {
@@ -104,31 +104,29 @@ def harmonized(raw: Path, out: Path, **options: Any) -> Corpus:
 def model_of(corpus: Corpus, folder: Path, data: DataConfig, brain_model: Path | None = None) -> Path:
     """An untrained model with the settings that training on `corpus` would give it."""
     folder.mkdir()
-    weights = AneurysmClassifier(build_encoder(TINY), HEAD).state_dict()
-    settings = settings_of(corpus, brain_model=brain_model)
+    weights = Network(build_encoder(TINY), HEAD, (), AneurysmTask()).state_dict()
+    settings = settings_of(corpus, "rsna", brain_model=brain_model)
     save_bundle(folder, Bundle(encoder=TINY, head=HEAD, data=data, settings=settings), weights)
     return folder
 
 
 def assert_same_input(raw: Path, corpus: Corpus, model: Path) -> None:
     predictor = Predictor(model, device=torch.device("cpu"))
-    data = predictor.bundle.data
-    cases = read_cases(corpus)
+    cases = AneurysmTask().cases(corpus).cases
     assert len({case.unit for case in cases}) == 2, "both CT and MRI are compared"
     for case in cases:
         region, decisions = predictor.network_region(load_series(raw / "series" / case.scan_id))
-        seen = pose_patch(region, data.patch)
-        trained = pose_patch(load_region(case, data.patch, spacing=data.spacing), data.patch)
-        assert torch.equal(network_input(seen, data), network_input(trained, data)), case.scan_id
-        assert seen.unit == case.unit
+        view = predictor.view
+        assert torch.equal(view.sample(region), view.sample(view.load(case))), case.scan_id
+        assert region.unit == case.unit
         assert set(decisions) <= set(case.decisions), "what was decided for training is decided again"
 
 
 @pytest.mark.parametrize("name", REPEATABLE)
 def test_prediction_sees_the_voxels_that_training_saw(name: str, raw: Path, tmp_path: Path) -> None:
     corpus = harmonized(raw, tmp_path / "corpus", **REPEATABLE[name])
-    assert irreproducible(corpus, read_cases(corpus)) is None
-    done = " ".join(line for case in read_cases(corpus) for line in case.decisions)
+    assert irreproducible(corpus, "rsna", AneurysmTask().cases(corpus).cases) is None
+    done = " ".join(line for case in AneurysmTask().cases(corpus).cases for line in case.decisions)
     assert ("by N4" in done) == ("n4" in REPEATABLE[name])
     for number, spacing in enumerate((None, 6.0)):
         data = DataConfig(patch=(16, 20, 12), spacing=spacing)
@@ -138,7 +136,8 @@ def test_prediction_sees_the_voxels_that_training_saw(name: str, raw: Path, tmp_
 @pytest.mark.parametrize("name", ["crop", "all"])
 def test_a_crop_is_the_same_with_and_without_labels(name: str, airy: Path, tmp_path: Path) -> None:
     corpus = harmonized(airy, tmp_path / "corpus", **REPEATABLE[name])
-    assert all(any(line.startswith("cropped to") for line in case.decisions) for case in read_cases(corpus))
+    cases = AneurysmTask().cases(corpus).cases
+    assert all(any(line.startswith("cropped to") for line in case.decisions) for case in cases)
     assert_same_input(airy, corpus, model_of(corpus, tmp_path / "model", DATA))
 
 
@@ -148,8 +147,8 @@ def test_a_crop_that_labels_widened_is_left_out_and_said(airy: Path, tmp_path: P
     localizer = {"SeriesInstanceUID": ["1.2.1"], "SOPInstanceUID": ["1.2.1.2"], "location": ["Basilar Tip"]}
     pd.DataFrame(localizer | {"coordinates": ["{'x': 3.0, 'y': 3.0}"]}).to_csv(raw / "train_localizers.csv")
     uncropped = harmonized(raw, tmp_path / "uncropped")
-    assert [case.scan_id for case in read_cases(uncropped)] == ["1.2.1", "1.2.2"]
-    selection = select(harmonized(raw, tmp_path / "corpus", crop_foreground=True))
+    assert [case.scan_id for case in AneurysmTask().cases(uncropped).cases] == ["1.2.1", "1.2.2"]
+    selection = AneurysmTask().cases(harmonized(raw, tmp_path / "corpus", crop_foreground=True))
     assert [case.scan_id for case in selection.cases] == ["1.2.2"]
     assert selection.summary() == "1 of 2 series used; left out: 1 cropped wider than without labels"
 
@@ -179,9 +178,9 @@ def test_a_corpus_of_ct_alone_is_free_to_name_any_normaliser(norm: str, raw: Pat
     (ct / "series").symlink_to(raw / "series")
     table[table["Modality"] == "CTA"].to_csv(ct / "train.csv", index=False)
     corpus = harmonized(ct, tmp_path / "corpus", mri_norm=norm)
-    cases = read_cases(corpus)
+    cases = AneurysmTask().cases(corpus).cases
     assert cases
-    assert irreproducible(corpus, cases) is None
+    assert irreproducible(corpus, "rsna", cases) is None
 
 
 @pytest.fixture
@@ -218,21 +217,21 @@ def two(raw: Path, tmp_path: Path) -> Path:
 def test_brain_masks_that_are_only_stored_need_no_weights_later(two: Path, weights: Path, tmp_path: Path) -> None:
     engine.run("rsna", two, tmp_path / "corpus", Settings(**COARSE, brain_model=weights), workers=0, limit=1)
     corpus = Corpus.open(tmp_path / "corpus")
-    assert irreproducible(corpus, read_cases(corpus)) is None
-    assert any("SynthStrip" in line for line in read_cases(corpus)[0].decisions)
+    assert irreproducible(corpus, "rsna", AneurysmTask().cases(corpus).cases) is None
+    assert any("SynthStrip" in line for line in AneurysmTask().cases(corpus).cases[0].decisions)
     # Such a mask changes no voxel of the image, so prediction makes none.
-    assert settings_of(corpus, brain_model=weights) == settings_of(corpus) == Settings(**COARSE)
+    assert settings_of(corpus, "rsna", brain_model=weights) == settings_of(corpus, "rsna") == Settings(**COARSE)
     assert not (model_of(corpus, tmp_path / "model", DATA) / BRAIN).exists()
 
 
 def test_an_applied_brain_mask_travels_with_the_model(two: Path, weights: Path, tmp_path: Path) -> None:
     corpus = harmonized(two, tmp_path / "corpus", brain_model=weights, apply_brain=True)
-    cases = read_cases(corpus)
-    assert "--brain-model" in str(irreproducible(corpus, cases))
+    cases = AneurysmTask().cases(corpus).cases
+    assert "--brain-model" in str(irreproducible(corpus, "rsna", cases))
     other = tmp_path / "other.pt"
     other.write_bytes(weights.read_bytes() + b"0")
-    assert "SHA-256" in str(irreproducible(corpus, cases, brain_model=other))
-    assert irreproducible(corpus, cases, brain_model=weights) is None
+    assert "SHA-256" in str(irreproducible(corpus, "rsna", cases, brain_model=other))
+    assert irreproducible(corpus, "rsna", cases, brain_model=weights) is None
     recipe = Recipe(data=DataConfig(patch=(160,) * 3))
     with pytest.raises(UserError, match="--apply-brain") as refusal:
         training.train(recipe, corpus=corpus, encoder_folder=None, out=tmp_path / "run")
@@ -254,7 +253,7 @@ def test_a_model_takes_the_histograms_of_its_corpus_and_nothing_that_lies_beside
     (corpus / "private.txt").write_text("mine")
     (corpus / "private.npy").write_bytes(b"mine")
     (corpus / "folder").symlink_to(tmp_path)
-    weights = AneurysmClassifier(build_encoder(TINY), HEAD).state_dict()
+    weights = Network(build_encoder(TINY), HEAD, (), AneurysmTask()).state_dict()
     settings = Settings(mri_norm="nyul", nyul_folder=corpus)
     save_bundle(model, Bundle(encoder=TINY, head=HEAD, data=DATA, settings=settings), weights)
     assert [path.name for path in (model / "nyul").iterdir()] == ["T1w.npy"]

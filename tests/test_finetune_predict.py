@@ -16,8 +16,10 @@ from finetune.cli import main
 from finetune.inference import PREDICTIONS
 from finetune.kaggle import server
 from finetune.model_folder import Bundle, save_bundle
-from finetune.models.assemble import AneurysmClassifier, HeadConfig
+from finetune.models.assemble import Network
+from finetune.models.heads.cells import CellsConfig
 from finetune.samples import DataConfig
+from finetune.tasks.aneurysm import AneurysmTask
 from harmonize import phantom
 from harmonize.labels import LABELS
 from harmonize.settings import Settings
@@ -39,8 +41,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an untrained model."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    head, data = HeadConfig(stride=4, width=8), DataConfig(patch=(16, 16, 16), spacing=6.0)
-    weights = AneurysmClassifier(build_encoder(TINY), head).state_dict()
+    head, data = CellsConfig(stride=4, width=8), DataConfig(patch=(16, 16, 16), spacing=6.0)
+    weights = Network(build_encoder(TINY), head, (), AneurysmTask()).state_dict()
     save_bundle(folder, Bundle(encoder=TINY, head=head, data=data, settings=Settings(spacing=(4.0,) * 3)), weights)
     return folder
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.models.assemble import AneurysmClassifier, HeadConfig
+from finetune.models.assemble import Network
+from finetune.models.heads.cells import CellsConfig
 from finetune.recipe import Recipe, TrainConfig
 from finetune.stages import (
     HEAD,
@@ -21,6 +22,7 @@ from finetune.stages import (
     total_steps,
 )
 from finetune.state import make_optimizer
+from finetune.tasks.aneurysm import AneurysmTask
 from harmonize.errors import WrongUse
 from headspark.config import from_plain, to_plain
 from headspark.encoder import EncoderConfig, build_encoder
@@ -34,9 +36,9 @@ TINY = EncoderConfig(features=(4, 8, 8), blocks=(1, 1, 1), strides=(1, 2, 2))
 FROZEN = None
 
 
-def tiny_model(config: EncoderConfig = TINY) -> AneurysmClassifier:
+def tiny_model(config: EncoderConfig = TINY) -> Network:
     torch.manual_seed(0)
-    return AneurysmClassifier(build_encoder(config), HeadConfig(stride=4, width=8))
+    return Network(build_encoder(config), CellsConfig(stride=4, width=8), (), AneurysmTask())
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_epochs_become_steps_of_the_training_series() -> None:
 
 
 def test_dropout_and_weight_decay_last_as_long_as_their_stage() -> None:
-    model = AneurysmClassifier(build_encoder(TINY), HeadConfig(stride=4, width=8, dropout=0.4))
+    model = Network(build_encoder(TINY), CellsConfig(stride=4, width=8, dropout=0.4), (), AneurysmTask())
     model.encoder.add_module("own", nn.Dropout(0.7))
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.1))
     stages = in_steps(
@@ -151,7 +153,7 @@ def test_dropout_and_weight_decay_last_as_long_as_their_stage() -> None:
     )
     for step, dropout, decay in ((1, 0.2, 1e-4), (2, 0.0, 0.0), (0, 0.4, 0.1)):
         apply_rates(rates_at(step, stages, depth=4), model, optimizer)
-        head = [m.p for m in [*model.presence_mix, *model.territory_mix] if isinstance(m, nn.Dropout3d)]
+        head = [m.p for m in [*model.head.presence_mix, *model.head.territory_mix] if isinstance(m, nn.Dropout3d)]
         assert head == [dropout] * 2
         assert model.encoder.own.p == 0.7
         for group in optimizer.param_groups:
@@ -165,12 +167,12 @@ def test_sgd_moves_as_nnunets_does_and_leaves_what_is_frozen() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for step in range(2):
         apply_rates(rates_at(2 + step, STAGES, depth=4), model, optimizer)
-        model.shift_14.grad = torch.ones(14)
+        model.head.shift_L.grad = torch.ones(14)
         optimizer.step()
         optimizer.zero_grad()
     # v1 = g, v2 = 0.99 v1 + g; each step moves by g + 0.99 v (Nesterov).
-    assert torch.allclose(model.shift_14, -torch.full((14,), (1 + 0.99) + (1 + 0.99 * 1.99)))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name != "shift_14")
+    assert torch.allclose(model.head.shift_L, -torch.full((14,), (1 + 0.99) + (1 + 0.99 * 1.99)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name != "head.shift_L")
     with pytest.raises(WrongUse, match=r"train\.momentum"):
         TrainConfig(optimizer="sgd", momentum=1.0)
     with pytest.raises(WrongUse, match=r"train\.optimizer"):
@@ -196,12 +198,12 @@ def test_a_frozen_encoder_gets_no_gradient_keeps_no_graph_and_stays_bit_identica
         apply_rates(rates_at(step, STAGES, depth=4), model, optimizer)
         assert not model.encoder.training
         assert all(not map_.requires_grad for map_ in model.encoder(torch.randn(1, 3, 16, 16, 16)))
-        model(torch.randn(2, 3, 16, 16, 16)).logits_B14.sum().backward()
+        model(torch.randn(2, 3, 16, 16, 16))["labels"].sum().backward()
         assert all(p.grad is None for p in model.encoder.parameters())
         optimizer.step()
         optimizer.zero_grad()
     assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
-    assert not torch.equal(model.shift_14, torch.zeros(14))
+    assert not torch.equal(model.head.shift_L, torch.zeros(14))
 
 
 def test_only_the_deepest_layers_train_in_the_second_stage() -> None:
@@ -209,7 +211,7 @@ def test_only_the_deepest_layers_train_in_the_second_stage() -> None:
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.0))
     rates = rates_at(4, STAGES, depth=4)
     apply_rates(rates, model, optimizer)
-    model(torch.randn(2, 3, 16, 16, 16)).logits_B14.sum().backward()
+    model(torch.randn(2, 3, 16, 16, 16))["labels"].sum().backward()
     with_gradient = {name.split(".blocks")[0] for name, p in model.encoder.named_parameters() if p.grad is not None}
     assert with_gradient == {"stages.1", "stages.2"}
     for group in optimizer.param_groups:
@@ -236,7 +238,7 @@ class Normed(nn.Module):
 
 
 def test_running_statistics_of_norms_stand_still_until_the_whole_encoder_trains() -> None:
-    model = AneurysmClassifier(Normed(), HeadConfig(stride=4, width=8))
+    model = Network(Normed(), CellsConfig(stride=4, width=8), (), AneurysmTask())
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.0))
     stages = (STAGES[0], StageConfig(name="deep", steps=4, head_lr=1.0, encoder_lr=0.1, layers=1), STAGES[2])
     for step, moves in ((0, False), (4, False), (8, True)):
@@ -254,10 +256,10 @@ def test_the_heads_momentum_survives_the_switch_of_stages() -> None:
     moments = []
     for step in range(5):
         apply_rates(rates_at(step, STAGES, depth=4), model, optimizer)
-        model(torch.ones(2, 3, 16, 16, 16)).logits_B14.sum().backward()
+        model(torch.ones(2, 3, 16, 16, 16))["labels"].sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        moments.append(optimizer.state[model.shift_14]["step"].item())
+        moments.append(optimizer.state[model.head.shift_L]["step"].item())
     assert moments == [1, 2, 3, 4, 5]
     stem = model.encoder.stem.convs[0].conv.weight  # type: ignore[union-attr, index]
     assert stem not in optimizer.state, "what never trained has no moments"

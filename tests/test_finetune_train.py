@@ -21,14 +21,15 @@ from safetensors.torch import load_file
 
 from finetune import folds
 from finetune import train as training
-from finetune.inference import classify, predict_cases, score_of
+from finetune.inference import classify, predict_cases
 from finetune.model_folder import load_model, read_bundle
-from finetune.models.assemble import HeadConfig
+from finetune.models.heads.cells import CellsConfig
 from finetune.recipe import Recipe, TrainConfig
 from finetune.report import write_report
 from finetune.samples import DataConfig, RegionStore, check_patch
 from finetune.stages import StageConfig
-from finetune.tasks.aneurysm import drawing_weights, read_cases
+from finetune.tasks.aneurysm import AneurysmTask
+from finetune.views import make_view
 from harmonize.corpus import Corpus, claim, image_name, mask_name, write_manifest, write_volume
 from harmonize.errors import UserError
 from harmonize.files import sha256_of
@@ -114,7 +115,7 @@ def tiny_recipe(**train: Any) -> Recipe:
     return Recipe(
         data=DataConfig(patch=(16, 16, 16), folds=2),
         scratch=TINY,
-        head=HeadConfig(stride=4, width=8, top=2, dropout=0.2),
+        head=CellsConfig(stride=4, width=8, top=2, dropout=0.2),
         stages=STAGES,
         train=TrainConfig(**(settings | {"ema": 0.5} | train)),
     )
@@ -187,9 +188,10 @@ def test_predictions_cover_the_held_out_fold_and_none_of_its_patients_was_traine
 def test_the_saved_model_gives_the_saved_predictions(finished: Path, corpus: Corpus) -> None:
     bundle = read_bundle(finished)
     predictions = pd.read_parquet(finished / "predictions.parquet")
-    cases = [case for case in read_cases(corpus) if case.scan_id in set(predictions["scan_id"])]
-    store = RegionStore(cases, bundle.data, label="series")
-    again = predict_cases(load_model(finished, bundle), store, bundle.data, torch.device("cpu"))
+    cases = [case for case in AneurysmTask().cases(corpus).cases if case.scan_id in set(predictions["scan_id"])]
+    task = AneurysmTask()
+    store = RegionStore(cases, make_view(bundle.view, bundle.data, task), cache_gb=1, label="series")
+    again = predict_cases(load_model(finished, bundle), store, bundle.data, task, torch.device("cpu"))
     again = again.sort_values("scan_id", ignore_index=True)
     np.testing.assert_allclose(again[list(LABELS)], predictions[list(LABELS)], atol=1e-5)
     assert bundle.settings.spacing == (SPACING_MM,) * 3
@@ -249,8 +251,8 @@ def test_bright_sacs_are_learned_in_a_minute(corpus: Corpus, tmp_path: Path) -> 
 def test_the_mirror_image_gives_the_mirrored_probabilities(finished: Path) -> None:
     model = load_model(finished, read_bundle(finished))
     x_BCDHW = torch.randn(2, 3, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    straight = classify(model, x_BCDHW, mirror=True)
-    flipped = classify(model, x_BCDHW.flip(2), mirror=True)
+    straight = classify(model, x_BCDHW, mirror=MIRRORED)
+    flipped = classify(model, x_BCDHW.flip(2), mirror=MIRRORED)
     torch.testing.assert_close(straight, flipped[:, list(MIRRORED)])
 
 
@@ -258,28 +260,28 @@ def test_the_report_is_one_page_that_opens_offline(finished: Path, corpus: Corpu
     page = write_report(finished, corpus).read_text()
     assert page.count("data:image/png;base64,") == 5
     assert 'src="http' not in page
-    score = score_of(pd.read_parquet(finished / "predictions.parquet"))
+    score = AneurysmTask().score(pd.read_parquet(finished / "predictions.parquet"))
     assert f"{score.means['auc_present']:.3f}" in page
     for label in LABELS:
         assert label in page
 
 
 def test_drawing_is_balanced_and_rare_places_are_drawn_more(corpus: Corpus) -> None:
-    cases = read_cases(corpus)
-    weights = drawing_weights(cases, positive_share=0.6)
-    present = np.array([case.present for case in cases])
+    cases = AneurysmTask().cases(corpus).cases
+    weights = AneurysmTask().draw_weights(cases, positive_share=0.6)
+    present = np.array([bool(case.labels[-1]) for case in cases])
     assert weights[present].sum() == pytest.approx(0.6)
     counts = np.array([case.labels[:13] for case in cases]).sum(0)
-    of_rarity = [(counts[np.argmax(c.labels[:13])], w) for c, w in zip(cases, weights, strict=True) if c.present]
+    of_rarity = [(counts[np.argmax(c.labels[:13])], w) for c, w in zip(cases, weights, strict=True) if c.labels[-1]]
     assert min(of_rarity)[1] >= max(of_rarity)[1]
-    assert drawing_weights([c for c in cases if c.present], positive_share=0.6).sum() == pytest.approx(1)
+    assert AneurysmTask().draw_weights([c for c in cases if c.labels[-1]], positive_share=0.6).sum() == pytest.approx(1)
 
 
 def test_a_corpus_without_labels_is_refused_with_what_to_do(tmp_path: Path) -> None:
     claim(tmp_path / "corpus", "rsna", Settings())
     write_manifest(tmp_path / "corpus", [], [])
     with pytest.raises(UserError, match=r"train\.csv"):
-        read_cases(Corpus.open(tmp_path / "corpus"))
+        AneurysmTask().cases(Corpus.open(tmp_path / "corpus"))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ def test_a_refused_start_deals_no_folds(corpus: Corpus, tmp_path: Path) -> None:
     copied = Corpus.open(tmp_path / "corpus")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("mine")
-    bad_head = dataclasses.replace(tiny_recipe(), head=HeadConfig(stride=3))
+    bad_head = dataclasses.replace(tiny_recipe(), head=CellsConfig(stride=3))
     for recipe, out in ((tiny_recipe(), tmp_path / "mine"), (bad_head, tmp_path / "run")):
         with pytest.raises(UserError):
             training.train(recipe, corpus=copied, encoder_folder=None, out=out)

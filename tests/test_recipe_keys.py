@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetune.augment import AugmentConfig as BoxAugmentConfig
+from finetune.augment import draw_pose
 from finetune.recipe import Recipe as FinetuneRecipe
-from finetune.views.box import AugmentConfig as BoxAugmentConfig
-from finetune.views.box import draw_pose
 from harmonize.errors import WrongUse
 from headspark.config import read_recipe
 from headspark.data.augment import AugmentConfig, draw_variation

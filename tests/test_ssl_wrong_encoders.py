@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune.model_folder import Bundle, load_model, read_bundle, save_bundle
-from finetune.models.assemble import AneurysmClassifier, HeadConfig
+from finetune.models.assemble import Network
+from finetune.models.heads.cells import CellsConfig
 from finetune.origin import windows_of
 from finetune.samples import DataConfig
+from finetune.tasks.aneurysm import AneurysmTask
 from harmonize.errors import UserError
 from harmonize.settings import Settings
 from headspark import Encoder, save_encoder
@@ -32,10 +34,10 @@ STEM = "stem.convs.0.conv.weight"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an encoder, a fine-tuned model, and a checkpoint for nnU-Net."""
     folder = tmp_path_factory.mktemp("made")
-    encoder, head = build_encoder(SMALL), HeadConfig(stride=2, width=8)
+    encoder, head = build_encoder(SMALL), CellsConfig(stride=2, width=8)
     save_encoder(encoder, folder / "encoder", preprocessing=PREPROCESSING)
     bundle = Bundle(encoder=SMALL, head=head, data=DataConfig(patch=(16, 16, 16)), settings=Settings())
-    save_bundle(folder / "tuned", bundle, AneurysmClassifier(encoder, head).state_dict())
+    save_bundle(folder / "tuned", bundle, Network(encoder, head, (), AneurysmTask()).state_dict())
     write_nnssl(folder / "nnssl", encoder, patch=(16, 16, 16))  # type: ignore[arg-type]  # a residual one
     return folder
 

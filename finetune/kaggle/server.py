@@ -101,7 +101,7 @@ def default_row(folder: Path) -> dict[str, float]:
     file = folder / PREDICTIONS
     if not file.exists():
         return dict.fromkeys(LABELS, NO_OPINION)
-    medians = read_predictions(file)[list(LABELS)].median()
+    medians = read_predictions(file, LABELS)[list(LABELS)].median()
     return {label: float(medians[label]) for label in LABELS}
 
 

@@ -1,4 +1,4 @@
-"""From a folder of DICOM series to the 14 probabilities of each, with what was decided about it on the way."""
+"""From a folder of DICOM series to the probabilities of each, with what was decided about it on the way."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 
 from finetune.inference import predict_region
 from finetune.model_folder import load_model, read_bundle
-from finetune.tasks.aneurysm import is_foreign
-from finetune.views.box import Region, cut_region
+from finetune.series import Region
+from finetune.tasks import make_task
+from finetune.views import make_view
 from harmonize.decisions import unusual
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.pipeline import harmonize_scan
@@ -28,7 +29,7 @@ class Answer:
 
     Attributes:
         series: A name for the series, unique in the folder that was asked about.
-        probabilities: By label, in the competition's order.
+        probabilities: By label, in the task's order.
         decisions: What harmonize found and did, in order.
         warnings: Those of the decisions that are no matter of course: slices that are missing, pictures left out ...
     """
@@ -70,10 +71,12 @@ class Predictor:
         self.bundle = read_bundle(folder)
         if self.bundle.settings.brain_model is not None:
             brain.check_model(self.bundle.settings.brain_model)
+        self.task = make_task(self.bundle.task)
+        self.view = make_view(self.bundle.view, self.bundle.data, self.task)
         self.model = load_model(folder, self.bundle).to(memory_format=torch.channels_last_3d).to(self.device)
 
     def __call__(self, series: Path) -> dict[str, float]:
-        """Probabilities by label, in the competition's order.
+        """Probabilities by label, in the task's order.
 
         Args:
             series: Folder of one DICOM series.
@@ -128,24 +131,16 @@ class Predictor:
         Raises:
             Rejection: The scan cannot be used.
         """
-        if is_foreign(scan.modality, scan.unit):
-            raise Rejection(Reason.UNSUPPORTED_MODALITY, "neither CT nor MR")
+        self.task.check_scan(scan)
         harmonized = harmonize_scan(scan, self.bundle.settings)
-        data = self.bundle.data
         if harmonized.unit not in (HU, *MRI_UNITS):
             raise Rejection(Reason.BAD_INTENSITY, f"the model knows no intensities in {harmonized.unit!r}")
-        region = cut_region(
-            harmonized.volume,
-            data.patch,
-            spacing=data.spacing,
-            unit=harmonized.unit,
-            foreground_box=harmonized.foreground_box,
-        )
+        region = self.view.cut(harmonized.volume, unit=harmonized.unit, foreground_box=harmonized.foreground_box)
         return region, harmonized.decisions
 
     def _answer(self, name: str, load: Callable[[], Scan]) -> Answer:
         region, decisions = self.network_region(load())
-        probabilities = predict_region(self.model, region, self.bundle.data, self.device)
+        probabilities = predict_region(self.model, region, self.bundle.data, self.task, self.view, self.device)
         if not all(math.isfinite(value) for value in probabilities.values()):
             raise Rejection(Reason.BAD_INTENSITY, "the model's answer is no number: its weights or the values diverged")
         return Answer(series=name, probabilities=probabilities, decisions=list(decisions), warnings=unusual(decisions))

@@ -13,18 +13,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from finetune.inference import PREDICTIONS, TARGET_PREFIX, read_predictions, score_of, targets_and_predictions
+from finetune.inference import PREDICTIONS, TARGET_PREFIX, read_predictions, targets_and_predictions
 from finetune.metrics import Score, bootstrap_interval
 from finetune.model_folder import read_bundle
 from finetune.samples import DataConfig
-from finetune.tasks.aneurysm import SOURCE, select
-from finetune.views.box import load_region, pose_patch
+from finetune.tasks import Task
+from finetune.tasks.aneurysm import AneurysmTask
+from finetune.views import make_view
+from finetune.views.box import BoxConfig
 from harmonize.corpus import Corpus
 from harmonize.decisions import unusual
 from harmonize.errors import WrongUse
 from harmonize.labels import LABELS, PRESENT
 from harmonize.page import Page
-from headspark.channels import to_network_input
 from headspark.run.curves import plot_metric
 from headspark.run.folder import read_metrics, read_state
 
@@ -51,9 +52,9 @@ def write_report(run: Path, corpus: Corpus | None = None) -> Path:
     state = read_state(run)
     if state is None or not (run / PREDICTIONS).exists():
         raise WrongUse(f"{run}: no finished run there; let finetune.train finish")
-    predictions = read_predictions(run / PREDICTIONS)
+    predictions = read_predictions(run / PREDICTIONS, LABELS)
     metrics = read_metrics(run)
-    score = score_of(predictions)
+    score = AneurysmTask().score(predictions)
     interval = bootstrap_interval(predictions[f"{TARGET_PREFIX}{PRESENT}"], predictions[PRESENT])
     page = Page(
         "Fine-tuning report",
@@ -143,8 +144,8 @@ def figure_roc(predictions: pd.DataFrame) -> Figure:
     """
     figure = Figure(figsize=(4.6, 4.4), layout="constrained")
     axis = figure.subplots()
-    targets_N14, probabilities_N14 = targets_and_predictions(predictions)
-    score = score_of(predictions)
+    targets_N14, probabilities_N14 = targets_and_predictions(predictions, LABELS)
+    score = AneurysmTask().score(predictions)
     axis.plot([0, 1], [0, 1], "--", color=PALE, linewidth=1)
     for name, columns, colour, area in (
         (PRESENT, slice(13, 14), INK, score.means["auc_present"]),
@@ -196,24 +197,26 @@ def figure_examples(predictions: pd.DataFrame, scan_ids: Sequence[str]) -> Figur
 
 def figure_patches(corpus: Corpus, scan_ids: Sequence[str], config: DataConfig) -> Figure:
     """Three planes of the network's input for some series, through an aneurysm or the middle."""
-    cases = {case.scan_id: case for case in select(corpus, every_label=True).cases}
+    cases = {case.scan_id: case for case in AneurysmTask().cases(corpus, every_label=True).cases}
+    task: Task = AneurysmTask()
+    view = make_view(BoxConfig(), config, task)
     figure = Figure(figsize=(13, 3.0 * len(scan_ids) / 2), layout="constrained")
     axes = np.asarray(figure.subplots(-(-len(scan_ids) // 2), 6, squeeze=False)).reshape(-1, 3)
     for axis in axes.ravel():
         axis.set_axis_off()
     for row, scan_id in zip(axes, scan_ids, strict=False):
-        patch = pose_patch(load_region(cases[scan_id], config.patch, spacing=config.spacing), config.patch)
-        x_CXYZ = to_network_input(patch.values_XYZ, patch.unit, config.windows, config.scaling).numpy()
+        region = view.load(cases[scan_id])
+        x_CXYZ, points_K3 = view.sample(region).numpy(), view.findings(region).points_K3
         centre = np.array(config.patch) // 2
-        if len(patch.findings.points_K3):
-            centre = np.clip(np.rint(patch.findings.points_K3[0]).astype(int), 0, np.array(config.patch) - 1)
+        if len(points_K3):
+            centre = np.clip(np.rint(points_K3[0]).astype(int), 0, np.array(config.patch) - 1)
         channel = x_CXYZ[min(1, len(x_CXYZ) - 1)]
         low, high = np.percentile(channel, [1, 99.5])
         for axis, dropped in zip(row, (2, 1, 0), strict=True):
             kept = [i for i in range(3) if i != dropped]
             plane = np.take(channel, centre[dropped], axis=dropped)
             axis.imshow(plane.T, origin="lower", cmap="gray", vmin=low, vmax=high)
-            if len(patch.findings.points_K3):
+            if len(points_K3):
                 axis.plot(*centre[kept], "o", markersize=14, fillstyle="none", color="#ffb000")
         row[0].set_title(f"...{scan_id[-8:]} {cases[scan_id].modality}", fontsize=9)
     return figure
@@ -238,7 +241,7 @@ def location_rows(predictions: pd.DataFrame, score: Score) -> list[tuple[str, in
 def unusual_rows(corpus: Corpus, predictions: pd.DataFrame) -> list[tuple[str, str]]:
     """(series, decision) of the held-out series about which something out of the ordinary was decided."""
     judged = set(predictions["scan_id"])
-    rows = corpus.scans[(corpus.scans["source"] == SOURCE) & corpus.scans["scan_id"].isin(judged)]
+    rows = corpus.scans[(corpus.scans["source"] == AneurysmTask.source) & corpus.scans["scan_id"].isin(judged)]
     return [
         (f"...{scan_id[-8:]}", line)
         for scan_id, decisions in sorted(zip(rows["scan_id"], rows["decisions"], strict=True), key=lambda row: row[0])

@@ -7,8 +7,8 @@ but never deeper below the vertex than the circle of Willis lies: a CTA may reac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,17 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from finetune.tasks.aneurysm import Case
+from finetune.series import UPRIGHT, Case, Findings, Pose, Region
 from harmonize.errors import UserError
-from harmonize.labels import LOCATIONS, MASK_VALUES, MIRRORED, in_order
-from harmonize.scan import AIR_HU, HU, UNANNOTATED, Annotations
-from harmonize.voxels.affines import turns
+from harmonize.scan import AIR_HU, HU
 from harmonize.voxels.grids import target_grid
 from harmonize.voxels.spatial import resample, resample_labels
 from harmonize.voxels.stored import INT16, StoredVolume, real_value, stored_value
-from headspark.config.checks import require
-from headspark.data import augment
-from headspark.data.augment import Scale
+from headspark.channels import DEFAULT_MRI_SCALING, CtWindow, MriScaling, to_network_input
 from headspark.data.stores import read_corpus_file
 
 MARGIN = 1.2
@@ -41,141 +37,87 @@ SAME_SPACING_MM = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AugmentConfig(augment.AugmentConfig):
-    """How training patches are varied: as in pretraining, and shifted. Mirroring swaps sides in labels and vessels too.
+class BoxConfig:
+    """A box of `data.patch` voxels of `data.spacing` mm.
 
     Attributes:
-        shift: Largest shift along each axis, in mm.
+        kind: ``box``.
     """
 
-    rotate: float = 10.0
-    scale: Scale = 0.1
-    shift: float = 6.0
-    contrast: float = 0.1
-    brightness: float = 0.1
-    noise: float = 0.05
-
-    def __post_init__(self) -> None:
-        augment.AugmentConfig.__post_init__(self)
-        require(self.shift >= 0, f"augment.shift {self.shift}: must be 0 or more")
-
-    @classmethod
-    def upgrade(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The section of a recipe with today's keys: version 0.1.0 called `mirror` ``flip``."""
-        return {
-            "mirror" if name == "flip" and "mirror" not in values else name: value for name, value in values.items()
-        }
+    kind: Literal["box"] = "box"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
-    """What is known about a series, in the voxels of a region or a patch.
+class BoxView:
+    """What the network sees: a 3D box; methods as in `finetune.views.base.View`.
 
-    Attributes:
-        points_K3: Aneurysms, as indices of voxels.
-        places_K: Index of each aneurysm's location in `LOCATIONS`.
-        vessels_XYZ: uint8, 0 for none, else one more than the index of the location; None without a mask.
-        labels_14: 0 or 1, columns as `LABELS`.
-        points_complete: False where a localizer of the series could not be used, or lies outside of the volume.
+    Args:
+        patch: Its size in voxels.
+        spacing: Their size in mm; None takes the corpus's.
+        windows: CT windows, a channel each.
+        scaling: Of MRI, as `headspark.channels.to_network_input` takes it.
+        mask_values: The value of each of the task's places in the corpus's masks.
+        mirror: The task's; None: poses must not be mirrored.
     """
 
-    points_K3: NDArray[np.float64]
-    places_K: NDArray[np.int64]
-    vessels_XYZ: NDArray[np.uint8] | None
-    labels_14: NDArray[np.int64]
-    points_complete: bool = True
+    def __init__(
+        self,
+        patch: tuple[int, int, int],
+        *,
+        spacing: float | None,
+        windows: Sequence[str | Mapping[str, Any] | CtWindow],
+        scaling: MriScaling = DEFAULT_MRI_SCALING,
+        mask_values: Sequence[int],
+        mirror: Sequence[int] | None,
+    ) -> None:
+        self.patch, self.spacing, self.windows, self.scaling = patch, spacing, tuple(windows), scaling
+        self.mask_values, self.mirror = tuple(mask_values), mirror
 
-    def mirrored(self) -> Findings:
-        """The same with left and right swapped in the names of places, but for where they lie."""
-        other = np.array(MIRRORED)
-        vessels_XYZ = self.vessels_XYZ
-        if vessels_XYZ is not None:
-            vessels_XYZ = np.array([0, *(other[:-1] + 1)], dtype=np.uint8)[vessels_XYZ]
-        return replace(self, places_K=other[self.places_K], labels_14=self.labels_14[other], vessels_XYZ=vessels_XYZ)
+    def load(self, case: Case) -> Region:
+        """Read a series of the corpus and keep what a patch can need.
 
+        Raises:
+            UserError: A file is gone or damaged; names the series.
+        """
+        volume = read_corpus_file(case.image, scan_id=case.scan_id, shape=case.shape)
+        mask = None
+        if case.mask is not None:
+            mask = read_corpus_file(case.mask, scan_id=case.scan_id, shape=volume.stored_XYZ.shape[:3])
+        return self.cut(volume, unit=case.unit, foreground_box=case.foreground_box, case=case, mask=mask)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Region:
-    """What is kept in memory of one series: the patch in its upright pose, with a margin.
+    def cut(
+        self,
+        volume: StoredVolume,
+        *,
+        unit: str,
+        foreground_box: Sequence[int],
+        case: Case | None = None,
+        mask: StoredVolume | None = None,
+    ) -> Region:
+        """What is kept of a harmonized volume; arguments as for `cut_region`."""
+        return cut_region(
+            volume,
+            self.patch,
+            spacing=self.spacing,
+            unit=unit,
+            foreground_box=foreground_box,
+            case=case,
+            mask=mask,
+            mask_values=self.mask_values,
+        )
 
-    Attributes:
-        volume: int16.
-        fill: Stored value outside of the field of view.
-        unit: Of the real values.
-        start: Index of the patch's first voxel in the volume; negative where the patch sticks out.
-        findings: In the volume's voxels.
-    """
+    def sample(self, region: Region, pose: Pose = UPRIGHT) -> Tensor:
+        """The network's input, x_CDHW, in one interpolation; upright, the voxels are the corpus's."""
+        values_XYZ = pose_values(region, self.patch, pose)
+        return to_network_input(values_XYZ, region.unit, self.windows, self.scaling)
 
-    volume: StoredVolume
-    fill: float
-    unit: str
-    start: tuple[int, int, int]
-    findings: Findings
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that the voxels take."""
-        vessels = self.findings.vessels_XYZ
-        return self.volume.stored_XYZ.nbytes + (0 if vessels is None else vessels.nbytes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pose:
-    """How a patch lies in its region: voxel p maps to ``linear @ (p - centre) + centre + shift`` in mm.
-
-    Attributes:
-        linear: (3, 3); a mirrored pose has a negative determinant.
-        shift: mm.
-    """
-
-    linear: NDArray[np.float64] = field(default_factory=lambda: np.eye(3))
-    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether left and right are swapped."""
-        return bool(np.linalg.det(self.linear) < 0)
-
-
-UPRIGHT = Pose()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patch:
-    """A posed patch with everything known about it, sides already swapped if it is mirrored.
-
-    Attributes:
-        values_XYZ: Real values, float32.
-        unit: Of the values.
-        findings: In the patch's voxels; some points may lie outside.
-    """
-
-    values_XYZ: Tensor
-    unit: str
-    findings: Findings
-
-
-def load_region(case: Case, patch: Sequence[int], *, spacing: float | None) -> Region:
-    """Read a series of the corpus and keep what a patch can need; arguments as for `cut_region`.
-
-    Raises:
-        UserError: A file is gone or damaged; names the series.
-    """
-    volume = read_corpus_file(case.image, scan_id=case.scan_id, shape=case.shape)
-    vessels = None
-    if case.vessels is not None:
-        shape = volume.stored_XYZ.shape[:3]
-        vessels = read_corpus_file(case.vessels, scan_id=case.scan_id, shape=shape)
-    return cut_region(
-        volume,
-        patch,
-        spacing=spacing,
-        unit=case.unit,
-        foreground_box=case.foreground_box,
-        vessels=vessels,
-        annotations=case.annotations,
-        points_complete=case.points_complete,
-    )
+    def findings(self, region: Region, pose: Pose = UPRIGHT) -> Findings:
+        """What is known, in the voxels of `sample`; a mirrored pose swaps the sides."""
+        found = pose_findings(region, self.patch, pose)
+        if not pose.mirrored:
+            return found
+        if self.mirror is None:
+            raise ValueError("a task without a mirror was shown a mirrored pose")
+        return found.mirrored(self.mirror)
 
 
 def cut_region(
@@ -185,9 +127,9 @@ def cut_region(
     spacing: float | None,
     unit: str,
     foreground_box: Sequence[int],
-    vessels: StoredVolume | None = None,
-    annotations: Annotations = UNANNOTATED,
-    points_complete: bool = True,
+    case: Case | None = None,
+    mask: StoredVolume | None = None,
+    mask_values: Sequence[int] = (),
 ) -> Region:
     """Cut the region around the patch out of a harmonized volume, resampled where another spacing is asked for.
 
@@ -197,9 +139,9 @@ def cut_region(
         spacing: Voxel size of the patch in mm; None takes the volume's.
         unit: Of the volume's real values.
         foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
-        vessels: Mask on the same grid, values as in `MASK_VALUES`.
-        annotations: Labels and points; without labels there is no aneurysm.
-        points_complete: False where a localizer could not be used.
+        case: What is known about the series; None where nothing is.
+        mask: On the same grid.
+        mask_values: The value of each label in the mask.
 
     Returns:
         The region.
@@ -213,14 +155,14 @@ def cut_region(
         )
     box_23 = np.asarray(foreground_box, dtype=np.float64).reshape(3, 2).T
     stored, affine = volume.stored_XYZ, volume.affine
-    mask = None if vessels is None else vessels.stored_XYZ.astype(np.uint8, copy=False)
+    labelled = None if mask is None else mask.stored_XYZ.astype(np.uint8, copy=False)
     sizes_mm = np.diag(affine)[:3]
     if spacing is not None and np.abs(sizes_mm - spacing).max() > SAME_SPACING_MM:
         grid = target_grid(stored.shape, affine, (spacing,) * 3)
         values = resample(volume.values(), affine, grid).astype(np.float32, copy=False)
         rounded = np.rint(stored_value(values, volume.slope, volume.inter))
         stored = np.clip(rounded, INT16.min, INT16.max).astype(np.int16)
-        mask = None if mask is None else resample_labels(mask, affine, grid)
+        labelled = None if labelled is None else resample_labels(labelled, affine, grid)
         edges_mm = (box_23 - 0.5) * sizes_mm + affine[:3, 3]
         affine, sizes_mm = grid.affine, np.full(3, spacing)
         box_23 = (edges_mm - affine[:3, 3]) / sizes_mm + 0.5
@@ -231,8 +173,8 @@ def cut_region(
     high = np.clip(corner + size + margin, low + 1, stored.shape)
     start = corner - low
     inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    points = annotations.points
-    points_K3 = np.array([point.xyz_mm for point in points], dtype=np.float64).reshape(-1, 3)
+    spots = () if case is None else case.spots
+    points_K3 = np.array([spot.xyz_mm for spot in spots], dtype=np.float64).reshape(-1, 3)
     points_K3 = (points_K3 - affine[:3, 3]) / sizes_mm
     within_K3 = (points_K3 >= -0.5) & (points_K3 < np.array(stored.shape) - 0.5)
     cut_affine = np.diag([*sizes_mm, 1.0])
@@ -244,60 +186,39 @@ def cut_region(
         start=(int(start[0]), int(start[1]), int(start[2])),
         findings=Findings(
             points_K3=points_K3 - low,
-            places_K=np.array([LOCATIONS.index(point.label) for point in points], dtype=np.int64),
-            vessels_XYZ=None if mask is None else _place_of_value()[mask[inside]],
-            labels_14=np.array(in_order(annotations.labels), dtype=np.int64),
-            points_complete=points_complete and bool(within_K3.all()),
+            places_K=np.array([spot.label for spot in spots], dtype=np.int64),
+            mask_XYZ=None if labelled is None else _label_of_value(mask_values)[labelled[inside]],
+            labels_L=np.array(() if case is None else case.labels, dtype=np.int64),
+            points_complete=(case is None or case.spots_complete) and bool(within_K3.all()),
         ),
     )
 
 
-def draw_pose(config: AugmentConfig, generator: np.random.Generator) -> Pose:
-    """A random pose."""
-    about_x, about_y, about_z = turns(np.radians(generator.uniform(-1, 1, 3) * config.rotate))
-    magnification = augment.draw_magnification(generator, config.scale)
-    shift = generator.uniform(-1, 1, 3) * config.shift
-    side = -1.0 if generator.random() < config.mirror else 1.0
-    linear = about_z @ about_y @ about_x @ np.diag([side, 1.0, 1.0]) / magnification
-    return Pose(linear=linear, shift=(float(shift[0]), float(shift[1]), float(shift[2])))
+def pose_values(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) -> Tensor:
+    """Real values of a posed patch in one interpolation, float32 (X, Y, Z); upright gives the voxels of the corpus."""
+    linear, centre_q = _to_region(region, patch, pose)
+    stored = torch.from_numpy(region.volume.stored_XYZ).float()
+    values = _sample(stored - region.fill, linear, centre_q, patch, mode="bilinear")
+    return real_value(values + region.fill, region.volume.slope, region.volume.inter)
 
 
-def pose_patch(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) -> Patch:
-    """Cut a patch in one interpolation; a mirrored pose swaps the sides of labels, points and vessels.
+def pose_findings(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) -> Findings:
+    """Points and mask in the voxels of a posed patch, with the names that they have in the region."""
+    linear, centre_q = _to_region(region, patch, pose)
+    mask = region.findings.mask_XYZ
+    if mask is not None:
+        mask = _sample(torch.from_numpy(mask).float(), linear, centre_q, patch, mode="nearest").to(torch.uint8).numpy()
+    centre_p = (np.array(patch) - 1) / 2
+    points = (region.findings.points_K3 - centre_q) @ np.linalg.inv(linear).T + centre_p
+    return replace(region.findings, points_K3=points, mask_XYZ=mask)
 
-    Args:
-        region: From `cut_region`.
-        patch: Size in voxels.
-        pose: Upright gives the voxels of the corpus.
 
-    Returns:
-        The patch.
-    """
+def _to_region(region: Region, patch: Sequence[int], pose: Pose) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Linear part and the image of the patch's centre, of the map from its voxels to the region's."""
     spacing = np.array(region.volume.spacing)
     centre_p = (np.array(patch) - 1) / 2
     centre_q = centre_p + region.start + np.array(pose.shift) / spacing
-    linear = np.diag(1 / spacing) @ pose.linear @ np.diag(spacing)
-    stored = torch.from_numpy(region.volume.stored_XYZ).float()
-    values = _sample(stored - region.fill, linear, centre_q, patch, mode="bilinear")
-    values = real_value(values + region.fill, region.volume.slope, region.volume.inter)
-    vessels = region.findings.vessels_XYZ
-    if vessels is not None:
-        mask = torch.from_numpy(vessels).float()
-        vessels = _sample(mask, linear, centre_q, patch, mode="nearest").to(torch.uint8).numpy()
-    points = (region.findings.points_K3 - centre_q) @ np.linalg.inv(linear).T + centre_p
-    findings = replace(region.findings, points_K3=points, vessels_XYZ=vessels)
-    return Patch(values_XYZ=values, unit=region.unit, findings=findings.mirrored() if pose.mirrored else findings)
-
-
-def vary_intensity(x_CDHW: Tensor, config: AugmentConfig, generator: np.random.Generator) -> Tensor:
-    """Random contrast, brightness and noise on the network's input."""
-    contrast = 1 + generator.uniform(-1, 1) * config.contrast
-    brightness = generator.uniform(-1, 1) * config.brightness
-    deviation = generator.uniform(0, 1) * config.noise
-    varied = x_CDHW * contrast + brightness
-    if deviation > 0:
-        varied = varied + torch.from_numpy(generator.standard_normal(x_CDHW.shape, dtype=np.float32)) * deviation
-    return varied
+    return np.diag(1 / spacing) @ pose.linear @ np.diag(spacing), centre_q
 
 
 def _corner(
@@ -309,11 +230,11 @@ def _corner(
     return np.rint(middle - patch_3 / 2).astype(np.int64)
 
 
-def _place_of_value() -> NDArray[np.uint8]:
-    """Lookup from a value of the competition's vessel masks to one more than the location's index."""
+def _label_of_value(mask_values: Sequence[int]) -> NDArray[np.uint8]:
+    """Lookup from a value of a mask to one more than the index of its label."""
     table = np.zeros(256, dtype=np.uint8)
-    for place, value in enumerate(MASK_VALUES):
-        table[value] = place + 1
+    for label, value in enumerate(mask_values):
+        table[value] = label + 1
     return table
 
 

@@ -130,10 +130,10 @@ def restore(state: TrainState[Any], found: Checkpoint, *, where: object) -> None
     state.skipped, state.skipped_in_a_row = training["skipped"], training["skipped_in_a_row"]
     columns = [(training["pending"] or {}).get(name, ()) for name in state.measures]
     state.pending = [dict(zip(state.measures, values, strict=True)) for values in zip(*columns, strict=True)]
-    state.unwrapped.load_state_dict(found.model)
+    state.unwrapped.load_state_dict(state.todays_names(found.model))
     state.optimizer.load_state_dict(training["optimizer"])
     if state.ema is not None and found.ema is not None:
-        state.ema.module.load_state_dict(found.ema)
+        state.ema.module.load_state_dict(state.todays_names(found.ema))
     if state.accelerator.scaler is not None and training["scaler"]:
         state.accelerator.scaler.load_state_dict(training["scaler"])
 
@@ -151,7 +151,12 @@ def check_resumable(state: TrainState[Any], found: Checkpoint, where: str) -> No
     """
     shape = state_shape(state.measures)
     check_fits(
-        Checkpoint(step=found.step, model=found.model, ema=found.ema, training=_in_todays_words(found)),
+        Checkpoint(
+            step=found.step,
+            model=state.todays_names(found.model),
+            ema=None if found.ema is None else state.todays_names(found.ema),
+            training=_in_todays_words(found),
+        ),
         where,
         model=state.unwrapped,
         optimizer=state.optimizer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -41,7 +41,6 @@ class TrainState(Generic[M]):
     """What a step works on; a program adds what it alone has.
 
     Attributes:
-        measures: Names of what a step measures.
         advice: What to do about a run that diverged.
         accelerator: Device, ranks, precision.
         plan: Which samples each step uses.
@@ -57,7 +56,6 @@ class TrainState(Generic[M]):
         pending: The numbers of the steps that were not yet written as a line.
     """
 
-    measures: ClassVar[tuple[str, ...]] = ("loss", "norm")
     advice: ClassVar[str]
 
     accelerator: Accelerator
@@ -72,6 +70,15 @@ class TrainState(Generic[M]):
     evaluated: int = -1
     held_out_loss: float | None = None
     pending: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what a step measures: the loss first, the gradient's norm last."""
+        return ("loss", "norm")
+
+    def todays_names(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Weights of a checkpoint by the names of this version; a program whose names changed knows the old ones."""
+        return dict(weights)
 
     @property
     def eval_model(self) -> M:

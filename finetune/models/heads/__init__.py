@@ -1,0 +1,49 @@
+"""From an encoder's maps to named outputs: one file a head.
+
+A head of a new kind is a file here and an entry in `HEADS`. A recipe's `head` gives the labels; those of `auxiliary`
+add outputs that losses ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from finetune.models.heads.base import Head, HeadConfig
+from finetune.models.heads.cells import CellsConfig, CellsHead
+from finetune.models.maps import Maps
+from finetune.tasks import Task
+
+__all__ = ["AUXILIARY", "DEFAULT", "HEADS", "Head", "HeadConfig", "configs_of", "make_head"]
+
+Builder = Callable[[Any, Maps, Task], nn.Module]
+
+DEFAULT = "cells"
+"""The head of recipes and models that name none."""
+
+HEADS: dict[str, tuple[type, Builder]] = {"cells": (CellsConfig, CellsHead)}
+"""Configuration and builder of each head that gives the labels, by its kind."""
+
+AUXILIARY: dict[str, tuple[type, Builder]] = {}
+"""The same of the heads that only help to train."""
+
+
+def configs_of(heads: dict[str, tuple[type, Builder]]) -> dict[str, type]:
+    """The configuration of each head, by its kind."""
+    return {kind: config for kind, (config, _) in heads.items()}
+
+
+def make_head(config: HeadConfig, maps: Maps, task: Task) -> nn.Module:
+    """The head that a part of a recipe picks.
+
+    Args:
+        config: That part.
+        maps: What the encoder gives.
+        task: Whose labels it shall say.
+
+    Raises:
+        WrongUse: It does not fit the encoder or the task.
+    """
+    return {**HEADS, **AUXILIARY}[config.kind][1](config, maps, task)

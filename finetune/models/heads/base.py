@@ -1,0 +1,42 @@
+"""What every head is: it makes named outputs of an encoder's maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Head(Protocol):
+    """Maps in, named tensors out; an `nn.Module`.
+
+    Attributes:
+        outputs: Names of what `forward` gives.
+        cells: Edge of a cell in voxels of the input, of each dense output that wants a target on its grid.
+    """
+
+    outputs: tuple[str, ...]
+    cells: Mapping[str, int]
+
+    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Outputs by name.
+
+        Args:
+            maps: The encoder's, (B, C, d, h, w) each, finest first.
+        """
+        ...
+
+
+class HeadConfig(Protocol):
+    """The part of a recipe that picks a head."""
+
+    @property
+    def kind(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def dropout(self) -> float:
+        """Of its features, in stages that give none of their own."""
+        ...

@@ -1,0 +1,180 @@
+"""The plain data that moves through finetune: a labelled series, the region that is kept of it, and what is known."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize.voxels.stored import StoredVolume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spot:
+    """A point that somebody marked: the index of its label in the task's labels, and where it lies in RAS+ mm."""
+
+    label: int
+    xyz_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One series of a corpus with what a task knows about it.
+
+    Attributes:
+        scan_id: The series.
+        subject: The patient; series of one patient never lie in different folds.
+        modality: As in the corpus.
+        unit: Of the stored intensities: `harmonize.scan.HU` or another.
+        image: The volume's file.
+        mask: File of the mask, or None.
+        foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
+        labels: 0 or 1 each, columns as the task's labels.
+        spots: Marked points, of which a positive series may have none.
+        spots_complete: Whether no point of the series was lost on the way.
+        decisions: What was found and done when the series was harmonized.
+        shape: Voxels along X, Y and Z by the manifest; None where it is not known.
+    """
+
+    scan_id: str
+    subject: str
+    modality: str
+    unit: str
+    image: Path
+    mask: Path | None
+    foreground_box: tuple[int, ...]
+    labels: tuple[int, ...]
+    spots: tuple[Spot, ...] = ()
+    spots_complete: bool = True
+    decisions: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What a corpus offers to a fine-tuning run.
+
+    Attributes:
+        cases: The series to train on and to judge, in the order of their ids.
+        left_out: How many of the source's other series there are, by why they are not used.
+    """
+
+    cases: list[Case]
+    left_out: Counter[str]
+
+    def summary(self) -> str:
+        """One line for a person.
+
+        Example:
+            >>> Selection(cases=[], left_out=Counter({"without labels": 2})).summary()
+            '0 of 2 series used; left out: 2 without labels'
+        """
+        line = f"{len(self.cases)} of {len(self.cases) + self.left_out.total()} series used"
+        reasons = ", ".join(f"{count} {why}" for why, count in sorted(self.left_out.items()))
+        return f"{line}; left out: {reasons}" if reasons else line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What is known about a series, in the voxels of a region or of the network's input.
+
+    Attributes:
+        points_K3: Marked points, as indices of voxels.
+        places_K: Index of each point's label.
+        mask_XYZ: uint8, 0 for none, else one more than the index of the label; None without a mask.
+        labels_L: 0 or 1, columns as the task's labels; empty where nobody labelled the series.
+        points_complete: False where a point of the series could not be used, or lies outside of the volume.
+    """
+
+    points_K3: NDArray[np.float64]
+    places_K: NDArray[np.int64]
+    mask_XYZ: NDArray[np.uint8] | None
+    labels_L: NDArray[np.int64]
+    points_complete: bool = True
+
+    def mirrored(self, mirror: Sequence[int]) -> Findings:
+        """The same with left and right swapped in the names of labels, but for where they lie.
+
+        Args:
+            mirror: The label that each becomes, a permutation.
+        """
+        other = np.array(mirror)
+        mask_XYZ = self.mask_XYZ
+        if mask_XYZ is not None:
+            mask_XYZ = np.array([0, *(other + 1)], dtype=np.uint8)[mask_XYZ]
+        return replace(self, places_K=other[self.places_K], labels_L=self.labels_L[other], mask_XYZ=mask_XYZ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """What is kept in memory of one series: the network's input in its upright pose, with a margin.
+
+    Attributes:
+        volume: int16.
+        fill: Stored value outside of the field of view.
+        unit: Of the real values.
+        start: Index of the input's first voxel in the volume; negative where the input sticks out.
+        findings: In the volume's voxels.
+    """
+
+    volume: StoredVolume
+    fill: float
+    unit: str
+    start: tuple[int, int, int]
+    findings: Findings
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the voxels take."""
+        mask = self.findings.mask_XYZ
+        return self.volume.stored_XYZ.nbytes + (0 if mask is None else mask.nbytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pose:
+    """How an input lies in its region: voxel p maps to ``linear @ (p - centre) + centre + shift`` in mm.
+
+    Attributes:
+        linear: (3, 3); a mirrored pose has a negative determinant.
+        shift: mm.
+    """
+
+    linear: NDArray[np.float64] = field(default_factory=lambda: np.eye(3))
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether left and right are swapped."""
+        return bool(np.linalg.det(self.linear) < 0)
+
+
+UPRIGHT = Pose()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What a task is asked to make targets of: an input of the network, but for its values.
+
+    Attributes:
+        findings: In the input's voxels, sides already swapped if it is mirrored; some points may lie outside.
+        shape: Voxels along X, Y and Z.
+        spacing: Their size in mm.
+        cells: Edge in voxels of the cells of each dense output that wants a target.
+        modality: Of the series, as in the corpus.
+    """
+
+    findings: Findings
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    cells: Mapping[str, int] = field(default_factory=dict)
+    modality: str = ""
+
+    def within(self) -> NDArray[np.bool_]:
+        """Which points lie in a voxel of the input, (K,)."""
+        points_K3 = self.findings.points_K3
+        inside_K3: NDArray[np.bool_] = (points_K3 >= -0.5) & (points_K3 < np.array(self.shape) - 0.5)
+        return np.all(inside_K3, axis=1)

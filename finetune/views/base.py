@@ -1,0 +1,60 @@
+"""What every view is: it cuts what a network sees of a series, in a pose, and says where the findings lie in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from finetune.series import UPRIGHT, Case, Findings, Pose, Region
+from harmonize.voxels.stored import StoredVolume
+
+
+class View(Protocol):
+    """What a network sees of a head. A 3D box gives x_CDHW a sample; views of slices give a bag x_NCHW."""
+
+    def load(self, case: Case) -> Region:
+        """Read a series of the corpus and keep what a sample can need.
+
+        Raises:
+            UserError: A file is gone or damaged; names the series.
+        """
+        ...
+
+    def cut(
+        self,
+        volume: StoredVolume,
+        *,
+        unit: str,
+        foreground_box: Sequence[int],
+        case: Case | None = None,
+        mask: StoredVolume | None = None,
+    ) -> Region:
+        """What is kept of a harmonized volume.
+
+        Args:
+            volume: RAS, axis-aligned, int16.
+            unit: Of its real values.
+            foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
+            case: What is known about the series; None where nothing is.
+            mask: On the same grid.
+        """
+        ...
+
+    def sample(self, region: Region, pose: Pose = UPRIGHT) -> Tensor:
+        """The network's input, without the batch axis."""
+        ...
+
+    def findings(self, region: Region, pose: Pose = UPRIGHT) -> Findings:
+        """What is known, in the voxels of `sample`; a mirrored pose swaps the sides."""
+        ...
+
+
+class ViewConfig(Protocol):
+    """The part of a recipe that picks a view."""
+
+    @property
+    def kind(self) -> str:
+        """Its name."""
+        ...
