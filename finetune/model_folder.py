@@ -37,6 +37,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BRAIN = "synthstrip.pt"
 APPLIED_BRAIN = "apply_brain"
 """In config.json: SHA-256 of the weights of SynthStrip that lie beside it; absent where the whole head is kept."""
+CIRCLE = "circle_mm"
+"""In config.json: edges of the box around the circle of Willis that the corpus stores; absent where it stores more."""
 
 _SHAPE: dict[str, Any] = {
     "encoder": dict,
@@ -88,6 +90,7 @@ def settings_of(corpus: Corpus, source: str, *, brain_model: Path | None = None)
         mri_norm=own["mri_norm"],
         nyul_folder=corpus.path / NYUL if own["mri_norm"] == "nyul" else None,
         crop_foreground=shared["crop_foreground"],
+        circle_mm=corpus.circle_mm,
         bake_windows=shared["bake_windows"],
         n4=shared["n4"],
         brain_model=brain_model if applied else None,
@@ -173,6 +176,7 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
                 "crop_foreground": settings.crop_foreground,
                 "bake_windows": settings.bake_windows,
                 "n4": settings.n4,
+                **({} if settings.circle_mm is None else {CIRCLE: list(settings.circle_mm)}),
                 **brain,
             },
         },
@@ -205,7 +209,8 @@ def read_bundle(folder: Path) -> Bundle:
         )
     if config.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{folder / CONFIG}: written by another version of headspark; train again")
-    if not fits(config, _SHAPE) or config["harmonize"].keys() - _SHAPE["harmonize"].keys() - {APPLIED_BRAIN}:
+    optional = {APPLIED_BRAIN, CIRCLE}
+    if not fits(config, _SHAPE) or config["harmonize"].keys() - _SHAPE["harmonize"].keys() - optional:
         raise UserError(f"{folder / CONFIG}: damaged, or not written by finetune.train; train again")
     try:
         bundle = _bundle_of(folder, config)
@@ -220,7 +225,7 @@ def _bundle_of(folder: Path, config: dict[str, Any]) -> Bundle:
     settings = dict(config["harmonize"])
     x, y, z = settings.pop("spacing")
     histograms = folder / NYUL if settings["mri_norm"] == "nyul" else None
-    brain = settings.pop(APPLIED_BRAIN, None)
+    brain, circle_mm = settings.pop(APPLIED_BRAIN, None), settings.pop(CIRCLE, None)
     if brain is not None:
         if not (folder / BRAIN).is_file() or sha256_of(folder / BRAIN) != brain:
             raise UserError(f"{BRAIN} beside it is missing or damaged")
@@ -233,7 +238,12 @@ def _bundle_of(folder: Path, config: dict[str, Any]) -> Bundle:
         head=part_from_plain(configs_of(HEADS), config["head"], default=heads.DEFAULT, key="head"),
         auxiliary=tuple(part_from_plain(configs_of(AUXILIARY), one, default="", key="auxiliary") for one in auxiliary),
         data=from_plain(DataConfig, config["data"]),
-        settings=Settings(spacing=(x, y, z), nyul_folder=histograms, **settings),
+        settings=Settings(
+            spacing=(x, y, z),
+            nyul_folder=histograms,
+            circle_mm=None if circle_mm is None else tuple(circle_mm),
+            **settings,
+        ),
     )
 
 

@@ -139,6 +139,10 @@ class DecisionKind(Enum):
     BIAS_CORRECTED = "bias field corrected by N4"
     CROPPED = "cropped to {box} of {shape} voxels"
     CROP_WIDENED = "the crop was widened for labelled places"
+    CIRCLE_CUT = "cut to {size} mm around the circle of Willis: {box} of {shape} voxels"
+    CIRCLE_IN_A_PART = "the box around the circle of Willis was laid in one part of a series"
+    POINTS_OUTSIDE = "{count:d} of {total:d} localizers lie outside of the box around the circle of Willis"
+    VESSELS_CUT = "{percent:.1f} % of the vessel mask lie outside of the box around the circle of Willis"
     CLIPPED_INT16 = "{count:d} voxels beyond the int16 range were clipped"
 
     # A whole run
@@ -165,6 +169,8 @@ ROUTINE = frozenset(
         DecisionKind.BRAIN_FOUND,
         DecisionKind.BRAIN_ALONE,
         DecisionKind.CROPPED,
+        DecisionKind.CIRCLE_CUT,
+        DecisionKind.VESSELS_CUT,
         DecisionKind.PADDING_SET,
         DecisionKind.RESCALED_SLICEWISE,
         DecisionKind.STRAIGHTENED,

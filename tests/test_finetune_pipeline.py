@@ -41,6 +41,7 @@ REPEATABLE: dict[str, dict[str, Any]] = {
     **{norm: {"mri_norm": norm} for norm in ("zscore", "fcm")},
     "n4": {"n4": True},
     "crop": {"crop_foreground": True},
+    "circle": {"circle_mm": (90.0, 100.0, 80.0)},
     "all": {"n4": True, "crop_foreground": True, "mri_norm": "fcm", "spacing": (4.0, 4.5, 5.0)},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

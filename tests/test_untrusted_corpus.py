@@ -54,6 +54,8 @@ def test_a_damaged_table_is_one_line_that_names_it(corpus: Path, name: str, dama
         lambda info: info["settings"].update(spacing=[1, 1]),
         lambda info: info["settings"].update(spacing=[1, 1, 0]),
         lambda info: info["settings"].update(spacing="1x1"),
+        lambda info: info["settings"].update(circle_mm=[112, 112]),
+        lambda info: info["settings"].update(circle_mm="112"),
         lambda info: info["sources"]["tcia"].pop("mri_norm"),
         lambda info: info["sources"]["tcia"].update(mri_norm=["zscore"]),
     ],

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from finetune.series import UPRIGHT, Case, Findings, Pose, Region
 from harmonize.errors import UserError
 from harmonize.scan import AIR_HU, HU
+from harmonize.voxels.circle import first_voxel
 from harmonize.voxels.grids import target_grid
 from harmonize.voxels.spatial import resample, resample_labels
 from harmonize.voxels.stored import INT16, StoredVolume, real_value, stored_value
@@ -27,11 +28,6 @@ from headspark.data.stores import read_corpus_file
 
 MARGIN = 1.2
 """Edge of the region that is kept in memory over that of the patch: room for rotation, scaling and shifts."""
-
-CIRCLE_BELOW_VERTEX_MM = 100.0
-"""About how deep the circle of Willis lies under the skin of the vertex in an adult: the brain reaches 74 mm above the
-plane of the commissures (Talairach and Tournoux 1988), skull and scalp add a good 10 mm, the circle lies some 15 mm
-below that plane."""
 
 SAME_SPACING_MM = 1e-3
 
@@ -167,7 +163,7 @@ def cut_region(
         affine, sizes_mm = grid.affine, np.full(3, spacing)
         box_23 = (edges_mm - affine[:3, 3]) / sizes_mm + 0.5
     size = np.array(patch)
-    corner = _corner(box_23, sizes_mm, size)
+    corner = first_voxel(box_23, sizes_mm, size)
     margin = np.ceil(size * (MARGIN - 1) / 2).astype(int)
     low = np.clip(corner - margin, 0, np.array(stored.shape) - 1)
     high = np.clip(corner + size + margin, low + 1, stored.shape)
@@ -219,15 +215,6 @@ def _to_region(region: Region, patch: Sequence[int], pose: Pose) -> tuple[NDArra
     centre_p = (np.array(patch) - 1) / 2
     centre_q = centre_p + region.start + np.array(pose.shift) / spacing
     return np.diag(1 / spacing) @ pose.linear @ np.diag(spacing), centre_q
-
-
-def _corner(
-    box_23: NDArray[np.float64], sizes_mm: NDArray[np.float64], patch_3: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """First voxel of the patch."""
-    middle = box_23.mean(0)
-    middle[2] = max(middle[2], box_23[1, 2] - CIRCLE_BELOW_VERTEX_MM / sizes_mm[2])
-    return np.rint(middle - patch_3 / 2).astype(np.int64)
 
 
 def _label_of_value(mask_values: Sequence[int]) -> NDArray[np.uint8]:

@@ -6,15 +6,15 @@ import argparse
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harmonize.cli.command import DONE, Command, add_raw, add_salt, add_workers
 from harmonize.cli.corpus import draw_brains
 from harmonize.errors import UserError, WrongUse
 from harmonize.parser import not_negative, positive
 from harmonize.salt import FILE_OPTION, given_salt
-from harmonize.settings import MRI_NORMS, Settings, parse_spacing
-from harmonize.terminal import say
+from harmonize.settings import CIRCLE_MM, MRI_NORMS, Settings, StoredRegion, parse_spacing
+from harmonize.terminal import say, warn
 
 if TYPE_CHECKING:
     from harmonize.engine import Executor
@@ -57,7 +57,19 @@ def _add_options(parser: argparse.ArgumentParser, *, mri_norm: str) -> None:
         "--brain-model", type=Path, metavar="FILE", help="SynthStrip's weights: store a brain mask of each scan"
     )
     parser.add_argument("--apply-brain", action="store_true", help="blank all but the brain")
-    parser.add_argument("--crop-foreground", action="store_true", help="cut the air away, keeping a margin")
+    parser.add_argument(
+        "--region",
+        choices=[str(region) for region in StoredRegion],
+        help="what is stored: all (default), head (the air is cut away, keeping a margin), or a box around the circle "
+        "of Willis",
+    )
+    parser.add_argument(
+        "--region-mm",
+        type=partial(parse_spacing, option="--region-mm"),
+        metavar="MM",
+        help=f"edge of the box of --region circle; default {CIRCLE_MM:g}, or three numbers for R,A,S",
+    )
+    parser.add_argument("--crop-foreground", action="store_true", help="the same as --region head")
     parser.add_argument("--bake-windows", action="store_true", help="store three CT windows instead of HU")
     add_salt(parser, "the secret that is mixed into the hashes of ids")
     parser.add_argument("--seed", type=int, default=0, help="of the sample that histograms are fitted on")
@@ -105,7 +117,7 @@ def _harmonize(options: argparse.Namespace, *, source: str) -> int:
         mri_norm=options.mri_norm,
         nyul_sample=options.nyul_sample,
         seed=options.seed,
-        crop_foreground=options.crop_foreground,
+        **_region(options),
         bake_windows=options.bake_windows,
         n4=options.n4,
         brain_model=None if options.brain_model is None else options.brain_model.absolute(),
@@ -151,6 +163,23 @@ def _harmonize(options: argparse.Namespace, *, source: str) -> int:
     if rejected and options.strict:
         raise UserError(f"{options.raw}: {rejected} scans rejected, and --strict allows none")
     return DONE
+
+
+def _region(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that say what of a scan is stored."""
+    region, edges_mm = options.region, options.region_mm
+    if edges_mm is not None and region != StoredRegion.CIRCLE:
+        raise WrongUse(f"--region-mm {edges_mm[0]:g}: does nothing without --region circle")
+    if options.crop_foreground and region not in (None, StoredRegion.HEAD):
+        raise WrongUse(f"--crop-foreground: the same as --region head, and --region {region} was given too")
+    if region == StoredRegion.CIRCLE:
+        edges_mm = edges_mm or (CIRCLE_MM,) * 3
+        if min(edges_mm) < CIRCLE_MM:
+            warn(
+                f"--region-mm {min(edges_mm):g}: aneurysms lie outside of a box below {CIRCLE_MM:g} mm; "
+                "those of each scan are counted in its decisions"
+            )
+    return {"crop_foreground": options.crop_foreground or region == StoredRegion.HEAD, "circle_mm": edges_mm}
 
 
 def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | None]:

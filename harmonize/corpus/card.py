@@ -25,7 +25,9 @@ def corpus_card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: 
         group = (row["source"], row["modality"], row["unit"])
         counts[group] = counts.get(group, 0) + 1
     table = "\n".join(f"| {' | '.join(map(plain_text, group))} | {count} |" for group, count in sorted(counts.items()))
-    spacing = " x ".join(f"{mm:g}" for mm in info["settings"]["spacing"])
+    spacing = _by(info["settings"]["spacing"])
+    edges_mm = info["settings"].get("circle_mm")
+    box = f"\nOf each scan a box of {_by(edges_mm)} mm around the circle of Willis is stored." if edges_mm else ""
     version = plain_text(info["libraries"].get("headspark", ""))
     sources = sorted({row["source"] for row in accepted})
     licences = "\n".join(
@@ -53,7 +55,7 @@ size_categories:
 
 {len(accepted)} scans ({rejected} rejected), written by `harmonize` of headspark {version}.
 Every volume is RAS, {spacing} mm, int16 with its scale in the header; CT is in Hounsfield units.
-MRI is normalised ({norms}).
+MRI is normalised ({norms}).{box}
 
 | source | modality | unit | scans |
 |---|---|---|---|
@@ -86,6 +88,10 @@ def plain_text(text: object, *, longest: int = LONGEST_TEXT) -> str:
     """
     shown = printable(str(text))
     return _MARKUP.sub(r"\\\g<0>", shown if len(shown) <= longest else f"{shown[:longest]}...")
+
+
+def _by(edges_mm: list[float]) -> str:
+    return " x ".join(f"{mm:g}" for mm in edges_mm)
 
 
 def _size_category(count: int) -> str:

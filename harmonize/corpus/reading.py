@@ -25,6 +25,7 @@ from harmonize.corpus.target import INFO, fault_of_info, read_info
 from harmonize.errors import UserError
 from harmonize.files import sha256_of
 from harmonize.parquet import read_parquet
+from harmonize.settings import StoredRegion
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,6 +98,18 @@ class Corpus:
         """Voxel size along R, A and S, in mm."""
         x, y, z = self.info["settings"]["spacing"]
         return x, y, z
+
+    @property
+    def circle_mm(self) -> tuple[float, float, float] | None:
+        """Edges in mm of the box around the circle of Willis that alone is stored; None where more is."""
+        edges_mm = self.info["settings"].get("circle_mm")
+        return None if edges_mm is None else (edges_mm[0], edges_mm[1], edges_mm[2])
+
+    @property
+    def region(self) -> StoredRegion:
+        """What of each scan is stored."""
+        cropped = bool(self.info["settings"].get("crop_foreground"))
+        return StoredRegion.of(circle=self.circle_mm is not None, cropped=cropped)
 
     @property
     def mri_norms(self) -> dict[str, str]:

@@ -109,10 +109,12 @@ def fault_of_info(info: Any) -> str:
         return "has no schema_version"
     if not isinstance(settings, dict) or not {"spacing", "salt_fingerprint"} <= settings.keys():
         return "has no settings of harmonize"
-    if not _is_spacing(settings["spacing"]):
+    if not _is_three_mm(settings["spacing"]):
         return "names no spacing"
     if not all(isinstance(settings.get(name, False), bool) for name in ("crop_foreground", "bake_windows", "n4")):
         return "has settings that are not harmonize's"
+    if settings.get("circle_mm") is not None and not _is_three_mm(settings["circle_mm"]):
+        return "names no box around the circle of Willis"
     if not isinstance(sources, dict) or not all(isinstance(chosen, dict) for chosen in sources.values()):
         return "has no sources"
     if not all(isinstance(chosen.get("mri_norm"), str) for chosen in sources.values()):
@@ -120,7 +122,7 @@ def fault_of_info(info: Any) -> str:
     return ""
 
 
-def _is_spacing(value: Any) -> bool:
+def _is_three_mm(value: Any) -> bool:
     if not isinstance(value, list) or len(value) != 3:
         return False
     return all(type(mm) in (int, float) and 0 < mm < math.inf for mm in value)

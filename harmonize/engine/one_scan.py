@@ -19,12 +19,11 @@ from harmonize.decisions import DecisionKind
 from harmonize.errors import Reason, Rejection, Stage, UserError, unforeseen
 from harmonize.files import NO_ROOM, no_room
 from harmonize.labels import in_order
-from harmonize.pipeline import HarmonizedScan, normalise_scan, resample_scan, without_bias
+from harmonize.pipeline import HarmonizedScan, normalise_scan, resample_scan, unbiased
 from harmonize.scan import HU, Annotations, ScanRef
 from harmonize.settings import Settings
 from harmonize.terminal import show_frames
 from harmonize.voxels import nyul
-from harmonize.voxels.foreground import values_inside
 from harmonize.voxels.stored import StoredVolume
 
 RETRY_AFTER_S = 0.5
@@ -119,9 +118,8 @@ def _landmarks(ref: ScanRef, settings: Settings) -> tuple[str, list[float]] | No
     scan = sources.get(ref.source).load(ref)
     if scan.unit == HU:
         return None
-    resampled = resample_scan(scan, settings)
-    values_XYZ = without_bias(resampled, settings)
-    return scan.modality, nyul.landmarks(values_inside(values_XYZ, resampled.foreground_XYZ)).tolist()
+    _, foreground = unbiased(resample_scan(scan, settings), settings)
+    return scan.modality, nyul.landmarks(foreground).tolist()
 
 
 def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> tuple[Record, bool]:

@@ -102,18 +102,48 @@ def target_grid(
         >>> grid.shape, grid.affine[:3, 3].tolist()
         ((4, 5, 6), [-3.0, 0.0, 0.0])
     """
+    grid = covering_grid(shape, affine, spacing, slice_offsets)
+    check_size(grid)
+    return grid
+
+
+def covering_grid(
+    shape: tuple[int, ...],
+    affine: NDArray[np.float64],
+    spacing: tuple[float, float, float],
+    slice_offsets: NDArray[np.float64] | None = None,
+) -> Grid:
+    """As `target_grid`, of any size: for who takes a part of it."""
     low, high = world_box(shape, affine, slice_offsets)
     size = np.asarray(spacing, dtype=np.float64)
     counts = np.maximum(np.ceil((high - low) / size - UNCOVERED_VOXELS), 1).astype(int)
-    if np.prod(counts.astype(float)) > MAX_VOXELS:
-        text = " x ".join(str(count) for count in counts)
+    return _grid(counts, size, (low + high) / 2 - (counts - 1) / 2 * size)
+
+
+def check_size(grid: Grid) -> None:
+    """Reject a grid of more than `MAX_VOXELS` voxels."""
+    if np.prod(np.asarray(grid.shape, dtype=float)) > MAX_VOXELS:
+        text = " x ".join(str(count) for count in grid.shape)
         raise Rejection(Reason.TOO_LARGE, f"the target grid would be {text} voxels")
-    first = (low + high) / 2 - (counts - 1) / 2 * size
-    grid_affine = np.eye(4)
-    grid_affine[:3, :3] = np.diag(size)
-    grid_affine[:3, 3] = first
-    x, y, z = (int(count) for count in counts)
-    return Grid(shape=(x, y, z), affine=grid_affine.astype(np.float32).astype(np.float64))
+
+
+def part_of(grid: Grid, low: NDArray[np.int_], high: NDArray[np.int_]) -> Grid:
+    """The voxels of a grid from `low` up to `high`, each (3,).
+
+    Example:
+        >>> grid = target_grid((4, 5, 6), np.eye(4), (1.0, 1.0, 1.0))
+        >>> part = part_of(grid, np.array([1, 0, 2]), np.array([4, 5, 3]))
+        >>> part.shape, part.affine[:3, 3].tolist()
+        ((3, 5, 1), [1.0, 0.0, 2.0])
+    """
+    return _grid(high - low, np.diagonal(grid.affine)[:3], grid.affine[:3, 3] + np.diagonal(grid.affine)[:3] * low)
+
+
+def _grid(shape: NDArray[np.int_], spacing: NDArray[np.float64], first_mm: NDArray[np.float64]) -> Grid:
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = first_mm
+    x, y, z = (int(count) for count in shape)
+    return Grid(shape=(x, y, z), affine=affine.astype(np.float32).astype(np.float64))
 
 
 def world_box(

@@ -117,6 +117,20 @@ def normalise(
     if method == "none":
         return values_XYZ
     foreground = values_inside(values_XYZ, foreground_XYZ)
+    return normalise_by(values_XYZ, foreground, method=method, modality=modality, histogram=histogram)
+
+
+def normalise_by(
+    values_XYZ: NDArray[Any],
+    foreground: NDArray[Any],
+    *,
+    method: str,
+    modality: str,
+    histogram: nyul.StandardHistogram | None = None,
+) -> NDArray[Any]:
+    """As `normalise`, by the foreground's values (n,), which need not be among those that are normalised."""
+    if method == "none":
+        return values_XYZ
     nyul.landmarks(foreground)
     if method == "nyul":
         if histogram is None:
@@ -141,6 +155,23 @@ def correct_bias(
 
     Returns:
         float32, same shape.
+
+    Raises:
+        Rejection: N4 finds no field.
+    """
+    return values_XYZ.astype(np.float32) / bias_field(values_XYZ, foreground_XYZ, spacing)
+
+
+def bias_field(
+    values_XYZ: NDArray[Any],
+    foreground_XYZ: NDArray[np.bool_],
+    spacing: tuple[float, float, float],
+    *,
+    shrink: int = N4_SHRINK,
+) -> NDArray[np.float32]:
+    """The bias field that N4 estimates, positive, same shape; arguments as of `correct_bias`.
+
+    `shrink` is how many voxels along each axis become one before.
     """
     # N4 takes logarithms.
     lifted = np.maximum(values_XYZ.astype(np.float32), 0) + np.float32(1e-6)
@@ -149,13 +180,12 @@ def correct_bias(
     mask.SetSpacing(spacing)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(N4_ITERATIONS)
-    shrink = [min(N4_SHRINK, size) for size in image.GetSize()]
+    steps = [min(shrink, size) for size in image.GetSize()]
     try:
-        n4.Execute(sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink))
+        n4.Execute(sitk.Shrink(image, steps), sitk.Shrink(mask, steps))
     except RuntimeError as error:
         raise Rejection(Reason.BAD_INTENSITY, "N4 found no bias field; run without --n4") from error
-    field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T
-    return values_XYZ.astype(np.float32) / np.exp(field)
+    return np.asarray(np.exp(sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T))
 
 
 @contextmanager
