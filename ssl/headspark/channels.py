@@ -134,12 +134,17 @@ def to_network_input(
     cuts = [as_window(one) for one in windows]
     check_unit(unit, cuts)
     values = values.float()
-    if unit == HU:
-        return torch.stack([_cut(values, one) for one in cuts])
     if unit == WINDOWED:
         return values.movedim(-1, 0).mul(2.0).sub(1.0)
-    scaled = _scale_mri(values * MRI_UNITS[unit], mri_scaling)
-    return scaled.expand(len(cuts), *values.shape).contiguous()
+    x = values.new_empty((len(cuts), *values.shape))
+    if unit == HU:
+        for channel, cut in zip(x, cuts, strict=True):
+            torch.sub(values, cut.level, out=channel).mul_(2.0 / cut.width).clamp_(-1.0, 1.0)
+        return x
+    torch.mul(values, MRI_UNITS[unit], out=x[0])
+    _scale_mri(x[0], mri_scaling)
+    x[1:] = x[0]
+    return x
 
 
 def check_unit(unit: str, windows: Sequence[str | Mapping[str, Any] | CtWindow] = DEFAULT_CT_WINDOWS) -> None:
@@ -170,16 +175,11 @@ def check_scaling(scaling: object) -> MriScaling:
     raise WrongUse(f"mri_scaling {str(scaling)[:60]}: use one of {', '.join(get_args(MriScaling))}")
 
 
-def _cut(values: Tensor, window: CtWindow) -> Tensor:
-    return (values - window.level).mul_(2.0 / window.width).clamp_(-1.0, 1.0)
-
-
-def _scale_mri(values: Tensor, scaling: MriScaling) -> Tensor:
+def _scale_mri(values: Tensor, scaling: MriScaling) -> None:
+    """Scale in place: a whole head is tens of megabytes, and there is one for each sample."""
     if check_scaling(scaling) == "clip":
-        return values.clamp(-MRI_CLIP, MRI_CLIP)
-    if scaling == "linear":
-        return values
-    size = values.abs()
-    # Below the knee the logarithm is that of 1, so nothing is added and what lies there stays exactly as it is.
-    beyond = size.clamp(min=MRI_KNEE).div_(MRI_KNEE).log_().mul_(MRI_KNEE)
-    return size.clamp_(max=MRI_KNEE).add_(beyond).copysign_(values)
+        values.clamp_(-MRI_CLIP, MRI_CLIP)
+    elif scaling == "soft":
+        # Up to the knee this is the logarithm of 1, so nothing is added there.
+        beyond = values.abs().clamp_(min=MRI_KNEE).div_(MRI_KNEE).log_().mul_(MRI_KNEE)
+        values.clamp_(-MRI_KNEE, MRI_KNEE).add_(beyond.copysign_(values))
