@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from finetune import train as training
 from finetune.model_folder import read_bundle
-from finetune.models.assemble import HeadConfig
+from finetune.models.heads.cells import CellsConfig
 from finetune.predict import Predictor
 from finetune.recipe import Recipe, TrainConfig
 from finetune.samples import DataConfig
@@ -46,7 +46,7 @@ def tiny(stages: tuple[StageConfig, ...] = FROZEN, **data: Any) -> Recipe:
     return Recipe(
         data=DataConfig(patch=(16, 16, 16), folds=2, mirror=False, **data),
         scratch=TINY,
-        head=HeadConfig(stride=2, width=4, top=2),
+        head=CellsConfig(stride=2, width=4, top=2),
         stages=stages,
         train=TrainConfig(batch=2, log_every=1, checkpoint_every=100, threads=1),
     )
