@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from finetune.series import Findings, Sample
 from finetune.stages import Rates, StageConfig, in_steps, parameter_groups, rates_at, total_steps
 from finetune.tasks import Task
 from finetune.views import View, make_view
+from finetune.views.box import MARGIN, SAME_SPACING_MM
 from harmonize.corpus import Corpus
 from harmonize.settings import Settings
 from headspark.channels import DEFAULT_MRI_SCALING
@@ -203,8 +205,37 @@ def notes(state: FinetuneState, corpus: Corpus, pretrained: Any | None) -> list[
     split = split_norms(
         state.unwrapped, batch=plan.batch, accumulate=plan.accumulate, ranks=plan.ranks, key="the encoder's norm"
     )
-    lines = [] if pretrained is None else differences(pretrained, corpus, state.task.source, state.data)
+    lines = shortfalls(corpus, state.data)
+    if pretrained is not None:
+        lines += differences(pretrained, corpus, state.task.source, state.data)
     return lines if split is None else [*lines, split]
+
+
+def shortfalls(corpus: Corpus, data: DataConfig) -> list[str]:
+    """In what the corpus holds less of a head than the recipe asks for: finer voxels, or a larger box."""
+    lines = []
+    if data.spacing is not None and max(corpus.spacing) > data.spacing + SAME_SPACING_MM:
+        lines.append(
+            f"data.spacing {data.spacing:g}: the corpus has {_by(corpus.spacing)} mm, and what is smaller is lost; "
+            f"harmonize with --spacing {data.spacing:g} to keep it"
+        )
+    stored_mm = corpus.circle_mm
+    if stored_mm is None:
+        return lines
+    spacing = corpus.spacing if data.spacing is None else (data.spacing,) * 3
+    patch_mm = [voxels * mm for voxels, mm in zip(data.patch, spacing, strict=True)]
+    wanted_mm = [math.ceil(MARGIN * mm - SAME_SPACING_MM) for mm in patch_mm]
+    if any(wanted > stored for wanted, stored in zip(wanted_mm, stored_mm, strict=True)):
+        lines.append(
+            f"data.patch {list(data.patch)}: is {_by(patch_mm)} mm, and reaches over {_by(wanted_mm)} mm when it is "
+            f"turned and shifted, but the corpus stores {_by(stored_mm)} mm around the circle of Willis; the rest is "
+            f"filled with air, unless you harmonize with --region-mm {','.join(map(str, wanted_mm))}"
+        )
+    return lines
+
+
+def _by(edges: Sequence[float]) -> str:
+    return " x ".join(f"{edge:g}" for edge in edges)
 
 
 def differences(encoder: Any, corpus: Corpus, source: str, data: DataConfig) -> list[str]:
