@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,17 @@ def test_a_folder_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "seconds.json"}
     with pytest.raises(UserError, match="no folder"):
         run_demo(Demo(out=tmp_path / "report.html"))
+
+
+def test_the_demo_is_written_where_the_user_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def stop(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", stop)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="ended with 3"):
+        run_demo(Demo(out=Path("demo")))
+    assert calls[0][calls[0].index("--out") + 1] == str(tmp_path / "demo/raw")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -92,6 +92,8 @@ def run_demo(demo: Demo) -> None:
     Raises:
         UserError: A step failed.
     """
+    if Path.cwd() != ROOT:
+        demo = replace(demo, out=demo.out.absolute())  # the commands run at the repository's root
     _refuse_foreign(demo.out)
     began = time.monotonic()
     seconds = _read_json(demo.out / "seconds.json")
