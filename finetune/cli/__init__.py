@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from finetune.cli import compare, evaluate, predict, report
+from harmonize import __version__
 from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors
 from headspark.config import run_command
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     common = Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = Parser(prog="finetune", description="Fine-tune a pretrained encoder, and use what came of it.")
+    parser.add_argument("--version", action="version", version=f"finetune {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser(TRAIN, help="fine-tune on one device; `accelerate launch -m finetune.train` on several")
     for command in COMMANDS:
