@@ -388,7 +388,7 @@ def test_errors_and_the_end_of_a_run_obey_no_name(
     (place / f"a.{HOSTILE[:3]}").write_text("")
     assert harmonized(place, tmp_path / f"corpus{HOSTILE}") == 0
     assert main(["verify", str(tmp_path / f"corpus{HOSTILE}")]) == 0
-    assert main(["verify", str(tmp_path / f"none{HOSTILE}")]) == 1
+    assert main(["verify", str(tmp_path / f"none{HOSTILE}")]) == 2
     shown = "".join(capsys.readouterr())
     assert all(one.isprintable() for one in shown.splitlines())
     assert "\nerror: all is well" not in shown

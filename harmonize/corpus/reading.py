@@ -22,7 +22,7 @@ from harmonize.corpus.layout import (
 )
 from harmonize.corpus.named_files import FOLDER_OF
 from harmonize.corpus.target import INFO, fault_of_info, read_info
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import sha256_of
 from harmonize.parquet import read_parquet
 from harmonize.settings import StoredRegion
@@ -54,14 +54,15 @@ class Corpus:
         """Open a corpus that `harmonize` wrote.
 
         Raises:
-            UserError: The folder is no corpus, or one of another schema version.
+            WrongUse: The folder is no corpus.
+            UserError: It is one of another schema version.
         """
         corpus = cls(Path(path))
         if not (corpus.path / INFO).is_file():
-            raise UserError(f"{path}: no corpus there ({INFO} is missing); make one with `harmonize SOURCE RAW --out`")
+            raise WrongUse(f"{path}: no corpus there ({INFO} is missing); make one with `harmonize SOURCE RAW --out`")
         fault = fault_of_info(corpus.info)
         if fault:
-            raise UserError(f"{path}: not a corpus of harmonize ({INFO} {fault}); give the folder of a corpus")
+            raise WrongUse(f"{path}: not a corpus of harmonize ({INFO} {fault}); give the folder of a corpus")
         version = corpus.info["schema_version"]
         if version != SCHEMA_VERSION:
             raise UserError(f"{path}: corpus schema {version}, this headspark reads {SCHEMA_VERSION}; harmonize again")
