@@ -48,6 +48,9 @@ _BEGAN = {
 EPOCH_STEPS = "steps_per_epoch"
 """In run.json: by which the stages' lengths in epochs became steps."""
 
+PSEUDO_LABELS = "pseudo_labels"
+"""In run.json: the hash of the file of pseudo-labels, or null."""
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -177,7 +180,14 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 
 
 def began_with(
-    state: Mapping[str, Any] | None, *, folder: Path, corpus: str, ranks: int, given: Given, epoch: int
+    state: Mapping[str, Any] | None,
+    *,
+    folder: Path,
+    corpus: str,
+    ranks: int,
+    given: Given,
+    epoch: int,
+    pseudo: str | None = None,
 ) -> dict[str, Any]:
     """What a run begins with, for run.json, after a look at whether it is what the run that is taken up began with.
 
@@ -188,6 +198,7 @@ def began_with(
         ranks: Processes that train.
         given: The encoder that is asked for.
         epoch: Steps of an epoch; a run that is taken up keeps those that it began with.
+        pseudo: Hash of the file of pseudo-labels; None without one.
 
     Raises:
         UserError: With exit code 2: something is not the same. With exit code 1: the encoder is needed and cannot be
@@ -202,7 +213,9 @@ def began_with(
         epoch = state.get(EPOCH_STEPS, epoch)
         if type(epoch) is not int or not 1 <= epoch <= LARGEST_STEPS:
             raise _other(folder, f"its run.json is damaged ({EPOCH_STEPS})")
-    return {"origin": {"corpus": corpus, "encoder": encoder, "ranks": ranks}, EPOCH_STEPS: epoch}
+        if state.get(PSEUDO_LABELS) != pseudo:
+            raise _other(folder, "--pseudo-labels is not the file that this run began with")
+    return {"origin": {"corpus": corpus, "encoder": encoder, "ranks": ranks}, EPOCH_STEPS: epoch, PSEUDO_LABELS: pseudo}
 
 
 def taken_up(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.augment import AugmentConfig, draw_pose, vary_intensity
+from finetune.drawing import Balance, with_pseudo_labelled
 from finetune.series import Case, Region, Sample
 from finetune.tasks import Task
 from finetune.views import View
@@ -47,6 +48,11 @@ class DataConfig(LoaderConfig):
         fold: The fold that is validated on and never trained on.
         fold_seed: Of that dealing.
         positive_share: Share of the training draws that have what the task looks for.
+        balance: Whether that share holds in all series together (``presence``), or in those of each modality
+            (``modality``), which are then drawn by the square root of their number.
+        modalities: Train on and judge by series of these alone: as in the corpus, or ``CT`` and ``MR``; empty: of all.
+        limit: At most so many training and so many held-out series, both classes and all modalities among them.
+        pseudo_weight: How often a series with pseudo-labels is drawn against an average one with labels.
         mirror: Average validation and prediction over the patch and its mirror image.
         cache_gb: Memory for series that are kept, in GB and per rank; the others are read when drawn.
     """
@@ -58,6 +64,10 @@ class DataConfig(LoaderConfig):
     fold: int = 0
     fold_seed: int = 0
     positive_share: float = 0.5
+    balance: Balance = "presence"
+    modalities: tuple[str, ...] = ()
+    limit: tuple[int, int] | None = None
+    pseudo_weight: float = 0.5
     mirror: bool = True
     cache_gb: float = 8.0
 
@@ -76,6 +86,13 @@ class DataConfig(LoaderConfig):
         share = self.positive_share
         require(0 <= share <= 1, f"data.positive_share {share}: must lie in [0, 1]")
         require(self.cache_gb >= 0, f"data.cache_gb {self.cache_gb}: must be 0 or more")
+        most = self.limit
+        require(most is None or min(most) >= 1, f"data.limit {list(most or ())}: both must be 1 or more")
+        weight = self.pseudo_weight
+        require(0 < weight <= 1000, f"data.pseudo_weight {weight}: must be more than 0, and no more than 1000")
+        require(
+            len(set(self.modalities)) == len(self.modalities), f"data.modalities {list(self.modalities)}: one twice"
+        )
 
     def as_begun(self) -> DataConfig:
         """As `LoaderConfig.as_begun`; version 0.1.0 wrote its default windows whatever the encoder's were."""
@@ -171,6 +188,11 @@ class RegionStore:
                         self._kept[number] = region
                     progress.advance()
 
+    @property
+    def kept(self) -> Iterable[Region]:
+        """The regions that are in memory."""
+        return self._kept.values()
+
     def __getitem__(self, number: int) -> Region:
         """The region of case `number`."""
         return self._kept[number] if number in self._kept else self._load(number)
@@ -204,7 +226,10 @@ class TrainingSamples(Dataset[FinetuneBatch]):
         self._store, self._task, self._config, self._cells, self._seed = store, task, config, dict(cells), seed
         # What a task calls left and right cannot be told from the voxels of a mirror image.
         self._augment = augment if task.mirror is not None else replace(augment, mirror=0.0)
-        self._edges_N = np.cumsum(task.draw_weights(store.cases, positive_share=config.positive_share))
+        labelled = [case for case in store.cases if not case.pseudo]
+        weights_N = task.draw_weights(labelled, positive_share=config.positive_share, balance=config.balance)
+        more = len(store.cases) - len(labelled)
+        self._edges_N = np.cumsum(with_pseudo_labelled(weights_N, more, weight=config.pseudo_weight))
 
     def __getitem__(self, number: int) -> FinetuneBatch:
         """Sample `number` as a batch of one."""

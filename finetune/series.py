@@ -33,11 +33,12 @@ class Case:
         image: The volume's file.
         mask: File of the mask, or None.
         foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
-        labels: 0 or 1 each, columns as the task's labels.
+        labels: 0 or 1 each, columns as the task's labels; in between with pseudo-labels; empty where there are none.
         spots: Marked points, of which a positive series may have none.
         spots_complete: Whether no point of the series was lost on the way.
         decisions: What was found and done when the series was harmonized.
         shape: Voxels along X, Y and Z by the manifest; None where it is not known.
+        pseudo: Whether the labels are those of another model.
     """
 
     scan_id: str
@@ -47,11 +48,12 @@ class Case:
     image: Path
     mask: Path | None
     foreground_box: tuple[int, ...]
-    labels: tuple[int, ...]
+    labels: tuple[float, ...]
     spots: tuple[Spot, ...] = ()
     spots_complete: bool = True
     decisions: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
+    pseudo: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +63,12 @@ class Selection:
     Attributes:
         cases: The series to train on and to judge, in the order of their ids.
         left_out: How many of the source's other series there are, by why they are not used.
+        unlabelled: Those of them that lack nothing but labels.
     """
 
     cases: list[Case]
     left_out: Counter[str]
+    unlabelled: list[Case] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line for a person.
@@ -86,14 +90,14 @@ class Findings:
         points_K3: Marked points, as indices of voxels.
         places_K: Index of each point's label.
         mask_XYZ: uint8, 0 for none, else one more than the index of the label; None without a mask.
-        labels_L: 0 or 1, columns as the task's labels; empty where nobody labelled the series.
+        labels_L: 0 to 1, columns as the task's labels; empty where nobody labelled the series.
         points_complete: False where a point of the series could not be used, or lies outside of the volume.
     """
 
     points_K3: NDArray[np.float64]
     places_K: NDArray[np.int64]
     mask_XYZ: NDArray[np.uint8] | None
-    labels_L: NDArray[np.int64]
+    labels_L: NDArray[np.float64]
     points_complete: bool = True
 
     def mirrored(self, mirror: Sequence[int]) -> Findings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from functools import partial
@@ -19,14 +20,18 @@ if __name__ == "__main__":
 import torch
 from accelerate.utils import gather_object
 
-from finetune.folds import FOLDS, began_with_version_0_1_0, folds_of_run, keep_folds, write_folds
+from finetune import disagreements
+from finetune.cohort import cohort_of_run
+from finetune.folds import FOLDS, began_with_version_0_1_0, keep_folds, write_folds
 from finetune.inference import PREDICTIONS, has_finite
 from finetune.metrics import Score
 from finetune.model_folder import irreproducible, save_bundle, settings_of
 from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, rebuilt, recipe_of
+from finetune.pseudo import read_pseudo_labels
 from finetune.recipe import Recipe
 from finetune.report import write_report
 from finetune.samples import FinetuneBatch, RegionStore, TrainingSamples, check_patch, training_batches
+from finetune.series import Case
 from finetune.stages import apply_rates, steps_of_epoch
 from finetune.state import FinetuneState, fastest_layout, notes, prepare, stages_of_run
 from finetune.tasks import make_task
@@ -44,7 +49,13 @@ from headspark.run.state import StepResult, counts, due
 
 
 def train(
-    recipe: Recipe, *, corpus: Corpus, encoder_folder: str | None, out: Path, brain_model: Path | None = None
+    recipe: Recipe,
+    *,
+    corpus: Corpus,
+    encoder_folder: str | None,
+    out: Path,
+    brain_model: Path | None = None,
+    pseudo_labels: Path | None = None,
 ) -> Score | None:
     """Run all stages, or what is left of them, and write the model and its predictions for the validation fold.
 
@@ -54,6 +65,7 @@ def train(
         encoder_folder: Folder or Hub repository of a pretrained encoder; None trains the recipe's from scratch.
         out: The run's folder.
         brain_model: SynthStrip's weights, for a corpus that was made with ``--apply-brain``.
+        pseudo_labels: Predictions of another model, for series of the corpus that nobody labelled.
 
     Returns:
         The score on the validation fold; None after a signal, when what was done has been saved.
@@ -63,7 +75,7 @@ def train(
     """
     try:
         with interrupts() as interrupt:
-            return _train(recipe, corpus, encoder_folder, out, brain_model, interrupt)
+            return _train(recipe, corpus, encoder_folder, out, brain_model, pseudo_labels, interrupt)
     except Interrupted:
         say_nothing_to_save(out)
         return None
@@ -75,6 +87,7 @@ def _train(
     encoder_folder: str | None,
     out: Path,
     brain_model: Path | None,
+    pseudo_labels: Path | None,
     interrupt: Interrupt,
 ) -> Score | None:
     settings = recipe.train
@@ -83,23 +96,32 @@ def _train(
     check_patch(recipe.data, recipe.scratch.cumulative_strides[-1] if encoder_folder is None else 1, corpus.spacing)
     old = began_with_version_0_1_0(out)
     task = make_task(recipe.task)
-    selection = task.cases(corpus, every_label=old)
+    pseudo = None if pseudo_labels is None else read_pseudo_labels(pseudo_labels, task.labels)
+    cohort = cohort_of_run(task.cases(corpus, every_label=old), corpus, task, recipe, out, pseudo=pseudo)
     note = partial(say_once, accelerator, stream=sys.stderr)
-    note(f"note: {selection.summary()}")
-    fault = irreproducible(corpus, task.source, selection.cases, brain_model=brain_model)
+    for line in cohort.notes:
+        note(f"note: {line}")
+    training, held_out, folds = cohort.training, cohort.held_out, cohort.folds
+    fault = irreproducible(corpus, task.source, [*training, *held_out], brain_model=brain_model)
     if fault is not None:
         if not old:
             raise WrongUse(f"{corpus.path}: {fault}")
         note(f"note: the finished model will not harmonize as its corpus was: {fault}")
     harmonized = settings_of(corpus, task.source, brain_model=brain_model)
-    folds = folds_of_run(corpus, task.source, recipe, selection.cases, out)
-    training, held_out = folds.split(selection.cases, recipe.data.fold)
     given = read_given(encoder_folder)
     recipe = recipe_of(recipe, out, given)
     own_folds = partial(write_folds, out / FOLDS, folds) if old else None
     rank, ranks = accelerator.process_index, accelerator.num_processes
     epoch = steps_of_epoch(len(training), settings.batch * settings.accumulate * ranks)
-    origin = partial(began_with, folder=out, corpus=corpus.manifest_sha256(), ranks=ranks, given=given, epoch=epoch)
+    origin = partial(
+        began_with,
+        folder=out,
+        corpus=corpus.manifest_sha256(),
+        ranks=ranks,
+        given=given,
+        epoch=epoch,
+        pseudo=None if pseudo is None else pseudo.sha256,
+    )
     hold = partial(open_run, out, recipe, FINE_TUNING, began_with=origin, first=own_folds)
     with ExitStack() as stack:
         run = enter_on_main(accelerator, stack, hold)
@@ -118,6 +140,9 @@ def _train(
         store = partial(RegionStore, view=state.view, cache_gb=state.data.cache_gb)
         seen = store(training, label="training series")
         unseen = store(held_out[rank::ranks], label="held-out series")
+        doubts = doubts_of_run(state, cohort.labelled, seen, corpus)
+        for line in disagreements.lines(doubts):
+            note(f"note: {line}")
         if run is not None and not folds.stored and not old:
             keep_folds(folds, corpus, task.source, out)
         interrupt.begin()
@@ -134,12 +159,20 @@ def _train(
             with atomic_path(out / PREDICTIONS) as temporary:
                 predictions.to_parquet(temporary, index=False)
             save_bundle(out, state.bundle(harmonized), state.eval_model.state_dict())
-            counted = {"held_out_series": len(predictions), "left_out": dict(selection.left_out)}
-            run.end(FINISHED, results={**score.headline(), **counted})
+            counted = {"left_out": dict(cohort.left_out), "disagreements": dict(doubts)}
+            run.end(FINISHED, results={**score.headline(), "held_out_series": len(predictions), **counted})
             write_report(out, corpus)
         say_once(accelerator, summary(state, score))
     accelerator.end_training()
     return score
+
+
+def doubts_of_run(state: FinetuneState, labelled: Sequence[Case], seen: RegionStore, corpus: Corpus) -> Counter[str]:
+    """How many series have labels, points and masks that do not agree, by how."""
+    spacing = corpus.spacing if state.data.spacing is None else [state.data.spacing]
+    cell_mm = max(state.unwrapped.cells.values(), default=0) * max(spacing)
+    places = state.task.places
+    return disagreements.in_tables(labelled, places=places, cell_mm=cell_mm) + disagreements.in_masks(seen.kept)
 
 
 def run_stages(
@@ -261,6 +294,9 @@ def _command(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--brain-model", type=Path, default=None, help="SynthStrip's weights, if the corpus was made with --apply-brain"
     )
+    parser.add_argument(
+        "--pseudo-labels", type=Path, default=None, help="table of predictions for series of the corpus without labels"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is taken up")
     recipe, options = parse_recipe(parser, Recipe, argv)
     score = train(
@@ -269,6 +305,7 @@ def _command(argv: Sequence[str]) -> int:
         encoder_folder=options.encoder,
         out=options.out,
         brain_model=options.brain_model,
+        pseudo_labels=options.pseudo_labels,
     )
     return EXIT_INTERRUPTED if score is None else 0
 

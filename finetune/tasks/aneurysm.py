@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from finetune.drawing import Balance, drawing_weights
 from finetune.metrics import Score, score_labels
 from finetune.series import Case, Sample, Selection, Spot
 from finetune.targets import points_and_mask_targets
@@ -68,21 +69,23 @@ class AneurysmTask:
         """
         refused = corpus.rejected[corpus.rejected["source"] == self.source]
         left_out = Counter(f"refused by harmonize ({reason})" for reason in refused["reason"])
-        cases = []
+        cases, unlabelled = [], []
         rows = corpus.scans[corpus.scans["source"] == self.source].sort_values("scan_id")
         for row in rows.to_dict("records"):
             fault = _fault(row)
             if fault is None or (every_label and row["labels"] is not None):
                 cases.append(_case(corpus.path, row))
-            else:
-                left_out[fault] += 1
+                continue
+            left_out[fault] += 1
+            if _fault(row | {"labels": [0] * len(LABELS)}) is None:
+                unlabelled.append(_case(corpus.path, row))
         if not cases:
             why = f" ({', '.join(f'{count} {why}' for why, count in sorted(left_out.items()))})" if left_out else ""
             raise UserError(
                 f"corpus {corpus.path}: no labelled RSNA series{why}; make one with "
                 f"`harmonize rsna RAW --out {corpus.path}` from a folder that has train.csv"
             )
-        return Selection(cases=cases, left_out=left_out)
+        return Selection(cases=cases, left_out=left_out, unlabelled=unlabelled)
 
     def targets(self, sample: Sample) -> dict[str, Tensor]:
         """Labels, and what the cells of the dense outputs should say."""
@@ -92,29 +95,13 @@ class AneurysmTask:
         """The competition's score of a table of predictions and truth."""
         return competition_score(table[[f"target: {label}" for label in LABELS]], table[list(LABELS)])
 
-    def draw_weights(self, cases: Sequence[Case], *, positive_share: float) -> NDArray[np.float64]:
-        """Probability of each case to be drawn for training.
-
-        Positive series get `positive_share` of the draws, and among them those with a rare location get more: a series
-        weighs the sum over its locations of one over the square root of how many series have that location.
-
-        Args:
-            cases: The training series.
-            positive_share: Between 0 and 1. Where only one class exists, it gets everything.
-
-        Returns:
-            (N,) summing to 1.
-        """
-        labels_NL = np.array([case.labels for case in cases], dtype=np.float64)
-        locations_N13, present_N = labels_NL[:, : self.places], labels_NL[:, -1] == 1
-        rarity_13 = 1 / np.sqrt(np.maximum(locations_N13.sum(0), 1))
-        # A positive series without a named location still counts as one of a common place.
-        positive_N = np.where(present_N, np.maximum(locations_N13 @ rarity_13, rarity_13.min()), 0)
-        negative_N = (~present_N).astype(np.float64)
-        if not present_N.any() or present_N.all():
-            weights_N = positive_N + negative_N
-            return weights_N / weights_N.sum()
-        return positive_share * positive_N / positive_N.sum() + (1 - positive_share) * negative_N / negative_N.sum()
+    def draw_weights(
+        self, cases: Sequence[Case], *, positive_share: float, balance: Balance = "presence"
+    ) -> NDArray[np.float64]:
+        """Probability of each case to be drawn for training, as `finetune.drawing.drawing_weights`."""
+        return drawing_weights(
+            cases, places=self.places, any_label=len(LABELS) - 1, positive_share=positive_share, balance=balance
+        )
 
     def check_scan(self, scan: Scan) -> None:
         """Refuse what is neither CT nor MR, which is all that the competition has."""
@@ -190,7 +177,7 @@ def _case(root: Path, row: dict[Any, Any]) -> Case:
         image=root / row["image_file_name"],
         mask=root / row["mask_file_name"] if has_vessels else None,
         foreground_box=tuple(int(bound) for bound in row["foreground_box"]),
-        labels=tuple(map(int, row["labels"])),
+        labels=tuple(map(int, row["labels"] if row["labels"] is not None else ())),
         spots=tuple(
             Spot(
                 label=LOCATIONS.index(point["label"]),

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.drawing import Balance
 from finetune.metrics import Score
 from finetune.series import Case, Sample, Selection
 from harmonize.corpus import Corpus
@@ -65,8 +66,10 @@ class Task(Protocol):
         """The score of a table as `finetune.inference.predict_cases` makes it."""
         ...
 
-    def draw_weights(self, cases: Sequence[Case], *, positive_share: float) -> NDArray[np.float64]:
-        """Probability of each case to be drawn for training, (N,) summing to 1."""
+    def draw_weights(
+        self, cases: Sequence[Case], *, positive_share: float, balance: Balance = "presence"
+    ) -> NDArray[np.float64]:
+        """Probability of each labelled case to be drawn for training, (N,) summing to 1."""
         ...
 
     def check_scan(self, scan: Scan) -> None:

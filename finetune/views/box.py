@@ -184,7 +184,7 @@ def cut_region(
             points_K3=points_K3 - low,
             places_K=np.array([spot.label for spot in spots], dtype=np.int64),
             mask_XYZ=None if labelled is None else _label_of_value(mask_values)[labelled[inside]],
-            labels_L=np.array(() if case is None else case.labels, dtype=np.int64),
+            labels_L=np.array(() if case is None else case.labels, dtype=np.float64),
             points_complete=(case is None or case.spots_complete) and bool(within_K3.all()),
         ),
     )

@@ -1,0 +1,91 @@
+"""The series of one run: those that it trains on, those that it is judged by, and what a user should know of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from finetune.drawing import limited, of_modalities
+from finetune.folds import Folds, folds_of_run
+from finetune.pseudo import PseudoLabels, pseudo_labelled, summary
+from finetune.recipe import Recipe
+from finetune.series import Case, Selection
+from finetune.tasks import Task
+from harmonize.corpus import Corpus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """What a run works on.
+
+    Attributes:
+        training: Series to train on, those with pseudo-labels last.
+        held_out: Series of the fold that is not trained on.
+        folds: Of all patients.
+        left_out: How many of the source's other series there are, by why they are not used.
+        notes: Lines for a person.
+    """
+
+    training: list[Case]
+    held_out: list[Case]
+    folds: Folds
+    left_out: Counter[str]
+    notes: tuple[str, ...]
+
+    @property
+    def labelled(self) -> list[Case]:
+        """All but those with pseudo-labels."""
+        return [case for case in (*self.training, *self.held_out) if not case.pseudo]
+
+
+def cohort_of_run(
+    selection: Selection, corpus: Corpus, task: Task, recipe: Recipe, out: Path, *, pseudo: PseudoLabels | None = None
+) -> Cohort:
+    """Choose the series of a run; writes nothing.
+
+    Args:
+        selection: What the corpus offers to the task.
+        corpus: With a label table.
+        task: Whose series.
+        recipe: The run's.
+        out: The run's folder, which may hold an unfinished run.
+        pseudo: Labels of another model, for series that nobody labelled.
+
+    Raises:
+        UserError: Nothing is left, or the folds are not what the recipe asks for.
+    """
+    data, notes = recipe.data, []
+    selection = _of_modalities(selection, data.modalities)
+    notes.append(selection.summary())
+    folds = folds_of_run(corpus, task.source, recipe, selection.cases, out)
+    training, held_out = folds.split(selection.cases, data.fold)
+    if data.limit is not None:
+        found = len(training), len(held_out)
+        training, held_out = (
+            limited(cases, most, seed=data.fold_seed)
+            for cases, most in zip((training, held_out), data.limit, strict=True)
+        )
+        notes.append(
+            f"data.limit: {len(training)} of {found[0]} training and {len(held_out)} of {found[1]} held-out series"
+        )
+    if pseudo is not None:
+        more, left_out = pseudo_labelled(pseudo, selection.unlabelled, selection.cases, folds, data.fold)
+        training = [*training, *more]
+        notes.append(summary(pseudo, more, left_out))
+    return Cohort(training=training, held_out=held_out, folds=folds, left_out=selection.left_out, notes=tuple(notes))
+
+
+def _of_modalities(selection: Selection, wanted: Sequence[str]) -> Selection:
+    """The selection without series of other modalities than those that are wanted, which are counted."""
+    if not wanted:
+        return selection
+    cases = of_modalities(selection.cases, wanted)
+    others = len(selection.cases) - len(cases)
+    return replace(
+        selection,
+        cases=cases,
+        left_out=selection.left_out + Counter({"of other modalities (data.modalities)": others}),
+        unlabelled=of_modalities(selection.unlabelled, wanted, strict=False),
+    )
