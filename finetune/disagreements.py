@@ -41,7 +41,7 @@ def in_masks(regions: Iterable[Region]) -> Counter[str]:
     Args:
         regions: Of the series that are kept in memory; others are not read for it.
     """
-    return Counter(OTHER_MASK for region in regions if _mask_differs(region.findings, region.volume.spacing))
+    return Counter(OTHER_MASK for region in regions if _mask_differs(region.findings, region.spacing))
 
 
 def lines(found: Counter[str]) -> Iterator[str]:

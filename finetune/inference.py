@@ -77,7 +77,7 @@ def predict_region(
     model: nn.Module, region: Region, config: DataConfig, task: Task, view: View, device: torch.device
 ) -> dict[str, float]:
     """The probabilities of a series by label, in the task's order."""
-    x = view.sample(region)[None].to(device)
+    x = view.sample(region.to(device))[None]
     probabilities_L = classify(model, x, mirror=task.mirror if config.mirror else None)[0].tolist()
     return dict(zip(task.labels, probabilities_L, strict=True))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from finetune.augment import AugmentConfig, draw_pose, vary_intensity
+from finetune.augment import AugmentConfig, Variation, draw_pose, draw_variation, vary_intensity
 from finetune.drawing import Balance, with_pseudo_labelled
-from finetune.series import Case, Region, Sample
+from finetune.series import Case, Pose, Region, Sample
 from finetune.tasks import Task
 from finetune.views import View
 from harmonize.errors import WrongUse
@@ -140,23 +140,75 @@ class FinetuneBatch(NamedTuple):
     Attributes:
         x: Network input, x_BCDHW of a box or x_BNCHW of a bag of slices.
         targets: What it should say, by the names of `finetune.tasks.base.Task.targets`.
-        scan_ids: The series, for messages.
     """
 
     x: Tensor
     targets: dict[str, Tensor]
-    scan_ids: tuple[str, ...]
 
-    def to(self, device: torch.device) -> FinetuneBatch:
-        """The batch on a device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> FinetuneBatch:
-        """The batch in page-locked memory."""
-        return self._each(Tensor.pin_memory)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A sample before it is made: what is read of the series, and what was drawn.
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> FinetuneBatch:
-        return FinetuneBatch(change(self.x), {n: change(one) for n, one in self.targets.items()}, self.scan_ids)
+    Attributes:
+        region: What is kept of the series.
+        pose: How the input lies in it.
+        variation: How its intensities change.
+        scan_id: The series, for messages.
+        modality: Of the series.
+    """
+
+    region: Region
+    pose: Pose
+    variation: Variation
+    scan_id: str
+    modality: str
+
+
+class DrawnBatch(NamedTuple):
+    """What the loader hands over: little more than int16 voxels, from which the accelerator makes the batch."""
+
+    samples: tuple[Drawn, ...]
+
+    @property
+    def scan_ids(self) -> tuple[str, ...]:
+        """The series."""
+        return tuple(sample.scan_id for sample in self.samples)
+
+    def to(self, device: torch.device) -> DrawnBatch:
+        """The batch with its voxels on a device."""
+        return DrawnBatch(tuple(replace(sample, region=sample.region.to(device)) for sample in self.samples))
+
+    def pin_memory(self) -> DrawnBatch:
+        """The batch with its voxels in page-locked memory."""
+        return DrawnBatch(tuple(replace(sample, region=sample.region.pin_memory()) for sample in self.samples))
+
+
+def make_batch(
+    drawn: DrawnBatch, view: View, task: Task, *, shape: tuple[int, int, int], cells: Mapping[str, int]
+) -> FinetuneBatch:
+    """Pose, cut, vary and label samples on the device that their voxels lie on.
+
+    Args:
+        drawn: The samples.
+        view: What the network sees.
+        task: What it should say.
+        shape: Voxels of the input.
+        cells: Edge in voxels of the cells of each dense output that wants a target.
+    """
+    inputs, targets = [], []
+    for one in drawn.samples:
+        inputs.append(vary_intensity(view.sample(one.region, one.pose), one.variation))
+        sample = Sample(
+            findings=view.findings(one.region, one.pose),
+            shape=shape,
+            spacing=one.region.spacing,
+            cells=cells,
+            modality=one.modality,
+        )
+        targets.append(task.targets(sample))
+    x = torch.stack(inputs)
+    return FinetuneBatch(x, {name: torch.stack([one[name] for one in targets]).to(x.device) for name in targets[0]})
 
 
 class RegionStore:
@@ -201,16 +253,16 @@ class RegionStore:
         return self.view.load(self.cases[number])
 
 
-class TrainingSamples(Dataset[FinetuneBatch]):
-    """Endless augmented samples: which series, in which pose, with which noise follows from the sample's number.
+class TrainingSamples(Dataset[Drawn]):
+    """Endless samples: which series, in which pose, with which noise follows from the sample's number.
 
     Args:
         store: The training series.
         task: What is asked about them.
         config: Patch and balance.
         augment: How far samples are varied.
-        cells: Edge in voxels of the cells of each dense output that wants a target.
         seed: Of all that is drawn.
+        legacy_noise: Draw the noise as version 0.1.0 did: for runs that it began.
     """
 
     def __init__(
@@ -220,10 +272,10 @@ class TrainingSamples(Dataset[FinetuneBatch]):
         config: DataConfig,
         augment: AugmentConfig,
         *,
-        cells: Mapping[str, int],
         seed: int,
+        legacy_noise: bool = False,
     ) -> None:
-        self._store, self._task, self._config, self._cells, self._seed = store, task, config, dict(cells), seed
+        self._store, self._config, self._seed, self._legacy_noise = store, config, seed, legacy_noise
         # What a task calls left and right cannot be told from the voxels of a mirror image.
         self._augment = augment if task.mirror is not None else replace(augment, mirror=0.0)
         labelled = [case for case in store.cases if not case.pseudo]
@@ -231,27 +283,21 @@ class TrainingSamples(Dataset[FinetuneBatch]):
         more = len(store.cases) - len(labelled)
         self._edges_N = np.cumsum(with_pseudo_labelled(weights_N, more, weight=config.pseudo_weight))
 
-    def __getitem__(self, number: int) -> FinetuneBatch:
-        """Sample `number` as a batch of one."""
+    def __getitem__(self, number: int) -> Drawn:
+        """Sample `number`."""
         generator = np.random.default_rng([self._seed, number])
+        more = np.random.default_rng([self._seed, number, 1])
         drawn = int(np.searchsorted(self._edges_N, generator.random() * self._edges_N[-1], side="right"))
-        region, case, view = self._store[drawn], self._store.cases[drawn], self._store.view
-        pose = draw_pose(self._augment, generator)
-        x = vary_intensity(view.sample(region, pose), self._augment, generator)
-        sample = Sample(
-            findings=view.findings(region, pose),
-            shape=self._config.patch,
-            spacing=region.volume.spacing,
-            cells=self._cells,
-            modality=case.modality,
-        )
-        targets = {name: target[None] for name, target in self._task.targets(sample).items()}
-        return FinetuneBatch(x[None], targets, (case.scan_id,))
+        region, case = self._store[drawn], self._store.cases[drawn]
+        extent_mm = [voxels * mm for voxels, mm in zip(self._config.patch, region.spacing, strict=True)]
+        pose = draw_pose(self._augment, generator, extent_mm=extent_mm, more=more)
+        variation = draw_variation(self._augment, generator, more, legacy_noise=self._legacy_noise)
+        return Drawn(region=region, pose=pose, variation=variation, scan_id=case.scan_id, modality=case.modality)
 
 
 def training_batches(
     samples: TrainingSamples, plan: Plan, config: DataConfig, *, first_step: int
-) -> Generator[FinetuneBatch, None, None]:
+) -> Generator[DrawnBatch, None, None]:
     """This rank's batches from a step on: a resumed run sees what it would have seen.
 
     Args:
@@ -274,10 +320,6 @@ def training_batches(
     )
 
 
-def join(batches: Sequence[FinetuneBatch]) -> FinetuneBatch:
-    """One batch out of several."""
-    return FinetuneBatch(
-        torch.cat([batch.x for batch in batches]),
-        {name: torch.cat([batch.targets[name] for batch in batches]) for name in batches[0].targets},
-        tuple(scan_id for batch in batches for scan_id in batch.scan_ids),
-    )
+def join(samples: Sequence[Drawn]) -> DrawnBatch:
+    """A batch of some samples."""
+    return DrawnBatch(tuple(samples))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-
-from harmonize.voxels.stored import StoredVolume
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +118,22 @@ class Region:
     """What is kept in memory of one series: the network's input in its upright pose, with a margin.
 
     Attributes:
-        volume: int16.
+        stored_XYZ: int16.
+        mask_XYZ: uint8, as in `Findings`, or None.
+        slope: Real values are ``slope * stored + inter``.
+        inter: See `slope`.
+        spacing: Voxel size in mm.
         fill: Stored value outside of the field of view.
         unit: Of the real values.
-        start: Index of the input's first voxel in the volume; negative where the input sticks out.
-        findings: In the volume's voxels.
+        start: Index of the input's first voxel in the region; negative where the input sticks out.
+        findings: In the region's voxels, without the mask.
     """
 
-    volume: StoredVolume
+    stored_XYZ: Tensor
+    mask_XYZ: Tensor | None
+    slope: float
+    inter: float
+    spacing: tuple[float, float, float]
     fill: float
     unit: str
     start: tuple[int, int, int]
@@ -134,8 +142,19 @@ class Region:
     @property
     def nbytes(self) -> int:
         """Memory that the voxels take."""
-        mask = self.findings.mask_XYZ
-        return self.volume.stored_XYZ.nbytes + (0 if mask is None else mask.nbytes)
+        return self.stored_XYZ.nbytes + (0 if self.mask_XYZ is None else self.mask_XYZ.nbytes)
+
+    def to(self, device: torch.device) -> Region:
+        """The region with its voxels on a device."""
+        return self._each(lambda voxels: voxels.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Region:
+        """The region with its voxels in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Region:
+        mask_XYZ = None if self.mask_XYZ is None else change(self.mask_XYZ)
+        return replace(self, stored_XYZ=change(self.stored_XYZ), mask_XYZ=mask_XYZ)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +164,13 @@ class Pose:
     Attributes:
         linear: (3, 3); a mirrored pose has a negative determinant.
         shift: mm.
+        elastic_mm_3DHW: Displacements in mm that are added to p, at the nodes of a coarse grid that spans the input
+            from the centre of its first voxel to that of its last, linear in between; None for none.
     """
 
     linear: NDArray[np.float64] = field(default_factory=lambda: np.eye(3))
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    elastic_mm_3DHW: NDArray[np.float32] | None = None
 
     @property
     def mirrored(self) -> bool:

@@ -21,7 +21,7 @@ from finetune.model_folder import Bundle
 from finetune.models.assemble import Network, upgraded_names
 from finetune.origin import scaling_of, windows_of
 from finetune.recipe import Recipe, TrainConfig
-from finetune.samples import DataConfig, check_patch
+from finetune.samples import DataConfig, DrawnBatch, FinetuneBatch, check_patch, make_batch
 from finetune.series import Findings, Sample
 from finetune.stages import Rates, StageConfig, in_steps, parameter_groups, rates_at, total_steps
 from finetune.tasks import Task
@@ -48,6 +48,7 @@ class FinetuneState(TrainState[Network]):
         task: What is asked.
         view: What the network sees.
         loss: What it is trained to say.
+        legacy_noise: Whether version 0.1.0 began the run: then its noise is drawn as that did.
     """
 
     advice: ClassVar[str] = "lower the rates of the stages or lengthen their warmup, and give --out a new folder"
@@ -58,6 +59,17 @@ class FinetuneState(TrainState[Network]):
     task: Task
     view: View
     loss: TotalLoss
+    legacy_noise: bool = False
+
+    def make_batch(self, drawn: DrawnBatch) -> FinetuneBatch:
+        """Make a batch on the device."""
+        return make_batch(
+            drawn.to(self.accelerator.device),
+            self.view,
+            self.task,
+            shape=self.data.patch,
+            cells=self.unwrapped.cells,
+        )
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, re
 from finetune.pseudo import read_pseudo_labels
 from finetune.recipe import Recipe
 from finetune.report import write_report
-from finetune.samples import FinetuneBatch, RegionStore, TrainingSamples, check_patch, training_batches
+from finetune.samples import DrawnBatch, RegionStore, TrainingSamples, check_patch, training_batches
 from finetune.series import Case
 from finetune.stages import apply_rates, steps_of_epoch
 from finetune.state import FinetuneState, fastest_layout, notes, prepare, stages_of_run
@@ -131,6 +131,7 @@ def _train(
             encoder = rebuilt(agree({} if run is None else run.state["origin"]["encoder"] or {}))
         epoch = agree(epoch if run is None else run.state[EPOCH_STEPS])
         state = prepare(recipe, stages_of_run(recipe, epoch=epoch), task, accelerator, encoder)
+        state.legacy_noise = old
         for line in notes(state, corpus, encoder):
             note(f"note: {line}")
         if not resume(state, run, out) and given.fault is not None:
@@ -192,7 +193,7 @@ def run_stages(
     """
     recipe, settings, plan = state.recipe, state.recipe.train, state.plan
     samples = TrainingSamples(
-        seen, state.task, state.data, recipe.augment, cells=state.unwrapped.cells, seed=settings.seed
+        seen, state.task, state.data, recipe.augment, seed=settings.seed, legacy_noise=state.legacy_noise
     )
     with (
         closing(training_batches(samples, plan, state.data, first_step=state.step)) as batches,
@@ -215,7 +216,7 @@ def run_stages(
     return not stop
 
 
-def train_step(state: FinetuneState, batches: Iterator[FinetuneBatch], interrupt: Interrupt) -> StepResult:
+def train_step(state: FinetuneState, batches: Iterator[DrawnBatch], interrupt: Interrupt) -> StepResult:
     """One optimizer step over the samples of the plan.
 
     The loss is that of all samples of the step in one batch, however they are dealt out to forward passes and ranks:
@@ -227,9 +228,10 @@ def train_step(state: FinetuneState, batches: Iterator[FinetuneBatch], interrupt
     torch.manual_seed(recipe.train.seed + state.step * plan.ranks + plan.rank)
 
     began = time.perf_counter()
-    parts = [next(batches) for _ in range(plan.accumulate)]
+    drawn = [next(batches) for _ in range(plan.accumulate)]
     waited = time.perf_counter() - began
-    scan_ids = [scan_id for part in parts for scan_id in part.scan_ids]
+    scan_ids = [scan_id for part in drawn for scan_id in part.scan_ids]
+    parts = [state.make_batch(part) for part in drawn]
     counts_Pn = torch.stack([state.loss.counts(part.targets) for part in parts]).to(accelerator.device)
     counts_n = accelerator.reduce(counts_Pn.sum(0), "sum")
     shares_PT = (state.loss.denominators(counts_Pn) / state.loss.denominators(counts_n)).float()
@@ -237,7 +239,6 @@ def train_step(state: FinetuneState, batches: Iterator[FinetuneBatch], interrupt
     # The total, the terms, whether any rank was asked to stop, and how long they waited.
     totals = torch.zeros(len(state.loss.names) + 3, device=accelerator.device)
     for part, (batch, shares_T) in enumerate(zip(parts, shares_PT, strict=True)):
-        batch = batch.to(accelerator.device)
         last = part == plan.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(state.model):
             outputs = state.model(fastest_layout(batch.x))

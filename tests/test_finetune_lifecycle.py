@@ -19,7 +19,7 @@ from finetune.losses.cells import HeatConfig
 from finetune.models.heads.cells import CellsConfig
 from finetune.origin import weights_sha256
 from finetune.recipe import Recipe, TrainConfig
-from finetune.samples import DataConfig, RegionStore, TrainingSamples, training_batches
+from finetune.samples import DataConfig, RegionStore, TrainingSamples, make_batch, training_batches
 from finetune.stages import StageConfig
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.views import make_view
@@ -265,17 +265,21 @@ def test_samples_are_the_same_whoever_makes_them(workers: int, kind: Any, corpus
     cases = AneurysmTask().cases(corpus, every_label=False).cases
     task = AneurysmTask()
     store = RegionStore(cases, make_view(recipe.view, recipe.data, task), cache_gb=1, label="series")
-    cells = {"presence": 2, "territory": 2}
-    samples = TrainingSamples(store, task, recipe.data, recipe.augment, cells=cells, seed=1)
+    samples = TrainingSamples(store, task, recipe.data, recipe.augment, seed=1)
     plan = Plan(steps=4, batch=2, accumulate=1, rank=0, ranks=1)
     helped = dataclasses.replace(recipe.data, workers=workers, worker_kind=kind)
     plain = list(training_batches(samples, plan, recipe.data, first_step=1))
     found = list(training_batches(samples, plan, helped, first_step=1))
     assert len(plain) == len(found) == 3
     for one, other in zip(plain, found, strict=True):
-        assert torch.equal(one.x, other.x)
-        assert tuple(one.scan_ids) == tuple(other.scan_ids)
-        assert all(torch.equal(one.targets[name], other.targets[name]) for name in one.targets)
+        assert one.scan_ids == other.scan_ids
+        made = [
+            make_batch(drawn, store.view, task, shape=recipe.data.patch, cells={"presence": 2, "territory": 2})
+            for drawn in (one, other)
+        ]
+        assert torch.equal(made[0].x, made[1].x)
+        assert set(made[0].targets) == {"labels", "presence", "presence_known", "territory"}
+        assert all(torch.equal(target, made[1].targets[name]) for name, target in made[0].targets.items())
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, -1.0, 1e31, float("1e400")])

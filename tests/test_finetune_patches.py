@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.augment import AugmentConfig, draw_pose
+from finetune.augment import AugmentConfig, Variation, draw_pose, draw_variation, vary_intensity
 from finetune.losses.cells import HeatLoss
 from finetune.series import UPRIGHT, Case, Findings, Pose, Region, Sample, Spot
 from finetune.targets import IGNORE, points_and_mask_targets
@@ -77,7 +77,7 @@ class Patch(NamedTuple):
 
 def pose_patch(region: Region, patch: tuple[int, int, int], pose: Pose = UPRIGHT) -> Patch:
     view = BoxView(patch, spacing=None, windows=("brain",), mask_values=MASK_VALUES, mirror=MIRRORED)
-    return Patch(pose_values(region, patch, pose), view.findings(region, pose), region.volume.spacing)
+    return Patch(pose_values(region, patch, pose), view.findings(region, pose), region.spacing)
 
 
 def targets_of(patch: Patch, stride: int = 4) -> dict[str, Tensor]:
@@ -228,7 +228,7 @@ def test_a_positive_series_without_a_point_for_each_place_is_not_located() -> No
 
 def test_a_patch_whose_aneurysm_lies_outside_teaches_no_empty_cells() -> None:
     region = blob_region()
-    spacing = np.array(region.volume.spacing)
+    spacing = np.array(region.spacing)
     inside = pose_patch(region, PATCH)
     voxels_to_edge = PATCH[0] - 1 - inside.findings.points_K3[0, 0]
     for voxels, located in ((voxels_to_edge - 0.1, True), (voxels_to_edge + 0.6, False), (40.0, False)):
@@ -279,3 +279,80 @@ def test_what_is_not_located_moves_no_loss_of_the_heat_map() -> None:
     assert presence.grad is not None
     assert presence.grad[0].abs().max() == 0
     assert presence.grad[1].abs().max() > 0
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0, 0.0), (3.0, -6.0, 9.0), (45.0, 0.0, 0.0)])
+def test_a_pose_that_shifts_by_whole_voxels_gives_the_voxels_themselves(shift: tuple[float, float, float]) -> None:
+    region = blob_region()
+    sliced = pose_patch(region, PATCH, Pose(shift=shift))
+    nudged = pose_patch(region, PATCH, Pose(shift=(shift[0] + 1e-9, *shift[1:])))  # so that it is interpolated
+    torch.testing.assert_close(sliced.values_XYZ, nudged.values_XYZ, atol=2e-2, rtol=0)
+    assert set(sliced.values_XYZ.unique().tolist()) <= {-1024.0, -1000.0, 1000.0}
+    assert np.array_equal(sliced.findings.mask_XYZ, nudged.findings.mask_XYZ)
+    np.testing.assert_allclose(sliced.findings.points_K3, nudged.findings.points_K3, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_elastic_deformation_moves_points_with_what_they_mark(seed: int) -> None:
+    """A ball is marked at its centre; after the deformation its centre of mass is where the point went."""
+    size, spacing = 64, 2.0
+    line = np.arange(size)
+    centre = np.array([30.0, 33.0, 28.0])
+    index_XYZ3 = np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1)
+    distance = np.linalg.norm(index_XYZ3 - centre, axis=-1)
+    ball = np.where(distance < 3, 1000, 0).astype(np.int16)
+    region = Region(
+        stored_XYZ=torch.from_numpy(ball), mask_XYZ=None, slope=1.0, inter=0.0, spacing=(spacing,) * 3, fill=0.0,
+        unit=ARBITRARY, start=(0, 0, 0),
+        findings=Findings(
+            points_K3=centre[None], places_K=np.array([0]), mask_XYZ=None, labels_L=np.zeros(14, np.int64)
+        ),
+    )  # fmt: skip
+    config = AugmentConfig(elastic=5.0, shift=4.0, rotate=15.0)
+    generator, more = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    pose = draw_pose(config, generator, extent_mm=(size * spacing,) * 3, more=more)
+    assert pose.elastic_mm_3DHW is not None
+    assert np.abs(pose.elastic_mm_3DHW).max() <= 5
+    patch = pose_patch(region, (size,) * 3, pose)
+    weights = patch.values_XYZ.double()
+    found = [
+        float((weights.sum(dim=[n for n in range(3) if n != axis]) * torch.arange(size)).sum() / weights.sum())
+        for axis in range(3)
+    ]
+    rigid = pose_patch(region, (size,) * 3, dataclasses.replace(pose, elastic_mm_3DHW=None)).findings.points_K3[0]
+    assert np.abs(np.array(found) - patch.findings.points_K3[0]).max() < 0.35
+    assert np.abs(rigid - patch.findings.points_K3[0]).max() > 0.01, "the deformation moved the point"
+
+
+def test_each_change_of_intensity_does_what_it_says() -> None:
+    ramp = torch.linspace(-1, 1, 16).expand(2, 16, 16, 16).contiguous()
+    plain = Variation(contrast=1.0, brightness=0.0, noise=0.0, noise_source=0)
+    assert torch.equal(vary_intensity(ramp, plain), ramp)
+    darker = vary_intensity(ramp, dataclasses.replace(plain, gamma=2.0))
+    torch.testing.assert_close(darker, ((ramp + 1) / 2) ** 2 * 2 - 1)
+    spike = torch.zeros(1, 16, 16, 16)
+    spike[0, 8, 8, 8] = 3.0
+    moved = vary_intensity(spike, dataclasses.replace(plain, blur=3, blur_axis=1))
+    assert moved[0, 8, 7:10, 8].tolist() == pytest.approx([1.0, 1.0, 1.0])
+    assert moved.sum().item() == pytest.approx(3.0)
+    coarse = vary_intensity(spike, dataclasses.replace(plain, low_resolution=2.0))
+    assert coarse.max() < 3 / 2
+    assert coarse.mean().item() == pytest.approx(spike.mean().item(), rel=1e-4)
+    noisy = [
+        vary_intensity(ramp, dataclasses.replace(plain, noise=0.1, noise_source=seed)) - ramp for seed in (1, 1, 2)
+    ]
+    assert torch.equal(noisy[0], noisy[1])
+    assert not torch.equal(noisy[0], noisy[2])
+    assert noisy[0].std().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_what_is_drawn_stays_within_what_the_recipe_says() -> None:
+    config = AugmentConfig(gamma=0.5, blur=4.0, low_resolution=1.0, elastic=3.0)
+    drawn = [draw_variation(config, np.random.default_rng(n), np.random.default_rng([n, 1])) for n in range(300)]
+    assert 1 / 1.5 <= min(one.gamma for one in drawn) < 0.7 < 1.45 < max(one.gamma for one in drawn) <= 1.5
+    assert {one.blur for one in drawn} == {1, 2, 3, 4, 5}
+    assert {one.blur_axis for one in drawn} == {0, 1, 2}
+    assert 1 <= min(one.low_resolution for one in drawn) < 1.1 < 1.9 < max(one.low_resolution for one in drawn) <= 2
+    for name in ("elastic", "gamma", "blur", "low_resolution"):
+        with pytest.raises(UserError, match=rf"augment\.{name} -1"):
+            AugmentConfig(**{name: -1.0})
