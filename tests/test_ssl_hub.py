@@ -104,7 +104,7 @@ def test_the_card_tells_how_to_load_what_it_saw_and_how_it_was_trained(run: Path
     card = (tmp_path / "encoder" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: headspark\n")
     for text in (
-        "from headspark import Encoder",
+        'encoder = load_encoder("THIS_REPOSITORY_OR_FOLDER")',
         "| openmind | T1w | 4 | 3 | [CC-BY-4.0](https://huggingface.co/datasets/AnonRes/OpenMind) |",
         "| tcia | CT | 2 | 2 | [the collection's own](https://www.cancerimagingarchive.net/",
         "datasets:\n- AnonRes/OpenMind\n---",
@@ -418,7 +418,7 @@ def test_the_decoder_comes_back_with_its_encoder(unet_run: Path, tmp_path: Path)
     assert all(torch.equal(weight, decoder.state_dict()[name]) for name, weight in model.decoder.state_dict().items())
     config = json.loads((tmp_path / "encoder" / "config.json").read_text())
     assert config["decoder"] == {"kind": "unet", "file": "decoder.safetensors"}
-    assert "load_encoder(" in (tmp_path / "encoder" / "README.md").read_text()
+    assert "decoder=True)" in (tmp_path / "encoder" / "README.md").read_text()
     assert {"transpconvs.0.weight", "stages.0.convs.0.conv.weight"} <= set(
         load_file(tmp_path / "encoder" / "decoder.safetensors")
     )

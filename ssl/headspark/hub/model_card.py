@@ -138,9 +138,9 @@ def _loading(recipe: Recipe, corpus: Mapping[str, Any]) -> str:
     return f"""## Load it
 
 ```python
-from headspark import Encoder
+from headspark import load_encoder
 
-encoder = Encoder.from_pretrained("THIS_REPOSITORY_OR_FOLDER")
+encoder = load_encoder("THIS_REPOSITORY_OR_FOLDER")
 maps = encoder(x_BCDHW)  # {recipe.encoder.in_channels} channels; one map a stage, finest first
 ```
 
