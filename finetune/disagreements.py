@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from finetune.series import Case, Findings, Region
+from finetune.series import Case, Region
 from finetune.targets import RADIUS_MM
 
 NO_POINT = "positive place without a point"
@@ -41,7 +41,7 @@ def in_masks(regions: Iterable[Region]) -> Counter[str]:
     Args:
         regions: Of the series that are kept in memory; others are not read for it.
     """
-    return Counter(OTHER_MASK for region in regions if _mask_differs(region.findings, region.spacing))
+    return Counter(OTHER_MASK for region in regions if _mask_differs(region))
 
 
 def lines(found: Counter[str]) -> Iterator[str]:
@@ -63,11 +63,11 @@ def _faults(case: Case, places: int, cell_mm: float) -> Iterator[str]:
         yield SHARED_CELL
 
 
-def _mask_differs(findings: Findings, spacing: Sequence[float]) -> bool:
+def _mask_differs(region: Region) -> bool:
     """Whether the mask voxel nearest to a point, within `RADIUS_MM`, names another place."""
-    mask_XYZ = findings.mask_XYZ
-    if mask_XYZ is None:
+    if region.mask_XYZ is None:
         return False
+    findings, spacing, mask_XYZ = region.findings, region.spacing, region.mask_XYZ.numpy()
     reach_3 = np.ceil(RADIUS_MM / np.array(spacing)).astype(int)
     for point_3, place in zip(findings.points_K3, findings.places_K, strict=True):
         voxel_3 = np.round(point_3).astype(int)
