@@ -13,7 +13,23 @@ from torch import Tensor
 
 from finetune.losses.base import Loss, TermConfig, check_names, check_outputs
 from finetune.losses.cells import CrossEntropyConfig, CrossEntropyLoss, HeatConfig, HeatLoss
-from finetune.losses.labels import BinaryConfig, BinaryLoss, FocalConfig
+from finetune.losses.dense import (
+    DiceCrossEntropyConfig,
+    DiceCrossEntropyLoss,
+    SquaredErrorConfig,
+    SquaredErrorLoss,
+    TopKConfig,
+    TopKLoss,
+)
+from finetune.losses.labels import (
+    AsymmetricConfig,
+    AsymmetricLoss,
+    BinaryConfig,
+    BinaryLoss,
+    FocalConfig,
+    HierarchyConfig,
+    HierarchyLoss,
+)
 from finetune.tasks import Task, known
 
 __all__ = [
@@ -30,8 +46,13 @@ __all__ = [
 LOSSES: dict[str, tuple[type, Callable[[Any, Task], Loss]]] = {
     "bce": (BinaryConfig, BinaryLoss),
     "focal": (FocalConfig, BinaryLoss),
+    "asymmetric": (AsymmetricConfig, AsymmetricLoss),
+    "hierarchy": (HierarchyConfig, HierarchyLoss),
     "heat": (HeatConfig, lambda config, task: HeatLoss()),
     "cross_entropy": (CrossEntropyConfig, lambda config, task: CrossEntropyLoss()),
+    "topk": (TopKConfig, lambda config, task: TopKLoss(config)),
+    "dice_ce": (DiceCrossEntropyConfig, lambda config, task: DiceCrossEntropyLoss(config)),
+    "mse": (SquaredErrorConfig, lambda config, task: SquaredErrorLoss(config)),
 }
 """Configuration and builder of each loss, by its kind."""
 

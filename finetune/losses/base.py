@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from finetune.tasks import LABELS
@@ -46,7 +47,7 @@ class TermConfig:
 
 
 class Loss(Protocol):
-    """One loss.
+    """One loss; those that are a mean over series are a `SeriesLoss`.
 
     A step's samples may be dealt out to several forward passes and ranks. So that the sum over these is the loss of
     all in one batch, each part's mean is weighted by its share of what the step's mean is over.
@@ -74,6 +75,37 @@ class Loss(Protocol):
     def denominator(self, counts_n: Tensor) -> Tensor:
         """By what a sum is divided for the mean, of counts that were added up; (..., n) to (...)."""
         ...
+
+
+class SeriesLoss:
+    """A loss that is a mean over series; what follows it says what one series contributes, in `each`."""
+
+    size = 1
+
+    def each(self, output: Tensor, target: Tensor) -> Tensor:
+        """What each series contributes, (B,); finite also where it is not scored."""
+        raise NotImplementedError
+
+    def scored(self, target: Tensor, known_B: Tensor | None) -> Tensor | None:
+        """Which series are scored, (B,) bool; None for all."""
+        return known_B
+
+    def __call__(self, output: Tensor, target: Tensor, known_B: Tensor | None) -> Tensor:
+        """The mean over the scored series of a part; 0 where there is none."""
+        series_B, scored_B = self.each(output, target), self.scored(target, known_B)
+        if scored_B is None:
+            return series_B.mean()
+        return (series_B * scored_B).sum() / scored_B.sum().clamp(min=1)
+
+    def counts(self, target: Tensor, known_B: Tensor | None) -> Tensor:
+        """How many series are scored."""
+        scored_B = self.scored(target, known_B)
+        count = torch.tensor(len(target), device=target.device) if scored_B is None else scored_B.sum()
+        return count.double()[None]
+
+    def denominator(self, counts_n: Tensor) -> Tensor:
+        """The series."""
+        return counts_n[..., 0].clamp(min=1)
 
 
 def check_names(terms: tuple[TermConfig, ...]) -> None:

@@ -16,13 +16,15 @@ from torch import Tensor
 from finetune.drawing import Balance, drawing_weights
 from finetune.metrics import Score, score_labels
 from finetune.series import Case, Sample, Selection, Spot
-from finetune.targets import points_and_mask_targets
+from finetune.targets import RADIUS_MM, points_and_mask_targets
 from harmonize.corpus import Corpus
 from harmonize.decisions import DecisionKind, kind_of
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED, PRESENT
 from harmonize.scan import ACTIVITY, Scan
+from headspark.config.checks import require
 
+LARGEST_RADIUS_MM = 50.0
 VESSELS = "vessels"
 PET = "PT"
 WEIGHTS = (1,) * len(LOCATIONS) + (len(LOCATIONS),)
@@ -40,9 +42,14 @@ class AneurysmConfig:
 
     Attributes:
         kind: ``aneurysm``.
+        radius: Reach of a marked point in mm: of the spheres, blobs and heat around it, and of its territory.
     """
 
     kind: Literal["aneurysm"] = "aneurysm"
+    radius: float = RADIUS_MM
+
+    def __post_init__(self) -> None:
+        require(0 < self.radius <= LARGEST_RADIUS_MM, f"task.radius {self.radius}: must be more than 0 mm, 50 at most")
 
 
 class AneurysmTask:
@@ -56,6 +63,9 @@ class AneurysmTask:
     groups: Mapping[str, tuple[str, ...]] = GROUPS
     source = "rsna"
     mask_values = tuple(MASK_VALUES)
+
+    def __init__(self, config: AneurysmConfig | None = None) -> None:
+        self.radius_mm = (config or AneurysmConfig()).radius
 
     def cases(self, corpus: Corpus, *, every_label: bool = False) -> Selection:
         """The labelled series of a corpus that a run uses; the corpus's tables are the only source.
@@ -89,7 +99,7 @@ class AneurysmTask:
 
     def targets(self, sample: Sample) -> dict[str, Tensor]:
         """Labels, and what the cells of the dense outputs should say."""
-        return points_and_mask_targets(sample, places=self.places, any_label=len(LABELS) - 1)
+        return points_and_mask_targets(sample, places=self.places, any_label=self.any_label, radius_mm=self.radius_mm)
 
     def score(self, table: pd.DataFrame) -> Score:
         """The competition's score of a table of predictions and truth."""
@@ -109,7 +119,7 @@ class AneurysmTask:
             raise Rejection(Reason.UNSUPPORTED_MODALITY, "neither CT nor MR")
 
 
-KIND = (AneurysmConfig, lambda config: AneurysmTask())
+KIND = (AneurysmConfig, AneurysmTask)
 
 
 def competition_score(targets_N14: ArrayLike, probabilities_N14: ArrayLike) -> Score:
