@@ -43,7 +43,7 @@ class StageConfig:
         schedule: How the rates go on from their peak: they stay (``constant``), fall by a half cosine (``cosine``), or
             by nnU-Net's power of 0.9 (``poly``).
         final: Share of the peak to which they fall. Empty: 0, or 1 where no `schedule` is named.
-        dropout: Of the head while the stage lasts; empty: that of `head`.
+        dropout: Of the heads while the stage lasts; empty: what each has by itself.
         weight_decay: While the stage lasts, on matrices and kernels; empty: that of `train`.
     """
 
@@ -105,7 +105,7 @@ class Rates:
         name: Its name.
         head: Learning rate of the head.
         encoder: Learning rate of each encoder layer, shallowest first; None where the layer is frozen.
-        dropout: Of the head; None leaves it as it is.
+        dropout: Of the heads; None: what each has by itself.
         weight_decay: Of matrices and kernels; None leaves it as it is.
     """
 
@@ -135,8 +135,9 @@ class Staged(Protocol):
         """The encoder."""
         ...
 
-    def modules(self) -> Iterator[nn.Module]:
-        """All modules, as `nn.Module.modules`."""
+    @property
+    def dropouts(self) -> Sequence[tuple[nn.Module, str, float]]:
+        """The heads' modules that drop features, the attribute that says which share, and its value in the recipe."""
         ...
 
     def train(self, mode: bool = True) -> object:
@@ -145,15 +146,14 @@ class Staged(Protocol):
 
 
 def in_steps(
-    stages: Sequence[StageConfig], *, epoch: int, dropout: float | None = None, weight_decay: float | None = None
+    stages: Sequence[StageConfig], *, epoch: int, weight_decay: float | None = None
 ) -> tuple[StageConfig, ...]:
     """The same stages with everything that they leave to the run filled in, and their lengths in steps.
 
     Args:
         stages: As the recipe has them.
         epoch: Steps of an epoch, as `steps_of_epoch` counts them.
-        dropout: Of stages that give none.
-        weight_decay: Likewise.
+        weight_decay: Of stages that give none.
 
     Example:
         >>> (stage,) = in_steps([StageConfig(name="all", epochs=2.5, warmup=0.5, head_lr=1e-3)], epoch=10)
@@ -171,7 +171,6 @@ def in_steps(
             steps=steps,
             epochs=None,
             warmup=warmup,
-            dropout=dropout if stage.dropout is None else stage.dropout,
             weight_decay=weight_decay if stage.weight_decay is None else stage.weight_decay,
         )
 
@@ -284,8 +283,8 @@ def apply_rates(rates: Rates, model: Staged, optimizer: Optimizer) -> None:
         group["lr"] = 0.0 if rate is None else rate
         if rates.weight_decay is not None and _decays(group["params"][0]):
             group["weight_decay"] = rates.weight_decay
-    if rates.dropout is not None:
-        _set_dropout(model, rates.dropout)
+    for module, name, own in model.dropouts:
+        setattr(module, name, own if rates.dropout is None else rates.dropout)
 
 
 def _own_parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
@@ -295,18 +294,6 @@ def _own_parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
 def _decays(parameter: nn.Parameter) -> bool:
     """Whether weight decay is for it: not for the vectors and scalars of norms, biases and scales."""
     return parameter.ndim > 1
-
-
-def _set_dropout(model: Staged, share: float) -> None:
-    """Set the share that the head drops; what an encoder drops is its own affair."""
-    encoder = set(model.encoder.modules())
-    for module in model.modules():
-        if module in encoder:
-            continue
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = share
-        elif isinstance(module, nn.MultiheadAttention):
-            module.dropout = share
 
 
 def _given(value: float | None) -> float:

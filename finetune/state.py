@@ -104,13 +104,13 @@ class FinetuneState(TrainState[Network]):
 
 
 def stages_of_run(recipe: Recipe, *, epoch: int) -> tuple[StageConfig, ...]:
-    """A recipe's stages with lengths in steps, and with the dropout and the weight decay of those that give none.
+    """A recipe's stages with lengths in steps, and with the weight decay of those that give none.
 
     Args:
         recipe: The run's.
         epoch: Steps of an epoch.
     """
-    return in_steps(recipe.stages, epoch=epoch, dropout=recipe.head.dropout, weight_decay=recipe.train.weight_decay)
+    return in_steps(recipe.stages, epoch=epoch, weight_decay=recipe.train.weight_decay)
 
 
 def prepare(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.models.assemble import Network
+from finetune.models.assemble import Network, head_dropouts
 from finetune.models.heads.cells import CellsConfig
 from finetune.recipe import Recipe, TrainConfig
 from finetune.stages import (
@@ -129,10 +129,10 @@ def test_epochs_become_steps_of_the_training_series() -> None:
     assert epoch == 11
     with pytest.raises(ValueError, match="in_steps"):
         total_steps(stages)
-    first, second, third = in_steps(stages, epoch=epoch, dropout=0.1, weight_decay=0.01)
+    first, second, third = in_steps(stages, epoch=epoch, weight_decay=0.01)
     assert [first.steps, second.steps, third.steps] == [22, 7, 1]
     assert [first.warmup, second.warmup, third.warmup] == [6, 3, 0]
-    assert [first.dropout, second.dropout] == [0.1, 0.3]
+    assert [first.dropout, second.dropout] == [None, 0.3]
     assert [first.weight_decay, second.weight_decay] == [0.01, 0.0]
     assert in_steps((first, second, third), epoch=99) == (first, second, third), "what is in steps stays"
 
@@ -148,16 +148,28 @@ def test_dropout_and_weight_decay_last_as_long_as_their_stage() -> None:
             StageConfig(name="c", steps=1, head_lr=1.0, dropout=0.0, weight_decay=0.0),
         ],
         epoch=1,
-        dropout=0.4,
         weight_decay=0.1,
     )
     for step, dropout, decay in ((1, 0.2, 1e-4), (2, 0.0, 0.0), (0, 0.4, 0.1)):
         apply_rates(rates_at(step, stages, depth=4), model, optimizer)
-        head = [m.p for m in [*model.head.presence_mix, *model.head.territory_mix] if isinstance(m, nn.Dropout3d)]
-        assert head == [dropout] * 2
+        assert [module.p for module in model.head.modules() if isinstance(module, nn.Dropout3d)] == [dropout] * 2
         assert model.encoder.own.p == 0.7
         for group in optimizer.param_groups:
             assert group["weight_decay"] == (decay if group["params"][0].ndim > 1 else 0.0)
+
+
+def test_every_head_has_its_own_dropout_back_after_a_stage_that_names_one() -> None:
+    attention = nn.MultiheadAttention(4, 2, dropout=0.3)
+    found = list(head_dropouts(nn.Sequential(nn.Dropout(0.1), attention, nn.Dropout3d(0.2))))
+    assert [(name, own) for _, name, own in found] == [("p", 0.1), ("dropout", 0.3), ("p", 0.2)]
+    model = tiny_model()
+    model.dropouts = tuple(found)
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.1))
+    stages = [StageConfig(name="a", steps=1, head_lr=1.0, dropout=0.5), StageConfig(name="b", steps=1, head_lr=1.0)]
+    for step, shares in ((0, [0.5, 0.5, 0.5]), (1, [0.1, 0.3, 0.2])):
+        apply_rates(rates_at(step, stages, depth=4), model, optimizer)
+        assert [getattr(module, name) for module, name, _ in found] == shares
+    assert attention.dropout == 0.3
 
 
 def test_sgd_moves_as_nnunets_does_and_leaves_what_is_frozen() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from timm.models import group_modules
@@ -43,6 +43,7 @@ class Network(nn.Module):
         if LABELS not in self.heads[0].outputs:
             raise WrongUse(f"head.kind {head.kind}: does not give the labels; put it under auxiliary")
         self.layers: EncoderLayers = encoder_layers(encoder)
+        self.dropouts = tuple(found for one in self.heads for found in head_dropouts(one))
 
     @property
     def heads(self) -> list[Any]:
@@ -71,6 +72,15 @@ class Network(nn.Module):
             for one in self.auxiliary:
                 outputs |= one(maps)
         return outputs
+
+
+def head_dropouts(head: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
+    """The modules of a head that drop features, the attribute that says which share, and its value."""
+    for module in head.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            yield module, "p", module.p
+        elif isinstance(module, nn.MultiheadAttention):
+            yield module, "dropout", module.dropout
 
 
 def encoder_layers(encoder: nn.Module) -> EncoderLayers:
