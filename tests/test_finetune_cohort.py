@@ -16,7 +16,7 @@ from test_finetune_train import STAGES, tiny_recipe, write_corpus
 
 from finetune import train as training
 from finetune.recipe import Recipe
-from finetune.samples import DataConfig, RegionStore, TrainingSamples
+from finetune.samples import DataConfig, RegionStore, TrainingSamples, join, make_batch
 from finetune.series import Case
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.views import make_view
@@ -146,13 +146,12 @@ def test_soft_labels_reach_the_loss_as_they_are_and_say_nothing_about_where(corp
     ]
     view = make_view(recipe.view, recipe.data, task)
     store = RegionStore([*selection.cases, *pseudo], view, cache_gb=1.0, label="series")
-    samples = TrainingSamples(
-        store, task, recipe.data, dataclasses.replace(recipe.augment, mirror=0.0), cells={"presence": 4}, seed=0
-    )
+    samples = TrainingSamples(store, task, recipe.data, dataclasses.replace(recipe.augment, mirror=0.0), seed=0)
     sample = samples[0]
-    assert sample.scan_ids[0] in UNLABELLED, "a thousand times as often"
-    assert sample.targets["labels"][0].tolist() == pytest.approx(soft)
-    assert not sample.targets["presence_known"].any()
+    assert sample.scan_id in UNLABELLED, "a thousand times as often"
+    batch = make_batch(join([sample]), view, task, shape=recipe.data.patch, cells={"presence": 4})
+    assert batch.targets["labels"][0].tolist() == pytest.approx(soft)
+    assert not batch.targets["presence_known"].any()
 
 
 def test_a_run_goes_on_with_the_pseudo_labels_that_it_began_with(corpus: Corpus, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from finetune.disagreements import NEGATIVE_POINT, NO_POINT, OTHER_MASK, SHARED_CELL, in_masks, in_tables, lines
 from finetune.series import Case, Findings, Region, Spot
-from harmonize.voxels.stored import StoredVolume
 
 AGREES = Case(
     scan_id="1", subject="1", modality="CTA", unit="HU", image=Path("none"), mask=None, foreground_box=(0, 1) * 3,
@@ -48,10 +48,11 @@ def test_a_mask_that_names_another_place_at_a_point_is_counted(
     if voxel is not None:
         mask[voxel] = value
     region = Region(
-        volume=StoredVolume(stored_XYZ=np.zeros(mask.shape, np.int16), affine=np.diag([2.0, 2.0, 2.0, 1.0])),
+        stored_XYZ=torch.zeros(mask.shape, dtype=torch.int16), mask_XYZ=torch.from_numpy(mask), slope=1.0, inter=0.0,
+        spacing=(2.0, 2.0, 2.0),
         fill=0.0, unit="HU", start=(0, 0, 0),
         findings=Findings(
-            points_K3=np.array([[10.0, 10.0, 10.0]]), places_K=np.array([0]), mask_XYZ=mask, labels_L=np.array([1, 0]),
+            points_K3=np.array([[10.0, 10.0, 10.0]]), places_K=np.array([0]), mask_XYZ=None, labels_L=np.array([1, 0]),
         ),
     )  # fmt: skip
     assert in_masks([region]) == ({OTHER_MASK: 1} if differs else {})
