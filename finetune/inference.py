@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from finetune.evaluation.predictions import PREDICTIONS, TARGET_PREFIX
 from finetune.samples import DataConfig, RegionStore
 from finetune.series import Region
 from finetune.tasks import LABELS, Task
@@ -18,14 +19,10 @@ from finetune.views import View
 from harmonize.errors import UserError
 from harmonize.parquet import read_parquet
 
+__all__ = ["PREDICTIONS", "TARGET_PREFIX"]  # of finetune.evaluation.predictions
+
 LEFT_RIGHT = 2
 """Axis of a batch x_BCDHW that runs from left to right: volumes are RAS, so it is the first of the three."""
-
-PREDICTIONS = "predictions.parquet"
-"""The table of a finished run."""
-
-TARGET_PREFIX = "target: "
-"""Before a label's name: the column of its truth in predictions.parquet."""
 
 
 def read_predictions(path: Path, labels: Sequence[str]) -> pd.DataFrame:

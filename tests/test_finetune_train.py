@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,14 @@ from safetensors.torch import load_file
 
 from finetune import folds
 from finetune import train as training
+from finetune.evaluation import read
 from finetune.inference import classify, predict_cases
 from finetune.model_folder import load_model, read_bundle
 from finetune.models.heads.cells import CellsConfig
 from finetune.recipe import Recipe, TrainConfig
 from finetune.report import write_report
+from finetune.report.series import cases_of, model_folder_of, pictures_of
+from finetune.report.training import loss_names, score_names
 from finetune.samples import DataConfig, RegionStore, check_patch
 from finetune.stages import StageConfig
 from finetune.tasks.aneurysm import AneurysmTask
@@ -256,14 +260,71 @@ def test_the_mirror_image_gives_the_mirrored_probabilities(finished: Path) -> No
     torch.testing.assert_close(straight, flipped[:, list(MIRRORED)])
 
 
+HEADINGS = [
+    "Within-modality AUC", "By site and size", "Shortcuts", "Calibration", "Thresholds", "ROC and PR",
+    "Most confident mistakes", "Examples", "Training", "Out of the ordinary", "Made with",
+]  # fmt: skip
+
+
 def test_the_report_is_one_page_that_opens_offline(finished: Path, corpus: Corpus) -> None:
     page = write_report(finished, corpus).read_text()
-    assert page.count("data:image/png;base64,") == 5
-    assert 'src="http' not in page
+    assert re.findall("<h2>(.*?)</h2>", page) == HEADINGS
+    assert page.count("data:image/png;base64,") == page.count("<img ") == 12
+    assert not re.search(r"(src|href)=.?https?:|<script|<link|@import|url\(", page)
     score = AneurysmTask().score(pd.read_parquet(finished / "predictions.parquet"))
-    assert f"{score.means['auc_present']:.3f}" in page
+    for number in (score.means["auc_present"], score.means["auc_mean_locations"], score.score):
+        assert f"<b>{number:.3f}</b>" in page
     for label in LABELS:
         assert label in page
+
+
+def test_a_report_without_the_corpus_has_no_pictures_of_series(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    page = write_report(run).read_text()
+    assert page.count("<img ") == 10
+    assert "Out of the ordinary" not in page
+    assert "geometry alone" not in page
+
+
+def test_the_report_of_a_cross_validation_pools_its_folds_and_shows_each_series_as_its_model_saw_it(
+    finished: Path, corpus: Corpus, tmp_path: Path
+) -> None:
+    table = pd.read_parquet(finished / "predictions.parquet")
+    for fold, half in enumerate((table[::2], table[1::2])):
+        run = shutil.copytree(finished, tmp_path / f"fold_{fold}", ignore=shutil.ignore_patterns("checkpoints"))
+        half.assign(fold=fold).to_parquet(run / "predictions.parquet", index=False)
+    page = write_report(tmp_path, corpus).read_text()
+    assert f"{len(table)} held-out series" in page
+    assert "2 folds pooled" in page
+    assert "fold_0." in page
+    assert "fold_1." in page
+    predictions = read(tmp_path)
+    assert model_folder_of(tmp_path, predictions, table["scan_id"][1]) == tmp_path / "fold_1"
+    (tmp_path / "fold_0" / "run.json").unlink()
+    (tmp_path / "fold_1" / "run.json").unlink()
+    with pytest.raises(UserError, match="no finished run"):
+        write_report(tmp_path, corpus)
+
+
+def test_a_picture_shows_the_point_where_it_was_marked_and_the_heat_of_the_network(
+    finished: Path, corpus: Corpus
+) -> None:
+    predictions, cases = read(finished), cases_of(corpus, AneurysmTask())
+    positive = next(scan for scan in predictions.scan_ids_N if cases[scan].spots)
+    picture = pictures_of(finished, predictions, cases, [positive, "unknown"])[positive]
+    if len(picture.points_K3):  # the sac is the brightest thing there is
+        assert picture.values_XYZ[tuple(np.rint(picture.points_K3[0]).astype(int))] == picture.values_XYZ.max()
+    assert picture.heat_dhw is not None
+    assert picture.heat_dhw.shape == (4, 4, 4)
+    hottest = picture.hottest()
+    assert hottest is not None
+    assert picture.heat_dhw[tuple(hottest // 4)] == picture.heat_dhw.max()
+
+
+def test_curves_are_those_of_the_losses_and_scores_that_a_run_logs(finished: Path) -> None:
+    metrics = lines(finished)
+    assert loss_names(metrics) == ["loss", "labels", "presence", "territory"]
+    assert score_names(metrics) == ["auc_present", "auc_mean_locations", "score"]
 
 
 def test_drawing_is_balanced_and_rare_places_are_drawn_more(corpus: Corpus) -> None:

@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from finetune.evaluation import read
 from finetune.folds import Folds, read_folds, write_folds
-from finetune.inference import read_predictions
 from finetune.model_folder import load_model, read_bundle
 from finetune.origin import Given, taken_up
 from harmonize.bounded_files import fits
@@ -79,7 +79,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "encoder/model.safetensors": lambda folder: Encoder.from_pretrained(folder),
     "finetuned/config.json": read_bundle,
     "finetuned/model.safetensors": lambda folder: load_model(folder, read_bundle(folder)),
-    "finetuned/predictions.parquet": lambda folder: read_predictions(folder / "predictions.parquet"),
+    "finetuned/predictions.parquet": read,
     "run/run.json": export_run,
     "run/recipe.yaml": export_run,
     "corpus/corpus.json": Corpus.open,

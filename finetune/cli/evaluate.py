@@ -72,10 +72,17 @@ def run(options: argparse.Namespace) -> int:
     if source is None or (options.model and options.predictions):
         raise WrongUse("give the folder of a run, or --predictions FILE; see `finetune evaluate --help`")
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
-    predictions = read(source, corpus=corpus, truth=options.truth, labels=options.labels, overall=options.overall)
+    overall, cases = options.overall, {}
+    if options.model is not None and options.labels is None:
+        from finetune.report.series import cases_of, others_of, overall_of, task_of
+
+        task = task_of(options.model)
+        overall, cases = overall or overall_of(task), cases_of(corpus, task)
+    predictions = read(source, corpus=corpus, truth=options.truth, labels=options.labels, overall=overall)
     found = evaluate(
         predictions,
         corpus=corpus,
+        others=others_of(predictions, cases) if cases else None,
         diameters_mm=None if options.sizes is None else read_sizes(options.sizes),
         precision=options.precision or TARGET_PRECISION,
         draws=options.draws,

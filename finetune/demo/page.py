@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from finetune.report import figure_curves, figure_roc, short_name
+from finetune.evaluation import evaluate, read
+from finetune.report import figure_curves
+from finetune.report.charts import figure_roc
 from finetune.tasks.aneurysm import competition_score
 from harmonize import sources
 from harmonize.corpus import Corpus, StoredVolume, read_volume
@@ -105,7 +107,7 @@ def write_report(
         caption="Training loss and validation AUC; the shaded spans are the stages.",
     )
     page.figure(
-        figure_roc(predictions),
+        figure_roc(evaluate(read(demo.model))),
         caption=f"Validation fold, {len(predictions)} series: a small set, so the curve is coarse.",
     )
     page.heading("One prediction")
@@ -165,6 +167,16 @@ def figure_prediction(corpus: Corpus, scan_id: str, prediction: Mapping[str, flo
     bars.set_yticks(range(len(LABELS)), [short_name(label) for label in reversed(LABELS)], fontsize=8)
     bars.set(xlim=(0, 1), xlabel="probability")
     return figure
+
+
+def short_name(label: str) -> str:
+    """A label's name for a narrow place.
+
+    Example:
+        >>> short_name("Left Posterior Communicating Artery")
+        'Left Posterior Comm.'
+    """
+    return label.replace("Internal Carotid Artery", "ICA").replace("Communicating", "Comm.").removesuffix(" Artery")
 
 
 def _planes(

@@ -184,7 +184,7 @@ def of_table(
     if probabilities_NL.min() < 0 or probabilities_NL.max() > 1:
         raise UserError(f"{where}: a prediction lies outside of 0 to 1; write probabilities")
     subjects, modalities, notes = _who(frame, corpus)
-    folds = frame[FOLD] if FOLD in frame and frame[FOLD].notna().all() else None
+    folds_N1 = _numbers(frame, [FOLD], where) if FOLD in frame and frame[FOLD].notna().all() else None
     return Predictions(
         name=name,
         labels=tuple(labels),
@@ -192,7 +192,7 @@ def of_table(
         scan_ids_N=tuple(frame[ID]),
         subjects_N=subjects,
         modalities_N=modalities,
-        folds_N=None if folds is None else tuple(folds.astype(int)),
+        folds_N=None if folds_N1 is None else tuple(folds_N1[:, 0].astype(int).tolist()),
         targets_NL=targets_NL.astype(np.int64),
         probabilities_NL=probabilities_NL,
         notes=notes,
@@ -223,10 +223,12 @@ def _read(path: Path) -> pd.DataFrame:
         frame = frame.rename(columns={column: column.lower() for column in columns if column.lower() == MODALITY})
     else:
         try:
-            frame = read_parquet(path).to_pandas()
+            frame = read_parquet(path).to_pandas(ignore_metadata=True)
         except (OSError, ValueError) as error:
             fault = " ".join(str(error.strerror if isinstance(error, OSError) else error).split())[:120]
             raise UserError(f"{path}: damaged, or no table of predictions ({fault}); write it again") from error
+    if not frame.columns.is_unique:
+        raise UserError(f"{path}: a column stands twice; write each once")
     named = next((column for column in IDS if column in frame), None)
     if named is None:
         raise UserError(f"{path}: no column names the series ({', '.join(IDS)}); give a table of predictions")

@@ -195,4 +195,6 @@ def _lists(values: pd.Series[Any], width: int | None) -> NDArray[np.float64]:
     """A column of lists as (N, F); NaN where there is none of the usual length."""
     lists = [np.atleast_1d(np.asarray([] if value is None else value, dtype=np.float64)) for value in values]
     wanted = max((len(one) for one in lists), default=0) if width is None else width
-    return np.array([one if len(one) == wanted else np.full(wanted, np.nan) for one in lists]).reshape(-1, wanted)
+    return np.array([one if len(one) == wanted else np.full(wanted, np.nan) for one in lists]).reshape(
+        len(lists), wanted
+    )

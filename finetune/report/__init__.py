@@ -1,47 +1,52 @@
-"""The report of a fine-tuning run: curves with their stages, ROC, areas by location, calibration, example series."""
+"""The report of a fine-tuning run or a cross-validation: what its held-out predictions are worth, and how it went."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
 
-from finetune.inference import PREDICTIONS, TARGET_PREFIX, read_predictions, targets_and_predictions
-from finetune.metrics import Score, bootstrap_interval
-from finetune.model_folder import read_bundle
-from finetune.samples import DataConfig
-from finetune.tasks import Task
-from finetune.tasks.aneurysm import AneurysmTask
-from finetune.views import make_view
-from finetune.views.box import BoxConfig
+from finetune.evaluation import Estimate, Evaluation, Predictions, evaluate, read
+from finetune.evaluation.predictions import FOLD_FOLDER
+from finetune.evaluation.text import interval, number
+from finetune.evaluation.thresholds import Confusion, averaged, summed
+from finetune.report import charts
+from finetune.report.charts import BLUE
+from finetune.report.series import (
+    Picture,
+    cases_of,
+    figure_mistakes,
+    figure_series,
+    others_of,
+    overall_of,
+    pictures_of,
+    task_of,
+)
+from finetune.report.training import figure_curves
 from harmonize.corpus import Corpus
 from harmonize.decisions import unusual
 from harmonize.errors import WrongUse
-from harmonize.labels import LABELS, PRESENT
 from harmonize.page import Page
-from headspark.run.curves import plot_metric
-from headspark.run.folder import read_metrics, read_state
+from headspark.run.folder import FINISHED, read_metrics, read_state
+
+__all__ = ["REPORT", "figure_curves", "write_report"]
 
 REPORT = "report.html"
 EXAMPLES = 4
-CALIBRATION_BINS = 5
-INK, SECOND, THIRD, PALE = "#0b6e99", "#b5651d", "#5a7d2b", "#9aa6b5"
-STAGE_TINTS = ("#e8f1f5", "#f7efe6", "#eef3e6", "#f3eaf3")
+DASH = "-"
 
 
-def write_report(run: Path, corpus: Corpus | None = None) -> Path:
-    """Write ``report.html`` into a finished run's folder.
+def write_report(run: Path, corpus: Corpus | None = None, *, diameters_mm: Mapping[str, float] | None = None) -> Path:
+    """Write ``report.html`` into a finished run's folder, or into that of a cross-validation.
 
     Args:
         run: The folder.
-        corpus: The one it was trained on; without it there are no pictures of series.
+        corpus: The one it was trained on; without it there are no pictures of series, and fewer baselines.
+        diameters_mm: Of the largest finding of each series, by its id.
 
     Returns:
         Path of the page.
@@ -49,199 +54,273 @@ def write_report(run: Path, corpus: Corpus | None = None) -> Path:
     Raises:
         UserError: There is no finished run.
     """
-    state = read_state(run)
-    if state is None or not (run / PREDICTIONS).exists():
-        raise WrongUse(f"{run}: no finished run there; let finetune.train finish")
-    predictions = read_predictions(run / PREDICTIONS, LABELS)
-    metrics = read_metrics(run)
-    score = AneurysmTask().score(predictions)
-    interval = bootstrap_interval(predictions[f"{TARGET_PREFIX}{PRESENT}"], predictions[PRESENT])
-    page = Page(
-        "Fine-tuning report",
-        lead=f"{len(predictions)} held-out series, none of whose patients were trained on; "
-        f"{metrics[-1]['step'] if metrics else 0} steps.",
-    )
-    page.tiles(
-        [
-            (_number(score.means["auc_present"]), "AUC, aneurysm present"),
-            (f"{_number(interval.low)} to {_number(interval.high)}", "its 95 % interval (bootstrap over series)"),
-            (_number(score.means["auc_mean_locations"]), "mean AUC of the locations"),
-            (_number(score.score), "competition score"),
-        ]
-    )
-    if score.note():
-        page.text(f"{score.note()}.")
-    page.heading("Training")
-    page.figure(figure_curves(metrics), caption="Losses and held-out AUC by step; the bands are the stages.")
-    page.heading("Held-out series")
-    page.figure(figure_roc(predictions), caption="ROC of aneurysm present, and of the locations together.")
-    page.table(["label", "positive", "AUC"], location_rows(predictions, score))
-    page.figure(
-        figure_calibration(predictions),
-        caption="Share of positive series by predicted probability of aneurysm present, in bins of equal count.",
-    )
-    left_out = (state.get("results") or {}).get("left_out")
-    if left_out:
-        page.text("Series of the corpus that the run could not use, neither to train nor to judge:")
-        page.table(["why", "series"], sorted(left_out.items()))
-    if corpus is not None:
-        page.heading("Out of the ordinary")
-        found = unusual_rows(corpus, predictions)
-        page.text(
-            "What harmonize decided about held-out series that is no matter of course."
-            if found
-            else "Harmonize noted nothing out of the ordinary about a held-out series."
-        )
-        if found:
-            page.table(["series", "decision"], found)
-    page.heading("Examples")
-    page.text("The two highest-ranked series with an aneurysm, and the two without one that ranked highest.")
-    page.figure(figure_examples(predictions, examples(predictions)), caption="Predictions; true labels are filled.")
-    if corpus is not None:
-        config = read_bundle(run).data
-        page.figure(
-            figure_patches(corpus, examples(predictions), config),
-            caption="What the network saw: axial, coronal and sagittal, through a labelled place or the middle.",
-        )
+    states = _states(run)
+    task = task_of(run)
+    predictions = read(run, corpus=corpus, overall=overall_of(task))
+    cases = cases_of(corpus, task)
+    others = others_of(predictions, cases)
+    found = evaluate(predictions, corpus=corpus, others=others, diameters_mm=diameters_mm)
+    shown = examples(predictions)
+    wanted = [*(one.scan_id for one in found.mistakes), *shown]
+    pictures = pictures_of(run, predictions, cases, wanted)
+    page = Page("Fine-tuning report", lead=_lead(found, states))
+    page.tiles(_tiles(found))
+    for note in predictions.notes:
+        page.text(note)
+    _within(page, found)
+    _sites(page, found)
+    _shortcuts(page, found)
+    _calibration(page, found)
+    _thresholds(page, found)
+    _curves(page, found)
+    _mistakes(page, found, pictures)
+    _examples(page, predictions, shown, pictures)
+    _training(page, states)
+    _series(page, states, corpus, predictions)
     page.heading("Made with")
-    page.table(["what", "value"], sorted((name, str(value)) for name, value in state["libraries"].items()))
+    libraries = {name: str(value) for state, _ in states for name, value in state["libraries"].items()}
+    page.table(["what", "value"], sorted(libraries.items()))
     page.write(run / REPORT)
     return run / REPORT
 
 
-def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
-    """Training losses above, held-out areas below, over the optimizer steps, with the stages as bands.
-
-    Args:
-        metrics: The lines of metrics.jsonl; what a line lacks may be absent, None or NaN.
-    """
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
-    losses, areas = figure.subplots(2, 1, sharex=True)
-    for axis in (losses, areas):
-        _mark_stages(axis, metrics, named=axis is losses)
-        axis.grid(alpha=0.3)
-    for name, colour in (("loss", INK), ("labels", SECOND), ("presence", THIRD), ("territory", PALE)):
-        plot_metric(losses, metrics, name, label=name, color=colour)
-    losses.set(ylabel="training loss", yscale="log")
-    losses.legend(loc="upper right", fontsize=9, ncols=4)
-    for name, label, colour in (
-        ("auc_present", PRESENT, INK),
-        ("auc_mean_locations", "mean of locations", SECOND),
-        ("score", "competition score", THIRD),
-    ):
-        plot_metric(areas, metrics, name, label=label, style="o-", color=colour)
-    areas.axhline(0.5, color=PALE, linewidth=1, linestyle="--")
-    areas.set(xlabel="optimizer step", ylabel="held-out AUC", ylim=(0, 1.02))
-    areas.legend(loc="lower right", fontsize=9)
-    return figure
+def examples(predictions: Predictions) -> list[str]:
+    """The series with and without a finding that the overall label ranks highest."""
+    truth, scores = predictions.of(predictions.overall)
+    order = np.argsort(-scores, kind="stable")
+    ranked = [[predictions.scan_ids_N[row] for row in order if truth[row] == value] for value in (1, 0)]
+    return [scan_id for one in ranked for scan_id in one[: EXAMPLES // 2]]
 
 
-def figure_roc(predictions: pd.DataFrame) -> Figure:
-    """ROC of `Aneurysm Present`, and of all location labels pooled.
-
-    Args:
-        predictions: Columns as in predictions.parquet.
-    """
-    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
-    axis = figure.subplots()
-    targets_N14, probabilities_N14 = targets_and_predictions(predictions, LABELS)
-    score = AneurysmTask().score(predictions)
-    axis.plot([0, 1], [0, 1], "--", color=PALE, linewidth=1)
-    for name, columns, colour, area in (
-        (PRESENT, slice(13, 14), INK, score.means["auc_present"]),
-        ("locations, pooled", slice(0, 13), SECOND, None),
-    ):
-        truth, values = targets_N14[:, columns].ravel(), probabilities_N14[:, columns].ravel()
-        if len(np.unique(truth)) == 2:
-            wrong, right, _ = roc_curve(truth, values)
-            axis.plot(wrong, right, color=colour, label=name if area is None else f"{name}: {area:.3f}")
-    axis.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axis.set_aspect("equal")
-    axis.grid(alpha=0.3)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="lower right", fontsize=9)
-    return figure
-
-
-def figure_calibration(predictions: pd.DataFrame) -> Figure:
-    """Share of positives against the mean predicted probability of `Aneurysm Present`."""
-    figure = Figure(figsize=(4.6, 4.0), layout="constrained")
-    axis = figure.subplots()
-    ordered = predictions.sort_values(PRESENT)
-    parts = [part for part in np.array_split(np.arange(len(ordered)), CALIBRATION_BINS) if len(part)]
-    predicted = [ordered[PRESENT].iloc[part].mean() for part in parts]
-    found = [ordered[f"{TARGET_PREFIX}{PRESENT}"].iloc[part].mean() for part in parts]
-    axis.plot([0, 1], [0, 1], "--", color=PALE, linewidth=1)
-    axis.plot(predicted, found, "o-", color=INK)
-    axis.set(xlabel="predicted probability", ylabel="share with an aneurysm", xlim=(0, 1), ylim=(-0.02, 1.02))
-    axis.grid(alpha=0.3)
-    return figure
-
-
-def figure_examples(predictions: pd.DataFrame, scan_ids: Sequence[str]) -> Figure:
-    """The 14 probabilities of some series as bars; those of true labels are filled."""
-    figure = Figure(figsize=(13, 4.0), layout="constrained")
-    rows = predictions.set_index("scan_id")
-    for axis, scan_id in zip(_row_of_axes(figure, len(scan_ids)), scan_ids, strict=True):
-        series = rows.loc[scan_id].to_dict()
-        for place, label in enumerate(reversed(LABELS)):
-            true = series[f"{TARGET_PREFIX}{label}"] == 1
-            axis.barh(place, float(series[label]), color=INK if true else "none", edgecolor=INK)
-        first = axis.get_subplotspec().is_first_col()  # type: ignore[union-attr]
-        axis.set_yticks(range(len(LABELS)), [short_name(label) for label in reversed(LABELS)] if first else [])
+def figure_examples(predictions: Predictions, scan_ids: Sequence[str]) -> Figure:
+    """The probabilities of some series as bars; those of true labels are filled."""
+    labels = predictions.labels
+    figure = Figure(figsize=(11, 1.0 + 0.24 * len(labels)), layout="constrained")
+    axes: list[Axes] = list(np.asarray(figure.subplots(1, max(len(scan_ids), 1), squeeze=False))[0])[: len(scan_ids)]
+    for axis, scan_id in zip(axes, scan_ids, strict=True):
+        row = predictions.scan_ids_N.index(scan_id)
+        filled = [BLUE if true else "none" for true in predictions.targets_NL[row]]
+        axis.barh(range(len(labels)), predictions.probabilities_NL[row], color=filled, edgecolor=BLUE)
+        axis.set_yticks(range(len(labels)), list(labels) if axis is axes[0] else [])
+        axis.invert_yaxis()
         axis.tick_params(labelsize=8)
         axis.set(xlim=(0, 1), xlabel="probability")
         axis.set_title(f"...{scan_id[-8:]}", fontsize=9)
     return figure
 
 
-def figure_patches(corpus: Corpus, scan_ids: Sequence[str], config: DataConfig) -> Figure:
-    """Three planes of the network's input for some series, through an aneurysm or the middle."""
-    cases = {case.scan_id: case for case in AneurysmTask().cases(corpus, every_label=True).cases}
-    task: Task = AneurysmTask()
-    view = make_view(BoxConfig(), config, task)
-    figure = Figure(figsize=(13, 3.0 * len(scan_ids) / 2), layout="constrained")
-    axes = np.asarray(figure.subplots(-(-len(scan_ids) // 2), 6, squeeze=False)).reshape(-1, 3)
-    for axis in axes.ravel():
-        axis.set_axis_off()
-    for row, scan_id in zip(axes, scan_ids, strict=False):
-        region = view.load(cases[scan_id])
-        x_CXYZ, points_K3 = view.sample(region).numpy(), view.findings(region).points_K3
-        centre = np.array(config.patch) // 2
-        if len(points_K3):
-            centre = np.clip(np.rint(points_K3[0]).astype(int), 0, np.array(config.patch) - 1)
-        channel = x_CXYZ[min(1, len(x_CXYZ) - 1)]
-        low, high = np.percentile(channel, [1, 99.5])
-        for axis, dropped in zip(row, (2, 1, 0), strict=True):
-            kept = [i for i in range(3) if i != dropped]
-            plane = np.take(channel, centre[dropped], axis=dropped)
-            axis.imshow(plane.T, origin="lower", cmap="gray", vmin=low, vmax=high)
-            if len(points_K3):
-                axis.plot(*centre[kept], "o", markersize=14, fillstyle="none", color="#ffb000")
-        row[0].set_title(f"...{scan_id[-8:]} {cases[scan_id].modality}", fontsize=9)
-    return figure
+def _states(run: Path) -> list[tuple[dict[str, Any], Path]]:
+    """run.json of the run, or of each fold, with its folder."""
+    folders = [run] if read_state(run) is not None else sorted(run.glob(FOLD_FOLDER.format("*")))
+    states = [(state, folder) for folder in folders if (state := read_state(folder)) and state["status"] == FINISHED]
+    if not states:
+        raise WrongUse(f"{run}: no finished run there; let finetune.train finish")
+    return states
 
 
-def examples(predictions: pd.DataFrame) -> list[str]:
-    """The highest-ranked series with and without an aneurysm, by the prediction for `Aneurysm Present`."""
-    ordered = predictions.sort_values(PRESENT, ascending=False)
-    truth = ordered[f"{TARGET_PREFIX}{PRESENT}"]
-    half = EXAMPLES // 2
-    return [*ordered[truth == 1]["scan_id"].head(half), *ordered[truth == 0]["scan_id"].head(half)]
+def _lead(found: Evaluation, states: Sequence[tuple[Mapping[str, Any], Path]]) -> str:
+    predictions = found.predictions
+    folds = f", {len(states)} folds pooled" if len(states) > 1 else ""
+    steps = max((line["step"] for _, folder in states for line in read_metrics(folder)[-1:]), default=0)
+    return (
+        f"{len(predictions.scan_ids_N)} held-out series of {len(set(predictions.subjects_N))} patients, none of whom "
+        f"the model that is judged was trained on{folds}; {steps} steps. Intervals hold 95 % of {found.draws} draws of "
+        "patients; a dash stands where a number is undefined."
+    )
 
 
-def location_rows(predictions: pd.DataFrame, score: Score) -> list[tuple[str, int, object]]:
-    """Label, positives and area of each label; a dash where the area is undefined."""
+def _tiles(found: Evaluation) -> list[tuple[str, str]]:
+    overall, within, pooled = found.predictions.overall, found.within.mean, found.within.pooled
     return [
-        (label, int(predictions[f"{TARGET_PREFIX}{label}"].sum()), "-" if np.isnan(area) else area)
-        for label, area in score.areas.items()
+        (number(within.value), f"AUC within modality, {overall}{_range(within)}"),
+        (number(pooled.value), f"AUC of all series together, {overall}{_range(pooled)}"),
+        (number(found.macro.value), f"mean AUC of the sites{_range(found.macro)}"),
+        (number(found.score), f"score: mean of {overall} and of the sites"),
     ]
 
 
-def unusual_rows(corpus: Corpus, predictions: pd.DataFrame) -> list[tuple[str, str]]:
+def _within(page: Page, found: Evaluation) -> None:
+    page.heading("Within-modality AUC")
+    page.text(
+        f"How well {found.predictions.overall} ranks the series of one modality. All series together also reward a "
+        "model that only knows which modality is ill more often; this does not."
+    )
+    page.figure(charts.figure_within(found), caption="ROC areas with their intervals; dashed: a guess.")
+    rows = [[one.name, one.series, one.positives, interval(one.roc)] for one in found.within.groups]
+    rows.append(["mean over modalities", "", "", interval(found.within.mean)])
+    page.table(["modality", "series", "positive", "AUC"], rows)
+
+
+def _sites(page: Page, found: Evaluation) -> None:
+    page.heading("By site and size")
+    page.text(
+        "Left, how well each site's own label ranks all series. Right, how many of the series of each site "
+        f"{found.predictions.overall} finds where one series in ten without any is a false alarm; grey, how many "
+        "series these are."
+    )
+    page.figure(charts.figure_sites(found), caption="Left: ROC area a site. Right: share found, with Wilson intervals.")
+    if not found.sizes:
+        page.text("The sizes of the findings are not known: `finetune report --sizes TABLE.csv` takes them.")
+    else:
+        page.table(["size", "series", "found"], [[o.name, o.series, interval(o.sensitivity)] for o in found.sizes])
+
+
+def _shortcuts(page: Page, found: Evaluation) -> None:
+    page.heading("Shortcuts")
+    if not found.baselines:
+        page.text("There are too few series, or too little is known of them, for baselines.")
+        return
+    page.text(
+        "What can be had without looking at a picture: forests that know the modality, the geometry (voxels, spacing, "
+        "field of view, raw and harmonized) or the intensities (percentiles, raw and harmonized) alone, and that never "
+        "saw the patients they are judged on. A score that a baseline reaches too says nothing about the pictures."
+    )
+    page.figure(charts.figure_shortcuts(found), caption="The model with its interval, and what each baseline reaches.")
+    names = [f"{one.name} alone" for one in found.baselines]
+    rows = [
+        [one.name, interval(one.roc), *(interval(base.areas[one.name]) for base in found.baselines)]
+        for one in found.labels
+    ]
+    within = [interval(found.within.mean), *(interval(one.within) for one in found.baselines)]
+    rows.append([f"{found.predictions.overall}, within modality", *within])
+    page.table(["AUC of", "model", *names], rows)
+
+
+def _calibration(page: Page, found: Evaluation) -> None:
+    page.heading("Calibration")
+    page.text(
+        "Whether one in five series with a probability of 0.2 has it. Logits divided by the temperature are best "
+        "calibrated; what that is worth is measured with temperatures that were fitted to the other folds."
+    )
+    page.figure(
+        charts.figure_calibration(found),
+        caption="Left: bins of equal count. Right: distance between predicted and found; circles as predicted, "
+        "squares with temperature.",
+    )
+    rows = [
+        [
+            one.name,
+            number(one.temperature),
+            number(one.before.error),
+            DASH if one.after is None else number(one.after.error),
+            number(one.brier),
+            number(one.brier_after),
+        ]
+        for one in found.calibration
+    ]
+    page.table(
+        ["label", "temperature", "calibration error", "with temperature", "Brier score", "with temperature"], rows
+    )
+
+
+def _thresholds(page: Page, found: Evaluation) -> None:
+    overall = found.predictions.overall
+    page.heading("Thresholds")
+    honest = all(one.honest for one in found.thresholds)
+    page.text(
+        f"For {overall}, the smallest threshold with the precision that is asked for; for each site, that of the best "
+        "F1. The calls beside it are "
+        + (
+            "those at thresholds that the other folds chose, so that nothing is judged by what it was chosen on."
+            if honest
+            else "those of the same series that chose it, which flatters: there are too few for folds."
+        )
+    )
+    page.figure(charts.figure_thresholds(found), caption=f"{overall} over its threshold; dotted: the chosen one.")
+    counts = ["right calls", "wrong calls", "missed", "rightly not called"]
+    rows = [
+        [one.name, one.rule, number(one.value), *_shares(one.confusion), *_counts(one.confusion)]
+        for one in found.thresholds
+    ]
+    of_sites = [one.confusion for one in found.thresholds if one.name != overall]
+    if of_sites:
+        micro = summed(of_sites)
+        rows.append(["sites, micro average", "", "", *_shares(micro), *_counts(micro)])
+        rows.append(["sites, macro average", "", "", *map(number, averaged(of_sites).values()), *[""] * len(counts)])
+    page.table(["label", "rule", "threshold", "precision", "sensitivity", "specificity", "F1", *counts], rows)
+
+
+def _curves(page: Page, found: Evaluation) -> None:
+    page.heading("ROC and PR")
+    page.figure(charts.figure_roc(found), caption=f"{found.predictions.overall}, and all sites as one label.")
+    page.figure(
+        charts.figure_labels(found.predictions),
+        caption="Each label. Solid: sensitivity over 1 - specificity. Dashed: precision over sensitivity.",
+    )
+    rows = [[one.name, one.positives, interval(one.roc), interval(one.precision)] for one in found.labels]
+    if found.predictions.sites:
+        micro = found.micro
+        rows.append(["sites, micro average", micro.positives, interval(micro.roc), interval(micro.precision)])
+        rows.append(["sites, macro average", "", interval(found.macro), ""])
+    page.table(["label", "positive", "AUC", "average precision"], rows)
+    if found.confusion_SS.any():
+        caption = "Which site is taken for which, of series that have exactly one."
+        page.figure(charts.figure_confusion(found), caption=caption)
+
+
+def _mistakes(page: Page, found: Evaluation, pictures: Mapping[str, Picture]) -> None:
+    page.heading("Most confident mistakes")
+    page.text(
+        f"The series without a finding that {found.predictions.overall} ranks highest, and those with one that it "
+        "ranks lowest. Look at them first: they are wrong labels, or what the network has yet to learn."
+    )
+    if any(one.scan_id in pictures for one in found.mistakes):
+        page.figure(
+            figure_mistakes(pictures, found.mistakes),
+            caption="Axial, coronal and sagittal: missed ones through their marked point (circle), false alarms "
+            "through the hottest cell. Colour: the network's heat map, as a share of its highest value.",
+        )
+    rows = [[one.scan_id, "missed" if one.truth else "false alarm", number(one.probability), one.site]
+            for one in found.mistakes]  # fmt: skip
+    page.table(["series", "what", "probability", "true site, or the highest one"], rows)
+
+
+def _examples(page: Page, predictions: Predictions, shown: Sequence[str], pictures: Mapping[str, Picture]) -> None:
+    page.heading("Examples")
+    page.text(f"The two series with {predictions.overall} that are ranked highest, and the two without it.")
+    page.figure(figure_examples(predictions, shown), caption="Predictions; true labels are filled.")
+    if any(scan_id in pictures for scan_id in shown):
+        page.figure(
+            figure_series(pictures, shown),
+            caption="What the network saw: axial, coronal and sagittal, through a marked point or the middle.",
+        )
+
+
+def _training(page: Page, states: Sequence[tuple[Mapping[str, Any], Path]]) -> None:
+    page.heading("Training")
+    for _, folder in states:
+        name = f" {folder.name}." if len(states) > 1 else ""
+        caption = f"Losses and held-out AUC by step; the bands are the stages.{name}"
+        page.figure(figure_curves(read_metrics(folder)), caption=caption)
+
+
+def _series(
+    page: Page,
+    states: Sequence[tuple[Mapping[str, Any], Path]],
+    corpus: Corpus | None,
+    predictions: Predictions,
+) -> None:
+    left_out = (states[0][0].get("results") or {}).get("left_out")
+    if left_out:
+        page.heading("Left out")
+        page.text("Series of the corpus that the run could not use, neither to train nor to judge:")
+        page.table(["why", "series"], sorted(left_out.items()))
+    if corpus is None:
+        return
+    page.heading("Out of the ordinary")
+    found = unusual_rows(corpus, predictions)
+    page.text(
+        "What harmonize decided about held-out series that is no matter of course."
+        if found
+        else "Harmonize noted nothing out of the ordinary about a held-out series."
+    )
+    if found:
+        page.table(["series", "decision"], found)
+
+
+def unusual_rows(corpus: Corpus, predictions: Predictions) -> list[tuple[str, str]]:
     """(series, decision) of the held-out series about which something out of the ordinary was decided."""
-    judged = set(predictions["scan_id"])
-    rows = corpus.scans[(corpus.scans["source"] == AneurysmTask.source) & corpus.scans["scan_id"].isin(judged)]
+    rows = corpus.scans[corpus.scans["scan_id"].isin(predictions.scan_ids_N)]
     return [
         (f"...{scan_id[-8:]}", line)
         for scan_id, decisions in sorted(zip(rows["scan_id"], rows["decisions"], strict=True), key=lambda row: row[0])
@@ -249,29 +328,19 @@ def unusual_rows(corpus: Corpus, predictions: pd.DataFrame) -> list[tuple[str, s
     ]
 
 
-def short_name(label: str) -> str:
-    """A label's name for a narrow place.
-
-    Example:
-        >>> short_name("Left Posterior Communicating Artery")
-        'Left Posterior Comm.'
-    """
-    return label.replace("Internal Carotid Artery", "ICA").replace("Communicating", "Comm.").removesuffix(" Artery")
+def _range(estimate: Estimate) -> str:
+    low, high = estimate.interval.low, estimate.interval.high
+    return "" if np.isnan(low) else f"; 95 %: {number(low)} to {number(high)}"
 
 
-def _mark_stages(axis: Axes, metrics: Sequence[Mapping[Any, Any]], *, named: bool) -> None:
-    start = 0
-    for number, (name, lines) in enumerate(groupby(metrics, key=lambda line: line["stage"])):
-        end = max(line["step"] for line in lines)
-        axis.axvspan(start, end, color=STAGE_TINTS[number % len(STAGE_TINTS)], zorder=0)
-        if named:
-            axis.text((start + end) / 2, 1.01, name, transform=axis.get_xaxis_transform(), ha="center", fontsize=9)
-        start = end
+def _shares(confusion: Confusion) -> list[str]:
+    return [number(getattr(confusion, name)) for name in ("precision", "sensitivity", "specificity", "f1")]
 
 
-def _row_of_axes(figure: Figure, count: int) -> list[Axes]:
-    return list(np.asarray(figure.subplots(1, max(count, 1), squeeze=False))[0])[:count]
-
-
-def _number(value: float) -> str:
-    return "undefined" if np.isnan(value) else f"{value:.3f}"
+def _counts(confusion: Confusion) -> list[int]:
+    return [
+        confusion.true_positives,
+        confusion.false_positives,
+        confusion.false_negatives,
+        confusion.true_negatives,
+    ]

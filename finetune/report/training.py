@@ -1,0 +1,72 @@
+"""How a run was trained: its losses and held-out scores by step, with the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from finetune.report.charts import COLOURS, GREY
+from headspark.run.curves import has_number, plot_metric
+
+STAGE_TINTS = ("#e8f1f5", "#f7efe6", "#eef0f2", "#f3eaf3")
+STYLES = ("-", "--", "-.", ":")
+TOTAL, AFTER_LOSSES, SCORE = "loss", "gradient_norm", "score"
+
+
+def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
+    """Training losses above, held-out areas below, over the optimizer steps, with the stages as bands.
+
+    Args:
+        metrics: The lines of metrics.jsonl; what a line lacks may be absent, None or NaN.
+    """
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    losses, areas = figure.subplots(2, 1, sharex=True)
+    for axis in (losses, areas):
+        _mark_stages(axis, metrics, named=axis is losses)
+        axis.grid(alpha=0.3)
+    for number, name in enumerate(loss_names(metrics)):
+        style, colour = STYLES[number % len(STYLES)], COLOURS[number % len(COLOURS)]
+        plot_metric(losses, metrics, name, label=name, style=style, color=colour)
+    losses.set(ylabel="training loss", yscale="log")
+    losses.legend(loc="upper right", fontsize=9, ncols=4)
+    for number, name in enumerate(score_names(metrics)):
+        style, colour = f"{'osD^'[number % 4]}-", COLOURS[number % len(COLOURS)]
+        plot_metric(areas, metrics, name, label=name.replace("_", " "), style=style, color=colour)
+    areas.axhline(0.5, color=GREY, linewidth=1, linestyle="--")
+    areas.set(xlabel="optimizer step", ylabel="held-out AUC", ylim=(0, 1.02))
+    if areas.get_legend_handles_labels()[0]:
+        areas.legend(loc="lower right", fontsize=9)
+    return figure
+
+
+def loss_names(metrics: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """The losses of a training line, the whole one first: they stand before the norm of the gradient.
+
+    Example:
+        >>> loss_names([{"step": 1, "stage": "all", "loss": 1.0, "labels": 0.5, "gradient_norm": 2.0}])
+        ['loss', 'labels']
+    """
+    line = next((list(line) for line in metrics if TOTAL in line), [])
+    return line[line.index(TOTAL) : line.index(AFTER_LOSSES)] if AFTER_LOSSES in line else line and [TOTAL]
+
+
+def score_names(metrics: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """The numbers of a validation's line, those that the score is the mean of first."""
+    found = dict.fromkeys(
+        name for line in metrics if SCORE in line for name in line if name != "step" and has_number(line, name)
+    )
+    return list(found)
+
+
+def _mark_stages(axis: Axes, metrics: Sequence[Mapping[Any, Any]], *, named: bool) -> None:
+    start = 0
+    for number, (name, lines) in enumerate(groupby(metrics, key=lambda line: line["stage"])):
+        end = max(line["step"] for line in lines)
+        axis.axvspan(start, end, color=STAGE_TINTS[number % len(STAGE_TINTS)], zorder=0)
+        if named:
+            axis.text((start + end) / 2, 1.01, name, transform=axis.get_xaxis_transform(), ha="center", fontsize=9)
+        start = end
