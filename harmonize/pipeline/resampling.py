@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,16 @@ from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import Reason, Rejection
 from harmonize.pipeline import circle
 from harmonize.pipeline.resampled import Resampled
-from harmonize.scan import AIR_HU, HU, Scan
+from harmonize.pipeline.source import read_source
+from harmonize.scan import Scan
 from harmonize.settings import Settings
-from harmonize.voxels import interleaving, spatial
-from harmonize.voxels.affines import voxel_spacing
+from harmonize.voxels import spatial
 from harmonize.voxels.brain import brain_mask
 from harmonize.voxels.foreground import find_foreground
 from harmonize.voxels.grids import Grid, check_geometry, covering_grid, target_grid
 
 MIN_VOXELS_PER_AXIS = 3
 """Fewer slices make no volume."""
-
-MAX_BAD_SHARE = 0.5
-"""A scan with more NaN or infinite voxels than this is rejected; fewer are filled with its lowest value."""
 
 HEAD, DEFACED = 1, 2
 """Values of an anatomy mask."""
@@ -48,7 +45,7 @@ def resample_scan(scan: Scan, settings: Settings) -> Resampled:
     if settings.circle_mm is not None:
         return _resample_circle(scan, affine, settings.spacing, settings.circle_mm)
     grid = target_grid(scan.voxels_XYZ.shape, affine, settings.spacing, scan.slice_offsets)
-    source = _Source.of(scan, affine)
+    source = read_source(scan, affine)
     values, outside, decisions = source.on(grid), source.outside, source.decisions
     del source  # its voxels may be a copy
     resampled = _described(scan, values, grid, decisions)
@@ -65,38 +62,6 @@ def with_brain(resampled: Resampled, model_file: Path) -> Resampled:
     volume_ml = np.count_nonzero(found) * float(np.prod(resampled.grid.spacing)) / 1000
     decision = DecisionKind.BRAIN_FOUND(volume_ml=volume_ml)
     return replace(resampled, brain_XYZ=found, decisions=(*resampled.decisions, decision))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """The finite voxels of a scan, ready to be put on any grid.
-
-    Attributes:
-        scan: What they are of.
-        voxels_XYZ: Shape as in the scan.
-        affine: (4, 4) float64.
-        outside: What stands where the scan has no voxel.
-        decisions: So far.
-    """
-
-    scan: Scan
-    voxels_XYZ: NDArray[Any]
-    affine: NDArray[np.float64]
-    outside: float
-    decisions: tuple[Decision, ...]
-
-    @classmethod
-    def of(cls, scan: Scan, affine: NDArray[np.float64]) -> _Source:
-        woven = interleaving.notes(scan.voxels_XYZ, voxel_spacing(scan.affine))
-        voxels, lowest, filled = _finite(scan.voxels_XYZ)
-        outside = float(AIR_HU) if scan.unit == HU else lowest
-        return cls(
-            scan=scan, voxels_XYZ=voxels, affine=affine, outside=outside, decisions=(*scan.decisions, *woven, *filled)
-        )
-
-    def on(self, grid: Grid) -> NDArray[Any]:
-        offsets = self.scan.slice_offsets
-        return spatial.resample(self.voxels_XYZ, self.affine, grid, slice_offsets=offsets, outside=self.outside)
 
 
 def _described(scan: Scan, values_XYZ: NDArray[Any], grid: Grid, decisions: tuple[Decision, ...]) -> Resampled:
@@ -122,8 +87,8 @@ def _resample_circle(
     """The box around the circle of Willis alone: a coarse look at the whole scan says where it lies."""
     shape, offsets = scan.voxels_XYZ.shape, scan.slice_offsets
     survey = target_grid(shape, affine, circle.survey_spacing(spacing), offsets)
-    source = _Source.of(scan, affine)
-    whole = _described(scan, source.on(survey), survey, source.decisions)
+    source = read_source(scan, affine)
+    whole = _described(scan, source.thinned(survey.spacing).on(survey), survey, source.decisions)
     everything = covering_grid(shape, affine, spacing, offsets)
     grid, cut = circle.lay_box(whole, everything, size_mm)
     foreground = spatial.resample_labels(whole.foreground_XYZ.astype(np.uint8), survey.affine, grid).astype(bool)
@@ -131,7 +96,7 @@ def _resample_circle(
         raise Rejection(Reason.NO_FOREGROUND, "nothing of the head lies in the box around the circle of Willis")
     mask, kind = _stored_mask(_labels(scan, grid), foreground)
     return Resampled(
-        values_XYZ=source.on(grid),
+        values_XYZ=source.around(grid).on(grid),
         grid=grid,
         foreground_XYZ=foreground,
         mask_XYZ=mask,
@@ -139,21 +104,6 @@ def _resample_circle(
         decisions=(*whole.decisions, cut, *circle.left_out(scan, grid)),
         whole=whole,
     )
-
-
-def _finite(voxels_XYZ: NDArray[Any]) -> tuple[NDArray[Any], float, list[Decision]]:
-    """The voxels with NaN and infinities replaced by the lowest finite value, that value, and the decisions."""
-    if voxels_XYZ.dtype.kind != "f":
-        return voxels_XYZ, float(voxels_XYZ.min()), []
-    finite = np.isfinite(voxels_XYZ)
-    if finite.all():
-        return voxels_XYZ, float(voxels_XYZ.min()), []
-    share = 1 - finite.mean()
-    if share > MAX_BAD_SHARE:
-        raise Rejection(Reason.BAD_INTENSITY, f"{share:.0%} of the voxels are not finite")
-    lowest = float(voxels_XYZ[finite].min())
-    filled = DecisionKind.NOT_FINITE(count=voxels_XYZ.size - int(finite.sum()))
-    return np.where(finite, voxels_XYZ, voxels_XYZ.dtype.type(lowest)), lowest, [filled]
 
 
 def _labels(scan: Scan, grid: Grid) -> dict[str, NDArray[np.uint8]]:
