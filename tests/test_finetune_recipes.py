@@ -39,8 +39,8 @@ def test_a_recipe_fits_its_own_encoder(path: Path) -> None:
     strides = recipe.scratch.cumulative_strides
     assert recipe.head.stride in strides
     assert all(edge % strides[-1] == 0 for edge in recipe.data.patch)
-    assert [window.name for window in recipe.data.windows] == ["brain", "blood", "bone", "vessel"]
-    assert recipe.scratch.in_channels == 4
+    assert "vessel" in {window.name for window in recipe.data.windows}
+    assert recipe.scratch.in_channels == len(recipe.data.windows)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
