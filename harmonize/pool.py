@@ -47,7 +47,11 @@ class Died:
 
 
 def run(
-    function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    *,
+    workers: int,
+    more: Callable[[Result], Iterable[Task]] = lambda result: (),
 ) -> Iterator[tuple[Task, Result | Died]]:
     """Yield every task with its result, in the order in which they finish.
 
@@ -55,6 +59,7 @@ def run(
         function: Picklable (a module's function, or a `functools.partial` of one).
         tasks: Picklable.
         workers: Processes, each with one thread; 0 runs in this process, in order.
+        more: Further tasks that a result brings; they are done after those that wait.
 
     Raises:
         Exception: Whatever `function` raises ends the whole run; the other processes are stopped.
@@ -62,10 +67,14 @@ def run(
     if workers == 0:
         # One thread here too: sums of floats may depend on how many share them.
         with threadpool_limits(limits=1):
-            for task in tasks:
-                yield task, function(task)
+            left = deque(tasks)
+            while left:
+                task = left.popleft()
+                result = function(task)
+                left.extend(more(result))
+                yield task, result
         return
-    with _Workers(function) as pool:
+    with _Workers(function, more) as pool:
         yield from pool.work_through(deque((task, 1) for task in tasks), workers)
 
 
@@ -77,8 +86,8 @@ def cores() -> int:
 class _Workers(Generic[Task, Result]):
     """The processes, each with the task that it is at."""
 
-    def __init__(self, function: Callable[[Task], Result]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[[Task], Result], more: Callable[[Result], Iterable[Task]]) -> None:
+        self._function, self._more = function, more
         self._processes: dict[Connection, tuple[SpawnProcess, Task, int]] = {}
 
     def __enter__(self) -> _Workers[Task, Result]:
@@ -107,6 +116,7 @@ class _Workers(Generic[Task, Result]):
                     continue
                 if error is not None:
                     raise error
+                waiting.extend((further, 1) for further in self._more(result))
                 if waiting:
                     self._give(ready, process, *waiting.popleft())
                 else:

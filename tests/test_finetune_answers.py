@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from standin_series import write_series
 
 from finetune.cli import main
 from finetune.kaggle import server
@@ -28,8 +26,6 @@ from harmonize.labels import LABELS
 from harmonize.settings import Settings
 from headspark.encoder import EncoderConfig, build_encoder
 
-CT = "1.2.840.10008.5.1.4.1.1.2"
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,35 +36,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = DataConfig(patch=(16, 16, 16), spacing=6.0)
     save_bundle(folder, Bundle(encoder=encoder, head=head, data=data, settings=Settings(spacing=(4.0,) * 3)), weights)
     return folder
-
-
-def write_series(
-    folder: Path, uid: str = "1.2.3", *, patient: str = "A", slices: range = range(20), brain: int = 40, **changes: Any
-) -> None:
-    """An axial head CT of 4 mm voxels; a change that is None takes its element away."""
-    folder.mkdir(parents=True, exist_ok=True)
-    y, x = np.mgrid[:32, :32]
-    r = (x - 15.5) ** 2 + (y - 15.5) ** 2
-    plane = (np.where(r < 150, brain, np.where(r < 190, 1600, -1000)) + 1024).astype("<i2")
-    for k in slices:
-        dataset = Dataset()
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID, dataset.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CT
-        dataset.SOPClassUID, dataset.Modality, dataset.InstanceNumber = CT, "CT", k + 1
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{patient.encode().hex()}.{k}"
-        dataset.SeriesInstanceUID, dataset.StudyInstanceUID, dataset.PatientID = uid, f"1.9.{len(patient)}", patient
-        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [-62, -62, 4 * k], [1, 0, 0, 0, 1, 0]
-        dataset.PixelSpacing, dataset.SliceThickness = [4, 4], 4
-        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 32, 32, 1
-        dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 1
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
-        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.PixelData = 1, -1024, plane.tobytes()
-        for name, value in changes.items():
-            if value is None:
-                delattr(dataset, name)
-            else:
-                setattr(dataset, name, value)
-        dataset.save_as(folder / f"{patient}{uid}_{k:02d}.dcm", enforce_file_format=True)
 
 
 Ask = Callable[[Path], tuple[int, Any, str]]

@@ -1,50 +1,86 @@
-"""`finetune predict`: the probabilities of each series in a folder, as JSON."""
+"""`finetune predict`: the probabilities of each series in folders, trees and lists, as JSON or as a file."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
+from harmonize.parser import not_negative, positive
 from harmonize.terminal import emit, warn
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser of `finetune`."""
     parser = commands.add_parser(
-        "predict", parents=[common], help="the probabilities of each series in a folder, as JSON"
+        "predict",
+        parents=[common],
+        help="the probabilities of each series in folders, trees and lists, as JSON or as a table",
+        description="The probabilities of each series. Several models, or the folds of a cross-validation, answer "
+        "together, by the mean of their logits.",
     )
-    parser.add_argument("model", type=Path, metavar="FT", help="folder of a finished run")
-    parser.add_argument("series", type=Path, metavar="SERIES_FOLDER", help="folder of one DICOM series, or of several")
+    parser.add_argument("model", type=Path, metavar="FT", help="folder of a finished run, or of a cross-validation")
+    parser.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="SERIES_FOLDER",
+        help="a folder of one DICOM series or of thousands, or a text file with a folder a line; further models too",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a .csv, .json or .parquet file; the same command goes on where it was"
+    )
+    parser.add_argument("--weights", type=_weights, metavar="W,W", help="what each model's logits count")
+    parser.add_argument("--device", help="such as cpu or cuda:0,cuda:1; default: all GPUs, or the CPU")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default %(default)s")
+    parser.add_argument("--batch", type=positive, metavar="N", help="series at once; default 4 on a GPU, else 1")
+    parser.add_argument(
+        "--workers", type=not_negative, metavar="N", help="processes that read ahead; default: the cores, 0 for a few"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Answer each series, and print the answers.
+    """Answer each series, and print the answers or write them.
 
     Raises:
         UserError: None could be answered.
     """
-    from finetune.predict import Answer, NoAnswer, Predictor
+    from finetune.predict.ensemble import is_model
 
-    found = Predictor(options.model).answers(options.series)
+    more = [path for path in options.paths if is_model(path)]
+    models, paths = [options.model, *more], [path for path in options.paths if path not in more]
+    if not paths:
+        raise WrongUse("the following arguments are required: SERIES_FOLDER; see `finetune predict --help`")
+    if options.out is None and len(paths) == 1 and not paths[0].is_file():
+        return _print_one(options, models, paths[0])
+    return _answer_all(options, models, paths)
+
+
+def _print_one(options: argparse.Namespace, models: Sequence[Path], folder: Path) -> int:
+    """Print what a folder holds: an object for one series, else a list of them."""
+    from finetune.predict import Answer, NoAnswer, Predictor
+    from finetune.predict.run import devices_of
+
+    device = devices_of(options.device)[0]
+    predictor = Predictor(models, device=device, weights=options.weights, precision=options.precision)
+    found = predictor.answers(folder)
     if not found:
-        raise UserError(f"{options.series}: holds no DICOM pictures; give the folder of a series")
+        raise UserError(f"{folder}: holds no DICOM pictures; give the folder of a series")
     answers = [one for one in found if isinstance(one, Answer)]
     unusable = [one for one in found if isinstance(one, NoAnswer)]
     if len(found) == 1 and unusable:
-        raise UserError(f"{options.series}: {unusable[0].message} ({unusable[0].reason}); give another series")
+        raise UserError(f"{folder}: {unusable[0].message} ({unusable[0].reason}); give another series")
     if len(found) > 1:
-        warn(f"{options.series}: {len(found)} series, {len(answers)} of them answered")
+        warn(f"{folder}: {len(found)} series, {len(answers)} of them answered")
     for answer in answers:
-        where = f"series {answer.series}" if len(found) > 1 else f"{options.series}"
-        for line in answer.warnings:
-            warn(f"warning: {where}: {line}")
+        _warn_of(f"series {answer.series}" if len(found) > 1 else f"{folder}", answer.warnings)
     for refusal in unusable:
         warn(f"not used: series {refusal.series}: {refusal.message} ({refusal.reason})")
     if not answers:
-        raise UserError(f"{options.series}: none of its {len(found)} series can be used; give others")
+        raise UserError(f"{folder}: none of its {len(found)} series can be used; give others")
     objects = [
         {**answer.probabilities, "decisions": answer.decisions, "warnings": answer.warnings} for answer in answers
     ]
@@ -52,3 +88,62 @@ def run(options: argparse.Namespace) -> int:
         objects = [{"series": answer.series, **one} for answer, one in zip(answers, objects, strict=True)]
     emit(objects[0] if len(found) == 1 else objects)
     return 0
+
+
+def _answer_all(options: argparse.Namespace, models: Sequence[Path], paths: Sequence[Path]) -> int:
+    """Answer all that paths hold: printed as a list, or written to a file."""
+    from finetune.predict.ensemble import read_panel
+    from finetune.predict.run import devices_of, predict_paths
+    from finetune.predict.table import FAILED, JOURNAL, companion, object_of, write_tables
+    from harmonize.decisions import unusual
+    from headspark.run.interrupt import EXIT_INTERRUPTED
+
+    out: Path | None = options.out
+    panel = read_panel(models, options.weights)
+    done = predict_paths(
+        panel,
+        paths,
+        out=out,
+        devices=devices_of(options.device),
+        precision=options.precision,
+        workers=options.workers,
+        batch=options.batch,
+    )
+    if done.interrupted is not None:
+        kept = "nothing was kept" if out is None else "what was answered is kept; the same command goes on"
+        warn(f"stopped by {done.interrupted}: {kept}")
+        return EXIT_INTERRUPTED
+    answered = [row for row in done.rows if row.reason is None]
+    if out is None:
+        for row in answered:
+            _warn_of(f"series {row.series}", unusual(row.decisions))
+        for row in done.rows:
+            if row.reason is not None:
+                warn(f"not used: series {row.series}: {row.message} ({row.reason})")
+        if answered:
+            emit([object_of(row, panel.labels) for row in answered])
+    else:
+        failed = write_tables(out, done.rows, panel.labels)
+        before = f", {done.known} of them before" if done.known else ""
+        refused = f"; {failed} not used: {companion(out, FAILED).name} says why" if failed else ""
+        warn(f"{out}: {len(answered)} series{before}{refused}")
+        if done.elsewhere:
+            warn(
+                f"note: {companion(out, JOURNAL).name} knows {done.elsewhere} more series, of folders that were not "
+                f"asked about; {out.name} leaves them out"
+            )
+    if not answered:
+        raise UserError(f"{paths[0]}: none of the {len(done.rows)} series can be used; give others")
+    return 0
+
+
+def _warn_of(where: str, warnings: Sequence[str]) -> None:
+    for line in warnings:
+        warn(f"warning: {where}: {line}")
+
+
+def _weights(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give numbers with commas between") from None

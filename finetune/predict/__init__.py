@@ -1,79 +1,52 @@
-"""From a folder of DICOM series to the probabilities of each, with what was decided about it on the way."""
+"""From folders of DICOM series to the probabilities of each, with what was decided about it on the way."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from finetune.inference import predict_region
-from finetune.model_folder import load_model, read_bundle
+from finetune.predict.answers import Answer, NoAnswer
+from finetune.predict.ensemble import Ensemble, Precision, read_panel
+from finetune.predict.inputs import decisions_of, regions_of
+from finetune.raw.look import harmonize_for
 from finetune.series import Region
-from finetune.tasks import make_task
-from finetune.views import make_view
 from harmonize.decisions import unusual
-from harmonize.errors import Reason, Rejection, UserError
-from harmonize.pipeline import harmonize_scan
-from harmonize.scan import HU, Scan
+from harmonize.errors import Rejection, UserError
+from harmonize.scan import Scan
 from harmonize.sources.dicom_series import find_series, load_series
-from harmonize.voxels import brain
-from headspark.channels import MRI_UNITS
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a model says about a series.
-
-    Attributes:
-        series: A name for the series, unique in the folder that was asked about.
-        probabilities: By label, in the task's order.
-        decisions: What harmonize found and did, in order.
-        warnings: Those of the decisions that are no matter of course: slices that are missing, pictures left out ...
-    """
-
-    series: str
-    probabilities: dict[str, float]
-    decisions: list[str]
-    warnings: list[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoAnswer:
-    """Why a series cannot be used.
-
-    Attributes:
-        series: As in `Answer`.
-        reason: A code of docs/rejections.md.
-        message: One line.
-    """
-
-    series: str
-    reason: str
-    message: str
+__all__ = ["Answer", "NoAnswer", "Predictor"]
 
 
 class Predictor:
-    """A fine-tuned model that is loaded once and asked many times.
+    """Fine-tuned models that are loaded once and asked many times.
 
     Args:
-        folder: Of a finished `finetune.train` run.
+        folder: Of a finished `finetune.train` run, or of a cross-validation; several answer together, by the mean of
+            their logits.
         device: Where to compute; None takes a GPU if there is one.
+        weights: What the logits of each folder count; None: all models the same.
+        precision: ``fp32`` or ``bf16``.
 
     Raises:
         UserError: No finished run there.
     """
 
-    def __init__(self, folder: Path, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | Sequence[Path],
+        *,
+        device: torch.device | None = None,
+        weights: Sequence[float] | None = None,
+        precision: Precision = "fp32",
+    ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.bundle = read_bundle(folder)
-        if self.bundle.settings.brain_model is not None:
-            brain.check_model(self.bundle.settings.brain_model)
-        self.task = make_task(self.bundle.task)
-        self.view = make_view(self.bundle.view, self.bundle.data, self.task)
-        self.model = load_model(folder, self.bundle).to(memory_format=torch.channels_last_3d).to(self.device)
+        self.panel = read_panel([folder] if isinstance(folder, Path) else list(folder), weights)
+        self.labels = self.panel.labels
+        self.ensemble = Ensemble(self.panel, self.device, precision)
+        self.view = self.ensemble.views[0]
 
     def __call__(self, series: Path) -> dict[str, float]:
         """Probabilities by label, in the task's order.
@@ -126,24 +99,30 @@ class Predictor:
         return found
 
     def network_region(self, scan: Scan) -> tuple[Region, tuple[str, ...]]:
-        """What the network sees of a scan, by the pipeline that made the training corpus; and what was decided.
+        """What the first model that takes a scan sees of it; and what was decided.
 
         Raises:
             Rejection: The scan cannot be used.
         """
-        self.task.check_scan(scan)
-        harmonized = harmonize_scan(scan, self.bundle.settings)
-        if harmonized.unit not in (HU, *MRI_UNITS):
-            raise Rejection(Reason.BAD_INTENSITY, f"the model knows no intensities in {harmonized.unit!r}")
-        region = self.view.cut(harmonized.volume, unit=harmonized.unit, foreground_box=harmonized.foreground_box)
-        return region, harmonized.decisions
+        self._check(scan)
+        series = harmonize_for(scan, self.panel.wishes)
+        regions = regions_of(series, self.panel.inputs)
+        return next(region for region in regions if region is not None), decisions_of(series)
 
     def _answer(self, name: str, load: Callable[[], Scan]) -> Answer:
-        region, decisions = self.network_region(load())
-        probabilities = predict_region(self.model, region, self.bundle.data, self.task, self.view, self.device)
-        if not all(math.isfinite(value) for value in probabilities.values()):
-            raise Rejection(Reason.BAD_INTENSITY, "the model's answer is no number: its weights or the values diverged")
-        return Answer(series=name, probabilities=probabilities, decisions=list(decisions), warnings=unusual(decisions))
+        scan = load()
+        self._check(scan)
+        series = harmonize_for(scan, self.panel.wishes)
+        found = self.ensemble.answer([series])[0]
+        if isinstance(found, Rejection):
+            raise found
+        decisions = list(decisions_of(series))
+        return Answer(series=name, probabilities=found, decisions=decisions, warnings=unusual(decisions))
+
+    def _check(self, scan: Scan) -> None:
+        """Before it is harmonized for nothing."""
+        for task in self.ensemble.tasks:
+            task.check_scan(scan)
 
 
 def _unusable(series: Path, error: Rejection) -> UserError:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harmonize.decisions import DecisionKind
 from harmonize.dicom import DicomVolume, Rules, find_files, find_volumes, load_volume
+from harmonize.dicom.elements import PARSER_FAULTS, read_elements
 from harmonize.dicom.headers import Frame
 from harmonize.errors import Reason, Rejection, Stage, WrongUse
 from harmonize.scan import Scan
+from harmonize.time_limit import ONE_TURN
 
 RULES = Rules(keep_derived=True, assume_geometry=True)
 """Whoever hands a series over has chosen it; and gateways strip the geometry of multi-frame files."""
 
 SAFE_UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 """SeriesInstanceUIDs, and what stands in their place, that may be file names."""
+
+_IDENTITY = (0x00100020, 0x0020000D, 0x0020000E)
+"""PatientID, StudyInstanceUID, SeriesInstanceUID."""
 
 
 def load_series(folder: Path) -> Scan:
@@ -30,7 +35,7 @@ def load_series(folder: Path) -> Scan:
         UserError: There is no such folder.
         Rejection: None of its volumes can be used.
     """
-    return load_largest(find_volumes(find_files(_checked(folder)), RULES))[0]
+    return load_files(find_files(_checked(folder)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,17 @@ class Series:
 
     name: str
     volumes: tuple[DicomVolume, ...]
+
+    @property
+    def uid(self) -> str:
+        """Its SeriesInstanceUID; empty where the files do not say, or say what is no UID."""
+        uid = self.volumes[0].series_uid
+        return uid if SAFE_UID.fullmatch(uid) else ""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Its files, those that cannot be read included, sorted."""
+        return tuple(sorted({path for volume in self.volumes for path in volume.paths}))
 
     def load(self) -> Scan:
         """Read its largest usable volume.
@@ -64,9 +80,19 @@ def find_series(folder: Path) -> list[Series]:
     Raises:
         UserError: There is no such folder.
     """
+    return group_files(find_files(_checked(folder)), folder)
+
+
+def group_files(paths: Iterable[Path], folder: Path) -> list[Series]:
+    """The DICOM series that files hold, as `find_series` tells them apart.
+
+    Args:
+        paths: The files, all of them below `folder`.
+        folder: Whose are named relative to it.
+    """
     by_identity: dict[tuple[str, ...], list[DicomVolume]] = {}
     damaged: list[DicomVolume] = []
-    for volume in find_volumes(find_files(_checked(folder)), RULES):
+    for volume in find_volumes(paths, RULES):
         if volume.stack.frames:
             header = volume.stack.frames[0].header
             home = "" if header.series_uid else header.path.parent.as_posix()
@@ -86,6 +112,29 @@ def find_series(folder: Path) -> list[Series]:
     groups = [*by_identity.values(), *strays.values()]
     names = _names(groups, folder)
     return sorted((Series(name=n, volumes=tuple(g)) for n, g in zip(names, groups, strict=True)), key=lambda s: s.name)
+
+
+def load_files(paths: Iterable[Path]) -> Scan:
+    """Read files as one DICOM series, as `load_series` does those of a folder.
+
+    Raises:
+        Rejection: None of their volumes can be used.
+    """
+    return load_largest(find_volumes(paths, RULES))[0]
+
+
+def read_identity(path: Path) -> tuple[str, str, str] | None:
+    """Patient, study and series that a DICOM file says it is of; None where it says no series, or cannot be read.
+
+    It is for comparison alone: the patient's id is never to be written anywhere.
+    """
+    try:
+        with ONE_TURN, path.open("rb") as stream:
+            _, elements = read_elements(stream)
+            patient, study, series = (elements.text(tag) for tag in _IDENTITY)
+    except (Rejection, OSError, *PARSER_FAULTS):
+        return None  # whoever reads the whole file says what is wrong with it
+    return (patient, study, series) if series else None
 
 
 def load_largest(volumes: Sequence[DicomVolume]) -> tuple[Scan, list[Frame]]:

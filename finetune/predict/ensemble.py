@@ -1,0 +1,209 @@
+"""Models that answer together: each says its probabilities, and the mean of their logits counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from finetune.inference import classify
+from finetune.model_folder import CONFIG, WEIGHTS, Bundle, load_model, read_bundle
+from finetune.predict.inputs import Input, inputs_of, kinds_of, regions_of
+from finetune.raw.look import Harmonized, Wish
+from finetune.series import Region
+from finetune.tasks import make_task
+from finetune.views import make_view
+from harmonize.errors import Reason, Rejection, WrongUse
+from harmonize.files import sha256_of
+from harmonize.voxels import brain
+from headspark.folder_kind import is_model_config, read_json
+
+Precision = Literal["fp32", "bf16"]
+
+FOLD_FOLDERS = "fold_*"
+"""Runs of a cross-validation in its folder."""
+
+_SMALLEST = torch.finfo(torch.float32).tiny
+_LARGEST = 1 - torch.finfo(torch.float32).eps / 2
+"""Probabilities that float32 cannot tell from 0 and 1 still have a finite logit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One model of several.
+
+    Attributes:
+        folder: Where it lies.
+        bundle: What is needed besides the weights.
+        weight: What its logits count.
+        input: The number of its input among those of all.
+    """
+
+    folder: Path
+    bundle: Bundle
+    weight: float
+    input: int
+
+    def facts(self) -> list[object]:
+        """What its answers follow from, for whoever wants to know whether they are still the same."""
+        return [sha256_of(self.folder / CONFIG), sha256_of(self.folder / WEIGHTS), self.weight]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """Models that are asked together, before their weights are read.
+
+    Attributes:
+        members: The models.
+        wishes: The different ways to harmonize for them.
+        inputs: The different inputs that they want.
+        labels: What they answer.
+    """
+
+    members: tuple[Member, ...]
+    wishes: tuple[Wish, ...]
+    inputs: tuple[Input, ...]
+    labels: tuple[str, ...]
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder holds a fine-tuned model, or the models of a cross-validation."""
+    return _holds_model(path) or any(map(_holds_model, path.glob(FOLD_FOLDERS)))
+
+
+def read_panel(folders: Sequence[Path], weights: Sequence[float] | None = None) -> Panel:
+    """Read the configurations of models.
+
+    Args:
+        folders: Of finished runs, or of cross-validations, whose folds share the weight of their folder.
+        weights: What the logits of each folder's models count; None: all models the same.
+
+    Raises:
+        UserError: There is no model, two answer other labels, or the weights do not fit.
+    """
+    if weights is not None and len(weights) != len(folders):
+        raise WrongUse(f"--weights: {len(weights)} for {len(folders)} models; give one each, with commas between")
+    if weights is not None and not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise WrongUse("--weights: must be positive numbers")
+    found: list[tuple[Path, float]] = []
+    for number, folder in enumerate(folders):
+        models = _models_in(folder)
+        share = 1.0 if weights is None else weights[number] / len(models)
+        found += [(model, share) for model in models]
+    bundles = [read_bundle(folder) for folder, _ in found]
+    wishes, inputs, numbers = inputs_of(bundles)
+    labels = make_task(bundles[0].task).labels
+    for (folder, _), bundle in zip(found, bundles, strict=True):
+        if make_task(bundle.task).labels != labels:
+            raise WrongUse(f"{folder}: answers other labels than {found[0][0]}; models of one task are wanted")
+        if bundle.settings.brain_model is not None:
+            brain.check_model(bundle.settings.brain_model)
+    members = tuple(
+        Member(folder=folder, bundle=bundle, weight=weight, input=number)
+        for (folder, weight), bundle, number in zip(found, bundles, numbers, strict=True)
+    )
+    return Panel(members=members, wishes=wishes, inputs=inputs, labels=labels)
+
+
+class Ensemble:
+    """The models of a panel on a device.
+
+    Args:
+        panel: The models.
+        device: Where they compute.
+        precision: ``bf16`` computes in half the bytes, with three digits.
+    """
+
+    def __init__(self, panel: Panel, device: torch.device, precision: Precision = "fp32") -> None:
+        self.panel, self.device, self.precision = panel, device, precision
+        self.models = [
+            load_model(member.folder, member.bundle).to(memory_format=torch.channels_last_3d).to(device)
+            for member in panel.members
+        ]
+        self.tasks = [make_task(member.bundle.task) for member in panel.members]
+        self.views = [
+            make_view(member.bundle.view, member.bundle.data, task)
+            for member, task in zip(panel.members, self.tasks, strict=True)
+        ]
+
+    def answer(self, batch: Sequence[Harmonized]) -> list[dict[str, float] | Rejection]:
+        """The probabilities of each series by label, or why there are none.
+
+        Where the batch does not fit into the memory of a GPU, its halves are tried.
+
+        Args:
+            batch: Series of one kind.
+        """
+        found: list[dict[str, float] | Rejection | None] = [None] * len(batch)
+        regions: list[list[Region | None]] = []
+        for number, series in enumerate(batch):
+            try:
+                regions.append(regions_of(series, self.panel.inputs))
+            except Rejection as error:
+                found[number] = error.at(error.stage)
+        probabilities = iter(self._probabilities(regions, batch[0].kind).tolist() if regions else [])
+        return [self._checked(next(probabilities)) if said is None else said for said in found]
+
+    @torch.inference_mode()
+    def _probabilities(self, regions: Sequence[Sequence[Region | None]], kind: str) -> Tensor:
+        """(B, L): those of the only model that takes the series, or the mean of the logits of several."""
+        asked = [number for number, member in enumerate(self.panel.members) if kind in kinds_of(member.bundle.data)]
+        try:
+            found = [self._of_member(number, regions) for number in asked]
+        except torch.OutOfMemoryError:
+            if len(regions) == 1:
+                raise
+            torch.cuda.empty_cache()
+            half = len(regions) // 2
+            return torch.cat([self._probabilities(part, kind) for part in (regions[:half], regions[half:])])
+        weights = [self.panel.members[number].weight for number in asked]
+        return found[0] if len(found) == 1 else mean_of_logits(found, weights)
+
+    def _of_member(self, number: int, regions: Sequence[Sequence[Region | None]]) -> Tensor:
+        member, task, view = self.panel.members[number], self.tasks[number], self.views[number]
+        x = torch.stack([view.sample(cast(Region, of_series[member.input])) for of_series in regions])
+        bf16 = torch.autocast(self.device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with bf16:
+            mirror = task.mirror if member.bundle.data.mirror else None
+            return classify(self.models[number], x.to(self.device), mirror=mirror).cpu()
+
+    def _checked(self, values_L: Sequence[float]) -> dict[str, float] | Rejection:
+        if not all(map(math.isfinite, values_L)):
+            message = "the model's answer is no number: its weights or the values diverged"
+            return Rejection(Reason.BAD_INTENSITY, message)
+        return dict(zip(self.panel.labels, values_L, strict=True))
+
+
+def mean_of_logits(probabilities: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The probability whose logit is the weighted mean of the logits.
+
+    Args:
+        probabilities: Of each model, of one shape.
+        weights: Of each model, positive.
+
+    Example:
+        >>> mean_of_logits([torch.tensor([0.2]), torch.tensor([0.8])], [1.0, 1.0]).item()
+        0.5
+    """
+    clamped = [each.double().clamp(_SMALLEST, _LARGEST) for each in probabilities]
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    logits = torch.stack([each.logit() for each in clamped], dim=-1)
+    return (logits @ shares).sigmoid().float()
+
+
+def _models_in(folder: Path) -> list[Path]:
+    """The folder itself, or the folds of a cross-validation in the order of their numbers."""
+    if _holds_model(folder):
+        return [folder]
+    folds = [path for path in folder.glob(FOLD_FOLDERS) if _holds_model(path)]
+    return sorted(folds, key=lambda path: (len(path.name), path.name)) or [folder]  # of which read_bundle says more
+
+
+def _holds_model(path: Path) -> bool:
+    return is_model_config(read_json(path / CONFIG))

@@ -1,0 +1,115 @@
+"""From a harmonized scan to what networks see of it, as in their training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.model_folder import Bundle
+from finetune.raw.look import CT, MR, Harmonized, Wish
+from finetune.samples import DataConfig
+from finetune.series import Region
+from finetune.tasks import TaskConfig, make_task
+from finetune.views import ViewConfig, make_view
+from harmonize.errors import Reason, Rejection
+from harmonize.files import sha256_of
+from harmonize.scan import HU
+from harmonize.settings import Settings
+from headspark.channels import MRI_UNITS
+from headspark.config import to_plain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """One way in which a series becomes what networks see; models that differ in nothing else share it.
+
+    Attributes:
+        task: What is asked.
+        view: What is seen.
+        data: How it is cut.
+        wish: The number of the way in which it is harmonized.
+    """
+
+    task: TaskConfig
+    view: ViewConfig
+    data: DataConfig
+    wish: int
+
+
+def kind_of(modality: str) -> str:
+    """What a header can tell of a modality by its name in a corpus: `CT` or `MR`.
+
+    Example:
+        >>> [kind_of(name) for name in ("CT", "CTA", "MRA", "T1w")]
+        ['CT', 'CT', 'MR', 'MR']
+    """
+    return CT if modality.upper().startswith(CT) else MR
+
+
+def kinds_of(data: DataConfig) -> frozenset[str]:
+    """The series that a model is for, by `data.modalities` of its recipe: `CT`, `MR` or both."""
+    modalities = getattr(data, "modalities", None) or ()
+    return frozenset(map(kind_of, modalities)) or frozenset({CT, MR})
+
+
+def inputs_of(bundles: Sequence[Bundle]) -> tuple[tuple[Wish, ...], tuple[Input, ...], tuple[int, ...]]:
+    """The different ways to harmonize for some models, their different inputs, and the number of each model's input."""
+    of_wish: dict[str, int] = {}
+    of_input: dict[str, int] = {}
+    wishes: list[Wish] = []
+    inputs: list[Input] = []
+    numbers = []
+    for bundle in bundles:
+        kinds = kinds_of(bundle.data)
+        wish = of_wish.setdefault(_settings_key(bundle.settings), len(wishes))
+        if wish == len(wishes):
+            wishes.append(Wish(settings=bundle.settings, kinds=kinds))
+        wishes[wish] = dataclasses.replace(wishes[wish], kinds=wishes[wish].kinds | kinds)
+        number = of_input.setdefault(_key(bundle, wish), len(inputs))
+        if number == len(inputs):
+            inputs.append(Input(task=bundle.task, view=bundle.view, data=bundle.data, wish=wish))
+        numbers.append(number)
+    return tuple(wishes), tuple(inputs), tuple(numbers)
+
+
+def regions_of(series: Harmonized, inputs: Sequence[Input]) -> list[Region | None]:
+    """What is kept of a series for each input; None where it was not harmonized for that.
+
+    Raises:
+        Rejection: The task is not about such a scan.
+    """
+    regions: list[Region | None] = []
+    for each in inputs:
+        task = make_task(each.task)
+        task.check_scan(series.scan)
+        found = series.volumes[each.wish]
+        if found is None:
+            regions.append(None)
+            continue
+        if found.unit not in (HU, *MRI_UNITS):
+            raise Rejection(Reason.BAD_INTENSITY, f"the model knows no intensities in {found.unit!r}")
+        view = make_view(each.view, each.data, task)
+        regions.append(view.cut(found.volume, unit=found.unit, foreground_box=found.foreground_box))
+    return regions
+
+
+def decisions_of(series: Harmonized) -> tuple[str, ...]:
+    """What was found and done, in order."""
+    return next(tuple(map(str, volume.decisions)) for volume in series.volumes if volume is not None)
+
+
+def _key(bundle: Bundle, wish: int) -> str:
+    """Two models with the same have the same input; the fold that one was held out from changes nothing of it."""
+    data = {name: value for name, value in to_plain(bundle.data).items() if name != "fold"}
+    return repr((to_plain(bundle.task), to_plain(bundle.view), sorted(data.items()), wish))
+
+
+def _settings_key(settings: Settings) -> str:
+    """Settings by what they do: files that each model has a copy of count by their content."""
+    plain = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    histograms, brain = plain.pop("nyul_folder"), plain.pop("brain_model")
+    files: list[Path] = sorted(histograms.glob("*.npy")) if histograms is not None else []
+    files += [brain] if brain is not None and settings.apply_brain else []
+    return repr((sorted(plain.items()), [(path.name, sha256_of(path)) for path in files]))

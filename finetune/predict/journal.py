@@ -1,0 +1,209 @@
+"""The journal of a prediction: a line of JSON a series, appended as answers come, so that a stopped run goes on.
+
+A line is whole or it is ignored: a run that is killed while it writes one does that series again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from finetune.raw.places import Place
+from harmonize.bounded_files import fits, parse_json
+from harmonize.errors import Reason, WrongUse
+
+FORMAT = 1
+LONGEST_LINE = 1 << 22
+SYNC_S = 1.0
+"""Seconds between two writes that are seen onto the disk; what dies with the process alone is lost never."""
+
+RETRYABLE = frozenset({Reason.IO_ERROR, Reason.WORKER_DIED, Reason.MISSING_FILE})
+"""What a series is refused for when the disk or the memory was at fault: the next run tries it again."""
+
+_MAYBE = (str, type(None))
+_SHAPE = {
+    "place": str, "state": str, "part": int, "parts": int, "series": str, "folder": str, "kind": _MAYBE,
+    "probabilities": ([float], type(None)), "decisions": [str], "reason": _MAYBE, "message": _MAYBE,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What became of a series.
+
+    Attributes:
+        place: Key of the folder.
+        state: Of its files.
+        part: The number of the series among those of its folder.
+        parts: How many those are.
+        series: Its SeriesInstanceUID, or where the files say none, the folder.
+        folder: The folder, as people know it.
+        kind: ``CT`` or ``MR``; None where it was not answered.
+        probabilities: In the order of the labels; None where it was not answered.
+        decisions: What was found and done.
+        reason: A code of docs/rejections.md; None where it was answered.
+        message: Why it was not answered, in one line.
+    """
+
+    place: str
+    state: str
+    part: int
+    parts: int
+    series: str
+    folder: str
+    kind: str | None = None
+    probabilities: tuple[float, ...] | None = None
+    decisions: tuple[str, ...] = ()
+    reason: str | None = None
+    message: str | None = None
+
+
+class Journal:
+    """What is known of each series, on disk as soon as it is known.
+
+    Args:
+        stream: To append to; None: nowhere.
+        rows: What earlier runs left, by place.
+    """
+
+    def __init__(self, stream: TextIO | None, rows: dict[str, list[Row]]) -> None:
+        self._stream, self._rows, self._synced = stream, rows, time.monotonic()
+
+    def add(self, row: Row) -> None:
+        """Take in what became of a series."""
+        self._rows.setdefault(row.place, []).append(row)
+        if self._stream is None:
+            return
+        self._stream.write(json.dumps(asdict(row)) + "\n")
+        self._stream.flush()
+        if time.monotonic() - self._synced > SYNC_S:
+            self.sync()
+
+    def sync(self) -> None:
+        """See what was written onto the disk."""
+        if self._stream is None:
+            return
+        os.fsync(self._stream.fileno())
+        self._synced = time.monotonic()
+
+    def of(self, place: Place) -> dict[int, Row]:
+        """What stands about a place as it is now, by the number of the series; what may be better now does not."""
+        if place.key not in self._rows:
+            return {}
+        state = place.state()
+        latest = {row.part: row for row in self._rows[place.key] if row.state == state}
+        return {part: row for part, row in latest.items() if row.reason not in RETRYABLE}
+
+    def rows(self, place: Place) -> list[Row]:
+        """The latest outcome of each series of a place, in their order."""
+        rows = self._rows.get(place.key, [])
+        latest = {row.part: row for row in rows if row.state == rows[-1].state}
+        return [latest[part] for part in sorted(latest)]
+
+    def elsewhere(self, places: Iterable[Place]) -> int:
+        """How many series stand here of folders that are not among these."""
+        asked = {place.key for place in places}
+        return sum(rows[-1].parts for key, rows in self._rows.items() if key not in asked)
+
+
+@contextmanager
+def journal_at(path: Path, facts: Mapping[str, Any]) -> Iterator[Journal]:
+    """Hold a journal alone, and append to it.
+
+    Args:
+        path: The file; made if need be.
+        facts: What the answers follow from: models, labels, precision.
+
+    Raises:
+        UserError: Somebody else is writing there, it holds answers of other models, or it is no journal of ours.
+    """
+    head = {"format": FORMAT, **facts}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise WrongUse(f"{path}: cannot be written ({error.strerror}); give --out another place") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise WrongUse(f"{path}: another process is writing to it; wait for it, or give another --out") from error
+        rows = _read(path, head)
+        if rows is None:
+            stream.truncate(0)
+            stream.write(json.dumps(head) + "\n")
+        elif not _ends_with_line(path):
+            stream.write("\n")
+        stream.flush()
+        journal = Journal(stream, rows or {})
+        try:
+            yield journal
+        finally:
+            stream.flush()
+            journal.sync()
+
+
+def _read(path: Path, head: Mapping[str, Any]) -> dict[str, list[Row]] | None:
+    """The rows by place; None for an empty journal, or one whose first line was never finished."""
+    rows: dict[str, list[Row]] = {}
+    with path.open("rb") as lines:
+        first = lines.readline(LONGEST_LINE)
+        if not first.endswith(b"\n") and not lines.read(1) and len(first) < LONGEST_LINE:
+            if first and not json.dumps(head).startswith(first.decode("utf-8", "replace")):
+                raise _foreign(path)
+            return None
+        begun = _line(first)
+        if not isinstance(begun, dict) or begun.get("format") != FORMAT:
+            raise _foreign(path)
+        if begun != json.loads(json.dumps(head)):
+            raise WrongUse(
+                f"{path}: holds answers of other models, weights or precision; give another --out, or delete it to "
+                "begin again"
+            )
+        for content in lines:
+            row = _row(content, len(begun["labels"]))
+            if row is not None:
+                rows.setdefault(row.place, []).append(row)
+    return rows
+
+
+def _row(content: bytes, labels: int) -> Row | None:
+    line = _line(content)
+    if not fits(line, _SHAPE) or line.keys() != _SHAPE.keys():
+        return None
+    values = line["probabilities"]
+    if values is None:
+        return Row(**{**line, "decisions": tuple(line["decisions"])}) if line["reason"] else None
+    if len(values) != labels or not all(math.isfinite(value) for value in values):
+        return None
+    return Row(**{**line, "probabilities": tuple(values), "decisions": tuple(line["decisions"])})
+
+
+def _line(content: bytes) -> Any:
+    if len(content) > LONGEST_LINE:
+        return None
+    try:
+        return parse_json(content)
+    except ValueError:
+        return None
+
+
+def _ends_with_line(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"
+
+
+def _foreign(path: Path) -> WrongUse:
+    return WrongUse(f"{path}: was not written by `finetune predict`; give another --out")

@@ -1,0 +1,1 @@
+"""Raw series in folders: which there are, and each harmonized; it loads no network, so that workers start quickly."""

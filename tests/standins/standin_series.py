@@ -1,0 +1,70 @@
+"""DICOM series of a small head, as they come from anywhere, and fine-tuned models that know nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from finetune.models.heads.cells import CellsConfig
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from finetune.model_folder import Bundle, save_bundle
+from finetune.models.assemble import Network
+from finetune.samples import DataConfig
+from finetune.tasks.aneurysm import AneurysmTask
+from harmonize.settings import Settings
+from headspark.encoder import EncoderConfig, build_encoder
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+MR = "1.2.840.10008.5.1.4.1.1.4"
+
+
+def write_series(
+    folder: Path, uid: str = "1.2.3", *, patient: str = "A", slices: range = range(20), brain: int = 40, **changes: Any
+) -> None:
+    """An axial head CT of 4 mm voxels; a change that is None takes its element away."""
+    folder.mkdir(parents=True, exist_ok=True)
+    y, x = np.mgrid[:32, :32]
+    r = (x - 15.5) ** 2 + (y - 15.5) ** 2
+    plane = (np.where(r < 150, brain, np.where(r < 190, 1600, -1000)) + 1024).astype("<i2")
+    for k in slices:
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID, dataset.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CT
+        dataset.SOPClassUID, dataset.Modality, dataset.InstanceNumber = CT, "CT", k + 1
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{patient.encode().hex()}.{k}"
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID, dataset.PatientID = uid, f"1.9.{len(patient)}", patient
+        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [-62, -62, 4 * k], [1, 0, 0, 0, 1, 0]
+        dataset.PixelSpacing, dataset.SliceThickness = [4, 4], 4
+        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 32, 32, 1
+        dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 1
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.PixelData = 1, -1024, plane.tobytes()
+        for name, value in changes.items():
+            if value is None:
+                delattr(dataset, name)
+            else:
+                setattr(dataset, name, value)
+        dataset.save_as(folder / f"{patient}{uid}_{k:02d}.dcm", enforce_file_format=True)
+
+
+def write_mr_series(folder: Path, uid: str = "1.2.4", **changes: Any) -> None:
+    """The same of MR, whose numbers have no unit."""
+    write_series(folder, uid, SOPClassUID=MR, Modality="MR", RescaleSlope=None, RescaleIntercept=None, **changes)
+
+
+def save_model(folder: Path, *, seed: int = 0, width: int = 4, **data: Any) -> Path:
+    """An untrained model of 16 x 16 x 16 voxels of 6 mm; `seed` draws its weights, `data` changes the recipe's data."""
+    torch.manual_seed(seed)
+    encoder, head = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2)), CellsConfig(stride=2, width=width)
+    config = DataConfig(**{"patch": (16, 16, 16), "spacing": 6.0, **data})
+    network = Network(build_encoder(encoder), head, (), AneurysmTask())
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape)  # so that two models differ by more than a rounding
+    bundle = Bundle(encoder=encoder, head=head, data=config, settings=Settings(spacing=(4.0,) * 3))
+    save_bundle(folder, bundle, network.state_dict())
+    return folder
