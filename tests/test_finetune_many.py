@@ -138,7 +138,7 @@ def test_without_a_uid_the_folder_is_the_name_and_names_that_are_shared_are_numb
 ) -> None:
     tree = tmp_path / "tree"
     for folder in ("p1/ct", "p2/ct"):
-        write_series(tree / folder, patient=folder, SeriesInstanceUID=None)
+        write_series(tree / folder, patient=folder[:2], SeriesInstanceUID=None)
     for patient in ("A", "B"):
         write_series(tree / "same" / patient, "1.2.9", patient=patient)
     assert predict(model, tree, "--out", tmp_path / "p.csv") == 0
@@ -245,7 +245,7 @@ def test_a_finished_run_is_not_repeated_but_for_what_has_come_or_changed(
 def test_a_series_that_the_disk_refused_is_tried_again_and_one_that_is_broken_is_not(
     model: Path, tmp_path: Path, looked: list[str]
 ) -> None:
-    write_series(tmp_path / "broken", slices=range(2))
+    write_series(tmp_path / "broken", "1.2.4", slices=range(2))
     (tmp_path / "list.txt").write_text(f"{tmp_path / 'later'}\n{tmp_path / 'broken'}\n")
     out = tmp_path / "p.csv"
     assert predict(model, tmp_path / "list.txt", "--out", out) == 1
@@ -409,6 +409,35 @@ def test_a_harmonized_series_is_shared_by_models_that_cut_it_otherwise(
 @pytest.mark.parametrize(("name", "kind"), [("CTA", "CT"), ("CT", "CT"), ("MRA", "MR"), ("MRI T2", "MR"), ("MR", "MR")])
 def test_modalities_of_a_recipe_are_ct_or_mr_to_a_header(name: str, kind: str) -> None:
     assert kind_of(name) == kind
+
+
+def test_models_of_some_modalities_answer_series_of_theirs_alone(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, ct_model, mr_model = tmp_path / "tree", tmp_path / "ct_model", tmp_path / "mr_model"
+    write_mr_series(tree / "mr")
+    write_series(tree / "ct")
+    save_model(ct_model, seed=1, modalities=("CTA",))
+    save_model(mr_model, seed=2, modalities=("MRA", "MRI T2"))
+    ct, mr = (
+        {label: [Predictor(folder, device=CPU)(tree / kind)[label] for folder in (model, own)] for label in LABELS}
+        for kind, own in (("ct", ct_model), ("mr", mr_model))
+    )
+    assert predict(ct_model, mr_model, tree, "--out", tmp_path / "routed.json") == 0
+    assert predict(model, ct_model, mr_model, tree, "--out", tmp_path / "joined.json") == 0
+    routed, joined = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("routed", "joined"))
+    for found, together, alone in zip(routed, joined, (ct, mr), strict=True):
+        assert [found[label] for label in LABELS] == [alone[label][1] for label in LABELS]
+        expected = [expit(np.mean(logit(alone[label]))) for label in LABELS]
+        np.testing.assert_allclose([together[label] for label in LABELS], expected, rtol=1e-5)
+    assert predict(ct_model, tree, "--out", tmp_path / "ct.csv") == 0
+    assert [row[0] for row in rows_of(tmp_path / "ct.csv")[1:]] == ["1.2.3"]
+    (refused,) = rows_of(tmp_path / "ct.failed.csv")[1:]
+    assert refused[0] == "1.2.4"
+    assert refused[2:] == ["unsupported_modality", "none of the models is for MR (data.modalities)"]
+    capsys.readouterr()
+    assert predict(ct_model, tree / "mr") == 1
+    assert "none of the models is for MR" in capsys.readouterr().err
 
 
 def test_places_are_found_once_however_they_are_given(tree: Path) -> None:

@@ -50,8 +50,7 @@ def kind_of(modality: str) -> str:
 
 def kinds_of(data: DataConfig) -> frozenset[str]:
     """The series that a model is for, by `data.modalities` of its recipe: `CT`, `MR` or both."""
-    modalities = getattr(data, "modalities", None) or ()
-    return frozenset(map(kind_of, modalities)) or frozenset({CT, MR})
+    return frozenset(map(kind_of, data.modalities)) or frozenset({CT, MR})
 
 
 def inputs_of(bundles: Sequence[Bundle]) -> tuple[tuple[Wish, ...], tuple[Input, ...], tuple[int, ...]]:

@@ -76,23 +76,23 @@ class Journal:
     """
 
     def __init__(self, stream: TextIO | None, rows: dict[str, list[Row]]) -> None:
-        self._stream, self._rows, self._synced = stream, rows, time.monotonic()
+        self._file, self._rows, self._synced = stream, rows, time.monotonic()
 
     def add(self, row: Row) -> None:
         """Take in what became of a series."""
         self._rows.setdefault(row.place, []).append(row)
-        if self._stream is None:
+        if self._file is None:
             return
-        self._stream.write(json.dumps(asdict(row)) + "\n")
-        self._stream.flush()
+        self._file.write(json.dumps(asdict(row)) + "\n")
+        self._file.flush()
         if time.monotonic() - self._synced > SYNC_S:
             self.sync()
 
     def sync(self) -> None:
         """See what was written onto the disk."""
-        if self._stream is None:
+        if self._file is None:
             return
-        os.fsync(self._stream.fileno())
+        os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
     def of(self, place: Place) -> dict[int, Row]:

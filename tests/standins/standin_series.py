@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from finetune.models.heads.cells import CellsConfig
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from finetune.model_folder import Bundle, save_bundle
 from finetune.models.assemble import Network
+from finetune.models.heads.cells import CellsConfig
 from finetune.samples import DataConfig
 from finetune.tasks.aneurysm import AneurysmTask
 from harmonize.settings import Settings
@@ -29,7 +29,7 @@ def write_series(
     folder.mkdir(parents=True, exist_ok=True)
     y, x = np.mgrid[:32, :32]
     r = (x - 15.5) ** 2 + (y - 15.5) ** 2
-    plane = (np.where(r < 150, brain, np.where(r < 190, 1600, -1000)) + 1024).astype("<i2")
+    plane = (np.where(r < 150, brain + x % 5, np.where(r < 190, 1600, -1000)) + 1024).astype("<i2")
     for k in slices:
         dataset = Dataset()
         dataset.file_meta = FileMetaDataset()
@@ -53,7 +53,8 @@ def write_series(
 
 def write_mr_series(folder: Path, uid: str = "1.2.4", **changes: Any) -> None:
     """The same of MR, whose numbers have no unit."""
-    write_series(folder, uid, SOPClassUID=MR, Modality="MR", RescaleSlope=None, RescaleIntercept=None, **changes)
+    bare = {"SOPClassUID": MR, "Modality": "MR", "RescaleSlope": None, "RescaleIntercept": None}
+    write_series(folder, uid, **{"brain": 1500, **bare, **changes})
 
 
 def save_model(folder: Path, *, seed: int = 0, width: int = 4, **data: Any) -> Path:
