@@ -12,7 +12,7 @@ from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors
 from headspark.config import run_command
 
-TRAIN = "train"
+TRAIN, CROSS_VALIDATE = "train", "cv"
 
 COMMANDS = (predict, evaluate, compare, report)
 """Each a file with ``add(commands, common)``, which adds its parser and says what runs it."""
@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from finetune import train
 
         return train.main(words[1:])
+    if words[:1] == [CROSS_VALIDATE]:
+        from finetune import cross_validation
+
+        return cross_validation.main(words[1:])
     hide_texts_of_errors()  # those of a raw series may quote its header
     return run_command(_command, words)
 
@@ -48,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"finetune {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser(TRAIN, help="fine-tune on one device; `accelerate launch -m finetune.train` on several")
+    commands.add_parser(CROSS_VALIDATE, help="train on all folds but one, in turn, and gather what they say")
     for command in COMMANDS:
         command.add(commands, common)
     return parser

@@ -1,0 +1,284 @@
+"""Train on every fold but one, in turn, and gather what each run says of the fold that it held out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harmonize.launcher import end_with_launcher
+
+if __name__ == "__main__":
+    end_with_launcher()
+
+# isort: split
+import pandas as pd
+from accelerate import PartialState
+
+from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS
+from finetune.inference import read_predictions
+from finetune.metrics import Score
+from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of, weights_sha256
+from finetune.recipe import Recipe
+from finetune.tasks import make_task
+from finetune.train import train
+from harmonize.corpus import Corpus
+from harmonize.errors import UserError, WrongUse
+from harmonize.files import atomic_path, sha256_of, write_json
+from harmonize.parser import Parser
+from harmonize.terminal import say, warn
+from headspark.config import parse_recipe, read_recipe, recipe_parser, run_command
+from headspark.folder_kind import seen_at
+from headspark.run.folder import FINISHED, FREE_ON_RESUME, RECIPE, check_same_recipe, read_state, without_odd_numbers
+from headspark.run.interrupt import EXIT_INTERRUPTED, Interrupted, interrupts
+
+RESULTS = "results.json"
+"""In the folder of a cross-validation: the score of each fold, and of all held-out series together."""
+
+GATHER = "--gather"
+_FREE = frozenset(FREE_ON_RESUME) | FINE_TUNING.free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What the runs of a cross-validation train on, besides the recipe.
+
+    Attributes:
+        corpus: With labelled series.
+        encoder: Folder or Hub repository of a pretrained encoder; None trains the recipe's from scratch.
+        brain_model: SynthStrip's weights, for a corpus that was made with ``--apply-brain``.
+        pseudo_labels: Predictions of another model, for series of the corpus that nobody labelled.
+    """
+
+    corpus: Corpus
+    encoder: str | None = None
+    brain_model: Path | None = None
+    pseudo_labels: Path | None = None
+
+
+def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[int] | None = None) -> bool:
+    """Run folds one after the other, or what is left of them; a finished one is passed over.
+
+    Args:
+        recipe: Of all runs; its `data.fold` does not matter.
+        sources: What they train on.
+        out: Folder of the runs ``fold_0``, ``fold_1`` ...
+        folds: Which; None: all `data.folds`.
+
+    Returns:
+        Whether all of these folds are finished; False after a signal, when what was done has been saved.
+
+    Raises:
+        UserError: A run cannot start or go on, or a finished one was another's.
+    """
+    wanted = _checked(folds, recipe.data.folds)
+    try:
+        with interrupts() as interrupt:
+            interrupt.begin()
+            for number in wanted:
+                own = replace(recipe, data=replace(recipe.data, fold=number))
+                if _is_finished(own, sources, out / FOLD_FOLDER.format(number)):
+                    continue
+                if PartialState().is_main_process:
+                    warn(f"fold {number} of {recipe.data.folds}: {out / FOLD_FOLDER.format(number)}")
+                score = train(
+                    own,
+                    corpus=sources.corpus,
+                    encoder_folder=sources.encoder,
+                    out=out / FOLD_FOLDER.format(number),
+                    brain_model=sources.brain_model,
+                    pseudo_labels=sources.pseudo_labels,
+                )
+                if score is None or interrupt:
+                    return False
+    except Interrupted:
+        return False
+    return True
+
+
+def gather(out: Path, folds: Sequence[int] | None = None) -> Score:
+    """Put the held-out predictions of finished folds into one table, and score them together.
+
+    Writes ``predictions.parquet``, ordered by series, and ``results.json``; the same runs give the same bytes.
+
+    Args:
+        out: As for `cross_validate`.
+        folds: Which; None: all `data.folds` of the recipe.
+
+    Returns:
+        The score of all held-out series together.
+
+    Raises:
+        UserError: A fold is not finished, or two are not of one cross-validation.
+    """
+    begun = sorted(
+        (int(name), path)
+        for path in out.glob(FOLD_FOLDER.format("*"))
+        if (name := path.name.removeprefix(FOLD_FOLDER.format(""))).isdecimal()
+    )
+    if not begun:
+        raise WrongUse(f"{out}: no cross-validation there, but {seen_at(out)}; give the --out of `finetune cv`")
+    first = begun[0][1]
+    recipe = read_recipe(Recipe, first / RECIPE)
+    wanted = _checked(folds, recipe.data.folds)
+    missing = [number for number in wanted if not _has_finished(out / FOLD_FOLDER.format(number))]
+    if missing:
+        names = ", ".join(map(str, missing))
+        raise UserError(f"{out}: not finished are the folds {names}; run them, or name the others with --folds")
+    task = make_task(recipe.task)
+    tables, results = [], {}
+    for number in wanted:
+        folder = out / FOLD_FOLDER.format(number)
+        state = _same_run(folder, first, recipe, number)
+        tables.append(read_predictions(folder / PREDICTIONS, task.labels))
+        results[str(number)] = state["results"]
+    pooled = pd.concat(tables).sort_values([ID, FOLD], ignore_index=True)
+    twice = int(pooled[ID].duplicated().sum())
+    if twice:
+        raise UserError(
+            f"{out}: {twice} series were held out twice; the folds are not of one dealing, train them again"
+        )
+    score = task.score(pooled)
+    with atomic_path(out / PREDICTIONS) as temporary:
+        pooled.to_parquet(temporary, index=False)
+    write_json(
+        out / RESULTS,
+        without_odd_numbers(
+            {"folds": results, "pooled": {**score.headline(), "held_out_series": len(pooled), "areas": score.areas}}
+        ),
+    )
+    return score
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``finetune cv``, and of ``python -m finetune.cross_validation``."""
+    return run_command(_command, sys.argv[1:] if argv is None else argv)
+
+
+def _command(argv: Sequence[str]) -> int:
+    if any(word.split("=")[0] == GATHER for word in argv):
+        return _gather_alone(argv)
+    parser = recipe_parser(Recipe, prog="finetune cv", description="Train on all folds but one, in turn.")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder that `harmonize` wrote, with labels")
+    parser.add_argument("--encoder", type=str, default=None, help="pretrained encoder: folder or Hub repository")
+    parser.add_argument(
+        "--brain-model", type=Path, default=None, help="SynthStrip's weights, if the corpus was made with --apply-brain"
+    )
+    parser.add_argument(
+        "--pseudo-labels", type=Path, default=None, help="table of predictions for series of the corpus without labels"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; the same command goes on")
+    parser.add_argument("--folds", type=str, default=None, help="such as 0,2; default: all")
+    parser.add_argument("--fold", type=int, default=None, help="one alone, as a task of an array runs it")
+    recipe, options = parse_recipe(parser, Recipe, argv)
+    if options.fold is not None and options.folds is not None:
+        raise WrongUse("--fold: not allowed with argument --folds; give one of them")
+    asked = _numbers(options.folds)
+    folds = asked if options.fold is None else [options.fold]
+    sources = Sources(
+        corpus=Corpus.open(options.corpus),
+        encoder=options.encoder,
+        brain_model=options.brain_model,
+        pseudo_labels=options.pseudo_labels,
+    )
+    if not cross_validate(recipe, sources, options.out, folds):
+        return EXIT_INTERRUPTED
+    if not PartialState().is_main_process:
+        return 0
+    left = [
+        number
+        for number in asked or range(recipe.data.folds)
+        if not _has_finished(options.out / FOLD_FOLDER.format(number))
+    ]
+    if left:
+        warn(f"{options.out}: folds {', '.join(map(str, left))} are left; `finetune cv {GATHER}` waits for them")
+        return 0
+    return _gathered(options.out, asked)
+
+
+def _gather_alone(argv: Sequence[str]) -> int:
+    parser = Parser(prog="finetune cv", description="Gather the folds of a cross-validation.")
+    parser.add_argument(GATHER, type=Path, required=True, metavar="CV")
+    parser.add_argument("--folds", metavar="N,N", help="such as 0,2; default: all")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(argv)
+    return _gathered(options.gather, _numbers(options.folds))
+
+
+def _gathered(out: Path, folds: Sequence[int] | None) -> int:
+    score = gather(out, folds)
+    numbers = ", ".join(f"{name} {value:.3f}" for name, value in score.headline().items() if isinstance(value, float))
+    note = f" ({score.note()})" if score.note() else ""
+    say(f"{out / PREDICTIONS}: all held-out series together: {numbers}{note}")
+    return 0
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise WrongUse(f"--folds {text}: give numbers with commas between, such as 0,2")
+    return [int(word) for word in words]
+
+
+def _checked(folds: Sequence[int] | None, count: int) -> list[int]:
+    wanted = list(range(count)) if folds is None else sorted(set(folds))
+    beyond = [number for number in wanted if not 0 <= number < count]
+    if beyond or not wanted:
+        raise WrongUse(f"--folds {beyond}: there are data.folds {count}, numbered 0 to {count - 1}")
+    return wanted
+
+
+def _has_finished(folder: Path) -> bool:
+    state = read_state(folder) if folder.is_dir() else None
+    return state is not None and state["status"] == FINISHED
+
+
+def _is_finished(recipe: Recipe, sources: Sources, folder: Path) -> bool:
+    """Whether a fold needs no run.
+
+    Raises:
+        UserError: A finished run there began with something else.
+    """
+    if not _has_finished(folder):
+        return False
+    state, given = read_state(folder) or {}, read_given(sources.encoder)
+    check_same_recipe(folder, recipe_of(recipe, folder, given), _FREE)
+    began = state.get("origin") or {}
+    encoder = began.get("encoder") or {}
+    pseudo = None if sources.pseudo_labels is None else sha256_of(sources.pseudo_labels)
+    sha256 = None if given.network is None else weights_sha256(given.network.state_dict())
+    differs = {
+        "another corpus": began.get("corpus") != sources.corpus.manifest_sha256(),
+        # Where the encoder cannot be read now, that there was one has to do.
+        "another encoder": bool(encoder) != (given.name is not None) or sha256 not in (None, encoder.get("sha256")),
+        "other --pseudo-labels": state.get(PSEUDO_LABELS) != pseudo,
+    }
+    what = next((name for name, is_so in differs.items() if is_so), None)
+    if what is not None:
+        raise WrongUse(f"{folder}: finished with {what} than is asked for now; give --out a new folder")
+    return True
+
+
+def _same_run(folder: Path, first: Path, recipe: Recipe, number: int) -> dict[str, Any]:
+    """run.json of a fold, after a look at whether it is of the same cross-validation as the first.
+
+    Raises:
+        UserError: It is not.
+    """
+    own = replace(recipe, data=replace(recipe.data, fold=number))
+    check_same_recipe(folder, own, _FREE)
+    state, other = read_state(folder) or {}, read_state(first) or {}
+    for key in ("corpus", "encoder"):
+        mine, theirs = ((one.get("origin") or {}).get(key) for one in (state, other))
+        mine, theirs = (one.get("sha256") if isinstance(one, dict) else one for one in (mine, theirs))
+        if mine != theirs:
+            raise WrongUse(f"{folder}: began with another {key} than {first.name}; a cross-validation has one")
+    return state
+
+
+if __name__ == "__main__":
+    sys.exit(main())
