@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
-from finetune.series import Case, Spot
+from finetune.series import Case, Region, Spot
 from finetune.views.box import cut_region
 from harmonize import engine, phantom
 from harmonize.cli import main
@@ -102,18 +104,31 @@ def test_the_bias_field_and_the_scale_of_mri_are_those_of_the_whole_head(monkeyp
 
 def test_a_patch_is_cut_in_the_same_place_from_the_box_as_from_the_whole_head(scan: Scan) -> None:
     """So that a model that was trained on the one sees the same of the other."""
-    regions = []
-    for settings in (Settings(spacing=SPACING), Settings(spacing=SPACING, circle_mm=(100.0, 100.0, 100.0))):
-        found = harmonize_scan(scan, settings)
-        regions.append(
-            cut_region(found.volume, (16, 20, 18), spacing=None, unit=found.unit, foreground_box=found.foreground_box)
-        )
-    corners = [
-        region.volume.affine[:3, 3] + np.array(region.start) * np.diagonal(region.volume.affine)[:3]
-        for region in regions
-    ]
+    places = []
+    for chosen in (Settings(spacing=SPACING), Settings(spacing=SPACING, circle_mm=(100.0, 100.0, 100.0))):
+        found = harmonize_scan(scan, chosen)
+        region = region_of(found, scan, (16, 20, 18))
+        places.append(region.findings.points_K3 - region.start)
     # The outline of a head is found within a voxel of the coarse look at the whole of it.
-    np.testing.assert_allclose(corners[0], corners[1], atol=2.01)
+    np.testing.assert_allclose(places[0], places[1], atol=1.001)
+
+
+def region_of(found: HarmonizedScan, scan: Scan, patch: tuple[int, int, int]) -> Region:
+    """What fine-tuning keeps of a series, with its points."""
+    points = scan.annotations.points
+    case = Case(
+        scan_id="1",
+        subject="1",
+        modality=found.modality,
+        unit=found.unit,
+        image=Path(),
+        mask=None,
+        foreground_box=found.foreground_box,
+        labels=(1,) * len(LABELS),
+        spots=tuple(Spot(label=LOCATIONS.index(point.label), xyz_mm=point.xyz_mm) for point in points),
+    )
+    box = found.foreground_box
+    return cut_region(found.volume, patch, spacing=None, unit=found.unit, foreground_box=box, case=case)
 
 
 @given(
@@ -156,29 +171,16 @@ def test_what_lies_outside_of_a_small_box_is_counted_and_never_becomes_a_negativ
     voxels = np.argwhere(mask.labels_XYZ) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
     (said,) = decided(found, DecisionKind.VESSELS_CUT)
     assert said.startswith(f"{100 * (~lies_in(found, voxels)).mean():.1f} % of the vessel mask")
-    case = Case(
-        scan_id="1",
-        subject="1",
-        modality=found.modality,
-        unit=found.unit,
-        image=Path(),
-        mask=None,
-        foreground_box=found.foreground_box,
-        labels=(1,) * len(LABELS),
-        spots=tuple(Spot(label=LOCATIONS.index(point.label), xyz_mm=point.xyz_mm) for point in cta.annotations.points),
-    )
-    region = cut_region(
-        found.volume, (16,) * 3, spacing=None, unit=found.unit, foreground_box=case.foreground_box, case=case
-    )
+    region = region_of(found, cta, (16, 16, 16))
     assert len(region.findings.points_K3) == 13
     assert not region.findings.points_complete
 
 
 def test_a_box_in_one_part_of_a_series_is_told(cta: Scan) -> None:
     part = replace(cta, decisions=(DecisionKind.CUT_AT_HOLE(number=1, count=2, most=5),))
-    settings = Settings(spacing=SPACING, circle_mm=EDGES)
-    assert decided(harmonize_scan(part, settings), DecisionKind.CIRCLE_IN_A_PART)
-    assert not decided(harmonize_scan(cta, settings), DecisionKind.CIRCLE_IN_A_PART)
+    chosen = Settings(spacing=SPACING, circle_mm=EDGES)
+    assert decided(harmonize_scan(part, chosen), DecisionKind.CIRCLE_IN_A_PART)
+    assert not decided(harmonize_scan(cta, chosen), DecisionKind.CIRCLE_IN_A_PART)
 
 
 def test_the_box_ends_where_the_field_of_view_does(cta: Scan) -> None:
@@ -192,10 +194,42 @@ def test_a_fine_box_fits_where_the_whole_scan_would_be_too_large(cta: Scan, monk
     with pytest.raises(Rejection) as refusal:
         harmonize_scan(cta, Settings(spacing=(1.0, 1.0, 1.0)))
     assert refusal.value.reason is Reason.TOO_LARGE
-    settings = Settings(spacing=(1.0, 1.0, 1.0), circle_mm=(48.0, 48.0, 48.0))
+    chosen = Settings(spacing=(1.0, 1.0, 1.0), circle_mm=(48.0, 48.0, 48.0))
     with monkeypatch.context() as patched:
         patched.setattr("harmonize.pipeline.circle.WORKING_SPACING_MM", 4.0)
-        assert harmonize_scan(cta, settings).volume.stored_XYZ.shape == (48, 48, 48)
+        assert harmonize_scan(cta, chosen).volume.stored_XYZ.shape == (48, 48, 48)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(3, 12)] * 3),
+    spacing=st.tuples(*[st.floats(0.05, 8)] * 3),
+    angles=st.tuples(*[st.floats(-180, 180)] * 3),
+    uneven=st.booleans(),
+    unit=st.sampled_from((HU, ARBITRARY)),
+    seed=st.integers(0, 2**16),
+)
+def test_any_scan_is_boxed_or_rejected(
+    shape: tuple[int, ...], spacing: tuple[float, ...], angles: tuple[float, ...], uneven: bool, unit: str, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(spacing)
+    affine[:3, 3] = random.uniform(-100, 100, 3)
+    scan = Scan(
+        voxels_XYZ=random.integers(-1000, 1000, shape).astype(np.int16),
+        affine=affine,
+        modality="CT",
+        unit=unit,
+        slice_offsets=np.cumsum(random.uniform(0.5, 2, shape[2])) if uneven else None,
+    )
+    with suppress(Rejection):
+        found = harmonize_scan(scan, Settings(spacing=(1.0, 2.0, 3.0), circle_mm=(20.0, 30.0, 24.0)))
+        assert all(1 <= count <= most for count, most in zip(found.volume.stored_XYZ.shape, (20, 15, 8), strict=True))
+        whole = harmonize_scan(scan, Settings(spacing=(1.0, 2.0, 3.0)))
+        cut = part_of_whole(whole, found)
+        if unit == HU:
+            assert np.abs(found.volume.stored_XYZ - whole.volume.stored_XYZ[cut]).max() <= 1
 
 
 @pytest.mark.parametrize("edges", [(0.0, 60.0, 60.0), (60.0, float("nan"), 60.0), (60.0, 60.0, 1e6), (60.0, 60.0)])

@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -169,7 +170,10 @@ def damaged_series(case: int, dice: random.Random) -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings("ignore:.*(Invalid value|value length).*:UserWarning")
-def test_damaged_dicom_series_end_in_the_manifest_or_among_the_rejected(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "region", [{"crop_foreground": True}, {"circle_mm": (24.0, 30.0, 18.0)}], ids=["head", "circle"]
+)
+def test_damaged_dicom_series_end_in_the_manifest_or_among_the_rejected(region: dict[str, Any], tmp_path: Path) -> None:
     dice = random.Random(5)
     for case in range(DICOM_CASES):
         folder = tmp_path / f"raw/{case:03d}"
@@ -177,7 +181,7 @@ def test_damaged_dicom_series_end_in_the_manifest_or_among_the_rejected(tmp_path
         for name, content in damaged_series(case, dice).items():
             (folder / name).write_bytes(content)
     before = everything_below(tmp_path)
-    settings = Settings(spacing=(6.0, 6.0, 6.0), crop_foreground=True)
+    settings = Settings(spacing=(6.0, 6.0, 6.0), **region)
     summary = engine.run("tcia", tmp_path / "raw", tmp_path / "corpus", settings, workers=0)
 
     assert {path.partition("/")[0] for path in everything_below(tmp_path) - before} == {"corpus"}
