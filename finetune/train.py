@@ -130,6 +130,8 @@ def _train(
             note(f"note: {given.fault}; the run's checkpoint holds its weights")
             encoder = rebuilt(agree({} if run is None else run.state["origin"]["encoder"] or {}))
         epoch = agree(epoch if run is None else run.state[EPOCH_STEPS])
+        if any(stage.epochs is not None for stage in recipe.stages):
+            note(f"note: an epoch of {len(training)} training series is {epoch} steps")
         state = prepare(recipe, stages_of_run(recipe, epoch=epoch), task, accelerator, encoder)
         state.legacy_noise = old
         for line in notes(state, corpus, encoder):
