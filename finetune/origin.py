@@ -35,7 +35,10 @@ from headspark.run.claim import CHECKPOINTS, NEW_FOLDER
 from headspark.run.folder import RunKind, completed
 
 FINE_TUNING = RunKind(
-    name="fine-tuning", other="pretraining", key="origin", free=frozenset({"data.cache_gb"}), files=(FOLDS,)
+    name="fine-tuning",
+    other="pretraining",
+    key="origin",
+    files=(FOLDS,),
 )
 
 _BEGAN = {

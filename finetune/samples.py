@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.augment import AugmentConfig, Variation, draw_pose, draw_variation, vary_intensity
 from finetune.drawing import Balance, with_pseudo_labelled
-from finetune.series import Case, Pose, Region, Sample
+from finetune.series import Case, Findings, Pose, Region, Sample
 from finetune.tasks import Task
 from finetune.views import View
 from harmonize.errors import WrongUse
-from harmonize.progress import Progress
 from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.config.checks import require
 from headspark.data.batches import Plan, planned_batches
-from headspark.data.config import LoaderConfig
+from headspark.data.config import CacheConfig
+from headspark.data.stores import FileStore, Part, Store
 
-READERS = 2
-"""Threads that read series: decompression releases the interpreter lock, the disk is rarely faster than two."""
+FACTS = 10
+"""Numbers of a region in a cache, before those of its points."""
 
 MOST_VOXELS = 512**3
 """Of a patch; no head has more at half a millimetre."""
@@ -36,7 +38,7 @@ LARGEST_PATCH_MM = 1000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig(LoaderConfig):
+class DataConfig(CacheConfig):
     """What is cut out of the corpus, and how it is dealt out.
 
     Attributes:
@@ -54,7 +56,6 @@ class DataConfig(LoaderConfig):
         limit: At most so many training and so many held-out series, both classes and all modalities among them.
         pseudo_weight: How often a series with pseudo-labels is drawn against an average one with labels.
         mirror: Average validation and prediction over the patch and its mirror image.
-        cache_gb: Memory for series that are kept, in GB and per rank; the others are read when drawn.
     """
 
     ct_windows: tuple[str | dict[str, str | float], ...] = ()
@@ -69,10 +70,9 @@ class DataConfig(LoaderConfig):
     limit: tuple[int, int] | None = None
     pseudo_weight: float = 0.5
     mirror: bool = True
-    cache_gb: float = 8.0
 
     def __post_init__(self) -> None:
-        LoaderConfig.__post_init__(self)
+        CacheConfig.__post_init__(self)
         patch = list(self.patch)
         require(min(patch) >= 8, f"data.patch {patch}: 8 voxels or more are needed each way")
         require(
@@ -85,7 +85,6 @@ class DataConfig(LoaderConfig):
         require(self.fold_seed >= 0, f"data.fold_seed {self.fold_seed}: must be 0 or more")
         share = self.positive_share
         require(0 <= share <= 1, f"data.positive_share {share}: must lie in [0, 1]")
-        require(self.cache_gb >= 0, f"data.cache_gb {self.cache_gb}: must be 0 or more")
         most = self.limit
         require(most is None or min(most) >= 1, f"data.limit {list(most or ())}: both must be 1 or more")
         weight = self.pseudo_weight
@@ -93,6 +92,11 @@ class DataConfig(LoaderConfig):
         require(
             len(set(self.modalities)) == len(self.modalities), f"data.modalities {list(self.modalities)}: one twice"
         )
+
+    @classmethod
+    def upgrade(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The section of a recipe with today's keys: version 0.1.0 kept what `cache_gb` of memory held."""
+        return {name: value for name, value in values.items() if name != "cache_gb"}
 
     def as_begun(self) -> DataConfig:
         """As `LoaderConfig.as_begun`; version 0.1.0 wrote its default windows whatever the encoder's were."""
@@ -211,46 +215,104 @@ def make_batch(
     return FinetuneBatch(x, {name: torch.stack([one[name] for one in targets]).to(x.device) for name in targets[0]})
 
 
-class RegionStore:
-    """The regions of some cases, kept in memory as far as the budget allows.
+class RegionDecoder:
+    """How series become the arrays that headspark's caches keep, and these a region; methods as of `Decoder`.
 
     Args:
-        cases: The series.
-        view: What is kept of each.
-        cache_gb: The budget.
-        label: What the progress line calls them.
+        view: What is kept of each series.
     """
 
-    def __init__(self, cases: Sequence[Case], view: View, *, cache_gb: float, label: str) -> None:
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def parts(self, item: Case) -> list[Part]:
+        """Voxels, the mask, and a list of numbers."""
+        name = hashlib.sha256(self._view.key(item).encode()).hexdigest()
+        name = f"{name[:2]}/{name}"
+        shape = self._view.region_shape(item)
+        parts = [
+            Part(name=f"{name}.npy", dtype=np.dtype(np.int16), shape=shape),
+            Part(name=f"{name}.region.npy", dtype=np.dtype(np.float64), shape=(FACTS + 3 * len(item.spots),)),
+        ]
+        if item.mask is not None:
+            parts.append(Part(name=f"{name}.labels.npy", dtype=np.dtype(np.uint8), shape=shape))
+        return parts
+
+    def decode(self, item: Case, *, row_major: bool) -> list[NDArray[Any]]:
+        """Read a series and cut its region.
+
+        Raises:
+            UserError: A file is gone or damaged, or not the one of the manifest; names the series.
+        """
+        region = self._view.load(item)
+        findings = region.findings
+        facts = [region.slope, region.inter, region.fill, *region.spacing, *region.start, findings.points_complete]
+        arrays = [region.stored_XYZ.numpy(), np.array([*facts, *findings.points_K3.ravel()], dtype=np.float64)]
+        if region.mask_XYZ is not None:
+            arrays.append(region.mask_XYZ.numpy())
+        return arrays
+
+    def assemble(self, item: Case, arrays: Sequence[NDArray[Any]]) -> Region:
+        """The region, whose labels and places are the series'."""
+        stored_XYZ, facts, *mask = arrays
+        slope, inter, fill, *rest = (float(fact) for fact in facts[:FACTS])
+        x_mm, y_mm, z_mm, x, y, z, complete = rest
+        return Region(
+            stored_XYZ=_tensor(stored_XYZ),
+            mask_XYZ=_tensor(mask[0]) if mask else None,
+            slope=slope,
+            inter=inter,
+            spacing=(x_mm, y_mm, z_mm),
+            fill=fill,
+            unit=item.unit,
+            start=(int(x), int(y), int(z)),
+            findings=Findings(
+                points_K3=facts[FACTS:].reshape(-1, 3).copy(),
+                places_K=np.array([spot.label for spot in item.spots], dtype=np.int64),
+                mask_XYZ=None,
+                labels_L=np.array(item.labels, dtype=np.float64),
+                points_complete=bool(complete),
+            ),
+        )
+
+
+class RegionStore:
+    """The regions of some of the series of a cache.
+
+    Args:
+        cases: These series.
+        view: What is kept of each.
+        regions: The cache; without one, each access reads the corpus's file.
+        numbers: Of the series in the cache; without them, in its order.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        view: View,
+        regions: Store[Region] | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
         self.cases = cases
         self.view = view
-        self._kept: dict[int, Region] = {}
-        budget = cache_gb * 1e9
-        with (
-            Progress(f"read {label}", total=len(cases), unit="series") as progress,
-            ThreadPoolExecutor(READERS) as pool,
-        ):
-            for start in range(0, len(cases), READERS):
-                if budget <= 0:
-                    break
-                numbers = range(start, min(start + READERS, len(cases)))
-                for number, region in zip(numbers, pool.map(self._load, numbers), strict=True):
-                    budget -= region.nbytes
-                    if budget > 0:
-                        self._kept[number] = region
-                    progress.advance()
-
-    @property
-    def kept(self) -> Iterable[Region]:
-        """The regions that are in memory."""
-        return self._kept.values()
+        self._regions = FileStore(cases, RegionDecoder(view)) if regions is None else regions
+        self._numbers = range(len(cases)) if numbers is None else numbers
 
     def __getitem__(self, number: int) -> Region:
         """The region of case `number`."""
-        return self._kept[number] if number in self._kept else self._load(number)
+        region: Region = self._regions[self._numbers[number]]
+        return region
 
-    def _load(self, number: int) -> Region:
-        return self.view.load(self.cases[number])
+    def masked(self) -> Iterator[Region]:
+        """The regions of the series that have a mask."""
+        return (self[number] for number, case in enumerate(self.cases) if case.mask is not None)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor on the memory of an array; of a memory map too, which nobody here writes to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(array))
 
 
 class TrainingSamples(Dataset[Drawn]):

@@ -37,7 +37,10 @@ class Case:
         spots: Marked points, of which a positive series may have none.
         spots_complete: Whether no point of the series was lost on the way.
         decisions: What was found and done when the series was harmonized.
-        shape: Voxels along X, Y and Z by the manifest; None where it is not known.
+        shape: Voxels along X, Y and Z by the manifest.
+        spacing: Their size in mm, likewise.
+        sha256: Of the volume's file.
+        mask_sha256: Of the mask's file, or None.
         pseudo: Whether the labels are those of another model.
     """
 
@@ -52,7 +55,10 @@ class Case:
     spots: tuple[Spot, ...] = ()
     spots_complete: bool = True
     decisions: tuple[str, ...] = ()
-    shape: tuple[int, ...] | None = None
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    sha256: str = ""
+    mask_sha256: str | None = None
     pseudo: bool = False
 
 

@@ -6,8 +6,8 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, re
 from finetune.pseudo import read_pseudo_labels
 from finetune.recipe import Recipe
 from finetune.report import write_report
-from finetune.samples import DrawnBatch, RegionStore, TrainingSamples, check_patch, training_batches
-from finetune.series import Case
+from finetune.samples import DrawnBatch, RegionDecoder, RegionStore, TrainingSamples, check_patch, training_batches
+from finetune.series import Case, Region
 from finetune.stages import apply_rates, steps_of_epoch
 from finetune.state import FinetuneState, fastest_layout, notes, prepare, stages_of_run
 from finetune.tasks import make_task
@@ -40,7 +40,9 @@ from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
 from harmonize.files import atomic_path
 from headspark.config import parse_recipe, recipe_parser, run_command
-from headspark.run.device import agree, device_name, enter_on_main, make_accelerator, say_once
+from headspark.data.cache import cached
+from headspark.data.stores import Store
+from headspark.run.device import agree, device_name, enter_on_main, local_ranks, make_accelerator, say_once
 from headspark.run.folder import FINISHED, INTERRUPTED, SAMPLES_PER_STEP, RunFolder, open_run
 from headspark.run.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted, interrupts, say_nothing_to_save
 from headspark.run.metrics_log import MetricsLog
@@ -140,9 +142,10 @@ def _train(
             raise given.fault
         if run is not None:
             run.note(**{SAMPLES_PER_STEP: state.plan.samples_per_step, "device": device_name(accelerator)})
-        store = partial(RegionStore, view=state.view, cache_gb=state.data.cache_gb)
-        seen = store(training, label="training series")
-        unseen = store(held_out[rank::ranks], label="held-out series")
+        regions = stack.enter_context(fill_cache([*training, *held_out], state, out, note))
+        seen = RegionStore(training, state.view, regions)
+        own = range(len(training) + rank, len(training) + len(held_out), ranks)
+        unseen = RegionStore(held_out[rank::ranks], state.view, regions, own)
         doubts = doubts_of_run(state, cohort.labelled, seen, corpus)
         for line in disagreements.lines(doubts):
             note(f"note: {line}")
@@ -175,7 +178,24 @@ def doubts_of_run(state: FinetuneState, labelled: Sequence[Case], seen: RegionSt
     spacing = corpus.spacing if state.data.spacing is None else [state.data.spacing]
     cell_mm = max(state.unwrapped.cells.values(), default=0) * max(spacing)
     places = state.task.places
-    return disagreements.in_tables(labelled, places=places, cell_mm=cell_mm) + disagreements.in_masks(seen.kept)
+    return disagreements.in_tables(labelled, places=places, cell_mm=cell_mm) + disagreements.in_masks(seen.masked())
+
+
+def fill_cache(
+    cases: Sequence[Case], state: FinetuneState, out: Path, say: Callable[[str], object]
+) -> AbstractContextManager[Store[Region]]:
+    """Cut the regions of series to where the recipe wants them, and say so."""
+    return cached(
+        cases,
+        state.data,
+        decoder=RegionDecoder(state.view),
+        run_name=str(out.resolve()),
+        local_rank=state.accelerator.local_process_index,
+        local_ranks=local_ranks(),
+        agree=agree,
+        wait=state.accelerator.wait_for_everyone,
+        say=say,
+    )
 
 
 def run_stages(

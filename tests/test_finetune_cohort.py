@@ -145,7 +145,7 @@ def test_soft_labels_reach_the_loss_as_they_are_and_say_nothing_about_where(corp
         for case in selection.unlabelled
     ]
     view = make_view(recipe.view, recipe.data, task)
-    store = RegionStore([*selection.cases, *pseudo], view, cache_gb=1.0, label="series")
+    store = RegionStore([*selection.cases, *pseudo], view)
     samples = TrainingSamples(store, task, recipe.data, dataclasses.replace(recipe.augment, mirror=0.0), seed=0)
     sample = samples[0]
     assert sample.scan_id in UNLABELLED, "a thousand times as often"

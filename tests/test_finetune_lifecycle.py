@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,14 @@ from finetune.losses.cells import HeatConfig
 from finetune.models.heads.cells import CellsConfig
 from finetune.origin import weights_sha256
 from finetune.recipe import Recipe, TrainConfig
-from finetune.samples import DataConfig, RegionStore, TrainingSamples, make_batch, training_batches
+from finetune.samples import (
+    DataConfig,
+    RegionDecoder,
+    RegionStore,
+    TrainingSamples,
+    make_batch,
+    training_batches,
+)
 from finetune.stages import StageConfig
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.views import make_view
@@ -27,6 +35,8 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from headspark.config import from_plain
 from headspark.data.batches import Plan
+from headspark.data.cache import cached
+from headspark.data.stores import decoded_bytes
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub.encoder_folder import save_encoder
 from headspark.optim import OptimConfig
@@ -264,7 +274,7 @@ def test_samples_are_the_same_whoever_makes_them(workers: int, kind: Any, corpus
     recipe = tiny()
     cases = AneurysmTask().cases(corpus, every_label=False).cases
     task = AneurysmTask()
-    store = RegionStore(cases, make_view(recipe.view, recipe.data, task), cache_gb=1, label="series")
+    store = RegionStore(cases, make_view(recipe.view, recipe.data, task))
     samples = TrainingSamples(store, task, recipe.data, recipe.augment, seed=1)
     plan = Plan(steps=4, batch=2, accumulate=1, rank=0, ranks=1)
     helped = dataclasses.replace(recipe.data, workers=workers, worker_kind=kind)
@@ -280,6 +290,46 @@ def test_samples_are_the_same_whoever_makes_them(workers: int, kind: Any, corpus
         assert torch.equal(made[0].x, made[1].x)
         assert set(made[0].targets) == {"labels", "presence", "presence_known", "territory"}
         assert all(torch.equal(target, made[1].targets[name]) for name, target in made[0].targets.items())
+
+
+@pytest.mark.parametrize("spacing", [None, 3.0])
+def test_a_region_is_the_same_wherever_it_is_kept(spacing: float | None, corpus: Corpus, tmp_path: Path) -> None:
+    data = dataclasses.replace(tiny().data, spacing=spacing, cache_dir=str(tmp_path / "cache"))
+    task = AneurysmTask()
+    view = make_view(tiny().view, data, task)
+    cases = task.cases(corpus).cases
+    assert any(case.mask is not None for case in cases)
+    wanted = [view.load(case) for case in cases]
+    assert decoded_bytes(cases, RegionDecoder(view)) >= sum(region.nbytes for region in wanted)
+    for mode in ("ram", "shared", "disk", "none"):
+        config = dataclasses.replace(data, cache=mode)
+        with cached(
+            cases, config, decoder=RegionDecoder(view), run_name=str(tmp_path), local_rank=0, local_ranks=1,
+            agree=lambda choice: choice, wait=lambda: None, say=print,
+        ) as regions:  # fmt: skip
+            store = RegionStore(cases[3:], view, regions, range(3, len(cases)))
+            for number, region in enumerate(wanted[3:]):
+                found = store[number]
+                assert torch.equal(found.stored_XYZ, region.stored_XYZ), mode
+                assert (found.mask_XYZ is None) == (region.mask_XYZ is None)
+                assert region.mask_XYZ is None or torch.equal(found.mask_XYZ, region.mask_XYZ)
+                for name in ("slope", "inter", "spacing", "fill", "unit", "start"):
+                    assert getattr(found, name) == getattr(region, name), (mode, name)
+                for name in ("points_K3", "places_K", "labels_L", "points_complete"):
+                    assert np.array_equal(getattr(found.findings, name), getattr(region.findings, name)), (mode, name)
+
+
+def test_a_region_on_disk_is_known_by_all_that_it_depends_on(corpus: Corpus) -> None:
+    recipe, task = tiny(), AneurysmTask()
+    case = next(case for case in task.cases(corpus).cases if case.mask is not None)
+    names = set()
+    for change in ({}, {"patch": (20, 16, 16)}, {"spacing": 3.0}):
+        view = make_view(recipe.view, dataclasses.replace(recipe.data, **change), task)
+        names.add(RegionDecoder(view).parts(case)[0].name)
+    view = make_view(recipe.view, recipe.data, task)
+    for change in ({"sha256": "0" * 64}, {"mask_sha256": "0" * 64}, {"spots": ()}, {"foreground_box": (1, 9) * 3}):
+        names.add(RegionDecoder(view).parts(dataclasses.replace(case, **change))[0].name)
+    assert len(names) == 7
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, -1.0, 1e31, float("1e400")])

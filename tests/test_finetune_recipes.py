@@ -67,7 +67,7 @@ def toy(recipe: Recipe) -> Recipe:
     """The same recipe with everything small that makes it slow; kinds, rates, augmentation and optimizer stay."""
     return replace(
         recipe,
-        data=replace(recipe.data, patch=(16, 16, 16), spacing=None, folds=2, workers=0, cache_gb=1.0),
+        data=replace(recipe.data, patch=(16, 16, 16), spacing=None, folds=2, workers=0),
         scratch=replace(TOY, in_channels=recipe.scratch.in_channels),
         head=small(recipe.head),
         auxiliary=tuple(small(head) for head in recipe.auxiliary),

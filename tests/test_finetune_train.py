@@ -194,7 +194,7 @@ def test_the_saved_model_gives_the_saved_predictions(finished: Path, corpus: Cor
     predictions = pd.read_parquet(finished / "predictions.parquet")
     cases = [case for case in AneurysmTask().cases(corpus).cases if case.scan_id in set(predictions["scan_id"])]
     task = AneurysmTask()
-    store = RegionStore(cases, make_view(bundle.view, bundle.data, task), cache_gb=1, label="series")
+    store = RegionStore(cases, make_view(bundle.view, bundle.data, task))
     again = predict_cases(load_model(finished, bundle), store, bundle.data, task, torch.device("cpu"))
     again = again.sort_values("scan_id", ignore_index=True)
     np.testing.assert_allclose(again[list(LABELS)], predictions[list(LABELS)], atol=1e-5)
@@ -363,7 +363,7 @@ def test_a_patch_that_the_encoder_cannot_take_is_refused_before_anything_is_read
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "RegionStore", None)  # whoever reads series calls it
+    monkeypatch.setattr(training, "fill_cache", None)  # whoever reads series calls it
     folder = None
     if pretrained:
         preprocessing = {"spacing_mm": [4.0] * 3, "ct_windows": ["brain", "blood", "bone"], "mri_norms": {}}

@@ -269,7 +269,7 @@ def test_a_signal_ends_the_command_with_the_exit_code_that_asks_for_another_star
 def test_a_signal_before_the_first_step_ends_the_start_and_leaves_the_folder(
     program: Program, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reader = {"pretraining": "fill_cache", "fine-tuning": "RegionStore"}
+    reader = {"pretraining": "fill_cache", "fine-tuning": "fill_cache"}
     monkeypatch.setattr(
         program.module,
         next(name for name in reader.values() if hasattr(program.module, name)),

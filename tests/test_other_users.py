@@ -62,7 +62,7 @@ def train(cohort: Cohort, originals: list[Decoded], **config: str) -> str:
     said: list[str] = []
     try:
         with cache.cached(
-            cohort, DataConfig(**config), run_name="run", local_rank=0, local_ranks=1,  # type: ignore[arg-type]
+            cohort.scans, DataConfig(**config), run_name="run", local_rank=0, local_ranks=1,  # type: ignore[arg-type]
             agree=lambda choice: choice, wait=lambda: None, say=said.append,
         ) as store:  # fmt: skip
             for number, wanted in enumerate(originals):

@@ -310,4 +310,5 @@ def test_auto_takes_the_fastest_cache_that_fits(memory: int, shared: int, disk: 
 
 
 def test_decoded_bytes_count_voxels_and_masks(cohort: Cohort) -> None:
-    assert decoded_bytes(cohort.scans) == (6 * 2 + 1) * 40 * 36 * 44
+    scales = 6 * 2 * 8
+    assert decoded_bytes(cohort.scans) == (6 * 2 + 1) * 40 * 36 * 44 + scales

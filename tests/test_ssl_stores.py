@@ -207,7 +207,7 @@ def test_without_a_cache_a_vanished_file_is_named_too(cohort: Cohort, tmp_path: 
 
 def open_cache(cohort: Cohort, config: DataConfig, folder: Path, say: Callable[[str], object] = print):
     return cached(
-        cohort, config, run_name=str(folder), local_rank=0, local_ranks=1, agree=lambda choice: choice,
+        cohort.scans, config, run_name=str(folder), local_rank=0, local_ranks=1, agree=lambda choice: choice,
         wait=lambda: None, say=say,
     )  # fmt: skip
 

@@ -198,4 +198,7 @@ def _case(root: Path, row: dict[Any, Any]) -> Case:
         spots_complete=all(kind_of(line) not in LOST_LOCALIZERS for line in row["decisions"]),
         decisions=tuple(row["decisions"]),
         shape=tuple(int(size) for size in row["shape"]),
+        spacing=tuple(float(size) for size in row["spacing"]),
+        sha256=row["sha256"],
+        mask_sha256=row["mask_sha256"] if isinstance(row["mask_sha256"], str) else None,
     )

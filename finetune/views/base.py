@@ -42,6 +42,14 @@ class View(Protocol):
         """
         ...
 
+    def key(self, case: Case) -> str:
+        """All that a series' region depends on, as a text: what a cache on disk knows it by."""
+        ...
+
+    def region_shape(self, case: Case) -> tuple[int, int, int]:
+        """Voxels of a series' region, by the manifest."""
+        ...
+
     def sample(self, region: Region, pose: Pose = UPRIGHT) -> Tensor:
         """The network's input, without the batch axis."""
         ...

@@ -207,7 +207,7 @@ def fill_cache(cohort: Cohort, state: PretrainState, log: MetricsLog, out: Path)
         log.say(f"data.weights: no scan is of {', '.join(idle)}")
     log.say(f"{len(cohort.train)} scans to train on, {len(cohort.val)} held out")
     return cached(
-        cohort,
+        cohort.scans,
         state.recipe.data,
         run_name=str(out.resolve()),
         local_rank=state.accelerator.local_process_index,

@@ -10,18 +10,27 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from headspark.data.cohort import Cohort
-from headspark.data.config import CacheMode, DataConfig
+from headspark.data.config import CacheConfig, CacheMode
 from headspark.data.memory import free_memory
 from headspark.data.private import folder_name, own_part
 from headspark.data.shared_store import SUFFIX, SharedStore
-from headspark.data.stores import Decoded, FileStore, MappedStore, RamStore, Store, decode, decoded_bytes
+from headspark.data.stores import (
+    SCANS,
+    Decoded,
+    Decoder,
+    FileStore,
+    MappedStore,
+    RamStore,
+    Store,
+    decode,
+    decoded_bytes,
+)  # fmt: skip
 
 __all__ = [
     "CacheChoice", "Decoded", "FileStore", "MappedStore", "RamStore", "SharedStore", "Store", "cached", "choose_cache",
@@ -99,23 +108,25 @@ def choose_cache(
 
 @contextmanager
 def cached(
-    cohort: Cohort,
-    config: DataConfig,
+    scans: Sequence[Any],
+    config: CacheConfig,
     *,
+    decoder: Decoder[Any, Any] = SCANS,
     run_name: str,
     local_rank: int,
     local_ranks: int,
     agree: Callable[[CacheChoice], CacheChoice],
     wait: Callable[[], object],
     say: Callable[[str], object],
-) -> Iterator[Store]:
+) -> Iterator[Store[Any]]:
     """Choose a cache, fill it and open it; shared memory is given back with the last process that holds it.
 
     With ``shared`` and ``disk`` each rank of a node decodes its share.
 
     Args:
-        cohort: The scans.
+        scans: Of the cohort.
         config: What the recipe says.
+        decoder: How they are read.
         run_name: Names this run's part of the shared memory.
         local_rank: This process's number on this node.
         local_ranks: Training processes on this node.
@@ -126,25 +137,25 @@ def cached(
     choice = agree(
         choose_cache(
             config.cache,
-            needed=decoded_bytes(cohort.scans),
+            needed=decoded_bytes(scans, decoder),
             local_ranks=local_ranks,
             cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
             run_name=run_name,
         )
     )
     say(choice.reason)
-    store: Store
+    store: Store[Any]
     if choice.mode == "ram":
-        store = RamStore(cohort.scans)
+        store = RamStore(scans, decoder)
     elif choice.folder is None:
-        store = FileStore(cohort.scans)
+        store = FileStore(scans, decoder)
     elif choice.mode == "shared":
         path = choice.folder.with_suffix(SUFFIX)
-        store = SharedStore(cohort.scans, path, local_rank=local_rank, wait=wait, say=say)
+        store = SharedStore(scans, path, local_rank=local_rank, wait=wait, say=say, decoder=decoder)
         store.fill(local_rank, local_ranks)
     else:
         folder = choice.folder if config.cache_dir is None else own_part(choice.folder)
-        store = MappedStore(cohort.scans, folder, say)
+        store = MappedStore(scans, folder, say, decoder)
         store.fill(local_rank, local_ranks)
     wait()
     yield store

@@ -69,15 +69,26 @@ class LoaderConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig(LoaderConfig):
-    """What is drawn from the corpus.
+class CacheConfig(LoaderConfig):
+    """Where decoded scans are kept, in pretraining and in fine-tuning.
 
     Attributes:
-        patch: Edge of the patches that the network sees, voxels.
         cache: Where decoded scans are kept: ``ram`` (this process), ``shared`` (once a node, for all its ranks),
             ``disk`` (memory-mapped), ``none``, or ``auto``: decided by measured memory.
         cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache-`` and the user's number in the system's
             temporary folder, closed to others.
+    """
+
+    cache: CacheMode = "auto"
+    cache_dir: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig(CacheConfig):
+    """What is drawn from the corpus.
+
+    Attributes:
+        patch: Edge of the patches that the network sees, voxels.
         foreground_share: Chance that a patch is drawn within the head and not anywhere in the scan.
         val_share: Share of the subjects that are held out.
         val_seed: Which ones.
@@ -86,8 +97,6 @@ class DataConfig(LoaderConfig):
     """
 
     patch: int = 96
-    cache: CacheMode = "auto"
-    cache_dir: str | None = None
     foreground_share: float = 0.9
     val_share: float = 0.1
     val_seed: int = 0

@@ -8,20 +8,21 @@ by the next start of ours; a lock that ends with its process tells whether someb
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harmonize.errors import UserError
 from harmonize.progress import Progress
-from harmonize.voxels.stored import StoredVoxels
-from headspark.data.cohort import ScanItem
-from headspark.data.stores import Decoded, decode_row_major, stored_shape
+from headspark.data.stores import SCANS, Decoder, Part
 
 SUFFIX = ".voxels"
 _NAME = re.compile(rf"(headspark-[0-9a-f]{{16}})(-[0-9a-f]{{16}})?{re.escape(SUFFIX)}")
@@ -39,6 +40,7 @@ class SharedStore:
         local_rank: This process's number on this node.
         wait: Returns when all ranks have called it.
         say: Told about memory that ended runs left.
+        decoder: How scans are read.
 
     Raises:
         UserError: There is not enough shared memory, or none.
@@ -46,15 +48,16 @@ class SharedStore:
 
     def __init__(
         self,
-        scans: Sequence[ScanItem],
+        scans: Sequence[Any],
         path: Path,
         *,
         local_rank: int,
         wait: Callable[[], object],
         say: Callable[[str], object],
+        decoder: Decoder[Any, Any] = SCANS,
     ) -> None:
-        self._scans = scans
-        self._places, size = _layout(scans)
+        self._scans, self._decoder = scans, decoder
+        self._places, size = _layout([decoder.parts(scan) for scan in scans])
         held = -1
         try:
             if local_rank == 0:
@@ -78,28 +81,21 @@ class SharedStore:
         mine = range(local_rank, len(self._scans), local_ranks)
         with Progress("cache in shared memory", total=len(mine)) as progress:
             for number in mine:
-                decoded, place = decode_row_major(self._scans[number]), self[number]
-                place.voxels.stored_XYZ[...] = decoded.voxels.stored_XYZ
-                if place.scored_XYZ is not None:
-                    place.scored_XYZ[...] = decoded.scored_XYZ
-                self._scales_N2()[number] = decoded.voxels.slope, decoded.voxels.inter
+                arrays = self._decoder.decode(self._scans[number], row_major=True)
+                for place, array in zip(self._arrays(number), arrays, strict=True):
+                    place[...] = array
                 progress.advance()
 
-    def __getitem__(self, scan: int) -> Decoded:
+    def __getitem__(self, scan: int) -> Any:
         """Scan number `scan`; its arrays are views of the shared memory."""
-        item, (image, mask) = self._scans[scan], self._places[scan]
-        slope, inter = self._scales_N2()[scan]
-        shape = stored_shape(item)
-        stored_XYZ = np.frombuffer(self._memory, np.int16, int(np.prod(shape)), image).reshape(shape)
-        return Decoded(
-            voxels=StoredVoxels(stored_XYZ=stored_XYZ, slope=float(slope), inter=float(inter)),
-            scored_XYZ=None
-            if item.mask is None
-            else np.frombuffer(self._memory, np.bool_, int(np.prod(item.shape)), mask).reshape(item.shape),
-        )
+        return self._decoder.assemble(self._scans[scan], self._arrays(scan))
 
-    def _scales_N2(self) -> np.ndarray:
-        return np.frombuffer(self._memory, np.float64, 2 * len(self._scans)).reshape(-1, 2)
+    def _arrays(self, scan: int) -> list[NDArray[Any]]:
+        parts = self._decoder.parts(self._scans[scan])
+        return [
+            np.frombuffer(self._memory, part.dtype, math.prod(part.shape), at).reshape(part.shape)
+            for part, at in zip(parts, self._places[scan], strict=True)
+        ]
 
 
 def sweep(path: Path, say: Callable[[str], object]) -> None:
@@ -128,13 +124,15 @@ def sweep(path: Path, say: Callable[[str], object]) -> None:
             say(f"{found}: left by a run of version 0.1.0; remove it if that run has ended")
 
 
-def _layout(scans: Sequence[ScanItem]) -> tuple[list[tuple[int, int]], int]:
-    """Where each scan's voxels and mask begin, behind all slopes and intercepts; and the size of it all, in bytes."""
-    places, at = [], _aligned(16 * len(scans))
-    for scan in scans:
-        mask = at + _aligned(2 * int(np.prod(stored_shape(scan))))
-        places.append((at, mask))
-        at = mask + (0 if scan.mask is None else _aligned(int(np.prod(scan.shape))))
+def _layout(parts_of: Sequence[Sequence[Part]]) -> tuple[list[list[int]], int]:
+    """Where each part of each scan begins, and the size of it all, in bytes."""
+    places: list[list[int]] = []
+    at = 0
+    for parts in parts_of:
+        places.append([])
+        for part in parts:
+            places[-1].append(at)
+            at += _aligned(part.nbytes)
     return places, max(at, _ALIGNED)
 
 

@@ -8,9 +8,9 @@ import threading
 import time
 import tokenize
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from monai.data import CacheDataset
@@ -32,6 +32,9 @@ _UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, tokenize.T
 
 _DAY = 86400.0
 
+T_contra = TypeVar("T_contra", contravariant=True)
+D_co = TypeVar("D_co", covariant=True)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
@@ -46,12 +49,94 @@ class Decoded:
     scored_XYZ: NDArray[np.bool_] | None
 
 
-class Store(Protocol):
+class Store(Protocol[D_co]):
     """Decoded scans by number."""
 
-    def __getitem__(self, scan: int) -> Decoded:
-        """Scan number `scan` of the cohort."""
+    def __getitem__(self, scan: int) -> D_co:
+        """Scan number `scan`."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """An array that a store keeps of a scan.
+
+    Attributes:
+        name: Of its file in a cache on disk: two letters, a slash, and a name that nothing else has.
+        dtype: Of its values.
+        shape: Of the array.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+class Decoder(Protocol[T_contra, D_co]):
+    """How scans become arrays, and arrays what a program works with. Arrays are what stores keep."""
+
+    def parts(self, item: T_contra) -> list[Part]:
+        """What is kept of a scan, known before anything is read."""
+        ...
+
+    def decode(self, item: T_contra, *, row_major: bool) -> list[NDArray[Any]]:
+        """Read a scan: an array for each of its parts.
+
+        Args:
+            item: The scan.
+            row_major: Lay the voxels out along Z first, for many reads; else as they come, for one.
+
+        Raises:
+            UserError: A file is gone or damaged; names the scan.
+        """
+        ...
+
+    def assemble(self, item: T_contra, arrays: Sequence[NDArray[Any]]) -> D_co:
+        """What the program works with, of arrays that may be memory maps."""
+        ...
+
+
+class ScanDecoder:
+    """Whole scans with the mask of where the loss may look, as pretraining needs them; methods as of `Decoder`."""
+
+    def parts(self, item: ScanItem) -> list[Part]:
+        """Voxels, slope and intercept, and the mask."""
+        name = f"{item.sha256[:2]}/{item.sha256}"
+        parts = [
+            Part(name=f"{name}.npy", dtype=np.dtype(np.int16), shape=stored_shape(item)),
+            Part(name=f"{name}.scale.npy", dtype=np.dtype(np.float64), shape=(2,)),
+        ]
+        if item.mask is not None:
+            parts.append(Part(name=f"{name}.{item.mask_sha256}.npy", dtype=np.dtype(np.bool_), shape=item.shape))
+        return parts
+
+    def decode(self, item: ScanItem, *, row_major: bool) -> list[NDArray[Any]]:
+        """Read a scan and its mask.
+
+        NIfTI runs along X first, patches for the network along Z: turned once, a patch is copied three times as fast.
+        """
+        decoded = decode(item)
+        scale = np.array([decoded.voxels.slope, decoded.voxels.inter])
+        arrays = [decoded.voxels.stored_XYZ, scale]
+        if decoded.scored_XYZ is not None:
+            arrays.append(decoded.scored_XYZ)
+        return [np.ascontiguousarray(array) for array in arrays] if row_major else arrays
+
+    def assemble(self, item: ScanItem, arrays: Sequence[NDArray[Any]]) -> Decoded:
+        """Voxels with their scale, and the mask."""
+        stored_XYZ, (slope, inter), *mask = arrays
+        return Decoded(
+            voxels=StoredVoxels(stored_XYZ=stored_XYZ, slope=float(slope), inter=float(inter)),
+            scored_XYZ=mask[0] if mask else None,
+        )
+
+
+SCANS = ScanDecoder()
 
 
 def stored_shape(scan: ScanItem) -> tuple[int, ...]:
@@ -59,9 +144,9 @@ def stored_shape(scan: ScanItem) -> tuple[int, ...]:
     return scan.shape if scan.channels == 1 else (*scan.shape, scan.channels)
 
 
-def decoded_bytes(scans: Sequence[ScanItem]) -> int:
+def decoded_bytes(scans: Sequence[Any], decoder: Decoder[Any, Any] = SCANS) -> int:
     """Bytes that all scans take when decoded."""
-    return sum(int(np.prod(scan.shape)) * (2 * scan.channels + (scan.mask is not None)) for scan in scans)
+    return sum(part.nbytes for scan in scans for part in decoder.parts(scan))
 
 
 def read_corpus_file(path: Path, *, scan_id: str, shape: tuple[int, ...] | None = None) -> StoredVolume:
@@ -102,43 +187,38 @@ def decode(scan: ScanItem) -> Decoded:
     return Decoded(voxels=volume, scored_XYZ=None if labels_XYZ is None else labels_XYZ == HEAD)
 
 
-def decode_row_major(scan: ScanItem) -> Decoded:
-    """`decode` for a cache. NIfTI runs along X first, patches for the network along Z: turned once, a patch is copied
-    three times as fast."""
-    decoded = decode(scan)
-    voxels, scored = decoded.voxels, decoded.scored_XYZ
-    return Decoded(
-        voxels=replace(voxels, stored_XYZ=np.ascontiguousarray(voxels.stored_XYZ)),
-        scored_XYZ=None if scored is None else np.ascontiguousarray(scored),
-    )
-
-
 class RamStore:
-    """All scans in this process's memory, by MONAI's CacheDataset; forked workers read the same pages."""
+    """All scans in this process's memory, by MONAI's CacheDataset; forked workers read the same pages.
 
-    def __init__(self, scans: Sequence[ScanItem]) -> None:
+    Args:
+        scans: Of the cohort.
+        decoder: How they are read.
+    """
+
+    def __init__(self, scans: Sequence[Any], decoder: Decoder[Any, Any] = SCANS) -> None:
         with Progress("cache", total=len(scans)) as progress:
-            decoder = _Decode(progress.advance)
+            decode_one = _Decode(decoder, progress.advance)
             try:
-                self._scans = CacheDataset(list(scans), decoder, copy_cache=False, progress=False, num_workers=None)
+                self._scans = CacheDataset(list(scans), decode_one, copy_cache=False, progress=False, num_workers=None)
             except RuntimeError as error:  # MONAI's own, around what the decoder raised
                 raise (error.__cause__ if isinstance(error.__cause__, UserError | MemoryError) else error) from None
-            decoder.report = _nothing
+            decode_one.report = _nothing
 
-    def __getitem__(self, scan: int) -> Decoded:
+    def __getitem__(self, scan: int) -> Any:
         """Scan number `scan`."""
         return self._scans[scan]
 
 
 class FileStore:
-    """No cache: each access decodes the corpus's own file."""
+    """No cache: each access decodes the corpus's own file; arguments as of `RamStore`."""
 
-    def __init__(self, scans: Sequence[ScanItem]) -> None:
-        self._scans = scans
+    def __init__(self, scans: Sequence[Any], decoder: Decoder[Any, Any] = SCANS) -> None:
+        self._scans, self._decoder = scans, decoder
 
-    def __getitem__(self, scan: int) -> Decoded:
+    def __getitem__(self, scan: int) -> Any:
         """Scan number `scan`."""
-        return decode(self._scans[scan])
+        item = self._scans[scan]
+        return self._decoder.assemble(item, self._decoder.decode(item, row_major=False))
 
 
 class MappedStore:
@@ -151,10 +231,17 @@ class MappedStore:
         scans: Of the cohort.
         folder: Of the cache.
         say: Told, once, that files had to be made again.
+        decoder: How scans are read.
     """
 
-    def __init__(self, scans: Sequence[ScanItem], folder: Path, say: Callable[[str], object] = print) -> None:
-        self._scans, self._folder, self._say = scans, folder, say
+    def __init__(
+        self,
+        scans: Sequence[Any],
+        folder: Path,
+        say: Callable[[str], object] = print,
+        decoder: Decoder[Any, Any] = SCANS,
+    ) -> None:
+        self._scans, self._folder, self._say, self._decoder = scans, folder, say, decoder
         self._said: set[str] = set()
         self._lock = threading.Lock()
 
@@ -176,25 +263,26 @@ class MappedStore:
                 if any(path.exists() for path in self._paths(scan)):
                     self._say_once("files are damaged; they are made again from the corpus")
                 try:
-                    self._write(scan, decode_row_major(scan))
+                    self._write(scan, self._decoder.decode(scan, row_major=True))
                 except OSError as error:
                     raise self._refused(error) from error
                 progress.advance()
 
-    def __getitem__(self, scan: int) -> Decoded:
+    def __getitem__(self, scan: int) -> Any:
         """Scan number `scan`; its arrays are memory maps, unless the folder can no longer be written."""
         item = self._scans[scan]
         try:
-            return self._open(item)
+            arrays = self._open(item)
         except _UNREADABLE:
-            return self._make_again(item)
+            arrays = self._make_again(item)
+        return self._decoder.assemble(item, arrays)
 
-    def _make_again(self, item: ScanItem) -> Decoded:
+    def _make_again(self, item: Any) -> list[NDArray[Any]]:
         with self._lock:  # several threads want it at once
             try:
                 return self._open(item)
             except _UNREADABLE:
-                decoded = decode_row_major(item)
+                decoded = self._decoder.decode(item, row_major=True)
             self._say_once("files vanished or were cut short; they are made again from the corpus")
             try:
                 self._write(item, decoded)
@@ -216,36 +304,23 @@ class MappedStore:
             self._said.add(line)
             self._say(f"cache {self._folder}: {line}")
 
-    def _paths(self, scan: ScanItem) -> list[Path]:
-        image = self._folder / scan.sha256[:2] / scan.sha256
-        paths = [image.with_suffix(".npy"), image.with_suffix(".scale.npy")]
-        return paths if scan.mask is None else [*paths, image.with_suffix(f".{scan.mask_sha256}.npy")]
+    def _paths(self, scan: Any) -> list[Path]:
+        return [self._folder / part.name for part in self._decoder.parts(scan)]
 
-    def _is_whole(self, scan: ScanItem) -> bool:
+    def _is_whole(self, scan: Any) -> bool:
         try:
             self._open(scan)
         except _UNREADABLE:
             return False
         return True
 
-    def _open(self, scan: ScanItem) -> Decoded:
-        image, scale, *mask = self._paths(scan)
-        slope, inter = _array(scale, np.dtype(np.float64), (2,))
-        stored_XYZ = _array(image, np.dtype(np.int16), stored_shape(scan))
-        return Decoded(
-            voxels=StoredVoxels(stored_XYZ=stored_XYZ, slope=float(slope), inter=float(inter)),
-            scored_XYZ=_array(mask[0], np.dtype(np.bool_), scan.shape) if mask else None,
-        )
+    def _open(self, scan: Any) -> list[NDArray[Any]]:
+        return [_array(self._folder / part.name, part.dtype, part.shape) for part in self._decoder.parts(scan)]
 
-    def _write(self, scan: ScanItem, decoded: Decoded) -> None:
-        image, scale, *mask = self._paths(scan)
-        arrays: list[tuple[Path, Any]] = [
-            (scale, np.array([decoded.voxels.slope, decoded.voxels.inter])),
-            (image, decoded.voxels.stored_XYZ),
-        ]
-        arrays += [(path, decoded.scored_XYZ) for path in mask]
+    def _write(self, scan: Any, arrays: Sequence[NDArray[Any]]) -> None:
         claim(self._folder)  # it may have been removed since, and anybody may have made another
-        for path, array in arrays:
+        # The small ones first: a scan is there with its voxels.
+        for path, array in sorted(zip(self._paths(scan), arrays, strict=True), key=lambda pair: pair[1].nbytes):
             with private_file(path) as stream:
                 np.save(stream, array, allow_pickle=False)
 
@@ -260,13 +335,13 @@ class MappedStore:
 
 
 class _Decode(Transform):
-    """`decode` as the deterministic transform that CacheDataset keeps the result of."""
+    """Decoding as the deterministic transform that CacheDataset keeps the result of."""
 
-    def __init__(self, report: Callable[[], object]) -> None:
-        self.report = report
+    def __init__(self, decoder: Decoder[Any, Any], report: Callable[[], object]) -> None:
+        self._decoder, self.report = decoder, report
 
-    def __call__(self, scan: ScanItem) -> Decoded:
-        decoded = decode_row_major(scan)
+    def __call__(self, scan: Any) -> Any:
+        decoded = self._decoder.assemble(scan, self._decoder.decode(scan, row_major=True))
         self.report()
         return decoded
 

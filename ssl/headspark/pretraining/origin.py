@@ -18,7 +18,7 @@ PRETRAINING = RunKind(
     key="corpus",
     free=frozenset(
         {
-            "data.cache", "data.cache_dir", "train.picture_every", "train.probe_every", "train.probe_labels",
+            "train.picture_every", "train.probe_every", "train.probe_labels",
             "train.trackers", "train.profile",
         }
     ),

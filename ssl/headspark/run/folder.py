@@ -41,8 +41,8 @@ OF_A_STEP = {"train.batch", "train.accumulate"}
 """Keys that may change as long as a step has as many samples as before; a checkpoint knows how many those are."""
 
 FREE_ON_RESUME = {
-    "data.workers", "data.worker_kind", "train.threads", "train.log_every", "train.validate_every",
-    "train.checkpoint_every", "train.keep", "train.non_finite_patience", *OF_A_STEP,
+    "data.cache", "data.cache_dir", "data.workers", "data.worker_kind", "train.threads", "train.log_every",
+    "train.validate_every", "train.checkpoint_every", "train.keep", "train.non_finite_patience", *OF_A_STEP,
 }  # fmt: skip
 """Keys of every recipe that change what is written down or how fast, and nothing that is computed."""
 
@@ -77,7 +77,7 @@ class RunKind:
     name: str
     other: str
     key: str
-    free: frozenset[str]
+    free: frozenset[str] = frozenset()
     files: tuple[str, ...] = ()
 
 
