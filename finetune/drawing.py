@@ -31,11 +31,21 @@ def of_modalities(cases: Sequence[Case], wanted: Sequence[str], *, strict: bool 
     """
     if not wanted:
         return list(cases)
-    has = {case.modality for case in cases} | {_header(case) for case in cases}
+    has = {case.modality for case in cases} | {kind_of(case.modality) for case in cases}
     for name in wanted:
         if strict and name not in has:
             raise WrongUse(f"data.modalities {name}: the corpus has series of {', '.join(sorted(has))}")
-    return [case for case in cases if {case.modality, _header(case)} & set(wanted)]
+    return [case for case in cases if {case.modality, kind_of(case.modality)} & set(wanted)]
+
+
+def kind_of(modality: str) -> str:
+    """What a header can tell of a modality by its name in a corpus: `CT` or `MR`.
+
+    Example:
+        >>> [kind_of(name) for name in ("CT", "CTA", "MRA", "T1w")]
+        ['CT', 'CT', 'MR', 'MR']
+    """
+    return CT if modality.upper().startswith(CT) else MR
 
 
 def limited(cases: Sequence[Case], most: int, *, seed: int) -> list[Case]:
@@ -115,11 +125,6 @@ def _of_classes(
         weights_N = rare_N + negative_N
         return weights_N / weights_N.sum()
     return positive_share * rare_N / rare_N.sum() + (1 - positive_share) * negative_N / negative_N.sum()
-
-
-def _header(case: Case) -> str:
-    """What the header of a series says, where the corpus may know more."""
-    return CT if case.modality.upper().startswith(CT) else MR
 
 
 def _in_turn(groups: Iterable[Sequence[Case]]) -> list[Case]:

@@ -19,10 +19,10 @@ from scipy.special import expit, logit
 from standin_series import save_model, write_mr_series, write_series
 
 from finetune.cli import main
+from finetune.drawing import kind_of
 from finetune.predict import Predictor, many
 from finetune.predict import run as runs
 from finetune.predict.ensemble import Ensemble, read_panel
-from finetune.predict.inputs import kind_of
 from finetune.predict.journal import Journal
 from finetune.raw import look
 from finetune.raw.places import find_places

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.drawing import kind_of
 from finetune.model_folder import Bundle
 from finetune.raw.look import CT, MR, Harmonized, Wish
 from finetune.samples import DataConfig
@@ -36,16 +37,6 @@ class Input:
     view: ViewConfig
     data: DataConfig
     wish: int
-
-
-def kind_of(modality: str) -> str:
-    """What a header can tell of a modality by its name in a corpus: `CT` or `MR`.
-
-    Example:
-        >>> [kind_of(name) for name in ("CT", "CTA", "MRA", "T1w")]
-        ['CT', 'CT', 'MR', 'MR']
-    """
-    return CT if modality.upper().startswith(CT) else MR
 
 
 def kinds_of(data: DataConfig) -> frozenset[str]:
