@@ -17,10 +17,11 @@ from finetune.evaluation.areas import by_modality
 from finetune.evaluation.calibration import bins_of, calibrate, temperature
 from finetune.evaluation.compare import OVERALL, SCORE, SITES, WITHIN, compare
 from finetune.evaluation.detection import by_site, by_size, read_sizes, threshold_at_specificity
-from finetune.evaluation.predictions import of_table
+from finetune.evaluation.predictions import UNKNOWN_MODALITIES, UNKNOWN_PATIENTS, of_table
 from finetune.evaluation.shortcuts import baselines
 from finetune.evaluation.thresholds import best_f1, choose_thresholds, site_confusion, smallest_with_precision
 from finetune.metrics import draw_patients
+from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 
 SITES_OF_TABLE = ("left", "right", "tip")
@@ -335,3 +336,20 @@ def test_everything_of_an_evaluation_follows_from_its_seed() -> None:
     other = evaluate(predictions(), draws=30, seed=1).facts()
     assert other["score"] == first["score"]
     assert other["within_modality_auc"]["mean"]["low"] != first["within_modality_auc"]["mean"]["low"]
+
+
+def test_a_run_of_an_older_version_takes_patients_and_modalities_from_the_corpus(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(__file__).parent / "fixtures" / "v0_1_0"
+    run, corpus = folder / "finetuned", Corpus.open(folder / "corpus")
+    alone = read(run)
+    assert alone.modalities_N is None
+    assert alone.notes == (UNKNOWN_PATIENTS, UNKNOWN_MODALITIES)
+    assert main(["evaluate", str(run), "--corpus", str(corpus.path), "--json", "--draws", "10"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    rows = corpus.scans[corpus.scans["scan_id"].isin(alone.scan_ids_N)]
+    assert facts["notes"] == []
+    assert facts["patients"] == rows["subject"].nunique()
+    assert set(facts["within_modality_auc"]["modalities"]) == set(rows["modality"])
+    assert set(facts["shortcuts"]) == {"modality", "geometry", "intensities"}

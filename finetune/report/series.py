@@ -41,7 +41,7 @@ WINDOWS = ("vessel", "blood")
 
 SHOWN_PERCENTILES = (1.0, 99.5)
 MARK, HEAT = "#ffb000", "cool"
-STRONGEST = 0.65
+STRONGEST = 0.5
 """Opacity of the heat map where it is highest."""
 
 
@@ -228,5 +228,5 @@ def _plane(picture: Picture, at: NDArray[np.int64], dropped: int) -> NDArray[np.
     rows, columns = (cell[index] for index in range(2, -1, -1) if index != dropped)
     place = np.ix_((np.arange(len(grey)) // rows).astype(int), (np.arange(grey.shape[1]) // columns).astype(int))
     share = (cells / max(float(picture.heat_dhw.max()), 1e-6))[place][..., None]
-    over = STRONGEST * share**2
+    over = STRONGEST * share**3
     return np.clip(colours * (1 - over) + over * colormaps[HEAT](share[..., 0])[..., :3], 0, 1)
