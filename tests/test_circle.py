@@ -283,6 +283,7 @@ def test_the_head_region_is_the_foreground_crop(raw: Path, tmp_path: Path) -> No
     engine.run("rsna", raw, tmp_path / "crop", Settings(spacing=SPACING, crop_foreground=True), workers=0)
     head, crop = (Corpus.open(tmp_path / name) for name in ("head", "crop"))
     assert head.region is StoredRegion.HEAD
+    assert "Of each scan the head is stored, with a margin." in (tmp_path / "head" / "README.md").read_text()
     assert head.manifest_sha256() == crop.manifest_sha256()
 
 

@@ -26,8 +26,7 @@ def corpus_card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: 
         counts[group] = counts.get(group, 0) + 1
     table = "\n".join(f"| {' | '.join(map(plain_text, group))} | {count} |" for group, count in sorted(counts.items()))
     spacing = _by(info["settings"]["spacing"])
-    edges_mm = info["settings"].get("circle_mm")
-    box = f"\nOf each scan a box of {_by(edges_mm)} mm around the circle of Willis is stored." if edges_mm else ""
+    region = _region(info["settings"])
     version = plain_text(info["libraries"].get("headspark", ""))
     sources = sorted({row["source"] for row in accepted})
     licences = "\n".join(
@@ -55,7 +54,7 @@ size_categories:
 
 {len(accepted)} scans ({rejected} rejected), written by `harmonize` of headspark {version}.
 Every volume is RAS, {spacing} mm, int16 with its scale in the header; CT is in Hounsfield units.
-MRI is normalised ({norms}).{box}
+MRI is normalised ({norms}).{region}
 
 | source | modality | unit | scans |
 |---|---|---|---|
@@ -88,6 +87,14 @@ def plain_text(text: object, *, longest: int = LONGEST_TEXT) -> str:
     """
     shown = printable(str(text))
     return _MARKUP.sub(r"\\\g<0>", shown if len(shown) <= longest else f"{shown[:longest]}...")
+
+
+def _region(settings: dict[str, Any]) -> str:
+    """A line that says what of each scan is stored, where that is not all."""
+    edges_mm = settings.get("circle_mm")
+    if edges_mm:
+        return f"\nOf each scan a box of {_by(edges_mm)} mm around the circle of Willis is stored."
+    return "\nOf each scan the head is stored, with a margin." if settings.get("crop_foreground") else ""
 
 
 def _by(edges_mm: list[float]) -> str:
