@@ -91,10 +91,12 @@ def _check_launched(parser: argparse.ArgumentParser, words: Sequence[str]) -> No
 
 
 def _batched(words: Sequence[str]) -> list[str]:
-    """What a job of ``sbatch`` runs: the command that is wrapped, or what slurm/harmonize.sbatch makes of its words."""
+    """What a job of ``sbatch`` runs: the command that is wrapped, or what a script of slurm/ makes of its words."""
     words = [word for word in words if not re.match("--(array|dependency)", word)]
     if words[0] == "--wrap":
         return shlex.split(words[1])
+    if words[0] == "slurm/cv.sbatch":
+        return ["python", "-m", "finetune.cross_validation", *words[1:], "--fold", "0"]
     script, source, raw, corpus, *more = words
     assert script == "slurm/harmonize.sbatch"
     return ["harmonize", source, raw, "--out", corpus, *more]

@@ -8,9 +8,12 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import expit, logit
+from standin_series import save_model
 
 from finetune.cli import main
 from finetune.inference import PREDICTIONS
@@ -106,6 +109,13 @@ def test_the_server_answers_one_row_and_falls_back_where_a_series_cannot_be_read
     fallback = predict(str(tmp_path / "nowhere"))
     assert pd.DataFrame(fallback, columns=list(LABELS)).to_numpy().tolist() == [[0.5] * 14]
     assert "default row" in capsys.readouterr().err
+
+
+def test_the_server_lets_several_models_answer_together(model: Path, series: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", seed=3)
+    alone = [pd.DataFrame(server.make_predict(one)(str(series)))[list(LABELS)].to_numpy() for one in (model, other)]
+    both = pd.DataFrame(server.make_predict(model, other)(str(series)))[list(LABELS)].to_numpy()
+    np.testing.assert_allclose(both, expit((logit(alone[0]) + logit(alone[1])) / 2), rtol=1e-5)
 
 
 def test_an_error_that_quotes_a_header_is_not_quoted(

@@ -32,25 +32,27 @@ SHARED = Path("/kaggle/shared")
 NO_OPINION = 0.5
 
 
-def serve(folder: str | Path) -> None:
+def serve(folder: str | Path, *more: str | Path) -> None:
     """Answer the competition's gateway until it is done.
 
     Args:
-        folder: Of a finished `finetune.train` run. It is loaded before the server starts, which has 15 minutes.
+        folder: Of a finished `finetune.train` run, or of a cross-validation. It is loaded before the server starts,
+            which has 15 minutes.
+        more: Others, which answer together with it.
     """
     # Kaggle puts this package beside the competition's data; it is nowhere else.
     import kaggle_evaluation.rsna_inference_server as gateway
 
-    server = gateway.RSNAInferenceServer(make_predict(Path(folder)))
+    server = gateway.RSNAInferenceServer(make_predict(Path(folder), *map(Path, more)))
     if os.getenv(RERUN):
         server.serve()
     else:
         server.run_local_gateway()
 
 
-def make_predict(folder: Path) -> Callable[[str], Any]:
+def make_predict(folder: Path, *more: Path) -> Callable[[str], Any]:
     """The function that the gateway calls: a series' folder in, a frame of one row and 14 columns out."""
-    predictor = Predictor(folder)
+    predictor = Predictor([folder, *more] if more else folder)
     default = default_row(folder)
 
     def predict(series_path: str) -> Any:
