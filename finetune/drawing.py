@@ -116,6 +116,25 @@ def with_pseudo_labelled(weights_N: NDArray[np.float64], count: int, *, weight: 
     return np.concatenate([weights_N, np.full(count, weight / len(weights_N))])
 
 
+def with_masked_share(weights_N: NDArray[np.float64], masked_N: NDArray[np.bool_], share: float) -> NDArray[np.float64]:
+    """Weights that give series with a mask a share of the draws; among them, and in the rest, as before.
+
+    Args:
+        weights_N: Of all series.
+        masked_N: Which have a mask. Where none or all have one, or the share is 0, nothing changes.
+        share: Between 0, which leaves the weights as they are, and 1, which draws no others.
+
+    Example:
+        >>> with_masked_share(np.array([0.1, 0.3, 0.6]), np.array([True, True, False]), 0.8).tolist()
+        [0.2, 0.6, 0.2]
+    """
+    of_masked = weights_N[masked_N].sum()
+    others = weights_N.sum() - of_masked
+    if share == 0 or of_masked == 0 or others == 0:
+        return weights_N
+    return np.where(masked_N, weights_N * (share / of_masked), weights_N * ((1 - share) / others))
+
+
 def _of_classes(
     rare_N: NDArray[np.float64], positive_N: NDArray[np.bool_], positive_share: float
 ) -> NDArray[np.float64]:

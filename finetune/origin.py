@@ -28,9 +28,11 @@ from headspark.channels import (
     check_scaling,
 )
 from headspark.config import from_plain, to_plain
+from headspark.decoder import UNetDecoder
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.folder_kind import is_preprocessing
 from headspark.hub.encoder_folder import Encoder
+from headspark.hub.load import load_decoder
 from headspark.run.claim import CHECKPOINTS, NEW_FOLDER
 from headspark.run.folder import RunKind, completed
 
@@ -63,19 +65,27 @@ class Given:
         name: Folder or Hub repository; None: the recipe's encoder, from scratch.
         network: What was read there; None from scratch, or where it cannot be read.
         fault: Why it cannot be read.
+        decoder: The decoder that lies beside it, if it was asked for and is there.
     """
 
     name: str | None
     network: Any = None
     fault: UserError | None = None
+    decoder: UNetDecoder | None = None
 
 
-def read_given(name: str | None) -> Given:
-    """Read a pretrained encoder; that it cannot be read matters only to a run that needs it."""
+def read_given(name: str | None, *, decoder: bool = False) -> Given:
+    """Read a pretrained encoder; that it cannot be read matters only to a run that needs it.
+
+    Args:
+        name: Folder or Hub repository; None: there is none.
+        decoder: Whether the decoder beside it is wanted too, if there is one.
+    """
     if name is None:
         return Given(None)
     try:
-        return Given(name, Encoder.from_pretrained(name))
+        network = Encoder.from_pretrained(name)
+        return Given(name, network, decoder=load_decoder(name, network) if decoder else None)
     except UserError as error:
         return Given(name, fault=error)
 

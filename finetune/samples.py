@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.augment import AugmentConfig, Variation, draw_pose, draw_variation, vary_intensity
-from finetune.drawing import Balance, with_pseudo_labelled
+from finetune.drawing import Balance, with_masked_share, with_pseudo_labelled
 from finetune.series import Case, Findings, Pose, Region, Sample
 from finetune.tasks import Task
 from finetune.views import View
@@ -50,6 +50,7 @@ class DataConfig(CacheConfig):
         fold: The fold that is validated on and never trained on.
         fold_seed: Of that dealing.
         positive_share: Share of the training draws that have what the task looks for.
+        masked_share: Share of the training draws that have a mask; 0: as many as it happens.
         balance: Whether that share holds in all series together (``presence``), or in those of each modality
             (``modality``), which are then drawn by the square root of their number.
         modalities: Train on and judge by series of these alone: as in the corpus, or ``CT`` and ``MR``; empty: of all.
@@ -65,6 +66,7 @@ class DataConfig(CacheConfig):
     fold: int = 0
     fold_seed: int = 0
     positive_share: float = 0.5
+    masked_share: float = 0.0
     balance: Balance = "presence"
     modalities: tuple[str, ...] = ()
     limit: tuple[int, int] | None = None
@@ -85,6 +87,8 @@ class DataConfig(CacheConfig):
         require(self.fold_seed >= 0, f"data.fold_seed {self.fold_seed}: must be 0 or more")
         share = self.positive_share
         require(0 <= share <= 1, f"data.positive_share {share}: must lie in [0, 1]")
+        masked = self.masked_share
+        require(0 <= masked <= 1, f"data.masked_share {masked}: must lie in [0, 1]")
         most = self.limit
         require(most is None or min(most) >= 1, f"data.limit {list(most or ())}: both must be 1 or more")
         weight = self.pseudo_weight
@@ -343,7 +347,9 @@ class TrainingSamples(Dataset[Drawn]):
         labelled = [case for case in store.cases if not case.pseudo]
         weights_N = task.draw_weights(labelled, positive_share=config.positive_share, balance=config.balance)
         more = len(store.cases) - len(labelled)
-        self._edges_N = np.cumsum(with_pseudo_labelled(weights_N, more, weight=config.pseudo_weight))
+        weights_N = with_pseudo_labelled(weights_N, more, weight=config.pseudo_weight)
+        masked_N = np.array([case.mask is not None for case in store.cases])
+        self._edges_N = np.cumsum(with_masked_share(weights_N, masked_N, config.masked_share))
 
     def __getitem__(self, number: int) -> Drawn:
         """Sample `number`."""

@@ -19,6 +19,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from finetune.losses import TotalLoss, check_outputs
 from finetune.model_folder import Bundle
 from finetune.models.assemble import Network, upgraded_names
+from finetune.models.heads.decoder import DecoderHead
 from finetune.origin import scaling_of, windows_of
 from finetune.recipe import Recipe, TrainConfig
 from finetune.samples import DataConfig, DrawnBatch, FinetuneBatch, check_patch, make_batch
@@ -30,6 +31,7 @@ from finetune.views.box import MARGIN, SAME_SPACING_MM
 from harmonize.corpus import Corpus
 from harmonize.settings import Settings
 from headspark.channels import DEFAULT_MRI_SCALING
+from headspark.decoder import UNetDecoder
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.encoder.stem import changes, with_windows
 from headspark.run.fit import fit_plan
@@ -209,6 +211,25 @@ def try_step(recipe: Recipe, task: Task, accelerator: Accelerator, pretrained: A
         outputs = model(fastest_layout(x_BCDHW))
     TotalLoss(recipe.losses, task)(outputs, targets)[0].backward()
     optimizer.step()
+
+
+def begin_decoders(state: FinetuneState, pretrained: UNetDecoder | None) -> list[str]:
+    """Let the decoders among the auxiliary heads of a new run begin with a pretrained one.
+
+    Args:
+        state: At its first step.
+        pretrained: What lies beside the encoder; None: they stay as they were drawn.
+
+    Returns:
+        How each begins, for people.
+    """
+    heads = [one for one in state.unwrapped.auxiliary if isinstance(one, DecoderHead)]
+    for head in heads:
+        if pretrained is not None:
+            head.begin_with(pretrained)
+    if pretrained is not None and state.ema is not None:
+        state.ema.set(state.unwrapped)
+    return [head.note for head in heads]
 
 
 def notes(state: FinetuneState, corpus: Corpus, pretrained: Any | None) -> list[str]:

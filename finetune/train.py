@@ -26,6 +26,7 @@ from finetune.folds import FOLDS, began_with_version_0_1_0, keep_folds, write_fo
 from finetune.inference import PREDICTIONS, has_finite
 from finetune.metrics import Score
 from finetune.model_folder import irreproducible, save_bundle, settings_of
+from finetune.models.heads.decoder import DecoderConfig
 from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, rebuilt, recipe_of
 from finetune.pseudo import read_pseudo_labels
 from finetune.recipe import Recipe
@@ -33,7 +34,7 @@ from finetune.report import write_report
 from finetune.samples import DrawnBatch, RegionDecoder, RegionStore, TrainingSamples, check_patch, training_batches
 from finetune.series import Case, Region
 from finetune.stages import apply_rates, steps_of_epoch
-from finetune.state import FinetuneState, fastest_layout, notes, prepare, stages_of_run
+from finetune.state import FinetuneState, begin_decoders, fastest_layout, notes, prepare, stages_of_run
 from finetune.tasks import make_task
 from finetune.validation import evaluate, predict_held_out, score_facts, summary
 from harmonize.corpus import Corpus
@@ -110,7 +111,7 @@ def _train(
             raise WrongUse(f"{corpus.path}: {fault}")
         note(f"note: the finished model will not harmonize as its corpus was: {fault}")
     harmonized = settings_of(corpus, task.source, brain_model=brain_model)
-    given = read_given(encoder_folder)
+    given = read_given(encoder_folder, decoder=any(isinstance(one, DecoderConfig) for one in recipe.auxiliary))
     recipe = recipe_of(recipe, out, given)
     own_folds = partial(write_folds, out / FOLDS, folds) if old else None
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -138,8 +139,11 @@ def _train(
         state.legacy_noise = old
         for line in notes(state, corpus, encoder):
             note(f"note: {line}")
-        if not resume(state, run, out) and given.fault is not None:
-            raise given.fault
+        if not resume(state, run, out):
+            if given.fault is not None:
+                raise given.fault
+            for line in begin_decoders(state, given.decoder):
+                note(f"note: {line}")
         if run is not None:
             run.note(**{SAMPLES_PER_STEP: state.plan.samples_per_step, "device": device_name(accelerator)})
         regions = stack.enter_context(fill_cache([*training, *held_out], state, out, note))

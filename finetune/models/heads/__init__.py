@@ -13,6 +13,7 @@ from torch import nn
 
 from finetune.models.heads.base import Head, HeadConfig
 from finetune.models.heads.cells import CellsConfig, CellsHead
+from finetune.models.heads.decoder import DecoderConfig, DecoderHead
 from finetune.models.maps import Maps
 from finetune.tasks import Task
 
@@ -26,7 +27,7 @@ DEFAULT = "cells"
 HEADS: dict[str, tuple[type, Builder]] = {"cells": (CellsConfig, CellsHead)}
 """Configuration and builder of each head that gives the labels, by its kind."""
 
-AUXILIARY: dict[str, tuple[type, Builder]] = {}
+AUXILIARY: dict[str, tuple[type, Builder]] = {"decoder": (DecoderConfig, DecoderHead)}
 """The same of the heads that only help to train."""
 
 

@@ -35,8 +35,3 @@ class HeadConfig(Protocol):
     def kind(self) -> str:
         """Its name."""
         ...
-
-    @property
-    def dropout(self) -> float:
-        """Of its features, in stages that give none of their own."""
-        ...

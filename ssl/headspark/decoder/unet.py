@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -26,12 +26,18 @@ class UNetDecoder(nn.Module):
     Attributes:
         scales: Which of the encoder's maps are read: all.
         widths: Their channels.
+        stride: Of its finest map, and of the prediction.
+        outputs: Channels of what it predicts, by name, if that is something else than the volume.
     """
+
+    outputs: Mapping[str, int]
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], out_channels: int) -> None:
         super().__init__()
         self.scales = list(range(len(channels)))
         self.widths = list(channels)
+        self.stride = strides[0]
+        self.outputs = {}
         shape = EncoderConfig(in_channels=out_channels)
         coarse_to_fine = list(reversed(self.scales[:-1]))
         self.transpconvs = nn.ModuleList(
@@ -46,7 +52,10 @@ class UNetDecoder(nn.Module):
         self.apply(initialise)
 
     def forward(self, maps: Sequence[TokenMap | Tensor]) -> Tensor:
-        """Predict the volume (B, C, D, H, W) from all maps, finest first: masked ones with tokens, or dense x_BCDHW."""
+        """Predict the volume (B, C, D, H, W) from all maps, finest first: masked ones with tokens, or dense x_BCDHW.
+
+        Finer maps than it reads may stand before them.
+        """
         token_maps = [TokenMap(PackedBlocks.whole(map_)) if isinstance(map_, Tensor) else map_ for map_ in maps]
         x = token_maps[-1].dense().permute(0, 2, 3, 4, 1)
         last = len(self.stages) - 1

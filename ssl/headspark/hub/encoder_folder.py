@@ -159,7 +159,8 @@ class Encoder(
         _write_weights(save_directory / SAFETENSORS_SINGLE_FILE, self.network)
         if self.decoder is not None:
             _write_weights(save_directory / DECODER, self.decoder)
-            config = {**cast(dict[str, Any], self._hub_mixin_config), "decoder": DECODER_CONFIG}
+            facts = decoder_facts(self.decoder)
+            config = {**cast(dict[str, Any], self._hub_mixin_config), "decoder": facts}
             write_text(save_directory / CONFIG_NAME, json.dumps(config, sort_keys=True, indent=2))
         if self.card is not None:
             for name, content in self.card.pictures.items():
@@ -205,6 +206,14 @@ def on_hub(
 def file_of(model_id: str, name: str, **options: Any) -> Path:
     """Where a file of an encoder lies: in its folder, or in the cache of the Hub, which is asked for it first."""
     return Path(model_id) / name if Path(model_id).is_dir() else Path(hf_hub_download(model_id, name, **options))
+
+
+def decoder_facts(decoder: UNetDecoder) -> dict[str, Any]:
+    """What config.json says of a decoder: `DECODER_CONFIG`, and what it gives where that is not the volume."""
+    if not decoder.outputs:
+        return DECODER_CONFIG
+    outputs = [[name, count] for name, count in decoder.outputs.items()]  # a mapping would lose their order
+    return {**DECODER_CONFIG, "stride": decoder.stride, "outputs": outputs}
 
 
 def _write_weights(path: Path, network: nn.Module) -> None:

@@ -12,6 +12,7 @@ from harmonize.errors import UserError, WrongUse
 from harmonize.hub import HUB_ERRORS, first_line
 from headspark.decoder import UNetDecoder
 from headspark.encoder import MaskableEncoder
+from headspark.encoder.base import MOST_CHANNELS
 from headspark.folder_kind import read_json
 from headspark.hub.encoder_folder import DECODER, DECODER_CONFIG, Encoder, file_of
 from headspark.weights import build_with, read_weights
@@ -38,7 +39,8 @@ def load_encoder(
         path_or_repo: A folder that ``headspark push`` wrote, or ``user/name`` on the Hub.
         revision: Branch, tag or commit of the repository; None takes the newest. A folder has none.
         decoder: Load the decoder too, which lies there after ``headspark push --decoder``. It takes the encoder's maps:
-            ``decoder(encoder(x_BCDHW))`` is the predicted volume, (B, C, D, H, W).
+            ``decoder(encoder(x_BCDHW))`` is the predicted volume, (B, C, D, H, W). Of an encoder that
+            ``finetune export`` wrote it is what `decoder.outputs` names, in cells of `decoder.stride` voxels.
 
     Returns:
         The encoder, a plain module in eval mode with ``config``, ``channels``, ``strides`` and ``preprocessing``; with
@@ -59,20 +61,61 @@ def load_encoder(
     if revision is not None and Path(name).is_dir():
         raise WrongUse(f"{name}: a folder has no revision {revision}; give a repository of the Hub, or no revision")
     encoder = cast(MaskableEncoder, Encoder.from_pretrained(name, revision=revision))
-    return (encoder, _load_decoder(name, encoder, revision=revision)) if decoder else encoder
+    if not decoder:
+        return encoder
+    found = load_decoder(name, encoder, revision=revision)
+    if found is None:
+        raise UserError(f"{name}: an encoder without a decoder; `headspark push RUN --decoder` stores both")
+    return encoder, found
 
 
-def _load_decoder(name: str, encoder: MaskableEncoder, *, revision: str | None) -> UNetDecoder:
-    """The decoder beside an encoder that was just loaded."""
+def load_decoder(
+    path_or_repo: str | Path, encoder: MaskableEncoder, *, revision: str | None = None
+) -> UNetDecoder | None:
+    """The decoder beside an encoder that was just loaded.
+
+    Args:
+        path_or_repo: Of the encoder.
+        encoder: What was loaded.
+        revision: Of the repository.
+
+    Returns:
+        The decoder in eval mode; None where there is none.
+
+    Raises:
+        UserError: There is one that cannot be read, or does not fit.
+    """
+    name = str(path_or_repo)
     config: Any = read_json(file_of(name, CONFIG_NAME, revision=revision))
     stored = config.get("decoder") if isinstance(config, dict) else None
     if stored is None:
-        raise UserError(f"{name}: an encoder without a decoder; `headspark push RUN --decoder` stores both")
-    if stored != DECODER_CONFIG:
+        return None
+    stride, outputs = _stride_and_outputs(stored, encoder)
+    if stride is None:
         raise UserError(f"{name}: its {CONFIG_NAME} names a decoder that this headspark does not know; push it again")
     try:
         weights = read_weights(file_of(name, DECODER, revision=revision))
     except HUB_ERRORS as error:
         raise UserError(f"{name}: its {DECODER} cannot be had: {first_line(error)}") from error
-    build = partial(UNetDecoder, encoder.channels, encoder.strides, encoder.config.in_channels)
-    return build_with(build, weights, where=f"{name}: {DECODER}", wanted=f"its {CONFIG_NAME}").eval()
+    first, channels = encoder.strides.index(stride), sum(outputs.values()) or encoder.config.in_channels
+    build = partial(UNetDecoder, encoder.channels[first:], encoder.strides[first:], channels)
+    decoder = build_with(build, weights, where=f"{name}: {DECODER}", wanted=f"its {CONFIG_NAME}").eval()
+    decoder.outputs = outputs
+    return decoder
+
+
+def _stride_and_outputs(stored: object, encoder: MaskableEncoder) -> tuple[int | None, dict[str, int]]:
+    """What config.json says of a decoder; no stride where it says nothing that is known."""
+    facts = dict(stored) if isinstance(stored, dict) else {}
+    stride, outputs = facts.pop("stride", encoder.strides[0]), facts.pop("outputs", [])
+    known = facts == DECODER_CONFIG and type(stride) is int and stride in encoder.strides[:-1]
+    if not known or not isinstance(outputs, list) or not all(map(_is_output, outputs)):
+        return None, {}
+    return stride, dict(outputs)
+
+
+def _is_output(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    name, channels = value
+    return isinstance(name, str) and type(channels) is int and 1 <= channels <= MOST_CHANNELS

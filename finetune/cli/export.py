@@ -1,0 +1,121 @@
+"""`finetune export`: the encoder of a fine-tuned model, for another run to begin with."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from harmonize.corpus.card import plain_text
+from harmonize.terminal import say
+
+if TYPE_CHECKING:
+    from finetune.model_folder import Bundle
+
+_CARD = """---
+library_name: headspark
+license: apache-2.0
+pipeline_tag: image-feature-extraction
+tags: [headspark, medical-imaging, 3d, ct, mri, pytorch_model_hub_mixin]
+---
+
+# 3D encoder for head CT and MRI ({kind}), fine-tuned
+
+Fine-tuned by headspark (task {task}), and taken out of the model that came of it.
+
+```python
+from headspark import Encoder
+
+encoder = Encoder.from_pretrained("THIS_REPOSITORY_OR_FOLDER")
+maps = encoder(x_BCDHW)  # {channels} channels; one map a stage, finest first
+```
+
+Scans go in RAS at {spacing} mm: CT as the windows {windows} in [-1, 1], MRI normalised ({norm}) and copied into every
+channel. `encoder.preprocessing` holds the same facts; `headspark.channels.to_network_input` takes them.
+{decoder}
+Not a medical device: for research. The licences of the data hold for what is made from them.
+"""
+_DECODER = """
+The decoder that was trained with it lies beside it. It says {outputs}, each cell {stride} voxels wide:
+
+```python
+from headspark import load_encoder
+
+encoder, decoder = load_encoder("THIS_REPOSITORY_OR_FOLDER", decoder=True)
+logits_BCdhw = decoder(encoder(x_BCDHW))  # decoder.outputs: the channels of each, in this order
+```
+"""
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the parser of `finetune`."""
+    parser = commands.add_parser(
+        "export", parents=[common], help="the encoder of a finished run, as `finetune train --encoder` takes it"
+    )
+    parser.add_argument("model", type=Path, metavar="FT", help="folder of a finished run")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="ENCODER", help="its folder; an encoder that was there is replaced"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the encoder, and the decoder of an auxiliary head of that kind beside it.
+
+    Raises:
+        UserError: There is no finished run, or `--out` holds something else.
+    """
+    from finetune.model_folder import load_model, read_bundle
+    from finetune.models.heads.decoder import DecoderHead
+    from headspark.encoder import MaskableEncoder
+    from headspark.hub import save_encoder
+    from headspark.hub.encoder_folder import Card
+
+    bundle = read_bundle(options.model)
+    network = load_model(options.model, bundle)
+    decoders = [head.decoder for head in network.auxiliary if isinstance(head, DecoderHead)]
+    decoder = decoders[0] if decoders else None
+    save_encoder(
+        cast(MaskableEncoder, network.encoder),
+        options.out,
+        preprocessing=preprocessing_of(bundle),
+        card=Card(text=_card(bundle, decoder)),
+        decoder=decoder,
+    )
+    say(options.out)
+    return 0
+
+
+def preprocessing_of(bundle: Bundle) -> dict[str, Any]:
+    """What a scan must have gone through before the encoder sees it, for config.json; keys as pretraining writes them.
+
+    Args:
+        bundle: Of the fine-tuned model.
+    """
+    from finetune.tasks import make_task
+
+    data, settings = bundle.data, bundle.settings
+    return {
+        "orientation": "RAS",
+        "spacing_mm": list(settings.spacing) if data.spacing is None else [data.spacing] * 3,
+        "ct_windows": [window.plain for window in data.windows],
+        "mri_scaling": data.scaling,
+        "mri_norms": {make_task(bundle.task).source: settings.mri_norm},
+        "patch": list(data.patch),
+    }
+
+
+def _card(bundle: Bundle, decoder: Any | None) -> str:
+    facts = preprocessing_of(bundle)
+    said = ""
+    if decoder is not None:
+        said = _DECODER.format(outputs=" and ".join(map(plain_text, decoder.outputs)), stride=decoder.stride)
+    return _CARD.format(
+        kind=bundle.encoder.kind,
+        task=bundle.task.kind,
+        channels=bundle.encoder.in_channels,
+        spacing=" x ".join(f"{mm:g}" for mm in facts["spacing_mm"]),
+        windows=plain_text(", ".join(f"{one.name} (W{one.width:g} L{one.level:g})" for one in bundle.data.windows)),
+        norm=plain_text(bundle.settings.mri_norm),
+        decoder=said,
+    )
