@@ -21,7 +21,7 @@ from harmonize.errors import WrongUse
 from headspark.config.checks import require
 from headspark.decoder import UNetDecoder
 
-VESSELS, SPHERES, BLOBS = "vessels", "spheres", "blobs"
+VESSELS: Literal["vessels"] = "vessels"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class DecoderConfig:
     """
 
     kind: Literal["decoder"] = "decoder"
-    gives: tuple[Literal["vessels", "spheres", "blobs"], ...] = (VESSELS, SPHERES)
+    gives: tuple[Literal["vessels", "spheres", "blobs"], ...] = ("vessels", "spheres")
     stride: int = 2
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class DecoderHead(nn.Module):
         self.outputs = config.gives
         self.cells = dict.fromkeys(config.gives, config.stride)
         first = maps.strides.index(config.stride)
-        channels = {name: task.places + 1 if name == VESSELS else 1 for name in config.gives}
+        channels: dict[str, int] = {name: task.places + 1 if name == VESSELS else 1 for name in config.gives}
         self.decoder = UNetDecoder(maps.channels[first:], maps.strides[first:], sum(channels.values()))
         self.decoder.outputs = channels
         self.note = "the decoder begins at random"
