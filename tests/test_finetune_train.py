@@ -446,5 +446,5 @@ def test_errors_of_the_command_are_one_line_with_an_exit_code(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "train.batch" in error
-    assert training.main(["--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")]) == 1
+    assert training.main(["--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")]) == 2
     assert "nowhere" in capsys.readouterr().err
