@@ -64,7 +64,7 @@ def train(
 
     Args:
         recipe: The run's.
-        corpus: With labelled RSNA series.
+        corpus: With labelled series of the task.
         encoder_folder: Folder or Hub repository of a pretrained encoder; None trains the recipe's from scratch.
         out: The run's folder.
         brain_model: SynthStrip's weights, for a corpus that was made with ``--apply-brain``.
@@ -316,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     parser = recipe_parser(Recipe, prog="finetune train", description="Fine-tune an encoder in stages.")
-    parser.add_argument("--corpus", type=Path, required=True, help="folder that `harmonize rsna` wrote")
+    parser.add_argument("--corpus", type=Path, required=True, help="corpus that harmonize wrote, with labels")
     parser.add_argument("--encoder", type=str, default=None, help="pretrained encoder: folder or Hub repository")
     parser.add_argument(
         "--brain-model", type=Path, default=None, help="SynthStrip's weights, if the corpus was made with --apply-brain"
