@@ -254,7 +254,7 @@ class RegionDecoder:
         arrays = [region.stored_XYZ.numpy(), np.array([*facts, *findings.points_K3.ravel()], dtype=np.float64)]
         if region.mask_XYZ is not None:
             arrays.append(region.mask_XYZ.numpy())
-        return arrays
+        return [np.ascontiguousarray(array) for array in arrays]  # what is mapped is laid out so
 
     def assemble(self, item: Case, arrays: Sequence[NDArray[Any]]) -> Region:
         """The region, whose labels and places are the series'."""

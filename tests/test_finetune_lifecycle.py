@@ -300,12 +300,13 @@ def test_a_region_is_the_same_wherever_it_is_kept(spacing: float | None, corpus:
     cases = task.cases(corpus).cases
     assert any(case.mask is not None for case in cases)
     wanted = [view.load(case) for case in cases]
+    said: list[str] = []
     assert decoded_bytes(cases, RegionDecoder(view)) >= sum(region.nbytes for region in wanted)
     for mode in ("ram", "shared", "disk", "none"):
         config = dataclasses.replace(data, cache=mode)
         with cached(
             cases, config, decoder=RegionDecoder(view), run_name=str(tmp_path), local_rank=0, local_ranks=1,
-            agree=lambda choice: choice, wait=lambda: None, say=print,
+            agree=lambda choice: choice, wait=lambda: None, say=said.append,
         ) as regions:  # fmt: skip
             store = RegionStore(cases[3:], view, regions, range(3, len(cases)))
             for number, region in enumerate(wanted[3:]):
@@ -317,6 +318,7 @@ def test_a_region_is_the_same_wherever_it_is_kept(spacing: float | None, corpus:
                     assert getattr(found, name) == getattr(region, name), (mode, name)
                 for name in ("points_K3", "places_K", "labels_L", "points_complete"):
                     assert np.array_equal(getattr(found.findings, name), getattr(region.findings, name)), (mode, name)
+    assert len(said) == 4, "nothing had to be made again"
 
 
 def test_a_region_on_disk_is_known_by_all_that_it_depends_on(corpus: Corpus) -> None:
