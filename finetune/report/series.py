@@ -210,7 +210,7 @@ def _draw_planes(axis: Axes, picture: Picture, centre: NDArray[Any] | None) -> N
         for point in picture.points_K3[np.abs(picture.points_K3[:, dropped] - at[dropped]) <= NEAR_VOXELS]:
             for width, colour in ((3.0, "black"), (1.4, MARK)):
                 place = left + point[kept[0]], point[kept[1]]
-                axis.plot(*place, "o", markersize=13, fillstyle="none", color=colour, markeredgewidth=width)
+                axis.plot(*place, "o", markersize=12, fillstyle="none", color=colour, markeredgewidth=width)
         left += across + GAP_VOXELS
     axis.set_xlim(-0.5, left - GAP_VOXELS - 0.5)
     axis.set_ylim(-0.5, max(shape[1], shape[2]) - 0.5)

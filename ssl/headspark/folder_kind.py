@@ -86,7 +86,7 @@ def _kind_of_folder(path: Path, names: set[str]) -> str | None:
     if {"checkpoint.json", SAFETENSORS_SINGLE_FILE} <= names:
         return "a checkpoint of a run, not the run"
     if {"train.csv", "series"} <= names:
-        return "a raw RSNA tree"
+        return "a raw tree (series and their train.csv)"
     if any(name.lower().endswith(".dcm") for name in names):
         return "a folder of DICOM files"
     if isinstance(config, dict):
