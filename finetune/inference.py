@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from finetune.evaluation.predictions import PREDICTIONS, TARGET_PREFIX
 from finetune.samples import DataConfig, RegionStore
-from finetune.series import Region
+from finetune.series import Region, groups_of
 from finetune.tasks import LABELS, Task
 from finetune.views import View
 from harmonize.errors import UserError
@@ -50,22 +50,23 @@ def _fault(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def classify(model: nn.Module, x: Tensor, *, mirror: Sequence[int] | None) -> Tensor:
+def classify(model: nn.Module, x: Tensor, *, mirror: Sequence[int] | None, group_B: Tensor | None = None) -> Tensor:
     """The probabilities of the labels of each input.
 
     Args:
         model: A `finetune.models.assemble.Network` in eval mode.
         x: Network input x_BCDHW on the model's device.
         mirror: Average with the mirror image, in which each label becomes this one; None: do not look at it.
+        group_B: CT or MR, for models that are told (`condition.kind` header).
 
     Returns:
         (B, L) float32, columns as the task's labels.
     """
     if x.ndim == 5:
         x = x.to(memory_format=torch.channels_last_3d)
-    probabilities_BL = model(x)[LABELS].float().sigmoid()
+    probabilities_BL = model(x, group_B)[LABELS].float().sigmoid()
     if mirror is not None:
-        flipped_BL = model(x.flip(LEFT_RIGHT))[LABELS].float().sigmoid()
+        flipped_BL = model(x.flip(LEFT_RIGHT), group_B)[LABELS].float().sigmoid()
         probabilities_BL = (probabilities_BL + flipped_BL[:, list(mirror)]) / 2
     return probabilities_BL
 
@@ -75,7 +76,8 @@ def predict_region(
 ) -> dict[str, float]:
     """The probabilities of a series by label, in the task's order."""
     x = view.sample(region.to(device))[None]
-    probabilities_L = classify(model, x, mirror=task.mirror if config.mirror else None)[0].tolist()
+    mirror, group_B = task.mirror if config.mirror else None, groups_of([region.unit], device)
+    probabilities_L = classify(model, x, mirror=mirror, group_B=group_B)[0].tolist()
     return dict(zip(task.labels, probabilities_L, strict=True))
 
 

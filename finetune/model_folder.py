@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from finetune import tasks, views
-from finetune.models import heads
+from finetune.models import condition, heads
 from finetune.models.assemble import Network, upgraded_names
+from finetune.models.condition import CONDITIONS, ConditionConfig
 from finetune.models.heads import AUXILIARY, HEADS, HeadConfig, configs_of
 from finetune.samples import DataConfig
 from finetune.series import Case
@@ -63,6 +64,7 @@ class Bundle:
         task: What is asked.
         view: What the network sees.
         auxiliary: The other heads.
+        condition: What the network is told of the modality.
     """
 
     encoder: EncoderConfig
@@ -72,6 +74,7 @@ class Bundle:
     task: tasks.TaskConfig = one_of(tasks.task_configs(), tasks.DEFAULT)
     view: views.ViewConfig = one_of(views.view_configs(), views.DEFAULT)
     auxiliary: tuple[HeadConfig, ...] = ()
+    condition: ConditionConfig = one_of(CONDITIONS, condition.DEFAULT)
 
 
 def settings_of(corpus: Corpus, source: str, *, brain_model: Path | None = None) -> Settings:
@@ -169,6 +172,7 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
             "encoder": to_plain(bundle.encoder),
             "head": to_plain(bundle.head),
             "auxiliary": [to_plain(one) for one in bundle.auxiliary],
+            "condition": to_plain(bundle.condition),
             "data": to_plain(bundle.data),
             "harmonize": {
                 "spacing": list(settings.spacing),
@@ -237,6 +241,7 @@ def _bundle_of(folder: Path, config: dict[str, Any]) -> Bundle:
         encoder=from_plain(EncoderConfig, config["encoder"]),
         head=part_from_plain(configs_of(HEADS), config["head"], default=heads.DEFAULT, key="head"),
         auxiliary=tuple(part_from_plain(configs_of(AUXILIARY), one, default="", key="auxiliary") for one in auxiliary),
+        condition=part_from_plain(CONDITIONS, config.get("condition", {}), default=condition.DEFAULT, key="condition"),
         data=from_plain(DataConfig, config["data"]),
         settings=Settings(
             spacing=(x, y, z),
@@ -262,7 +267,13 @@ def load_model(folder: Path, bundle: Bundle) -> Network:
     except UserError as error:
         raise UserError(f"{error}; train again") from error
     return build_with(
-        lambda: Network(build_encoder(bundle.encoder), bundle.head, bundle.auxiliary, tasks.make_task(bundle.task)),
+        lambda: Network(
+            build_encoder(bundle.encoder),
+            bundle.head,
+            bundle.auxiliary,
+            tasks.make_task(bundle.task),
+            bundle.condition,
+        ),
         weights,
         where=f"{folder / WEIGHTS}",
         wanted=CONFIG,

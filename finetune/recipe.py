@@ -9,7 +9,8 @@ from typing import Any, Literal
 from finetune import tasks, views
 from finetune.augment import AugmentConfig
 from finetune.losses import DEFAULT_LOSSES, TermConfig, check_names, loss_configs
-from finetune.models import heads
+from finetune.models import condition, heads
+from finetune.models.condition import CONDITIONS, ConditionConfig
 from finetune.models.heads import AUXILIARY, HEADS, HeadConfig, configs_of
 from finetune.samples import DataConfig
 from finetune.stages import StageConfig
@@ -33,11 +34,13 @@ class TrainConfig(RunConfig):
     Attributes:
         optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum, which nnU-Net fine-tunes with.
         momentum: Of ``sgd``.
+        activation_checkpointing: Of the encoder: keep less for the backward pass and recompute the rest.
         weight_decay: On matrices and kernels, in stages that give none of their own.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = 0.99
+    activation_checkpointing: bool = False
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
@@ -59,7 +62,8 @@ class Recipe:
         augment: How it is varied.
         scratch: The encoder of a run from scratch; a pretrained one brings its own shape.
         head: What sits on top of it and gives the labels.
-        auxiliary: Further heads, which only help to train.
+        auxiliary: Further heads, which help to train, or say what `head` or `condition` makes use of.
+        condition: What the network is told of the modality.
         losses: What it is trained to say; each term is about one output.
         stages: Which parameters train when, and at which rate.
         train: How the run goes.
@@ -72,6 +76,7 @@ class Recipe:
     scratch: EncoderConfig = field(default_factory=EncoderConfig)
     head: HeadConfig = one_of(configs_of(HEADS), heads.DEFAULT)
     auxiliary: tuple[HeadConfig, ...] = some_of(configs_of(AUXILIARY))
+    condition: ConditionConfig = one_of(CONDITIONS, condition.DEFAULT)
     losses: tuple[TermConfig, ...] = some_of(loss_configs(), DEFAULT_LOSSES)
     stages: tuple[StageConfig, ...] = DEFAULT_STAGES
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from finetune.augment import AugmentConfig, Variation, draw_pose, draw_variation, vary_intensity
 from finetune.drawing import Balance, with_masked_share, with_pseudo_labelled
-from finetune.series import Case, Findings, Pose, Region, Sample
+from finetune.series import Case, Findings, Pose, Region, Sample, groups_of
 from finetune.tasks import Task
 from finetune.views import View
 from harmonize.errors import WrongUse
@@ -148,10 +148,12 @@ class FinetuneBatch(NamedTuple):
     Attributes:
         x: Network input, x_BCDHW of a box or x_BNCHW of a bag of slices.
         targets: What it should say, by the names of `finetune.tasks.base.Task.targets`.
+        group: CT or MR (B,), as `finetune.series.groups_of` says it.
     """
 
     x: Tensor
     targets: dict[str, Tensor]
+    group: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +166,7 @@ class Drawn:
         variation: How its intensities change.
         scan_id: The series, for messages.
         modality: Of the series.
+        source: Likewise.
     """
 
     region: Region
@@ -171,6 +174,7 @@ class Drawn:
     variation: Variation
     scan_id: str
     modality: str
+    source: str
 
 
 class DrawnBatch(NamedTuple):
@@ -213,10 +217,13 @@ def make_batch(
             spacing=one.region.spacing,
             cells=cells,
             modality=one.modality,
+            source=one.source,
         )
         targets.append(task.targets(sample))
     x = torch.stack(inputs)
-    return FinetuneBatch(x, {name: torch.stack([one[name] for one in targets]).to(x.device) for name in targets[0]})
+    group_B = groups_of((one.region.unit for one in drawn.samples), x.device)
+    stacked = {name: torch.stack([one[name] for one in targets]).to(x.device) for name in targets[0]}
+    return FinetuneBatch(x, stacked, group_B)
 
 
 class RegionDecoder:
@@ -360,7 +367,14 @@ class TrainingSamples(Dataset[Drawn]):
         extent_mm = [voxels * mm for voxels, mm in zip(self._config.patch, region.spacing, strict=True)]
         pose = draw_pose(self._augment, generator, extent_mm=extent_mm, more=more)
         variation = draw_variation(self._augment, generator, more, legacy_noise=self._legacy_noise)
-        return Drawn(region=region, pose=pose, variation=variation, scan_id=case.scan_id, modality=case.modality)
+        return Drawn(
+            region=region,
+            pose=pose,
+            variation=variation,
+            scan_id=case.scan_id,
+            modality=case.modality,
+            source=case.source,
+        )
 
 
 def training_batches(

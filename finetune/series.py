@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from harmonize.scan import HU
+
+HEADER_GROUPS = ("CT", "MR")
+"""What a header says of a modality, which is known at prediction too."""
+
+
+def groups_of(units: Iterable[str], device: torch.device | None = None) -> Tensor:
+    """Index in `HEADER_GROUPS` of each series by the unit of its intensities, (B,) int64.
+
+    Example:
+        >>> groups_of(["HU", "zscore"])
+        tensor([0, 1])
+    """
+    return torch.tensor([0 if unit == HU else 1 for unit in units], device=device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +57,7 @@ class Case:
         sha256: Of the volume's file.
         mask_sha256: Of the mask's file, or None.
         pseudo: Whether the labels are those of another model.
+        source: Of the series in the corpus.
     """
 
     scan_id: str
@@ -60,6 +76,7 @@ class Case:
     sha256: str = ""
     mask_sha256: str | None = None
     pseudo: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +214,7 @@ class Sample:
         spacing: Their size in mm.
         cells: Edge in voxels of the cells of each dense output that wants a target.
         modality: Of the series, as in the corpus.
+        source: Likewise.
     """
 
     findings: Findings
@@ -204,6 +222,7 @@ class Sample:
     spacing: tuple[float, float, float]
     cells: Mapping[str, int] = field(default_factory=dict)
     modality: str = ""
+    source: str = ""
 
     def within(self) -> NDArray[np.bool_]:
         """Which points lie in a voxel of the input, (K,)."""

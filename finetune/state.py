@@ -29,6 +29,7 @@ from finetune.tasks import Task
 from finetune.views import View, make_view
 from finetune.views.box import MARGIN, SAME_SPACING_MM
 from harmonize.corpus import Corpus
+from harmonize.errors import WrongUse
 from harmonize.settings import Settings
 from headspark.channels import DEFAULT_MRI_SCALING
 from headspark.decoder import UNetDecoder
@@ -100,6 +101,7 @@ class FinetuneState(TrainState[Network]):
             encoder=shape,
             head=recipe.head,
             auxiliary=recipe.auxiliary,
+            condition=recipe.condition,
             data=self.data,
             settings=settings,
         )
@@ -182,8 +184,13 @@ def make_model(recipe: Recipe, task: Task, encoder: Any) -> Network:
     Raises:
         UserError: A head does not fit the encoder or the task, or a loss is about an output that none gives.
     """
-    network = Network(encoder, recipe.head, recipe.auxiliary, task)
+    encoder.set_grad_checkpointing(recipe.train.activation_checkpointing)
+    network = Network(encoder, recipe.head, recipe.auxiliary, task, recipe.condition)
     check_outputs(recipe.losses, network.outputs)
+    for number, term in enumerate(recipe.losses):
+        wanted = network.only_targets.get(term.of, term.wanted)
+        if term.wanted != wanted:
+            raise WrongUse(f"losses[{number}]: {term.of} can only be compared with {wanted}; add target: {wanted}")
     return network.to(memory_format=torch.channels_last_3d)
 
 
@@ -208,7 +215,7 @@ def try_step(recipe: Recipe, task: Task, accelerator: Accelerator, pretrained: A
     targets = {name: torch.stack([one] * batch).to(device) for name, one in task.targets(sample).items()}
     x_BCDHW = torch.randn(batch, encoder.config.in_channels, *patch, device=device)
     with accelerator.autocast():
-        outputs = model(fastest_layout(x_BCDHW))
+        outputs = model(fastest_layout(x_BCDHW), torch.zeros(batch, dtype=torch.int64, device=device))
     TotalLoss(recipe.losses, task)(outputs, targets)[0].backward()
     optimizer.step()
 

@@ -62,6 +62,21 @@ def points_and_mask_targets(
     return targets
 
 
+def class_targets(sample: Sample, *, modalities: Sequence[str], sources: Sequence[str]) -> dict[str, Tensor]:
+    """Of which class a series is, () int64, or `IGNORE` where it is none of them.
+
+    Args:
+        sample: With modality and source.
+        modalities: Names of the classes of ``modality``.
+        sources: Those of ``source``.
+    """
+    known = {"modality": (sample.modality, modalities), "source": (sample.source, sources)}
+    return {
+        name: torch.tensor(list(classes).index(one) if one in classes else IGNORE)
+        for name, (one, classes) in known.items()
+    }
+
+
 def point_heat(sample: Sample, *, stride: int, radius_mm: float = RADIUS_MM) -> Tensor:
     """Heat of the points on the grid of cells.
 

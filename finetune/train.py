@@ -267,7 +267,7 @@ def train_step(state: FinetuneState, batches: Iterator[DrawnBatch], interrupt: I
     for part, (batch, shares_T) in enumerate(zip(parts, shares_PT, strict=True)):
         last = part == plan.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(state.model):
-            outputs = state.model(fastest_layout(batch.x))
+            outputs = state.model(fastest_layout(batch.x), batch.group)
             total, terms_T = state.loss(outputs, batch.targets, shares_T)
             accelerator.backward(total * plan.ranks)  # of several ranks' gradients the mean is taken
         totals[:-2] += torch.cat([total[None], terms_T]).detach()

@@ -8,6 +8,7 @@ from typing import Any
 from timm.models import group_modules
 from torch import Tensor, nn
 
+from finetune.models.condition import Condition, ConditionConfig, NoCondition
 from finetune.models.heads import HeadConfig, make_head
 from finetune.models.maps import Maps
 from finetune.tasks import LABELS, Task
@@ -17,7 +18,7 @@ EncoderLayers = tuple[tuple[nn.Module, ...], ...]
 
 
 class Network(nn.Module):
-    """Encoder and heads.
+    """Encoder, condition and heads.
 
     Args:
         encoder: Maps x_BCDHW to feature maps, finest first, and has `channels`, `strides` (cumulative) and
@@ -25,12 +26,21 @@ class Network(nn.Module):
         head: The part of the recipe that picks the head of the labels.
         auxiliary: Those that pick further heads.
         task: What is asked.
+        condition: The part that picks what the network is told of the modality.
 
     Raises:
-        UserError: A head does not fit the encoder or the task, or two give an output of the same name.
+        UserError: A head does not fit the encoder or the task, two give an output of the same name, or none gives what
+            the head of the labels or the condition asks for.
     """
 
-    def __init__(self, encoder: Any, head: HeadConfig, auxiliary: Sequence[HeadConfig], task: Task) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        head: HeadConfig,
+        auxiliary: Sequence[HeadConfig],
+        task: Task,
+        condition: ConditionConfig = NoCondition(),  # noqa: B008 frozen
+    ) -> None:
         super().__init__()
         maps = Maps(strides=tuple(encoder.strides), channels=tuple(encoder.channels))
         self.encoder: nn.Module = encoder
@@ -42,6 +52,14 @@ class Network(nn.Module):
             raise WrongUse(f"auxiliary: two heads give {', '.join(twice)}; keep one")
         if LABELS not in self.heads[0].outputs:
             raise WrongUse(f"head.kind {head.kind}: does not give the labels; put it under auxiliary")
+        self.condition = Condition(condition, maps, task)
+        needed = dict.fromkeys(_needs(self.head), f"head.kind {head.kind}")
+        needed |= dict.fromkeys(self.condition.needs, f"condition.kind {condition.kind}")
+        given = {name for one in self.heads[1:] for name in one.outputs}
+        for name, who in needed.items():
+            if name not in given:
+                raise WrongUse(f"{who}: makes use of {name}, which no head gives; put one that does under auxiliary")
+        self._always = [any(name in needed for name in one.outputs) for one in self.heads[1:]]
         self.layers: EncoderLayers = encoder_layers(encoder)
         self.dropouts = tuple(found for one in self.heads for found in head_dropouts(one))
 
@@ -60,18 +78,40 @@ class Network(nn.Module):
         """Everything that is not the encoder."""
         return [p for name, p in self.named_parameters() if not name.startswith("encoder.")]
 
-    def forward(self, x_BCDHW: Tensor) -> dict[str, Tensor]:
+    @property
+    def only_targets(self) -> dict[str, str]:
+        """The one target that an output can be compared with, of those that have one."""
+        return {output: target for one in self.heads for output, target in getattr(one, "only_targets", {}).items()}
+
+    def forward(self, x_BCDHW: Tensor, group_B: Tensor | None = None) -> dict[str, Tensor]:
         """Outputs by name.
 
         Args:
             x_BCDHW: Network input as `headspark.channels.to_network_input` makes it.
+            group_B: CT or MR by the header, as `finetune.series.groups_of` says it; for networks that want to know.
         """
         maps = self.encoder(x_BCDHW)
-        outputs = self.head(maps)
-        if self.training:  # what only helps to train is not asked for otherwise
-            for one in self.auxiliary:
+        # What only helps to train is not asked for otherwise.
+        asked = [one for one, always in zip(self.auxiliary, self._always, strict=True) if always or self.training]
+        outputs: dict[str, Tensor] = {}
+        for one in asked:
+            if not _conditioned(one):
                 outputs |= one(maps)
-        return outputs
+        shares_BG = self.condition.shares(outputs, group_B)
+        maps = self.condition.of_maps(maps, shares_BG)
+        for one in asked:
+            if _conditioned(one):
+                outputs |= one(maps)
+        outputs |= self.head(maps, outputs) if _needs(self.head) else self.head(maps)
+        return self.condition.of_outputs(outputs, shares_BG)
+
+
+def _needs(head: nn.Module) -> tuple[str, ...]:
+    return getattr(head, "needs", ())
+
+
+def _conditioned(head: nn.Module) -> bool:
+    return getattr(head, "conditioned", True)
 
 
 def head_dropouts(head: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
@@ -107,5 +147,5 @@ def upgraded_names(weights: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in weights.items():
         today = name.replace("scale_14", "scale_L").replace("shift_14", "shift_L")
         first = today.split(".", 1)[0]
-        renamed[today if first in ("encoder", "head", "auxiliary") else f"head.{today}"] = value
+        renamed[today if first in ("encoder", "head", "auxiliary", "condition") else f"head.{today}"] = value
     return renamed

@@ -18,7 +18,7 @@ from finetune.evaluation import Mistake, Others, Predictions
 from finetune.evaluation.predictions import FOLD_FOLDER
 from finetune.evaluation.text import number
 from finetune.model_folder import CONFIG, load_model, read_bundle
-from finetune.series import Case
+from finetune.series import Case, groups_of
 from finetune.tasks import Task, make_task
 from finetune.views import make_view
 from harmonize.corpus import Corpus
@@ -150,7 +150,7 @@ def pictures_of(
                 continue
             points_K3 = view.findings(region).points_K3
             with torch.inference_mode():
-                heat = model(x[None]).get(HEAT_OUTPUT)
+                heat = model(x[None], groups_of([region.unit])).get(HEAT_OUTPUT)
             inside_K = ((points_K3 >= -0.5) & (points_K3 < np.array(x.shape[1:]) - 0.5)).all(1)
             found[scan_id] = Picture(
                 values_XYZ=x[channel].numpy(),

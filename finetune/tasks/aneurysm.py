@@ -16,12 +16,13 @@ from torch import Tensor
 from finetune.drawing import Balance, drawing_weights
 from finetune.metrics import Score, score_labels
 from finetune.series import Case, Sample, Selection, Spot
-from finetune.targets import RADIUS_MM, points_and_mask_targets
+from finetune.targets import RADIUS_MM, class_targets, points_and_mask_targets
 from harmonize.corpus import Corpus
 from harmonize.decisions import DecisionKind, kind_of
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED, PRESENT
 from harmonize.scan import ACTIVITY, Scan
+from harmonize.sources.rsna_tables import MODALITIES
 from headspark.config.checks import require
 
 LARGEST_RADIUS_MM = 50.0
@@ -63,6 +64,8 @@ class AneurysmTask:
     groups: Mapping[str, tuple[str, ...]] = GROUPS
     source = "rsna"
     mask_values = tuple(MASK_VALUES)
+    modalities = tuple(MODALITIES.values())
+    sources: tuple[str, ...] = (source,)
 
     def __init__(self, config: AneurysmConfig | None = None) -> None:
         self.radius_mm = (config or AneurysmConfig()).radius
@@ -98,8 +101,11 @@ class AneurysmTask:
         return Selection(cases=cases, left_out=left_out, unlabelled=unlabelled)
 
     def targets(self, sample: Sample) -> dict[str, Tensor]:
-        """Labels, and what the cells of the dense outputs should say."""
-        return points_and_mask_targets(sample, places=self.places, any_label=self.any_label, radius_mm=self.radius_mm)
+        """Labels, classes, and what the cells of the dense outputs should say."""
+        located = points_and_mask_targets(
+            sample, places=self.places, any_label=self.any_label, radius_mm=self.radius_mm
+        )
+        return located | class_targets(sample, modalities=self.modalities, sources=self.sources)
 
     def score(self, table: pd.DataFrame) -> Score:
         """The competition's score of a table of predictions and truth."""
@@ -201,4 +207,5 @@ def _case(root: Path, row: dict[Any, Any]) -> Case:
         spacing=tuple(float(size) for size in row["spacing"]),
         sha256=row["sha256"],
         mask_sha256=row["mask_sha256"] if isinstance(row["mask_sha256"], str) else None,
+        source=row["source"],
     )

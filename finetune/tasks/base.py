@@ -35,6 +35,8 @@ class Task(Protocol):
         groups: The same as means over groups of labels, by the group's name; the score is the mean of these.
         source: The source of its series in a corpus.
         mask_values: The value of each place in the corpus's masks.
+        modalities: Which there are among its series, as the corpus spells them; the classes of the target ``modality``.
+        sources: Likewise of sources, the classes of the target ``source``.
     """
 
     labels: tuple[str, ...]
@@ -45,6 +47,8 @@ class Task(Protocol):
     groups: Mapping[str, tuple[str, ...]]
     source: str
     mask_values: tuple[int, ...]
+    modalities: tuple[str, ...]
+    sources: tuple[str, ...]
 
     def cases(self, corpus: Corpus, *, every_label: bool = False) -> Selection:
         """Which series of a corpus a run uses, and why not the others.
@@ -59,7 +63,7 @@ class Task(Protocol):
         ...
 
     def targets(self, sample: Sample) -> dict[str, Tensor]:
-        """What the outputs that are named in `Sample.cells`, and `LABELS`, should say about an input."""
+        """What the outputs that are named in `Sample.cells`, `LABELS`, ``modality`` and ``source`` should say."""
         ...
 
     def score(self, table: pd.DataFrame) -> Score:

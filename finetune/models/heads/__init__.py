@@ -11,9 +11,14 @@ from typing import Any
 
 from torch import nn
 
+from finetune.models.heads.attention import AttentionConfig, AttentionHead
 from finetune.models.heads.base import Head, HeadConfig
 from finetune.models.heads.cells import CellsConfig, CellsHead
 from finetune.models.heads.decoder import DecoderConfig, DecoderHead
+from finetune.models.heads.domain import DomainConfig, DomainHead
+from finetune.models.heads.global_pool import GlobalConfig, GlobalHead
+from finetune.models.heads.masked import MaskedConfig, MaskedHead
+from finetune.models.heads.modality import ModalityConfig, ModalityHead
 from finetune.models.maps import Maps
 from finetune.tasks import Task
 
@@ -24,11 +29,20 @@ Builder = Callable[[Any, Maps, Task], nn.Module]
 DEFAULT = "cells"
 """The head of recipes and models that name none."""
 
-HEADS: dict[str, tuple[type, Builder]] = {"cells": (CellsConfig, CellsHead)}
+HEADS: dict[str, tuple[type, Builder]] = {
+    "cells": (CellsConfig, CellsHead),
+    "global": (GlobalConfig, GlobalHead),
+    "attention": (AttentionConfig, AttentionHead),
+    "masked": (MaskedConfig, MaskedHead),
+}
 """Configuration and builder of each head that gives the labels, by its kind."""
 
-AUXILIARY: dict[str, tuple[type, Builder]] = {"decoder": (DecoderConfig, DecoderHead)}
-"""The same of the heads that only help to train."""
+AUXILIARY: dict[str, tuple[type, Builder]] = {
+    "decoder": (DecoderConfig, DecoderHead),
+    "modality": (ModalityConfig, ModalityHead),
+    "domain": (DomainConfig, DomainHead),
+}
+"""The same of the heads that help to train, or say what the head of the labels makes use of."""
 
 
 def configs_of(heads: dict[str, tuple[type, Builder]]) -> dict[str, type]:

@@ -14,6 +14,13 @@ class Head(Protocol):
     Attributes:
         outputs: Names of what `forward` gives.
         cells: Edge of a cell in voxels of the input, of each dense output that wants a target on its grid.
+
+    A head may also have:
+
+    - `needs`: names of outputs of auxiliary heads, which `forward` then gets as a second argument, at prediction too.
+      The head of the labels alone can ask for some.
+    - `conditioned`: False for one that sees the maps before the network is told the modality (`condition`).
+    - `only_targets`: the one target that an output can be compared with, by the output's name.
     """
 
     outputs: tuple[str, ...]

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune.models.maps import Maps, chosen_maps
-from finetune.models.neck import Pyramid, coordinates
+from finetune.models.neck import Pyramid, check_grid, coordinates, mix
 from finetune.tasks import Task
 from harmonize.errors import WrongUse
+from headspark.config.checks import require
 
 PRESENCE_PRIOR = 0.01
 """Presence of an untrained cell: most cells are empty, and starting there keeps the first steps calm (RetinaNet)."""
@@ -44,6 +45,7 @@ class CellsConfig:
         coordinates: Tell the territory of each cell its place in the patch: left and right look alike without it.
             Presence never knows it, so that a finding looks the same everywhere.
         dropout: On the neck's features.
+        dilations: Of residual convolutions on the fused grid, such as 1, 2, 4; empty: none.
     """
 
     kind: Literal["cells"] = "cells"
@@ -54,10 +56,11 @@ class CellsConfig:
     top: int = 8
     coordinates: bool = True
     dropout: float = 0.0
+    dilations: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.top < 1 or not 0 <= self.dropout < 1:
-            raise WrongUse("head: width and top must be at least 1 and dropout in [0, 1)")
+        check_grid(width=self.width, dropout=self.dropout, dilations=self.dilations)
+        require(self.top >= 1, f"head.top {self.top}: must be at least 1")
 
 
 class CellsHead(nn.Module):
@@ -84,10 +87,10 @@ class CellsHead(nn.Module):
         self.config = config
         self.chosen = chosen_maps(maps, stride=config.stride, coarsest=config.coarsest)
         self.cells = {"presence": config.stride, "territory": config.stride}
-        self.neck = Pyramid(maps.channels[self.chosen], config.width)
-        self.presence_mix = _mix(config.width, config.width, config.dropout)
+        self.neck = Pyramid(maps.channels[self.chosen], config.width, config.dilations)
+        self.presence_mix = mix(config.width, config.width, config.dropout)
         self.presence = nn.Conv3d(config.width, 1, 1)
-        self.territory_mix = _mix(config.width + (3 if config.coordinates else 0), config.width, config.dropout)
+        self.territory_mix = mix(config.width + (3 if config.coordinates else 0), config.width, config.dropout)
         self.territory = nn.Conv3d(config.width, task.places, 1)
         self.scale_L = nn.Parameter(torch.ones(len(task.labels)))
         self.shift_L = nn.Parameter(torch.zeros(len(task.labels)))
@@ -129,14 +132,3 @@ def pool(evidence_BKdhw: Tensor, config: CellsConfig) -> Tensor:
     if config.pooling == "logmeanexp":
         return cells.logsumexp(-1) - math.log(cells.shape[-1])
     return cells.topk(min(config.top, cells.shape[-1]), dim=-1).values.mean(-1)
-
-
-def _mix(channels: int, width: int, dropout: float) -> nn.Module:
-    """Two layers that look at a cell and its neighbours."""
-    return nn.Sequential(
-        nn.Conv3d(channels, width, 3, padding=1),
-        nn.GELU(),
-        nn.Dropout3d(dropout),
-        nn.Conv3d(width, width, 1),
-        nn.GELU(),
-    )

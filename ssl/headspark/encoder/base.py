@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -149,7 +150,8 @@ class MaskableEncoder(nn.Module):
 
     def run(self, layer: nn.Module, x_BCDHW: Tensor) -> Tensor:
         """Call a layer, under activation checkpointing where that is on."""
-        if self.checkpointing and self.training:
+        # Not by `training`: an encoder of which some layers are frozen is in eval mode, and trains.
+        if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, x_BCDHW, use_reentrant=False)
         return layer(x_BCDHW)
 
