@@ -116,11 +116,14 @@ def test_batches_and_bf16_give_the_same_up_to_their_digits(model: Path, tree: Pa
     assert not np.array_equal(bf16, one)
 
 
-def test_json_and_parquet_hold_what_was_decided_too(model: Path, tmp_path: Path) -> None:
+def test_json_and_parquet_hold_what_was_decided_too(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_series(tmp_path / "tree" / "hole")
     (tmp_path / "tree" / "hole" / "A1.2.3_09.dcm").unlink()
     assert predict(model, tmp_path / "tree", "--out", tmp_path / "p.json") == 0
     assert predict(model, tmp_path / "tree", "--out", tmp_path / "p.parquet") == 0
+    assert "p.parquet: 1 series; 1 of all were known before" in capsys.readouterr().err
     (found,) = json.loads((tmp_path / "p.json").read_text())
     assert list(found) == ["series", *LABELS, "decisions", "warnings"]
     assert found["series"] == "1.2.3"

@@ -124,9 +124,9 @@ def _answer_all(options: argparse.Namespace, models: Sequence[Path], paths: Sequ
             emit([object_of(row, panel.labels) for row in answered])
     else:
         failed = write_tables(out, done.rows, panel.labels)
-        before = f", {done.known} of them before" if done.known else ""
+        before = f"; {done.known} of all were known before" if done.known else ""
         refused = f"; {failed} not used: {companion(out, FAILED).name} says why" if failed else ""
-        warn(f"{out}: {len(answered)} series{before}{refused}")
+        warn(f"{out}: {len(answered)} series{refused}{before}")
         if done.elsewhere:
             warn(
                 f"note: {companion(out, JOURNAL).name} knows {done.elsewhere} more series, of folders that were not "
