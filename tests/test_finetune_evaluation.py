@@ -21,8 +21,10 @@ from finetune.evaluation.predictions import UNKNOWN_MODALITIES, UNKNOWN_PATIENTS
 from finetune.evaluation.shortcuts import baselines
 from finetune.evaluation.thresholds import best_f1, choose_thresholds, site_confusion, smallest_with_precision
 from finetune.metrics import draw_patients
+from finetune.report import add_evaluation
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
+from harmonize.page import Page
 
 SITES_OF_TABLE = ("left", "right", "tip")
 LABELS = (*SITES_OF_TABLE, "any")
@@ -353,3 +355,15 @@ def test_a_run_of_an_older_version_takes_patients_and_modalities_from_the_corpus
     assert facts["patients"] == rows["subject"].nunique()
     assert set(facts["within_modality_auc"]["modalities"]) == set(rows["modality"])
     assert set(facts["shortcuts"]) == {"modality", "geometry", "intensities"}
+
+
+def test_text_of_a_table_is_only_text_in_a_page(tmp_path: Path) -> None:
+    rows = table(40, modality="<b>CTA</b>$x_{$").rename(
+        columns={"tip": "<script>tip", "target: tip": "target: <script>tip"}
+    )
+    found = evaluate(of_table(rows, name="x", where="x"), draws=20)
+    page = Page("x")
+    add_evaluation(page, found)
+    assert "<script" not in page.html()
+    assert "<b>CTA" not in page.html()
+    assert "&lt;script&gt;tip" in page.html()

@@ -33,7 +33,7 @@ from harmonize.errors import WrongUse
 from harmonize.page import Page
 from headspark.run.folder import FINISHED, read_metrics, read_state
 
-__all__ = ["REPORT", "figure_curves", "write_report"]
+__all__ = ["REPORT", "add_evaluation", "figure_curves", "write_report"]
 
 REPORT = "report.html"
 EXAMPLES = 4
@@ -67,12 +67,7 @@ def write_report(run: Path, corpus: Corpus | None = None, *, diameters_mm: Mappi
     page.tiles(_tiles(found))
     for note in predictions.notes:
         page.text(note)
-    _within(page, found)
-    _sites(page, found)
-    _shortcuts(page, found)
-    _calibration(page, found)
-    _thresholds(page, found)
-    _curves(page, found)
+    add_evaluation(page, found)
     _mistakes(page, found, pictures)
     _examples(page, predictions, shown, pictures)
     _training(page, states)
@@ -82,6 +77,12 @@ def write_report(run: Path, corpus: Corpus | None = None, *, diameters_mm: Mappi
     page.table(["what", "value"], sorted(libraries.items()))
     page.write(run / REPORT)
     return run / REPORT
+
+
+def add_evaluation(page: Page, found: Evaluation) -> None:
+    """Add the sections of an evaluation that need no picture of a series."""
+    for section in (_within, _sites, _shortcuts, _calibration, _thresholds, _curves):
+        section(page, found)
 
 
 def examples(predictions: Predictions) -> list[str]:
@@ -101,7 +102,7 @@ def figure_examples(predictions: Predictions, scan_ids: Sequence[str]) -> Figure
         row = predictions.scan_ids_N.index(scan_id)
         filled = [BLUE if true else "none" for true in predictions.targets_NL[row]]
         axis.barh(range(len(labels)), predictions.probabilities_NL[row], color=filled, edgecolor=BLUE)
-        axis.set_yticks(range(len(labels)), list(labels) if axis is axes[0] else [])
+        charts.name_ticks(axis.yaxis, labels if axis is axes[0] else [""] * len(labels))
         axis.invert_yaxis()
         axis.tick_params(labelsize=8)
         axis.set(xlim=(0, 1), xlabel="probability")

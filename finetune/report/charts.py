@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
@@ -13,6 +15,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from finetune.evaluation import Estimate, Evaluation, Predictions
 from finetune.evaluation.areas import UNDEFINED
 from finetune.evaluation.text import number
+from harmonize.terminal import printable
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#7a8694"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#000000")
@@ -184,8 +187,8 @@ def figure_confusion(found: Evaluation) -> Figure:
     for row, column in np.argwhere(counts > 0):
         colour = "white" if counts[row, column] > 0.6 * counts.max() else "black"
         axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=colour)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_xticks(range(len(names)), names, fontsize=8, rotation=40, ha="right", rotation_mode="anchor")
+    name_ticks(axis.yaxis, names)
+    name_ticks(axis.xaxis, names, rotation=40, ha="right", rotation_mode="anchor")
     axis.set(xlabel="ranked highest", ylabel="true site")
     return figure
 
@@ -217,8 +220,13 @@ def forest(
     axis.set_xlim(-0.02, 1.02)
 
 
+def name_ticks(axis: Axis, names: Sequence[str], **style: Any) -> None:
+    """Name the ticks 0, 1 ... of an axis, whatever the names hold: a dollar in one is no mathematics."""
+    axis.set_ticks(range(len(names)), [printable(name) for name in names], fontsize=8, parse_math=False, **style)
+
+
 def _name_rows(axis: Axes, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), list(names), fontsize=8)
+    name_ticks(axis.yaxis, names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axis.grid(alpha=0.3, axis="x")
