@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.drawing import drawing_weights, limited, of_modalities, with_pseudo_labelled
+from finetune.drawing import drawing_weights, limited, of_modalities, with_masked_share, with_pseudo_labelled
+from finetune.samples import DataConfig
 from finetune.series import Case
 from harmonize.errors import WrongUse
 
@@ -99,3 +100,13 @@ def test_modalities_are_named_as_in_the_corpus_or_as_in_headers() -> None:
     assert {one.modality for one in of_modalities(CASES, ("CT", "T2w"))} == {"CTA", "T2w"}
     with pytest.raises(WrongUse, match=r"data\.modalities T1post: the corpus has series of CT, CTA, MR, MRA, T2w"):
         of_modalities(CASES, ("CT", "T1post"))
+
+
+def test_series_with_a_mask_get_their_share_of_the_draws_and_keep_their_proportions() -> None:
+    weights_N, masked_N = np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, True, False, False])
+    shared_N = with_masked_share(weights_N, masked_N, 0.75)
+    np.testing.assert_allclose(shared_N, [0.25, 0.5, 0.25 * 3 / 7, 0.25 * 4 / 7])
+    np.testing.assert_array_equal(with_masked_share(weights_N, masked_N, 0.0), weights_N)
+    np.testing.assert_array_equal(with_masked_share(weights_N, ~masked_N & masked_N, 0.75), weights_N)
+    with pytest.raises(WrongUse, match=r"data\.masked_share"):
+        DataConfig(masked_share=1.5)
