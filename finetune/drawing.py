@@ -125,8 +125,8 @@ def with_masked_share(weights_N: NDArray[np.float64], masked_N: NDArray[np.bool_
         share: Between 0, which leaves the weights as they are, and 1, which draws no others.
 
     Example:
-        >>> with_masked_share(np.array([0.1, 0.3, 0.6]), np.array([True, True, False]), 0.8).tolist()
-        [0.2, 0.6, 0.2]
+        >>> with_masked_share(np.array([0.125, 0.375, 0.5]), np.array([True, True, False]), 0.75).tolist()
+        [0.1875, 0.5625, 0.25]
     """
     of_masked = weights_N[masked_N].sum()
     others = weights_N.sum() - of_masked
