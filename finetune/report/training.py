@@ -50,14 +50,23 @@ def loss_names(metrics: Sequence[Mapping[Any, Any]]) -> list[str]:
         >>> loss_names([{"step": 1, "stage": "all", "loss": 1.0, "labels": 0.5, "gradient_norm": 2.0}])
         ['loss', 'labels']
     """
-    line = next((list(line) for line in metrics if TOTAL in line), [])
+    line = next((list(line) for line in metrics if has_number(line, TOTAL)), [])
     return line[line.index(TOTAL) : line.index(AFTER_LOSSES)] if AFTER_LOSSES in line else line and [TOTAL]
 
 
 def score_names(metrics: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """The numbers of a validation's line, those that the score is the mean of first."""
+    """The numbers of a validation's line, those that the score is the mean of first.
+
+    Example:
+        >>> score_names([{"step": 1, "loss": 1.0, "score": None}, {"step": 1, "loss": None, "mean": 0.6, "score": 0.7}])
+        ['mean', 'score']
+    """
     found = dict.fromkeys(
-        name for line in metrics if SCORE in line for name in line if name != "step" and has_number(line, name)
+        name
+        for line in metrics
+        if has_number(line, SCORE)
+        for name in line
+        if name != "step" and has_number(line, name)
     )
     return list(found)
 
