@@ -25,7 +25,7 @@ from finetune.recipe import Recipe, TrainConfig
 from finetune.samples import DataConfig, DrawnBatch, FinetuneBatch, check_patch, make_batch
 from finetune.series import Findings, Sample
 from finetune.stages import Rates, StageConfig, in_steps, parameter_groups, rates_at, total_steps
-from finetune.tasks import Task
+from finetune.tasks import KNOWN, Task
 from finetune.views import View, make_view
 from finetune.views.box import MARGIN, SAME_SPACING_MM
 from harmonize.corpus import Corpus
@@ -187,10 +187,14 @@ def make_model(recipe: Recipe, task: Task, encoder: Any) -> Network:
     encoder.set_grad_checkpointing(recipe.train.activation_checkpointing)
     network = Network(encoder, recipe.head, recipe.auxiliary, task, recipe.condition)
     check_outputs(recipe.losses, network.outputs)
+    # On a small grid: only the names are wanted.
+    offered = [name for name in empty_targets(task, network, (8, 8, 8)) if not name.endswith(KNOWN)]
     for number, term in enumerate(recipe.losses):
         wanted = network.only_targets.get(term.of, term.wanted)
         if term.wanted != wanted:
             raise WrongUse(f"losses[{number}]: {term.of} can only be compared with {wanted}; add target: {wanted}")
+        if wanted not in offered:
+            raise WrongUse(f"losses[{number}].target {wanted!r}: the task makes none; there is {', '.join(offered)}")
     return network.to(memory_format=torch.channels_last_3d)
 
 
@@ -205,19 +209,23 @@ def try_step(recipe: Recipe, task: Task, accelerator: Accelerator, pretrained: A
     encoder = build_encoder(recipe.scratch) if pretrained is None else deepcopy(pretrained)
     model = make_model(recipe, task, encoder).to(device)
     optimizer = make_optimizer(model.parameters(), recipe.train)
+    targets = {name: torch.stack([one] * batch).to(device) for name, one in empty_targets(task, model, patch).items()}
+    x_BCDHW = torch.randn(batch, encoder.config.in_channels, *patch, device=device)
+    with accelerator.autocast():
+        outputs = model(fastest_layout(x_BCDHW), torch.zeros(batch, dtype=torch.int64, device=device))
+    TotalLoss(recipe.losses, task)(outputs, targets)[0].backward()
+    optimizer.step()
+
+
+def empty_targets(task: Task, model: Network, patch: tuple[int, int, int]) -> dict[str, Tensor]:
+    """What a model should say of a series without findings."""
     nothing = Findings(
         points_K3=np.zeros((0, 3)),
         places_K=np.zeros(0, np.int64),
         mask_XYZ=None,
         labels_L=np.zeros(len(task.labels), np.int64),
     )
-    sample = Sample(findings=nothing, shape=patch, spacing=(1.0, 1.0, 1.0), cells=model.cells)
-    targets = {name: torch.stack([one] * batch).to(device) for name, one in task.targets(sample).items()}
-    x_BCDHW = torch.randn(batch, encoder.config.in_channels, *patch, device=device)
-    with accelerator.autocast():
-        outputs = model(fastest_layout(x_BCDHW), torch.zeros(batch, dtype=torch.int64, device=device))
-    TotalLoss(recipe.losses, task)(outputs, targets)[0].backward()
-    optimizer.step()
+    return task.targets(Sample(findings=nothing, shape=patch, spacing=(1.0, 1.0, 1.0), cells=model.cells))
 
 
 def begin_decoders(state: FinetuneState, pretrained: UNetDecoder | None) -> list[str]:

@@ -239,6 +239,22 @@ def test_the_adversary_learns_and_a_step_of_the_encoder_makes_it_guess_worse() -
     assert F.cross_entropy(model(x)["domain"], modality) > before
 
 
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        (CrossEntropyConfig(of="domain"), r"losses\[0\]: domain can only be compared with modality"),
+        (
+            CrossEntropyConfig(of="presence", target="vesels"),
+            r"losses\[0\].target 'vesels': the task makes none; there is",
+        ),
+    ],
+)
+def test_a_loss_whose_target_is_not_there_is_refused(term: CrossEntropyConfig, said: str) -> None:
+    recipe = Recipe(auxiliary=(DomainConfig(),), losses=(term,))
+    with pytest.raises(WrongUse, match=said):
+        make_model(recipe, TASK, build_encoder(TINY))
+
+
 def test_there_must_be_something_to_guess() -> None:
     with pytest.raises(WrongUse, match="all series of this task are rsna; there is nothing to guess"):
         Network(build_encoder(TINY), small("cells"), [DomainConfig(of="source")], AneurysmTask())
