@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.evaluation.predictions import PREDICTIONS, TARGET_PREFIX
-from finetune.samples import DataConfig, RegionStore
+from finetune.regions import RegionStore
+from finetune.samples import DataConfig
 from finetune.series import Region, groups_of
 from finetune.tasks import LABELS, Task
 from finetune.views import View

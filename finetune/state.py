@@ -27,7 +27,7 @@ from finetune.series import Findings, Sample
 from finetune.stages import Rates, StageConfig, in_steps, parameter_groups, rates_at, total_steps
 from finetune.tasks import KNOWN, Task
 from finetune.views import View, make_view
-from finetune.views.box import MARGIN, SAME_SPACING_MM
+from finetune.views.region import MARGIN, SAME_SPACING_MM
 from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
 from harmonize.settings import Settings

@@ -30,8 +30,9 @@ from finetune.models.heads.decoder import DecoderConfig
 from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, rebuilt, recipe_of
 from finetune.pseudo import read_pseudo_labels
 from finetune.recipe import Recipe
+from finetune.regions import RegionDecoder, RegionStore
 from finetune.report import write_report
-from finetune.samples import DrawnBatch, RegionDecoder, RegionStore, TrainingSamples, check_patch, training_batches
+from finetune.samples import DrawnBatch, TrainingSamples, check_patch, training_batches
 from finetune.series import Case, Region
 from finetune.stages import apply_rates, steps_of_epoch
 from finetune.state import FinetuneState, begin_decoders, fastest_layout, notes, prepare, stages_of_run

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 
 from finetune.inference import has_finite, predict_cases
 from finetune.metrics import Score
-from finetune.samples import RegionStore
+from finetune.regions import RegionStore
 from finetune.state import FinetuneState
 from headspark.run.folder import without_odd_numbers
 from headspark.run.interrupt import Interrupt

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from finetune.series import Case, Region, Spot
-from finetune.views.box import cut_region
+from finetune.views.region import cut_region
 from harmonize import engine, phantom
 from harmonize.cli import main
 from harmonize.corpus import Corpus, read_volume

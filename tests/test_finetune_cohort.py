@@ -16,7 +16,8 @@ from test_finetune_train import STAGES, tiny_recipe, write_corpus
 
 from finetune import train as training
 from finetune.recipe import Recipe
-from finetune.samples import DataConfig, RegionStore, TrainingSamples, join, make_batch
+from finetune.regions import RegionStore
+from finetune.samples import DataConfig, TrainingSamples, join, make_batch
 from finetune.series import Case
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.views import make_view

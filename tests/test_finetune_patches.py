@@ -16,7 +16,9 @@ from finetune.augment import AugmentConfig, Variation, draw_pose, draw_variation
 from finetune.losses.cells import HeatLoss
 from finetune.series import UPRIGHT, Case, Findings, Pose, Region, Sample, Spot
 from finetune.targets import IGNORE, points_and_mask_targets
-from finetune.views.box import BoxView, cut_region, pose_values
+from finetune.views.box import BoxView
+from finetune.views.posing import pose_values
+from finetune.views.region import cut_region
 from harmonize.errors import UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED
 from harmonize.scan import ARBITRARY, HU

@@ -27,10 +27,11 @@ from finetune.inference import classify, predict_cases
 from finetune.model_folder import load_model, read_bundle
 from finetune.models.heads.cells import CellsConfig
 from finetune.recipe import Recipe, TrainConfig
+from finetune.regions import RegionStore
 from finetune.report import write_report
 from finetune.report.series import cases_of, model_folder_of, pictures_of
 from finetune.report.training import loss_names, score_names
-from finetune.samples import DataConfig, RegionStore, check_patch
+from finetune.samples import DataConfig, check_patch
 from finetune.stages import StageConfig
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.views import make_view

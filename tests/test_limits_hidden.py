@@ -28,7 +28,7 @@ from harmonize.sources import tables
 from harmonize.sources.volume_files import read_volume_file
 from harmonize.voxels.stored import StoredVolume
 from headspark.data.cohort import read_cohort
-from headspark.data.stores import decode
+from headspark.data.decoders import decode
 from headspark.recipe import DataConfig
 
 SIDE = struct.pack(">H", 60_000)

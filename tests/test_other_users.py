@@ -21,8 +21,9 @@ from harmonize.errors import UserError
 from headspark.data import cache, private, shared_store
 from headspark.data.cohort import Cohort, read_cohort
 from headspark.data.config import DataConfig
+from headspark.data.decoders import Decoded, decode
 from headspark.data.private import claim, folder_name, open_own, own_part
-from headspark.data.stores import Decoded, MappedStore, decode
+from headspark.data.stores import MappedStore
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,9 @@ from harmonize.voxels.stored import StoredVolume
 from headspark.data.cache import cached
 from headspark.data.cohort import Cohort, read_cohort
 from headspark.data.config import DataConfig
+from headspark.data.decoders import Decoded, decode
 from headspark.data.shared_store import SUFFIX, SharedStore, sweep
-from headspark.data.stores import Decoded, MappedStore, Store, decode
+from headspark.data.stores import MappedStore, Store
 
 SHARED = "headspark-0123456789abcdef"
 

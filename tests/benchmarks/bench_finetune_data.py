@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from finetune.augment import AugmentConfig
-from finetune.samples import DataConfig, Drawn, RegionDecoder, RegionStore, TrainingSamples, join, make_batch
+from finetune.regions import RegionDecoder, RegionStore
+from finetune.samples import DataConfig, Drawn, TrainingSamples, join, make_batch
 from finetune.series import UPRIGHT, Case, Spot
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.views import make_view

@@ -17,24 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headspark.data.config import CacheConfig, CacheMode
+from headspark.data.decoders import SCANS, Decoder, decoded_bytes
 from headspark.data.memory import free_memory
 from headspark.data.private import folder_name, own_part
 from headspark.data.shared_store import SUFFIX, SharedStore
-from headspark.data.stores import (
-    SCANS,
-    Decoded,
-    Decoder,
-    FileStore,
-    MappedStore,
-    RamStore,
-    Store,
-    decode,
-    decoded_bytes,
-)  # fmt: skip
+from headspark.data.stores import FileStore, MappedStore, RamStore, Store
 
 __all__ = [
-    "CacheChoice", "Decoded", "FileStore", "MappedStore", "RamStore", "SharedStore", "Store", "cached", "choose_cache",
-    "decode", "decoded_bytes",
+    "CacheChoice", "FileStore", "MappedStore", "RamStore", "SharedStore", "Store", "cached", "choose_cache",
 ]  # fmt: skip
 
 MEMORY_SHARE = 0.6

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from harmonize.errors import UserError
 from harmonize.progress import Progress
-from headspark.data.stores import SCANS, Decoder, Part
+from headspark.data.decoders import SCANS, Decoder, Part
 
 SUFFIX = ".voxels"
 _NAME = re.compile(rf"(headspark-[0-9a-f]{{16}})(-[0-9a-f]{{16}})?{re.escape(SUFFIX)}")

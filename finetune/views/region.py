@@ -1,0 +1,174 @@
+"""What is kept of a series: the box that the network sees, upright, with a margin, cut out of the harmonized volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finetune.series import Case, Findings, Region
+from harmonize.errors import UserError
+from harmonize.scan import AIR_HU, HU
+from harmonize.voxels.circle import first_voxel
+from harmonize.voxels.grids import Grid, target_grid
+from harmonize.voxels.spatial import resample, resample_labels
+from harmonize.voxels.stored import INT16, StoredVolume, stored_value
+
+MARGIN = 1.2
+"""Edge of the region that is kept in memory over that of the patch: room for rotation, scaling and shifts."""
+
+SAME_SPACING_MM = 1e-3
+SIZE_DECIMALS = 6
+"""Of voxel sizes in mm."""
+
+
+def cut_region(
+    volume: StoredVolume,
+    patch: Sequence[int],
+    *,
+    spacing: float | None,
+    unit: str,
+    foreground_box: Sequence[int],
+    case: Case | None = None,
+    mask: StoredVolume | None = None,
+    mask_values: Sequence[int] = (),
+) -> Region:
+    """Cut the region around the patch out of a harmonized volume, resampled where another spacing is asked for.
+
+    Args:
+        volume: RAS, axis-aligned, int16.
+        patch: Size of the patch in voxels.
+        spacing: Voxel size of the patch in mm; None takes the volume's.
+        unit: Of the volume's real values.
+        foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
+        case: What is known about the series; None where nothing is.
+        mask: On the same grid.
+        mask_values: The value of each label in the mask.
+
+    Returns:
+        The region.
+
+    Raises:
+        UserError: If the corpus stores baked CT windows instead of HU.
+    """
+    if volume.stored_XYZ.ndim != 3:
+        raise UserError(
+            "this corpus stores baked CT windows; fine-tuning cuts its own: harmonize without --bake-windows"
+        )
+    place = place_region(volume.stored_XYZ.shape, volume.spacing, patch, spacing=spacing, foreground_box=foreground_box)
+    stored, origin_mm = volume.stored_XYZ, volume.affine[:3, 3]
+    labelled = None if mask is None else mask.stored_XYZ.astype(np.uint8, copy=False)
+    if place.grid is not None:
+        values = resample(volume.values(), place.source_affine, place.grid).astype(np.float32, copy=False)
+        rounded = np.rint(stored_value(values, volume.slope, volume.inter))
+        stored = np.clip(rounded, INT16.min, INT16.max).astype(np.int16)
+        labelled = None if labelled is None else resample_labels(labelled, place.source_affine, place.grid)
+    spots = () if case is None else case.spots
+    points_K3 = np.array([spot.xyz_mm for spot in spots], dtype=np.float64).reshape(-1, 3)
+    points_K3 = (points_K3 - origin_mm - place.first_mm) / np.array(place.spacing)
+    within_K3 = (points_K3 >= -0.5) & (points_K3 < np.array(stored.shape) - 0.5)
+    inside = tuple(slice(a, b) for a, b in zip(place.low, place.high, strict=True))
+    return Region(
+        stored_XYZ=torch.from_numpy(np.ascontiguousarray(stored[inside])),
+        mask_XYZ=None if labelled is None else torch.from_numpy(_label_of_value(mask_values)[labelled[inside]]),
+        slope=volume.slope,
+        inter=volume.inter,
+        spacing=place.spacing,
+        fill=float(AIR_HU) if unit == HU else float(stored.min()),
+        unit=unit,
+        start=place.start,
+        findings=Findings(
+            points_K3=points_K3 - np.array(place.low),
+            places_K=np.array([spot.label for spot in spots], dtype=np.int64),
+            mask_XYZ=None,
+            labels_L=np.array(() if case is None else case.labels, dtype=np.float64),
+            points_complete=(case is None or case.spots_complete) and bool(within_K3.all()),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a region lies in a volume, told by the volume's size alone.
+
+    Attributes:
+        grid: What the volume is resampled on first, in mm from its first voxel; None for its own.
+        source_affine: The volume's, with its first voxel at zero.
+        first_mm: Centre of the grid's first voxel.
+        spacing: Its voxel size in mm.
+        low: First voxel of the region in the grid.
+        high: One more than its last voxel.
+        start: First voxel of the patch in the region; negative where it sticks out.
+    """
+
+    grid: Grid | None
+    source_affine: NDArray[np.float64]
+    first_mm: NDArray[np.float64]
+    spacing: tuple[float, float, float]
+    low: tuple[int, int, int]
+    high: tuple[int, int, int]
+    start: tuple[int, int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels of the region."""
+        x, y, z = (b - a for a, b in zip(self.low, self.high, strict=True))
+        return x, y, z
+
+
+def place_region(
+    shape: Sequence[int],
+    sizes_mm: Sequence[float],
+    patch: Sequence[int],
+    *,
+    spacing: float | None,
+    foreground_box: Sequence[int],
+) -> Place:
+    """Where the region around a patch lies; arguments as of `cut_region`.
+
+    Args:
+        shape: Of the volume.
+        sizes_mm: Of its voxels.
+        patch: Size of the patch in voxels.
+        spacing: Voxel size of the patch in mm; None takes the volume's.
+        foreground_box: Half-open voxel bounds of the head.
+    """
+    # A file holds sizes as float32: what it says and what the manifest says must place the same region.
+    sizes_3: NDArray[np.float64] = np.asarray(sizes_mm, dtype=np.float64).round(SIZE_DECIMALS)
+    box_23 = np.asarray(foreground_box, dtype=np.float64).reshape(3, 2).T
+    source_affine, grid, first_mm = np.diag([*sizes_3, 1.0]), None, np.zeros(3)
+    if spacing is not None and np.abs(sizes_3 - spacing).max() > SAME_SPACING_MM:
+        grid = target_grid(tuple(shape), source_affine, (spacing,) * 3)
+        first_mm = grid.affine[:3, 3]
+        box_23 = ((box_23 - 0.5) * sizes_3 - first_mm) / spacing + 0.5
+        shape, sizes_3 = grid.shape, np.array([spacing] * 3)
+    size = np.array(patch)
+    corner = first_voxel(box_23, sizes_3, size)
+    margin = np.ceil(size * (MARGIN - 1) / 2).astype(int)
+    low = np.clip(corner - margin, 0, np.array(shape) - 1)
+    high = np.clip(corner + size + margin, low + 1, shape)
+    return Place(
+        grid=grid,
+        source_affine=source_affine,
+        first_mm=first_mm,
+        spacing=(float(sizes_3[0]), float(sizes_3[1]), float(sizes_3[2])),
+        low=_three(low),
+        high=_three(high),
+        start=_three(corner - low),
+    )
+
+
+def _three(values_3: NDArray[np.int64]) -> tuple[int, int, int]:
+    x, y, z = (int(value) for value in values_3)
+    return x, y, z
+
+
+def _label_of_value(mask_values: Sequence[int]) -> NDArray[np.uint8]:
+    """Lookup from a value of a mask to one more than the index of its label."""
+    table = np.zeros(256, dtype=np.uint8)
+    for label, value in enumerate(mask_values):
+        table[value] = label + 1
+    return table
