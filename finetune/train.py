@@ -101,15 +101,16 @@ def _train(
     old = began_with_version_0_1_0(out)
     task = make_task(recipe.task)
     pseudo = None if pseudo_labels is None else read_pseudo_labels(pseudo_labels, task.labels)
-    cohort = cohort_of_run(task.cases(corpus, every_label=old), corpus, task, recipe, out, pseudo=pseudo)
+    selection = task.cases(corpus, every_label=old)
     note = partial(say_once, accelerator, stream=sys.stderr)
+    fault = irreproducible(corpus, task.source, selection.cases, brain_model=brain_model)
+    if fault is not None and not old:
+        raise WrongUse(f"{corpus.path}: {fault}")
+    cohort = cohort_of_run(selection, corpus, task, recipe, out, pseudo=pseudo)
     for line in cohort.notes:
         note(f"note: {line}")
     training, held_out, folds = cohort.training, cohort.held_out, cohort.folds
-    fault = irreproducible(corpus, task.source, [*training, *held_out], brain_model=brain_model)
     if fault is not None:
-        if not old:
-            raise WrongUse(f"{corpus.path}: {fault}")
         note(f"note: the finished model will not harmonize as its corpus was: {fault}")
     harmonized = settings_of(corpus, task.source, brain_model=brain_model)
     given = read_given(encoder_folder, decoder=any(isinstance(one, DecoderConfig) for one in recipe.auxiliary))
