@@ -23,7 +23,7 @@ from finetune.metrics import Score
 from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of, weights_sha256
 from finetune.recipe import Recipe
 from finetune.tasks import make_task
-from finetune.train import train
+from finetune.train import add_sources, train
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import atomic_path, sha256_of, write_json
@@ -161,14 +161,7 @@ def _command(argv: Sequence[str]) -> int:
     if any(word.split("=")[0] == GATHER for word in argv):
         return _gather_alone(argv)
     parser = recipe_parser(Recipe, prog="finetune cv", description="Train on all folds but one, in turn.")
-    parser.add_argument("--corpus", type=Path, required=True, help="folder that `harmonize` wrote, with labels")
-    parser.add_argument("--encoder", type=str, default=None, help="pretrained encoder: folder or Hub repository")
-    parser.add_argument(
-        "--brain-model", type=Path, default=None, help="SynthStrip's weights, if the corpus was made with --apply-brain"
-    )
-    parser.add_argument(
-        "--pseudo-labels", type=Path, default=None, help="table of predictions for series of the corpus without labels"
-    )
+    add_sources(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; the same command goes on")
     parser.add_argument("--folds", type=str, default=None, help="such as 0,2; default: all")
     parser.add_argument("--fold", type=int, default=None, help="one alone, as a task of an array runs it")

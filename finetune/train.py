@@ -19,6 +19,7 @@ if __name__ == "__main__":
 # isort: split
 import torch
 from accelerate.utils import gather_object
+from jsonargparse import ArgumentParser
 
 from finetune import disagreements
 from finetune.cohort import cohort_of_run
@@ -316,8 +317,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_command, sys.argv[1:] if argv is None else argv)
 
 
-def _command(argv: Sequence[str]) -> int:
-    parser = recipe_parser(Recipe, prog="finetune train", description="Fine-tune an encoder in stages.")
+def add_sources(parser: ArgumentParser) -> None:
+    """Add the options that say what a run is made of, besides its recipe."""
     parser.add_argument("--corpus", type=Path, required=True, help="corpus that harmonize wrote, with labels")
     parser.add_argument("--encoder", type=str, default=None, help="pretrained encoder: folder or Hub repository")
     parser.add_argument(
@@ -326,6 +327,11 @@ def _command(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--pseudo-labels", type=Path, default=None, help="table of predictions for series of the corpus without labels"
     )
+
+
+def _command(argv: Sequence[str]) -> int:
+    parser = recipe_parser(Recipe, prog="finetune train", description="Fine-tune an encoder in stages.")
+    add_sources(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is taken up")
     recipe, options = parse_recipe(parser, Recipe, argv)
     score = train(

@@ -17,7 +17,7 @@ from finetune.recipe import Recipe
 from finetune.train import train
 from harmonize.corpus import Corpus
 from harmonize.labels import LABELS
-from headspark.config import read_recipe, to_yaml
+from headspark.config import read_recipe, recipe_keys, to_yaml
 from headspark.encoder import EncoderConfig
 from headspark.run.claim import read_metrics
 
@@ -92,3 +92,10 @@ def test_a_recipe_goes_through_its_stages_to_the_report_and_to_a_prediction(path
     found = Predictor(out)(min((FIXTURES / "raw" / "rsna" / "series").iterdir()))
     assert list(found) == list(LABELS)
     assert all(0 < probability < 1 for probability in found.values())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_the_keys_of_today(path: Path) -> None:
+    plain = yaml.safe_load(path.read_text())
+    written = {f"{section}.{key}" for section, keys in plain.items() if isinstance(keys, dict) for key in keys}
+    assert written <= set(recipe_keys(Recipe))
