@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from test_finetune_train import STAGES, tiny_recipe, write_corpus
 from finetune import train as training
 from finetune.recipe import Recipe
 from finetune.regions import RegionStore
+from finetune.report import write_report
 from finetune.samples import DataConfig, TrainingSamples, join, make_batch
 from finetune.series import Case
 from finetune.tasks.aneurysm import AneurysmTask
@@ -106,6 +108,10 @@ def test_labels_points_and_masks_that_disagree_are_counted_in_the_runs_results(
         "positive place without a point": 1, "point at a place that is negative": 1,
     }  # fmt: skip
     assert "note: 1 series: positive place without a point; the labels count" in capsys.readouterr().err
+    page = write_report(tmp_path / "run").read_text()
+    assert "Labels, points and masks that disagree" in page
+    for what, count in results(tmp_path / "run")["disagreements"].items():
+        assert f"<td>{what}</td><td>{count}</td>" in re.sub(r"<td[^>]*>", "<td>", page)
 
 
 def predictions_of(path: Path, scan_ids: list[str]) -> Path:

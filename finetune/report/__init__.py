@@ -16,6 +16,7 @@ from finetune.evaluation.text import interval, number
 from finetune.evaluation.thresholds import Confusion, averaged, summed
 from finetune.report import charts
 from finetune.report.charts import BLUE
+from finetune.report.corpus import add_corpus
 from finetune.report.series import (
     Picture,
     cases_of,
@@ -28,7 +29,6 @@ from finetune.report.series import (
 )
 from finetune.report.training import figure_curves
 from harmonize.corpus import Corpus
-from harmonize.decisions import unusual
 from harmonize.errors import WrongUse
 from harmonize.page import Page
 from headspark.run.folder import FINISHED, read_metrics, read_state
@@ -71,7 +71,7 @@ def write_report(run: Path, corpus: Corpus | None = None, *, diameters_mm: Mappi
     _mistakes(page, found, pictures)
     _examples(page, predictions, shown, pictures)
     _training(page, states)
-    _series(page, states, corpus, predictions)
+    add_corpus(page, states[0][0], corpus, predictions)
     page.heading("Made with")
     libraries = {name: str(value) for state, _ in states for name, value in state["libraries"].items()}
     page.table(["what", "value"], sorted(libraries.items()))
@@ -293,40 +293,6 @@ def _training(page: Page, states: Sequence[tuple[Mapping[str, Any], Path]]) -> N
         name = f" {folder.name}." if len(states) > 1 else ""
         caption = f"Losses and held-out AUC by step; the bands are the stages.{name}"
         page.figure(figure_curves(read_metrics(folder)), caption=caption)
-
-
-def _series(
-    page: Page,
-    states: Sequence[tuple[Mapping[str, Any], Path]],
-    corpus: Corpus | None,
-    predictions: Predictions,
-) -> None:
-    left_out = (states[0][0].get("results") or {}).get("left_out")
-    if left_out:
-        page.heading("Left out")
-        page.text("Series of the corpus that the run could not use, neither to train nor to judge:")
-        page.table(["why", "series"], sorted(left_out.items()))
-    if corpus is None:
-        return
-    page.heading("Out of the ordinary")
-    found = unusual_rows(corpus, predictions)
-    page.text(
-        "What harmonize decided about held-out series that is no matter of course."
-        if found
-        else "Harmonize noted nothing out of the ordinary about a held-out series."
-    )
-    if found:
-        page.table(["series", "decision"], found)
-
-
-def unusual_rows(corpus: Corpus, predictions: Predictions) -> list[tuple[str, str]]:
-    """(series, decision) of the held-out series about which something out of the ordinary was decided."""
-    rows = corpus.scans[corpus.scans["scan_id"].isin(predictions.scan_ids_N)]
-    return [
-        (f"...{scan_id[-8:]}", line)
-        for scan_id, decisions in sorted(zip(rows["scan_id"], rows["decisions"], strict=True), key=lambda row: row[0])
-        for line in unusual(decisions)
-    ]
 
 
 def _range(estimate: Estimate) -> str:
