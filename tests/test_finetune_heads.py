@@ -135,25 +135,25 @@ def test_a_head_learns_and_its_mirrored_input_gives_swapped_labels(kind: str) ->
 def test_conditions_of_every_kind_change_nothing_at_first_and_are_told_apart_then() -> None:
     x, _ = toy_series()
     for kind, config in CONDITIONS.items():
-        for on in ("maps", "labels"):
-            told = config() if kind == "none" else config(on=on)
+        for of in ("maps", "labels"):
+            told = config() if kind == "none" else config(of=of)
             model, plain = (
                 network(small("cells"), [ModalityConfig()], told),
                 network(small("cells"), [ModalityConfig()]),
             )
             model.load_state_dict(plain.state_dict(), strict=False)
             group_B = torch.zeros(len(x), dtype=torch.int64)
-            assert torch.equal(model(x, group_B)["labels"], plain(x)["labels"]), (kind, on)
+            assert torch.equal(model(x, group_B)["labels"], plain(x)["labels"]), (kind, of)
 
 
-@pytest.mark.parametrize("on", ["maps", "labels"])
-def test_a_network_that_is_told_the_header_learns_what_the_voxels_do_not_show(on: Any) -> None:
+@pytest.mark.parametrize("of", ["maps", "labels"])
+def test_a_network_that_is_told_the_header_learns_what_the_voxels_do_not_show(of: Any) -> None:
     x, _ = toy_series()
     x = x[:1].expand(2, -1, -1, -1, -1)  # one head twice: only the header tells the series apart
     group_B = torch.tensor([0, 1])
     labels = group_B[:, None].expand(-1, 3).float()
     half = best_constant(labels) / 2
-    model = network(small("cells"), condition=HeaderCondition(on=on))
+    model = network(small("cells"), condition=HeaderCondition(of=of))
     assert fit(model, [labels_loss()], x, {"labels": labels}, half, group_B) < half
     model.eval()
     found = classify(model, x, mirror=MIRROR, group_B=group_B)
@@ -169,7 +169,7 @@ def test_the_modality_is_learned_and_told_to_the_head_of_the_labels() -> None:
     x, labels = toy_series()
     modality = torch.arange(8) % 2
     x = x * torch.where(modality == 0, 1.0, -1.0).view(-1, 1, 1, 1, 1)
-    model = network(small("cells"), [ModalityConfig()], PredictedCondition(on="labels"))
+    model = network(small("cells"), [ModalityConfig()], PredictedCondition(of="labels"))
     losses = [labels_loss(), CrossEntropyConfig(of="modality")]
     half = (best_constant(labels) + 0.693) / 2
     assert fit(model, losses, x, {"labels": labels, "modality": modality}, half / 2) < half

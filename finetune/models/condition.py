@@ -38,11 +38,11 @@ class HeaderCondition:
 
     Attributes:
         kind: ``header``.
-        on: What is scaled and shifted: the encoder's ``maps``, or the logits of the ``labels``.
+        of: What is scaled and shifted: the encoder's ``maps``, or the logits of the ``labels``.
     """
 
     kind: Literal["header"] = "header"
-    on: Literal["maps", "labels"] = "maps"
+    of: Literal["maps", "labels"] = "maps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +51,11 @@ class PredictedCondition:
 
     Attributes:
         kind: ``predicted``.
-        on: What is scaled and shifted: the encoder's ``maps``, or the logits of the ``labels``.
+        of: What is scaled and shifted: the encoder's ``maps``, or the logits of the ``labels``.
     """
 
     kind: Literal["predicted"] = "predicted"
-    on: Literal["maps", "labels"] = "maps"
+    of: Literal["maps", "labels"] = "maps"
 
 
 class ConditionConfig(Protocol):
@@ -88,9 +88,9 @@ class Condition(nn.Module):
         self.kind = config.kind
         self.needs: tuple[str, ...] = ("modality",) if self.kind == "predicted" else ()
         groups = {"none": 0, "header": len(HEADER_GROUPS), "predicted": len(task.modalities)}[self.kind]
-        on = getattr(config, "on", None)
-        self.maps = Film(groups, maps.channels if on == "maps" else ())
-        self.labels = Film(groups, (len(task.labels),) if on == "labels" else ())
+        of = getattr(config, "of", None)
+        self.maps = Film(groups, maps.channels if of == "maps" else ())
+        self.labels = Film(groups, (len(task.labels),) if of == "labels" else ())
 
     def shares(self, outputs: Mapping[str, Tensor], group_B: Tensor | None) -> Tensor | None:
         """How much of each group a series is, (B, G); None where nothing is told.

@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 config.recipe_parser = functools.cache(config.recipe_parser)
 # Of a run that is exported again and again, one file changes, and it is none of these.
 exports.load_newest = functools.cache(exports.load_newest)
-exports.read_recipe = functools.cache(exports.read_recipe)
+exports.read_run_recipe = functools.cache(exports.read_run_recipe)
 OLD_STEP, NEW_STEP = "step_000002", "step_000004"
 FLAT = 1e-6
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Iterator, Mapping
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from typing import Any
 
@@ -84,18 +85,28 @@ def settled(config_class: Any, kinds: Mapping[str, Any]) -> Any:
     """
     if not any(kinds_of(field) for field in dataclasses.fields(config_class)):
         return config_class
-    hints = typing.get_type_hints(config_class)
-    fields = []
+    chosen = {
+        field.name: class_of(kinds_of(field), kinds.get(field.name, field.default_factory().kind), key=field.name)
+        for field in dataclasses.fields(config_class)
+        if kinds_of(field) and not is_list(field) and field.default_factory is not dataclasses.MISSING
+    }
+    return _with_classes(config_class, tuple(chosen.items()))
+
+
+@cache
+def _with_classes(config_class: Any, chosen: tuple[tuple[str, type], ...]) -> Any:
+    """A dataclass like another, with classes in the place of its parts of some kind."""
+    hints, classes = typing.get_type_hints(config_class), dict(chosen)
+    fields: list[tuple[str, Any, Any]] = []
     for field in dataclasses.fields(config_class):
-        offered, default = kinds_of(field), field.default_factory
-        if not offered:
-            fields.append((field.name, hints[field.name], _like(field)))
+        if field.name in classes:
+            one = classes[field.name]
+            fields.append((field.name, one, dataclasses.field(default_factory=one)))
         elif is_list(field):
-            fields.append((field.name, tuple[reduce(or_, offered.values()), ...], _like(field)))  # type: ignore[misc]
+            hint: Any = types.GenericAlias(tuple, (reduce(or_, kinds_of(field).values()), ...))
+            fields.append((field.name, hint, _like(field)))
         else:
-            assert default is not dataclasses.MISSING
-            chosen = class_of(offered, kinds.get(field.name, default().kind), key=field.name)
-            fields.append((field.name, chosen, dataclasses.field(default_factory=chosen)))
+            fields.append((field.name, hints[field.name], _like(field)))
     return dataclasses.make_dataclass(config_class.__name__, fields, frozen=True, kw_only=True)
 
 
