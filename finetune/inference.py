@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.evaluation.predictions import PREDICTIONS, TARGET_PREFIX
@@ -110,14 +109,6 @@ def predict_cases(
         who = {"scan_id": case.scan_id, "subject": case.subject, "modality": case.modality}
         rows.append({**who, **predicted, **targets, "fold": config.fold})
     return pd.DataFrame(rows)
-
-
-def targets_and_predictions(
-    predictions: pd.DataFrame, labels: Sequence[str]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Truth and probabilities of a table as `predict_cases` makes it, (N, L) each."""
-    targets = predictions[[f"{TARGET_PREFIX}{label}" for label in labels]].to_numpy(dtype=np.int64)
-    return targets, predictions[list(labels)].to_numpy(dtype=np.float64)
 
 
 def has_finite(predictions: pd.DataFrame, labels: Sequence[str]) -> bool:
