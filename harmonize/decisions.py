@@ -142,6 +142,7 @@ class DecisionKind(Enum):
     CIRCLE_CUT = "cut to {size} mm around the circle of Willis: {box} of {shape} voxels"
     CIRCLE_IN_A_PART = "the box around the circle of Willis was laid in one part of a series"
     POINTS_OUTSIDE = "{count:d} of {total:d} localizers lie outside of the box around the circle of Willis"
+    LABELS_CUT = "{percent:.1f} % of the labelled voxels lie outside of the box around the circle of Willis"
     VESSELS_CUT = "{percent:.1f} % of the vessel mask lie outside of the box around the circle of Willis"
     CLIPPED_INT16 = "{count:d} voxels beyond the int16 range were clipped"
 
@@ -170,6 +171,7 @@ ROUTINE = frozenset(
         DecisionKind.BRAIN_ALONE,
         DecisionKind.CROPPED,
         DecisionKind.CIRCLE_CUT,
+        DecisionKind.LABELS_CUT,
         DecisionKind.VESSELS_CUT,
         DecisionKind.PADDING_SET,
         DecisionKind.RESCALED_SLICEWISE,

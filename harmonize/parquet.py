@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,12 +18,13 @@ _FREE_VALUES, _VALUES_PER_BYTE = 1 << 20, 4
 """Of any table, those of its lists counted; and how many a larger one may have for each byte."""
 
 
-def read_parquet(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+def read_parquet(path: Path, schema: pa.Schema | None = None, *, optional: Collection[str] = ()) -> pa.Table:
     """A table.
 
     Args:
         path: A regular file.
         schema: Columns that are wanted, and their types; None takes what is there.
+        optional: Those of them that older tables lack; there they hold nothing.
 
     Raises:
         OSError: It is absent, unreadable, or no regular file.
@@ -50,12 +52,15 @@ def read_parquet(path: Path, schema: pa.Schema | None = None) -> pa.Table:
                 table = pa.concat_tables(parts)
             if schema is None:
                 return table
-            absent = [name for name in schema.names if name not in table.column_names]
+            absent = [name for name in schema.names if name not in table.column_names and name not in optional]
             if absent:
                 raise ValueError(f"it lacks the columns {', '.join(absent)}")
             twice = [name for name in schema.names if table.column_names.count(name) > 1]
             if twice:
                 raise ValueError(f"it has the column {twice[0]} twice")
+            for name in optional:
+                if name not in table.column_names:
+                    table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
             return table.select(schema.names).cast(schema)
         # Damage comes as an ArrowException, as an OSError without a number, or as an error of the decoding.
         except (pa.ArrowException, OSError, KeyError, TypeError, UnicodeDecodeError, MemoryError) as error:

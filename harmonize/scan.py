@@ -26,7 +26,7 @@ class ScanRef:
     """Where one scan lies in a raw tree: what `discover` yields, cheap and picklable.
 
     Attributes:
-        source: Registry name: ``openmind``, ``tcia``, ``deeplesion`` or ``rsna``.
+        source: Name in the registry of `harmonize.sources`.
         key: Unique and stable within the raw root (a relative path, or a SeriesInstanceUID and a volume number).
             It may hold patient text, so it is never written to disk: only its salted hash is.
         root: The raw root that `key` and `paths` belong to.
@@ -81,11 +81,11 @@ class Mask:
     """A label volume with its own geometry.
 
     Attributes:
-        labels_XYZ: uint8, shape (X, Y, Z).
+        labels_XYZ: uint8, or uint16 where its values need that; shape (X, Y, Z).
         affine: (4, 4), voxel index to RAS+ mm.
     """
 
-    labels_XYZ: NDArray[np.uint8]
+    labels_XYZ: NDArray[np.uint8] | NDArray[np.uint16]
     affine: NDArray[np.float64]
 
 
@@ -106,25 +106,31 @@ class Annotations:
         points: Localizers in RAS+ mm.
         age: Years, only where the source publishes it.
         sex: ``F`` or ``M``, only where the source publishes it.
+        mask_labels: Name of each value of the scan's ``labels`` mask, as far as somebody named it.
+        table: What a user's own table says of the scan, text by column.
     """
 
     labels: Mapping[str, int] | None = None
     points: tuple[Point, ...] = ()
     age: float | None = None
     sex: str | None = None
+    mask_labels: Mapping[int, str] = field(default_factory=dict)
+    table: Mapping[str, str] = field(default_factory=dict)
 
 
 UNANNOTATED = Annotations()
 
 
 def annotations_of(meta: Mapping[str, object], points: Iterable[Point] = ()) -> Annotations:
-    """What a source's `discover` left in a reference under ``labels``, ``age`` and ``sex``, with `points` beside it."""
+    """What a source's `discover` left in a reference under the names of `Annotations`, with `points` beside it."""
     labels = meta.get("labels")
     return Annotations(
         labels=dict(labels) if isinstance(labels, Mapping) else None,
         points=tuple(points),
         age=cast(float | None, meta.get("age")),
         sex=cast(str | None, meta.get("sex")),
+        mask_labels=cast(Mapping[int, str], meta.get("mask_labels", {})),
+        table=cast(Mapping[str, str], meta.get("table", {})),
     )
 
 
@@ -142,7 +148,8 @@ class Scan:
         modality: The field's name: ``CT``, ``CTA``, ``PT``, or an MR contrast such as ``T1w``, ``T2w``, ``MRA``.
         unit: `HU`, `ARBITRARY` or `ACTIVITY`.
         slice_offsets: (Z,) strictly increasing, in units of the affine's third column; None if even.
-        masks: By kind: ``anatomy`` (1 = head), ``deface`` (1 = removed), ``vessels`` (RSNA's values 1..13).
+        masks: By kind: ``anatomy`` (1 = head), ``deface`` (1 = removed), ``vessels`` (RSNA's values 1..13), ``labels``
+            (a user's own, whatever their values mean; `Annotations.mask_labels` names them).
         annotations: What people noted about it.
         decisions: What was found and done, in order.
     """

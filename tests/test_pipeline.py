@@ -128,6 +128,20 @@ def flags_of(found: HarmonizedScan) -> tuple[str, ...]:
     return find(pd.DataFrame([row]))[0].flags
 
 
+@pytest.mark.parametrize("affine", [np.eye(4), np.diag([-0.9, 0.8, 1.1, 1.0])])
+def test_labels_of_a_user_keep_values_that_need_sixteen_bits(affine: NDArray[np.float64]) -> None:
+    labels = np.zeros((40, 36, 30), dtype=np.uint16)
+    labels[18:32, 10:26, 10:22] = 2035
+    labels[10:14, 18:22, 10:20] = 7
+    found = harmonize_scan(ct(affine=affine, masks={"labels": Mask(labels_XYZ=labels, affine=affine)}), Settings())
+    assert found.mask_kind == "labels"
+    assert found.mask_XYZ is not None
+    assert found.mask_XYZ.dtype == np.uint16
+    assert np.unique(found.mask_XYZ).tolist() == [0, 7, 2035]
+    volume = np.abs(np.linalg.det(affine))
+    assert np.count_nonzero(found.mask_XYZ == 2035) == pytest.approx(14 * 16 * 12 * volume, rel=0.12)
+
+
 def test_vessels_keep_their_values() -> None:
     vessels = np.zeros((40, 36, 30), dtype=np.uint8)
     vessels[18:22, 18:22, 10:20] = 13

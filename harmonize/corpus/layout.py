@@ -44,8 +44,14 @@ SCAN_SCHEMA = pa.schema(
                 pa.struct([("label", pa.string()), ("x", pa.float32()), ("y", pa.float32()), ("z", pa.float32())])
             ),
         ),
+        ("mask_labels", pa.list_(pa.struct([("value", pa.int32()), ("name", pa.string())]))),
+        ("table", pa.list_(pa.struct([("column", pa.string()), ("value", pa.string())]))),
     ]
 )
+
+SINCE_0_1_0 = ("mask_labels", "table")
+"""Columns that tables of version 0.1.0 lack. `mask_labels` names the values of a ``labels`` mask, as far as they have
+names; `table` is what a user's own table said of the scan, as text."""
 
 REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "raw_hash", "stage", "reason", "message")])
 

@@ -19,6 +19,7 @@ from harmonize.corpus.layout import (
     SCAN_SCHEMA,
     SCANS,
     SCHEMA_VERSION,
+    SINCE_0_1_0,
 )
 from harmonize.corpus.named_files import FOLDER_OF
 from harmonize.corpus.target import INFO, fault_of_info, read_info
@@ -94,6 +95,25 @@ class Corpus:
         rows = _read_table(self.path / SCANS, SCAN_SCHEMA).select(_LABEL_COLUMNS).to_pylist()
         return _to_pandas(pa.Table.from_pylist(label_rows(rows, []), schema=LABEL_SCHEMA))
 
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """What users' own tables said, as text: a row a scan that one speaks of, by source and scan_id; their columns.
+
+        None where a scan's table says nothing.
+        """
+        import pandas as pd
+
+        scans = self.scans[["source", "scan_id", "table"]]
+        said = {
+            (source, scan_id): {entry["column"]: entry["value"] for entry in entries}
+            for source, scan_id, entries in scans.itertuples(index=False)
+            if entries is not None and len(entries)
+        }
+        index = pd.MultiIndex.from_tuples(said, names=["source", "scan_id"])
+        columns = dict.fromkeys(column for row in said.values() for column in row)
+        values = {column: [row.get(column) for row in said.values()] for column in columns}
+        return pd.DataFrame(values, index=index, dtype=object)
+
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size along R, A and S, in mm."""
@@ -150,7 +170,7 @@ def label_rows(accepted: list[dict[str, Any]], labels: Iterable[dict[str, Any]])
 
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        table = read_parquet(path, schema)
+        table = read_parquet(path, schema, optional=SINCE_0_1_0 if schema is SCAN_SCHEMA else ())
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; rebuild it with `harmonize merge {path.parent}`") from error
     except (OSError, ValueError) as error:

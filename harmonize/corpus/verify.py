@@ -24,6 +24,10 @@ from harmonize.scan import AIR_HU, HU
 NUMBERS_OF_A_SCAN = {"shape": 3, "spacing": 3, "foreground_box": 6}
 """Columns without which a file cannot be held against its row, and how many numbers each has."""
 
+IMAGE_TYPES = (np.dtype("int16"),)
+MASK_TYPES = (np.dtype("uint8"), np.dtype("uint16"))
+"""The second is for a user's own labels alone, where they go beyond 255."""
+
 AFFINE_TOLERANCE = 1e-5
 """In mm; the header holds float32, so a metre is good to 6e-5."""
 
@@ -91,7 +95,7 @@ def _row_faults(path: Path, spacing: tuple[float, float, float], row: dict[str, 
     if untold:
         return [f"{row['image_file_name']}: the manifest does not say its {', '.join(untold)}"]
     shape = tuple(int(size) for size in row["shape"])
-    image, faults = _file_faults(path, row["image_file_name"], row["sha256"], np.dtype("int16"), shape)
+    image, faults = _file_faults(path, row["image_file_name"], row["sha256"], IMAGE_TYPES, shape)
     if image is not None:
         faults += [f"{row['image_file_name']}: {fault}" for fault in _image_faults(image, spacing, row)]
     for kind in ("mask", "brain_mask"):
@@ -99,7 +103,8 @@ def _row_faults(path: Path, spacing: tuple[float, float, float], row: dict[str, 
         if name is None:
             continue
         around = shape if image is None else image.stored_XYZ.shape[:3]
-        mask, mask_faults = _file_faults(path, name, row[f"{kind}_sha256"], np.dtype("uint8"), around)
+        wide = kind == "mask" and row["mask_kind"] == "labels"
+        mask, mask_faults = _file_faults(path, name, row[f"{kind}_sha256"], MASK_TYPES[: 1 + wide], around)
         faults += mask_faults
         if image and mask and not np.allclose(mask.affine, image.affine, atol=AFFINE_TOLERANCE):
             faults.append(f"{name}: not in its image's place")
@@ -107,7 +112,7 @@ def _row_faults(path: Path, spacing: tuple[float, float, float], row: dict[str, 
 
 
 def _file_faults(
-    path: Path, name: str, sha256: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+    path: Path, name: str, sha256: str, dtypes: tuple[np.dtype[Any], ...], shape: tuple[int, ...]
 ) -> tuple[StoredVolume | None, list[str]]:
     """What a file holds, None if it cannot be read; and what is wrong with it whatever it is."""
     file = path / name
@@ -117,13 +122,13 @@ def _file_faults(
     try:
         volume, header, has_text = read_with_header(file, shape=shape)
     except WrongShapeError as error:
-        is_image = dtype == np.int16
+        is_image = dtypes is IMAGE_TYPES
         fault = f"shape {error.shape} is not the manifest's {shape}" if is_image else "not of its image's shape"
         return None, [*faults, f"{name}: {fault}"]
     except (ValueError, OSError) as error:
         return None, [*faults, f"{name}: cannot be read ({type(error).__name__})"]
-    if volume.stored_XYZ.dtype != dtype:
-        faults.append(f"{name}: {volume.stored_XYZ.dtype} instead of {dtype}")
+    if volume.stored_XYZ.dtype not in dtypes:
+        faults.append(f"{name}: {volume.stored_XYZ.dtype} instead of {' or '.join(map(str, dtypes))}")
     if (int(header["qform_code"]), int(header["sform_code"])) != (1, 1):
         faults.append(f"{name}: qform and sform codes are not both 1")
     elif not _forms_agree(header):

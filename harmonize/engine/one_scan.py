@@ -205,4 +205,9 @@ def _write(
             for point in annotations.points
         ],
     }
+    # Sparse, so that the journal of the sources that have neither stays as it was.
+    if mask is not None and annotations.mask_labels:
+        row["mask_labels"] = [{"value": value, "name": name} for value, name in sorted(annotations.mask_labels.items())]
+    if annotations.table:
+        row["table"] = [{"column": column, "value": value} for column, value in annotations.table.items()]
     return Record(source=ref.source, raw_hash=raw, row=row, labels=label_row(ref, settings))

@@ -12,7 +12,7 @@ from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import Reason, Rejection
 from harmonize.pipeline.cropping import cropped
 from harmonize.pipeline.resampled import Resampled
-from harmonize.pipeline.resampling import DEFACED, HEAD, resample_scan, with_brain
+from harmonize.pipeline.resampling import DEFACED, DRAWN, HEAD, resample_scan, with_brain
 from harmonize.scan import HU, Scan
 from harmonize.settings import PERCENTILES, Settings
 from harmonize.voxels import intensity, nyul, spatial
@@ -22,6 +22,7 @@ from harmonize.voxels.stored import StoredVolume, real_value
 
 __all__ = [
     "DEFACED",
+    "DRAWN",
     "HEAD",
     "WINDOWED",
     "HarmonizedScan",
@@ -42,8 +43,9 @@ class HarmonizedScan:
 
     Attributes:
         volume: int16, shape (X, Y, Z), or (X, Y, Z, 3) with baked windows.
-        mask_XYZ: uint8, shape (X, Y, Z), or None.
-        mask_kind: ``anatomy`` (0 background, 1 head, 2 defaced), ``vessels`` (1..13), or None.
+        mask_XYZ: uint8, or uint16 for ``labels`` that need it; shape (X, Y, Z), or None.
+        mask_kind: ``anatomy`` (0 background, 1 head, 2 defaced), ``vessels`` (1..13), ``labels`` (a user's own), or
+            None.
         modality: As in `harmonize.scan.Scan`.
         unit: ``HU``, ``window``, the normaliser's name, or the scan's own unit for ``none``.
         foreground_box: Half-open voxel box x0, x1, y0, y1, z0, z1.
@@ -56,7 +58,7 @@ class HarmonizedScan:
     """
 
     volume: StoredVolume
-    mask_XYZ: NDArray[np.uint8] | None
+    mask_XYZ: NDArray[Any] | None
     mask_kind: str | None
     modality: str
     unit: str

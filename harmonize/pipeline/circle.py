@@ -12,7 +12,8 @@ from harmonize.voxels.circle import first_voxel
 from harmonize.voxels.foreground import WORKING_SPACING_MM, bounding_box
 from harmonize.voxels.grids import Grid, check_size, part_of
 
-VESSELS = "vessels"
+CUT = {"vessels": DecisionKind.VESSELS_CUT, "labels": DecisionKind.LABELS_CUT}
+"""What is said of a mask that people drew, by its kind."""
 
 
 def survey_spacing(spacing: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -53,7 +54,7 @@ def lay_box(survey: Resampled, everything: Grid, size_mm: tuple[float, float, fl
 
 
 def left_out(scan: Scan, grid: Grid) -> list[Decision]:
-    """What of the scan's points and vessel mask lies outside of the box, and whether it lies in a part of a series."""
+    """What of the scan's points and masks lies outside of the box, and whether it lies in a part of a series."""
     decisions: list[Decision] = []
     if any(kind_of(line) is DecisionKind.CUT_AT_HOLE for line in scan.decisions):
         decisions.append(DecisionKind.CIRCLE_IN_A_PART())
@@ -61,12 +62,13 @@ def left_out(scan: Scan, grid: Grid) -> list[Decision]:
     outside = int(np.count_nonzero(~_inside(points_N3, grid)))
     if outside:
         decisions.append(DecisionKind.POINTS_OUTSIDE(count=outside, total=len(points_N3)))
-    mask = scan.masks.get(VESSELS)
-    if mask is not None:
+    for kind, mask in scan.masks.items():
+        if kind not in CUT:
+            continue
         voxels_N3 = np.argwhere(mask.labels_XYZ)
         outside_N = ~_inside(voxels_N3 @ mask.affine[:3, :3].T + mask.affine[:3, 3], grid)
         if outside_N.any():
-            decisions.append(DecisionKind.VESSELS_CUT(percent=100 * float(outside_N.mean())))
+            decisions.append(CUT[kind](percent=100 * float(outside_N.mean())))
     return decisions
 
 

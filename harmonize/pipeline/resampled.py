@@ -20,7 +20,7 @@ class Resampled:
         values_XYZ: Finite real values.
         grid: Where they lie.
         foreground_XYZ: bool, same shape.
-        mask_XYZ: uint8 or None.
+        mask_XYZ: uint8, uint16 or None.
         mask_kind: Its kind.
         decisions: So far.
         brain_XYZ: bool, same shape, or None.
@@ -31,7 +31,7 @@ class Resampled:
     values_XYZ: NDArray[Any]
     grid: Grid
     foreground_XYZ: NDArray[np.bool_]
-    mask_XYZ: NDArray[np.uint8] | None
+    mask_XYZ: NDArray[Any] | None
     mask_kind: str | None
     decisions: tuple[Decision, ...]
     brain_XYZ: NDArray[np.bool_] | None = None

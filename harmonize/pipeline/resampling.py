@@ -28,6 +28,9 @@ MIN_VOXELS_PER_AXIS = 3
 HEAD, DEFACED = 1, 2
 """Values of an anatomy mask."""
 
+DRAWN = ("vessels", "labels")
+"""Kinds of masks whose values people gave."""
+
 
 def resample_scan(scan: Scan, settings: Settings) -> Resampled:
     """Check a scan, put it with its masks on the target grid, and find its foreground.
@@ -106,7 +109,7 @@ def _resample_circle(
     )
 
 
-def _labels(scan: Scan, grid: Grid) -> dict[str, NDArray[np.uint8]]:
+def _labels(scan: Scan, grid: Grid) -> dict[str, NDArray[Any]]:
     """The scan's masks on a grid, by kind."""
     found = {}
     for kind, mask in scan.masks.items():
@@ -116,7 +119,7 @@ def _labels(scan: Scan, grid: Grid) -> dict[str, NDArray[np.uint8]]:
 
 
 def _foreground(
-    scan: Scan, values_XYZ: NDArray[Any], labels: Mapping[str, NDArray[np.uint8]], grid: Grid
+    scan: Scan, values_XYZ: NDArray[Any], labels: Mapping[str, NDArray[Any]], grid: Grid
 ) -> tuple[NDArray[np.bool_], list[Decision]]:
     """The foreground, by the masks or by the values, and the decisions."""
     decisions: list[Decision] = []
@@ -135,11 +138,12 @@ def _foreground(
 
 
 def _stored_mask(
-    labels: Mapping[str, NDArray[np.uint8]], foreground_XYZ: NDArray[np.bool_]
-) -> tuple[NDArray[np.uint8] | None, str | None]:
-    """The mask to store, with its kind."""
-    if "vessels" in labels:
-        return labels["vessels"], "vessels"
+    labels: Mapping[str, NDArray[Any]], foreground_XYZ: NDArray[np.bool_]
+) -> tuple[NDArray[Any] | None, str | None]:
+    """The mask to store, with its kind: what people drew goes before what was found."""
+    for drawn in DRAWN:
+        if drawn in labels:
+            return labels[drawn], drawn
     anatomy, defaced = labels.get("anatomy"), labels.get("deface")
     if anatomy is None and defaced is None:
         return None, None

@@ -112,7 +112,8 @@ def _page(
     page.heading("Scans")
     page.text(
         "Axial, coronal and sagittal plane through the foreground box (amber), the patient's right on the left. "
-        "The head mask is outlined, the brain too (green), what the source defaced is tinted red, vessels are filled. "
+        "The head mask is outlined, the brain too (green), what the source defaced is tinted red, vessels "
+        "and a user's own labels are filled. "
         "CT from -160 to 240 HU, all else from its 1st to its 99.5th percentile."
     )
     page.markup("<div id=scans></div>")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
+from harmonize.pipeline import DRAWN
 from harmonize.scan import HU
 from harmonize.settings import PERCENTILES
 from harmonize.voxels.stored import StoredVolume, real_value
@@ -44,13 +45,13 @@ def thumbnail(
 ) -> bytes:
     """Draw one scan.
 
-    The planes run through the middle of the foreground box, or where most of the vessels are. They are shown as
+    The planes run through the middle of the foreground box, or where most of what people drew is. They are shown as
     radiologists do: the patient's right is on the left, anterior is up (axial) or left (sagittal).
 
     Args:
         image: RAS, shape (X, Y, Z) or (X, Y, Z, 3) with baked windows, of which the first is shown.
         mask: On the same grid, or None.
-        mask_kind: ``anatomy``, ``vessels`` or None.
+        mask_kind: ``anatomy``, ``vessels``, ``labels`` or None.
         unit: As in the manifest.
         box: Foreground box x0, x1, y0, y1, z0, z1.
         percentiles: Of the foreground, at `harmonize.corpus.PERCENTILES`.
@@ -63,7 +64,7 @@ def thumbnail(
     labels = None if mask is None else mask.stored_XYZ
     spacing = np.asarray(image.spacing)
     sides = np.asarray(box, dtype=int).reshape(3, 2)
-    centre = _busiest(labels) if labels is not None and mask_kind == "vessels" else sides.mean(axis=1).astype(int)
+    centre = _busiest(labels) if labels is not None and mask_kind in DRAWN else sides.mean(axis=1).astype(int)
     centre = np.clip(centre, 0, np.asarray(stored.shape) - 1)
     low, high = _range(image, unit, percentiles)
     strip = np.zeros((SIDE, 3 * SIDE, 3), dtype=np.uint8)
@@ -95,9 +96,9 @@ class _Plane:
         self.rgb = np.repeat(np.asarray(scaled)[..., None], 3, axis=2)
 
     def mark(self, labels_YX: NDArray[Any], kind: str | None) -> None:
-        """Outline the head, tint what was defaced, or fill the vessels."""
+        """Outline the head, tint what was defaced, or fill what people drew."""
         labels = self._scaled(labels_YX)
-        if kind == "vessels":
+        if kind in DRAWN:
             self.rgb[labels > 0] = VESSEL_COLOUR
             return
         defaced = labels == DEFACED

@@ -60,16 +60,16 @@ def resample(
     return result
 
 
-def resample_labels(labels_XYZ: NDArray[np.uint8], affine: NDArray[np.float64], grid: Grid) -> NDArray[np.uint8]:
+def resample_labels(labels_XYZ: NDArray[Any], affine: NDArray[np.float64], grid: Grid) -> NDArray[Any]:
     """Take the label of the nearest voxel, 0 outside the mask's field of view.
 
     Args:
-        labels_XYZ: uint8, shape (X, Y, Z); its geometry need not be the image's.
+        labels_XYZ: uint8 or uint16, shape (X, Y, Z); its geometry need not be the image's.
         affine: (4, 4), voxel index to RAS+ mm.
         grid: Where to.
 
     Returns:
-        uint8 of shape `grid.shape`.
+        Of the same type and of shape `grid.shape`.
     """
     axes = _aligned_axes(labels_XYZ.shape, affine)
     if axes is None:
