@@ -70,6 +70,8 @@ def cohort_of_run(
         notes.append(
             f"data.limit: {len(training)} of {found[0]} training and {len(held_out)} of {found[1]} held-out series"
         )
+    if data.inference == "bag":
+        held_out = [replace(case, whole=True) for case in held_out]
     if pseudo is not None:
         more, left_out = pseudo_labelled(pseudo, selection.unlabelled, selection.cases, folds, data.fold)
         training = [*training, *more]

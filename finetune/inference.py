@@ -14,6 +14,7 @@ from finetune.evaluation.predictions import PREDICTIONS, TARGET_PREFIX
 from finetune.regions import RegionStore
 from finetune.samples import DataConfig
 from finetune.series import Region, groups_of
+from finetune.sliding import tiles_of
 from finetune.tasks import LABELS, Task
 from finetune.views import View
 from harmonize.errors import UserError
@@ -71,14 +72,39 @@ def classify(model: nn.Module, x: Tensor, *, mirror: Sequence[int] | None, group
     return probabilities_BL
 
 
-def predict_region(
-    model: nn.Module, region: Region, config: DataConfig, task: Task, view: View, device: torch.device
-) -> dict[str, float]:
-    """The probabilities of a series by label, in the task's order."""
-    x = view.sample(region.to(device))[None]
-    mirror, group_B = task.mirror if config.mirror else None, groups_of([region.unit], device)
-    probabilities_L = classify(model, x, mirror=mirror, group_B=group_B)[0].tolist()
-    return dict(zip(task.labels, probabilities_L, strict=True))
+def classify_regions(
+    model: nn.Module, regions: Sequence[Region], config: DataConfig, task: Task, view: View, device: torch.device
+) -> Tensor:
+    """The probabilities of the labels of some series.
+
+    A bag of tiles says of each label what the surest tile says: one finding anywhere makes a series positive, and tiles
+    without one are no evidence against it. Each tile is averaged with its own mirror image.
+
+    Args:
+        model: As for `classify`.
+        regions: Of the series, cut whole where `config.inference` is ``bag``; as many tiles are looked at at once.
+        config: Which part of a series is looked at.
+        task: What is asked.
+        view: How a region becomes an input.
+        device: The model's.
+
+    Returns:
+        (B, L) float32 on the CPU, columns as the task's labels.
+    """
+    bags = [_tiles(region.to(device), config) for region in regions]
+    tiles = [tile for bag in bags for tile in bag]
+    mirror, at_once = task.mirror if config.mirror else None, len(regions)
+    found = []
+    for first in range(0, len(tiles), at_once):
+        some = tiles[first : first + at_once]
+        x = torch.stack([view.sample(tile) for tile in some])
+        group_B = groups_of((tile.unit for tile in some), device)
+        found.append(classify(model, x, mirror=mirror, group_B=group_B).cpu())
+    return torch.stack([bag_TL.amax(0) for bag_TL in torch.cat(found).split(list(map(len, bags)))])
+
+
+def _tiles(region: Region, config: DataConfig) -> list[Region]:
+    return tiles_of(region, config.patch, config.overlap) if config.inference == "bag" else [region]
 
 
 def predict_cases(
@@ -105,7 +131,8 @@ def predict_cases(
         if asked():
             break
         targets = {f"{TARGET_PREFIX}{label}": value for label, value in zip(task.labels, case.labels, strict=True)}
-        predicted = predict_region(model, store[number], config, task, store.view, device)
+        (predicted_L,) = classify_regions(model, [store[number]], config, task, store.view, device).tolist()
+        predicted = dict(zip(task.labels, predicted_L, strict=True))
         who = {"scan_id": case.scan_id, "subject": case.subject, "modality": case.modality}
         rows.append({**who, **predicted, **targets, "fold": config.fold})
     return pd.DataFrame(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from finetune.augment import AugmentConfig, Variation, draw_pose, draw_variation
 from finetune.drawing import Balance, with_masked_share, with_pseudo_labelled
 from finetune.regions import RegionStore
 from finetune.series import Pose, Region, Sample, groups_of
+from finetune.sliding import OVERLAP
 from finetune.tasks import Task
 from finetune.views import View
 from harmonize.errors import WrongUse
@@ -51,6 +52,9 @@ class DataConfig(CacheConfig):
         limit: At most so many training and so many held-out series, both classes and all modalities among them.
         pseudo_weight: How often a series with pseudo-labels is drawn against an average one with labels.
         mirror: Average validation and prediction over the patch and its mirror image.
+        inference: What validation and prediction look at: the ``box`` that training varies, or a ``bag`` of such boxes
+            that cover the whole head, of which the highest answer to each label counts.
+        overlap: Share of its edge that a box of a bag has in common with the next, at least.
     """
 
     ct_windows: tuple[str | dict[str, str | float], ...] = ()
@@ -66,6 +70,8 @@ class DataConfig(CacheConfig):
     limit: tuple[int, int] | None = None
     pseudo_weight: float = 0.5
     mirror: bool = True
+    inference: Literal["box", "bag"] = "box"
+    overlap: float = OVERLAP
 
     def __post_init__(self) -> None:
         CacheConfig.__post_init__(self)
@@ -87,6 +93,7 @@ class DataConfig(CacheConfig):
         require(most is None or min(most) >= 1, f"data.limit {list(most or ())}: both must be 1 or more")
         weight = self.pseudo_weight
         require(0 < weight <= 1000, f"data.pseudo_weight {weight}: must be more than 0, and no more than 1000")
+        require(0 <= self.overlap < 1, f"data.overlap {self.overlap}: must be 0 or more, and less than 1")
         require(
             len(set(self.modalities)) == len(self.modalities), f"data.modalities {list(self.modalities)}: one twice"
         )

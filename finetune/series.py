@@ -58,6 +58,7 @@ class Case:
         mask_sha256: Of the mask's file, or None.
         pseudo: Whether the labels are those of another model.
         source: Of the series in the corpus.
+        whole: Whether the whole head is kept of it, to be seen in tiles, instead of the box around the patch.
     """
 
     scan_id: str
@@ -77,6 +78,7 @@ class Case:
     mask_sha256: str | None = None
     pseudo: bool = False
     source: str = ""
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +140,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """What is kept in memory of one series: the network's input in its upright pose, with a margin.
+    """What is kept in memory of one series: the network's input in its upright pose, with a margin, or the whole head.
 
     Attributes:
         stored_XYZ: int16.
@@ -148,7 +150,7 @@ class Region:
         spacing: Voxel size in mm.
         fill: Stored value outside of the field of view.
         unit: Of the real values.
-        start: Index of the input's first voxel in the region; negative where the input sticks out.
+        start: Index of the first voxel of the input, or of the first tile, in the region; negative where it sticks out.
         findings: In the region's voxels, without the mask.
     """
 

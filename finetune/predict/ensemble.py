@@ -12,11 +12,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from finetune.inference import classify
+from finetune.inference import classify_regions
 from finetune.model_folder import CONFIG, WEIGHTS, Bundle, load_model, read_bundle
 from finetune.predict.inputs import Input, inputs_of, kinds_of, regions_of
 from finetune.raw.look import Harmonized, Wish
-from finetune.series import Region, groups_of
+from finetune.series import Region
 from finetune.tasks import make_task
 from finetune.views import make_view
 from harmonize.errors import Reason, Rejection, WrongUse
@@ -168,12 +168,9 @@ class Ensemble:
     def _of_member(self, number: int, regions: Sequence[Sequence[Region | None]]) -> Tensor:
         member, task, view = self.panel.members[number], self.tasks[number], self.views[number]
         own = [cast(Region, of_series[member.input]) for of_series in regions]
-        x = torch.stack([view.sample(region) for region in own])
-        group_B = groups_of((region.unit for region in own), self.device)
         bf16 = torch.autocast(self.device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
         with bf16:
-            mirror = task.mirror if member.bundle.data.mirror else None
-            return classify(self.models[number], x.to(self.device), mirror=mirror, group_B=group_B).cpu()
+            return classify_regions(self.models[number], own, member.bundle.data, task, view, self.device)
 
     def _checked(self, values_L: Sequence[float]) -> dict[str, float] | Rejection:
         if not all(map(math.isfinite, values_L)):

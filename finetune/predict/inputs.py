@@ -81,7 +81,8 @@ def regions_of(series: Harmonized, inputs: Sequence[Input]) -> list[Region | Non
         if found.unit not in (HU, *MRI_UNITS):
             raise Rejection(Reason.BAD_INTENSITY, f"the model knows no intensities in {found.unit!r}")
         view = make_view(each.view, each.data, task)
-        regions.append(view.cut(found.volume, unit=found.unit, foreground_box=found.foreground_box))
+        whole = each.data.inference == "bag"
+        regions.append(view.cut(found.volume, unit=found.unit, foreground_box=found.foreground_box, whole=whole))
     return regions
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ from finetune.evaluation.predictions import FOLD_FOLDER
 from finetune.evaluation.text import number
 from finetune.model_folder import CONFIG, load_model, read_bundle
 from finetune.series import Case, groups_of
+from finetune.sliding import sliding_maps
 from finetune.tasks import Task, make_task
 from finetune.views import make_view
 from harmonize.corpus import Corpus
@@ -47,31 +48,29 @@ STRONGEST = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A series as the network saw it.
+    """A series as the network saw it: the box, or the whole head where it saw that in tiles.
 
     Attributes:
         values_XYZ: One channel of its input.
         points_K3: Marked points inside of it, as indices of voxels.
         heat_dhw: Probability of something in each cell; None where the network says none.
         modality: Of the series.
+        cell: Edge of a cell of the heat map, in voxels.
     """
 
     values_XYZ: NDArray[np.float32]
     points_K3: NDArray[np.float64]
     heat_dhw: NDArray[np.float32] | None
     modality: str
-
-    @property
-    def cell(self) -> NDArray[np.float64]:
-        """Edges of a cell of the heat map, in voxels."""
-        return np.array(self.values_XYZ.shape) / np.array((1, 1, 1) if self.heat_dhw is None else self.heat_dhw.shape)
+    cell: int = 1
 
     def hottest(self) -> NDArray[np.int64] | None:
         """Voxel in the middle of the hottest cell."""
         if self.heat_dhw is None:
             return None
         index = np.array(np.unravel_index(int(self.heat_dhw.argmax()), self.heat_dhw.shape))
-        return np.floor((index + 0.5) * self.cell).astype(np.int64)
+        middle: NDArray[np.int64] = index * self.cell + self.cell // 2
+        return middle
 
 
 def task_of(run: Path) -> Task | None:
@@ -143,20 +142,27 @@ def pictures_of(
         model, view = load_model(folder, bundle), make_view(bundle.view, bundle.data, make_task(bundle.task))
         names = [as_window(window).name for window in bundle.data.windows]
         channel = next((names.index(name) for name in WINDOWS if name in names), 0)
+        bag = bundle.data.inference == "bag"
         for scan_id in own:
-            region = view.load(cases[scan_id])
-            x = view.sample(region)
+            region = view.load(replace(cases[scan_id], whole=bag))
+            x = view.whole(region) if bag else view.sample(region)
             if x.ndim != VOLUME_AXES:
                 continue
             points_K3 = view.findings(region).points_K3
-            with torch.inference_mode():
-                heat = model(x[None], groups_of([region.unit])).get(HEAT_OUTPUT)
+            heat = sliding_maps(
+                partial(model, group_B=groups_of([region.unit])),
+                x[None],
+                bundle.data.patch,
+                bundle.data.overlap,
+                stride=bundle.encoder.cumulative_strides[-1],
+            ).get(HEAT_OUTPUT)
             inside_K = ((points_K3 >= -0.5) & (points_K3 < np.array(x.shape[1:]) - 0.5)).all(1)
             found[scan_id] = Picture(
                 values_XYZ=x[channel].numpy(),
                 points_K3=points_K3[inside_K],
                 heat_dhw=None if heat is None else heat[0].float().sigmoid().numpy(),
                 modality=cases[scan_id].modality,
+                cell=model.cells.get(HEAT_OUTPUT, 1),
             )
     return found
 
@@ -223,10 +229,8 @@ def _plane(picture: Picture, at: NDArray[np.int64], dropped: int) -> NDArray[np.
     colours = np.repeat(grey[..., None].astype(np.float64), 3, axis=2)
     if picture.heat_dhw is None:
         return colours
-    cell = picture.cell
-    cells = np.take(picture.heat_dhw, int(at[dropped] // cell[dropped]), axis=dropped).T
-    rows, columns = (cell[index] for index in range(2, -1, -1) if index != dropped)
-    place = np.ix_((np.arange(len(grey)) // rows).astype(int), (np.arange(grey.shape[1]) // columns).astype(int))
+    cells = np.take(picture.heat_dhw, at[dropped] // picture.cell, axis=dropped).T
+    place = np.ix_(*(np.arange(edge) // picture.cell for edge in grey.shape))
     share = (cells / max(float(picture.heat_dhw.max()), 1e-6))[place][..., None]
     over = STRONGEST * share**3
     return np.clip(colours * (1 - over) + over * colormaps[HEAT](share[..., 0])[..., :3], 0, 1)

@@ -30,6 +30,7 @@ class View(Protocol):
         foreground_box: Sequence[int],
         case: Case | None = None,
         mask: StoredVolume | None = None,
+        whole: bool = False,
     ) -> Region:
         """What is kept of a harmonized volume.
 
@@ -39,6 +40,7 @@ class View(Protocol):
             foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
             case: What is known about the series; None where nothing is.
             mask: On the same grid.
+            whole: Keep the whole head, which `finetune.sliding.tiles_of` covers with tiles.
         """
         ...
 
@@ -52,6 +54,15 @@ class View(Protocol):
 
     def sample(self, region: Region, pose: Pose = UPRIGHT) -> Tensor:
         """The network's input, without the batch axis."""
+        ...
+
+    def whole(self, region: Region) -> Tensor:
+        """All of a region that was cut whole, upright, as one input of any size: what its tiles are parts of.
+
+        Returns:
+            x_CDHW of `finetune.sliding.covered_shape`; a finding lies in it `Region.start` below where it lies in the
+            region.
+        """
         ...
 
     def findings(self, region: Region, pose: Pose = UPRIGHT) -> Findings:

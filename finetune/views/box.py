@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from finetune.series import UPRIGHT, Case, Findings, Pose, Region
+from finetune.sliding import covered_shape
 from finetune.views.posing import pose_findings, pose_values
 from finetune.views.region import MARGIN, cut_region, place_region
 from harmonize.voxels.stored import StoredVolume
@@ -57,7 +58,7 @@ class BoxView:
         self.mask_values, self.mirror = tuple(mask_values), mirror
 
     def load(self, case: Case) -> Region:
-        """Read a series of the corpus and keep what a patch can need.
+        """Read a series of the corpus and keep what a patch, or tiles of the whole head, can need.
 
         Raises:
             UserError: A file is gone or damaged; names the series.
@@ -66,7 +67,9 @@ class BoxView:
         mask = None
         if case.mask is not None:
             mask = read_corpus_file(case.mask, scan_id=case.scan_id, shape=volume.stored_XYZ.shape[:3])
-        return self.cut(volume, unit=case.unit, foreground_box=case.foreground_box, case=case, mask=mask)
+        return self.cut(
+            volume, unit=case.unit, foreground_box=case.foreground_box, case=case, mask=mask, whole=case.whole
+        )
 
     def cut(
         self,
@@ -76,6 +79,7 @@ class BoxView:
         foreground_box: Sequence[int],
         case: Case | None = None,
         mask: StoredVolume | None = None,
+        whole: bool = False,
     ) -> Region:
         """What is kept of a harmonized volume; arguments as for `cut_region`."""
         return cut_region(
@@ -87,24 +91,37 @@ class BoxView:
             case=case,
             mask=mask,
             mask_values=self.mask_values,
+            whole=whole,
         )
 
     def key(self, case: Case) -> str:
         """All that a series' region depends on, as a text."""
         facts = (MARGIN, self.patch, self.spacing, self.mask_values, case.sha256, case.mask_sha256, case.foreground_box)
         spots = [(spot.label, *spot.xyz_mm) for spot in case.spots]
-        return repr((facts, spots, case.unit, case.spots_complete))
+        return repr((facts, spots, case.unit, case.spots_complete, *(("whole",) if case.whole else ())))
 
     def region_shape(self, case: Case) -> tuple[int, int, int]:
         """Voxels of a series' region, by the manifest."""
         place = place_region(
-            case.shape, case.spacing, self.patch, spacing=self.spacing, foreground_box=case.foreground_box
+            case.shape,
+            case.spacing,
+            self.patch,
+            spacing=self.spacing,
+            foreground_box=case.foreground_box,
+            whole=case.whole,
         )
         return place.shape
 
     def sample(self, region: Region, pose: Pose = UPRIGHT) -> Tensor:
         """The network's input, x_CDHW, in one interpolation; upright, the voxels are the corpus's."""
-        values_XYZ = pose_values(region, self.patch, pose)
+        return self._channels(region, self.patch, pose)
+
+    def whole(self, region: Region) -> Tensor:
+        """All of a region that was cut whole, x_CDHW."""
+        return self._channels(region, covered_shape(region, self.patch), UPRIGHT)
+
+    def _channels(self, region: Region, shape: Sequence[int], pose: Pose) -> Tensor:
+        values_XYZ = pose_values(region, shape, pose)
         return to_network_input(values_XYZ, region.unit, self.windows, self.scaling)
 
     def findings(self, region: Region, pose: Pose = UPRIGHT) -> Findings:

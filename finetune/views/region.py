@@ -1,4 +1,4 @@
-"""What is kept of a series: the box that the network sees, upright, with a margin, cut out of the harmonized volume."""
+"""What is kept of a series: the box that the network sees, with a margin, or the whole head, to be seen in tiles."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def cut_region(
     case: Case | None = None,
     mask: StoredVolume | None = None,
     mask_values: Sequence[int] = (),
+    whole: bool = False,
 ) -> Region:
     """Cut the region around the patch out of a harmonized volume, resampled where another spacing is asked for.
 
@@ -47,6 +48,7 @@ def cut_region(
         case: What is known about the series; None where nothing is.
         mask: On the same grid.
         mask_values: The value of each label in the mask.
+        whole: Keep the whole head, for `finetune.sliding.tiles_of`, instead of what poses of one patch can reach.
 
     Returns:
         The region.
@@ -58,7 +60,9 @@ def cut_region(
         raise UserError(
             "this corpus stores baked CT windows; fine-tuning cuts its own: harmonize without --bake-windows"
         )
-    place = place_region(volume.stored_XYZ.shape, volume.spacing, patch, spacing=spacing, foreground_box=foreground_box)
+    place = place_region(
+        volume.stored_XYZ.shape, volume.spacing, patch, spacing=spacing, foreground_box=foreground_box, whole=whole
+    )
     stored, origin_mm = volume.stored_XYZ, volume.affine[:3, 3]
     labelled = None if mask is None else mask.stored_XYZ.astype(np.uint8, copy=False)
     if place.grid is not None:
@@ -101,7 +105,7 @@ class Place:
         spacing: Its voxel size in mm.
         low: First voxel of the region in the grid.
         high: One more than its last voxel.
-        start: First voxel of the patch in the region; negative where it sticks out.
+        start: First voxel of the patch, or of the first tile, in the region; negative where it sticks out.
     """
 
     grid: Grid | None
@@ -126,6 +130,7 @@ def place_region(
     *,
     spacing: float | None,
     foreground_box: Sequence[int],
+    whole: bool = False,
 ) -> Place:
     """Where the region around a patch lies; arguments as of `cut_region`.
 
@@ -135,6 +140,7 @@ def place_region(
         patch: Size of the patch in voxels.
         spacing: Voxel size of the patch in mm; None takes the volume's.
         foreground_box: Half-open voxel bounds of the head.
+        whole: As for `cut_region`.
     """
     # A file holds sizes as float32: what it says and what the manifest says must place the same region.
     sizes_3: NDArray[np.float64] = np.asarray(sizes_mm, dtype=np.float64).round(SIZE_DECIMALS)
@@ -147,9 +153,14 @@ def place_region(
         shape, sizes_3 = grid.shape, np.array([spacing] * 3)
     size = np.array(patch)
     corner = first_voxel(box_23, sizes_3, size)
-    margin = np.ceil(size * (MARGIN - 1) / 2).astype(int)
+    if whole:
+        corner, end = _around_head(box_23, corner, size)
+        margin = np.zeros(3, dtype=int)
+    else:
+        end = corner + size
+        margin = np.ceil(size * (MARGIN - 1) / 2).astype(int)
     low = np.clip(corner - margin, 0, np.array(shape) - 1)
-    high = np.clip(corner + size + margin, low + 1, shape)
+    high = np.clip(end + margin, low + 1, shape)
     return Place(
         grid=grid,
         source_affine=source_affine,
@@ -159,6 +170,26 @@ def place_region(
         high=_three(high),
         start=_three(corner - low),
     )
+
+
+def _around_head(
+    box_23: NDArray[np.float64], corner_3: NDArray[np.int64], size_3: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and one more than the last voxel of a whole head; of the patch along axes where that holds it.
+
+    Args:
+        box_23: Half-open voxel bounds of the head; fractions are fine.
+        corner_3: First voxel of the patch.
+        size_3: Of the patch.
+    """
+    first_3, end_3 = np.floor(box_23[0].round(SIZE_DECIMALS)), np.ceil(box_23[1].round(SIZE_DECIMALS))
+    # A short head of which the patch, laid by its vertex, misses the end: centred, the patch holds it.
+    centred_3 = np.where(end_3 - first_3 <= size_3, np.rint(box_23.mean(0) - size_3 / 2), first_3)
+    # The corner is rounded: half a voxel of skin may stick out.
+    held_3 = (box_23[0] >= corner_3 - 0.5) & (box_23[1] <= corner_3 + size_3 + 0.5)
+    low_3 = np.where(held_3, corner_3, centred_3)
+    high_3 = np.where(held_3, corner_3 + size_3, np.maximum(end_3, centred_3 + size_3))
+    return low_3.astype(np.int64), high_3.astype(np.int64)
 
 
 def _three(values_3: NDArray[np.int64]) -> tuple[int, int, int]:
