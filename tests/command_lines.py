@@ -97,6 +97,8 @@ def _batched(words: Sequence[str]) -> list[str]:
         return shlex.split(words[1])
     if words[0] == "slurm/cv.sbatch":
         return ["python", "-m", "finetune.cross_validation", *words[1:], "--fold", "0"]
+    if words[0] == "slurm/predict.sbatch":
+        return ["python", "-m", "finetune.predict", *words[1:], "--shard", "0/1"]
     script, source, raw, corpus, *more = words
     assert script == "slurm/harmonize.sbatch"
     return ["harmonize", source, raw, "--out", corpus, *more]

@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from finetune.predict import Predictor, many
 from finetune.predict import run as runs
 from finetune.predict.ensemble import Ensemble, read_panel
 from finetune.predict.journal import Journal
+from finetune.predict.share import Share, devices_of_rank, share_of_rank
 from finetune.raw import look
 from finetune.raw.places import find_places
 from harmonize.errors import UserError
@@ -327,6 +330,121 @@ def test_two_runs_do_not_write_to_one_file(
             held.close()
             os._exit(predict(model, tree / "a", "--out", tmp_path / "p.csv"))
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+
+
+@pytest.fixture
+def wide(tree: Path, tmp_path: Path) -> Path:
+    """A list of the tree and of a series more, so that each of two processes has something to do."""
+    more = []
+    while {share(place.key) for place in find_places([tree, *more])} != {0, 1}:
+        more.append(tmp_path / f"more{len(more)}")
+        write_series(more[-1], f"1.2.9.{len(more)}", patient=f"M{len(more)}")
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in (tree, *more)))
+    return tmp_path / "list.txt"
+
+
+def share(key: str) -> int:
+    return int(key, 16) % 2
+
+
+def test_ranks_of_a_launcher_answer_a_part_each_and_the_last_writes_what_one_process_writes(
+    model: Path, wide: Path, tmp_path: Path
+) -> None:
+    assert predict(model, wide, "--out", tmp_path / "alone.csv") == 0
+    out = tmp_path / "ranks.csv"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no_python"]
+    words = ["-m", "finetune.predict", model, wide, "--out", out, "--device", "cpu", "--workers", 0]
+    done = subprocess.run([*launch, sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    for ending in (".csv", ".failed.csv"):
+        assert (tmp_path / f"ranks{ending}").read_bytes() == (tmp_path / f"alone{ending}").read_bytes()
+    for rank in range(2):
+        lines = (tmp_path / f"ranks.journal.{rank}-of-2.jsonl").read_text().splitlines()[1:]
+        assert lines
+        assert {share(json.loads(line)["place"]) for line in lines} == {rank}
+
+
+def test_parts_go_on_where_they_were_however_many_there_are_then(
+    model: Path, wide: Path, tmp_path: Path, looked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, places = tmp_path / "p.csv", find_places([wide])
+    assert predict(model, wide, "--out", tmp_path / "alone.csv") == 0
+    once = sorted(looked)
+    looked.clear()
+    assert predict(model, wide, "--out", out, "--shard", "1/2") == 0
+    first = sum(share(place.key) for place in places)
+    assert not out.exists()
+    left = len(places) - first
+    assert f"p.csv: part 1/2 is done; {left} folders are left to others" in capsys.readouterr().err
+    begun = len(looked)
+    assert predict(model, wide, "--out", out, "--shard", "1/2") == 0
+    assert len(looked) == begun  # it knows what it has answered
+    assert predict(model, wide, "--out", out) == 0
+    assert out.read_bytes() == (tmp_path / "alone.csv").read_bytes()
+    assert sorted(looked) == once  # no folder twice
+    out.unlink()
+    assert predict(model, wide, "--out", out, "--shard", "2/3") == 0
+    assert sorted(looked) == once
+    assert out.read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
+def test_a_part_that_changed_since_counts_as_it_is_now(model: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "tree" / "a")
+    out = tmp_path / "p.csv"
+    for count in (2, 3):
+        for index in range(count):
+            assert predict(model, tmp_path / "tree", "--out", out, "--shard", f"{index}/{count}") == 0
+        if count == 2:
+            before = rows_of(out)[1]
+            write_series(tmp_path / "tree" / "a", brain=140)
+    expected = list(Predictor(model, device=CPU)(tmp_path / "tree" / "a").values())
+    assert [float(value) for value in rows_of(out)[1][1:]] == expected
+    assert rows_of(out)[1] != before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--shard", "2/2", "--out", "p.csv"], "--shard 2/2: give I/N with I from 0 to N - 1"),
+        (["--shard", "0", "--out", "p.csv"], "--shard 0: give I/N"),
+        (["--shard", "0/2"], "several processes write to one file; give --out FILE"),
+    ],
+)
+def test_a_part_of_nothing_or_without_a_file_is_refused(
+    model: Path, tree: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(model, tree, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_part_waits_for_nobody_but_not_beside_a_run_over_all(model: Path, tree: Path, tmp_path: Path) -> None:
+    with (tmp_path / "p.journal.jsonl").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)  # as another part does
+        assert predict(model, tree / "a", "--out", tmp_path / "p.csv", "--shard", "0/2") == 0
+        assert predict(model, tree / "a", "--out", tmp_path / "p.csv") == 2
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert predict(model, tree / "a", "--out", tmp_path / "p.csv", "--shard", "1/2") == 2
+
+
+def test_ranks_take_turns_with_the_devices_of_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    four = [torch.device("cuda", number) for number in range(4)]
+    for ranks, expected in ((1, [[0, 1, 2, 3]]), (2, [[0, 2], [1, 3]]), (6, [[0], [1], [2], [3], [0], [1]])):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        for rank, numbers in enumerate(expected):
+            monkeypatch.setenv("LOCAL_RANK", str(rank))
+            assert [device.index for device in devices_of_rank(four)] == numbers
+
+
+def test_ranks_of_a_shard_are_parts_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    found = []
+    for shard in range(2):
+        for rank in range(3):
+            monkeypatch.setenv("RANK", str(rank))
+            found.append(share_of_rank(Share(shard, 2)))
+    assert found == [Share(index, 6) for index in range(6)]
+    assert all(sum(one.holds(f"{key:x}") for one in found) == 1 for key in range(12))
 
 
 def test_a_worker_that_dies_takes_only_its_folder(model: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

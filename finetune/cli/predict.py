@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harmonize.errors import UserError, WrongUse
 from harmonize.parser import not_negative, positive
 from harmonize.terminal import emit, warn
+
+if TYPE_CHECKING:
+    from finetune.predict.share import Share
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -39,6 +42,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=not_negative, metavar="N", help="processes that read ahead; default: the cores, 0 for a few"
     )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="answer only part I of N, from 0, such as in a task of an array; who ends last writes the file",
+    )
     parser.set_defaults(run=run)
 
 
@@ -49,14 +57,18 @@ def run(options: argparse.Namespace) -> int:
         UserError: None could be answered.
     """
     from finetune.predict.ensemble import is_model
+    from finetune.predict.share import ALL, parse_shard, share_of_rank
 
     more = [path for path in options.paths if is_model(path)]
     models, paths = [options.model, *more], [path for path in options.paths if path not in more]
     if not paths:
         raise WrongUse("the following arguments are required: SERIES_FOLDER; see `finetune predict --help`")
+    share = share_of_rank(ALL if options.shard is None else parse_shard(options.shard))
+    if options.out is None and share != ALL:
+        raise WrongUse(f"part {share} of the answers: several processes write to one file; give --out FILE")
     if options.out is None and len(paths) == 1 and not paths[0].is_file():
         return _print_one(options, models, paths[0])
-    return _answer_all(options, models, paths)
+    return _answer_all(options, models, paths, share)
 
 
 def _print_one(options: argparse.Namespace, models: Sequence[Path], folder: Path) -> int:
@@ -90,10 +102,11 @@ def _print_one(options: argparse.Namespace, models: Sequence[Path], folder: Path
     return 0
 
 
-def _answer_all(options: argparse.Namespace, models: Sequence[Path], paths: Sequence[Path]) -> int:
-    """Answer all that paths hold: printed as a list, or written to a file."""
+def _answer_all(options: argparse.Namespace, models: Sequence[Path], paths: Sequence[Path], share: Share) -> int:
+    """Answer all that paths hold, or this process's share: printed as a list, or written to a file."""
     from finetune.predict.ensemble import read_panel
     from finetune.predict.run import devices_of, predict_paths
+    from finetune.predict.share import ALL, devices_of_rank
     from finetune.predict.table import FAILED, JOURNAL, companion, object_of, write_tables
     from harmonize.decisions import unusual
     from headspark.run.interrupt import EXIT_INTERRUPTED
@@ -104,15 +117,19 @@ def _answer_all(options: argparse.Namespace, models: Sequence[Path], paths: Sequ
         panel,
         paths,
         out=out,
-        devices=devices_of(options.device),
+        devices=devices_of_rank(devices_of(options.device)),
         precision=options.precision,
         workers=options.workers,
         batch=options.batch,
+        share=share,
     )
     if done.interrupted is not None:
         kept = "nothing was kept" if out is None else "what was answered is kept; the same command goes on"
         warn(f"stopped by {done.interrupted}: {kept}")
         return EXIT_INTERRUPTED
+    if done.left:
+        warn(f"{out}: part {share} is done; {done.left} folders are left to others, and who ends last writes the file")
+        return 0
     answered = [row for row in done.rows if row.reason is None]
     if out is None:
         for row in answered:
@@ -124,7 +141,7 @@ def _answer_all(options: argparse.Namespace, models: Sequence[Path], paths: Sequ
             emit([object_of(row, panel.labels) for row in answered])
     else:
         failed = write_tables(out, done.rows, panel.labels)
-        before = f"; {done.known} of all were known before" if done.known else ""
+        before = f"; {done.known} of all were known before" if done.known and share == ALL else ""
         refused = f"; {failed} not used: {companion(out, FAILED).name} says why" if failed else ""
         warn(f"{out}: {len(answered)} series{refused}{before}")
         if done.elsewhere:

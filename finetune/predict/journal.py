@@ -1,6 +1,7 @@
 """The journal of a prediction: a line of JSON a series, appended as answers come, so that a stopped run goes on.
 
-A line is whole or it is ignored: a run that is killed while it writes one does that series again.
+A line is whole or it is ignored: a run that is killed while it writes one does that series again. Processes that share
+the folders write a file each and read all of them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import fcntl
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from finetune.predict.share import ALL, Share
 from finetune.raw.places import Place
 from harmonize.bounded_files import fits, parse_json
 from harmonize.errors import Reason, WrongUse
@@ -72,11 +76,11 @@ class Journal:
 
     Args:
         stream: To append to; None: nowhere.
-        rows: What earlier runs left, by place.
+        read: Gives what stands on the disk, by place.
     """
 
-    def __init__(self, stream: TextIO | None, rows: dict[str, list[Row]]) -> None:
-        self._file, self._rows, self._synced = stream, rows, time.monotonic()
+    def __init__(self, stream: TextIO | None = None, read: Callable[[], dict[str, list[Row]]] = dict) -> None:
+        self._file, self._read, self._rows, self._synced = stream, read, read(), time.monotonic()
 
     def add(self, row: Row) -> None:
         """Take in what became of a series."""
@@ -95,6 +99,11 @@ class Journal:
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
+    def read(self) -> None:
+        """Take in what other processes have written meanwhile."""
+        self.sync()
+        self._rows = self._read()
+
     def of(self, place: Place) -> dict[int, Row]:
         """What stands about a place as it is now, by the number of the series; what may be better now does not."""
         if place.key not in self._rows:
@@ -106,8 +115,19 @@ class Journal:
     def rows(self, place: Place) -> list[Row]:
         """The latest outcome of each series of a place, in their order."""
         rows = self._rows.get(place.key, [])
-        latest = {row.part: row for row in rows if row.state == rows[-1].state}
+        if not rows:
+            return []
+        # Of several processes' rows the last to be read need not be the latest.
+        states = {row.state for row in rows}
+        state = now if len(states) > 1 and (now := place.state()) in states else rows[-1].state
+        own = sorted((row for row in rows if row.state == state), key=lambda row: row.reason not in RETRYABLE)
+        latest = {row.part: row for row in own}
         return [latest[part] for part in sorted(latest)]
+
+    def is_through(self, place: Place) -> bool:
+        """Whether it is known what became of each series of a place as it is now; what may be better next time too."""
+        rows = self.rows(place)
+        return bool(rows) and len(rows) == rows[0].parts and rows[0].state == place.state()
 
     def elsewhere(self, places: Iterable[Place]) -> int:
         """How many series stand here of folders that are not among these."""
@@ -116,17 +136,45 @@ class Journal:
 
 
 @contextmanager
-def journal_at(path: Path, facts: Mapping[str, Any]) -> Iterator[Journal]:
-    """Hold a journal alone, and append to it.
+def journal_at(path: Path, facts: Mapping[str, Any], share: Share = ALL) -> Iterator[Journal]:
+    """Hold a journal, and append to it: to the whole of it alone, or to this process's part of it.
 
     Args:
-        path: The file; made if need be.
+        path: The file; made if need be. A part lies beside it.
         facts: What the answers follow from: models, labels, precision.
+        share: This process's part of the folders.
 
     Raises:
         UserError: Somebody else is writing there, it holds answers of other models, or it is no journal of ours.
     """
     head = {"format": FORMAT, **facts}
+    with ExitStack() as stack:
+        stream = stack.enter_context(_held(path, fcntl.LOCK_EX if share == ALL else fcntl.LOCK_SH))
+        own = path
+        if share != ALL:
+            own = path.with_name(f"{path.stem}.{share.index}-of-{share.count}{path.suffix}")
+            stream = stack.enter_context(_held(own, fcntl.LOCK_EX))
+        if _read(own, head) is None:
+            stream.truncate(0)
+            stream.write(json.dumps(head) + "\n")
+        elif not _ends_with_line(own):
+            stream.write("\n")
+        stream.flush()
+        journal = Journal(stream, partial(_read_all, path, head))
+        try:
+            yield journal
+        finally:
+            stream.flush()
+            journal.sync()
+
+
+@contextmanager
+def _held(path: Path, lock: int) -> Iterator[TextIO]:
+    """Open a file to append to, made if need be, under a lock.
+
+    Raises:
+        UserError: It cannot be written, or another process has a lock that forbids this one.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a+", encoding="utf-8")
@@ -134,24 +182,22 @@ def journal_at(path: Path, facts: Mapping[str, Any]) -> Iterator[Journal]:
         raise WrongUse(f"{path}: cannot be written ({error.strerror}); give --out another place") from error
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, lock | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise WrongUse(f"{path}: another process is writing to it; wait for it, or give another --out") from error
-        rows = _read(path, head)
-        if rows is None:
-            stream.truncate(0)
-            stream.write(json.dumps(head) + "\n")
-        elif not _ends_with_line(path):
-            stream.write("\n")
-        stream.flush()
-        journal = Journal(stream, rows or {})
-        try:
-            yield journal
-        finally:
-            stream.flush()
-            journal.sync()
+        yield stream
+
+
+def _read_all(path: Path, head: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """The rows of a journal and of all its parts, by place."""
+    part = re.compile(re.escape(path.stem) + r"\.\d+-of-\d+" + re.escape(path.suffix))
+    found: dict[str, list[Row]] = {}
+    for one in [path, *sorted(other for other in path.parent.iterdir() if part.fullmatch(other.name))]:
+        for place, rows in (_read(one, head) or {}).items():
+            found.setdefault(place, []).extend(rows)
+    return found
 
 
 def _read(path: Path, head: Mapping[str, Any]) -> dict[str, list[Row]] | None:

@@ -14,10 +14,10 @@ import torch
 from finetune.predict.ensemble import Ensemble, Panel, Precision
 from finetune.predict.journal import Journal, Row, journal_at
 from finetune.predict.many import answer_places
+from finetune.predict.share import ALL, Share, cores_of_rank
 from finetune.predict.table import JOURNAL, check_out, companion
 from finetune.raw.places import find_places
 from harmonize.errors import UserError, WrongUse
-from harmonize.pool import cores
 from harmonize.progress import Progress
 from headspark.run.interrupt import Interrupted, interrupts
 
@@ -36,12 +36,14 @@ class Done:
         rows: What became of each series, in the order of the paths and of the folders in them.
         known: How many of them an earlier run had answered.
         elsewhere: How many series its file knows of other folders.
+        left: How many folders the processes of other shares have not answered yet.
         interrupted: What asked it to stop before it was through; None: nothing did.
     """
 
     rows: list[Row]
     known: int = 0
     elsewhere: int = 0
+    left: int = 0
     interrupted: str | None = None
 
 
@@ -75,8 +77,9 @@ def predict_paths(
     precision: Precision = "fp32",
     workers: int | None = None,
     batch: int | None = None,
+    share: Share = ALL,
 ) -> Done:
-    """Answer every series that paths hold.
+    """Answer every series that paths hold, or this process's share of them.
 
     Args:
         panel: The models.
@@ -86,6 +89,7 @@ def predict_paths(
         precision: Of the networks.
         workers: Processes that read ahead; None: the cores, or none for a few folders.
         batch: Series that a device is asked about at once; None: `GPU_BATCH`, or 1 on a CPU.
+        share: The folders that this process answers; what it came to is said of all.
 
     Raises:
         UserError: Nothing is there, or `out` cannot be used.
@@ -102,38 +106,42 @@ def predict_paths(
             places = find_places(paths)
             if not places:
                 raise UserError(f"{paths[0]}: holds no DICOM pictures; give the folder of a series, or of many")
-            with _journal(out, facts) as journal:
+            with _journal(out, facts, share) as journal:
                 interrupt.begin()
-                known = {place.key: journal.of(place) for place in places}
-                missing = [place for place in places if not _is_whole(known[place.key])]
+                mine = [place for place in places if share.holds(place.key)]
+                known = {place.key: journal.of(place) for place in mine}
+                missing = [place for place in mine if not _is_whole(known[place.key])]
                 ensembles = [Ensemble(panel, device, precision) for device in devices] if missing else []
                 rows = answer_places(
                     missing,
                     ensembles,
-                    workers=workers if workers is not None else cores() if len(missing) >= FEW else 0,
+                    workers=workers if workers is not None else cores_of_rank() if len(missing) >= FEW else 0,
                     batch=batch or (GPU_BATCH if devices[0].type == "cuda" else 1),
                     known=lambda place: set(known[place.key]),
                     asked=partial(bool, interrupt),
                 )
-                done = len(places) - len(missing)
-                with Progress("predict", total=len(places), unit="folders", done=done) as progress:
+                done = len(mine) - len(missing)
+                with Progress("predict", total=len(mine), unit="folders", done=done) as progress:
                     counts = Counter({"answered": 0, "not_used": 0})
                     for row in rows:
                         journal.add(row)
                         counts["answered" if row.reason is None else "not_used"] += 1
                         progress.advance(int(row.part == 0), **counts)
+                if share != ALL:
+                    journal.read()
                 return Done(
                     rows=[row for place in places for row in journal.rows(place)],
                     known=sum(map(len, known.values())),
                     elsewhere=journal.elsewhere(places),
+                    left=0 if share == ALL else sum(not journal.is_through(place) for place in places),
                     interrupted=interrupt.name,
                 )
     except Interrupted:
         return Done(rows=[], interrupted="a signal")
 
 
-def _journal(out: Path | None, facts: Mapping[str, object]) -> AbstractContextManager[Journal]:
-    return nullcontext(Journal(None, {})) if out is None else journal_at(companion(out, JOURNAL), facts)
+def _journal(out: Path | None, facts: Mapping[str, object], share: Share) -> AbstractContextManager[Journal]:
+    return nullcontext(Journal()) if out is None else journal_at(companion(out, JOURNAL), facts, share)
 
 
 def _is_whole(known: Mapping[int, Row]) -> bool:
