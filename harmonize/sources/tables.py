@@ -75,6 +75,22 @@ def read_table(path: Path, needed: Sequence[str], wanted: Iterable[str] = ()) ->
         csv.field_size_limit(limit)
 
 
+def columns_of(path: Path) -> tuple[str, ...]:
+    """The columns of a table whoever wrote it, parted by what parts its header into most.
+
+    Args:
+        path: The table.
+
+    Raises:
+        UserError: As `read_table`.
+    """
+    text = _text(path)
+    text = text.partition("\n")[2] if text[:4].lower() == "sep=" else text
+    headers = [_header(text, each) for each in DELIMITERS]
+    widest = max(headers, key=len)
+    return tuple(widest)
+
+
 def merge(rows: Sequence[Mapping[str, object]]) -> tuple[dict[str, object], tuple[str, ...]]:
     """What several rows say of one thing: (fields, names of those that they contradict each other in, set to None).
 

@@ -1,0 +1,152 @@
+"""What a user's table says of the scans of a corpus; every row that says nothing is counted and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune.label_table import Labels, read_labels
+from harmonize import corpus as corpora
+from harmonize.corpus import Corpus
+from harmonize.errors import UserError, WrongUse
+from harmonize.identity import salted_hash
+from harmonize.salt import VARIABLE
+from harmonize.settings import Settings
+
+
+def written(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def faults(found: Labels) -> dict[str, tuple[int, tuple[str, ...]]]:
+    return {fault.what: (fault.count, fault.named) for fault in found.faults}
+
+
+@pytest.fixture
+def corpus(tiny_corpus: Path) -> Corpus:
+    return Corpus.open(tiny_corpus)
+
+
+@pytest.fixture
+def hashed(tmp_path: Path) -> Corpus:
+    """A corpus of private ids: a scan of each of two patients."""
+    folder, salt = tmp_path / "hashed", "correct horse battery"
+    corpora.claim(folder, "tcia", Settings(salt=salt))
+    rows = []
+    for patient, series in (("P1", "1.2/0"), ("P2", "1.3/0")):
+        name, subject = salted_hash(salt, "tcia", series), salted_hash(salt, "tcia", "subject", patient)
+        row = dict.fromkeys(corpora.SCAN_SCHEMA.names) | {
+            "image_file_name": corpora.image_name("tcia", subject, name), "scan_id": name, "source": "tcia",
+            "subject": subject, "raw_hash": name, "decisions": [], "modality": "CT",
+        }  # fmt: skip
+        rows.append(row)
+    corpora.write_manifest(folder, rows, [])
+    return Corpus.open(folder)
+
+
+def test_a_row_names_its_scan_by_id_file_or_patient(corpus: Corpus, tmp_path: Path) -> None:
+    by_id = read_labels(written(tmp_path / "a.csv", "scan_id,bleed", "scan-0,0", "scan-3,1", "scan-5,no"), corpus)
+    assert by_id.kind == "multiclass"  # 0, 1 and no are three values
+    table = written(tmp_path / "b.csv", "file;bleed", "scan-0.nii.gz;no", "images/tcia/sub-5/scan-5.nii.gz;yes")
+    by_file = read_labels(table, corpus)
+    assert (by_file.kind, by_file.labels, by_file.values) == (
+        "binary",
+        ("bleed",),
+        {"scan-0": (0.0,), "scan-5": (1.0,)},
+    )
+    by_patient = read_labels(written(tmp_path / "c.csv", "Subject\tage", "sub-1\t61.5", "sub-2\t44"), corpus)
+    assert by_patient.kind == "regression"
+    assert by_patient.values == {"scan-0": (61.5,), "scan-1": (61.5,), "scan-2": (44.0,)}
+
+
+def test_private_ids_are_found_with_the_salt_alone(
+    hashed: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = written(tmp_path / "labels.csv", "subject,dead", "P1,0", "P2,1")
+    with pytest.raises(UserError, match=f"none of its 2 rows .* set {VARIABLE}"):
+        read_labels(table, hashed)
+    monkeypatch.setenv(VARIABLE, "correct horse battery")
+    found = read_labels(table, hashed)
+    assert sorted(found.values.values()) == [(0.0,), (1.0,)]
+    by_series = read_labels(written(tmp_path / "two.csv", "file,dead", "1.2/0,0", "1.3/0,1"), hashed)
+    assert by_series.values == found.values
+
+
+def test_rows_that_say_nothing_are_counted_and_named(corpus: Corpus, tmp_path: Path) -> None:
+    table = written(
+        tmp_path / "labels.csv",
+        "scan_id,grade",
+        "scan-0,1", "scan-0,1.0", "scan-1,2", "scan-1,3", "scan-2,n/a", "nobody,1", "scan-4,2", "scan-5,1,more",
+    )  # fmt: skip
+    found = read_labels(table, corpus)
+    assert found.values == {"scan-0": (0.0,), "scan-4": (1.0,)}
+    assert faults(found) == {
+        "rows that no scan of the corpus belongs to": (1, ("6",)),
+        "rows that say of a scan what another row says": (1, ("2",)),
+        "rows that contradict each other about a scan, none of which counts": (2, ("3", "4")),
+        "scans whose row lacks a value": (1, ("scan-2",)),
+        "scans of the corpus without a row": (3, ("scan-1", "scan-3", "scan-5")),
+        "damaged rows": (1, ()),
+    }
+    assert "labels.csv: 2 rows that contradict each other about a scan, none of which counts (3, 4)" in found.lines()
+
+
+def test_the_kind_follows_from_the_values_and_the_question(corpus: Corpus, tmp_path: Path) -> None:
+    table = written(tmp_path / "t.csv", "scan_id,dx,a,b,mmse", *(
+        f"scan-{n},{dx},{a},{b},{mmse}" for n, (dx, a, b, mmse) in enumerate(
+            [("CN", 0, 1, 29), ("AD", 1, 1, 18.5), ("MCI", 0, 0, 25), ("AD", 0, 1, 20), ("CN", 1, 0, 30)]
+        )
+    ))  # fmt: skip
+    with pytest.raises(WrongUse, match=r"4 columns could be labels \(dx, a, b, mmse\); name those .*task.columns"):
+        read_labels(table, corpus)
+    dx = read_labels(table, corpus, columns=["dx"])
+    assert (dx.kind, dx.labels) == ("multiclass", ("dx: AD", "dx: CN", "dx: MCI"))
+    assert dx.values["scan-2"] == (0.0, 0.0, 1.0)
+    both = read_labels(table, corpus, columns=["a", "b"], question="classification")
+    assert (both.kind, both.values["scan-0"]) == ("multilabel", (0.0, 1.0))
+    assert read_labels(table, corpus, columns=["mmse"]).kind == "regression"
+    assert read_labels(table, corpus, columns=["a"], question="regression").values["scan-1"] == (1.0,)
+    with pytest.raises(WrongUse, match="several columns are labels of 0 and 1 each; a, dx have other values"):
+        read_labels(table, corpus, columns=["a", "dx"])
+    with pytest.raises(WrongUse, match="no value of dx is a number; ask for classification"):
+        read_labels(table, corpus, columns=["dx"], question="regression")
+
+
+def test_which_of_two_values_counts_as_one_can_be_said(corpus: Corpus, tmp_path: Path) -> None:
+    table = written(tmp_path / "t.csv", "scan_id,dx", "scan-0,AD", "scan-1,CN", "scan-2,AD")
+    assert read_labels(table, corpus).labels == ("dx: CN",)
+    found = read_labels(table, corpus, positive="AD")
+    assert (found.labels, found.values["scan-0"], found.values["scan-1"]) == (("dx: AD",), (1.0,), (0.0,))
+    with pytest.raises(WrongUse, match=r"task\.positive 'ad': dx of t\.csv has AD, CN"):
+        read_labels(table, corpus, positive="ad")
+
+
+def test_the_hash_is_of_what_is_said_and_not_of_how(corpus: Corpus, tmp_path: Path) -> None:
+    one = read_labels(written(tmp_path / "a.csv", "scan_id,x", "scan-0,0", "scan-1,1"), corpus)
+    same = read_labels(written(tmp_path / "b.csv", "scan_id;x", "scan-1;1.0", "scan-0;0"), corpus)
+    other = read_labels(written(tmp_path / "c.csv", "scan_id,x", "scan-1,0", "scan-0,1"), corpus)
+    assert one.sha256 == same.sha256 != other.sha256
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["name,x", "a,1"], "no column names the scan; call it scan_id, file or subject"),
+        (["scan_id,fold", "scan-0,1", "scan-1,2"], "a label cannot be called 'fold'"),
+        (["scan_id,x", "scan-0,1", "scan-1,1"], "all scans of the corpus have the same x; there is nothing to learn"),
+        (["scan_id,x,x", "scan-0,1,1"], "the column x stands twice"),
+        ([""], "empty"),
+    ],
+)
+def test_a_table_of_which_nothing_can_be_learned_is_refused(
+    corpus: Corpus, tmp_path: Path, lines: list[str], message: str
+) -> None:
+    with pytest.raises(WrongUse, match=message):
+        read_labels(written(tmp_path / "labels.csv", *lines), corpus)
+
+
+def test_without_a_file_the_corpus_needs_a_table_of_its_own(corpus: Corpus) -> None:
+    with pytest.raises(WrongUse, match=r"has no table of its own; give labels\.csv with --labels"):
+        read_labels(None, corpus)
