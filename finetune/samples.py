@@ -143,20 +143,6 @@ def check_patch(config: DataConfig, stride: int, spacing: Sequence[float] | None
         )
 
 
-class FinetuneBatch(NamedTuple):
-    """A batch for the model.
-
-    Attributes:
-        x: Network input, x_BCDHW of a box or x_BNCHW of a bag of slices.
-        targets: What it should say, by the names of `finetune.tasks.base.Task.targets`.
-        group: CT or MR (B,), as `finetune.series.groups_of` says it.
-    """
-
-    x: Tensor
-    targets: dict[str, Tensor]
-    group: Tensor
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
     """A sample before it is made: what is read of the series, and what was drawn.
@@ -188,6 +174,11 @@ class DrawnBatch(NamedTuple):
         """The series."""
         return tuple(sample.scan_id for sample in self.samples)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the voxels lie."""
+        return self.samples[0].region.stored_XYZ.device
+
     def to(self, device: torch.device) -> DrawnBatch:
         """The batch with its voxels on a device."""
         return DrawnBatch(tuple(replace(sample, region=sample.region.to(device)) for sample in self.samples))
@@ -197,10 +188,10 @@ class DrawnBatch(NamedTuple):
         return DrawnBatch(tuple(replace(sample, region=sample.region.pin_memory()) for sample in self.samples))
 
 
-def make_batch(
+def make_targets(
     drawn: DrawnBatch, view: View, task: Task, *, shape: tuple[int, int, int], cells: Mapping[str, int]
-) -> FinetuneBatch:
-    """Pose, cut, vary and label samples on the device that their voxels lie on.
+) -> dict[str, Tensor]:
+    """What a network should say of some samples, by the names of `Task.targets`, on the device of their voxels.
 
     Args:
         drawn: The samples.
@@ -209,22 +200,34 @@ def make_batch(
         shape: Voxels of the input.
         cells: Edge in voxels of the cells of each dense output that wants a target.
     """
-    inputs, targets = [], []
-    for one in drawn.samples:
-        inputs.append(vary_intensity(view.sample(one.region, one.pose), one.variation))
-        sample = Sample(
-            findings=view.findings(one.region, one.pose),
-            shape=shape,
-            spacing=one.region.spacing,
-            cells=cells,
-            modality=one.modality,
-            source=one.source,
+    targets = [
+        task.targets(
+            Sample(
+                findings=view.findings(one.region, one.pose),
+                shape=shape,
+                spacing=one.region.spacing,
+                cells=cells,
+                modality=one.modality,
+                source=one.source,
+            )
         )
-        targets.append(task.targets(sample))
-    x = torch.stack(inputs)
-    group_B = groups_of((one.region.unit for one in drawn.samples), x.device)
-    stacked = {name: torch.stack([one[name] for one in targets]).to(x.device) for name in targets[0]}
-    return FinetuneBatch(x, stacked, group_B)
+        for one in drawn.samples
+    ]
+    return {name: torch.stack([one[name] for one in targets]).to(drawn.device) for name in targets[0]}
+
+
+def make_inputs(drawn: DrawnBatch, view: View) -> tuple[Tensor, Tensor]:
+    """Pose, cut and vary samples on the device of their voxels.
+
+    Args:
+        drawn: The samples.
+        view: What the network sees.
+
+    Returns:
+        x_BCDHW of a box or x_BNCHW of a bag of slices, and CT or MR (B,), as `finetune.series.groups_of` says it.
+    """
+    x = torch.stack([vary_intensity(view.sample(one.region, one.pose), one.variation) for one in drawn.samples])
+    return x, groups_of((one.region.unit for one in drawn.samples), x.device)
 
 
 class TrainingSamples(Dataset[Drawn]):

@@ -22,7 +22,7 @@ from finetune.models.assemble import Network, upgraded_names
 from finetune.models.heads.decoder import DecoderHead
 from finetune.origin import scaling_of, windows_of
 from finetune.recipe import Recipe, TrainConfig
-from finetune.samples import DataConfig, DrawnBatch, FinetuneBatch, check_patch, make_batch
+from finetune.samples import DataConfig, DrawnBatch, check_patch, make_inputs, make_targets
 from finetune.series import Findings, Sample
 from finetune.stages import Rates, StageConfig, in_steps, parameter_groups, rates_at, total_steps
 from finetune.tasks import KNOWN, Task
@@ -64,15 +64,17 @@ class FinetuneState(TrainState[Network]):
     loss: TotalLoss
     legacy_noise: bool = False
 
-    def make_batch(self, drawn: DrawnBatch) -> FinetuneBatch:
-        """Make a batch on the device."""
-        return make_batch(
-            drawn.to(self.accelerator.device),
-            self.view,
-            self.task,
-            shape=self.data.patch,
-            cells=self.unwrapped.cells,
-        )
+    def make_targets(self, drawn: DrawnBatch) -> dict[str, Tensor]:
+        """What the network should say of a batch."""
+        return make_targets(drawn, self.view, self.task, shape=self.data.patch, cells=self.unwrapped.cells)
+
+    def make_inputs(self, drawn: DrawnBatch) -> tuple[Tensor, Tensor]:
+        """What the network is given of a batch: its input, and CT or MR.
+
+        It takes several times the memory of what it is made of: keep that of one part of a step at a time.
+        """
+        x, group_B = make_inputs(drawn, self.view)
+        return fastest_layout(x), group_B
 
     @property
     def measures(self) -> tuple[str, ...]:

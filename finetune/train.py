@@ -36,7 +36,7 @@ from finetune.report import write_report
 from finetune.samples import DrawnBatch, TrainingSamples, check_patch, training_batches
 from finetune.series import Case, Region
 from finetune.stages import apply_rates, steps_of_epoch
-from finetune.state import FinetuneState, begin_decoders, fastest_layout, notes, prepare, stages_of_run
+from finetune.state import FinetuneState, begin_decoders, notes, prepare, stages_of_run
 from finetune.tasks import make_task
 from finetune.validation import evaluate, predict_held_out, score_facts, summary
 from harmonize.corpus import Corpus
@@ -260,18 +260,19 @@ def train_step(state: FinetuneState, batches: Iterator[DrawnBatch], interrupt: I
     drawn = [next(batches) for _ in range(plan.accumulate)]
     waited = time.perf_counter() - began
     scan_ids = [scan_id for part in drawn for scan_id in part.scan_ids]
-    parts = [state.make_batch(part) for part in drawn]
-    counts_Pn = torch.stack([state.loss.counts(part.targets) for part in parts]).to(accelerator.device)
+    drawn = [part.to(accelerator.device) for part in drawn]
+    targets = [state.make_targets(part) for part in drawn]
+    counts_Pn = torch.stack([state.loss.counts(one) for one in targets]).to(accelerator.device)
     counts_n = accelerator.reduce(counts_Pn.sum(0), "sum")
     shares_PT = (state.loss.denominators(counts_Pn) / state.loss.denominators(counts_n)).float()
 
     # The total, the terms, whether any rank was asked to stop, and how long they waited.
     totals = torch.zeros(len(state.loss.names) + 3, device=accelerator.device)
-    for part, (batch, shares_T) in enumerate(zip(parts, shares_PT, strict=True)):
+    for part, shares_T in enumerate(shares_PT):
         last = part == plan.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(state.model):
-            outputs = state.model(fastest_layout(batch.x), batch.group)
-            total, terms_T = state.loss(outputs, batch.targets, shares_T)
+            outputs = state.model(*state.make_inputs(drawn[part]))
+            total, terms_T = state.loss(outputs, targets[part], shares_T)
             accelerator.backward(total * plan.ranks)  # of several ranks' gradients the mean is taken
         totals[:-2] += torch.cat([total[None], terms_T]).detach()
 
@@ -281,7 +282,6 @@ def train_step(state: FinetuneState, batches: Iterator[DrawnBatch], interrupt: I
     norm = float(accelerator.clip_grad_norm_(state.model.parameters(), recipe.train.clip or math.inf))
     numbers = dict(zip(state.measures, (*means, norm), strict=True))
     finite = counts(numbers)
-
     state.update(finite=finite)
     return StepResult(
         numbers=numbers,

@@ -19,7 +19,7 @@ from finetune import train as training
 from finetune.recipe import Recipe
 from finetune.regions import RegionStore
 from finetune.report import write_report
-from finetune.samples import DataConfig, TrainingSamples, join, make_batch
+from finetune.samples import DataConfig, TrainingSamples, join, make_targets
 from finetune.series import Case
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.views import make_view
@@ -156,9 +156,9 @@ def test_soft_labels_reach_the_loss_as_they_are_and_say_nothing_about_where(corp
     samples = TrainingSamples(store, task, recipe.data, dataclasses.replace(recipe.augment, mirror=0.0), seed=0)
     sample = samples[0]
     assert sample.scan_id in UNLABELLED, "a thousand times as often"
-    batch = make_batch(join([sample]), view, task, shape=recipe.data.patch, cells={"presence": 4})
-    assert batch.targets["labels"][0].tolist() == pytest.approx(soft)
-    assert not batch.targets["presence_known"].any()
+    targets = make_targets(join([sample]), view, task, shape=recipe.data.patch, cells={"presence": 4})
+    assert targets["labels"][0].tolist() == pytest.approx(soft)
+    assert not targets["presence_known"].any()
 
 
 def test_a_run_goes_on_with_the_pseudo_labels_that_it_began_with(corpus: Corpus, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from finetune.regions import RegionStore
 from finetune.report import write_report
 from finetune.report.series import cases_of, model_folder_of, pictures_of
 from finetune.report.training import loss_names, score_names
-from finetune.samples import DataConfig, check_patch
+from finetune.samples import DataConfig, DrawnBatch, check_patch
 from finetune.stages import StageConfig
+from finetune.state import FinetuneState
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.views import make_view
 from harmonize.corpus import Corpus, claim, image_name, mask_name, write_manifest, write_volume
@@ -200,6 +202,28 @@ def test_the_saved_model_gives_the_saved_predictions(finished: Path, corpus: Cor
     again = again.sort_values("scan_id", ignore_index=True)
     np.testing.assert_allclose(again[list(LABELS)], predictions[list(LABELS)], atol=1e-5)
     assert bundle.settings.spacing == (SPACING_MM,) * 3
+
+
+def test_the_input_of_one_part_of_a_step_is_gone_when_that_of_the_next_is_made(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = FinetuneState.make_inputs, []
+
+    def watched(state: FinetuneState, drawn: DrawnBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        alive.append(sum(one() is not None for one in made))
+        inputs = make(state, drawn)
+        made.append(weakref.ref(inputs[0]))
+        return inputs
+
+    alive: list[int] = []
+    monkeypatch.setattr(FinetuneState, "make_inputs", watched)
+    monkeypatch.setattr(training, "write_report", lambda run, corpus: run)
+    recipe = dataclasses.replace(
+        tiny_recipe(accumulate=4, batch=1, validate_every=0),
+        stages=(StageConfig(name="all", steps=2, head_lr=1e-2, encoder_lr=1e-2, layers="all"),),
+    )
+    training.train(recipe, corpus=corpus, encoder_folder=None, out=tmp_path / "run")
+    assert alive == [0] * 8
 
 
 def test_two_ranks_predict_what_one_rank_with_the_same_samples_does(corpus: Corpus, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ import torch
 
 from finetune.augment import AugmentConfig
 from finetune.regions import RegionDecoder, RegionStore
-from finetune.samples import DataConfig, Drawn, TrainingSamples, join, make_batch
+from finetune.samples import DataConfig, Drawn, TrainingSamples, join, make_inputs, make_targets
 from finetune.series import UPRIGHT, Case, Spot
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.views import make_view
@@ -144,9 +144,9 @@ def made(cases: list[Case], arguments: argparse.Namespace) -> dict[str, float]:
             drawn = [set_upright(one) for one in drawn]
 
         def make(number: int, drawn: list[Drawn] = drawn) -> object:
-            return make_batch(
-                join([drawn[number]]), view, task, shape=data.patch, cells={"presence": 4, "territory": 4}
-            )
+            batch = join([drawn[number]])
+            targets = make_targets(batch, view, task, shape=data.patch, cells={"presence": 4, "territory": 4})
+            return targets, make_inputs(batch, view)
 
         found[name] = median_cpu(make, arguments.samples)
     return found
