@@ -30,7 +30,7 @@ from finetune.views import View, make_view
 from finetune.views.region import MARGIN, SAME_SPACING_MM
 from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
-from harmonize.settings import Settings
+from harmonize.settings import Settings, StoredRegion, region_facts
 from headspark.channels import DEFAULT_MRI_SCALING
 from headspark.decoder import UNetDecoder
 from headspark.encoder import EncoderConfig, build_encoder
@@ -284,6 +284,15 @@ def shortfalls(corpus: Corpus, data: DataConfig) -> list[str]:
     return lines
 
 
+def _region(facts: Mapping[str, Any]) -> str:
+    named = {
+        StoredRegion.ALL: "whole scans",
+        StoredRegion.HEAD: "heads without the air around them",
+        StoredRegion.CIRCLE: f"{_by(facts.get('region_mm') or [])} mm around the circle of Willis",
+    }
+    return named[StoredRegion(facts["region"])]
+
+
 def _by(edges: Sequence[float]) -> str:
     return " x ".join(f"{edge:g}" for edge in edges)
 
@@ -301,6 +310,9 @@ def differences(encoder: Any, corpus: Corpus, source: str, data: DataConfig) -> 
     spacing = [data.spacing] * 3 if data.spacing is not None else list(corpus.spacing)
     if seen.get("spacing_mm") and spacing != list(seen["spacing_mm"]):
         lines.append(f"the encoder was pretrained at {seen['spacing_mm']} mm, this run works at {spacing} mm")
+    stored = region_facts(corpus.region, corpus.circle_mm)
+    if "region" in seen and any(seen.get(key) != stored.get(key) for key in ("region", "region_mm")):
+        lines.append(f"the encoder was pretrained on {_region(seen)}, this corpus stores {_region(stored)}")
     norm = corpus.mri_norms[source]
     if seen.get("mri_norms") and norm not in seen["mri_norms"].values():
         lines.append(f"the encoder was pretrained on MRI normalised by {seen['mri_norms']}, this corpus by {norm}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -126,6 +127,18 @@ class Settings:
         if self.mri_norm == "nyul":
             found |= {"nyul_sample": self.nyul_sample, "seed": self.seed}
         return found
+
+
+def region_facts(region: StoredRegion, circle_mm: Sequence[float] | None) -> dict[str, Any]:
+    """What of a scan is stored, for JSON beside whatever was made of it.
+
+    Example:
+        >>> region_facts(StoredRegion.CIRCLE, (112.0, 112.0, 96.0))
+        {'region': 'circle', 'region_mm': [112.0, 112.0, 96.0]}
+        >>> region_facts(StoredRegion.ALL, None)
+        {'region': 'all'}
+    """
+    return {"region": str(region)} | ({} if circle_mm is None else {"region_mm": list(circle_mm)})
 
 
 def parse_spacing(text: str, option: str = "--spacing") -> tuple[float, float, float]:

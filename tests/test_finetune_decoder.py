@@ -182,6 +182,7 @@ def test_an_exported_encoder_is_that_of_the_model_and_says_what_its_input_is(mod
     assert list(decoder.outputs.items()) == [("vessels", 14), ("spheres", 1)]
     assert encoder.preprocessing["ct_windows"] == ["brain", "blood", "bone"]
     assert encoder.preprocessing["spacing_mm"] == list(Corpus.open(model.parent / "corpus").spacing)
+    assert encoder.preprocessing["region"] == "all"
     assert encoder.preprocessing["mri_norms"] == {"rsna": "zscore"}
     card = (tmp_path / "encoder" / "README.md").read_text()
     assert "vessels and spheres" in card

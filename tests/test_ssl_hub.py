@@ -89,6 +89,7 @@ def test_a_folder_gives_the_same_features_as_the_run(run: Path, tmp_path: Path) 
     assert not encoder.training
     assert (encoder.channels, encoder.strides) == ((4, 8), (1, 2))
     assert encoder.preprocessing["spacing_mm"] == [1.0, 1.0, 1.0]
+    assert (encoder.preprocessing["region"], "region_mm" in encoder.preprocessing) == ("all", False)
     assert encoder.preprocessing["ct_windows"] == ["brain", "blood", "bone"]
     assert encoder.preprocessing["mri_norms"] == {"openmind": "zscore", "tcia": "zscore"}
 

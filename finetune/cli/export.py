@@ -93,11 +93,13 @@ def preprocessing_of(bundle: Bundle) -> dict[str, Any]:
         bundle: Of the fine-tuned model.
     """
     from finetune.tasks import make_task
+    from harmonize.settings import region_facts
 
     data, settings = bundle.data, bundle.settings
     return {
         "orientation": "RAS",
         "spacing_mm": list(settings.spacing) if data.spacing is None else [data.spacing] * 3,
+        **region_facts(settings.region, settings.circle_mm),
         "ct_windows": [window.plain for window in data.windows],
         "mri_scaling": data.scaling,
         "mri_norms": {make_task(bundle.task).source: settings.mri_norm},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 
 from harmonize.bounded_files import fits, read_small_json
+from harmonize.settings import StoredRegion
 
 CORPUS_MARKS = ("corpus.json", "metadata.parquet")
 NNSSL_CHECKPOINT = "checkpoint_final.pth"
@@ -38,7 +40,15 @@ def is_preprocessing(value: object) -> bool:
     spacing, norms = value.get("spacing_mm", [1.0] * 3), value.get("mri_norms", {})
     if not fits(spacing, [float]) or len(spacing) != 3 or not isinstance(norms, dict):
         return False
-    return all(isinstance(norm, str) for norm in norms.values())
+    return all(isinstance(norm, str) for norm in norms.values()) and is_region(value)
+
+
+def is_region(facts: Mapping[str, Any]) -> bool:
+    """Whether facts say what of each scan is stored as `harmonize.settings.region_facts` does, or nothing of it."""
+    edges_mm = facts.get("region_mm")
+    if edges_mm is not None and not (fits(edges_mm, [float]) and len(edges_mm) == 3):
+        return False
+    return "region" not in facts or facts["region"] in list(map(str, StoredRegion))
 
 
 def is_model_config(config: object) -> bool:

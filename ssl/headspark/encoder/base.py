@@ -107,8 +107,8 @@ class MaskableEncoder(nn.Module):
         config: The shape.
         channels: Channels of each map, finest first.
         strides: Cumulative stride of each map.
-        preprocessing: Of a pretrained one: what a scan must have gone through before (spacing in mm, the windows of
-            CT, the normaliser and the scaling of MRI), as config.json says it.
+        preprocessing: Of a pretrained one: what a scan must have gone through before (spacing in mm, region, the
+            windows of CT, the normaliser and the scaling of MRI), as config.json says it.
         checkpointing: Whether activations are recomputed in the backward pass instead of kept.
     """
 

@@ -94,7 +94,8 @@ class Encoder(
 
         Returns:
             The network as a plain module in eval mode, with ``channels``, ``strides``, ``config`` and
-            ``preprocessing`` (a dict: spacing in mm, the windows of CT, the normalisers and the scaling of MRI).
+            ``preprocessing`` (a dict: spacing in mm, the region of a scan that was stored, the windows of CT, the
+            normalisers and the scaling of MRI).
 
         Raises:
             UserError: There is no encoder, or its files do not fit each other.

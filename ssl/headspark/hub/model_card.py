@@ -52,6 +52,8 @@ def preprocessing_of(recipe: Recipe, corpus: Mapping[str, Any]) -> dict[str, Any
     return {
         "orientation": "RAS",
         "spacing_mm": corpus["spacing_mm"],
+        # Runs of version 0.1.0 do not say.
+        **{key: corpus[key] for key in ("region", "region_mm") if key in corpus},
         "ct_windows": list(recipe.data.ct_windows),
         "mri_scaling": recipe.data.scaling,
         "mri_norms": corpus["mri_norms"],

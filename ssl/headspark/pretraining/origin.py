@@ -9,6 +9,8 @@ from typing import Any
 from harmonize.bounded_files import fits
 from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
+from harmonize.settings import region_facts
+from headspark.folder_kind import is_region
 from headspark.run.claim import NEW_FOLDER, STATE
 from headspark.run.folder import RunKind
 
@@ -58,13 +60,14 @@ def began_with(state: Mapping[str, Any] | None, *, corpus: Corpus, folder: Path)
 
 
 def summarise(corpus: Corpus) -> dict[str, Any]:
-    """What a model card says about a corpus: scans and subjects by source and modality, spacing, normalisation."""
+    """What a model card says about a corpus: scans by source and modality, spacing, region, normalisation."""
     scans = corpus.scans
     groups = scans.groupby(["source", "modality"], sort=True)
     return {
         "scans": len(scans),
         "rejected": len(corpus.rejected),
         "spacing_mm": list(corpus.spacing),
+        **region_facts(corpus.region, corpus.circle_mm),
         "mri_norms": corpus.mri_norms,
         "groups": [
             {"source": source, "modality": modality, "scans": len(rows), "subjects": int(rows["subject"].nunique())}
@@ -79,5 +82,6 @@ def check_state(folder: Path, state: Mapping[str, Any] | None) -> None:
     Raises:
         UserError: With exit code 2.
     """
-    if state is None or not fits(state, STATE_SHAPE) or len(state["corpus"]["spacing_mm"]) != 3:
+    is_whole = state is not None and fits(state, STATE_SHAPE) and is_region(state["corpus"])
+    if state is None or not is_whole or len(state["corpus"]["spacing_mm"]) != 3:
         raise WrongUse(f"{folder}: its {STATE} is damaged; restore it")
