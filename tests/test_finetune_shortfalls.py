@@ -82,7 +82,8 @@ def test_an_encoder_knows_the_region_of_its_corpus_and_another_one_is_told(tmp_p
 
 def test_an_encoder_that_says_nothing_of_its_region_is_asked_nothing(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, Settings(circle_mm=(112.0, 112.0, 96.0)))
-    assert said_of(corpus, {"spacing_mm": [1.0] * 3, "mri_scaling": "soft"}) == []
+    seen = {"spacing_mm": [1.0] * 3, "ct_windows": list(DEFAULT_CT_WINDOWS), "mri_scaling": "soft"}
+    assert said_of(corpus, seen) == []
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
