@@ -17,8 +17,7 @@ if __name__ == "__main__":
 import pandas as pd
 from accelerate import PartialState
 
-from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS
-from finetune.inference import read_predictions
+from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS, read_of_run
 from finetune.metrics import Score
 from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of, weights_sha256
 from finetune.recipe import Recipe
@@ -132,7 +131,7 @@ def gather(out: Path, folds: Sequence[int] | None = None) -> Score:
     for number in wanted:
         folder = out / FOLD_FOLDER.format(number)
         state = _same_run(folder, first, recipe, number)
-        tables.append(read_predictions(folder / PREDICTIONS, task.labels))
+        tables.append(read_of_run(folder / PREDICTIONS, task.labels))
         results[str(number)] = state["results"]
     pooled = pd.concat(tables).sort_values([ID, FOLD], ignore_index=True)
     twice = int(pooled[ID].duplicated().sum())

@@ -1,53 +1,23 @@
-"""Predictions: the probabilities of an input, and the table of a set of series."""
+"""Predictions: the probabilities of an input, of a series, and the table of a set of series."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from finetune.evaluation.predictions import PREDICTIONS, TARGET_PREFIX
+from finetune.evaluation.predictions import TARGET_PREFIX
 from finetune.regions import RegionStore
 from finetune.samples import DataConfig
 from finetune.series import Region, groups_of
 from finetune.sliding import tiles_of
 from finetune.tasks import LABELS, Task
 from finetune.views import View
-from harmonize.errors import UserError
-from harmonize.parquet import read_parquet
-
-__all__ = ["PREDICTIONS", "TARGET_PREFIX"]  # of finetune.evaluation.predictions
 
 LEFT_RIGHT = 2
 """Axis of a batch x_BCDHW that runs from left to right: volumes are RAS, so it is the first of the three."""
-
-
-def read_predictions(path: Path, labels: Sequence[str]) -> pd.DataFrame:
-    """The table of a finished run.
-
-    Args:
-        path: The file.
-        labels: The task's.
-
-    Raises:
-        UserError: It is damaged, or another's.
-    """
-    try:
-        table = read_parquet(path).to_pandas()
-        targets = [name for label in labels if (name := f"{TARGET_PREFIX}{label}") in table]
-        if not np.isfinite(table[[*labels, *targets]].to_numpy(np.float64)).all():
-            raise ValueError("not finite")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged, or not written by finetune.train ({_fault(error)}); train again") from error
-    return table
-
-
-def _fault(error: Exception) -> str:
-    return " ".join(str(error.strerror if isinstance(error, OSError) else error).split())[:120]
 
 
 @torch.inference_mode()
@@ -136,8 +106,3 @@ def predict_cases(
         who = {"scan_id": case.scan_id, "subject": case.subject, "modality": case.modality}
         rows.append({**who, **predicted, **targets, "fold": config.fold})
     return pd.DataFrame(rows)
-
-
-def has_finite(predictions: pd.DataFrame, labels: Sequence[str]) -> bool:
-    """Whether every probability of such a table is a number."""
-    return bool(np.isfinite(predictions[list(labels)].to_numpy(dtype=np.float64)).all())

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from finetune.evaluation.predictions import IDS
 from finetune.folds import Folds
 from finetune.series import Case
 from harmonize.bounded_files import read_small
@@ -21,8 +22,6 @@ from harmonize.parquet import read_parquet
 from harmonize.sources.tables import number_of, read_table
 
 LARGEST_FILE = 1 << 30
-IDS = ("scan_id", "SeriesInstanceUID", "series")
-"""How predictions name the series: those of a run, and those of `finetune predict --out`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

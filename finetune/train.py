@@ -23,8 +23,8 @@ from jsonargparse import ArgumentParser
 
 from finetune import disagreements
 from finetune.cohort import cohort_of_run
+from finetune.evaluation.predictions import PREDICTIONS, has_finite
 from finetune.folds import FOLDS, began_with_version_0_1_0, keep_folds, write_folds
-from finetune.inference import PREDICTIONS, has_finite
 from finetune.metrics import Score
 from finetune.model_folder import irreproducible, save_bundle, settings_of
 from finetune.models.heads.decoder import DecoderConfig

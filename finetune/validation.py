@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 from accelerate.utils import gather_object
 
-from finetune.inference import has_finite, predict_cases
+from finetune.evaluation.predictions import has_finite
+from finetune.inference import predict_cases
 from finetune.metrics import Score
 from finetune.regions import RegionStore
 from finetune.state import FinetuneState

@@ -14,7 +14,7 @@ import yaml
 
 from finetune import cross_validation, train
 from finetune.cli import main
-from finetune.inference import PREDICTIONS
+from finetune.evaluation.predictions import PREDICTIONS
 from finetune.tasks.aneurysm import AneurysmTask
 from headspark.run.folder import without_odd_numbers
 

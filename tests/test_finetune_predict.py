@@ -7,6 +7,7 @@ import shutil
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from scipy.special import expit, logit
 from standin_series import save_model
 
 from finetune.cli import main
-from finetune.inference import PREDICTIONS
+from finetune.evaluation.predictions import PREDICTIONS
 from finetune.kaggle import server
 from finetune.model_folder import Bundle, save_bundle
 from finetune.models.assemble import Network
@@ -24,6 +25,7 @@ from finetune.models.heads.cells import CellsConfig
 from finetune.samples import DataConfig
 from finetune.tasks.aneurysm import AneurysmTask
 from harmonize import phantom
+from harmonize.errors import UserError
 from harmonize.labels import LABELS
 from harmonize.settings import Settings
 from headspark.encoder import EncoderConfig, build_encoder
@@ -159,9 +161,25 @@ def test_every_call_empties_the_shared_folder_and_touches_nothing_outside(
 
 
 def test_the_fallback_is_the_median_prediction_of_the_held_out_fold(model: Path, tmp_path: Path) -> None:
-    rows = pd.DataFrame([dict.fromkeys(LABELS, value) for value in (0.1, 0.2, 0.9)])
-    rows.to_parquet(tmp_path / PREDICTIONS)
+    rows = [{"scan_id": str(value), **dict.fromkeys(LABELS, value)} for value in (0.1, 0.2, 0.9)]
+    pd.DataFrame(rows).to_parquet(tmp_path / PREDICTIONS)
     assert server.default_row(tmp_path) == dict.fromkeys(LABELS, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({LABELS[3]: float("nan")}, "not finite"), ({LABELS[3]: "high"}, "no number"), ({LABELS[3]: None}, "not finite")],
+)
+def test_a_damaged_table_of_the_held_out_fold_is_no_fallback(
+    model: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    rows = pd.DataFrame([{"scan_id": "1", **dict.fromkeys(LABELS, 0.5), **change}])
+    rows.to_parquet(tmp_path / PREDICTIONS)
+    with pytest.raises(UserError, match=said):
+        server.default_row(tmp_path)
+    rows.drop(columns=LABELS[3]).to_parquet(tmp_path / PREDICTIONS)
+    with pytest.raises(UserError, match=f"lacks the label {LABELS[3]}"):
+        server.default_row(tmp_path)
 
 
 @pytest.mark.parametrize(("rerun", "called"), [("1", "serve"), (None, "run_local_gateway")])

@@ -143,6 +143,29 @@ def read(
     return of_table(frame, name=name, where=str(source), corpus=corpus, labels=labels, overall=overall)
 
 
+def read_of_run(path: Path, labels: Sequence[str]) -> pd.DataFrame:
+    """The table of a finished run as it is, for whoever goes on computing with it.
+
+    Args:
+        path: The file.
+        labels: The task's; each must be there. A truth need not.
+
+    Raises:
+        UserError: It is damaged, or another's.
+    """
+    frame = _read(path)
+    missing = [label for label in labels if label not in frame]
+    if missing:
+        raise UserError(f"{path}: lacks the label {missing[0]}; it is of another task, or damaged: train again")
+    _numbers(frame, [*labels, *(name for label in labels if (name := f"{TARGET_PREFIX}{label}") in frame)], str(path))
+    return frame
+
+
+def has_finite(predictions: pd.DataFrame, labels: Sequence[str]) -> bool:
+    """Whether every probability of such a table is a number."""
+    return bool(np.isfinite(predictions[list(labels)].to_numpy(dtype=np.float64)).all())
+
+
 def of_table(
     frame: pd.DataFrame,
     *,

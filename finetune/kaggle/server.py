@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from finetune.inference import PREDICTIONS, read_predictions
+from finetune.evaluation.predictions import PREDICTIONS, read_of_run
 from finetune.predict import Predictor
 from harmonize.errors import Rejection, UserError
 from harmonize.labels import LABELS
@@ -103,7 +103,7 @@ def default_row(folder: Path) -> dict[str, float]:
     file = folder / PREDICTIONS
     if not file.exists():
         return dict.fromkeys(LABELS, NO_OPINION)
-    medians = read_predictions(file, LABELS)[list(LABELS)].median()
+    medians = read_of_run(file, LABELS)[list(LABELS)].median()
     return {label: float(medians[label]) for label in LABELS}
 
 
