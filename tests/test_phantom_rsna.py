@@ -11,10 +11,11 @@ import pandas as pd
 import pydicom
 import pytest
 
+from finetune.evaluation.detection import read_sizes
 from harmonize import phantom
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, PRESENT
 from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, make_grid, place_of, scan_head, vessel_mask
-from harmonize.phantom.anatomy import make_head
+from harmonize.phantom.anatomy import draw_pose, draw_vessels, make_head
 from harmonize.phantom.contrast import CONTRASTS
 from harmonize.phantom.dicom_files import CT_UNSIGNED, pixels_of, write_slices
 from harmonize.phantom.randomness import rng_of
@@ -44,6 +45,22 @@ def world_of(dataset: pydicom.Dataset, coordinates: dict[str, float]) -> np.ndar
         rows, columns = (float(v) for v in dataset.PixelSpacing)
     along_row, along_column = np.asarray(orientation, dtype=float).reshape(2, 3)
     return corner + along_row * columns * coordinates["x"] + along_column * rows * coordinates["y"]
+
+
+def test_the_sizes_beside_the_tree_are_those_of_the_sacs_that_were_drawn(root: Path) -> None:
+    table = pd.read_csv(root.parent / "rsna_sizes.csv")
+    points = pd.read_csv(root / "train_localizers.csv")
+    assert table[["SeriesInstanceUID", "location"]].equals(points[["SeriesInstanceUID", "location"]])
+    drawn = {}
+    for index in range(SCANS):
+        series = plan_series(index, seed=SEED)
+        for sac in draw_vessels(*series.names, pose=draw_pose(*series.names), locations=series.locations).aneurysms:
+            drawn[series.uid, sac.location] = sac.diameter_mm
+    said = table.set_index(["SeriesInstanceUID", "location"])["diameter_mm"].to_dict()
+    assert said == pytest.approx(drawn, abs=0.005)
+    largest = table.groupby("SeriesInstanceUID")["diameter_mm"].max().to_dict()
+    assert read_sizes(root.parent / "rsna_sizes.csv") == largest
+    assert set(largest) <= {path.name for path in (root / "series").iterdir()}
 
 
 def test_half_of_the_series_have_an_aneurysm_and_the_labels_agree_with_the_localizers(root: Path) -> None:

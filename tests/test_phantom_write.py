@@ -56,7 +56,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_writes_one_tree_for_each_source(everything: Path) -> None:
-    assert sorted(path.name for path in everything.iterdir()) == ["deeplesion", "openmind", "rsna", "tcia"]
+    assert sorted(path.name for path in everything.iterdir()) == [
+        "deeplesion", "openmind", "rsna", "rsna_sizes.csv", "tcia",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("source", sources.SOURCES)
@@ -106,6 +108,13 @@ def test_an_existing_tree_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         phantom.write("all", tmp_path, scans=1, size=24, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["deeplesion"]
+
+
+def test_sizes_of_another_tree_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "rsna_sizes.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"rsna_sizes\.csv exists already"):
+        phantom.write("rsna", tmp_path, scans=1, size=24, seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["rsna_sizes.csv"]
 
 
 def test_a_tree_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def write(
             each modality.
 
     Returns:
-        The root of each tree.
+        The root of each tree. RSNA's has a table of the aneurysms' sizes beside it, `harmonize.phantom.rsna.SIZES`.
 
     Raises:
         UserError: For an unknown source, a number out of range, a table that says nothing, a tree that exists already,
@@ -61,10 +61,11 @@ def write(
     check_folder(Path(out))
     chosen = known if source == ALL else (source,)
     roots = [Path(out) / name for name in chosen]
-    for root in roots:
+    for name, root in zip(chosen, roots, strict=True):
         # A link that leads nowhere would be found out only when the tree is whole.
-        if os.path.lexists(root):
-            raise WrongUse(f"{root} exists already: choose another --out or remove it")
+        for path in (root, *(root.with_name(other) for other in _beside(name))):
+            if os.path.lexists(path):
+                raise WrongUse(f"{path} exists already: choose another --out or remove it")
     with Progress("phantom", total=scans * len(chosen)) as progress:
         for name, root in zip(chosen, roots, strict=True):
             arguments = {"scans": scans, "size": size, "seed": seed, **options.get(name, {})}
@@ -90,11 +91,19 @@ def _write_whole(name: str, root: Path, arguments: dict[str, Any], *, workers: i
                 )
             found[index] = result
             progress.advance(source=name)
-        writer.write_tables(partial_root, [found[index] for index in scans])
+        of_all = [found[index] for index in scans]
+        writer.write_tables(partial_root, of_all)
         partial_root.rename(root)
     except BaseException:
         shutil.rmtree(partial_root)
         raise
+    if _beside(name):
+        writer.write_beside(root.parent, of_all)
+
+
+def _beside(name: str) -> tuple[str, ...]:
+    """Files that the phantom of a source writes beside its tree, for they are no part of what the source publishes."""
+    return getattr(_writer(name), "BESIDE", ())
 
 
 def _writer(name: str) -> Any:

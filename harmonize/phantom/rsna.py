@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from harmonize.files import atomic_path
 from harmonize.labels import LABELS, LOCATIONS, PRESENT
 from harmonize.phantom.acquisition import (
     CIRCLE_OF_WILLIS_MM,
@@ -42,6 +43,10 @@ MIN_FIELD_MM = 110.0
 _CONTRAST_OF = {"CTA": "CTA", "MRA": "MRA", "MRI T2": "T2w", "MRI T1post": "T1post"}
 _TRAIN_COLUMNS = ("SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS)
 _LOCALIZER_COLUMNS = ("SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location")
+SIZES = "rsna_sizes.csv"
+BESIDE = (SIZES,)
+"""Beside the tree, since the competition has no sizes: diameters as `finetune evaluate --sizes` reads them."""
+_SIZE_COLUMNS = ("SeriesInstanceUID", "location", "diameter_mm")
 _MARGIN_MM = 10.0
 """Every aneurysm lies at least this far inside the field of view."""
 
@@ -60,7 +65,7 @@ def write_scan(
         prevalence: How many of the series have one aneurysm or more.
 
     Returns:
-        Its row of ``train.csv``, and those of ``train_localizers.csv``.
+        Its row of ``train.csv``, and a row an aneurysm for ``train_localizers.csv`` and `SIZES`.
     """
     return _write_series(root, plan_series(index, seed=seed, prevalence=prevalence), size)
 
@@ -73,6 +78,13 @@ def write_tables(root: Path, found: Sequence[tuple[dict[str, object], list[dict[
     pd.DataFrame(points, columns=list(_LOCALIZER_COLUMNS)).to_csv(
         root / "train_localizers.csv", index=False, lineterminator="\n"
     )
+
+
+def write_beside(folder: Path, found: Sequence[tuple[dict[str, object], list[dict[str, object]]]]) -> None:
+    """Write `SIZES` into the folder of the tree: a row an aneurysm."""
+    rows = [point for _, points in found for point in points]
+    with atomic_path(folder / SIZES) as temporary:
+        pd.DataFrame(rows, columns=list(_SIZE_COLUMNS)).to_csv(temporary, index=False, lineterminator="\n")
 
 
 def _write_series(root: Path, series: SeriesPlan, size: int) -> tuple[dict[str, object], list[dict[str, object]]]:
@@ -116,6 +128,7 @@ def _write_series(root: Path, series: SeriesPlan, size: int) -> tuple[dict[str, 
                 "SOPInstanceUID": slices[k].sop_uid,
                 "coordinates": str(coordinates),
                 "location": aneurysm.location,
+                "diameter_mm": round(aneurysm.diameter_mm, 2),
             }
         )
     return row, points

@@ -59,7 +59,8 @@ class Source:
         terms: Under which it gives its scans. Terms change: whoever publishes reads them again.
         mri_norm: How its MRI is normalised by default. Nyul needs many scans of one contrast to fit on.
         opens_files: `Reader.discover` opens the files themselves, so that a look at the raw folder is worth sharing.
-        phantom: Module that writes phantom raw data: ``write_scan`` gives what ``write_tables`` wants of all scans.
+        phantom: Module that writes phantom raw data: ``write_scan`` gives what ``write_tables`` wants of all scans,
+            and ``write_beside``, where there is something that is no part of the tree.
         download: How it is fetched.
     """
 
