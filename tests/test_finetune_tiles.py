@@ -242,7 +242,9 @@ def bag_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = dataclasses.replace(recipe.data, inference="bag", cache_dir=str(folder / "cache"), cache="disk")
     corpus = write_corpus(folder / "corpus", scans=8)
     recipe = dataclasses.replace(recipe, data=data, stages=(stage,))
-    training.train(recipe, corpus=corpus, encoder_folder=None, out=folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "write_report", lambda run, corpus: run)
+        training.train(recipe, corpus=corpus, encoder_folder=None, out=folder / "run")
     return folder
 
 
