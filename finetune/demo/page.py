@@ -24,7 +24,7 @@ from harmonize.identity import raw_hash
 from harmonize.labels import LABELS
 from harmonize.page import Page
 from harmonize.scan import HU, Scan
-from harmonize.voxels.intensity import CT_WINDOWS
+from headspark.channels import NAMED_WINDOWS
 from headspark.pretraining.pictures import figure_losses
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _planes(
 ) -> None:
     centre = np.asarray(voxels.shape) // 2 if centre is None else centre
     if unit == HU:
-        width, level = CT_WINDOWS["blood"]
+        width, level = NAMED_WINDOWS["vessel" if mark else "blood"]
         low, high = level - width / 2, level + width / 2
     else:
         low, high = np.percentile(voxels, [1, 99.5])
