@@ -123,6 +123,12 @@ class DecisionKind(Enum):
     DEFACE_USED = "deface mask used"
     MASK_MISSING = "the {mask} mask is listed but missing"
     MASK_LEFT_OUT = "the {mask} mask was left out: {why}"
+    LABELS_USED = "mask of labels used"
+    LABELS_PLACED_OTHERWISE = "the mask has as many voxels as the image, but lies up to {moved_mm:.1f} mm apart from it"
+    CONTRAST_OVERRULED = "taken as {taken} by {by}; {other} says {said}"
+    CT_BY_VALUES = "nothing names the contrast: taken as CT in HU, since air lies at about -1000"
+    MAY_BE_CT = "taken as {taken}, though its values look like Hounsfield units"
+    SIDECAR_UNREADABLE = "the JSON sidecar cannot be read: {why}"
     ANATOMY_MISSES = "the anatomy mask misses the image; the foreground was found by threshold"
     DEFACE_EMPTY = "the deface mask marks nothing of the image: nothing was removed"
     PNG_RUN = "slices {first:03d} to {last:03d}, spacing from the table"
@@ -178,6 +184,7 @@ ROUTINE = frozenset(
         DecisionKind.STRAIGHTENED,
         DecisionKind.BIG_ENDIAN,
         DecisionKind.HEADER_SCALE,
+        DecisionKind.LABELS_USED,
         DecisionKind.ANATOMY_USED,
         DecisionKind.DEFACE_USED,
     }

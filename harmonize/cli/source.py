@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harmonize import sources
 from harmonize.cli.command import DONE, Command, add_raw, add_salt, add_workers
 from harmonize.cli.corpus import draw_brains
 from harmonize.errors import UserError, WrongUse
@@ -29,12 +30,12 @@ def command_of(name: str, entry: Source) -> Command:
         name=name,
         text=entry.title,
         description=f"Harmonize {entry.title}.",
-        add_options=partial(_add_options, mri_norm=entry.mri_norm),
+        add_options=partial(_add_options, name=name, entry=entry),
         call=partial(_harmonize, source=name),
     )
 
 
-def _add_options(parser: argparse.ArgumentParser, *, mri_norm: str) -> None:
+def _add_options(parser: argparse.ArgumentParser, *, name: str, entry: Source) -> None:
     add_raw(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="CORPUS", help="the corpus; several sources may share"
@@ -45,7 +46,7 @@ def _add_options(parser: argparse.ArgumentParser, *, mri_norm: str) -> None:
     parser.add_argument(
         "--mri-norm",
         choices=MRI_NORMS,
-        default=mri_norm,
+        default=entry.mri_norm,
         help="of MRI; default %(default)s",
     )
     parser.add_argument(
@@ -80,7 +81,14 @@ def _add_options(parser: argparse.ArgumentParser, *, mri_norm: str) -> None:
     parser.add_argument("--retry", action="store_true", help="try again what was rejected, after it was repaired")
     add_workers(parser)
     _add_executor(parser)
+    if entry.takes_options:
+        _module(name).add_options(parser)
     parser.add_argument("--strict", action="store_true", help="any rejected scan makes the exit code 1")
+
+
+def _module(name: str) -> Any:
+    """The module of a source that takes options."""
+    return sources.get(name)
 
 
 def _add_executor(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +120,7 @@ def _harmonize(options: argparse.Namespace, *, source: str) -> int:
     from harmonize.sources.first_look import check_root
 
     check_root(source, options.raw)
+    given = _module(source).given(options) if sources.entry(source).takes_options else {}
     settings = Settings(
         spacing=options.spacing,
         mri_norm=options.mri_norm,
@@ -146,6 +155,7 @@ def _harmonize(options: argparse.Namespace, *, source: str) -> int:
             executor=executor,
             time_limit_s=options.time_limit * 60 or None,
             retry=options.retry,
+            given=given,
         )
     say(*summary.lines())
     if summary.rejected and options.shard is None:

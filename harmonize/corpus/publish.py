@@ -82,8 +82,9 @@ def check_terms(corpus: Corpus, may_share: Collection[str]) -> None:
     for source in sorted(set(corpus.scans["source"])):
         terms = terms_of(source)
         if not terms.may_share and source not in may_share:
+            where = f" ({terms.link})" if terms.link else ""
             raise UserError(
-                f"{corpus.path}: holds scans of {source}, and {terms.why_not} ({terms.link}); if you have the right to "
+                f"{corpus.path}: holds scans of {source}, and {terms.why_not}{where}; if you have the right to "
                 f"share them, say so with --i-may-share {source}"
             )
     salt = corpus.info["settings"]["salt_fingerprint"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from harmonize import time_limit
 from harmonize.corpus import RECORDS, journal
@@ -38,6 +40,7 @@ def run(
     executor: Executor | None = None,
     time_limit_s: float | None = None,
     retry: bool = False,
+    given: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Bring the scans of one raw root into a corpus; those that are there already stay as they are.
 
@@ -55,6 +58,7 @@ def run(
         executor: Who runs the scans, instead of local processes.
         time_limit_s: A scan that takes longer loses its process, as one that wants too much memory does.
         retry: Try all that was rejected again, because files or tables were repaired since.
+        given: What the source was told besides its root, by options of its own.
 
     Raises:
         UserError: Nothing to do, the corpus is taken or was made otherwise, or it cannot be written.
@@ -68,7 +72,7 @@ def run(
         # said before the first write, but for the lock that shards share a look under.
         check(source, root, out, settings, shard=shard, nyul_folder=nyul_folder)
         with time_limit.watched(time_limit_s):
-            plan = make_plan(source, root, out, settings, limit=limit, shard=shard)
+            plan = make_plan(source, root, out, settings, limit=limit, shard=shard, given=given or {})
         stack.enter_context(room_in(out))
         stack.enter_context(hold(out, source, settings, shard))
         plan = fit(plan, nyul_folder, run_over)

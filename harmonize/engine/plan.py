@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harmonize import sources
 from harmonize.engine import shared_look
@@ -37,7 +39,14 @@ class Plan:
 
 
 def make_plan(
-    source: str, root: Path, out: Path, settings: Settings, *, limit: int | None, shard: tuple[int, int] | None
+    source: str,
+    root: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    limit: int | None,
+    shard: tuple[int, int] | None,
+    given: Mapping[str, Any],
 ) -> Plan:
     """Look at the raw folder, and take this run's part of it; shards share a look that takes long.
 
@@ -47,7 +56,7 @@ def make_plan(
     if shard is not None and limit is None and sources.entry(source).opens_files:
         items = shared_look.discover(source, root, out, settings.salt)
     else:
-        items = sources.get(source).discover(root)
+        items = sources.get(source).discover(root, **given)
     found = sort_in(items, source, root, settings, limit)
     return Plan(
         source=source,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from harmonize.errors import UserError, WrongUse
 
@@ -23,7 +23,7 @@ class Terms:
 
     Attributes:
         licence: Its name, for the dataset card.
-        link: Where the terms stand.
+        link: Where the terms stand, "" where only the owner knows.
         may_share: Whether everybody may pass copies on.
         why_not: What stands against it otherwise, as half a sentence.
     """
@@ -58,6 +58,8 @@ class Source:
         module: Reads it; see `Reader`.
         terms: Under which it gives its scans. Terms change: whoever publishes reads them again.
         mri_norm: How its MRI is normalised by default. Nyul needs many scans of one contrast to fit on.
+        takes_options: The command has options of its own: the module has ``add_options(parser)``, and
+            ``given(options)``, which makes of them what `Reader.discover` takes besides the root.
         opens_files: `Reader.discover` opens the files themselves, so that a look at the raw folder is worth sharing.
         phantom: Module that writes phantom raw data: ``write_scan`` gives what ``write_tables`` wants of all scans,
             and ``write_beside``, where there is something that is no part of the tree.
@@ -70,6 +72,7 @@ class Source:
     module: str
     terms: Terms
     mri_norm: str = "zscore"
+    takes_options: bool = False
     opens_files: bool = False
     phantom: str | None = None
     download: Download | None = None
@@ -131,13 +134,26 @@ SOURCES = {
             title="nothing: Kaggle hands RSNA 2025 out itself, and this says how", module="harmonize.fetch.rsna"
         ),
     ),
+    "nifti": Source(
+        title="a folder of your own NIfTI images: BIDS, nnU-Net's layout, or any other",
+        expected="a folder of NIfTI images, such as sub-01/anat/sub-01_T1w.nii.gz or imagesTr/case_0000.nii.gz",
+        kind="NIfTI",
+        module="harmonize.sources.nifti",
+        terms=Terms(
+            licence="the owner's own",
+            link="",
+            why_not="only who owns the images knows who may have them",
+        ),
+        takes_options=True,
+        phantom="harmonize.phantom.nifti",
+    ),
 }
 
 
 class Reader(Protocol):
     """What the module of a source offers."""
 
-    def discover(self, root: Path) -> Iterator[ScanRef | LeftOut]:
+    def discover(self, root: Path, **given: Any) -> Iterator[ScanRef | LeftOut]:
         """Yield one reference a volume, in a deterministic order, without reading pixels; and what was left out."""
         ...
 

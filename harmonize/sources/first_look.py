@@ -84,7 +84,9 @@ def _looks_like(root: Path, seen: Counter[str]) -> str | None:
     nifti = sum(seen[kind] for kind in (".nii", ".nii.gz"))
     if max(dicom, nifti) == 0:
         return None
-    return "tcia" if dicom > nifti else "openmind"
+    if dicom > nifti:
+        return "tcia"
+    return "openmind" if _is_file(root / "openneuro_metadata.csv") or (root / "OpenMind").is_dir() else "nifti"
 
 
 def _is_rsna(root: Path) -> bool:

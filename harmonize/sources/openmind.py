@@ -17,7 +17,8 @@ from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, printable, suff
 from harmonize.scan import ARBITRARY, HU, LeftOut, Mask, Scan, ScanRef, annotations_of, raise_if_rejected
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
-from harmonize.sources.volume_files import HEADERS, PACKED, PARTNERS, READ, SINGLE, read_volume_file, stem_of
+from harmonize.sources.volume_files import SINGLE, read_volume_file, stem_of
+from harmonize.sources.volume_tree import volumes_in
 
 TABLE, TREE = "openneuro_metadata.csv", "OpenMind"
 NEEDED = ("image_path", "modality")
@@ -166,27 +167,13 @@ def _images(tree: RawTree, folder: Folder, masks: list[str]) -> Iterator[tuple[P
     """The images of a folder, each with the file of its header where that is another; masks are put aside."""
     if not folder.names:
         return
-    path = folder.path
-    headers = {name.casefold(): name for name in folder.names if suffix_of(name) in HEADERS}
+    names = []
     for name in folder.names:
-        suffix = suffix_of(name)
-        if suffix in SINGLE and stem_of(name) in (ANATOMY, DEFACE):
+        if suffix_of(name) in SINGLE and stem_of(name) in (ANATOMY, DEFACE):
             masks.append(folder.key(name))
-        elif suffix in PARTNERS:
-            header = _header_of(name, headers)
-            yield (path / name,) if header is None else (path / name, path / header)
-        elif suffix in READ:
-            yield (path / name,)
-        elif suffix not in HEADERS:
-            tree.dismiss(folder.path / name, "no image")
-    for name in headers.values():
-        tree.reject(folder.path / name, Reason.MISSING_FILE, "a header whose voxels are not there")
-
-
-def _header_of(name: str, headers: dict[str, str]) -> str | None:
-    """Take the header that belongs to a file of voxels out of those of its folder."""
-    candidates = (f"{stem_of(name)}{PARTNERS[suffix_of(name)]}{packer}".casefold() for packer in PACKED)
-    return next((headers.pop(candidate) for candidate in candidates if candidate in headers), None)
+        else:
+            names.append(name)
+    yield from volumes_in(tree, folder, names)
 
 
 def _owner(mask: str) -> str:

@@ -84,8 +84,7 @@ def columns_of(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: As `read_table`.
     """
-    text = _text(path)
-    text = text.partition("\n")[2] if text[:4].lower() == "sep=" else text
+    text = _without_sep(_text(path))
     headers = [_header(text, each) for each in DELIMITERS]
     widest = max(headers, key=len)
     return tuple(widest)
@@ -165,8 +164,7 @@ def _guess(raw: bytes) -> str:
 
 
 def _parse(path: Path, text: str, needed: Sequence[str], wanted: Sequence[str]) -> Table:
-    if text[:4].lower() == "sep=":  # Excel's own line
-        text = text.partition("\n")[2]
+    text = _without_sep(text)
     delimiter = max(DELIMITERS, key=lambda each: len(set(needed) & set(_header(text, each))))
     found = _rows(text if text.endswith("\n") else f"{text}\n", delimiter)
     columns = tuple(name.strip() for name in next(found, None) or ())
@@ -183,6 +181,11 @@ def _parse(path: Path, text: str, needed: Sequence[str], wanted: Sequence[str]) 
         else:
             rows.append({name: row[place] if place < len(row) else "" for name, place in places} | absent)
     return Table(columns=columns, rows=rows, damaged=damaged)
+
+
+def _without_sep(text: str) -> str:
+    """The table without Excel's own line."""
+    return text.partition("\n")[2] if text[:4].lower() == "sep=" else text
 
 
 def _rows(text: str, delimiter: str) -> Iterator[list[str] | None]:

@@ -1,0 +1,308 @@
+"""A lab's own NIfTI images, in whatever folders: BIDS names, nnU-Net's layout or neither, with masks and a table.
+
+All ids count as private. What an image shows is said by the table's column of contrasts, the option, nnU-Net's
+dataset.json, the BIDS suffix or another word of the name, a folder, or the JSON sidecar, the first that there is; a CT
+that nothing names is known by its air.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from harmonize.decisions import Decision
+from harmonize.errors import Reason, Rejection, Stage, WrongUse
+from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, suffix_of
+from harmonize.scan import LeftOut, Scan, ScanRef, annotations_of, raise_if_rejected
+from harmonize.sources.first_look import check_root, nothing_found
+from harmonize.sources.nifti_contrast import named_contrast, settled
+from harmonize.sources.nifti_masks import DATASET, Image, MaskFile, ValueNames, pair, read_mask
+from harmonize.sources.nifti_names import CONTRASTS, IMAGES_OF, case_of, contrast_of, is_mask_name, read_name
+from harmonize.sources.own_table import OwnTable, Row, impersonal, read_own_table
+from harmonize.sources.sidecars import read_sidecar
+from harmonize.sources.volume_files import READ, read_volume_file, stem_of
+from harmonize.sources.volume_tree import volumes_in
+
+SOURCE = "nifti"
+BIDS, PARTICIPANTS = "dataset_description.json", "participants.tsv"
+_BESIDE_RAW = ("derivatives", "sourcedata", "code", "stimuli")
+"""Folders of a BIDS tree that hold no raw images."""
+
+_OWN_FILES = frozenset({BIDS, PARTICIPANTS, "participants.json", DATASET})
+_LABELS_OF = re.compile(r"labels(?P<part>Tr|Ts|Va)")
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9]{0,31}")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """What lies in the tree.
+
+    Attributes:
+        images: Volumes that are no masks, each with its folder below the root and its files.
+        masks: Files of labels, with the folder that their images are looked for in.
+        sidecars: By path without suffix, relative to the root.
+    """
+
+    images: list[tuple[Folder, tuple[Path, ...]]] = field(default_factory=list)
+    masks: list[tuple[Path, tuple[str, ...]]] = field(default_factory=list)
+    sidecars: dict[str, Path] = field(default_factory=dict)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what this source can be told besides its folder."""
+    parser.add_argument(
+        "--modality",
+        metavar="NAME",
+        help=f"what every image shows that the table says nothing of: {', '.join(CONTRASTS)}, or another word",
+    )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="CSV",
+        help="a row an image (column file) or a person (column subject): modality, age, sex, and labels or whatever "
+        f"else the corpus shall know; default the folder's {PARTICIPANTS}",
+    )
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        metavar="FOLDER",
+        help="labels of the images, under the images' names; those that lie beside them or in nnU-Net's labelsTr are "
+        "found without",
+    )
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """What `discover` takes of the options.
+
+    Raises:
+        UserError: A contrast that is no word, no such table or folder.
+    """
+    modality = None if options.modality is None else contrast_of(options.modality) or options.modality
+    if modality is not None and _WORD.fullmatch(modality) is None:
+        raise WrongUse(f"--modality {modality}: no word of letters and digits; use one of {', '.join(CONTRASTS)}")
+    if options.table is not None and not options.table.is_file():
+        raise WrongUse(f"--table {options.table}: no such file")
+    if options.masks is not None and not options.masks.is_dir():
+        raise WrongUse(f"--masks {options.masks}: no such folder")
+    return {
+        "modality": modality,
+        "table": options.table and options.table.absolute(),
+        "masks": options.masks and options.masks.absolute(),
+    }
+
+
+def discover(
+    root: Path, *, modality: str | None = None, table: Path | None = None, masks: Path | None = None
+) -> Iterator[ScanRef | LeftOut]:
+    """Yield every image below a folder, ordered by path; at last what was not taken.
+
+    Args:
+        root: The folder.
+        modality: What all images show that the table says nothing of.
+        table: A user's table; by default BIDS's own beside the images.
+        masks: A folder of labels.
+
+    Raises:
+        UserError: There is no image, or the table does not say what its rows are about.
+    """
+    check_root(SOURCE, root)
+    root = root.absolute()
+    tree = RawTree(root, claims=lambda name: suffix_of(name) in VOLUME_SUFFIXES)
+    seen = _look(tree, root, masks, table)
+    if not seen.images and not tree.unread:
+        raise nothing_found(SOURCE, root, tree.seen())
+    names = ValueNames()
+    images = _images(seen, root, names)
+    mask_of = pair(images, [_mask_file(path, folders, root, masks, names) for path, folders in seen.masks], tree)
+    rows = _rows(images, table or _participants(root), tree)
+    kept = impersonal([(row.subject or image.name.subject, row.values) for image, row in rows], table or root)
+    found = []
+    for (image, row), values in zip(rows, kept, strict=True):
+        sidecar = seen.sidecars.get(image.relative[: -len(suffix_of(image.relative))])
+        found.append(_reference(root, image, row, values, modality, mask_of.get(image.relative), sidecar))
+    _tell_people(found)
+    yield from found
+    yield from tree.rest(SOURCE)
+
+
+def load(ref: ScanRef) -> Scan:
+    """Read one image with its mask.
+
+    Raises:
+        Rejection: See `harmonize.nifti.read_nifti`; or no known contrast, or a CT that is not in HU.
+    """
+    raise_if_rejected(ref)
+    image = read_volume_file(*ref.paths)
+    voxels, modality, unit, decided = settled(image, ref.modality)
+    decisions = [*cast(tuple[Decision, ...], ref.meta.get("notes", ())), *image.decisions, *decided]
+    scan_masks = {}
+    path = ref.meta.get("mask")
+    if isinstance(path, Path):
+        mask, noted = read_mask(path, voxels, image.affine)
+        decisions += noted
+        if mask is not None:
+            scan_masks["labels"] = mask
+    return Scan(
+        voxels_XYZ=voxels,
+        affine=image.affine,
+        modality=modality,
+        unit=unit,
+        masks=scan_masks,
+        annotations=annotations_of(ref.meta),
+        decisions=tuple(decisions),
+    )
+
+
+def _look(tree: RawTree, root: Path, masks: Path | None, table: Path | None) -> _Seen:
+    """Sort the files of the tree, and of the folder of masks."""
+    seen = _Seen()
+    if masks is not None:
+        for folder in RawTree(masks).folders():
+            in_it = tuple(_LABELS_OF.sub(r"images\g<part>", part) for part in folder.relative.split("/") if part)
+            seen.masks += ((folder.path / name, in_it) for name in folder.names if suffix_of(name) in READ)
+        if not seen.masks:
+            raise WrongUse(f"--masks {masks}: holds no NIfTI files")
+        if masks.is_relative_to(root):
+            tree.pass_over(masks)
+    is_bids = (root / BIDS).is_file()
+    for folder in tree.folders():
+        parts = tuple(part for part in folder.relative.split("/") if part)
+        if masks is not None and folder.path.is_relative_to(masks):
+            continue
+        if is_bids and parts and parts[0] in _BESIDE_RAW:
+            count = sum(suffix_of(name) in READ for name in folder.names)
+            tree.count("images", f"in {parts[0]}/ of a BIDS tree: not raw", count)
+            continue
+        _sort_in(folder, parts, seen, tree, table)
+    return seen
+
+
+def _sort_in(folder: Folder, parts: tuple[str, ...], seen: _Seen, tree: RawTree, table: Path | None) -> None:
+    holds_labels = bool(parts) and _LABELS_OF.fullmatch(parts[-1]) is not None
+    images: list[str] = []
+    stems = {stem_of(name) for name in folder.names if suffix_of(name) in READ}
+    for name in folder.names:
+        suffix, stem = suffix_of(name), stem_of(name)
+        if suffix in READ and (holds_labels or is_mask_name(stem)):
+            place = (*parts[:-1], _LABELS_OF.sub(r"images\g<part>", parts[-1])) if holds_labels else parts
+            seen.masks.append((folder.path / name, place))
+        elif suffix == ".json" and stem in stems:
+            seen.sidecars[folder.key(name)[: -len(suffix)]] = folder.path / name
+        elif suffix == ".tsv" and (stem in stems or is_mask_name(stem)):
+            continue
+        elif name not in _OWN_FILES and folder.path / name != table:
+            images.append(name)
+    seen.images += ((folder, paths) for paths in volumes_in(tree, folder, images))
+
+
+def _images(seen: _Seen, root: Path, names: ValueNames) -> list[Image]:
+    labels: dict[tuple[str, ...], dict[str, object]] = {}
+    for path, folders in seen.masks:
+        labels.setdefault(folders, {})[stem_of(path.name)] = path
+    found = []
+    for folder, paths in seen.images:
+        relative, stem = folder.key(paths[0].name), stem_of(paths[0].name)
+        folders = tuple(relative.split("/")[:-1])
+        case, channel = stem, None
+        if folders and IMAGES_OF.fullmatch(folders[-1]):
+            data_set = names.data_set(folder.path.parent)
+            channels = data_set.channels if data_set else ()
+            case, number = case_of(stem, labels.get(folders, {}), len(channels))
+            channel = channels[number] if number < len(channels) else None
+        name = read_name(folders, case)
+        found.append(Image(paths=paths, relative=relative, name=name, case=case, channel=channel))
+    return found
+
+
+def _mask_file(path: Path, folders: tuple[str, ...], root: Path, masks: Path | None, names: ValueNames) -> MaskFile:
+    top = masks if masks is not None and path.is_relative_to(masks) else root
+    return MaskFile(path=path, folders=folders, names=names.of(path, top))
+
+
+def _participants(root: Path) -> Path | None:
+    path = root / PARTICIPANTS
+    return path if path.is_file() else None
+
+
+def _rows(images: Iterable[Image], path: Path | None, tree: RawTree) -> list[tuple[Image, Row]]:
+    """What the table says of each image; rows that speak of none are counted."""
+    if path is None:
+        return [(image, Row()) for image in images]
+    table = read_own_table(path, tree)
+    images = list(images)
+    known = _file_names(images) if table.by_file else {}
+    found = [(image, _row_of(image, table, known)) for image in images]
+    tree.count(f"rows of {path.name}", "no image of theirs", len(table.rows.keys() - table.used))
+    silent = sum(row == Row() for _, row in found)
+    if silent:
+        log.warning("%d of %d images have no row in the table", silent, len(images))
+    return found
+
+
+def _file_names(images: Sequence[Image]) -> Mapping[str, list[str]]:
+    """What a table may call each image, by its path: the path, an end of it, the case; no end that others share."""
+    names: dict[str, set[str]] = {}
+    for image in images:
+        path = image.relative[: len(image.relative) - len(suffix_of(image.relative))]
+        parts = path.split("/")
+        for name in {image.case, *("/".join(parts[start:]) for start in range(len(parts)))}:
+            names.setdefault(name, set()).add(image.relative)
+    found: dict[str, list[str]] = {image.relative: [] for image in images}
+    cases = {image.case: None for image in images}
+    for name, owners in sorted(names.items(), key=lambda item: -len(item[0])):
+        for owner in owners if len(owners) == 1 or name in cases else ():
+            found[owner].append(name)
+    return found
+
+
+def _row_of(image: Image, table: OwnTable, known: Mapping[str, list[str]]) -> Row:
+    if table.by_file:
+        return table.of_file(known[image.relative])
+    return table.of_subject(image.name.subject, image.name.session)
+
+
+def _reference(
+    root: Path,
+    image: Image,
+    row: Row,
+    values: Mapping[str, str],
+    option: str | None,
+    mask: MaskFile | None,
+    sidecar: Path | None,
+) -> ScanRef:
+    beside = read_sidecar(sidecar)
+    notes = [*row.notes, *beside.notes]
+    modality, fault = named_contrast(image, row, option, beside.contrast, notes)
+    if image.name.is_part:
+        fault = Rejection(Reason.DERIVED, "the phase, or one part of complex numbers", stage=Stage.DISCOVER)
+    table = dict(values)
+    if beside.scanner:
+        table.setdefault("scanner", beside.scanner)
+    meta: dict[str, object] = {"age": row.age, "sex": row.sex, "notes": tuple(notes), "table": table}
+    if mask is not None:
+        meta |= {"mask": mask.path, "mask_labels": dict(mask.names)}
+    return ScanRef(
+        source=SOURCE,
+        key=image.relative,
+        root=root,
+        paths=image.paths,
+        subject=row.subject or image.name.subject,
+        session=row.session or image.name.session,
+        modality=modality,
+        meta=meta,
+        rejection=fault,
+    )
+
+
+def _tell_people(found: Sequence[ScanRef]) -> None:
+    """Warn where the folders name one person only, though there are many images: nothing could be held out."""
+    if len(found) > 1 and len({ref.subject for ref in found}) == 1:
+        log.warning("all %d images count as one person's; a table with the columns file and subject tells them apart",
+                    len(found))  # fmt: skip

@@ -1,0 +1,89 @@
+"""What a NIfTI image shows: by whatever names it, and for a CT by its values, which have to be Hounsfield units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize.decisions import Decision, DecisionKind
+from harmonize.dicom.units import MIN_SPAN_HU, Evidence, hounsfield_evidence
+from harmonize.errors import Reason, Rejection, Stage
+from harmonize.nifti import NiftiVolume
+from harmonize.scan import AIR_HU, ARBITRARY, HU
+from harmonize.sources.nifti_masks import DATASET, Image
+from harmonize.sources.nifti_names import CONTRASTS, CT_KINDS, contrast_of
+from harmonize.sources.own_table import Row
+
+AIR_BELOW_HU = -200
+"""A CT in HU has values below; tissue never lies there."""
+
+
+def named_contrast(
+    image: Image, row: Row, option: str | None, sidecar: str | None, notes: list[Decision]
+) -> tuple[str | None, Rejection | None]:
+    """What an image shows, as far as anything says it; where two say different things, that is noted."""
+    told = contrast_of(row.modality) if row.modality else None
+    if row.modality and told is None:
+        return None, Rejection(
+            Reason.UNSUPPORTED_MODALITY,
+            f"the table names a contrast that is none of {', '.join(CONTRASTS)}",
+            stage=Stage.DISCOVER,
+        )
+    said = [
+        (by, contrast)
+        for by, contrast in (
+            ("the table", told),
+            ("--modality", option),
+            (DATASET, image.channel),
+            ("its name", image.name.contrast),
+            ("its sidecar", sidecar),
+        )
+        if contrast
+    ]
+    if not said:
+        return None, None
+    (by, taken), *others = said
+    for other, contrast in others:
+        if _contradict(taken, contrast):
+            notes.append(DecisionKind.CONTRAST_OVERRULED(taken=taken, by=by, other=other, said=contrast))
+    return taken, None
+
+
+def _contradict(one: str, other: str) -> bool:
+    """Whether two contrasts cannot be said of the same image: MR is any contrast of MRI, CT may be with agent."""
+    kinds = [{"CT": "CT", "CTA": "CT", "PT": "PT"}.get(name, "MR") for name in (one, other)]
+    vague = {"MR", "CT"} & {one, other}
+    return kinds[0] != kinds[1] or (one != other and not vague)
+
+
+def settled(image: NiftiVolume, named: str | None) -> tuple[NDArray[Any], str, str, list[Decision]]:
+    """(voxels, contrast, unit, decisions) of an image, once its values are known."""
+    voxels = image.voxels_XYZ
+    if named is not None and named not in CT_KINDS:
+        looks = named != "PT" and hounsfield_evidence(voxels.T) is Evidence.HOUNSFIELD
+        return voxels, named, ARBITRARY, [DecisionKind.MAY_BE_CT(taken=named)] if looks else []
+    if image.exponent:
+        raise Rejection(Reason.BAD_INTENSITY, "values beyond float32 are no Hounsfield units")
+    evidence = hounsfield_evidence(voxels.T)
+    if named is None:
+        if evidence is not Evidence.HOUNSFIELD:
+            raise Rejection(
+                Reason.UNSUPPORTED_MODALITY,
+                "neither a table, --modality, the name nor a sidecar says what it shows, and it is no CT in HU",
+            )
+        return voxels, "CT", HU, [DecisionKind.CT_BY_VALUES()]
+    finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
+    # Where nothing is finite, the voxels themselves are rejected later.
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (-np.inf, np.inf)
+    if evidence is Evidence.INTERCEPT_LOST and low >= 0:
+        why = "soft tissue is stored as about 1024"
+        shifted = voxels.astype(np.float32 if voxels.dtype.kind == "f" else np.int32) + AIR_HU
+        return shifted, named, HU, [DecisionKind.INTERCEPT_ASSUMED(intercept=AIR_HU, why=why)]
+    if low > AIR_BELOW_HU or high - low < MIN_SPAN_HU:
+        raise Rejection(
+            Reason.UNSUPPORTED_UNIT,
+            f"a CT without values below {AIR_BELOW_HU}, as air has in HU, or with a span below {MIN_SPAN_HU:g}",
+        )
+    return voxels, named, HU, []
