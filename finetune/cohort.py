@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.drawing import limited, of_modalities
-from finetune.folds import Folds, folds_of_run
+from finetune.folds import Folds, folds_of_run, own_folds
 from finetune.pseudo import PseudoLabels, pseudo_labelled, summary
 from finetune.recipe import Recipe
 from finetune.series import Case, Selection
@@ -56,10 +56,13 @@ def cohort_of_run(
     Raises:
         UserError: Nothing is left, or the folds are not what the recipe asks for.
     """
-    data, notes = recipe.data, []
+    data, notes, all_cases = recipe.data, list(selection.notes), selection.cases
     selection = _of_modalities(selection, data.modalities)
     notes.append(selection.summary())
-    folds = folds_of_run(corpus, task.source, recipe, selection.cases, out)
+    if task.shares_folds:
+        folds = folds_of_run(corpus, task.sources[0], recipe, all_cases, out)
+    else:
+        folds = own_folds(all_cases, task.fold_labels(all_cases), recipe, out)
     training, held_out = folds.split(selection.cases, data.fold)
     if data.limit is not None:
         found = len(training), len(held_out)

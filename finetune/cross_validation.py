@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS, 
 from finetune.metrics import Score
 from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of, weights_sha256
 from finetune.recipe import Recipe
+from finetune.sources import Sources, add_sources
 from finetune.tasks import make_task
-from finetune.train import add_sources, train
-from harmonize.corpus import Corpus
+from finetune.train import train
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import atomic_path, sha256_of, write_json
 from harmonize.parser import Parser
@@ -38,23 +38,6 @@ RESULTS = "results.json"
 
 GATHER = "--gather"
 _FREE = frozenset(FREE_ON_RESUME) | FINE_TUNING.free
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
-    """What the runs of a cross-validation train on, besides the recipe.
-
-    Attributes:
-        corpus: With labelled series.
-        encoder: Folder or Hub repository of a pretrained encoder; None trains the recipe's from scratch.
-        brain_model: SynthStrip's weights, for a corpus that was made with ``--apply-brain``.
-        pseudo_labels: Predictions of another model, for series of the corpus that nobody labelled.
-    """
-
-    corpus: Corpus
-    encoder: str | None = None
-    brain_model: Path | None = None
-    pseudo_labels: Path | None = None
 
 
 def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[int] | None = None) -> bool:
@@ -73,6 +56,7 @@ def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[
         UserError: A run cannot start or go on, or a finished one was another's.
     """
     wanted = _checked(folds, recipe.data.folds)
+    recipe = recipe.settled(sources.corpus, sources.labels)
     try:
         with interrupts() as interrupt:
             interrupt.begin()
@@ -89,6 +73,7 @@ def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[
                     out=out / FOLD_FOLDER.format(number),
                     brain_model=sources.brain_model,
                     pseudo_labels=sources.pseudo_labels,
+                    labels=sources.labels,
                 )
                 if score is None or interrupt:
                     return False
@@ -169,13 +154,7 @@ def _command(argv: Sequence[str]) -> int:
         raise WrongUse("--fold: not allowed with argument --folds; give one of them")
     asked = _numbers(options.folds)
     folds = asked if options.fold is None else [options.fold]
-    sources = Sources(
-        corpus=Corpus.open(options.corpus),
-        encoder=options.encoder,
-        brain_model=options.brain_model,
-        pseudo_labels=options.pseudo_labels,
-    )
-    if not cross_validate(recipe, sources, options.out, folds):
+    if not cross_validate(recipe, Sources.of(options), options.out, folds):
         return EXIT_INTERRUPTED
     if not PartialState().is_main_process:
         return 0

@@ -95,6 +95,34 @@ def folds_of_run(corpus: Corpus, source: str, recipe: Recipe, cases: Sequence[Ca
     return own or corpus_folds(corpus, source, recipe.data.folds, seed=recipe.data.fold_seed)
 
 
+def own_folds(cases: Sequence[Case], labels: Sequence[Sequence[int]], recipe: Recipe, out: Path) -> Folds:
+    """The folds of a run whose labels are those of a table of its own: they follow from that. Writes nothing.
+
+    Args:
+        cases: All series that the table labels.
+        labels: Of each, 0 or 1, of which each fold gets its share.
+        recipe: The run's.
+        out: Its folder, which may hold an unfinished run.
+
+    Raises:
+        UserError: There are fewer patients than folds.
+    """
+    known = read_folds(out / FOLDS) if has_taken_a_step(out) else None
+    if known is not None:
+        return known
+    rows = [
+        {"scan_id": case.scan_id, "subject": case.subject, "modality": case.modality, "labels": list(own)}
+        for case, own in zip(cases, labels, strict=True)
+    ]
+    return Folds(
+        subjects={case.scan_id: case.subject for case in cases},
+        fold_of=deal(pd.DataFrame(rows), recipe.data.folds, seed=recipe.data.fold_seed),
+        folds=recipe.data.folds,
+        seed=recipe.data.fold_seed,
+        stored=False,
+    )
+
+
 def began_with_version_0_1_0(out: Path) -> bool:
     """Whether a folder holds an unfinished run of version 0.1.0, which knew no `data.fold_seed`."""
     state = read_state(out)
@@ -122,19 +150,22 @@ def corpus_folds(corpus: Corpus, source: str, folds: int, *, seed: int) -> Folds
     return _completed(corpus, source, folds, seed)
 
 
-def keep_folds(found: Folds, corpus: Corpus, source: str, run: Path) -> None:
+def keep_folds(found: Folds, corpus: Corpus, source: str | None, run: Path) -> None:
     """Write folds into the corpus that they were dealt for, or into the run's folder where that cannot be.
 
     Args:
         found: Of `corpus_folds`.
         corpus: Whose.
-        source: Of the series.
+        source: Of the series; None: they are the run's own.
         run: The run's folder.
 
     Raises:
         UserError: Another run has dealt the corpus otherwise meanwhile, or the disk is full.
     """
     path = corpus.path / FOLDS
+    if source is None:
+        write_folds(run / FOLDS, found)
+        return
     try:
         with ExitStack() as stack:
             waiting = f"{corpus.path}: another run is dealing the folds; waiting for it"

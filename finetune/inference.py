@@ -13,7 +13,7 @@ from finetune.regions import RegionStore
 from finetune.samples import DataConfig
 from finetune.series import Region, groups_of
 from finetune.sliding import tiles_of
-from finetune.tasks import LABELS, Task
+from finetune.tasks import LABELS, Link, Task
 from finetune.views import View
 
 LEFT_RIGHT = 2
@@ -21,23 +21,31 @@ LEFT_RIGHT = 2
 
 
 @torch.inference_mode()
-def classify(model: nn.Module, x: Tensor, *, mirror: Sequence[int] | None, group_B: Tensor | None = None) -> Tensor:
-    """The probabilities of the labels of each input.
+def classify(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    mirror: Sequence[int] | None,
+    group_B: Tensor | None = None,
+    values: Callable[[Tensor], Tensor] = torch.sigmoid,
+) -> Tensor:
+    """The probabilities of the labels of each input, or what else they stand for.
 
     Args:
         model: A `finetune.models.assemble.Network` in eval mode.
         x: Network input x_BCDHW on the model's device.
         mirror: Average with the mirror image, in which each label becomes this one; None: do not look at it.
         group_B: CT or MR, for models that are told (`condition.kind` header).
+        values: What outputs say of the labels, as `Task.values`.
 
     Returns:
         (B, L) float32, columns as the task's labels.
     """
     if x.ndim == 5:
         x = x.to(memory_format=torch.channels_last_3d)
-    probabilities_BL = model(x, group_B)[LABELS].float().sigmoid()
+    probabilities_BL = values(model(x, group_B)[LABELS].float())
     if mirror is not None:
-        flipped_BL = model(x.flip(LEFT_RIGHT), group_B)[LABELS].float().sigmoid()
+        flipped_BL = values(model(x.flip(LEFT_RIGHT), group_B)[LABELS].float())
         probabilities_BL = (probabilities_BL + flipped_BL[:, list(mirror)]) / 2
     return probabilities_BL
 
@@ -48,7 +56,8 @@ def classify_regions(
     """The probabilities of the labels of some series.
 
     A bag of tiles says of each label what the surest tile says: one finding anywhere makes a series positive, and tiles
-    without one are no evidence against it. Each tile is averaged with its own mirror image.
+    without one are no evidence against it. Of one class of several, and of numbers, it says the mean. Each tile is
+    averaged with its own mirror image.
 
     Args:
         model: As for `classify`.
@@ -69,8 +78,11 @@ def classify_regions(
         some = tiles[first : first + at_once]
         x = torch.stack([view.sample(tile) for tile in some])
         group_B = groups_of((tile.unit for tile in some), device)
-        found.append(classify(model, x, mirror=mirror, group_B=group_B).cpu())
-    return torch.stack([bag_TL.amax(0) for bag_TL in torch.cat(found).split(list(map(len, bags)))])
+        found.append(classify(model, x, mirror=mirror, group_B=group_B, values=task.values).cpu())
+    surest = task.link is Link.SIGMOID
+    return torch.stack(
+        [bag_TL.amax(0) if surest else bag_TL.mean(0) for bag_TL in torch.cat(found).split(list(map(len, bags)))]
+    )
 
 
 def _tiles(region: Region, config: DataConfig) -> list[Region]:

@@ -20,7 +20,7 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from harmonize.identity import safe_name, salted_hash
 from harmonize.salt import VARIABLE
-from harmonize.sources.tables import columns_of, is_absent, number_of, read_table
+from harmonize.sources.tables import ABSENT, columns_of, is_absent, number_of, read_table
 
 Question = Literal["auto", "classification", "regression"]
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
@@ -40,6 +40,9 @@ FEW_VALUES = 10
 
 SHOWN = 5
 """Rows or scans that are named of each fault; the others are counted."""
+
+MISSING = ABSENT - {"none"}
+"""How a field says that it is not known; none is what a radiologist writes where nothing was found."""
 
 TAKEN = frozenset({"scan_id", "subject", "modality", "fold", "target", "series", "folder", "decisions", "warnings"})
 """Columns that tables of predictions have already."""
@@ -153,7 +156,7 @@ def read_labels(
     for column in columns:
         if column.strip().casefold() in TAKEN or column.startswith("target: "):
             raise WrongUse(f"{name}: a label cannot be called {column!r}; rename the column")
-    empty = [scan_id for scan_id, row in texts.items() if any(is_absent(text) for text in row)]
+    empty = [scan_id for scan_id, row in texts.items() if any(text.strip().casefold() in MISSING for text in row)]
     account.add("scans whose row lacks a value", empty)
     texts = {scan_id: row for scan_id, row in texts.items() if scan_id not in set(empty)}
     account.add("scans of the corpus without a row", sorted(set(corpus.scans["scan_id"]) - texts.keys() - set(empty)))

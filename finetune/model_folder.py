@@ -77,21 +77,21 @@ class Bundle:
     condition: ConditionConfig = one_of(CONDITIONS, condition.DEFAULT)
 
 
-def settings_of(corpus: Corpus, source: str, *, brain_model: Path | None = None) -> Settings:
-    """The settings that decide the voxels of one source of a corpus (its salt, which is secret, stays empty).
+def settings_of(corpus: Corpus, sources: Sequence[str], *, brain_model: Path | None = None) -> Settings:
+    """The settings that decide the voxels of some sources of a corpus (its salt, which is secret, stays empty).
 
     Args:
         corpus: With its series.
-        source: The task's.
+        sources: The task's, of one normaliser.
         brain_model: SynthStrip's weights, where `irreproducible` asks for them.
     """
-    shared, own = corpus.info["settings"], corpus.info["sources"][source]
+    shared, norm = corpus.info["settings"], next(iter(_norms_of(corpus, sources).values()))
     # A brain mask that was only stored beside the scan changes no voxel of it.
     applied = bool(shared.get("apply_brain")) and brain_model is not None
     return Settings(
         spacing=corpus.spacing,
-        mri_norm=own["mri_norm"],
-        nyul_folder=corpus.path / NYUL if own["mri_norm"] == "nyul" else None,
+        mri_norm=norm,
+        nyul_folder=corpus.path / NYUL if norm == "nyul" else None,
         crop_foreground=shared["crop_foreground"],
         circle_mm=corpus.circle_mm,
         bake_windows=shared["bake_windows"],
@@ -101,8 +101,15 @@ def settings_of(corpus: Corpus, source: str, *, brain_model: Path | None = None)
     )
 
 
+def _norms_of(corpus: Corpus, sources: Sequence[str]) -> dict[str, str]:
+    """The normaliser of the sources that have MRI; of the first, where none has."""
+    scans = corpus.scans[corpus.scans["source"].isin(sources)]
+    with_mri = sorted(set(scans.loc[scans["unit"] != HU, "source"])) or sources[:1]
+    return {source: corpus.mri_norms[source] for source in with_mri}
+
+
 def irreproducible(
-    corpus: Corpus, source: str, cases: Sequence[Case], *, brain_model: Path | None = None
+    corpus: Corpus, sources: Sequence[str], cases: Sequence[Case], *, brain_model: Path | None = None
 ) -> str | None:
     """Why a series could not be harmonized for prediction as these were for training; None if it can.
 
@@ -111,11 +118,15 @@ def irreproducible(
 
     Args:
         corpus: Where the series come from.
-        source: The task's.
+        sources: The task's.
         cases: The series.
         brain_model: SynthStrip's weights, if they are at hand.
     """
-    shared, norm = corpus.info["settings"], corpus.info["sources"][source]["mri_norm"]
+    shared, norms = corpus.info["settings"], _norms_of(corpus, sources)
+    norm = next(iter(norms.values()))
+    if len(set(norms.values())) > 1:
+        said = ", ".join(f"{name} by {own}" for name, own in norms.items())
+        return f"--mri-norm: MRI was normalised otherwise in each source ({said}); name those of one with task.sources"
     if any(case.unit == WINDOWED for case in cases):
         return (
             "--bake-windows: this corpus stores CT windows, and fine-tuning cuts its own out of Hounsfield units; "

@@ -36,10 +36,14 @@ from headspark.hub.load import load_decoder
 from headspark.run.claim import CHECKPOINTS, NEW_FOLDER
 from headspark.run.folder import RunKind, completed
 
+FITTED = frozenset({"task.means", "task.deviations", "task.weights"})
+"""Keys of a recipe that follow from its others and the training series."""
+
 FINE_TUNING = RunKind(
     name="fine-tuning",
     other="pretraining",
     key="origin",
+    free=FITTED,
     files=(FOLDS,),
 )
 

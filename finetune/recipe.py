@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from finetune import tasks, views
@@ -13,7 +14,9 @@ from finetune.models import condition, heads
 from finetune.models.condition import CONDITIONS, ConditionConfig
 from finetune.models.heads import AUXILIARY, HEADS, HeadConfig, configs_of
 from finetune.samples import DataConfig
+from finetune.series import Case
 from finetune.stages import StageConfig
+from harmonize.corpus import Corpus
 from headspark.config import one_of, some_of
 from headspark.config.checks import require
 from headspark.encoder import EncoderConfig
@@ -86,6 +89,22 @@ class Recipe:
         named = bool(names) and len(set(names)) == len(names)
         require(named, f"stages {names}: one or more are needed, each with a name of its own")
         check_names(self.losses)
+
+    def settled(self, corpus: Corpus, labels: Path | None = None) -> Recipe:
+        """The same with what its task leaves open as the corpus and the user's table say it.
+
+        Raises:
+            UserError: They do not say it.
+        """
+        return replace(self, task=tasks.settled(self.task, corpus, labels))
+
+    def fitted(self, training: Sequence[Case]) -> Recipe:
+        """The same with what its task takes from the training series.
+
+        Raises:
+            UserError: Nothing can be learned of them.
+        """
+        return replace(self, task=tasks.fitted(self.task, training))
 
     @classmethod
     def upgrade(cls, values: Mapping[str, Any]) -> dict[str, Any]:

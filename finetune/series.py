@@ -89,11 +89,13 @@ class Selection:
         cases: The series to train on and to judge, in the order of their ids.
         left_out: How many of the source's other series there are, by why they are not used.
         unlabelled: Those of them that lack nothing but labels.
+        notes: What a user should know of the labels, a line each.
     """
 
     cases: list[Case]
     left_out: Counter[str]
     unlabelled: list[Case] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line for a person.

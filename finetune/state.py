@@ -257,7 +257,7 @@ def notes(state: FinetuneState, corpus: Corpus, pretrained: Any | None) -> list[
     )
     lines = shortfalls(corpus, state.data)
     if pretrained is not None:
-        lines += differences(pretrained, corpus, state.task.source, state.data)
+        lines += differences(pretrained, corpus, state.task.sources[0], state.data)
     return lines if split is None else [*lines, split]
 
 

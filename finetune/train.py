@@ -19,7 +19,6 @@ if __name__ == "__main__":
 # isort: split
 import torch
 from accelerate.utils import gather_object
-from jsonargparse import ArgumentParser
 
 from finetune import disagreements
 from finetune.cohort import cohort_of_run
@@ -35,6 +34,7 @@ from finetune.regions import RegionDecoder, RegionStore
 from finetune.report import write_report
 from finetune.samples import DrawnBatch, TrainingSamples, check_patch, training_batches
 from finetune.series import Case, Region
+from finetune.sources import Sources, add_sources
 from finetune.stages import apply_rates, steps_of_epoch
 from finetune.state import FinetuneState, begin_decoders, notes, prepare, stages_of_run
 from finetune.tasks import make_task
@@ -61,6 +61,7 @@ def train(
     out: Path,
     brain_model: Path | None = None,
     pseudo_labels: Path | None = None,
+    labels: Path | None = None,
 ) -> Score | None:
     """Run all stages, or what is left of them, and write the model and its predictions for the validation fold.
 
@@ -71,6 +72,7 @@ def train(
         out: The run's folder.
         brain_model: SynthStrip's weights, for a corpus that was made with ``--apply-brain``.
         pseudo_labels: Predictions of another model, for series of the corpus that nobody labelled.
+        labels: A table of labels, for tasks that take one; None takes the corpus's.
 
     Returns:
         The score on the validation fold; None after a signal, when what was done has been saved.
@@ -78,43 +80,45 @@ def train(
     Raises:
         UserError: The run cannot start or go on.
     """
+    sources = Sources(
+        corpus=corpus,
+        encoder=encoder_folder,
+        brain_model=brain_model,
+        pseudo_labels=pseudo_labels,
+        labels=labels,
+    )
     try:
         with interrupts() as interrupt:
-            return _train(recipe, corpus, encoder_folder, out, brain_model, pseudo_labels, interrupt)
+            return _train(recipe, sources, out, interrupt)
     except Interrupted:
         say_nothing_to_save(out)
         return None
 
 
-def _train(
-    recipe: Recipe,
-    corpus: Corpus,
-    encoder_folder: str | None,
-    out: Path,
-    brain_model: Path | None,
-    pseudo_labels: Path | None,
-    interrupt: Interrupt,
-) -> Score | None:
+def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) -> Score | None:
+    corpus, recipe = sources.corpus, recipe.settled(sources.corpus, sources.labels)
     settings = recipe.train
     accelerator = make_accelerator(precision=settings.precision, threads=settings.threads, out=out, frozen_parts=True)
     # A pretrained encoder says its stride when it is loaded.
-    check_patch(recipe.data, recipe.scratch.cumulative_strides[-1] if encoder_folder is None else 1, corpus.spacing)
+    check_patch(recipe.data, recipe.scratch.cumulative_strides[-1] if sources.encoder is None else 1, corpus.spacing)
     old = began_with_version_0_1_0(out)
     task = make_task(recipe.task)
-    pseudo = None if pseudo_labels is None else read_pseudo_labels(pseudo_labels, task.labels)
-    selection = task.cases(corpus, every_label=old)
+    pseudo = None if sources.pseudo_labels is None else read_pseudo_labels(sources.pseudo_labels, task.labels)
+    selection = task.cases(corpus, labels=sources.labels, every_label=old)
     note = partial(say_once, accelerator, stream=sys.stderr)
-    fault = irreproducible(corpus, task.source, selection.cases, brain_model=brain_model)
+    fault = irreproducible(corpus, task.sources, selection.cases, brain_model=sources.brain_model)
     if fault is not None and not old:
         raise WrongUse(f"{corpus.path}: {fault}")
     cohort = cohort_of_run(selection, corpus, task, recipe, out, pseudo=pseudo)
     for line in cohort.notes:
         note(f"note: {line}")
     training, held_out, folds = cohort.training, cohort.held_out, cohort.folds
+    recipe = recipe.fitted(training)
+    task = make_task(recipe.task)
     if fault is not None:
         note(f"note: the finished model will not harmonize as its corpus was: {fault}")
-    harmonized = settings_of(corpus, task.source, brain_model=brain_model)
-    given = read_given(encoder_folder, decoder=any(isinstance(one, DecoderConfig) for one in recipe.auxiliary))
+    harmonized = settings_of(corpus, task.sources, brain_model=sources.brain_model)
+    given = read_given(sources.encoder, decoder=any(isinstance(one, DecoderConfig) for one in recipe.auxiliary))
     recipe = recipe_of(recipe, out, given)
     own_folds = partial(write_folds, out / FOLDS, folds) if old else None
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -157,7 +161,7 @@ def _train(
         for line in disagreements.lines(doubts):
             note(f"note: {line}")
         if run is not None and not folds.stored and not old:
-            keep_folds(folds, corpus, task.source, out)
+            keep_folds(folds, corpus, task.sources[0] if task.shares_folds else None, out)
         interrupt.begin()
         done = run_stages(state, seen, unseen, run, interrupt)
         predictions = predict_held_out(state, unseen, interrupt) if done else None
@@ -317,30 +321,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_command, sys.argv[1:] if argv is None else argv)
 
 
-def add_sources(parser: ArgumentParser) -> None:
-    """Add the options that say what a run is made of, besides its recipe."""
-    parser.add_argument("--corpus", type=Path, required=True, help="corpus that harmonize wrote, with labels")
-    parser.add_argument("--encoder", type=str, default=None, help="pretrained encoder: folder or Hub repository")
-    parser.add_argument(
-        "--brain-model", type=Path, default=None, help="SynthStrip's weights, if the corpus was made with --apply-brain"
-    )
-    parser.add_argument(
-        "--pseudo-labels", type=Path, default=None, help="table of predictions for series of the corpus without labels"
-    )
-
-
 def _command(argv: Sequence[str]) -> int:
     parser = recipe_parser(Recipe, prog="finetune train", description="Fine-tune an encoder in stages.")
     add_sources(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is taken up")
     recipe, options = parse_recipe(parser, Recipe, argv)
+    given = Sources.of(options)
     score = train(
         recipe,
-        corpus=Corpus.open(options.corpus),
-        encoder_folder=options.encoder,
+        corpus=given.corpus,
+        encoder_folder=given.encoder,
         out=options.out,
-        brain_model=options.brain_model,
-        pseudo_labels=options.pseudo_labels,
+        brain_model=given.brain_model,
+        pseudo_labels=given.pseudo_labels,
+        labels=given.labels,
     )
     return EXIT_INTERRUPTED if score is None else 0
 

@@ -23,9 +23,18 @@ from finetune.losses.dense import (
 )
 from finetune.losses.labels import AsymmetricConfig, AsymmetricLoss, HierarchyConfig, HierarchyLoss
 from finetune.targets import IGNORE
+from finetune.tasks import Link
 from harmonize.errors import WrongUse
 
-TASK: Any = SimpleNamespace(labels=("left", "right", "any"), places=2, any_label=2, label_weights=(1, 1, 2))
+TASK: Any = SimpleNamespace(
+    labels=("left", "right", "any"),
+    places=2,
+    any_label=2,
+    label_weights=(1, 1, 2),
+    link=Link.SIGMOID,
+    class_weights=(1.0, 1.0, 2.0),
+)
+NUMBERS: Any = SimpleNamespace(**{**vars(TASK), "link": Link.IDENTITY})
 EDGE = 8
 KINDS = list(LOSSES)
 WITHOUT_TRUTH = {"hierarchy"}
@@ -89,7 +98,7 @@ def lowest(loss: TotalLoss, output_of: Any, parameters: list[Tensor], targets: d
 def test_a_network_gets_below_half_of_what_the_best_constant_answer_gets(kind: str) -> None:
     torch.manual_seed(0)
     config = LOSSES[kind][0]()
-    loss, (x, targets) = TotalLoss([config], TASK), toy_series()
+    loss, (x, targets) = TotalLoss([config], NUMBERS if config.kind == "numbers" else TASK), toy_series()
     network = Toy(config.of)
     shape = network(x).shape
     constant = torch.zeros(shape[1 : 2 if config.of in ("labels", "territory", "vessels") else 1], requires_grad=True)
@@ -110,7 +119,7 @@ def test_the_parts_of_a_step_add_up_to_its_series_in_one_batch_whatever_is_known
     if targets[config.wanted].ndim > 2:
         targets[config.wanted][1, :5] = IGNORE  # part of one that is known
         targets[config.wanted][2] = IGNORE  # all of another
-    loss = TotalLoss([config], TASK)
+    loss = TotalLoss([config], NUMBERS if config.kind == "numbers" else TASK)
     cuts = [slice(0, 1), slice(1, 4), slice(4, 8)]
     parts = [{name: one[cut] for name, one in targets.items()} for cut in cuts]
     counts_Pn = torch.stack([loss.counts(part) for part in parts])
@@ -130,7 +139,7 @@ def test_a_step_in_which_nothing_is_known_has_no_loss_and_no_gradient(kind: str)
     config, (x, targets) = LOSSES[kind][0](), toy_series()
     network = Toy(config.of)
     unknown = {config.wanted: targets[config.wanted], f"{config.wanted}_known": torch.zeros(8, dtype=torch.bool)}
-    total, _ = TotalLoss([config], TASK)({config.of: network(x)}, unknown)
+    total, _ = TotalLoss([config], NUMBERS if config.kind == "numbers" else TASK)({config.of: network(x)}, unknown)
     total.backward()
     assert total == 0
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in network.parameters())
@@ -143,7 +152,7 @@ def test_what_is_said_of_a_cell_that_nothing_is_known_about_changes_nothing(kind
     targets[config.wanted][:, :, 5:] = IGNORE
     other = output.clone()
     other[..., 5:, :] += 7
-    loss = TotalLoss([config], TASK)
+    loss = TotalLoss([config], NUMBERS if config.kind == "numbers" else TASK)
     before, after = (loss({config.of: one}, targets)[0] for one in (output, other))
     torch.testing.assert_close(before, after)
 

@@ -29,16 +29,29 @@ def run(options: argparse.Namespace) -> int:
         UserError: A run has no predictions, or they cannot be compared.
     """
     from finetune.evaluation import read
+    from finetune.evaluation.answers import compare_answers, read_answers
     from finetune.evaluation.compare import compare
     from finetune.evaluation.text import comparison_lines
+    from finetune.report.series import task_of
     from harmonize.corpus import Corpus
     from headspark.run.folder import without_odd_numbers
 
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
-    found = compare(
-        [read(one, corpus=corpus, labels=options.labels, overall=options.overall) for one in options.runs],
-        draws=options.draws,
-    )
+    tasks = [task_of(one) if one.is_dir() else None for one in options.runs]
+    asked = [task for task in tasks if task is not None and task.any_label is None]
+    if options.labels is None and len(asked) == len(tasks):
+        found = compare_answers(
+            [
+                read_answers(one, asks=task.asks, labels=task.labels, corpus=corpus)
+                for one, task in zip(options.runs, asked, strict=True)
+            ],
+            draws=options.draws,
+        )
+    else:
+        found = compare(
+            [read(one, corpus=corpus, labels=options.labels, overall=options.overall) for one in options.runs],
+            draws=options.draws,
+        )
     if options.json:
         emit(without_odd_numbers(found.facts()))
     else:

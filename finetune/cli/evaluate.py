@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harmonize.errors import WrongUse
 from harmonize.parser import positive
 from harmonize.terminal import emit, say
+
+if TYPE_CHECKING:
+    from harmonize.corpus import Corpus
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -72,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
     if source is None or (options.model and options.predictions):
         raise WrongUse("give the folder of a run, or --predictions FILE; see `finetune evaluate --help`")
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
+    if options.model is not None and options.labels is None and _answers(options, corpus):
+        return 0
     overall, cases = options.overall, {}
     if options.model is not None and options.labels is None:
         from finetune.report.series import cases_of, others_of, overall_of, task_of
@@ -92,3 +97,22 @@ def run(options: argparse.Namespace) -> int:
     else:
         say(*evaluation_lines(found))
     return 0
+
+
+def _answers(options: argparse.Namespace, corpus: Corpus | None) -> bool:
+    """Print what answers to the question of a user's table are worth; whether the model is one for such a table."""
+    from finetune.evaluation.answers import measure, read_answers
+    from finetune.evaluation.text import answers_lines
+    from finetune.report.series import task_of
+    from headspark.run.folder import without_odd_numbers
+
+    task = task_of(options.model)
+    if task is None or task.any_label is not None:
+        return False
+    read = read_answers(options.model, asks=task.asks, labels=task.labels, corpus=corpus)
+    found = measure(read, draws=options.draws)
+    if options.json:
+        emit(without_odd_numbers(found.facts()))
+    else:
+        say(*answers_lines(found))
+    return True

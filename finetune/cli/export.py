@@ -102,7 +102,7 @@ def preprocessing_of(bundle: Bundle) -> dict[str, Any]:
         **region_facts(settings.region, settings.circle_mm),
         "ct_windows": [window.plain for window in data.windows],
         "mri_scaling": data.scaling,
-        "mri_norms": {make_task(bundle.task).source: settings.mri_norm},
+        "mri_norms": dict.fromkeys(make_task(bundle.task).sources, settings.mri_norm),
         "patch": list(data.patch),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -107,23 +107,47 @@ def compare(runs: Sequence[Predictions], *, draws: int = DRAWS, seed: int = 0) -
     first = runs[0]
     times_ND = draw_patients(first.subjects_N, draws=draws, seed=seed)
     itself_N1 = undrawn(len(first.scan_ids_N))
-    values = [_drawn(run, itself_N1) for run in runs]
-    drawn = [_drawn(run, times_ND) for run in runs]
+    return comparison_of(
+        [run.name for run in runs],
+        [_drawn(run, itself_N1) for run in runs],
+        [_drawn(run, times_ND) for run in runs],
+        subjects_N=first.subjects_N,
+        notes=notes,
+    )
+
+
+def comparison_of(
+    names: Sequence[str],
+    values: Sequence[Mapping[str, NDArray[np.float64]]],
+    drawn: Sequence[Mapping[str, NDArray[np.float64]]],
+    *,
+    subjects_N: Sequence[str],
+    notes: tuple[str, ...],
+) -> Comparison:
+    """A comparison of measures of the same series.
+
+    Args:
+        names: Of the runs.
+        values: The measures of each, (1,) by name.
+        drawn: The same of each draw of patients, (D,); the draws are those of all runs.
+        subjects_N: Patient of each series.
+        notes: What a reader should know, a line each.
+    """
     measures = tuple(drawn[0])
     return Comparison(
-        series=len(first.scan_ids_N),
-        patients=len(set(first.subjects_N)),
-        draws=draws,
+        series=len(subjects_N),
+        patients=len(set(subjects_N)),
+        draws=len(drawn[0][measures[0]]),
         notes=notes,
         measures=measures,
         runs=tuple(
-            Scores(name=run.name, scores={name: _estimate(value[name], of_draws[name]) for name in measures})
-            for run, value, of_draws in zip(runs, values, drawn, strict=True)
+            Scores(name=run, scores={name: _estimate(value[name], of_draws[name]) for name in measures})
+            for run, value, of_draws in zip(names, values, drawn, strict=True)
         ),
         differences=tuple(
             Difference(
-                name=runs[later].name,
-                baseline=runs[earlier].name,
+                name=names[later],
+                baseline=names[earlier],
                 differences={
                     name: _estimate(
                         values[later][name] - values[earlier][name], drawn[later][name] - drawn[earlier][name]
@@ -131,7 +155,7 @@ def compare(runs: Sequence[Predictions], *, draws: int = DRAWS, seed: int = 0) -
                     for name in measures
                 },
             )
-            for earlier, later in combinations(range(len(runs)), 2)
+            for earlier, later in combinations(range(len(names)), 2)
         ),
     )
 
@@ -203,9 +227,18 @@ def _alike(runs: Sequence[Predictions]) -> tuple[list[Predictions], tuple[str, .
 
 def _with_own_names(runs: Sequence[Predictions]) -> list[Predictions]:
     """Runs whose names differ: those of one name are numbered."""
-    names = [run.name for run in runs]
+    names = own_names([run.name for run in runs])
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def own_names(names: Sequence[str]) -> list[str]:
+    """Names that differ: those that are alike are numbered.
+
+    Example:
+        >>> own_names(["run", "other", "run"])
+        ['run (1)', 'other', 'run (2)']
+    """
     numbers = [names[: place + 1].count(name) for place, name in enumerate(names)]
     return [
-        replace(run, name=f"{run.name} ({number})") if names.count(run.name) > 1 else run
-        for run, number in zip(runs, numbers, strict=True)
+        f"{name} ({number})" if names.count(name) > 1 else name for name, number in zip(names, numbers, strict=True)
     ]

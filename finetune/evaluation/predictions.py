@@ -132,12 +132,7 @@ def read(
     Raises:
         UserError: Nothing usable is there.
     """
-    name = source.resolve().name or str(source)
-    if source.is_dir():
-        frames = [_read(path) for path in _tables_of(source)]
-        frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
-    else:
-        frame, name = _read(source), source.stem
+    frame, name = read_frame(source)
     if truth is not None:
         frame = _with_truth(frame, source, truth)
     return of_table(frame, name=name, where=str(source), corpus=corpus, labels=labels, overall=overall)
@@ -164,6 +159,19 @@ def read_of_run(path: Path, labels: Sequence[str]) -> pd.DataFrame:
 def has_finite(predictions: pd.DataFrame, labels: Sequence[str]) -> bool:
     """Whether every probability of such a table is a number."""
     return bool(np.isfinite(predictions[list(labels)].to_numpy(dtype=np.float64)).all())
+
+
+def read_frame(source: Path) -> tuple[pd.DataFrame, str]:
+    """The table of a run, of a cross-validation, or of a file, and its name.
+
+    Raises:
+        UserError: Nothing usable is there.
+    """
+    if not source.is_dir():
+        return _read(source), source.stem
+    frames = [_read(path) for path in _tables_of(source)]
+    frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+    return frame, source.resolve().name or str(source)
 
 
 def of_table(

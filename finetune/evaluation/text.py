@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from finetune.evaluation import Evaluation
+from finetune.evaluation.answers import Measured, Worth
 from finetune.evaluation.areas import Estimate, LabelAreas
 from finetune.evaluation.compare import Comparison
+from finetune.evaluation.measures import NAMES
 from finetune.evaluation.thresholds import averaged, summed
 
 
@@ -80,6 +82,24 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
     rows = [[one.scan_id, "missed" if one.truth else "false alarm", number(one.probability), one.site]
             for one in found.mistakes]  # fmt: skip
     yield from table(["series", "what", "probability", "site"], rows)
+
+
+def answers_lines(found: Worth) -> Iterator[str]:
+    """What answers to a table's question are worth."""
+    answers, overall = found.answers, found.overall
+    yield f"{answers.name}: {answers.asks}, {overall.series} series of {overall.patients} patients"
+    yield f"intervals: 95 %, {found.draws} draws of patients; - where a number is undefined"
+
+    def rows(first: str, measured: Sequence[Measured]) -> Iterator[str]:
+        columns = [first, "series", *(NAMES[name] for name in measured[0].measures)]
+        yield ""
+        yield from table(columns, [[one.name, one.series, *map(interval, one.measures.values())] for one in measured])
+
+    yield from rows("of", [overall])
+    if len(found.labels) > 1:
+        yield from rows("label", found.labels)
+    for group, measured in found.groups.items():
+        yield from rows(group, measured)
 
 
 def comparison_lines(found: Comparison) -> Iterator[str]:

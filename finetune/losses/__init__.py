@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.losses.answers import ClassesConfig, ClassesLoss, NumbersConfig, NumbersLoss
 from finetune.losses.base import Loss, TermConfig, check_names, check_outputs
 from finetune.losses.cells import CrossEntropyConfig, CrossEntropyLoss, HeatConfig, HeatLoss
 from finetune.losses.dense import (
@@ -48,6 +49,8 @@ LOSSES: dict[str, tuple[type, Callable[[Any, Task], Loss]]] = {
     "focal": (FocalConfig, BinaryLoss),
     "asymmetric": (AsymmetricConfig, AsymmetricLoss),
     "hierarchy": (HierarchyConfig, HierarchyLoss),
+    "classes": (ClassesConfig, ClassesLoss),
+    "numbers": (NumbersConfig, NumbersLoss),
     "heat": (HeatConfig, lambda config, task: HeatLoss()),
     "cross_entropy": (CrossEntropyConfig, lambda config, task: CrossEntropyLoss()),
     "topk": (TopKConfig, lambda config, task: TopKLoss(config)),

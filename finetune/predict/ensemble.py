@@ -29,10 +29,6 @@ Precision = Literal["fp32", "bf16"]
 FOLD_FOLDERS = "fold_*"
 """Runs of a cross-validation in its folder."""
 
-_SMALLEST = torch.finfo(torch.float32).tiny
-_LARGEST = 1 - torch.finfo(torch.float32).eps / 2
-"""Probabilities that float32 cannot tell from 0 and 1 still have a finite logit."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
@@ -98,9 +94,11 @@ def read_panel(folders: Sequence[Path], weights: Sequence[float] | None = None) 
         found += [(model, share) for model in models]
     bundles = [read_bundle(folder) for folder, _ in found]
     wishes, inputs, numbers = inputs_of(bundles)
-    labels = make_task(bundles[0].task).labels
+    first = make_task(bundles[0].task)
+    labels = first.labels
     for (folder, _), bundle in zip(found, bundles, strict=True):
-        if make_task(bundle.task).labels != labels:
+        task = make_task(bundle.task)
+        if (task.labels, task.link) != (labels, first.link):
             raise WrongUse(f"{folder}: answers other labels than {found[0][0]}; models of one task are wanted")
         if bundle.settings.brain_model is not None:
             brain.check_model(bundle.settings.brain_model)
@@ -163,7 +161,7 @@ class Ensemble:
             half = len(regions) // 2
             return torch.cat([self._probabilities(part, kind) for part in (regions[:half], regions[half:])])
         weights = [self.panel.members[number].weight for number in asked]
-        return found[0] if len(found) == 1 else mean_of_logits(found, weights)
+        return found[0] if len(found) == 1 else self.tasks[0].link.mean(found, weights)
 
     def _of_member(self, number: int, regions: Sequence[Sequence[Region | None]]) -> Tensor:
         member, task, view = self.panel.members[number], self.tasks[number], self.views[number]
@@ -177,23 +175,6 @@ class Ensemble:
             message = "the model's answer is no number: its weights or the values diverged"
             return Rejection(Reason.BAD_INTENSITY, message)
         return dict(zip(self.panel.labels, values_L, strict=True))
-
-
-def mean_of_logits(probabilities: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The probability whose logit is the weighted mean of the logits.
-
-    Args:
-        probabilities: Of each model, of one shape.
-        weights: Of each model, positive.
-
-    Example:
-        >>> mean_of_logits([torch.tensor([0.2]), torch.tensor([0.8])], [1.0, 1.0]).item()
-        0.5
-    """
-    clamped = [each.double().clamp(_SMALLEST, _LARGEST) for each in probabilities]
-    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    logits = torch.stack([each.logit() for each in clamped], dim=-1)
-    return (logits @ shares).sigmoid().float()
 
 
 def _models_in(folder: Path) -> list[Path]:

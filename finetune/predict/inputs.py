@@ -94,7 +94,9 @@ def decisions_of(series: Harmonized) -> tuple[str, ...]:
 def _key(bundle: Bundle, wish: int) -> str:
     """Two models with the same have the same input; the fold that one was held out from changes nothing of it."""
     data = {name: value for name, value in to_plain(bundle.data).items() if name != "fold"}
-    return repr((to_plain(bundle.task), to_plain(bundle.view), sorted(data.items()), wish))
+    task = make_task(bundle.task)
+    asked = bundle.task.kind, task.mirror, task.mask_values
+    return repr((asked, to_plain(bundle.view), sorted(data.items()), wish))
 
 
 def _settings_key(settings: Settings) -> str:

@@ -11,10 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from finetune.evaluation import Estimate, Evaluation, Predictions, evaluate, read
+from finetune.evaluation.answers import measure, read_answers
 from finetune.evaluation.predictions import FOLD_FOLDER
 from finetune.evaluation.text import interval, number
 from finetune.evaluation.thresholds import Confusion, averaged, summed
 from finetune.report import charts
+from finetune.report.answers import add_answers
 from finetune.report.charts import BLUE
 from finetune.report.corpus import add_corpus
 from finetune.report.series import (
@@ -28,6 +30,7 @@ from finetune.report.series import (
     task_of,
 )
 from finetune.report.training import figure_curves
+from finetune.tasks import Task
 from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
 from harmonize.page import Page
@@ -56,6 +59,39 @@ def write_report(run: Path, corpus: Corpus | None = None, *, diameters_mm: Mappi
     """
     states = _states(run)
     task = task_of(run)
+    if task is not None and task.any_label is None:
+        page, scan_ids = _page_of_answers(run, corpus, task, states)
+    else:
+        page, scan_ids = _page_of_findings(run, corpus, task, states, diameters_mm)
+    _training(page, states)
+    add_corpus(page, states[0][0], corpus, scan_ids)
+    page.heading("Made with")
+    libraries = {name: str(value) for state, _ in states for name, value in state["libraries"].items()}
+    page.table(["what", "value"], sorted(libraries.items()))
+    page.write(run / REPORT)
+    return run / REPORT
+
+
+def _page_of_answers(
+    run: Path, corpus: Corpus | None, task: Task, states: Sequence[tuple[dict[str, Any], Path]]
+) -> tuple[Page, Sequence[str]]:
+    """What a table's labels are answered, and the series that were asked about."""
+    found = measure(read_answers(run, asks=task.asks, labels=task.labels, corpus=corpus))
+    answers = found.answers
+    lead = _lead(len(answers.scan_ids_N), len(set(answers.subjects_N)), found.draws, states)
+    page = Page("Fine-tuning report", lead=lead)
+    add_answers(page, found)
+    return page, answers.scan_ids_N
+
+
+def _page_of_findings(
+    run: Path,
+    corpus: Corpus | None,
+    task: Task | None,
+    states: Sequence[tuple[dict[str, Any], Path]],
+    diameters_mm: Mapping[str, float] | None,
+) -> tuple[Page, Sequence[str]]:
+    """What is said of findings and their places, and the series that were asked about."""
     predictions = read(run, corpus=corpus, overall=overall_of(task))
     cases = cases_of(corpus, task)
     others = others_of(predictions, cases)
@@ -63,20 +99,15 @@ def write_report(run: Path, corpus: Corpus | None = None, *, diameters_mm: Mappi
     shown = examples(predictions)
     wanted = [*(one.scan_id for one in found.mistakes), *shown]
     pictures = pictures_of(run, predictions, cases, wanted)
-    page = Page("Fine-tuning report", lead=_lead(found, states))
+    count, patients = len(predictions.scan_ids_N), len(set(predictions.subjects_N))
+    page = Page("Fine-tuning report", lead=_lead(count, patients, found.draws, states))
     page.tiles(_tiles(found))
     for note in predictions.notes:
         page.text(note)
     add_evaluation(page, found)
     _mistakes(page, found, pictures)
     _examples(page, predictions, shown, pictures)
-    _training(page, states)
-    add_corpus(page, states[0][0], corpus, predictions)
-    page.heading("Made with")
-    libraries = {name: str(value) for state, _ in states for name, value in state["libraries"].items()}
-    page.table(["what", "value"], sorted(libraries.items()))
-    page.write(run / REPORT)
-    return run / REPORT
+    return page, predictions.scan_ids_N
 
 
 def add_evaluation(page: Page, found: Evaluation) -> None:
@@ -119,13 +150,12 @@ def _states(run: Path) -> list[tuple[dict[str, Any], Path]]:
     return states
 
 
-def _lead(found: Evaluation, states: Sequence[tuple[Mapping[str, Any], Path]]) -> str:
-    predictions = found.predictions
+def _lead(series: int, patients: int, draws: int, states: Sequence[tuple[Mapping[str, Any], Path]]) -> str:
     folds = f", {len(states)} folds pooled" if len(states) > 1 else ""
     steps = max((line["step"] for _, folder in states for line in read_metrics(folder)[-1:]), default=0)
     return (
-        f"{len(predictions.scan_ids_N)} held-out series of {len(set(predictions.subjects_N))} patients, none of whom "
-        f"the model that is judged was trained on{folds}; {steps} steps. Intervals hold 95 % of {found.draws} draws of "
+        f"{series} held-out series of {patients} patients, none of whom "
+        f"the model that is judged was trained on{folds}; {steps} steps. Intervals hold 95 % of {draws} draws of "
         "patients; a dash stands where a number is undefined."
     )
 
@@ -291,7 +321,7 @@ def _training(page: Page, states: Sequence[tuple[Mapping[str, Any], Path]]) -> N
     page.heading("Training")
     for _, folder in states:
         name = f" {folder.name}." if len(states) > 1 else ""
-        caption = f"Losses and held-out AUC by step; the bands are the stages.{name}"
+        caption = f"Losses and held-out scores by step; the bands are the stages.{name}"
         page.figure(figure_curves(read_metrics(folder)), caption=caption)
 
 

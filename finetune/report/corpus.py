@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.disagreements import RULES
-from finetune.evaluation import Predictions
 from harmonize.corpus import Corpus
 from harmonize.decisions import unusual
 from harmonize.page import Page
 
 
-def add_corpus(page: Page, state: Mapping[str, Any], corpus: Corpus | None, predictions: Predictions) -> None:
+def add_corpus(page: Page, state: Mapping[str, Any], corpus: Corpus | None, scan_ids: Sequence[str]) -> None:
     """Add the sections.
 
     Args:
         page: The report.
         state: run.json of the run, or of a fold: all folds see the same corpus.
         corpus: The run's; without it there is nothing to say of single series.
-        predictions: Of the held-out series.
+        scan_ids: Of the held-out series.
     """
     results = state.get("results") or {}
     if results.get("left_out"):
@@ -34,7 +33,7 @@ def add_corpus(page: Page, state: Mapping[str, Any], corpus: Corpus | None, pred
     if corpus is None:
         return
     page.heading("Out of the ordinary")
-    rows = unusual_rows(corpus, predictions)
+    rows = unusual_rows(corpus, scan_ids)
     page.text(
         "What harmonize decided about held-out series that is no matter of course."
         if rows
@@ -44,9 +43,9 @@ def add_corpus(page: Page, state: Mapping[str, Any], corpus: Corpus | None, pred
         page.table(["series", "decision"], rows)
 
 
-def unusual_rows(corpus: Corpus, predictions: Predictions) -> list[tuple[str, str]]:
+def unusual_rows(corpus: Corpus, scan_ids: Sequence[str]) -> list[tuple[str, str]]:
     """(series, decision) of the held-out series about which something out of the ordinary was decided."""
-    rows = corpus.scans[corpus.scans["scan_id"].isin(predictions.scan_ids_N)]
+    rows = corpus.scans[corpus.scans["scan_id"].isin(scan_ids)]
     return [
         (f"...{scan_id[-8:]}", line)
         for scan_id, decisions in sorted(zip(rows["scan_id"], rows["decisions"], strict=True), key=lambda row: row[0])

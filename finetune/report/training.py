@@ -9,16 +9,20 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from finetune.evaluation.measures import CORRELATION, MAE, R2
 from finetune.report.charts import COLOURS, GREY
 from headspark.run.curves import has_number, plot_metric
 
 STAGE_TINTS = ("#e8f1f5", "#f7efe6", "#eef0f2", "#f3eaf3")
 STYLES = ("-", "--", "-.", ":")
+UNBOUNDED = frozenset({R2, CORRELATION})
+"""Scores that no guess has half of; the error of a number, whose unit is the table's, is not drawn."""
+
 TOTAL, AFTER_LOSSES, SCORE = "loss", "gradient_norm", "score"
 
 
 def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
-    """Training losses above, held-out areas below, over the optimizer steps, with the stages as bands.
+    """Training losses above, held-out scores below, over the optimizer steps, with the stages as bands.
 
     Args:
         metrics: The lines of metrics.jsonl; what a line lacks may be absent, None or NaN.
@@ -33,11 +37,14 @@ def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
         plot_metric(losses, metrics, name, label=name, style=style, color=colour)
     losses.set(ylabel="training loss", yscale="log")
     losses.legend(loc="upper right", fontsize=9, ncols=4)
-    for number, name in enumerate(score_names(metrics)):
+    shown = [name for name in score_names(metrics) if name != MAE]
+    for number, name in enumerate(shown):
         style, colour = f"{'osD^'[number % 4]}-", COLOURS[number % len(COLOURS)]
         plot_metric(areas, metrics, name, label=name.replace("_", " "), style=style, color=colour)
-    areas.axhline(0.5, color=GREY, linewidth=1, linestyle="--")
-    areas.set(xlabel="optimizer step", ylabel="held-out AUC", ylim=(0, 1.02))
+    areas.set(xlabel="optimizer step", ylabel="held-out score")
+    if not any(name in UNBOUNDED for name in shown):
+        areas.axhline(0.5, color=GREY, linewidth=1, linestyle="--")
+        areas.set(ylabel="held-out AUC", ylim=(0, 1.02))
     if areas.get_legend_handles_labels()[0]:
         areas.legend(loc="lower right", fontsize=9)
     return figure

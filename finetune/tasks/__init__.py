@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from finetune.tasks.base import KNOWN, LABELS, Task, TaskConfig, known
+from finetune.series import Case
+from finetune.tasks.base import KNOWN, LABELS, Link, Task, TaskConfig, known
+from harmonize.corpus import Corpus
+from harmonize.errors import WrongUse
 
-__all__ = ["DEFAULT", "KNOWN", "LABELS", "Task", "TaskConfig", "kinds", "known", "make_task", "task_configs"]
+__all__ = [
+    "DEFAULT",
+    "KNOWN",
+    "LABELS",
+    "Link",
+    "Task",
+    "TaskConfig",
+    "fitted",
+    "kinds",
+    "known",
+    "make_task",
+    "settled",
+    "task_configs",
+]
 
 DEFAULT = "aneurysm"
 """The task of recipes and models that name none."""
@@ -32,3 +49,30 @@ def task_configs() -> dict[str, type]:
 def make_task(config: TaskConfig) -> Task:
     """The task that a part of a recipe picks."""
     return kinds()[config.kind][1](config)
+
+
+def settled(config: TaskConfig, corpus: Corpus, labels: Path | None = None) -> TaskConfig:
+    """The part of a recipe that picks a task, with what it leaves open as the corpus and the table say it.
+
+    Args:
+        config: That part.
+        corpus: Of the run.
+        labels: The table that the user gave, if any.
+
+    Raises:
+        UserError: They do not say it, or the task takes no table.
+    """
+    settle: Callable[[Corpus, Path | None], TaskConfig] | None = getattr(config, "settled", None)
+    if settle is None and labels is not None:
+        raise WrongUse(f"--labels: the task {config.kind} has labels of its own; give a recipe with task.kind table")
+    return config if settle is None else settle(corpus, labels)
+
+
+def fitted(config: TaskConfig, training: Sequence[Case]) -> TaskConfig:
+    """The same with what follows from the training series.
+
+    Raises:
+        UserError: Nothing can be learned of them.
+    """
+    fit: Callable[[Sequence[Case]], TaskConfig] | None = getattr(config, "fitted", None)
+    return config if fit is None else fit(training)

@@ -14,9 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from finetune.drawing import Balance, drawing_weights
+from finetune.evaluation.measures import Kind
 from finetune.metrics import Score, score_labels
 from finetune.series import Case, Sample, Selection, Spot
 from finetune.targets import RADIUS_MM, class_targets, points_and_mask_targets
+from finetune.tasks.base import Link
 from harmonize.corpus import Corpus
 from harmonize.decisions import DecisionKind, kind_of
 from harmonize.errors import Reason, Rejection, UserError
@@ -56,34 +58,38 @@ class AneurysmConfig:
 class AneurysmTask:
     """The competition's question; attributes and methods as in `finetune.tasks.base.Task`."""
 
+    asks: Kind = "multilabel"
     labels: tuple[str, ...] = LABELS
     mirror: tuple[int, ...] | None = tuple(MIRRORED)
     places = len(LOCATIONS)
     any_label: int | None = LABELS.index(PRESENT)
     label_weights: tuple[float, ...] = WEIGHTS
     groups: Mapping[str, tuple[str, ...]] = GROUPS
-    source = "rsna"
+    link = Link.SIGMOID
+    class_weights: tuple[float, ...] = (1.0,) * len(LABELS)
+    shares_folds = True
     mask_values = tuple(MASK_VALUES)
     modalities = tuple(MODALITIES.values())
-    sources: tuple[str, ...] = (source,)
+    sources: tuple[str, ...] = ("rsna",)
 
     def __init__(self, config: AneurysmConfig | None = None) -> None:
         self.radius_mm = (config or AneurysmConfig()).radius
 
-    def cases(self, corpus: Corpus, *, every_label: bool = False) -> Selection:
+    def cases(self, corpus: Corpus, *, labels: Path | None = None, every_label: bool = False) -> Selection:
         """The labelled series of a corpus that a run uses; the corpus's tables are the only source.
 
         Args:
             corpus: With labelled RSNA series.
+            labels: None: there is no other table.
             every_label: Use whatever has labels, as version 0.1.0 did: for runs that it began.
 
         Raises:
             UserError: If there is none.
         """
-        refused = corpus.rejected[corpus.rejected["source"] == self.source]
+        refused = corpus.rejected[corpus.rejected["source"].isin(self.sources)]
         left_out = Counter(f"refused by harmonize ({reason})" for reason in refused["reason"])
         cases, unlabelled = [], []
-        rows = corpus.scans[corpus.scans["source"] == self.source].sort_values("scan_id")
+        rows = corpus.scans[corpus.scans["source"].isin(self.sources)].sort_values("scan_id")
         for row in rows.to_dict("records"):
             fault = _fault(row)
             if fault is None or (every_label and row["labels"] is not None):
@@ -107,6 +113,10 @@ class AneurysmTask:
         )
         return located | class_targets(sample, modalities=self.modalities, sources=self.sources)
 
+    def values(self, outputs_BL: Tensor) -> Tensor:
+        """Probabilities."""
+        return self.link.values(outputs_BL)
+
     def score(self, table: pd.DataFrame) -> Score:
         """The competition's score of a table of predictions and truth."""
         return competition_score(table[[f"target: {label}" for label in LABELS]], table[list(LABELS)])
@@ -118,6 +128,10 @@ class AneurysmTask:
         return drawing_weights(
             cases, places=self.places, any_label=len(LABELS) - 1, positive_share=positive_share, balance=balance
         )
+
+    def fold_labels(self, cases: Sequence[Case]) -> list[list[int]]:
+        """The labels themselves."""
+        return [[int(value) for value in case.labels] for case in cases]
 
     def check_scan(self, scan: Scan) -> None:
         """Refuse what is neither CT nor MR, which is all that the competition has."""
