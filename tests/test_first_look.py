@@ -57,7 +57,7 @@ def test_dicom_files_without_a_suffix_are_recognised(
     for number, path in enumerate((raw / "tcia").rglob("*.dcm")):
         (tmp_path / "bare").mkdir(exist_ok=True)
         (tmp_path / f"bare/{number}").write_bytes(path.read_bytes()[:2000])
-    assert "DICOM without suffix and looks like DICOM: try harmonize tcia" in said(
+    assert "DICOM without suffix and looks like DICOM: try harmonize dicom" in said(
         capsys, tmp_path, "openmind", tmp_path / "bare"
     )
 

@@ -25,7 +25,7 @@ from harmonize.engine import shared_look
 from harmonize.errors import Rejection, UserError
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
-from harmonize.sources import tcia
+from harmonize.sources import dicom_folder
 
 SETTINGS = Settings(spacing=(8.0, 8.0, 8.0), salt="a secret of this house")
 PATIENT = "Zqxjkv"
@@ -54,14 +54,14 @@ def raw(made: Path, tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
     """How often discovery read the header of each file."""
     counts: Counter[Path] = Counter()
-    find_volumes = tcia.find_volumes
+    find_volumes = dicom_folder.find_volumes
 
     def counting(paths):
         given = list(paths)
         counts.update(given)
         return find_volumes(given)
 
-    monkeypatch.setattr(tcia, "find_volumes", counting)
+    monkeypatch.setattr(dicom_folder, "find_volumes", counting)
     return counts
 
 

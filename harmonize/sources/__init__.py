@@ -90,7 +90,7 @@ SOURCES = {
         download=Download(title="a part of OpenMind, from the Hugging Face Hub", module="harmonize.fetch.openmind"),
     ),
     "tcia": Source(
-        title="a folder of DICOM from The Cancer Imaging Archive, or any other",
+        title="a folder of DICOM from The Cancer Imaging Archive",
         expected="a folder of DICOM files, in any layout",
         kind="DICOM",
         module="harmonize.sources.tcia",
@@ -133,6 +133,14 @@ SOURCES = {
         download=Download(
             title="nothing: Kaggle hands RSNA 2025 out itself, and this says how", module="harmonize.fetch.rsna"
         ),
+    ),
+    "dicom": Source(
+        title="a folder of your own DICOM, in any layout",
+        expected="a folder of DICOM files, in any layout",
+        kind="DICOM",
+        module="harmonize.sources.dicom_folder",
+        terms=Terms(licence="the owner's own", link="", why_not="only who owns the images knows who may have them"),
+        opens_files=True,
     ),
     "nifti": Source(
         title="a folder of your own NIfTI images: BIDS, nnU-Net's layout, or any other",

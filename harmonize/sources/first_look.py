@@ -41,7 +41,7 @@ def check_root(source: str, root: Path) -> None:
     if source != "rsna" and _is_rsna(root):
         raise WrongUse(
             f"{root}: is the RSNA competition's download; give it to harmonize rsna, or {root / 'series'} to harmonize "
-            "tcia to do without its labels",
+            "dicom to do without its labels",
         )
 
 
@@ -65,7 +65,7 @@ def nothing_found(source: str, root: Path, seen: Mapping[str, int] | None = None
 
 
 def _advice(source: str, root: Path, seen: Counter[str], lacking: str) -> str:
-    other = _looks_like(root, seen)
+    other = _looks_like(source, root, seen)
     if other and other != source:
         return f" and looks like {entry(other).kind}: try harmonize {other}"
     if any(seen[suffix] for suffix in _ARCHIVES):
@@ -75,7 +75,7 @@ def _advice(source: str, root: Path, seen: Counter[str], lacking: str) -> str:
     return ""
 
 
-def _looks_like(root: Path, seen: Counter[str]) -> str | None:
+def _looks_like(source: str, root: Path, seen: Counter[str]) -> str | None:
     if _is_rsna(root):
         return "rsna"
     if _is_file(root / "DL_info.csv") or "Images_png" in (root.name, *(path.name for path in root.iterdir())):
@@ -85,7 +85,7 @@ def _looks_like(root: Path, seen: Counter[str]) -> str | None:
     if max(dicom, nifti) == 0:
         return None
     if dicom > nifti:
-        return "tcia"
+        return "tcia" if source == "tcia" or _is_file(root / "metadata.csv") else "dicom"
     return "openmind" if _is_file(root / "openneuro_metadata.csv") or (root / "OpenMind").is_dir() else "nifti"
 
 
