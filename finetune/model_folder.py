@@ -109,7 +109,7 @@ def _norms_of(corpus: Corpus, sources: Sequence[str]) -> dict[str, str]:
 
 
 def irreproducible(
-    corpus: Corpus, sources: Sequence[str], cases: Sequence[Case], *, brain_model: Path | None = None
+    corpus: Corpus, task: tasks.Task, cases: Sequence[Case], *, brain_model: Path | None = None
 ) -> str | None:
     """Why a series could not be harmonized for prediction as these were for training; None if it can.
 
@@ -118,11 +118,11 @@ def irreproducible(
 
     Args:
         corpus: Where the series come from.
-        sources: The task's.
+        task: Whose series.
         cases: The series.
         brain_model: SynthStrip's weights, if they are at hand.
     """
-    shared, norms = corpus.info["settings"], _norms_of(corpus, sources)
+    shared, norms = corpus.info["settings"], _norms_of(corpus, task.sources)
     norm = next(iter(norms.values()))
     if len(set(norms.values())) > 1:
         said = ", ".join(f"{name} by {own}" for name, own in norms.items())
@@ -134,7 +134,7 @@ def irreproducible(
         )
     if any(case.unit not in (HU, *MRI_UNITS) for case in cases):
         return f"--mri-norm {norm}: MRI as it is has no common scale; harmonize with --mri-norm zscore or fcm"
-    if norm in BY_CONTRAST and any(case.unit == norm for case in cases):
+    if norm in BY_CONTRAST and not task.knows_contrasts and any(case.unit == norm for case in cases):
         return (
             f"--mri-norm {norm}: it needs the contrast of an MRI, which train.csv tells and the DICOM header of a "
             "series to predict does not; harmonize with --mri-norm zscore or fcm"

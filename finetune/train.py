@@ -106,7 +106,7 @@ def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) ->
     pseudo = None if sources.pseudo_labels is None else read_pseudo_labels(sources.pseudo_labels, task.labels)
     selection = task.cases(corpus, labels=sources.labels, every_label=old)
     note = partial(say_once, accelerator, stream=sys.stderr)
-    fault = irreproducible(corpus, task.sources, selection.cases, brain_model=sources.brain_model)
+    fault = irreproducible(corpus, task, selection.cases, brain_model=sources.brain_model)
     if fault is not None and not old:
         raise WrongUse(f"{corpus.path}: {fault}")
     cohort = cohort_of_run(selection, corpus, task, recipe, out, pseudo=pseudo)

@@ -127,6 +127,7 @@ class DecisionKind(Enum):
     LABELS_PLACED_OTHERWISE = "the mask has as many voxels as the image, but lies up to {moved_mm:.1f} mm apart from it"
     CONTRAST_OVERRULED = "taken as {taken} by {by}; {other} says {said}"
     CT_BY_VALUES = "nothing names the contrast: taken as CT in HU, since air lies at about -1000"
+    MR_BY_VALUES = "nothing names the contrast, and values are no Hounsfield units: taken as an MRI"
     MAY_BE_CT = "taken as {taken}, though its values look like Hounsfield units"
     SIDECAR_UNREADABLE = "the JSON sidecar cannot be read: {why}"
     ANATOMY_MISSES = "the anatomy mask misses the image; the foreground was found by threshold"

@@ -150,3 +150,21 @@ def test_a_table_of_which_nothing_can_be_learned_is_refused(
 def test_without_a_file_the_corpus_needs_a_table_of_its_own(corpus: Corpus) -> None:
     with pytest.raises(WrongUse, match=r"has no table of its own; give labels\.csv with --labels"):
         read_labels(None, corpus)
+
+
+def test_the_table_of_the_corpus_counts_where_none_is_given(corpus: Corpus, tmp_path: Path) -> None:
+    rows = corpus.scans.to_dict("records")
+    for number, row in enumerate(rows):
+        said = {"lesion": "yes" if number % 2 else "no", "volume": f"{number}.5"}
+        row["table"] = [{"column": column, "value": value} for column, value in said.items()] if number else None
+    corpora.claim(tmp_path / "own", "openmind", Settings())
+    corpora.claim(tmp_path / "own", "tcia", Settings())
+    corpora.write_manifest(tmp_path / "own", rows, [])
+    own = Corpus.open(tmp_path / "own")
+    found = read_labels(None, own, columns=["lesion"])
+    named = [row["scan_id"] for row in rows]
+    assert found.values == {scan_id: (float(number % 2),) for number, scan_id in enumerate(named) if number}
+    assert faults(found) == {"scans of the corpus without a row": (1, (named[0],))}
+    assert read_labels(None, own, columns=["volume"]).kind == "regression"
+    with pytest.raises(WrongUse, match=r"no column sex; there is lesion, volume"):
+        read_labels(None, own, columns=["sex"])

@@ -106,7 +106,7 @@ def model_of(corpus: Corpus, folder: Path, data: DataConfig, brain_model: Path |
     """An untrained model with the settings that training on `corpus` would give it."""
     folder.mkdir()
     weights = Network(build_encoder(TINY), HEAD, (), AneurysmTask()).state_dict()
-    settings = settings_of(corpus, "rsna", brain_model=brain_model)
+    settings = settings_of(corpus, ("rsna",), brain_model=brain_model)
     save_bundle(folder, Bundle(encoder=TINY, head=HEAD, data=data, settings=settings), weights)
     return folder
 
@@ -126,7 +126,7 @@ def assert_same_input(raw: Path, corpus: Corpus, model: Path) -> None:
 @pytest.mark.parametrize("name", REPEATABLE)
 def test_prediction_sees_the_voxels_that_training_saw(name: str, raw: Path, tmp_path: Path) -> None:
     corpus = harmonized(raw, tmp_path / "corpus", **REPEATABLE[name])
-    assert irreproducible(corpus, "rsna", AneurysmTask().cases(corpus).cases) is None
+    assert irreproducible(corpus, AneurysmTask(), AneurysmTask().cases(corpus).cases) is None
     done = " ".join(line for case in AneurysmTask().cases(corpus).cases for line in case.decisions)
     assert ("by N4" in done) == ("n4" in REPEATABLE[name])
     for number, spacing in enumerate((None, 6.0)):
@@ -181,7 +181,7 @@ def test_a_corpus_of_ct_alone_is_free_to_name_any_normaliser(norm: str, raw: Pat
     corpus = harmonized(ct, tmp_path / "corpus", mri_norm=norm)
     cases = AneurysmTask().cases(corpus).cases
     assert cases
-    assert irreproducible(corpus, "rsna", cases) is None
+    assert irreproducible(corpus, AneurysmTask(), cases) is None
 
 
 @pytest.fixture
@@ -218,21 +218,21 @@ def two(raw: Path, tmp_path: Path) -> Path:
 def test_brain_masks_that_are_only_stored_need_no_weights_later(two: Path, weights: Path, tmp_path: Path) -> None:
     engine.run("rsna", two, tmp_path / "corpus", Settings(**COARSE, brain_model=weights), workers=0, limit=1)
     corpus = Corpus.open(tmp_path / "corpus")
-    assert irreproducible(corpus, "rsna", AneurysmTask().cases(corpus).cases) is None
+    assert irreproducible(corpus, AneurysmTask(), AneurysmTask().cases(corpus).cases) is None
     assert any("SynthStrip" in line for line in AneurysmTask().cases(corpus).cases[0].decisions)
     # Such a mask changes no voxel of the image, so prediction makes none.
-    assert settings_of(corpus, "rsna", brain_model=weights) == settings_of(corpus, "rsna") == Settings(**COARSE)
+    assert settings_of(corpus, ("rsna",), brain_model=weights) == settings_of(corpus, ("rsna",)) == Settings(**COARSE)
     assert not (model_of(corpus, tmp_path / "model", DATA) / BRAIN).exists()
 
 
 def test_an_applied_brain_mask_travels_with_the_model(two: Path, weights: Path, tmp_path: Path) -> None:
     corpus = harmonized(two, tmp_path / "corpus", brain_model=weights, apply_brain=True)
     cases = AneurysmTask().cases(corpus).cases
-    assert "--brain-model" in str(irreproducible(corpus, "rsna", cases))
+    assert "--brain-model" in str(irreproducible(corpus, AneurysmTask(), cases))
     other = tmp_path / "other.pt"
     other.write_bytes(weights.read_bytes() + b"0")
-    assert "SHA-256" in str(irreproducible(corpus, "rsna", cases, brain_model=other))
-    assert irreproducible(corpus, "rsna", cases, brain_model=weights) is None
+    assert "SHA-256" in str(irreproducible(corpus, AneurysmTask(), cases, brain_model=other))
+    assert irreproducible(corpus, AneurysmTask(), cases, brain_model=weights) is None
     recipe = Recipe(data=DataConfig(patch=(160,) * 3))
     with pytest.raises(UserError, match="--apply-brain") as refusal:
         training.train(recipe, corpus=corpus, encoder_folder=None, out=tmp_path / "run")

@@ -253,9 +253,12 @@ def test_a_question_that_does_not_fit_the_recipe_is_refused(corpus: Corpus, tmp_
         training.train(Recipe(), corpus=corpus, encoder_folder=None, out=tmp_path / "other", labels=labels)
 
 
-@pytest.mark.parametrize("question", ["classification", "regression"])
-def test_the_recipes_fit_their_question(question: str, corpus: Corpus, tmp_path: Path) -> None:
-    path = Path(__file__).resolve().parents[1] / "recipes" / f"table_{question}.yaml"
+@pytest.mark.parametrize(
+    ("name", "question"),
+    [("classification", "classification"), ("regression", "regression"), ("demo", "classification")],
+)
+def test_the_recipes_fit_their_question(name: str, question: str, corpus: Corpus, tmp_path: Path) -> None:
+    path = Path(__file__).resolve().parents[1] / "recipes" / f"table_{name}.yaml"
     whole = read_recipe(Recipe, path)
     assert isinstance(whole.task, TableConfig)
     assert whole.task.question == question

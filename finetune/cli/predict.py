@@ -30,7 +30,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="SERIES_FOLDER",
-        help="a folder of one DICOM series or of thousands, or a text file with a folder a line; further models too",
+        help="a folder of one DICOM series or of thousands, a NIfTI image or a folder of them, or a text file with one "
+        "of these a line; further models too",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="a .csv, .json or .parquet file; the same command goes on where it was"
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     share = share_of_rank(ALL if options.shard is None else parse_shard(options.shard))
     if options.out is None and share != ALL:
         raise WrongUse(f"part {share} of the answers: several processes write to one file; give --out FILE")
-    if options.out is None and len(paths) == 1 and not paths[0].is_file():
+    if options.out is None and len(paths) == 1 and not _is_list(paths[0]):
         return _print_one(options, models, paths[0])
     return _answer_all(options, models, paths, share)
 
@@ -80,7 +81,7 @@ def _print_one(options: argparse.Namespace, models: Sequence[Path], folder: Path
     predictor = Predictor(models, device=device, weights=options.weights, precision=options.precision)
     found = predictor.answers(folder)
     if not found:
-        raise UserError(f"{folder}: holds no DICOM pictures; give the folder of a series")
+        raise UserError(f"{folder}: holds no DICOM pictures and no image; give the folder of a series")
     answers = [one for one in found if isinstance(one, Answer)]
     unusable = [one for one in found if isinstance(one, NoAnswer)]
     if len(found) == 1 and unusable:
@@ -152,6 +153,12 @@ def _answer_all(options: argparse.Namespace, models: Sequence[Path], paths: Sequ
     if not answered:
         raise UserError(f"{paths[0]}: none of the {len(done.rows)} series can be used; give others")
     return 0
+
+
+def _is_list(path: Path) -> bool:
+    from harmonize.sources.nifti_image import is_image_name
+
+    return path.is_file() and not is_image_name(path.name)
 
 
 def _warn_of(where: str, warnings: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
-"""From folders of DICOM series to the probabilities of each, with what was decided about it on the way."""
+"""From DICOM series and images to the probabilities of each, with what was decided about it on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from finetune.raw.look import harmonize_for
 from finetune.series import Region
 from harmonize.decisions import unusual
 from harmonize.errors import Rejection, UserError
+from harmonize.raw_tree import RawTree
 from harmonize.scan import Scan
 from harmonize.sources.dicom_series import find_series, load_series
+from harmonize.sources.nifti_image import image_of, images_in, is_image_name, load_image
 
 __all__ = ["Answer", "NoAnswer", "Predictor"]
 
@@ -49,21 +52,21 @@ class Predictor:
         self.view = self.ensemble.views[0]
 
     def __call__(self, series: Path) -> dict[str, float]:
-        """Probabilities by label, in the task's order.
+        """Probabilities by label, in the task's order; or numbers, where the task asks for these.
 
         Args:
-            series: Folder of one DICOM series.
+            series: Folder of one DICOM series, or an image (NIfTI and what else nibabel reads).
 
         Raises:
             UserError: The folder holds several series, or the one cannot be used; says why.
         """
-        found = find_series(series)
+        found = self._found(series)
         if not found:
-            raise UserError(f"{series}: holds no DICOM pictures; give the folder of a series")
+            raise UserError(f"{series}: holds no DICOM pictures and no image; give the folder of a series")
         if len(found) > 1:
             raise UserError(f"{series}: holds {len(found)} series, which are no one answer; use `answers` for all")
         try:
-            return self._answer(series.name, found[0].load).probabilities
+            return self._answer(series.name, found[0][1]).probabilities
         except Rejection as error:
             raise _unusable(series, error) from error
 
@@ -85,18 +88,30 @@ class Predictor:
         """The answer about each series in a folder and below, or why there is none, ordered by their names.
 
         Args:
-            folder: Of one DICOM series or of many.
+            folder: Of one DICOM series or image, or of many.
 
         Raises:
             UserError: There is no such folder.
         """
         found: list[Answer | NoAnswer] = []
-        for series in find_series(folder):
+        for name, load in self._found(folder):
             try:
-                found.append(self._answer(series.name, series.load))
+                found.append(self._answer(name, load))
             except Rejection as error:
-                found.append(NoAnswer(series=series.name, reason=error.reason.value, message=error.message))
+                found.append(NoAnswer(series=name, reason=error.reason.value, message=error.message))
         return found
+
+    def _found(self, path: Path) -> list[tuple[str, Callable[[], Scan]]]:
+        """The series and the images of a folder, or the image that a path names: what each is called and read by."""
+        if path.is_file() and is_image_name(path.name):
+            return [(path.name, partial(load_image, image_of(path)))]
+        series = [(one.name, one.load) for one in find_series(path)]
+        images = [
+            (folder.key(files[0].name), partial(load_image, files, folder.relative.split("/")))
+            for folder in RawTree(path).folders()
+            for files in images_in(folder)
+        ]
+        return [*series, *images]
 
     def network_region(self, scan: Scan) -> tuple[Region, tuple[str, ...]]:
         """What the first model that takes a scan sees of it; and what was decided.

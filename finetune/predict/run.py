@@ -105,7 +105,7 @@ def predict_paths(
         with interrupts() as interrupt:
             places = find_places(paths)
             if not places:
-                raise UserError(f"{paths[0]}: holds no DICOM pictures; give the folder of a series, or of many")
+                raise UserError(f"{paths[0]}: holds no DICOM pictures and no image; give a series, or many")
             with _journal(out, facts, share) as journal:
                 interrupt.begin()
                 mine = [place for place in places if share.holds(place.key)]

@@ -15,6 +15,8 @@ from harmonize.pipeline import HarmonizedScan, harmonize_scan
 from harmonize.scan import Scan
 from harmonize.settings import Settings
 from harmonize.sources.dicom_series import Series, group_files, load_files
+from harmonize.sources.nifti_image import load_image
+from harmonize.voxels import nyul
 
 RETRY_AFTER_S = 0.5
 
@@ -84,8 +86,25 @@ def harmonize_for(scan: Scan, wishes: Sequence[Wish]) -> Harmonized:
     kind = kind_of_scan(scan)
     if not any(kind in wish.kinds for wish in wishes):
         raise Rejection(Reason.UNSUPPORTED_MODALITY, f"none of the models is for {kind} (data.modalities)")
+    for wish in wishes:
+        _check_histogram(scan, wish)
     volumes = tuple(harmonize_scan(scan, wish.settings) if kind in wish.kinds else None for wish in wishes)
     return Harmonized(scan=replace(scan, voxels_XYZ=np.empty((0, 0, 0)), masks={}), volumes=volumes)
+
+
+def _check_histogram(scan: Scan, wish: Wish) -> None:
+    """Refuse an MRI of a contrast that the corpus of a model had no scans of, where each contrast has a histogram.
+
+    Raises:
+        Rejection: Says so.
+    """
+    folder = wish.settings.nyul_folder
+    if folder is None or kind_of_scan(scan) != MR or MR not in wish.kinds:
+        return
+    if not nyul.histogram_path(folder, scan.modality).is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.npy"))) or "none"
+        message = f"the model has no histogram of {scan.modality} to normalise by, but of {known}"
+        raise Rejection(Reason.UNSUPPORTED_MODALITY, message)
 
 
 def look(place: Place, *, wishes: Sequence[Wish]) -> Looked:
@@ -108,6 +127,9 @@ def _attempt(place: Place, state: str, wishes: Sequence[Wish]) -> tuple[Looked, 
     try:
         if place.fault is not None:
             raise place.fault
+        if place.folders is not None:
+            scan = load_image(place.files, place.folders)
+            return Looked(place=place, state=state, series=harmonize_for(scan, wishes)), False
         series = [] if place.alone else group_files(place.files, place.root)
         if len(series) > 1:
             return Looked(place=place, state=state, parts=_parts(place, state, series)), False

@@ -1,4 +1,4 @@
-"""Which folders there are to look at, in trees of thousands and in lists, without a look at more than a header each."""
+"""Which folders and images there are to look at, in trees of thousands and in lists, by a header each at most."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from harmonize.bounded_files import read_small
 from harmonize.dicom import is_dicom_name, take
 from harmonize.dicom.elements import looks_like_dicom
 from harmonize.errors import Reason, Rejection, Stage, WrongUse
-from harmonize.raw_tree import RawTree
+from harmonize.raw_tree import RawTree, suffix_of
 from harmonize.sources.dicom_series import read_identity
+from harmonize.sources.nifti_image import IMAGE_SUFFIXES, image_of, images_in, is_dicom, is_image_name
 from harmonize.terminal import printable
 from harmonize.time_limit import watched
 
@@ -26,12 +27,13 @@ LOOKED_AT = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A folder that holds files; several where they hold parts of one series.
+    """A folder that holds DICOM files, several where they hold parts of one series; or an image in files of its own.
 
     Attributes:
         name: For people: relative to the folder that was given, or as a list names it.
         root: The folder that was given.
-        files: Those that may be DICOM, sorted.
+        files: Those that may be DICOM, sorted; or those of the image.
+        folders: Of an image, below the folder that was given; None of DICOM files.
         key: Names the place without telling where it is: a hash of where it lies.
         fault: Why it cannot be looked at, or None.
         alone: Whether the files are known to be of one series.
@@ -45,6 +47,7 @@ class Place:
     root: Path
     key: str
     files: tuple[Path, ...] = ()
+    folders: tuple[str, ...] | None = None
     fault: Rejection | None = None
     alone: bool = False
     uid: str = ""
@@ -58,13 +61,13 @@ class Place:
 
 
 def find_places(paths: Iterable[Path]) -> list[Place]:
-    """The folders with files that may be DICOM, each once, in the order of the paths and, below them, of their names.
+    """The folders with files that may be DICOM, and images, each once, in the order of the paths and of names below.
 
-    Folders whose first pictures are of one series are one place. What is no DICOM is passed over without a word; a
-    folder of a list that is not there, or holds nothing, is a place with a fault.
+    Folders whose first pictures are of one series are one place. What is neither DICOM nor an image is passed over
+    without a word, and so are masks; a folder of a list that is not there, or holds nothing, is a place with a fault.
 
     Args:
-        paths: Folders, and text files that list folders, one a line.
+        paths: Folders, images (NIfTI and what else nibabel reads), and text files that list either, one a line.
 
     Raises:
         UserError: A path that is not there, or a file that is no list.
@@ -103,7 +106,9 @@ def read_list(path: Path) -> list[str]:
 
 
 def _places_of(path: Path) -> Iterator[Place]:
-    if path.is_file():
+    if path.is_file() and is_image_name(path.name):
+        yield _image(image_of(path), path.parent, path.name, ())
+    elif path.is_file():
         for line in read_list(path):
             yield from _listed(line)
     else:
@@ -112,14 +117,16 @@ def _places_of(path: Path) -> Iterator[Place]:
 
 def _checked(path: Path) -> Path:
     if not path.is_dir():
-        raise WrongUse(f"{path}: no such folder; give that of a series, of many, or a list of folders as text")
+        raise WrongUse(f"{path}: no such folder; give that of a series, of many, an image, or a list of these as text")
     return path
 
 
 def _listed(line: str) -> Iterator[Place]:
     """The places below a folder of a list."""
     path = Path(line).expanduser()
-    found = False
+    found = path.is_file() and is_image_name(path.name)
+    if found:
+        yield _image(image_of(path), path.parent, line, ())
     if path.is_dir():
         for place in _tree(path, line):
             found = True
@@ -135,7 +142,12 @@ def _tree(root: Path, name: str) -> Iterator[Place]:
     tree = RawTree(root, is_dicom_name)
     for folder in tree.folders():
         unread = len(tree.unread)
-        files = [path for one in folder.names if take(path := folder.path / one, tree)]
+        images = list(images_in(folder))
+        for image in images:
+            folders = tuple(part for part in folder.relative.split("/") if part)
+            yield _image(image, root, folder.key(image[0].name), folders)
+        names = [one for one in folder.names if suffix_of(one) not in IMAGE_SUFFIXES or is_dicom(folder.path / one)]
+        files = [path for one in names if take(path := folder.path / one, tree)]
         files += [path for path, _ in tree.unread[unread:]]  # to be refused by name
         del tree.unread[unread:]
         if files:
@@ -146,12 +158,16 @@ def _tree(root: Path, name: str) -> Iterator[Place]:
         yield Place(name=printable(path.relative_to(root).as_posix()), root=path, key=_key(path), fault=fault)
 
 
+def _image(files: tuple[Path, ...], root: Path, name: str, folders: tuple[str, ...]) -> Place:
+    return Place(name=printable(name), root=root, key=_key(files[0]), files=files, folders=folders, alone=True)
+
+
 def _joined(places: Iterable[Place]) -> list[Place]:
     """Places whose first pictures are of one patient, study and series become one, where the first of them stands."""
     joined: list[Place] = []
     at: dict[tuple[str, ...], int] = {}
     for place in places:
-        series = _series_of(place.files)
+        series = None if place.folders is not None else _series_of(place.files)
         if series is None or series not in at:
             if series is not None:
                 at[series] = len(joined)

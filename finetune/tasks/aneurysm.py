@@ -67,6 +67,7 @@ class AneurysmTask:
     groups: Mapping[str, tuple[str, ...]] = GROUPS
     link = Link.SIGMOID
     class_weights: tuple[float, ...] = (1.0,) * len(LABELS)
+    knows_contrasts = False
     shares_folds = True
     mask_values = tuple(MASK_VALUES)
     modalities = tuple(MODALITIES.values())

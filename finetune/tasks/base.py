@@ -80,6 +80,7 @@ class Task(Protocol):
         groups: The same as means over groups of labels, by the group's name; the score is the mean of these.
         link: What the outputs of its labels say.
         class_weights: What a positive label, or a class, counts in losses of kind ``classes``.
+        knows_contrasts: Whether the contrast of an MRI is known at prediction too, as names of NIfTI files tell it.
         shares_folds: Whether folds are those of the corpus, or of each run's own table.
         mask_values: The value of each place in the corpus's masks.
         modalities: Which there are among its series, as the corpus spells them; the classes of the target ``modality``.
@@ -95,6 +96,7 @@ class Task(Protocol):
     groups: Mapping[str, tuple[str, ...]]
     link: Link
     class_weights: tuple[float, ...]
+    knows_contrasts: bool
     shares_folds: bool
     mask_values: tuple[int, ...]
     modalities: tuple[str, ...]

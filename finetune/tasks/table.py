@@ -138,6 +138,7 @@ class TableTask:
     places = 0
     any_label: int | None = None
     mask_values: tuple[int, ...] = ()
+    knows_contrasts = True
     shares_folds = False
 
     def __init__(self, config: TableConfig | None = None) -> None:
