@@ -34,6 +34,8 @@ class AugmentConfig(augment.AugmentConfig):
         gamma: Largest relative change of the exponent on the intensities: with 0.3 it lies in [1 / 1.3, 1.3].
         blur: Longest motion during the scan, in voxels along one axis.
         low_resolution: How much larger voxels may become: with 1 they have up to twice the size.
+        invert: Share of samples whose contrast is turned round, bright for dark: what is bright in one modality and
+            dark in another then teaches both.
     """
 
     rotate: float = 10.0
@@ -46,6 +48,7 @@ class AugmentConfig(augment.AugmentConfig):
     gamma: float = 0.0
     blur: float = 0.0
     low_resolution: float = 0.0
+    invert: float = 0.0
 
     def __post_init__(self) -> None:
         augment.AugmentConfig.__post_init__(self)
@@ -53,6 +56,7 @@ class AugmentConfig(augment.AugmentConfig):
         for name, most in MOST.items():
             value = getattr(self, name)
             require(0 <= value <= most, f"augment.{name} {value}: must lie between 0 and {most:g}")
+        require(0 <= self.invert <= 1, f"augment.invert {self.invert}: must lie between 0 and 1")
 
     @classmethod
     def upgrade(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,6 +79,7 @@ class Variation:
         blur: Length of a motion in voxels.
         blur_axis: Its axis.
         low_resolution: Factor on the voxel size.
+        inverted: Whether bright is dark.
     """
 
     contrast: float
@@ -85,6 +90,7 @@ class Variation:
     blur: int = 1
     blur_axis: int = 0
     low_resolution: float = 1.0
+    inverted: bool = False
 
 
 def draw_pose(
@@ -142,6 +148,7 @@ def draw_variation(
         blur=1 + round(blur * config.blur),
         blur_axis=axis,
         low_resolution=1 + low_resolution * config.low_resolution,
+        inverted=bool(more.random() < config.invert),
     )
 
 
@@ -162,7 +169,8 @@ def vary_intensity(x_CDHW: Tensor, variation: Variation) -> Tensor:
         low, high = x_CDHW.amin(), x_CDHW.amax()
         span = (high - low).clamp(min=1e-6)
         x_CDHW = ((x_CDHW - low) / span).pow(variation.gamma) * span + low
-    x_CDHW = x_CDHW * variation.contrast + variation.brightness
+    contrast = -variation.contrast if variation.inverted else variation.contrast
+    x_CDHW = x_CDHW * contrast + variation.brightness
     if variation.noise > 0:
         x_CDHW = x_CDHW + _white_noise(x_CDHW, variation.noise_source) * variation.noise
     return x_CDHW

@@ -332,6 +332,8 @@ def test_each_change_of_intensity_does_what_it_says() -> None:
     assert torch.equal(vary_intensity(ramp, plain), ramp)
     darker = vary_intensity(ramp, dataclasses.replace(plain, gamma=2.0))
     torch.testing.assert_close(darker, ((ramp + 1) / 2) ** 2 * 2 - 1)
+    turned = vary_intensity(ramp, dataclasses.replace(plain, contrast=1.5, brightness=0.25, inverted=True))
+    torch.testing.assert_close(turned, -1.5 * ramp + 0.25)
     spike = torch.zeros(1, 16, 16, 16)
     spike[0, 8, 8, 8] = 3.0
     moved = vary_intensity(spike, dataclasses.replace(plain, blur=3, blur_axis=1))
@@ -355,6 +357,11 @@ def test_what_is_drawn_stays_within_what_the_recipe_says() -> None:
     assert {one.blur for one in drawn} == {1, 2, 3, 4, 5}
     assert {one.blur_axis for one in drawn} == {0, 1, 2}
     assert 1 <= min(one.low_resolution for one in drawn) < 1.1 < 1.9 < max(one.low_resolution for one in drawn) <= 2
-    for name in ("elastic", "gamma", "blur", "low_resolution"):
+    assert not any(one.inverted for one in drawn)
+    turning = AugmentConfig(gamma=0.5, invert=0.25)
+    turned = [draw_variation(turning, np.random.default_rng(n), np.random.default_rng([n, 1])) for n in range(300)]
+    assert 0.2 < np.mean([one.inverted for one in turned]) < 0.3
+    assert [one.gamma for one in turned] == [one.gamma for one in drawn], "what is drawn for other changes stays"
+    for name in ("elastic", "gamma", "blur", "low_resolution", "invert"):
         with pytest.raises(UserError, match=rf"augment\.{name} -1"):
             AugmentConfig(**{name: -1.0})
