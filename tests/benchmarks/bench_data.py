@@ -6,12 +6,14 @@
 The same synthetic volumes and the same size of cube for all, one process, one thread, the ways taking turns; medians of
 the rounds are reported, with the bytes that each keeps for a scan. headspark's loader gives int16 cubes with their
 masks and cuts the CT windows on the accelerator; "windows cut" does that too, here on the CPU. blosc2 is measured where
-it is installed, with the chunks, blocks and compression that nnssl's preprocessing writes.
+it is installed, with the chunks, blocks and compression that nnssl's preprocessing writes. What a crop reads from the
+disk when nothing of the files is in memory (`cold_mb_per_crop`) is counted by Linux, on file systems that forget.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -66,17 +68,42 @@ def main() -> None:
                 for index in range(arguments.crops):
                     crop(turn * arguments.crops + index)
                 rates[name].append(arguments.crops / (time.perf_counter() - began))
+        cold = {name: cold_mb(folder, ways[name]) for name in ("headspark disk", "nnssl blosc2") if name in ways}
         result = {
             "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()},
             "crops_per_second": {name: statistics.median(values) for name, values in rates.items()},
             "spread": {name: [min(values), max(values)] for name, values in rates.items()},
             "bytes_a_scan": sizes,
+            "cold_mb_per_crop": cold,
         }
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
         print(json.dumps(result, indent=2))
     finally:
         shutil.rmtree(folder)
+
+
+def cold_mb(folder: Path, crop: Crop, crops: int = 9) -> float | None:
+    """Megabytes that a crop reads from the disk with none of the files in memory; None where nobody counts them."""
+    counts = Path("/proc/self/io")
+    if not counts.exists():
+        return None
+
+    def so_far() -> int:
+        return next(int(line.split()[1]) for line in counts.read_text().splitlines() if line.startswith("read_bytes"))
+
+    read = []
+    for index in range(crops):
+        gc.collect()  # pages that are still mapped stay in memory
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                    os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        before = so_far()
+        crop(index)
+        read.append((so_far() - before) / 1e6)
+    return statistics.median(read)
 
 
 def make_ways(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Crop], dict[str, float]]:

@@ -14,6 +14,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from headspark.data.read_ahead import advise
+
 Voxel = TypeVar("Voxel", bound=np.generic)
 Box = tuple[int, int, int, int, int, int]
 ORDER, CROP, RATIO, VALIDATION, CENTRAL, NOISE = range(6)
@@ -128,6 +130,7 @@ def cut(volume_XYZ: NDArray[Voxel], crop: Crop, *, fill: float) -> NDArray[Voxel
     starts = np.array(crop.start)
     shape = np.array(volume_XYZ.shape[:3])
     low, high = np.clip(starts, 0, shape), np.clip(starts + crop.size, 0, shape)
+    advise(volume_XYZ, low.tolist(), high.tolist())
     piece_XYZ = volume_XYZ[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
     if piece_XYZ.shape[:3] != (crop.size,) * 3:
         padded_XYZ = np.full((*(crop.size,) * 3, *volume_XYZ.shape[3:]), fill, dtype=volume_XYZ.dtype)
