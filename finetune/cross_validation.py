@@ -19,7 +19,7 @@ from accelerate import PartialState
 
 from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS, read_of_run
 from finetune.metrics import Score
-from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of, weights_sha256
+from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of
 from finetune.recipe import Recipe
 from finetune.sources import Sources, add_sources
 from finetune.tasks import make_task
@@ -32,6 +32,7 @@ from headspark.config import parse_recipe, read_recipe, recipe_parser, run_comma
 from headspark.folder_kind import seen_at
 from headspark.run.folder import FINISHED, FREE_ON_RESUME, RECIPE, check_same_recipe, read_state, without_odd_numbers
 from headspark.run.interrupt import EXIT_INTERRUPTED, Interrupted, interrupts
+from headspark.weights import weights_sha256
 
 RESULTS = "results.json"
 """In the folder of a cross-validation: the score of each fold, and of all held-out series together."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from finetune.folds import FOLDS
 from finetune.recipe import Recipe
@@ -35,6 +31,7 @@ from headspark.hub.encoder_folder import Encoder
 from headspark.hub.load import load_decoder
 from headspark.run.claim import CHECKPOINTS, NEW_FOLDER
 from headspark.run.folder import RunKind, completed
+from headspark.weights import weights_sha256
 
 FITTED = frozenset({"task.means", "task.deviations", "task.weights"})
 """Keys of a recipe that follow from its others and the training series."""
@@ -177,23 +174,6 @@ def rebuilt(facts: Mapping[str, Any]) -> Any:
     network = build_encoder(from_plain(EncoderConfig, facts["config"]))
     network.preprocessing = facts["preprocessing"]
     return network
-
-
-def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes, types and values, whatever file they came from and in which order.
-
-    Example:
-        >>> one, two = torch.zeros(2), torch.ones(1, 3)
-        >>> weights_sha256({"a": one, "b": two}) == weights_sha256({"b": two, "a": one})
-        True
-        >>> weights_sha256({"a": one}) == weights_sha256({"a": two})
-        False
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def began_with(

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from finetune import train as training
 from finetune.losses.cells import HeatConfig
 from finetune.models.heads.cells import CellsConfig
-from finetune.origin import weights_sha256
 from finetune.recipe import Recipe, TrainConfig
 from finetune.regions import RegionDecoder, RegionStore
 from finetune.samples import (
@@ -43,6 +42,7 @@ from headspark.optim import OptimConfig
 from headspark.recipe import TrainConfig as PretrainingConfig
 from headspark.run.claim import read_metrics, read_state
 from headspark.run.diverged import Diverged
+from headspark.weights import weights_sha256
 
 TIMES = {"seconds", "samples_per_second", "data_wait_share"}
 FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0"

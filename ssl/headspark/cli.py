@@ -1,4 +1,4 @@
-"""The console script ``headspark``: pretrain an encoder, and export it."""
+"""The console script ``headspark``: pretrain an encoder, export it, and embed scans with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from harmonize import __version__
 from harmonize.parser import Parser
-from headspark import pretrain, push
+from headspark import embed, pretrain, push
 from headspark.config import run_command
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         "pretrain an encoder, on one device; `accelerate launch ssl/pretrain.py` on several",
     ),
     "push": (push.main, "export the encoder of a run to a folder, to nnU-Net, or to the Hub"),
+    "embed": (embed.main, "a vector for each scan of a corpus, by a frozen encoder, as a table"),
 }
 
 

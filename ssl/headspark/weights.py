@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -96,3 +97,20 @@ def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, w
             if names
         ]
         raise UserError(f"{where}: of the tensors that {wanted} asks for, {' and '.join(parts)}")
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes, types and values, whatever file they came from and in which order.
+
+    Example:
+        >>> one, two = torch.zeros(2), torch.ones(1, 3)
+        >>> weights_sha256({"a": one, "b": two}) == weights_sha256({"b": two, "a": one})
+        True
+        >>> weights_sha256({"a": one}) == weights_sha256({"a": two})
+        False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

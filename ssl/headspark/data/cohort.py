@@ -86,7 +86,7 @@ def read_cohort(corpus: Corpus, config: DataConfig) -> Cohort:
     Raises:
         UserError: There is nothing to train on, or intensities that no network input can be made of.
     """
-    items = [_item(corpus.path, row) for row in corpus.scans.to_dict("records")]
+    items = [scan_item(corpus.path, row) for row in corpus.scans.to_dict("records")]
     items = [item for item in items if scan_weight(item, config.weights) > 0]
     if not items:
         raise UserError(f"{corpus.path}: no scan to train on; see `harmonize verify` and data.weights")
@@ -118,7 +118,13 @@ def idle_weights(scans: Sequence[ScanItem], weights: Mapping[str, float]) -> lis
     return sorted(set(weights) - names)
 
 
-def _item(folder: Path, row: Mapping[Any, Any]) -> ScanItem:
+def scan_item(folder: Path, row: Mapping[Any, Any]) -> ScanItem:
+    """One scan of a corpus's manifest.
+
+    Args:
+        folder: Of the corpus.
+        row: Of the manifest.
+    """
     mask = row["mask_file_name"] if row["mask_kind"] == ANATOMY else None
     x, y, z = (int(size) for size in row["shape"])
     x0, x1, y0, y1, z0, z1 = (int(edge) for edge in row["foreground_box"])
