@@ -21,6 +21,7 @@ from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS, 
 from finetune.metrics import Score
 from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of
 from finetune.recipe import Recipe
+from finetune.segmentation import said_columns
 from finetune.sources import Sources, add_sources
 from finetune.tasks import make_task
 from finetune.train import train
@@ -117,7 +118,7 @@ def gather(out: Path, folds: Sequence[int] | None = None) -> Score:
     for number in wanted:
         folder = out / FOLD_FOLDER.format(number)
         state = _same_run(folder, first, recipe, number)
-        tables.append(read_of_run(folder / PREDICTIONS, task.labels))
+        tables.append(read_of_run(folder / PREDICTIONS, said_columns(task)))
         results[str(number)] = state["results"]
     pooled = pd.concat(tables).sort_values([ID, FOLD], ignore_index=True)
     twice = int(pooled[ID].duplicated().sum())

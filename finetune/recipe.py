@@ -13,6 +13,8 @@ from finetune.losses import DEFAULT_LOSSES, TermConfig, check_names, loss_config
 from finetune.models import condition, heads
 from finetune.models.condition import CONDITIONS, ConditionConfig
 from finetune.models.heads import AUXILIARY, HEADS, HeadConfig, configs_of
+from finetune.models.heads.decoder import DecoderConfig
+from finetune.models.heads.segmentation import SegmentationConfig
 from finetune.samples import DataConfig
 from finetune.series import Case
 from finetune.stages import StageConfig
@@ -64,7 +66,7 @@ class Recipe:
         data: What is cut out of the corpus.
         augment: How it is varied.
         scratch: The encoder of a run from scratch; a pretrained one brings its own shape.
-        head: What sits on top of it and gives the labels.
+        head: What sits on top of it and gives the task's answers.
         auxiliary: Further heads, which help to train, or say what `head` or `condition` makes use of.
         condition: What the network is told of the modality.
         losses: What it is trained to say; each term is about one output.
@@ -89,6 +91,11 @@ class Recipe:
         named = bool(names) and len(set(names)) == len(names)
         require(named, f"stages {names}: one or more are needed, each with a name of its own")
         check_names(self.losses)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether one of its heads can begin with the decoder that lies beside a pretrained encoder."""
+        return any(isinstance(one, DecoderConfig | SegmentationConfig) for one in (self.head, *self.auxiliary))
 
     def settled(self, corpus: Corpus, labels: Path | None = None) -> Recipe:
         """The same with what its task leaves open as the corpus and the user's table say it.

@@ -110,8 +110,8 @@ class RegionStore:
         return region
 
     def masked(self) -> Iterator[Region]:
-        """The regions of the series that have a mask."""
-        return (self[number] for number, case in enumerate(self.cases) if case.mask is not None)
+        """The regions of the series that have a mask and points to compare with it."""
+        return (self[number] for number, case in enumerate(self.cases) if case.mask is not None and case.spots)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

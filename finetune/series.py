@@ -137,7 +137,8 @@ class Findings:
         mask_XYZ = self.mask_XYZ
         if mask_XYZ is not None:
             mask_XYZ = np.array([0, *(other + 1)], dtype=np.uint8)[mask_XYZ]
-        return replace(self, places_K=other[self.places_K], labels_L=self.labels_L[other], mask_XYZ=mask_XYZ)
+        labels_L = self.labels_L[other] if len(self.labels_L) else self.labels_L
+        return replace(self, places_K=other[self.places_K], labels_L=labels_L, mask_XYZ=mask_XYZ)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from finetune.losses import TotalLoss, check_outputs
 from finetune.model_folder import Bundle
 from finetune.models.assemble import Network, upgraded_names
-from finetune.models.heads.decoder import DecoderHead
+from finetune.models.heads.decoder import DecodingHead
 from finetune.origin import scaling_of, windows_of
 from finetune.recipe import Recipe, TrainConfig
 from finetune.samples import DataConfig, DrawnBatch, check_patch, make_inputs, make_targets
@@ -231,7 +231,7 @@ def empty_targets(task: Task, model: Network, patch: tuple[int, int, int]) -> di
 
 
 def begin_decoders(state: FinetuneState, pretrained: UNetDecoder | None) -> list[str]:
-    """Let the decoders among the auxiliary heads of a new run begin with a pretrained one.
+    """Let the decoders among the heads of a new run begin with a pretrained one.
 
     Args:
         state: At its first step.
@@ -240,7 +240,7 @@ def begin_decoders(state: FinetuneState, pretrained: UNetDecoder | None) -> list
     Returns:
         How each begins, for people.
     """
-    heads = [one for one in state.unwrapped.auxiliary if isinstance(one, DecoderHead)]
+    heads = [one for one in state.unwrapped.heads if isinstance(one, DecodingHead)]
     for head in heads:
         if pretrained is not None:
             head.begin_with(pretrained)

@@ -26,13 +26,13 @@ from finetune.evaluation.predictions import PREDICTIONS, has_finite
 from finetune.folds import FOLDS, began_with_version_0_1_0, keep_folds, write_folds
 from finetune.metrics import Score
 from finetune.model_folder import irreproducible, save_bundle, settings_of
-from finetune.models.heads.decoder import DecoderConfig
 from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, rebuilt, recipe_of
 from finetune.pseudo import read_pseudo_labels
 from finetune.recipe import Recipe
 from finetune.regions import RegionDecoder, RegionStore
 from finetune.report import write_report
 from finetune.samples import DrawnBatch, TrainingSamples, check_patch, training_batches
+from finetune.segmentation import said_columns
 from finetune.series import Case, Region
 from finetune.sources import Sources, add_sources
 from finetune.stages import apply_rates, steps_of_epoch
@@ -118,7 +118,7 @@ def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) ->
     if fault is not None:
         note(f"note: the finished model will not harmonize as its corpus was: {fault}")
     harmonized = settings_of(corpus, task.sources, brain_model=sources.brain_model)
-    given = read_given(sources.encoder, decoder=any(isinstance(one, DecoderConfig) for one in recipe.auxiliary))
+    given = read_given(sources.encoder, decoder=recipe.has_decoder)
     recipe = recipe_of(recipe, out, given)
     own_folds = partial(write_folds, out / FOLDS, folds) if old else None
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -169,7 +169,7 @@ def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) ->
             if run is not None:
                 run.end(INTERRUPTED, step=state.step)
             return None
-        check_result(state, finite_scores=has_finite(predictions, task.labels))
+        check_result(state, finite_scores=has_finite(predictions, said_columns(task)))
         score = task.score(predictions)
         if run is not None:
             run.log(step=state.step, **score_facts(state, score))

@@ -11,7 +11,9 @@ from finetune.evaluation.predictions import has_finite
 from finetune.inference import predict_cases
 from finetune.metrics import Score
 from finetune.regions import RegionStore
+from finetune.segmentation import said_columns, segment_cases
 from finetune.state import FinetuneState
+from finetune.tasks import MASKS
 from headspark.run.folder import without_odd_numbers
 from headspark.run.interrupt import Interrupt
 from headspark.run.metrics_log import MetricsLog
@@ -31,7 +33,7 @@ def evaluate(state: FinetuneState, log: MetricsLog, held_out: RegionStore, inter
     if predictions is None:
         return False
     state.evaluated = step
-    if not has_finite(predictions, state.task.labels):
+    if not has_finite(predictions, said_columns(state.task)):
         log.say(f"step {step}: what it says of held-out series is not finite; there is no score")
         return True
     score = state.task.score(predictions)
@@ -49,8 +51,9 @@ def predict_held_out(state: FinetuneState, held_out: RegionStore, interrupt: Int
         interrupt: Whether the run was asked to stop.
     """
     model, device = state.eval_model.eval(), state.accelerator.device
+    judge = segment_cases if state.task.answers == MASKS else predict_cases
     with state.accelerator.autocast():
-        own = predict_cases(model, held_out, state.data, state.task, device, asked=lambda: bool(interrupt))
+        own = judge(model, held_out, state.data, state.task, device, asked=lambda: bool(interrupt))
     found = gather_object([(own, bool(interrupt))])
     if any(asked for _, asked in found):
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.cli.evaluate import add_table_options
+from harmonize.errors import WrongUse
 from harmonize.terminal import emit, say
 
 
@@ -33,11 +34,15 @@ def run(options: argparse.Namespace) -> int:
     from finetune.evaluation.compare import compare
     from finetune.evaluation.text import comparison_lines
     from finetune.report.series import task_of
+    from finetune.tasks import MASKS
     from harmonize.corpus import Corpus
     from headspark.run.folder import without_odd_numbers
 
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
     tasks = [task_of(one) if one.is_dir() else None for one in options.runs]
+    for one, task in zip(options.runs, tasks, strict=True):
+        if task is not None and task.answers == MASKS:
+            raise WrongUse(f"{one}: draws masks, which are not compared here; see `finetune evaluate` of each run")
     asked = [task for task in tasks if task is not None and task.any_label is None]
     if options.labels is None and len(asked) == len(tasks):
         found = compare_answers(

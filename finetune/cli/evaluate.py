@@ -11,6 +11,7 @@ from harmonize.parser import positive
 from harmonize.terminal import emit, say
 
 if TYPE_CHECKING:
+    from finetune.tasks import Task
     from harmonize.corpus import Corpus
 
 
@@ -104,9 +105,13 @@ def _answers(options: argparse.Namespace, corpus: Corpus | None) -> bool:
     from finetune.evaluation.answers import measure, read_answers
     from finetune.evaluation.text import answers_lines
     from finetune.report.series import task_of
+    from finetune.tasks import MASKS
     from headspark.run.folder import without_odd_numbers
 
     task = task_of(options.model)
+    if task is not None and task.answers == MASKS:
+        _overlap(options, task)
+        return True
     if task is None or task.any_label is not None:
         return False
     read = read_answers(options.model, asks=task.asks, labels=task.labels, corpus=corpus)
@@ -116,3 +121,23 @@ def _answers(options: argparse.Namespace, corpus: Corpus | None) -> bool:
     else:
         say(*answers_lines(found))
     return True
+
+
+def _overlap(options: argparse.Namespace, task: Task) -> None:
+    """Print what the segmentations of a run are worth."""
+    from finetune.evaluation.overlap import structures
+    from finetune.evaluation.predictions import PREDICTIONS, read_of_run
+    from finetune.evaluation.text import interval, table
+    from finetune.segmentation import said_columns
+    from headspark.run.folder import without_odd_numbers
+
+    predictions = read_of_run(options.model / PREDICTIONS, said_columns(task))
+    found = structures(predictions, task.labels, draws=options.draws)
+    if options.json:
+        emit(without_odd_numbers({one.name: one.facts() for one in found}))
+        return
+    rows = [[one.name, one.series, one.missed, interval(one.dice), interval(one.distance_mm)] for one in found]
+    say(
+        f"{options.model}: intervals of 95 %, {options.draws} draws of patients; - where a number is undefined",
+        *table(["structure", "series", "missed", "Dice", "surface distance, mm"], rows),
+    )

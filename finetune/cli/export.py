@@ -60,20 +60,20 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the encoder, and the decoder of an auxiliary head of that kind beside it.
+    """Write the encoder, and the decoder of a head that has one beside it.
 
     Raises:
         UserError: There is no finished run, or `--out` holds something else.
     """
     from finetune.model_folder import load_model, read_bundle
-    from finetune.models.heads.decoder import DecoderHead
+    from finetune.models.heads.decoder import DecodingHead
     from headspark.encoder import MaskableEncoder
     from headspark.hub import save_encoder
     from headspark.hub.encoder_folder import Card
 
     bundle = read_bundle(options.model)
     network = load_model(options.model, bundle)
-    decoders = [head.decoder for head in network.auxiliary if isinstance(head, DecoderHead)]
+    decoders = [head.decoder for head in network.heads if isinstance(head, DecodingHead)]
     decoder = decoders[0] if decoders else None
     save_encoder(
         cast(MaskableEncoder, network.encoder),

@@ -1,4 +1,4 @@
-"""The network of a fine-tuning run: any 3D encoder, the head that gives the labels, and heads that help to train."""
+"""The network of a fine-tuning run: any 3D encoder, the head that gives the answers, and heads that help to train."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from finetune.models.condition import Condition, ConditionConfig, NoCondition
 from finetune.models.heads import HeadConfig, make_head
 from finetune.models.maps import Maps
-from finetune.tasks import LABELS, Task
+from finetune.tasks import Task
 from harmonize.errors import WrongUse
 
 EncoderLayers = tuple[tuple[nn.Module, ...], ...]
@@ -50,8 +50,8 @@ class Network(nn.Module):
         if len(set(self.outputs)) < len(self.outputs):
             twice = sorted(name for name in set(self.outputs) if self.outputs.count(name) > 1)
             raise WrongUse(f"auxiliary: two heads give {', '.join(twice)}; keep one")
-        if LABELS not in self.heads[0].outputs:
-            raise WrongUse(f"head.kind {head.kind}: does not give the labels; put it under auxiliary")
+        if task.answers not in self.heads[0].outputs:
+            raise WrongUse(f"head.kind {head.kind}: does not give the {task.answers} that this task asks for")
         self.condition = Condition(condition, maps, task)
         needed = dict.fromkeys(_needs(self.head), f"head.kind {head.kind}")
         needed |= dict.fromkeys(self.condition.needs, f"condition.kind {condition.kind}")

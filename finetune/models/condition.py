@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from finetune.models.maps import Maps
 from finetune.series import HEADER_GROUPS
 from finetune.tasks import LABELS, Task
+from harmonize.errors import WrongUse
 
 DEFAULT = "none"
 """The condition of recipes and models that name none."""
@@ -89,6 +90,8 @@ class Condition(nn.Module):
         self.needs: tuple[str, ...] = ("modality",) if self.kind == "predicted" else ()
         groups = {"none": 0, "header": len(HEADER_GROUPS), "predicted": len(task.modalities)}[self.kind]
         of = getattr(config, "of", None)
+        if of == LABELS and task.answers != LABELS:
+            raise WrongUse("condition.of labels: this task has no logits of labels; use maps")
         self.maps = Film(groups, maps.channels if of == "maps" else ())
         self.labels = Film(groups, (len(task.labels),) if of == "labels" else ())
 
@@ -113,6 +116,8 @@ class Condition(nn.Module):
 
     def of_outputs(self, outputs: dict[str, Tensor], shares_BG: Tensor | None) -> dict[str, Tensor]:
         """Outputs with labels that were told."""
+        if LABELS not in outputs:
+            return outputs
         (labels_BL,) = self.labels([outputs[LABELS]], shares_BG)
         return {**outputs, LABELS: labels_BL}
 

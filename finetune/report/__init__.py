@@ -12,13 +12,15 @@ from matplotlib.figure import Figure
 
 from finetune.evaluation import Estimate, Evaluation, Predictions, evaluate, read
 from finetune.evaluation.answers import measure, read_answers
-from finetune.evaluation.predictions import FOLD_FOLDER
+from finetune.evaluation.predictions import FOLD_FOLDER, ID, PREDICTIONS, SUBJECT, read_of_run
 from finetune.evaluation.text import interval, number
 from finetune.evaluation.thresholds import Confusion, averaged, summed
+from finetune.metrics import DRAWS
 from finetune.report import charts
 from finetune.report.answers import add_answers
 from finetune.report.charts import BLUE
 from finetune.report.corpus import add_corpus
+from finetune.report.masks import add_masks
 from finetune.report.series import (
     Picture,
     cases_of,
@@ -30,7 +32,8 @@ from finetune.report.series import (
     task_of,
 )
 from finetune.report.training import figure_curves
-from finetune.tasks import Task
+from finetune.segmentation import said_columns
+from finetune.tasks import MASKS, Task
 from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
 from harmonize.page import Page
@@ -59,7 +62,9 @@ def write_report(run: Path, corpus: Corpus | None = None, *, diameters_mm: Mappi
     """
     states = _states(run)
     task = task_of(run)
-    if task is not None and task.any_label is None:
+    if task is not None and task.answers == MASKS:
+        page, scan_ids = _page_of_masks(run, corpus, task, states)
+    elif task is not None and task.any_label is None:
         page, scan_ids = _page_of_answers(run, corpus, task, states)
     else:
         page, scan_ids = _page_of_findings(run, corpus, task, states, diameters_mm)
@@ -70,6 +75,16 @@ def write_report(run: Path, corpus: Corpus | None = None, *, diameters_mm: Mappi
     page.table(["what", "value"], sorted(libraries.items()))
     page.write(run / REPORT)
     return run / REPORT
+
+
+def _page_of_masks(
+    run: Path, corpus: Corpus | None, task: Task, states: Sequence[tuple[dict[str, Any], Path]]
+) -> tuple[Page, Sequence[str]]:
+    """What segmentations are worth, and the series that they are of."""
+    table = read_of_run(run / PREDICTIONS, said_columns(task))
+    page = Page("Fine-tuning report", lead=_lead(len(table), table[SUBJECT].nunique(), DRAWS, states))
+    add_masks(page, run, corpus, task, table)
+    return page, tuple(map(str, table[ID]))
 
 
 def _page_of_answers(

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from finetune.evaluation.measures import CORRELATION, MAE, R2
+from finetune.evaluation.overlap import DICE, DISTANCE
 from finetune.report.charts import COLOURS, GREY
 from headspark.run.curves import has_number, plot_metric
 
@@ -37,14 +38,17 @@ def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
         plot_metric(losses, metrics, name, label=name, style=style, color=colour)
     losses.set(ylabel="training loss", yscale="log")
     losses.legend(loc="upper right", fontsize=9, ncols=4)
-    shown = [name for name in score_names(metrics) if name != MAE]
+    shown = [name for name in score_names(metrics) if name not in (MAE, DISTANCE)]
     for number, name in enumerate(shown):
         style, colour = f"{'osD^'[number % 4]}-", COLOURS[number % len(COLOURS)]
         plot_metric(areas, metrics, name, label=name.replace("_", " "), style=style, color=colour)
     areas.set(xlabel="optimizer step", ylabel="held-out score")
     if not any(name in UNBOUNDED for name in shown):
-        areas.axhline(0.5, color=GREY, linewidth=1, linestyle="--")
         areas.set(ylabel="held-out AUC", ylim=(0, 1.02))
+        if DICE in shown:
+            areas.set(ylabel="held-out Dice")
+        else:
+            areas.axhline(0.5, color=GREY, linewidth=1, linestyle="--")
     if areas.get_legend_handles_labels()[0]:
         areas.legend(loc="lower right", fontsize=9)
     return figure

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.series import Case
-from finetune.tasks.base import KNOWN, LABELS, Link, Task, TaskConfig, known
+from finetune.tasks.base import KNOWN, LABELS, MASKS, Link, Task, TaskConfig, known
 from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
 
@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT",
     "KNOWN",
     "LABELS",
+    "MASKS",
     "Link",
     "Task",
     "TaskConfig",

@@ -18,6 +18,7 @@ from finetune.evaluation.measures import Kind
 from finetune.metrics import Score, score_labels
 from finetune.series import Case, Sample, Selection, Spot
 from finetune.targets import RADIUS_MM, class_targets, points_and_mask_targets
+from finetune.tasks.base import LABELS as ANSWERS
 from finetune.tasks.base import Link
 from harmonize.corpus import Corpus
 from harmonize.decisions import DecisionKind, kind_of
@@ -58,6 +59,7 @@ class AneurysmConfig:
 class AneurysmTask:
     """The competition's question; attributes and methods as in `finetune.tasks.base.Task`."""
 
+    answers = ANSWERS
     asks: Kind = "multilabel"
     labels: tuple[str, ...] = LABELS
     mirror: tuple[int, ...] | None = tuple(MIRRORED)

@@ -24,8 +24,10 @@ KNOWN = "_known"
 """Behind a target's name: which series it can be scored in, (B,) bool; without it, all."""
 
 LABELS = "labels"
-"""The target and the output that every task and every main head has: (B, L), an entry a label."""
+"""The target and the output of tasks that are answered by labels: (B, L), an entry a label."""
 
+MASKS = "masks"
+"""The output of tasks that are answered voxel by voxel: (B, L + 1, d, h, w), the first class for none of the labels."""
 
 _SMALLEST = torch.finfo(torch.float32).tiny
 _LARGEST = 1 - torch.finfo(torch.float32).eps / 2
@@ -71,6 +73,7 @@ class Task(Protocol):
     """One question about a head. A task is one file of `finetune.tasks` and an entry there.
 
     Attributes:
+        answers: The output that says its answers, which the main head must give: `LABELS` or `MASKS`.
         asks: What the labels are, for the measures of what is said of them.
         labels: Names of the answers, in the order of their columns.
         mirror: The label that each becomes in the mirror image, a permutation; None: mirror images must not be shown.
@@ -87,6 +90,7 @@ class Task(Protocol):
         sources: The sources of its series in a corpus, the classes of the target ``source``.
     """
 
+    answers: str
     asks: Kind
     labels: tuple[str, ...]
     mirror: tuple[int, ...] | None

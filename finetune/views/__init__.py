@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from finetune.tasks import Task
+from finetune.tasks import MASKS, Task
 from finetune.views.base import View, ViewConfig
 from finetune.views.box import BoxConfig, BoxView
+from finetune.views.patches import PatchesConfig, PatchesView
+from harmonize.errors import WrongUse
 
 __all__ = ["DEFAULT", "VIEWS", "View", "ViewConfig", "make_view", "view_configs"]
 
@@ -16,6 +18,8 @@ DEFAULT = "box"
 
 
 def _box(config: BoxConfig, data: Any, task: Task) -> View:
+    if task.answers == MASKS:
+        raise WrongUse(f"view.kind {config.kind}: this task is answered all over the volume; use patches")
     return BoxView(
         data.patch,
         spacing=data.spacing,
@@ -26,7 +30,22 @@ def _box(config: BoxConfig, data: Any, task: Task) -> View:
     )
 
 
-VIEWS: dict[str, tuple[type, Callable[[Any, Any, Task], View]]] = {"box": (BoxConfig, _box)}
+def _patches(config: PatchesConfig, data: Any, task: Task) -> View:
+    return PatchesView(
+        data.patch,
+        spacing=data.spacing,
+        windows=data.windows,
+        scaling=data.scaling,
+        mask_values=task.mask_values,
+        mirror=task.mirror,
+        foreground_share=config.foreground_share,
+    )
+
+
+VIEWS: dict[str, tuple[type, Callable[[Any, Any, Task], View]]] = {
+    "box": (BoxConfig, _box),
+    "patches": (PatchesConfig, _patches),
+}
 """Configuration and builder of each view, by its kind; the builder takes the recipe's `view`, its `data`, the task."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from finetune.series import UPRIGHT, Case, Findings, Pose, Region
@@ -50,6 +51,10 @@ class View(Protocol):
 
     def region_shape(self, case: Case) -> tuple[int, int, int]:
         """Voxels of a series' region, by the manifest."""
+        ...
+
+    def draw(self, region: Region, generator: np.random.Generator) -> Region:
+        """The part of a region that a training sample is made of: the region itself, unless the view draws one."""
         ...
 
     def sample(self, region: Region, pose: Pose = UPRIGHT) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from finetune.series import UPRIGHT, Case, Findings, Pose, Region
@@ -111,6 +112,10 @@ class BoxView:
             whole=case.whole,
         )
         return place.shape
+
+    def draw(self, region: Region, generator: np.random.Generator) -> Region:
+        """The region itself: a box lies where the head does."""
+        return region
 
     def sample(self, region: Region, pose: Pose = UPRIGHT) -> Tensor:
         """The network's input, x_CDHW, in one interpolation; upright, the voxels are the corpus's."""

@@ -20,6 +20,9 @@ from harmonize.voxels.stored import INT16, StoredVolume, stored_value
 MARGIN = 1.2
 """Edge of the region that is kept in memory over that of the patch: room for rotation, scaling and shifts."""
 
+LARGEST_VALUE = np.iinfo(np.uint16).max
+"""Of a mask."""
+
 SAME_SPACING_MM = 1e-3
 SIZE_DECIMALS = 6
 """Of voxel sizes in mm."""
@@ -64,7 +67,7 @@ def cut_region(
         volume.stored_XYZ.shape, volume.spacing, patch, spacing=spacing, foreground_box=foreground_box, whole=whole
     )
     stored, origin_mm = volume.stored_XYZ, volume.affine[:3, 3]
-    labelled = None if mask is None else mask.stored_XYZ.astype(np.uint8, copy=False)
+    labelled = None if mask is None else _label_of_value(mask_values)[mask.stored_XYZ]
     if place.grid is not None:
         values = resample(volume.values(), place.source_affine, place.grid).astype(np.float32, copy=False)
         rounded = np.rint(stored_value(values, volume.slope, volume.inter))
@@ -77,7 +80,7 @@ def cut_region(
     inside = tuple(slice(a, b) for a, b in zip(place.low, place.high, strict=True))
     return Region(
         stored_XYZ=torch.from_numpy(np.ascontiguousarray(stored[inside])),
-        mask_XYZ=None if labelled is None else torch.from_numpy(_label_of_value(mask_values)[labelled[inside]]),
+        mask_XYZ=None if labelled is None else torch.from_numpy(np.ascontiguousarray(labelled[inside])),
         slope=volume.slope,
         inter=volume.inter,
         spacing=place.spacing,
@@ -199,7 +202,7 @@ def _three(values_3: NDArray[np.int64]) -> tuple[int, int, int]:
 
 def _label_of_value(mask_values: Sequence[int]) -> NDArray[np.uint8]:
     """Lookup from a value of a mask to one more than the index of its label."""
-    table = np.zeros(256, dtype=np.uint8)
+    table = np.zeros(LARGEST_VALUE + 1, dtype=np.uint8)
     for label, value in enumerate(mask_values):
         table[value] = label + 1
     return table

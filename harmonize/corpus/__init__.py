@@ -35,6 +35,7 @@ from harmonize.corpus.layout import (
     image_name,
     mask_name,
 )
+from harmonize.corpus.mask_labels import mask_labels
 from harmonize.corpus.reading import Corpus, table_rows
 from harmonize.corpus.target import INFO, NYUL, RECORDS
 from harmonize.corpus.volume import read_volume, write_volume
@@ -64,6 +65,7 @@ __all__ = [
     "check_claim",
     "claim",
     "image_name",
+    "mask_labels",
     "mask_name",
     "read_volume",
     "table_rows",

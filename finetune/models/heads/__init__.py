@@ -1,7 +1,7 @@
 """From an encoder's maps to named outputs: one file a head.
 
-A head of a new kind is a file here and an entry in `HEADS`. A recipe's `head` gives the labels; those of `auxiliary`
-add outputs that losses ask for.
+A head of a new kind is a file here and an entry in `HEADS`. A recipe's `head` gives the task's answers, labels or
+masks; those of `auxiliary` add outputs that losses ask for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from finetune.models.heads.domain import DomainConfig, DomainHead
 from finetune.models.heads.global_pool import GlobalConfig, GlobalHead
 from finetune.models.heads.masked import MaskedConfig, MaskedHead
 from finetune.models.heads.modality import ModalityConfig, ModalityHead
+from finetune.models.heads.segmentation import SegmentationConfig, SegmentationHead
 from finetune.models.maps import Maps
 from finetune.tasks import Task
 
@@ -34,8 +35,9 @@ HEADS: dict[str, tuple[type, Builder]] = {
     "global": (GlobalConfig, GlobalHead),
     "attention": (AttentionConfig, AttentionHead),
     "masked": (MaskedConfig, MaskedHead),
+    "segmentation": (SegmentationConfig, SegmentationHead),
 }
-"""Configuration and builder of each head that gives the labels, by its kind."""
+"""Configuration and builder of each head that gives a task's answers, by its kind."""
 
 AUXILIARY: dict[str, tuple[type, Builder]] = {
     "decoder": (DecoderConfig, DecoderHead),

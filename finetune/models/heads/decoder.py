@@ -7,7 +7,7 @@ where they are there; only the layer that predicts is new. Its kernels keep one 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -44,53 +44,35 @@ class DecoderConfig:
         require(named, f"auxiliary: gives {list(self.gives)}: one or more are needed, each once")
 
 
-class DecoderHead(nn.Module):
-    """Decoder, and the split of what it predicts into outputs.
-
-    They are logits: ``vessels`` (B, P + 1, d, h, w), the first for none; ``spheres`` and ``blobs`` (B, d, h, w).
+class DecodingHead(nn.Module):
+    """What heads with a decoder share.
 
     Args:
-        config: Of the recipe.
         maps: What the encoder gives.
-        task: Whose places are segmented.
+        stride: Edge of a cell in input voxels.
+        channels: Of what is predicted in each cell, by name.
+        key: Of the recipe, that says the stride.
 
     Raises:
-        WrongUse: The encoder has no map at `DecoderConfig.stride`, or only its coarsest; the task has no places.
+        WrongUse: The encoder has no map at this stride, or only its coarsest.
 
     Attributes:
         decoder: The network, from the encoder's coarsest map to that of the stride.
         note: How it begins, for people.
     """
 
-    def __init__(self, config: DecoderConfig, maps: Maps, task: Task) -> None:
-        super().__init__()
-        if config.stride not in maps.strides[:-1]:
-            offered = ", ".join(map(str, maps.strides[:-1]))
-            raise WrongUse(f"auxiliary: stride {config.stride} of the decoder: this encoder offers {offered}; use one")
-        if VESSELS in config.gives and task.places < 1:
-            raise WrongUse("auxiliary: the decoder gives vessels: wants a task with labels for places")
-        self.outputs = config.gives
-        self.cells = dict.fromkeys(config.gives, config.stride)
-        first = maps.strides.index(config.stride)
-        channels: dict[str, int] = {name: task.places + 1 if name == VESSELS else 1 for name in config.gives}
-        self.decoder = UNetDecoder(maps.channels[first:], maps.strides[first:], sum(channels.values()))
-        self.decoder.outputs = channels
-        self.note = "the decoder begins at random"
-        with torch.no_grad():
-            bias = cast(nn.Conv3d, self.decoder.seg_layers[-1]).bias
-            assert bias is not None
-            for name, own in zip(channels, bias.split(list(channels.values())), strict=True):
-                if name != VESSELS:
-                    own.fill_(math.log(PRESENCE_PRIOR / (1 - PRESENCE_PRIOR)))
+    outputs: tuple[str, ...]
+    cells: Mapping[str, int]
 
-    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Outputs by name."""
-        predicted = self.decoder(maps[-len(self.decoder.widths) :])
-        parts = predicted.split(list(self.decoder.outputs.values()), dim=1)
-        return {
-            name: part if name == VESSELS else part[:, 0]
-            for name, part in zip(self.decoder.outputs, parts, strict=True)
-        }
+    def __init__(self, maps: Maps, stride: int, channels: Mapping[str, int], *, key: str) -> None:
+        super().__init__()
+        if stride not in maps.strides[:-1]:
+            offered = ", ".join(map(str, maps.strides[:-1]))
+            raise WrongUse(f"{key} {stride} of the decoder: this encoder offers {offered}; use one")
+        first = maps.strides.index(stride)
+        self.decoder = UNetDecoder(maps.channels[first:], maps.strides[first:], sum(channels.values()))
+        self.decoder.outputs = dict(channels)
+        self.note = "the decoder begins at random"
 
     def begin_with(self, pretrained: UNetDecoder) -> None:
         """Take over the weights of a decoder of the same encoder, from the coarsest scale on.
@@ -109,3 +91,41 @@ class DecoderHead(nn.Module):
         of_all = "" if count == scales else f", {count} of its {scales} scales"
         last = "" if same else "; the layer that predicts is new"
         self.note = f"the decoder begins as it was pretrained{of_all}{last}"
+
+
+class DecoderHead(DecodingHead):
+    """Decoder, and the split of what it predicts into outputs.
+
+    They are logits: ``vessels`` (B, P + 1, d, h, w), the first for none; ``spheres`` and ``blobs`` (B, d, h, w).
+
+    Args:
+        config: Of the recipe.
+        maps: What the encoder gives.
+        task: Whose places are segmented.
+
+    Raises:
+        WrongUse: The encoder has no map at `DecoderConfig.stride`, or only its coarsest; the task has no places.
+    """
+
+    def __init__(self, config: DecoderConfig, maps: Maps, task: Task) -> None:
+        if VESSELS in config.gives and task.places < 1:
+            raise WrongUse("auxiliary: the decoder gives vessels: wants a task with labels for places")
+        channels: dict[str, int] = {name: task.places + 1 if name == VESSELS else 1 for name in config.gives}
+        super().__init__(maps, config.stride, channels, key="auxiliary: stride")
+        self.outputs = config.gives
+        self.cells = dict.fromkeys(config.gives, config.stride)
+        with torch.no_grad():
+            bias = cast(nn.Conv3d, self.decoder.seg_layers[-1]).bias
+            assert bias is not None
+            for name, own in zip(channels, bias.split(list(channels.values())), strict=True):
+                if name != VESSELS:
+                    own.fill_(math.log(PRESENCE_PRIOR / (1 - PRESENCE_PRIOR)))
+
+    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Outputs by name."""
+        predicted = self.decoder(maps[-len(self.decoder.widths) :])
+        parts = predicted.split(list(self.decoder.outputs.values()), dim=1)
+        return {
+            name: part if name == VESSELS else part[:, 0]
+            for name, part in zip(self.decoder.outputs, parts, strict=True)
+        }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from headspark.decoder.norm_act import norm_act
 from headspark.decoder.upsample_concat_conv import upsample_concat_conv
@@ -56,13 +57,29 @@ class UNetDecoder(nn.Module):
 
         Finer maps than it reads may stand before them.
         """
+        return self.at_scales(maps, 1)[0]
+
+    def at_scales(self, maps: Sequence[TokenMap | Tensor], count: int) -> list[Tensor]:
+        """Predict at several scales, for deep supervision; one alone is predicted at the memory of one map a scale.
+
+        Args:
+            maps: As for `forward`.
+            count: At how many scales, the finest first; at most one less than the maps that are read.
+
+        Returns:
+            (B, C, d, h, w) each.
+        """
         token_maps = [TokenMap(PackedBlocks.whole(map_)) if isinstance(map_, Tensor) else map_ for map_ in maps]
         x = token_maps[-1].dense().permute(0, 2, 3, 4, 1)
         last = len(self.stages) - 1
+        predicted: list[Tensor] = []
         for step, (upsample, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
-            head = cast(nn.Conv3d, self.seg_layers[step]) if step == last else None
+            layer = cast(nn.Conv3d, self.seg_layers[step])
+            head = layer if step == last else None
             x = cast(UNetStage, stage)(x, token_maps[-2 - step], cast(nn.ConvTranspose3d, upsample), head)
-        return x.permute(0, 4, 1, 2, 3)
+            if step != last and step > last - count:
+                predicted.append(F.linear(x, layer.weight.flatten(1), layer.bias))
+        return [one.permute(0, 4, 1, 2, 3) for one in (x, *reversed(predicted))]
 
 
 class UNetStage(nn.Module):
