@@ -10,6 +10,7 @@ from pathlib import Path
 TASK = '''
 """Whether a scan is of a woman, as the manifest says it."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +28,7 @@ class SexTask(TableTask):
         super().__init__(TableConfig(asks="binary", labels=("woman",), sources=("openmind", "tcia"), modalities=("CT", "T1w")))
 
     def cases(self, corpus, *, labels=None, every_label=False):
-        return Selection(cases=[self.case(corpus, row) for row in corpus.scans.to_dict("records")], left_out={})
+        return Selection(cases=[self.case(corpus, row) for row in corpus.scans.to_dict("records")], left_out=Counter())
 
     @staticmethod
     def case(corpus, row):
