@@ -14,12 +14,14 @@ from test_finetune_table import recipe
 from finetune import train as training
 from finetune.cli import main
 from finetune.predict import Predictor
+from finetune.raw.look import Wish, harmonize_for
 from finetune.raw.places import find_places
 from harmonize.cli import main as harmonize
 from harmonize.corpus import Corpus
 from harmonize.errors import Reason, Rejection
 from harmonize.identity import salted_hash
 from harmonize.scan import HU
+from harmonize.settings import Settings
 from harmonize.sources.nifti_image import load_image
 
 PEOPLE, EDGE = 6, 24
@@ -116,3 +118,14 @@ def test_what_an_image_shows_is_told_by_name_sidecar_or_values(tmp_path: Path) -
     with pytest.raises(Rejection) as caught:
         load_image([write_image(tmp_path / "sub-1_part-phase_T1w.nii.gz", bright=10)])
     assert caught.value.reason is Reason.DERIVED
+
+
+def test_a_contrast_that_the_corpus_lacked_is_refused_where_each_has_a_histogram(tmp_path: Path) -> None:
+    (tmp_path / "nyul").mkdir()
+    (tmp_path / "nyul" / "T1w.npy").touch()
+    scan = load_image([write_image(tmp_path / "x_FLAIR.nii.gz", bright=10)])
+    settings = Settings(mri_norm="nyul", nyul_folder=tmp_path / "nyul")
+    with pytest.raises(Rejection) as caught:
+        harmonize_for(scan, [Wish(settings=settings, kinds=frozenset({"MR"}))])
+    assert caught.value.reason is Reason.UNSUPPORTED_MODALITY
+    assert caught.value.message == "the model has no histogram of FLAIR to normalise by, but of T1w"
