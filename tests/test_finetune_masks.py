@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,6 +41,7 @@ from finetune.views.patches import PatchesConfig, PatchesView
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from harmonize.scan import HU
+from harmonize.sources.dicom_series import load_series
 from harmonize.voxels.grids import target_grid
 from harmonize.voxels.spatial import resample_labels
 from harmonize.voxels.stored import StoredVolume
@@ -366,3 +369,35 @@ def test_its_decoder_travels_with_its_encoder_and_the_next_run_begins_with_it(fi
     trained = load_file(finished / "model.safetensors")
     own = head.decoder.state_dict()
     assert all(torch.equal(own[name], trained[f"head.decoder.{name}"]) for name in own)
+
+
+def test_prediction_draws_masks_on_the_grid_of_dicom_series_and_of_images_and_goes_on_where_it_was(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    series = min((FIXTURES / "raw" / "rsna" / "series").iterdir())
+    affine = rotated(20, (4.0, 4.0, 5.0))
+    values = np.where(ball((24, 26, 22), (12, 13, 11), 9), 300, 0).astype(np.int16)
+    image = tmp_path / "image.nii.gz"
+    nib.save(nib.Nifti1Image(values, affine), image)
+    out = tmp_path / "masks"
+    command = ["predict", str(finished), str(series), str(image), "--masks", str(out), "--device", "cpu"]
+    assert main(command) == 0
+    scan = load_series(series)
+    drawn = sorted(out.glob("*.nii.gz"))
+    assert [path.name for path in drawn] == sorted([f"{series.name}.nii.gz", "image.nii.gz"])
+    for name, shape, wanted in (
+        (series.name, scan.voxels_XYZ.shape, scan.affine),
+        ("image", values.shape, affine),
+    ):
+        mask = nib.load(out / f"{name}.nii.gz")
+        assert mask.shape == shape
+        np.testing.assert_allclose(mask.affine, wanted, atol=1e-4)
+        assert mask.get_data_dtype() == np.uint8
+        assert set(np.unique(np.asanyarray(mask.dataobj))) <= set(range(14))
+    before = [path.stat().st_mtime_ns for path in drawn]
+    assert main(command) == 0
+    assert [path.stat().st_mtime_ns for path in drawn] == before
+    assert "2 were there before" in capsys.readouterr().err
+    assert json.loads((out / "masks.json").read_text())["labels"]["background"] == 0
+    assert main(["predict", str(finished), str(series)]) == 2
+    assert "give --masks FOLDER" in capsys.readouterr().err

@@ -36,6 +36,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="a .csv, .json or .parquet file; the same command goes on where it was"
     )
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        metavar="FOLDER",
+        help="of a model that segments: a NIfTI file a scan, on the grid that it was acquired on",
+    )
     parser.add_argument("--weights", type=_weights, metavar="W,W", help="what each model's logits count")
     parser.add_argument("--device", help="such as cpu or cuda:0,cuda:1; default: all GPUs, or the CPU")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default %(default)s")
@@ -64,12 +70,47 @@ def run(options: argparse.Namespace) -> int:
     models, paths = [options.model, *more], [path for path in options.paths if path not in more]
     if not paths:
         raise WrongUse("the following arguments are required: SERIES_FOLDER; see `finetune predict --help`")
+    if options.masks is not None or _draws_masks(options.model):
+        return _draw_masks(options, models, paths)
     share = share_of_rank(ALL if options.shard is None else parse_shard(options.shard))
     if options.out is None and share != ALL:
         raise WrongUse(f"part {share} of the answers: several processes write to one file; give --out FILE")
     if options.out is None and len(paths) == 1 and not _is_list(paths[0]):
         return _print_one(options, models, paths[0])
     return _answer_all(options, models, paths, share)
+
+
+def _draws_masks(model: Path) -> bool:
+    from finetune.report.series import task_of
+    from finetune.tasks import MASKS
+
+    task = task_of(model)
+    return task is not None and task.answers == MASKS
+
+
+def _draw_masks(options: argparse.Namespace, models: Sequence[Path], paths: Sequence[Path]) -> int:
+    """Draw the mask of each scan that paths hold into a folder."""
+    from finetune.predict.ensemble import read_panel
+    from finetune.predict.masks import draw_masks
+    from finetune.predict.run import devices_of
+    from headspark.run.interrupt import EXIT_INTERRUPTED
+
+    if options.masks is None:
+        raise WrongUse(f"{options.model}: segments; give --masks FOLDER for what it draws")
+    if options.out is not None or options.shard is not None:
+        raise WrongUse("--masks: a model that segments writes masks alone, in one process; leave out --out and --shard")
+    panel = read_panel(models, options.weights)
+    done = draw_masks(panel, paths, options.masks, device=devices_of(options.device)[0])
+    for name, why in done.refused:
+        warn(f"not used: {name}: {why}")
+    if done.interrupted is not None:
+        warn(f"stopped by {done.interrupted}: what was drawn is kept; the same command goes on")
+        return EXIT_INTERRUPTED
+    before = f"; {done.known} were there before" if done.known else ""
+    warn(f"{options.masks}: {len(done.drawn)} masks{before}")
+    if not done.drawn and not done.known:
+        raise UserError(f"{paths[0]}: none of the {len(done.refused)} scans can be used; give others")
+    return 0
 
 
 def _print_one(options: argparse.Namespace, models: Sequence[Path], folder: Path) -> int:
