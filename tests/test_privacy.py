@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import shutil
 import zlib
@@ -50,17 +51,19 @@ def test_no_planted_text_reaches_the_corpus_its_report_or_the_terminal(
     plant_dicom(raw / "tcia", uids=(*UIDS, "SeriesInstanceUID"))
     plant_dicom(raw / "rsna", uids=UIDS)
     plant_nifti(raw / "openmind")
+    plant_own(raw / "nifti")
     plant_tables(raw)
     capfd.readouterr()
     caplog.clear()
-    for source in ("tcia", "rsna", "openmind", "deeplesion"):
+    for source in ("tcia", "rsna", "openmind", "deeplesion", "nifti", "dicom"):
         words = ["--spacing", "8", "--workers", "0", "--mri-norm", "zscore", "--salt", "s"]
-        assert main([source, str(raw / source), "--out", str(corpus), *words]) == 0
+        given = raw / ("tcia" if source == "dicom" else source)
+        assert main([source, str(given), "--out", str(corpus), *words]) == 0
     for command in ("merge", "verify", "report"):
         assert main([command, str(corpus)]) == 0
 
     found = Corpus.open(corpus)
-    assert {"tcia", "rsna", "openmind", "deeplesion"} == set(found.scans["source"])
+    assert {"tcia", "rsna", "openmind", "deeplesion", "nifti", "dicom"} == set(found.scans["source"])
     assert {"derived", "truncated", "unsupported_modality"} <= set(found.rejected["reason"])
     said = "\n".join((*capfd.readouterr(), caplog.text)).encode()
     leaks = [(place, secret) for place, content in [("terminal", said), *written(corpus)] for secret in SECRETS
@@ -134,6 +137,27 @@ def plant_nifti(root: Path) -> None:
     shutil.copy(first, private / f"sub-{MARK}_T1w.nii.gz")
     shutil.copy(first, private / f"sub-{MARK}_nothing.nii.gz")
     (private / f"sub-{MARK}_T2w.nii.gz").write_bytes(first.read_bytes()[:700])
+
+
+def plant_own(root: Path) -> None:
+    """Mark the names, sidecars and table of a lab's own images; add damaged descriptions below marked folders."""
+    for path in sorted(root.rglob("sub-*.json")):
+        said = json.loads(path.read_text())
+        told = {name: f"{value} {MARK}" if name == "Manufacturer" else MARK for name, value in said.items()}
+        path.write_text(json.dumps(told | {"Modality": said["Modality"], "PatientName": MARK, "AcquisitionTime": MARK}))
+    for path in sorted(root.rglob("sub-*"), key=lambda path: -len(path.parts)):
+        path.rename(path.with_name(path.name.replace("sub-001", f"sub-{MARK}")))
+    table = root / "participants.tsv"
+    head, *rows = table.read_text().replace("sub-001", f"sub-{MARK}").splitlines()
+    marked = [f"{head}\tremarks\tfinding\tscan_day", *(f"{row}\t{MARK}\t{MARK}\t1903-11-27" for row in rows)]
+    table.write_text("\n".join(marked) + "\n")
+    for number, name in enumerate(("dataset.json", "dseg.tsv")):
+        folder = root / f"{MARK}{number}" / "imagesTr"
+        folder.mkdir(parents=True)
+        first = next(root.rglob(f"sub-{MARK}_T1w.nii.gz"))
+        shutil.copy(first, folder / f"{MARK}_T1.nii.gz")
+        shutil.copy(first, folder / f"{MARK}_T1_seg.nii.gz")
+        (folder.parent / name).write_text(f"{MARK} {{")
 
 
 def plant_tables(root: Path) -> None:

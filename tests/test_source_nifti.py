@@ -320,7 +320,7 @@ def test_a_damaged_dataset_json_leaves_masks_without_names(tmp_path: Path, caplo
     (tmp_path / "dataset.json").write_text("{")
     refs, _ = found(tmp_path, modality="T1w")
     assert [ref.meta.get("mask_labels") for ref in refs.values()] == [{}, {}, None]
-    assert "dataset.json: not JSON" in caplog.text
+    assert "a dataset.json: not JSON" in caplog.text
 
 
 def test_masks_on_another_grid_keep_their_values_and_place(tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_a_table_by_file_names_person_and_contrast_of_each_image(tmp_path: Path)
 def test_rows_that_contradict_each_other_keep_what_they_agree_in(tmp_path: Path) -> None:
     people(tmp_path, 1)
     table = tmp_path / "t.csv"
-    table.write_text("subject,age,score,group\n0,50,1,2\nsub-0,51,1,3\n")
+    table.write_text("subject,age,sex,score,group\n0,50,F,1,2\nsub-0,51,?,1,3\n")
     refs, left = found(tmp_path, table=table)
     (ref,) = refs.values()
     assert (ref.meta["age"], ref.meta["table"]) == (None, {"score": "1"})

@@ -121,8 +121,11 @@ def discover(
     names = ValueNames()
     images = _images(seen, root, names)
     mask_of = pair(images, [_mask_file(path, folders, root, masks, names) for path, folders in seen.masks], tree)
-    rows = _rows(images, table or _participants(root), tree)
-    kept = impersonal([(row.subject or image.name.subject, row.values) for image, row in rows], table or root)
+    table = table or _participants(root)
+    rows = _rows(images, table, tree)
+    kept = impersonal(
+        [(row.subject or image.name.subject, row.values) for image, row in rows], table.name if table else ""
+    )
     found = []
     for (image, row), values in zip(rows, kept, strict=True):
         sidecar = seen.sidecars.get(image.relative[: -len(suffix_of(image.relative))])

@@ -22,7 +22,6 @@ from harmonize.scan import Mask
 from harmonize.sources.nifti_names import ImageName, base_of_mask, contrast_of
 from harmonize.sources.tables import read_table
 from harmonize.sources.volume_files import read_volume_file, stem_of
-from harmonize.terminal import printable
 from harmonize.voxels.foreground import bounding_box
 
 DATASET, NAMES = "dataset.json", "dseg.tsv"
@@ -232,7 +231,8 @@ def _read_data_set(path: Path) -> DataSet | None:
         said = read_small_json(path)
     except (OSError, ValueError) as error:
         fault = error.strerror if isinstance(error, OSError) else error
-        log.warning("%s: %s; what it says of channels and masks is not used", printable(str(path)), fault)
+        # Not where it lies: the names of folders below the root may be patients'.
+        log.warning("a %s: %s; what it says of channels and masks is not used", DATASET, fault)
         return None
     if not isinstance(said, dict):
         return None
@@ -245,10 +245,7 @@ def _read_data_set(path: Path) -> DataSet | None:
 
 def _value_names(labels: dict[str, Any]) -> Names:
     """Names by value; version 1 of the file has the values as keys, version 2 the names. Regions are passed over."""
-    pairs = (
-        ((int(key), value) if key.isdecimal() and isinstance(value, str) else (value, key))
-        for key, value in labels.items()
-    )
+    pairs = (((_number(key), value) if isinstance(value, str) else (value, key)) for key, value in labels.items())
     return _sound(pairs)
 
 
@@ -256,9 +253,15 @@ def _read_names(path: Path) -> Names:
     try:
         rows = read_table(path, ("index", "name")).rows
     except (UserError, OSError):
-        log.warning("%s: no table of index and name; its names are not used", printable(str(path)))
+        log.warning("a .tsv beside masks or above them: no table of index and name; it is not used")
         return {}
-    return _sound((int(row["index"]), row["name"]) for row in rows if row["index"].strip().isdecimal())
+    return _sound((_number(row["index"]), row["name"]) for row in rows)
+
+
+def _number(text: str) -> int | None:
+    """A value that a mask may have, or None."""
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) <= len(str(MOST)) else None
 
 
 def _sound(pairs: Any) -> Names:

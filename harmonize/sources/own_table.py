@@ -151,18 +151,18 @@ def read_own_table(path: Path, tree: RawTree) -> OwnTable:
     return OwnTable(path=path, by_file=by_file, rows={place: _merged(rows) for place, rows in found.items()})
 
 
-def impersonal(rows: Sequence[tuple[str, Mapping[str, str]]], where: Path) -> list[dict[str, str]]:
+def impersonal(rows: Sequence[tuple[str, Mapping[str, str]]], where: str) -> list[dict[str, str]]:
     """The values of images' rows without columns that tell people apart, which are named in a warning.
 
     Args:
         rows: Whose each image is, and its values by column.
-        where: The table, for the warning.
+        where: Name of the table, for the warning.
     """
     columns = dict.fromkeys(column for _, values in rows for column in values)
     faults = {column: fault for column in columns if (fault := personal(column, rows))}
     if faults:
         shown = "; ".join(f"{printable(column)[:LONGEST]} ({fault})" for column, fault in faults.items())
-        log.warning("%s: columns that stay out of the corpus: %s", printable(str(where)), shown)
+        log.warning("%s: columns that stay out of the corpus: %s", printable(where), shown)
     return [
         {column: value for column, value in values.items() if column not in faults and not is_absent(value)}
         for _, values in rows
@@ -197,7 +197,7 @@ def personal(column: str, rows: Iterable[tuple[str, Mapping[str, str]]]) -> str:
     numbers = [number_of(value) for value in people]
     count = len(set().union(*people.values()))
     alone = sum(len(whose) == 1 for whose in people.values())
-    many = count > 1 and len(people) > _HALF * count and alone > _HALF * len(people)
+    many = len(people) > _HALF * count and alone > _HALF * len(people)
     if None in numbers:
         return "nearly every person has another text" if many else ""
     # Measurements differ in their number of digits; hospital numbers do not.
@@ -227,7 +227,7 @@ def _typed(
         age=age,
         sex=sex,
         # An age may be what somebody wants to learn, too; one that makes no sense is none there either.
-        values={column: row[column].strip() for column in kept if column not in senseless},
+        values={column: "" if column in senseless else row[column].strip() for column in kept},
         notes=(*odd_age, *odd_sex),
     )
 

@@ -49,9 +49,9 @@ def read_sidecar(path: Path | None) -> Sidecar:
 
 
 def _contrast(said: Mapping[str, object]) -> str | None:
-    modality = said.get("Modality")
+    modality = _text(said.get("Modality"))
     if modality in _MODALITIES:
-        return str(modality)
+        return modality
     if modality != "MR":
         return None
     return mr_contrast(

@@ -9,6 +9,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -66,9 +67,20 @@ def read_table(path: Path, needed: Sequence[str], wanted: Iterable[str] = ()) ->
         UserError: It is empty, in no encoding, lacks a needed column, or has more rows than any such table.
     """
     text = _text(path)
+    with _any_width(path):
+        return _parse(path, text, needed, tuple(wanted))
+
+
+@contextmanager
+def _any_width(path: Path) -> Iterator[None]:
+    """Fields may have any length; what is no table is the user's fault.
+
+    Raises:
+        UserError: It is none.
+    """
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        return _parse(path, text, needed, tuple(wanted))
+        yield
     except csv.Error as error:
         raise WrongUse(f"{path}: not a CSV table ({error}); download it again") from error
     finally:
@@ -85,9 +97,8 @@ def columns_of(path: Path) -> tuple[str, ...]:
         UserError: As `read_table`.
     """
     text = _without_sep(_text(path))
-    headers = [_header(text, each) for each in DELIMITERS]
-    widest = max(headers, key=len)
-    return tuple(widest)
+    with _any_width(path):
+        return tuple(max((_header(text, each) for each in DELIMITERS), key=len))
 
 
 def merge(rows: Sequence[Mapping[str, object]]) -> tuple[dict[str, object], tuple[str, ...]]:

@@ -50,6 +50,7 @@ KINDS = {
         "openneuro-csv", "deeplesion-csv", "train-csv", "localizers-csv", "metadata-csv", "hashes-csv", "nbia-json",
         "zip-archive", "parquet", "rejected-parquet", "corpus-json", "journal", "corpus-image", "nyul",
     ),
+    "fuzz.kinds_own": ("participants-tsv", "sidecar", "dataset-json", "labels-mask"),
     "fuzz.kinds_models": (
         "recipe", "finetune-recipe", "checkpoint-weights", "checkpoint-training", "checkpoint-seal", "run-json",
         "metrics", "encoder-config", "model-config", "encoder-weights", "model-weights", "nnssl", "nnssl-plan",

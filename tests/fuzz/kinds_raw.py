@@ -50,7 +50,7 @@ def harmonized(source: str, root: Path, corpus: Path) -> int:
     return accepted
 
 
-def _of_raw(source: str, folder: Path, target: Path, damage, *, alone: bool = False) -> Kind:
+def of_raw(source: str, folder: Path, target: Path, damage, *, alone: bool = False) -> Kind:
     read = functools.partial(harmonized, source, folder / "raw", folder / "corpus")
     return Kind(target=target, damage=damage, read=read, alone=alone)
 
@@ -64,12 +64,12 @@ def _series(folder: Path, make) -> Path:
 
 def dicom(folder: Path) -> Kind:
     """One slice of a CT series."""
-    return _of_raw("tcia", folder, _series(folder / "raw/1", plain_dicom), of_dicom)
+    return of_raw("tcia", folder, _series(folder / "raw/1", plain_dicom), of_dicom)
 
 
 def deflated(folder: Path) -> Kind:
     """One slice of a deflated series."""
-    return _of_raw("tcia", folder, _series(folder / "raw/1", deflated_dicom), of_deflated)
+    return of_raw("tcia", folder, _series(folder / "raw/1", deflated_dicom), of_deflated)
 
 
 def enhanced(folder: Path) -> Kind:
@@ -77,12 +77,12 @@ def enhanced(folder: Path) -> Kind:
     target = folder / "raw/1/1.dcm"
     target.parent.mkdir(parents=True)
     target.write_bytes(dicom_bytes(enhanced_dicom()))
-    return _of_raw("tcia", folder, target, of_dicom)
+    return of_raw("tcia", folder, target, of_dicom)
 
 
 def _compressed(folder: Path, syntax: str, bits: int = 12) -> Kind:
     make = functools.partial(compressed_dicom, syntax=syntax, bits=bits)
-    return _of_raw("tcia", folder, _series(folder / "raw/1", make), of_compressed, alone=True)
+    return of_raw("tcia", folder, _series(folder / "raw/1", make), of_compressed, alone=True)
 
 
 def rle(folder: Path) -> Kind:
@@ -117,7 +117,7 @@ def jpeg_2000(folder: Path) -> Kind:
 
 def rsna_dicom(folder: Path) -> Kind:
     """One slice of a series of the competition, whose rules forgive more."""
-    return _of_raw("rsna", folder, rsna_tree(folder / "raw"), of_dicom)
+    return of_raw("rsna", folder, rsna_tree(folder / "raw"), of_dicom)
 
 
 def rsna_tree(raw: Path) -> Path:
@@ -150,13 +150,13 @@ def nifti_tree(raw: Path, name: str, content: bytes) -> Path:
 def nifti(folder: Path) -> Kind:
     """A plain NIfTI file."""
     target = nifti_tree(folder / "raw", "sub-01_T1w.nii", plain_nifti())
-    return _of_raw("openmind", folder, target, of_nifti)
+    return of_raw("openmind", folder, target, of_nifti)
 
 
 def nifti_gz(folder: Path) -> Kind:
     """A packed one."""
     target = nifti_tree(folder / "raw", "sub-01_T1w.nii.gz", gzip.compress(plain_nifti()))
-    return _of_raw("openmind", folder, target, either(of_bytes, within(gzip.decompress, _pack, of_nifti)))
+    return of_raw("openmind", folder, target, either(of_bytes, within(gzip.decompress, _pack, of_nifti)))
 
 
 def _pack(content: bytes) -> bytes:
@@ -165,7 +165,7 @@ def _pack(content: bytes) -> bytes:
 
 def png(folder: Path) -> Kind:
     """One slice of DeepLesion."""
-    return _of_raw("deeplesion", folder, deeplesion_tree(folder / "raw"), of_png)
+    return of_raw("deeplesion", folder, deeplesion_tree(folder / "raw"), of_png)
 
 
 def deeplesion_tree(raw: Path) -> Path:
