@@ -87,7 +87,7 @@ def settled(pooling: Pooling, encoder: MaskableEncoder) -> Pooling:
         encoder: With ``preprocessing``.
     """
     stated = _preprocessing(encoder).get("patch")
-    edges = list(stated) if isinstance(stated, list | tuple) else [stated] * 3
+    edges: list[Any] = list(stated) if isinstance(stated, list | tuple) else [stated] * 3
     known = len(edges) == 3 and all(type(edge) is int and edge > 0 for edge in edges)
     wanted, cell = pooling.patch or (edges if known else [DEFAULT_PATCH] * 3), encoder.strides[-1]
     return Pooling(kind=pooling.kind, patch=tuple(_whole_cells(edge, cell) for edge in wanted), overlap=pooling.overlap)
@@ -273,7 +273,8 @@ def _preprocessing(encoder: MaskableEncoder) -> Mapping[str, Any]:
 def _input_of(encoder: MaskableEncoder) -> tuple[tuple[CtWindow, ...], MriScaling]:
     """The windows of CT and the scaling of MRI that an encoder was trained with."""
     stated = _preprocessing(encoder)
-    names, windows = stated.get("ct_windows"), ()
+    names = stated.get("ct_windows")
+    windows: tuple[CtWindow, ...] = ()
     if isinstance(names, list | tuple) and len(names) == encoder.config.in_channels:
         with suppress(UserError):
             windows = tuple(as_window(one) for one in names)
