@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune import folds as folds_module
-from finetune.folds import FOLDS, Folds, corpus_folds, deal, folds_of_run, keep_folds, read_folds
+from finetune.dealing import deal
+from finetune.folds import FOLDS, Folds, corpus_folds, folds_of_run, keep_folds, read_folds
 from finetune.recipe import Recipe, TrainConfig
 from finetune.samples import DataConfig
 from finetune.series import Case
