@@ -98,7 +98,7 @@ def columns_of(path: Path) -> tuple[str, ...]:
     """
     text = _without_sep(_text(path))
     with _any_width(path):
-        return tuple(max((_header(text, each) for each in DELIMITERS), key=len))
+        return max((tuple(_header(text, each)) for each in DELIMITERS), key=len)
 
 
 def merge(rows: Sequence[Mapping[str, object]]) -> tuple[dict[str, object], tuple[str, ...]]:
