@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,8 @@ TALL = 80
 """Percentile of the scans' peaks that an axis shows whole."""
 
 INK = "#0b6e99"
-COLOURS = ("#0b6e99", "#b5651d", "#5a7d2b", "#8d5a97", "#9aa6b5")
+COLOURS = ("#0b6e99", "#b5651d", "#5a7d2b", "#8d5a97", "#9aa6b5", "#b33f62", "#3d5a80", "#c9a227")
+"""Of sources, which begin again where there are more of them."""
 
 
 def intensity_groups(scans: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -84,7 +86,7 @@ def geometry(scans: pd.DataFrame) -> Figure:
         by_source = [values[(scans["source"] == source).to_numpy()] for source in sources]
         bins = np.histogram_bin_edges(values, bins=24)
         axis.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        axis.hist(by_source, bins=bins, stacked=True, color=COLOURS[: len(sources)], label=sources)
+        axis.hist(by_source, bins=bins, stacked=True, color=list(islice(cycle(COLOURS), len(sources))), label=sources)
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("scans")
