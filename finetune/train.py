@@ -30,7 +30,7 @@ from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, re
 from finetune.pseudo import read_pseudo_labels
 from finetune.recipe import Recipe
 from finetune.regions import RegionDecoder, RegionStore
-from finetune.report import write_report
+from finetune.report import REPORT, write_report
 from finetune.samples import DrawnBatch, TrainingSamples, check_patch, training_batches
 from finetune.segmentation import said_columns
 from finetune.series import Case, Region
@@ -180,6 +180,7 @@ def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) ->
             run.end(FINISHED, results={**score.headline(), "held_out_series": len(predictions), **counted})
             write_report(out, corpus)
         say_once(accelerator, summary(state, score))
+        say_once(accelerator, f"{out / REPORT}: the report")
     accelerator.end_training()
     return score
 

@@ -267,7 +267,9 @@ def test_a_pretrained_encoder_is_used_with_its_own_windows_and_stays_as_it_is_wh
     bundle = read_bundle(tmp_path / "run")
     assert bundle.encoder == config
     assert bundle.data.ct_windows == ("blood",)
-    assert "pretrained at [1.0, 1.0, 1.0] mm" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "pretrained at [1.0, 1.0, 1.0] mm" in said.err
+    assert said.out.splitlines()[-1] == f"{tmp_path / 'run' / 'report.html'}: the report"
 
 
 def test_bright_sacs_are_learned_in_a_minute(corpus: Corpus, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
     yield from table(["label", "temperature", "calibration error", "with temperature"], rows)
     yield ""
     yield "Thresholds"
-    rows = [[one.name, one.rule, number(one.value), *map(number, _shares(one.confusion))] for one in found.thresholds]
+    rows = [
+        [one.name, one.rule, probability(one.value), *map(number, _shares(one.confusion))] for one in found.thresholds
+    ]
     of_sites = [one.confusion for one in found.thresholds if one.name != predictions.overall]
     if of_sites:
         rows.append(["micro average of the sites", "", "", *map(number, _shares(summed(of_sites)))])
@@ -79,7 +81,7 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
     yield from table(["label", "positive", "AUC", "average precision"], rows)
     yield ""
     yield "Most confident mistakes"
-    rows = [[one.scan_id, "missed" if one.truth else "false alarm", number(one.probability), one.site]
+    rows = [[one.scan_id, "missed" if one.truth else "false alarm", probability(one.probability), one.site]
             for one in found.mistakes]  # fmt: skip
     yield from table(["series", "what", "probability", "site"], rows)
 
@@ -141,6 +143,16 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[
 def number(value: float) -> str:
     """Three decimals; a dash where it is undefined."""
     return "-" if np.isnan(value) else f"{value:.3f}"
+
+
+def probability(value: float) -> str:
+    """Three decimals, or three digits where it is small, as those of rare sites are; a dash where it is undefined.
+
+    Example:
+        >>> probability(0.8), probability(0.00115)
+        ('0.800', '0.00115')
+    """
+    return number(value) if not value < 0.1 else f"{value:.3g}"
 
 
 def interval(estimate: Estimate) -> str:

@@ -102,7 +102,7 @@ def _confusion(page: Page, found: Worth) -> None:
             called_NL & truth_NL, called_NL & ~truth_NL, ~called_NL & truth_NL, ~called_NL & ~truth_NL))]
         for place, label in enumerate(answers.labels)
     ]  # fmt: skip
-    page.table(["label", "right calls", "wrong calls", "missed", "rightly not called"], rows)
+    page.table(["label", "true positives", "false positives", "false negatives", "true negatives"], rows)
 
 
 def _calibration(page: Page, found: Worth) -> None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from finetune.evaluation import Estimate, Evaluation, Predictions
-from finetune.evaluation.text import interval, number
+from finetune.evaluation.text import interval, number, probability
 from finetune.evaluation.thresholds import Confusion, averaged, summed
 from finetune.report import charts
 from finetune.report.charts import BLUE
@@ -83,7 +83,7 @@ def _sites(page: Page, found: Evaluation) -> None:
     )
     page.figure(charts.figure_sites(found), caption="Left: ROC area a site. Right: share found, with Wilson intervals.")
     if not found.sizes:
-        page.text("The sizes of the findings are not known: `finetune report --sizes TABLE.csv` takes them.")
+        page.text("The sizes of the findings are not known: finetune report takes them with --sizes TABLE.csv.")
     else:
         page.table(["size", "series", "found"], [[o.name, o.series, interval(o.sensitivity)] for o in found.sizes])
 
@@ -96,7 +96,8 @@ def _shortcuts(page: Page, found: Evaluation) -> None:
     page.text(
         "What can be had without looking at a picture: forests that know the modality, the geometry (voxels, spacing, "
         "field of view, raw and harmonized) or the intensities (percentiles, raw and harmonized) alone, and that never "
-        "saw the patients they are judged on. A score that a baseline reaches too says nothing about the pictures."
+        "saw the patients they are judged on. A score that a baseline reaches too says nothing about the pictures. "
+        "Where few have a finding, a baseline may lie far below 0.5: without one of them the rest knows fewer."
     )
     page.figure(charts.figure_shortcuts(found), caption="The model with its interval, and what each baseline reaches.")
     names = [f"{one.name} alone" for one in found.baselines]
@@ -113,7 +114,8 @@ def _calibration(page: Page, found: Evaluation) -> None:
     page.heading("Calibration")
     page.text(
         "Whether one in five series with a probability of 0.2 has it. Logits divided by the temperature are best "
-        "calibrated; what that is worth is measured with temperatures that were fitted to the other folds."
+        "calibrated; what that is worth is measured with temperatures that were fitted to the other folds: those of a "
+        "cross-validation, or parts into which the patients of a single run are dealt."
     )
     page.figure(
         charts.figure_calibration(found),
@@ -150,9 +152,9 @@ def _thresholds(page: Page, found: Evaluation) -> None:
         )
     )
     page.figure(charts.figure_thresholds(found), caption=f"{overall} over its threshold; dotted: the chosen one.")
-    counts = ["right calls", "wrong calls", "missed", "rightly not called"]
+    counts = ["true positives", "false positives", "false negatives", "true negatives"]
     rows = [
-        [one.name, one.rule, number(one.value), *_shares(one.confusion), *_counts(one.confusion)]
+        [one.name, one.rule, probability(one.value), *_shares(one.confusion), *_counts(one.confusion)]
         for one in found.thresholds
     ]
     of_sites = [one.confusion for one in found.thresholds if one.name != overall]
@@ -194,7 +196,7 @@ def add_mistakes(page: Page, found: Evaluation, pictures: Mapping[str, Picture])
             caption="Axial, coronal and sagittal: missed ones through their marked point (circle), false alarms "
             "through the hottest cell. Colour: the network's heat map, as a share of its highest value.",
         )
-    rows = [[one.scan_id, "missed" if one.truth else "false alarm", number(one.probability), one.site]
+    rows = [[one.scan_id, "missed" if one.truth else "false alarm", probability(one.probability), one.site]
             for one in found.mistakes]  # fmt: skip
     page.table(["series", "what", "probability", "true site, or the highest one"], rows)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from finetune.evaluation import Mistake, Others, Predictions
 from finetune.evaluation.predictions import FOLD_FOLDER
-from finetune.evaluation.text import number
+from finetune.evaluation.text import number, probability
 from finetune.model_folder import CONFIG, load_model, read_bundle
 from finetune.series import Case, groups_of
 from finetune.sliding import sliding_maps
@@ -176,7 +176,9 @@ def figure_mistakes(pictures: Mapping[str, Picture], mistakes: Sequence[Mistake]
         picture = pictures[one.scan_id]
         peak = "" if picture.heat_dhw is None else f", heat up to {number(float(picture.heat_dhw.max()))}"
         kind = "missed" if one.truth else "false alarm"
-        title = f"...{one.scan_id[-8:]} {picture.modality}: {kind}, p = {number(one.probability)}{peak}\n{one.site}"
+        title = (
+            f"...{one.scan_id[-8:]} {picture.modality}: {kind}, p = {probability(one.probability)}{peak}\n{one.site}"
+        )
         drawn.append((title, picture, _first_point(picture) if one.truth else picture.hottest()))
     return _figure(drawn)
 
