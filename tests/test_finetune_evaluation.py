@@ -19,6 +19,7 @@ from finetune.evaluation.compare import OVERALL, SCORE, SITES, WITHIN, compare
 from finetune.evaluation.detection import by_site, by_size, read_sizes, threshold_at_specificity
 from finetune.evaluation.predictions import UNKNOWN_MODALITIES, UNKNOWN_PATIENTS, of_table
 from finetune.evaluation.shortcuts import baselines
+from finetune.evaluation.text import probability
 from finetune.evaluation.thresholds import best_f1, choose_thresholds, site_confusion, smallest_with_precision
 from finetune.metrics import draw_patients
 from finetune.report import add_evaluation
@@ -367,3 +368,8 @@ def test_text_of_a_table_is_only_text_in_a_page(tmp_path: Path) -> None:
     assert "<script" not in page.html()
     assert "<b>CTA" not in page.html()
     assert "&lt;script&gt;tip" in page.html()
+
+
+def test_small_probabilities_keep_their_digits() -> None:
+    told = [probability(value) for value in (0.5374, 0.1, 0.0123456, 0.00087, 0.0, float("nan"))]
+    assert told == ["0.537", "0.100", "0.0123", "0.00087", "0", "-"]
