@@ -14,7 +14,7 @@ from headspark.run.folder import read_metrics, read_state
 from headspark.train import train
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-PRETRAINING = sorted(path for path in RECIPES.rglob("*.yaml") if "rsna" not in path.stem)
+PRETRAINING = sorted(path for path in RECIPES.rglob("*.yaml") if "stages" not in yaml.safe_load(path.read_text()))
 MAX_FEATURES = 8
 
 
