@@ -19,7 +19,7 @@ from test_finetune_recipes import FIXTURES, ROOT, TOY, toy
 from torch import Tensor, nn
 
 from finetune.cli import main
-from finetune.evaluation.overlap import overlap, score_overlap, structures
+from finetune.evaluation.overlap import compare_overlaps, overlap, score_overlap, structures
 from finetune.losses import TotalLoss
 from finetune.losses.dense import DiceCrossEntropyConfig
 from finetune.models.assemble import Network
@@ -174,6 +174,27 @@ def test_means_leave_out_structures_that_no_series_has_and_intervals_are_over_pa
     assert one.dice.interval.low == pytest.approx(0.6)  # patient a alone
     assert one.dice.interval.high == pytest.approx(0.9)
     assert (two.missed, np.isnan(two.dice.value)) == (1, True)
+
+
+def test_runs_are_compared_on_the_series_of_both_with_the_same_draws_of_patients() -> None:
+    dice = np.array([[0.5, 0.2], [0.7, 0.6], [0.9, np.nan], [0.4, 0.8]])
+    table = pd.DataFrame({"scan_id": list("wxyz"), "subject": ["a", "a", "b", "c"]})
+    for place, label in enumerate(("one", "two")):
+        table[f"dice: {label}"] = dice[:, place]
+        table[f"surface distance: {label}"] = 2.0
+    better = table.assign(**{"dice: one": table["dice: one"] + 0.05, "surface distance: two": 1.0})
+    found = compare_overlaps({"first": table, "second": better[1:][::-1]}, ["one", "two"])
+    assert found.notes == ("first: 1 of its 4 series were not segmented by all runs and are left out.",)
+    assert (found.series, found.patients) == (3, 3)
+    assert found.runs[0].scores["mean Dice"].value == pytest.approx((2 / 3 + 0.7) / 2)
+    difference = found.differences[0].differences
+    # Each series gains as much, so that the paired interval has no width where those of the runs are wide.
+    assert difference["dice: one"].value == pytest.approx(0.05)
+    assert difference["dice: one"].interval.low == pytest.approx(difference["dice: one"].interval.high)
+    assert difference["dice: two"].value == 0
+    assert difference["mean surface distance, mm"].value == pytest.approx(-0.5)
+    with pytest.raises(WrongUse, match="no series was segmented by all of them"):
+        compare_overlaps({"first": table[:1], "second": table[1:]}, ["one", "two"])
 
 
 def network(deep_supervision: int = 1, stride: int = 1) -> Network:
@@ -356,7 +377,14 @@ def test_the_recipe_goes_through_its_stages_to_the_report(
     assert page.count("<figure") >= 3
     assert main(["evaluate", str(finished)]) == 0
     assert "Left Middle Cerebral Artery" in capsys.readouterr().out
+    assert main(["compare", str(finished), str(finished), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in told["runs"]] == ["run (1)", "run (2)"]
+    assert told["differences"][0]["differences"]["mean Dice"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert main(["report", str(finished), "--corpus", str(corpus.path)]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(finished), str(FIXTURES / "finetuned")]) == 2
+    assert "do not segment the same structures" in capsys.readouterr().err
 
 
 def test_its_decoder_travels_with_its_encoder_and_the_next_run_begins_with_it(finished: Path, tmp_path: Path) -> None:

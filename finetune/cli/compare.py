@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.cli.evaluate import add_table_options
 from harmonize.errors import WrongUse
 from harmonize.terminal import emit, say
+
+if TYPE_CHECKING:
+    from finetune.evaluation.compare import Comparison
+    from finetune.tasks import Task
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -40,11 +45,11 @@ def run(options: argparse.Namespace) -> int:
 
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
     tasks = [task_of(one) if one.is_dir() else None for one in options.runs]
-    for one, task in zip(options.runs, tasks, strict=True):
-        if task is not None and task.answers == MASKS:
-            raise WrongUse(f"{one}: draws masks, which are not compared here; see `finetune evaluate` of each run")
+    masks = [task for task in tasks if task is not None and task.answers == MASKS]
     asked = [task for task in tasks if task is not None and task.any_label is None]
-    if options.labels is None and len(asked) == len(tasks):
+    if masks:
+        found = _overlaps(options, masks)
+    elif options.labels is None and len(asked) == len(tasks):
         found = compare_answers(
             [
                 read_answers(one, asks=task.asks, labels=task.labels, corpus=corpus)
@@ -62,3 +67,20 @@ def run(options: argparse.Namespace) -> int:
     else:
         say(*comparison_lines(found))
     return 0
+
+
+def _overlaps(options: argparse.Namespace, tasks: Sequence[Task]) -> Comparison:
+    """Of runs that segment.
+
+    Raises:
+        UserError: They do not all segment the same structures, or a table of predictions is damaged.
+    """
+    from finetune.evaluation.compare import own_names
+    from finetune.evaluation.overlap import compare_overlaps
+    from finetune.evaluation.predictions import read_frame
+
+    labels = tasks[0].labels
+    if len(tasks) < len(options.runs) or any(task.labels != labels for task in tasks):
+        raise WrongUse(f"{', '.join(map(str, options.runs))}: do not segment the same structures; compare runs that do")
+    frames, names = zip(*map(read_frame, options.runs), strict=True)
+    return compare_overlaps(dict(zip(own_names(names), frames, strict=True)), labels, draws=options.draws)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,17 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from finetune.evaluation.areas import Estimate
+from finetune.evaluation.compare import Comparison, comparison_of
+from finetune.evaluation.predictions import ID, SUBJECT
 from finetune.metrics import DRAWS, Score, Times, draw_patients, percentile_interval, undrawn
+from harmonize.errors import WrongUse
 from harmonize.voxels.foreground import bounding_box
 
 DICE, DISTANCE = "dice", "surface_distance_mm"
 """Names of the two means."""
+
+MEAN_DICE, MEAN_DISTANCE = "mean Dice", "mean surface distance, mm"
+"""What a comparison calls them."""
 
 DICE_PREFIX, DISTANCE_PREFIX, MISSED_PREFIX = "dice: ", "surface distance: ", "missed: "
 """Before a label's name: its columns in a table of segmentations."""
@@ -155,6 +161,57 @@ def structures(table: pd.DataFrame, labels: Sequence[str], *, draws: int = DRAWS
         distance_mm=_estimate(distance_NL, times_ND),
     )
     return [*found, mean]
+
+
+def compare_overlaps(
+    tables: Mapping[str, pd.DataFrame], labels: Sequence[str], *, draws: int = DRAWS, seed: int = 0
+) -> Comparison:
+    """Compare runs on the series that all of them segmented: mean Dice, mean surface distance, Dice a structure.
+
+    Args:
+        tables: Of each run, by its name: as for `structures`, with the column ``scan_id``.
+        labels: Names of the structures, those of every run.
+        draws: Of the bootstrap over patients.
+        seed: Of the bootstrap.
+
+    Raises:
+        WrongUse: There is one run alone, or they share no series.
+    """
+    if len(tables) < 2:
+        raise WrongUse("one run cannot be compared; give two or more")
+    common = sorted(set.intersection(*(set(table[ID]) for table in tables.values())))
+    if not common:
+        raise WrongUse(
+            f"{', '.join(tables)}: no series was segmented by all of them; compare runs of the same held-out fold, or "
+            "cross-validations of the same corpus"
+        )
+    notes = tuple(
+        f"{name}: {left} of its {len(table)} series were not segmented by all runs and are left out."
+        for name, table in tables.items()
+        if (left := len(table) - len(common))
+    )
+    cut = [table.set_index(ID).loc[common] for table in tables.values()]
+    subjects = cut[0][SUBJECT].tolist()
+    times_ND = draw_patients(subjects, draws=draws, seed=seed)
+    return comparison_of(
+        list(tables),
+        [_measures(table, labels, undrawn(len(common))) for table in cut],
+        [_measures(table, labels, times_ND) for table in cut],
+        subjects_N=subjects,
+        notes=notes,
+    )
+
+
+def _measures(table: pd.DataFrame, labels: Sequence[str], times_ND: Times) -> dict[str, NDArray[np.float64]]:
+    """Each measure of each draw, (D,)."""
+    dice_NL, distance_NL = (
+        table[[f"{prefix}{label}" for label in labels]].to_numpy(np.float64)
+        for prefix in (DICE_PREFIX, DISTANCE_PREFIX)
+    )
+    of_each = {f"{DICE_PREFIX}{label}": _drawn(dice_NL[:, [place]], times_ND) for place, label in enumerate(labels)}
+    return {MEAN_DICE: _drawn(dice_NL, times_ND), MEAN_DISTANCE: _drawn(distance_NL, times_ND)} | (
+        of_each if len(labels) > 1 else {}
+    )
 
 
 def _estimate(values_NL: NDArray[np.float64], times_ND: Times) -> Estimate:
