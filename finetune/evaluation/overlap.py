@@ -98,15 +98,20 @@ def overlap(
     if not either.any():
         return float("nan"), float("nan")
     x0, x1, y0, y1, z0, z1 = bounding_box(either)
-    pair = [torch.from_numpy(np.ascontiguousarray(one[x0:x1, y0:y1, z0:z1]))[None, None] for one in (said, true)]
-    dice = float(compute_dice(*pair, include_background=True, ignore_empty=False))
-    if not all(bool(one.any()) for one in pair):
+    said_BCXYZ, true_BCXYZ = (
+        torch.from_numpy(np.ascontiguousarray(one[x0:x1, y0:y1, z0:z1]))[None, None] for one in (said, true)
+    )
+    dice = float(compute_dice(said_BCXYZ, true_BCXYZ, include_background=True, ignore_empty=False))
+    if not (said_BCXYZ.any() and true_BCXYZ.any()):
         return dice, float("nan")
-    padded = [F.pad(one, [1] * 6) for one in pair]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="monai")  # of MONAI's own calls
         distance = compute_average_surface_distance(
-            *padded, include_background=True, symmetric=True, spacing=[float(mm) for mm in spacing]
+            F.pad(said_BCXYZ, [1] * 6),
+            F.pad(true_BCXYZ, [1] * 6),
+            include_background=True,
+            symmetric=True,
+            spacing=[float(mm) for mm in spacing],
         )
     return dice, float(distance)
 
