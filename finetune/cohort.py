@@ -15,6 +15,9 @@ from finetune.series import Case, Selection
 from finetune.tasks import Task
 from harmonize.corpus import Corpus
 
+TRAINED_ON = "trained_on"
+"""In the results of run.json: `Cohort.trained_on`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cohort:
@@ -33,6 +36,15 @@ class Cohort:
     folds: Folds
     left_out: Counter[str]
     notes: tuple[str, ...]
+
+    def trained_on(self) -> list[dict[str, object]]:
+        """How many series and patients of each source and modality are trained on, for JSON."""
+        series: Counter[tuple[str, str]] = Counter((case.source, case.modality) for case in self.training)
+        patients = Counter(group for group, _ in {((one.source, one.modality), one.subject) for one in self.training})
+        return [
+            {"source": source, "modality": modality, "series": count, "patients": patients[source, modality]}
+            for (source, modality), count in sorted(series.items())
+        ]
 
     @property
     def labelled(self) -> list[Case]:

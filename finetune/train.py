@@ -21,7 +21,7 @@ import torch
 from accelerate.utils import gather_object
 
 from finetune import disagreements
-from finetune.cohort import cohort_of_run
+from finetune.cohort import TRAINED_ON, cohort_of_run
 from finetune.evaluation.predictions import PREDICTIONS, has_finite
 from finetune.folds import FOLDS, began_with_version_0_1_0, keep_folds, write_folds
 from finetune.metrics import Score
@@ -176,7 +176,11 @@ def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) ->
             with atomic_path(out / PREDICTIONS) as temporary:
                 predictions.to_parquet(temporary, index=False)
             save_bundle(out, state.bundle(harmonized), state.eval_model.state_dict())
-            counted = {"left_out": dict(cohort.left_out), "disagreements": dict(doubts)}
+            counted = {
+                "left_out": dict(cohort.left_out),
+                "disagreements": dict(doubts),
+                TRAINED_ON: cohort.trained_on(),
+            }
             run.end(FINISHED, results={**score.headline(), "held_out_series": len(predictions), **counted})
             write_report(out, corpus)
         say_once(accelerator, summary(state, score))

@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants as hub_constants
 import numpy as np
 import pytest
+import standin_hub
 import torch
 
 from harmonize import corpus as corpora
@@ -39,6 +41,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = sum(NO_REAL_DATA in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
     if skipped:
         terminalreporter.write_line(f"skipped tests on real scans: {skipped} ({NO_REAL_DATA})", yellow=True)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[standin_hub.Hub]:
+    """The Hub, as a server in this process that the real client talks to."""
+    with standin_hub.serving() as served:
+        monkeypatch.setattr(hub_constants, "ENDPOINT", served.url)
+        template = hub_constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", served.url)
+        monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setenv("HF_TOKEN", standin_hub.TOKEN)
+        yield served
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import logging
 import runpy
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,18 +38,6 @@ from headspark.train import train
 
 PUSH = Path(__file__).resolve().parents[1] / "ssl" / "push.py"
 PREPROCESSING = {"spacing_mm": [1.0, 1.0, 1.0], "ct_windows": ["brain", "blood", "bone"]}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with standin_hub.serving() as served:
-        monkeypatch.setattr(hub_constants, "ENDPOINT", served.url)
-        template = hub_constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", served.url)
-        monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield served
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         description="The probabilities of each series. Several models, or the folds of a cross-validation, answer "
         "together, by the mean of their logits.",
     )
-    parser.add_argument("model", type=Path, metavar="FT", help="folder of a finished run, or of a cross-validation")
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="FT",
+        help="folder of a finished run or of a cross-validation; or one on the Hub, as USER/NAME or USER/NAME@REVISION",
+    )
     parser.add_argument(
         "paths",
         type=Path,
@@ -63,13 +68,43 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: None could be answered.
     """
+    from finetune.hub import fetched
     from finetune.predict.ensemble import is_model
-    from finetune.predict.share import ALL, parse_shard, share_of_rank
 
-    more = [path for path in options.paths if is_model(path)]
-    models, paths = [options.model, *more], [path for path in options.paths if path not in more]
+    names = [options.model, *(path for path in options.paths if is_model(path) or _is_elsewhere(path))]
+    paths = [path for path in options.paths if path not in names[1:]]
     if not paths:
         raise WrongUse("the following arguments are required: SERIES_FOLDER; see `finetune predict --help`")
+    models, places = _fetched(names)
+    options.model = models[0]
+    with fetched(places):
+        return _predict(options, models, paths)
+
+
+def _is_elsewhere(path: Path) -> bool:
+    """Whether a path may be a model on the Hub: a mistyped series of a folder that is here is never asked for there."""
+    from finetune.hub.fetch import repo_of
+
+    return repo_of(str(path)) is not None and not path.parent.exists()
+
+
+def _fetched(names: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """The folders of models, of which those on the Hub are fetched; and what these are called there."""
+    from finetune.hub import fetch_model
+    from finetune.hub.fetch import repo_of
+
+    models, places = [], {}
+    for name in names:
+        repo = repo_of(str(name))
+        models.append(name if repo is None else fetch_model(repo[0], revision=repo[1]))
+        if repo is not None:
+            places[models[-1]] = str(name)
+    return models, places
+
+
+def _predict(options: argparse.Namespace, models: Sequence[Path], paths: Sequence[Path]) -> int:
+    from finetune.predict.share import ALL, parse_shard, share_of_rank
+
     if options.masks is not None or _draws_masks(options.model):
         return _draw_masks(options, models, paths)
     share = share_of_rank(ALL if options.shard is None else parse_shard(options.shard))

@@ -160,6 +160,19 @@ def comparison_of(
     )
 
 
+def scores_of(run: Predictions, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Estimate]:
+    """The measures that runs are compared by, of one alone.
+
+    Args:
+        run: Its predictions.
+        draws: Of the bootstrap over patients.
+        seed: Of the bootstrap.
+    """
+    value = _drawn(run, undrawn(len(run.scan_ids_N)))
+    drawn = _drawn(run, draw_patients(run.subjects_N, draws=draws, seed=seed))
+    return {name: _estimate(value[name], drawn[name]) for name in drawn}
+
+
 def _drawn(run: Predictions, times_ND: Times) -> dict[str, NDArray[np.float64]]:
     """Each measure of each draw, (D,)."""
     truth, scores = run.of(run.overall)

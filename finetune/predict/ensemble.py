@@ -89,7 +89,7 @@ def read_panel(folders: Sequence[Path], weights: Sequence[float] | None = None) 
         raise WrongUse("--weights: must be positive numbers")
     found: list[tuple[Path, float]] = []
     for number, folder in enumerate(folders):
-        models = _models_in(folder)
+        models = models_in(folder)
         share = 1.0 if weights is None else weights[number] / len(models)
         found += [(model, share) for model in models]
     bundles = [read_bundle(folder) for folder, _ in found]
@@ -177,7 +177,7 @@ class Ensemble:
         return dict(zip(self.panel.labels, values_L, strict=True))
 
 
-def _models_in(folder: Path) -> list[Path]:
+def models_in(folder: Path) -> list[Path]:
     """The folder itself, or the folds of a cross-validation in the order of their numbers."""
     if _holds_model(folder):
         return [folder]

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from harmonize.errors import UserError, WrongUse
@@ -25,7 +26,7 @@ def replaced(folder: Path, *, names: Collection[str], is_ours: Callable[[Path], 
 
     Args:
         folder: A new folder, an empty one, or one that this command wrote earlier.
-        names: The only files that it may hold.
+        names: The only files that it may hold, as patterns of `fnmatch` a step: ``nyul/*.npy`` lie in a folder below.
         is_ours: Whether a folder with no other files was written by this command; may raise `OSError`.
         what: What the command writes, for its messages: "encoder".
 
@@ -44,7 +45,7 @@ def replaced(folder: Path, *, names: Collection[str], is_ours: Callable[[Path], 
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
     try:
         yield temporary
-        for path in temporary.iterdir():
+        for path in temporary.rglob("*"):
             fsync(path)
         fsync(temporary)
         refuse_foreign(folder, names=names, is_ours=is_ours, what=what)  # writing took a while
@@ -79,7 +80,7 @@ def refuse_foreign(folder: Path, *, names: Collection[str], is_ours: Callable[[P
         raise _wrong(f"{folder}: {seen_at(folder)}, where a folder is wanted; give the {what} a new folder")
     try:
         entries = sorted(folder.iterdir())
-        foreign = [path.name for path in entries if path.name not in names or path.is_symlink() or not path.is_file()]
+        foreign = [path.name for path in entries if not _fits(path, names)]
         if not entries or (not foreign and is_ours(folder)):
             return
     except OSError as error:
@@ -89,6 +90,17 @@ def refuse_foreign(folder: Path, *, names: Collection[str], is_ours: Callable[[P
         f"{folder}: no {what} that this command wrote, but {seen_at(folder)}; what it did not write{shown} is never "
         "replaced or removed: give a new folder"
     )
+
+
+def _fits(path: Path, names: Collection[str]) -> bool:
+    """Whether a file, or all that a folder holds, is of these names; links never are."""
+    if path.is_symlink():
+        return False
+    if path.is_file():
+        return any("/" not in name and fnmatchcase(path.name, name) for name in names)
+    steps = [name.split("/", 1) for name in names if "/" in name]
+    below = [rest for first, rest in steps if fnmatchcase(path.name, first)]
+    return bool(below) and path.is_dir() and all(_fits(entry, below) for entry in path.iterdir())
 
 
 def _put(temporary: Path, folder: Path) -> None:
@@ -122,7 +134,7 @@ def _remove_temporaries(folder: Path, names: Collection[str]) -> None:
             continue
         if path.is_symlink() or not path.is_dir():
             continue
-        if all(entry.name in names and entry.is_file() and not entry.is_symlink() for entry in path.iterdir()):
+        if all(_fits(entry, names) for entry in path.iterdir()):
             shutil.rmtree(path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,20 @@ def push_encoder(
     check_repo(repo)
     stale = DECODER if decoder is None else None  # of an encoder that was there before
     try:
-        _refuse_foreign_repository(repo)
+        refuse_foreign_repository(repo, is_ours=is_encoder_config, what="an encoder")
         view = on_hub(encoder, preprocessing, card, decoder)
         return str(view.push_to_hub(repo, private=private, delete_patterns=stale))
     except UPLOAD_ERRORS as error:
         raise refused(repo, error) from error
 
 
-def _refuse_foreign_repository(repo: str) -> None:
-    """Refuse to write over what is on the Hub and is no encoder of ours.
+def refuse_foreign_repository(repo: str, *, is_ours: Callable[[object], bool], what: str) -> None:
+    """Refuse to write over what is on the Hub and is not ours.
+
+    Args:
+        repo: ``user/name``; there may be none.
+        is_ours: Whether the content of its config.json is that of what is pushed.
+        what: That is pushed, for the message: "an encoder".
 
     Raises:
         WrongUse: Nothing was written.
@@ -71,12 +76,12 @@ def _refuse_foreign_repository(repo: str) -> None:
         return
     if not names:
         return
-    if CONFIG_NAME in names and is_encoder_config(read_json(Path(hf_hub_download(repo, CONFIG_NAME)))):
-        return  # what else is there stays: only the encoder's own names are written
+    if CONFIG_NAME in names and is_ours(read_json(Path(hf_hub_download(repo, CONFIG_NAME)))):
+        return  # what else is there stays: only our own names are written
     if names == {CARD} and _ONLY_A_HEADER.fullmatch(Path(hf_hub_download(repo, CARD)).read_text(encoding="utf-8")):
         return  # as the Hub's form leaves a new repository whose licence was chosen
     taken = ", ".join(sorted(names)[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
     raise WrongUse(
-        f"{repo}: the repository holds something else than an encoder of headspark ({taken}), which stays as it is; "
+        f"{repo}: the repository holds something else than {what} of headspark ({taken}), which stays as it is; "
         "give --repo a new name"
     )
