@@ -72,7 +72,9 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_series(tmp_path_factory.mktemp("raw") / "ct", "1.2.8.1")
+    folder = tmp_path_factory.mktemp("raw") / "ct"
+    write_series(folder, "1.2.8.1")
+    return folder
 
 
 def push(*words: object) -> int:
@@ -245,7 +247,7 @@ def test_a_mistyped_series_is_not_asked_for_on_the_hub(
     (tmp_path / "patients").mkdir()
     monkeypatch.chdir(tmp_path)
     hub.repos[f"patients/{SECRET}"] = Repo(private=False, commits=[{}, {"config.json": b"{}"}])
-    assert "no such" in refusal(capsys, "predict", run, f"patients/{SECRET}", code=1)
+    assert "no such" in refusal(capsys, "predict", run, f"patients/{SECRET}", code=2)
     assert hub.downloads == []
     (tmp_path / "patients" / "model").mkdir()
     assert repo_of("patients/model") is None
