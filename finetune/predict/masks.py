@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finetune.model_folder import load_model
 from finetune.models.assemble import Network
@@ -106,9 +107,11 @@ class Draughtsman:
             harmonized.raw_shape,
             slice_offsets=series.scan.slice_offsets,
         )
-        values = np.array([0, *self.task.mask_values])
-        kind = np.uint8 if values.max() <= np.iinfo(np.uint8).max else np.uint16
-        return StoredVolume(stored_XYZ=values.astype(kind)[classes_XYZ], affine=np.asarray(series.scan.affine))
+        values = np.array([0, *self.task.mask_values], dtype=np.uint16)
+        mask_XYZ: NDArray[np.integer[Any]] = values[classes_XYZ]
+        if values.max() <= np.iinfo(np.uint8).max:
+            mask_XYZ = mask_XYZ.astype(np.uint8)
+        return StoredVolume(stored_XYZ=mask_XYZ, affine=np.asarray(series.scan.affine))
 
 
 def draw_masks(panel: Panel, paths: Sequence[Path], out: Path, *, device: torch.device) -> Masks:
