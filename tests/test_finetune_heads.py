@@ -118,7 +118,7 @@ def small(kind: str, **keys: Any) -> Any:
     return config(**(names | keys))
 
 
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", sorted(set(HEADS) - {"segmentation"}))  # which answers masks: test_finetune_masks.py
 def test_a_head_learns_and_its_mirrored_input_gives_swapped_labels(kind: str) -> None:
     x, labels = toy_series()
     model = network(small(kind))
