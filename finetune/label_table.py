@@ -131,6 +131,7 @@ def read_labels(
     columns: Sequence[str] = (),
     question: Question = "auto",
     positive: str = "",
+    naming: str = "--task.columns '[{}]'",
 ) -> Labels:
     """Read a table of labels.
 
@@ -142,6 +143,7 @@ def read_labels(
             whole numbers are classes, other numbers are quantities, several columns of 0 and 1 are labels each.
         positive: Of a column with two values, the one that counts as 1; empty: that which means yes, else the second
             of the two in their order.
+        naming: How the caller's user names columns, for messages.
 
     Raises:
         WrongUse: It is no such table, or its values cannot be what the question says.
@@ -149,10 +151,10 @@ def read_labels(
     """
     account = _Account()
     if path is None:
-        name, columns, texts = _of_corpus(corpus, columns)
+        name, columns, texts = _of_corpus(corpus, columns, naming)
     else:
         name = path.name
-        columns, texts = _of_file(path, corpus, columns, account)
+        columns, texts = _of_file(path, corpus, columns, account, naming)
     for column in columns:
         if column.strip().casefold() in TAKEN or column.startswith("target: "):
             raise WrongUse(f"{name}: a label cannot be called {column!r}; rename the column")
@@ -179,12 +181,14 @@ def read_labels(
     return Labels(name=name, kind=kind, columns=tuple(columns), labels=labels, values=values, faults=account.faults())
 
 
-def _of_corpus(corpus: Corpus, wanted: Sequence[str]) -> tuple[str, tuple[str, ...], dict[str, tuple[str, ...]]]:
+def _of_corpus(
+    corpus: Corpus, wanted: Sequence[str], naming: str
+) -> tuple[str, tuple[str, ...], dict[str, tuple[str, ...]]]:
     """The table that a corpus has of its scans: name, columns, texts by scan."""
     table = corpus.table
     if not len(table):
         raise WrongUse(f"{corpus.path}: has no table of its own; give labels.csv with --labels")
-    columns = _asked([str(name) for name in table.columns], wanted, str(corpus.path))
+    columns = _asked([str(name) for name in table.columns], wanted, str(corpus.path), naming)
     scan_ids = map(str, table.index.get_level_values("scan_id"))
     rows = zip(*(table[name] for name in columns), strict=True)
     found = {
@@ -195,7 +199,7 @@ def _of_corpus(corpus: Corpus, wanted: Sequence[str]) -> tuple[str, tuple[str, .
 
 
 def _of_file(
-    path: Path, corpus: Corpus, wanted: Sequence[str], account: _Account
+    path: Path, corpus: Corpus, wanted: Sequence[str], account: _Account, naming: str
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Columns, and their texts by scan."""
     try:
@@ -214,7 +218,7 @@ def _of_file(
     ids = [name for names in keys.values() for name in names]
     if not keys["scan"] and not keys["subject"]:
         raise WrongUse(f"--labels {path}: no column names the scan; call it scan_id, file or subject")
-    columns = _asked([name for name in header if name not in ids], wanted, f"--labels {path}")
+    columns = _asked([name for name in header if name not in ids], wanted, f"--labels {path}", naming)
     names = _Names(corpus)
     said: dict[str, list[tuple[int, tuple[str, ...]]]] = defaultdict(list)
     unknown = []
@@ -248,7 +252,7 @@ def _of_file(
     return columns, texts
 
 
-def _asked(there: Sequence[str], wanted: Sequence[str], where: str) -> tuple[str, ...]:
+def _asked(there: Sequence[str], wanted: Sequence[str], where: str, naming: str) -> tuple[str, ...]:
     """The columns to learn."""
     lacking = [name for name in wanted if name not in there]
     if lacking:
@@ -258,7 +262,7 @@ def _asked(there: Sequence[str], wanted: Sequence[str], where: str) -> tuple[str
     if len(there) != 1:
         raise WrongUse(
             f"{where}: {len(there)} columns could be labels ({', '.join(there)}); name those to learn with "
-            f"--task.columns '[{there[0] if there else 'NAME'}]'"
+            + naming.format(there[0] if there else "NAME")
         )
     return tuple(there)
 

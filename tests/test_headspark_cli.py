@@ -14,6 +14,8 @@ import yaml
 from finetune.cli import main as finetune
 from harmonize.cli import main as harmonize
 from headspark.cli import main as headspark
+from headspark.hub import load_encoder
+from headspark.weights import weights_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = {
@@ -156,3 +158,27 @@ def test_the_help_of_a_shared_key_says_what_it_means(capsys: pytest.CaptureFixtu
         assert "Largest rotation about each axis, in degrees" in shown
         assert "Decay of a moving average of the weights" in shown
         assert "How many make samples, beside the training" in shown
+
+
+def test_the_card_takes_the_probe_of_these_weights(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, probe = tmp_path / "encoder", tmp_path / "probe.json"
+    words = ["push", str(run), "--out", str(encoder)]
+    assert headspark(words) == 0
+    row = {
+        "encoder": "mine", "probe": "linear", "label": "sex", "labels": "all", "group": "all", "metric": "auc",
+        "value": 0.75, "low": 0.5, "high": None, "n": 6,
+    }  # fmt: skip
+    rows = [row, row | {"group": "sex: F", "n": 3}, row | {"encoder": "random", "value": 0.5, "high": 0.625}]
+    sha256 = weights_sha256(load_encoder(encoder).state_dict())
+    probe.write_text(json.dumps({"encoders": {"mine": sha256}, "rows": rows, "scans": 6, "patients": 5}))
+    assert headspark([*words, "--probe", str(probe)]) == 0
+    card = (encoder / "README.md").read_text()
+    assert "6 scans of 5 patients" in card
+    assert "| this encoder | linear | sex | all | auc | 0.750 | 6 |" in card
+    assert "| random | linear | sex | all | auc | 0.500 (0.500 to 0.625) | 6 |" in card
+    assert "| 3 |" not in card
+    probe.write_text(json.dumps({"encoders": {"mine": "0" * 64}, "rows": rows}))
+    assert headspark([*words, "--probe", str(probe)]) == 2
+    assert "is about other weights" in capsys.readouterr().err

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; gives the exit code."""
     options = _parser().parse_args(argv)
     form = _form(options)
-    exported = export_run(options.run, decoder=options.decoder)
+    exported = export_run(options.run, decoder=options.decoder, probe=options.probe)
     if form == NNUNET:
         say(write_nnunet(exported, options.out))
         return 0
@@ -57,6 +57,9 @@ def _parser() -> Parser:
         help=f"{HF} (default): config.json, model.safetensors and README.md; {NNUNET}: what nnU-Net fine-tunes from",
     )
     parser.add_argument("--decoder", action="store_true", help="with the decoder of a run of decoder.kind unet")
+    parser.add_argument(
+        "--probe", type=Path, metavar="FILE.json", help="put what `finetune probe --json` found on the card"
+    )
     seen_by = parser.add_mutually_exclusive_group()
     seen_by.add_argument("--private", action="store_true", help="make a new repository private, which is the default")
     seen_by.add_argument("--public", action="store_true", help="make a new repository public")
@@ -81,6 +84,8 @@ def _form(options: argparse.Namespace) -> str:
         raise WrongUse(f"--{name}: does nothing without --repo")
     if form == NNUNET and options.repo is not None:
         raise WrongUse(f"--format {NNUNET}: the Hub gets encoders of headspark alone; write it to --out DIR")
+    if form == NNUNET and options.probe is not None:
+        raise WrongUse(f"--probe: --format {NNUNET} has no card; leave it out")
     if form == NNUNET and options.decoder:
         raise WrongUse(f"--decoder: --format {NNUNET} holds a decoder of kind unet anyway; leave it out")
     return form

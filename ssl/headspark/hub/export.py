@@ -13,6 +13,7 @@ from headspark.encoder import ResidualEncoder, build_encoder
 from headspark.folder_kind import seen_at
 from headspark.hub.encoder_folder import Card
 from headspark.hub.model_card import preprocessing_of, write_card
+from headspark.hub.probe_table import read_probe
 from headspark.interop.nnssl import write_nnssl
 from headspark.pretraining.origin import check_state
 from headspark.recipe import Recipe
@@ -20,7 +21,7 @@ from headspark.run.checkpoint import load_newest
 from headspark.run.diverged import all_finite, divergence
 from headspark.run.folder import RECIPE, read_metrics, read_run_recipe, read_state
 from headspark.spark import SparK
-from headspark.weights import build_with
+from headspark.weights import build_with, weights_sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class Exported:
     decoder: UNetDecoder | None
 
 
-def export_run(folder: Path, *, decoder: bool = False) -> Exported:
+def export_run(folder: Path, *, decoder: bool = False, probe: Path | None = None) -> Exported:
     """Read the newest whole checkpoint of a run; its moving average, if it has one.
 
     That the run diverged is said on standard error and in the card.
@@ -50,10 +51,11 @@ def export_run(folder: Path, *, decoder: bool = False) -> Exported:
     Args:
         folder: Of the run.
         decoder: Whether its decoder goes along, which must be of kind ``unet``.
+        probe: What ``finetune probe --json`` found out about its encoder, for the card.
 
     Raises:
         UserError: The run has no checkpoint yet, or weights that are not finite.
-        WrongUse: The folder holds no run, or its decoder is none to take along.
+        WrongUse: The folder holds no run, its decoder is none to take along, or the probe is of another encoder.
     """
     state = read_state(folder)
     if state is None or "corpus" not in state:
@@ -78,6 +80,7 @@ def export_run(folder: Path, *, decoder: bool = False) -> Exported:
     ).eval()
     if not all_finite([model]):
         raise UserError(f"{folder}, step {checkpoint.step}: its weights are not finite; nothing can be made of them")
+    probed = "" if probe is None else read_probe(probe, weights_sha256(model.encoder.state_dict()))
     metrics = read_metrics(folder)
     check_state(folder, state)
     diverged = divergence(state, metrics)
@@ -89,7 +92,7 @@ def export_run(folder: Path, *, decoder: bool = False) -> Exported:
         model=model,
         recipe=recipe,
         preprocessing=preprocessing_of(recipe, state["corpus"]),
-        card=write_card(recipe, state, metrics, step=checkpoint.step, picture=picture, decoder=decoder),
+        card=write_card(recipe, state, metrics, step=checkpoint.step, picture=picture, decoder=decoder, probe=probed),
         decoder=cast(UNetDecoder, model.decoder) if decoder else None,
     )
 

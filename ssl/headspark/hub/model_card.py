@@ -69,6 +69,7 @@ def write_card(
     step: int,
     picture: Path | None,
     decoder: bool = False,
+    probe: str = "",
 ) -> Card:
     """Make the card.
 
@@ -79,6 +80,7 @@ def write_card(
         step: Of the checkpoint that is exported.
         picture: The newest reconstruction, or None.
         decoder: Whether the decoder lies beside the encoder.
+        probe: The part that says what a probe found, as `headspark.hub.probe_table.read_probe` writes it.
     """
     pictures = {CURVES: png(figure_losses(metrics))}
     if picture is not None:
@@ -93,6 +95,7 @@ def write_card(
         _training(recipe, state, metrics, step),
         f"![Loss by step]({CURVES})",
         f"![Original, visible, reconstruction]({RECONSTRUCTION})" if picture is not None else "",
+        probe,
         f"## Recipe\n\n{_fenced(to_yaml(shareable(recipe)))}",
         _provenance(state),
     ]

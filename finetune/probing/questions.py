@@ -1,0 +1,132 @@
+"""What a corpus is asked in a probe: labels of a table or its own, folds of patients, and groups of scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from finetune.evaluation.measures import Kind
+from finetune.folds import deal
+from finetune.label_table import read_labels
+from finetune.probing.judge import Question
+from finetune.tasks import DEFAULT, make_task, task_configs
+from harmonize.corpus import Corpus
+from harmonize.errors import UserError, WrongUse
+
+SCANNERS = frozenset({"scanner", "manufacturer", "scanner_model", "site", "vendor", "device"})
+"""Columns of a corpus's own table that say where a scan was made, in lower case."""
+
+PARTS_OF_NUMBERS = 4
+"""Of numbers, each fold gets its share of so many parts of equal size."""
+
+
+def read_question(
+    corpus: Corpus, labels: Path | None = None, *, columns: Sequence[str] = (), folds: int = 5, seed: int = 0
+) -> Question:
+    """What is asked about the scans of a corpus.
+
+    Args:
+        corpus: Whose scans.
+        labels: A table of labels; None takes those of the corpus: what its source labels, else the user's own table.
+        columns: Of the table.
+        folds: Into how many the patients are dealt.
+        seed: Of the dealing.
+
+    Raises:
+        UserError: Nothing can be asked.
+    """
+    kind, names, values, notes = _labels_of(corpus, labels, columns)
+    scans = corpus.scans[corpus.scans["scan_id"].isin(values)]
+    rows: list[dict[Any, Any]] = scans.to_dict("records")
+    subjects = tuple(f"{row['source']}/{row['subject']}" for row in rows)
+    truth_NL = np.array([values[row["scan_id"]] for row in rows], dtype=np.float64).reshape(len(rows), len(names))
+    patients = len(set(subjects))
+    if folds < 2 or patients < folds:
+        raise WrongUse(f"--folds {folds}: needs to be 2 or more, and no more than the {patients} patients with a label")
+    table = pd.DataFrame(
+        {
+            "scan_id": scans["scan_id"].to_numpy(),
+            "subject": subjects,
+            "modality": scans["modality"].to_numpy(),
+            "labels": _strata(kind, truth_NL),
+        }
+    )
+    fold_of = deal(table, folds, seed=seed)
+    return Question(
+        kind=kind,
+        labels=names,
+        keys_N=tuple((row["source"], row["scan_id"]) for row in rows),
+        subjects_N=subjects,
+        folds_N=tuple(fold_of[row["scan_id"]] for row in rows),
+        truth_NL=truth_NL,
+        groups=_groups(corpus, rows),
+        notes=notes,
+    )
+
+
+def _labels_of(
+    corpus: Corpus, path: Path | None, columns: Sequence[str]
+) -> tuple[Kind, tuple[str, ...], Mapping[str, Sequence[float]], tuple[str, ...]]:
+    """Kind, names and values by scan id, and notes."""
+    if path is None and not columns and corpus.labels["labels"].notna().any():
+        task = make_task(task_configs()[DEFAULT]())
+        chosen = task.cases(corpus)
+        return task.asks, task.labels, {case.scan_id: case.labels for case in chosen.cases}, (chosen.summary(),)
+    if path is None and not len(corpus.table):
+        raise WrongUse(f"{corpus.path}: has no labels; give a table with --labels")
+    found = read_labels(path, corpus, columns=columns, naming="--columns {}")
+    return found.kind, found.labels, found.values, tuple(found.lines())
+
+
+def _strata(kind: Kind, truth_NL: np.ndarray[Any, Any]) -> list[list[int]]:
+    """0 and 1 of which each fold gets its share: the labels, or to which part of all a number belongs."""
+    if kind != "regression":
+        return truth_NL.astype(int).tolist()
+    part_N = pd.qcut(truth_NL[:, 0], PARTS_OF_NUMBERS, labels=False, duplicates="drop")
+    return [[int(part == one) for one in range(PARTS_OF_NUMBERS)] for part in part_N]
+
+
+def _groups(corpus: Corpus, rows: Sequence[Mapping[Any, Any]]) -> dict[str, tuple[str | None, ...]]:
+    """What divides the scans, as far as the corpus knows it."""
+    found: dict[str, tuple[str | None, ...]] = {
+        name: tuple(row[name] if isinstance(row[name], str) else None for row in rows)
+        for name in ("sex", "source", "modality")
+    }
+    ages = np.array([np.nan if row["age"] is None else float(row["age"]) for row in rows])
+    if np.isfinite(ages).any():
+        middle = float(np.nanmedian(ages))
+        found["age"] = tuple(
+            None if np.isnan(age) else f"up to {middle:g}" if age <= middle else f"above {middle:g}" for age in ages
+        )
+    table = corpus.table
+    for column in table.columns:
+        if str(column).strip().casefold() in SCANNERS:
+            known = table[column].to_dict()
+            found[str(column)] = tuple(known.get((row["source"], row["scan_id"])) for row in rows)
+    return {name: groups for name, groups in found.items() if len(set(groups) - {None}) > 1}
+
+
+def only(question: Question, keys: set[tuple[str, str]]) -> Question:
+    """The question about some scans alone.
+
+    Raises:
+        UserError: There are none, or a fold is empty.
+    """
+    kept = [place for place, key in enumerate(question.keys_N) if key in keys]
+    left = len(question.keys_N) - len(kept)
+    if len({question.folds_N[place] for place in kept}) < 2:
+        raise UserError(f"{len(kept)} scans have both labels and vectors; embed the corpus of the labels")
+    return Question(
+        kind=question.kind,
+        labels=question.labels,
+        keys_N=tuple(question.keys_N[place] for place in kept),
+        subjects_N=tuple(question.subjects_N[place] for place in kept),
+        folds_N=tuple(question.folds_N[place] for place in kept),
+        truth_NL=question.truth_NL[kept],
+        groups={name: tuple(groups[place] for place in kept) for name, groups in question.groups.items()},
+        notes=(*question.notes, *([f"{left} scans with a label have no vector"] if left else [])),
+    )
