@@ -146,14 +146,14 @@ def judge(
         len({subject for subject, own in zip(question.subjects_N, question.folds_N, strict=True) if own != fold})
         for fold in set(question.folds_N)
     )
-    beyond = [count for count in shots if count >= fewest]
+    beyond = [count for count in shots if count > fewest]
     if beyond:
         counts = ", ".join(map(str, beyond))
         notes.append(f"curves without {counts} labels: the other folds have {fewest} patients")
     numbers: dict[str, dict[_Place, _Number]] = {}
     for name, features_NE in features.items():
         tell(name)
-        wanted = [count for count in shots if count < fewest]
+        wanted = [count for count in shots if count <= fewest]
         numbers[name], said = _of_encoder(question, np.asarray(features_NE, np.float64), wanted, draws, seed)
         notes += [note for note in said if note not in notes]
     rows = [_row(name, place, one) for name, found in numbers.items() for place, one in found.items()]
