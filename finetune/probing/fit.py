@@ -26,8 +26,8 @@ STRENGTHS = tuple(10.0**power for power in range(-4, 3))
 NEIGHBOURS = (5, 10, 20)
 """How many of them vote; swept likewise."""
 
-UNSWEPT = {"linear": 0.1, "knn": 5}
-"""What is taken where there are too few patients for folds within the training folds."""
+UNSWEPT, UNSWEPT_NEIGHBOURS = 0.1, 5
+"""What are taken where there are too few patients for folds within the training folds."""
 
 INNER_FOLDS = 3
 
@@ -158,10 +158,10 @@ def _swept(probe: Probe, kind: Kind, x_NE: Floats, target_N: Floats, subjects_N:
     else:
         splits = StratifiedGroupKFold(INNER_FOLDS)
         of_class = min(len(np.unique(subjects_N[target_N == name])) for name in np.unique(target_N))
-    usable = [count for count in NEIGHBOURS if 2 * count <= len(x_NE)] or [max(1, min(UNSWEPT["knn"], len(x_NE)))]
+    usable = [count for count in NEIGHBOURS if 2 * count <= len(x_NE)] or [max(1, min(UNSWEPT_NEIGHBOURS, len(x_NE)))]
     values: Any = STRENGTHS if probe == "linear" else usable
     if of_class < 2 * INNER_FOLDS or len(values) == 1:
-        return _estimator(probe, kind, UNSWEPT["linear"] if probe == "linear" else usable[0])
+        return _estimator(probe, kind, UNSWEPT if probe == "linear" else usable[0])
     scoring = {"regression": "neg_mean_squared_error", "multiclass": "balanced_accuracy"}.get(kind, _area)
     search = GridSearchCV(
         _estimator(probe, kind, values[0]),

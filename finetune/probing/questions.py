@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from finetune.dealing import deal
 from finetune.evaluation.measures import Kind
-from finetune.folds import deal
 from finetune.label_table import read_labels
 from finetune.probing.judge import Question
 from finetune.tasks import DEFAULT, make_task, task_configs
