@@ -178,7 +178,7 @@ def test_the_card_takes_the_probe_of_these_weights(
     assert "6 scans of 5 patients" in card
     assert "| this encoder | linear | sex | all | auc | 0.750 | 6 |" in card
     assert "| random | linear | sex | all | auc | 0.500 (0.500 to 0.625) | 6 |" in card
-    assert "| 3 |" not in card
+    assert "0.750 | 3 |" not in card
     probe.write_text(json.dumps({"encoders": {"mine": "0" * 64}, "rows": rows}))
     assert headspark([*words, "--probe", str(probe)]) == 2
     assert "is about other weights" in capsys.readouterr().err
