@@ -82,13 +82,14 @@ def test_a_planted_signal_lies_within_its_interval() -> None:
 def test_shuffled_labels_give_an_interval_that_holds_half() -> None:
     """Few patients: there, areas over pairs of several folds would lie below 0.5."""
     low, high, values = [], [], []
-    for seed in range(4):
+    for seed in range(10):
         truth_NL, features_NE = planted(seed, scans=80)
         order = np.random.default_rng(seed).permutation(40)
         shuffled_NL = truth_NL.reshape(40, 2, 1)[order].reshape(80, 1)
         found = row(judge(question(shuffled_NL, "binary"), {"a": features_NE}, shots=(), draws=DRAWS), "a")
         low.append(found.low), high.append(found.high), values.append(found.value)
-    assert sum(one < 0.5 < other for one, other in zip(low, high, strict=True)) >= 3
+    # Nine in ten hold it with so few: a bootstrap of what was predicted knows nothing of how the probes would vary.
+    assert sum(one < 0.5 < other for one, other in zip(low, high, strict=True)) >= 7
     assert np.mean(values) == pytest.approx(0.5, abs=0.1)
 
 
