@@ -19,11 +19,9 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import write_json
 from harmonize.parser import Parser
-from harmonize.sources import SOURCES
 from harmonize.terminal import hide_texts_of_errors, say, warn
 
 ROOT = Path(__file__).resolve().parents[2]
-PRETRAINING_SOURCES = tuple(name for name in SOURCES if name != "rsna")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +36,7 @@ class Demo:
         seed: Seed of the phantom.
         pretrain: Dotted overrides of recipes/demo.yaml.
         finetune: Dotted overrides of recipes/demo_rsna.yaml.
+        sources: To pretrain on.
     """
 
     out: Path
@@ -47,6 +46,7 @@ class Demo:
     seed: int = 0
     pretrain: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ("openmind", "tcia", "deeplesion")
 
     @property
     def raw(self) -> Path:
@@ -109,7 +109,7 @@ def run_demo(demo: Demo) -> None:
         write_json(demo.out / "seconds.json", seconds)
 
     out = str(demo.out)
-    counts = dict.fromkeys(PRETRAINING_SOURCES, demo.scans) | {"rsna": demo.labelled}
+    counts = dict.fromkeys(demo.sources, demo.scans) | {"rsna": demo.labelled}
     missing = [name for name in counts if not (demo.raw / name).exists()]
     step(
         "phantom",
@@ -127,7 +127,7 @@ def run_demo(demo: Demo) -> None:
         [
             *(
                 ["harmonize", name, str(demo.raw / name), "--out", str(demo.corpus), "--workers", "2"]
-                for name in PRETRAINING_SOURCES
+                for name in demo.sources
             ),
             ["harmonize", "rsna", str(demo.raw / "rsna"), "--out", str(demo.corpus_rsna), "--workers", "2"],
         ],

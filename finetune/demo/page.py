@@ -64,7 +64,7 @@ def write_report(
         "in the corpus: RAS, isotropic, CT in Hounsfield units (brain window), MRI normalised."
     )
     histograms: dict[str, tuple[NDArray[np.float32], NDArray[np.float32], str]] = {}
-    for corpus, names in ((corpora[0], [n for n in sources.SOURCES if n != "rsna"]), (corpora[1], ["rsna"])):
+    for corpus, names in ((corpora[0], demo.sources), (corpora[1], ("rsna",))):
         for name in names:
             pair = _first_pair(demo.raw / name, name, corpus)
             if pair is None:
