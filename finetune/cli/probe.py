@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from harmonize.parser import positive
+from harmonize.parser import not_negative, positive
 from harmonize.terminal import say, warn
 
 
@@ -40,7 +40,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--folds", type=positive, default=5, help="of patients; default %(default)s")
     parser.add_argument("--draws", type=positive, default=1000, help="of the bootstrap over patients")
-    parser.add_argument("--seed", type=int, default=0, help="of folds, few labels, untrained weights and bootstrap")
+    parser.add_argument(
+        "--seed", type=not_negative, default=0, help="of folds, few labels, untrained weights and bootstrap"
+    )
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="tiles at once; default %(default)s")
     parser.add_argument("--device", help="such as cpu or cuda:1; default: the GPU, or the CPU")
     parser.set_defaults(run=run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -318,15 +318,11 @@ def _askable(question: Question) -> tuple[Question, list[str]]:
     if not kept:
         raise UserError(f"no label can be probed: {notes[0]}; give more scans, or fewer --folds")
     return (
-        Question(
+        replace(
+            question,
             kind=question.kind if len(kept) > 1 else "binary",
             labels=tuple(question.labels[place] for place in kept),
-            keys_N=question.keys_N,
-            subjects_N=question.subjects_N,
-            folds_N=question.folds_N,
             truth_NL=question.truth_NL[:, kept],
-            groups=question.groups,
-            notes=question.notes,
         ),
         notes,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,12 @@ from finetune.evaluation.measures import Kind
 from finetune.label_table import read_labels
 from finetune.probing.judge import Question
 from finetune.tasks import DEFAULT, make_task, task_configs
+from finetune.tasks.table import shares_of_labels
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 
 SCANNERS = frozenset({"scanner", "manufacturer", "scanner_model", "site", "vendor", "device"})
 """Columns of a corpus's own table that say where a scan was made, in lower case."""
-
-PARTS_OF_NUMBERS = 4
-"""Of numbers, each fold gets its share of so many parts of equal size."""
 
 
 def read_question(
@@ -52,7 +51,7 @@ def read_question(
             "scan_id": scans["scan_id"].to_numpy(),
             "subject": subjects,
             "modality": scans["modality"].to_numpy(),
-            "labels": _strata(kind, truth_NL),
+            "labels": shares_of_labels(kind, truth_NL),
         }
     )
     fold_of = deal(table, folds, seed=seed)
@@ -80,14 +79,6 @@ def _labels_of(
         raise WrongUse(f"{corpus.path}: has no labels; give a table with --labels")
     found = read_labels(path, corpus, columns=columns, naming="--columns {}")
     return found.kind, found.labels, found.values, tuple(found.lines())
-
-
-def _strata(kind: Kind, truth_NL: np.ndarray[Any, Any]) -> list[list[int]]:
-    """0 and 1 of which each fold gets its share: the labels, or to which part of all a number belongs."""
-    if kind != "regression":
-        return truth_NL.astype(int).tolist()
-    part_N = pd.qcut(truth_NL[:, 0], PARTS_OF_NUMBERS, labels=False, duplicates="drop")
-    return [[int(part == one) for one in range(PARTS_OF_NUMBERS)] for part in part_N]
 
 
 def _groups(corpus: Corpus, rows: Sequence[Mapping[Any, Any]]) -> dict[str, tuple[str | None, ...]]:
@@ -120,9 +111,8 @@ def only(question: Question, keys: set[tuple[str, str]]) -> Question:
     left = len(question.keys_N) - len(kept)
     if len({question.folds_N[place] for place in kept}) < 2:
         raise UserError(f"{len(kept)} scans have both labels and vectors; embed the corpus of the labels")
-    return Question(
-        kind=question.kind,
-        labels=question.labels,
+    return replace(
+        question,
         keys_N=tuple(question.keys_N[place] for place in kept),
         subjects_N=tuple(question.subjects_N[place] for place in kept),
         folds_N=tuple(question.folds_N[place] for place in kept),

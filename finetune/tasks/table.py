@@ -235,13 +235,8 @@ class TableTask:
         return np.asarray(weights_N / weights_N.sum())
 
     def fold_labels(self, cases: Sequence[Case]) -> list[list[int]]:
-        """Labels by which folds get their share: classes, or the quarter of all numbers that one lies in."""
-        labels_NL = np.array([case.labels for case in cases], dtype=np.float64)
-        if self.asks != "regression":
-            return labels_NL.astype(int).tolist()
-        shares = np.arange(1, GROUPS_OF_NUMBERS) / GROUPS_OF_NUMBERS
-        groups = [np.searchsorted(np.quantile(one_N, shares), one_N, side="left") for one_N in labels_NL.T]
-        return np.concatenate([np.eye(GROUPS_OF_NUMBERS, dtype=int)[one_N] for one_N in groups], axis=1).tolist()
+        """As `shares_of_labels`."""
+        return shares_of_labels(self.asks, np.array([case.labels for case in cases], dtype=np.float64))
 
     def check_scan(self, scan: Scan) -> None:
         """Refuse counts of decays, which no table is learned from here."""
@@ -250,6 +245,20 @@ class TableTask:
 
 
 KIND = (TableConfig, TableTask)
+
+
+def shares_of_labels(asks: Kind, labels_NL: NDArray[np.float64]) -> list[list[int]]:
+    """0 and 1 of which folds get their share: the labels themselves, or which quarter of all numbers each lies in.
+
+    Example:
+        >>> shares_of_labels("regression", np.array([[1.0], [2.0], [3.0], [4.0]]))
+        [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    """
+    if asks != "regression":
+        return labels_NL.astype(int).tolist()
+    shares = np.arange(1, GROUPS_OF_NUMBERS) / GROUPS_OF_NUMBERS
+    groups = [np.searchsorted(np.quantile(one_N, shares), one_N, side="left") for one_N in labels_NL.T]
+    return np.concatenate([np.eye(GROUPS_OF_NUMBERS, dtype=int)[one_N] for one_N in groups], axis=1).tolist()
 
 
 def _usable(corpus: Corpus, found: Labels, sources: Sequence[str]) -> pd.DataFrame:

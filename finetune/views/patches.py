@@ -26,7 +26,8 @@ class PatchesConfig:
     Attributes:
         kind: ``patches``.
         foreground_share: Share of the training draws whose patch lies around a voxel of a structure: first one of those
-            that the series has is drawn, each alike, then one of its voxels. The others lie anywhere. nnU-Net has 0.33.
+            that the series has is drawn, each alike, then one of its voxels. The others lie anywhere. nnU-Net asks for
+            0.33, which makes one of its two patches a step.
     """
 
     kind: Literal["patches"] = "patches"
