@@ -228,6 +228,10 @@ def test_what_cannot_be_read_has_its_reason(tmp_path: Path) -> None:
         ("p01/T1.nii.gz", "p01/seg.nii.gz", False),
         ("sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_desc-lesion_dseg.nii.gz", False),
         ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", False),
+        ("set/imagesTr/a_ct_001_0000.nii.gz", "set/cow_seg_labelsTr/a_ct_001.nii.gz", False),
+        ("imagesTr/a_0000.nii.gz", "a.nii.gz", True),
+        ("imagesTr/a_0000.nii.gz", "deep/a.nii.gz", True),
+        ("imagesTr/a_0000.nii.gz", "cow_seg_labelsTr/a.nii.gz", True),
         ("p01_T1.nii.gz", "p01_T1.nii.gz", True),
         ("p01_T1.nii.gz", "deep/p01.nii.gz", True),
         ("p01/T1.nii.gz", "p01.nii.gz", True),
@@ -313,6 +317,53 @@ def test_numbers_of_cases_are_no_channels(tmp_path: Path) -> None:
     assert [ref.modality for ref in refs.values()] == ["CT"] * 3
     assert [ref.meta.get("mask_labels") for ref in refs.values()] == [{1: "spleen"}, {1: "spleen"}, None]
     assert left == {}
+
+
+def test_a_ct_and_an_mri_of_topcow_are_one_persons_and_each_has_its_labels(tmp_path: Path) -> None:
+    release = tmp_path / "TopCoW2024_Data_Release"
+    for number in ("001", "002"):
+        for kind in ("ct", "mr"):
+            save(release / f"imagesTr/topcow_{kind}_{number}_0000.nii.gz", head(ct=kind == "ct"))
+            save(release / f"cow_seg_labelsTr/topcow_{kind}_{number}.nii.gz", labels(1, 15))
+            (release / f"roi_loc_labelsTr/topcow_{kind}_{number}.txt").parent.mkdir(exist_ok=True)
+            (release / f"roi_loc_labelsTr/topcow_{kind}_{number}.txt").write_text("Size: 1 1 1")
+    refs, left = found(tmp_path)
+    said = {key.rpartition("/")[2]: (ref.modality, ref.meta["mask"], ref.subject) for key, ref in refs.items()}
+    assert said == {
+        f"topcow_{kind}_{number}_0000.nii.gz": (
+            kind.upper(),
+            release / f"cow_seg_labelsTr/topcow_{kind}_{number}.nii.gz",
+            f"TopCoW2024_Data_Release/topcow_{number}",
+        )
+        for number in ("001", "002")
+        for kind in ("ct", "mr")
+    }
+    assert left == {(".txt", "no image"): 4}
+    assert {ref.subject for ref in found(release)[0].values()} == {"topcow_001", "topcow_002"}
+
+
+def test_the_only_channel_of_a_data_set_yields_to_names_numbers_and_values(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for seed, name in enumerate(("a_ct", "amos_0500", "a_mr", "amos_0501", "amos_0507_0000", "b_T2")):
+        save(raw / f"imagesTr/{name}.nii.gz", head(ct=seed < 2, seed=seed))
+    (raw / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}}))
+    refs, _ = found(raw)
+    assert {Path(key).name.partition(".")[0]: ref.modality for key, ref in refs.items()} == {
+        "a_ct": "CT",
+        "a_mr": "MR",
+        "amos_0500": "CT",
+        "amos_0501": "MR",
+        "amos_0507_0000": "MR",
+        "b_T2": "T2w",
+    }
+    (raw / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}}))
+    save(raw / "imagesTr/x.nii.gz", head(ct=True, seed=9))
+    save(raw / "imagesTr/y.nii.gz", head(seed=10))
+    corpus = harmonize(raw, tmp_path / "out")
+    assert sorted(corpus.scans["modality"]) == ["CT", "CT", "CT", "MR", "MR", "MR", "MR", "T2w"]
+    assert "taken as CT by its values; dataset.json says MR" in {
+        line for lines in corpus.scans["decisions"] for line in lines
+    }
 
 
 def test_a_damaged_dataset_json_leaves_masks_without_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

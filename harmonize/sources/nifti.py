@@ -1,8 +1,9 @@
 """A lab's own NIfTI images, in whatever folders: BIDS names, nnU-Net's layout or neither, with masks and a table.
 
 All ids count as private. What an image shows is said by the table's column of contrasts, the option, nnU-Net's
-dataset.json, the BIDS suffix or another word of the name, a folder, or the JSON sidecar, the first that there is; a CT
-that nothing names is known by its air.
+dataset.json, the BIDS suffix or another word of the name, a folder, or the JSON sidecar, the first that there is; a
+dataset.json that names one channel only stands last, for its images may be of several kinds. A CT that nothing names is
+known by its air.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from harmonize.scan import LeftOut, Scan, ScanRef, annotations_of, raise_if_reje
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.nifti_contrast import named_contrast, settled
 from harmonize.sources.nifti_masks import DATASET, Image, MaskFile, ValueNames, pair, read_mask
-from harmonize.sources.nifti_names import CONTRASTS, IMAGES_OF, case_of, contrast_of, is_mask_name, read_name
+from harmonize.sources.nifti_names import (
+    CONTRASTS,
+    IMAGES_OF,
+    case_of,
+    contrast_of,
+    images_beside,
+    is_mask_name,
+    read_name,
+)
 from harmonize.sources.own_table import OwnTable, Row, impersonal, read_own_table
 from harmonize.sources.sidecars import read_sidecar
 from harmonize.sources.volume_files import READ, read_volume_file, stem_of
@@ -34,7 +43,6 @@ _BESIDE_RAW = ("derivatives", "sourcedata", "code", "stimuli")
 """Folders of a BIDS tree that hold no raw images."""
 
 _OWN_FILES = frozenset({BIDS, PARTICIPANTS, "participants.json", DATASET})
-_LABELS_OF = re.compile(r"labels(?P<part>Tr|Ts|Va)")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9]{0,31}")
 
 log = logging.getLogger(__name__)
@@ -119,7 +127,7 @@ def discover(
     if not seen.images and not tree.unread:
         raise nothing_found(SOURCE, root, tree.seen())
     names = ValueNames()
-    images = _images(seen, root, names)
+    images = _images(seen, names, masks)
     mask_of = pair(images, [_mask_file(path, folders, root, masks, names) for path, folders in seen.masks], tree)
     table = table or _participants(root)
     rows = _rows(images, table, tree)
@@ -143,7 +151,7 @@ def load(ref: ScanRef) -> Scan:
     """
     raise_if_rejected(ref)
     image = read_volume_file(*ref.paths)
-    voxels, modality, unit, decided = settled(image, ref.modality)
+    voxels, modality, unit, decided = settled(image, ref.modality, by_only_channel="by_only_channel" in ref.meta)
     decisions = [*cast(tuple[Decision, ...], ref.meta.get("notes", ())), *image.decisions, *decided]
     scan_masks = {}
     path = ref.meta.get("mask")
@@ -168,7 +176,7 @@ def _look(tree: RawTree, root: Path, masks: Path | None, table: Path | None) -> 
     seen = _Seen()
     if masks is not None:
         for folder in RawTree(masks).folders():
-            in_it = tuple(_LABELS_OF.sub(r"images\g<part>", part) for part in folder.relative.split("/") if part)
+            in_it = tuple(images_beside(part) or part for part in folder.relative.split("/") if part)
             seen.masks += ((folder.path / name, in_it) for name in folder.names if suffix_of(name) in READ)
         if not seen.masks:
             raise WrongUse(f"--masks {masks}: holds no NIfTI files")
@@ -188,14 +196,13 @@ def _look(tree: RawTree, root: Path, masks: Path | None, table: Path | None) -> 
 
 
 def _sort_in(folder: Folder, parts: tuple[str, ...], seen: _Seen, tree: RawTree, table: Path | None) -> None:
-    holds_labels = bool(parts) and _LABELS_OF.fullmatch(parts[-1]) is not None
+    beside = images_beside(parts[-1]) if parts else None
     images: list[str] = []
     stems = {stem_of(name) for name in folder.names if suffix_of(name) in READ}
     for name in folder.names:
         suffix, stem = suffix_of(name), stem_of(name)
-        if suffix in READ and (holds_labels or is_mask_name(stem)):
-            place = (*parts[:-1], _LABELS_OF.sub(r"images\g<part>", parts[-1])) if holds_labels else parts
-            seen.masks.append((folder.path / name, place))
+        if suffix in READ and (beside or is_mask_name(stem)):
+            seen.masks.append((folder.path / name, (*parts[:-1], beside) if beside else parts))
         elif suffix == ".json" and stem in stems:
             seen.sidecars[folder.key(name)[: -len(suffix)]] = folder.path / name
         elif suffix == ".tsv" and (stem in stems or is_mask_name(stem)):
@@ -205,22 +212,38 @@ def _sort_in(folder: Folder, parts: tuple[str, ...], seen: _Seen, tree: RawTree,
     seen.images += ((folder, paths) for paths in volumes_in(tree, folder, images))
 
 
-def _images(seen: _Seen, root: Path, names: ValueNames) -> list[Image]:
-    labels: dict[tuple[str, ...], dict[str, object]] = {}
+def _images(seen: _Seen, names: ValueNames, masks: Path | None) -> list[Image]:
+    """The images, with the case and the channel of those in nnU-Net's folders.
+
+    Args:
+        seen: What lies in the tree.
+        names: Where channels are named.
+        masks: The user's folder of masks, whose names tell cases wherever they lie.
+    """
+    labels: dict[tuple[str, ...] | None, set[str]] = {}
     for path, folders in seen.masks:
-        labels.setdefault(folders, {})[stem_of(path.name)] = path
+        given = masks is not None and path.is_relative_to(masks)
+        labels.setdefault(None if given else folders, set()).add(stem_of(path.name))
     found = []
     for folder, paths in seen.images:
         relative, stem = folder.key(paths[0].name), stem_of(paths[0].name)
         folders = tuple(relative.split("/")[:-1])
-        case, channel = stem, None
+        case, number = stem, 0
+        channels: tuple[str | None, ...] = ()
         if folders and IMAGES_OF.fullmatch(folders[-1]):
             data_set = names.data_set(folder.path.parent)
             channels = data_set.channels if data_set else ()
-            case, number = case_of(stem, labels.get(folders, {}), len(channels))
-            channel = channels[number] if number < len(channels) else None
-        name = read_name(folders, case)
-        found.append(Image(paths=paths, relative=relative, name=name, case=case, channel=channel))
+            case, number = case_of(stem, labels.get(None, set()) | labels.get(folders, set()), len(channels))
+        found.append(
+            Image(
+                paths=paths,
+                relative=relative,
+                name=read_name(folders, case),
+                case=case,
+                channel=channels[number] if number < len(channels) else None,
+                is_only_channel=len(channels) == 1,
+            )
+        )
     return found
 
 
@@ -282,13 +305,15 @@ def _reference(
 ) -> ScanRef:
     beside = read_sidecar(sidecar)
     notes = [*row.notes, *beside.notes]
-    modality, fault = named_contrast(image, row, option, beside.contrast, notes)
+    modality, by, fault = named_contrast(image, row, option, beside.contrast, notes)
     if image.name.is_part:
         fault = Rejection(Reason.DERIVED, "the phase, or one part of complex numbers", stage=Stage.DISCOVER)
     table = dict(values)
     if beside.scanner:
         table.setdefault("scanner", beside.scanner)
     meta: dict[str, object] = {"age": row.age, "sex": row.sex, "notes": tuple(notes), "table": table}
+    if by == DATASET and image.is_only_channel:
+        meta["by_only_channel"] = True
     if mask is not None:
         meta |= {"mask": mask.path, "mask_labels": dict(mask.names)}
     return ScanRef(

@@ -22,33 +22,30 @@ AIR_BELOW_HU = -200
 
 def named_contrast(
     image: Image, row: Row, option: str | None, sidecar: str | None, notes: list[Decision]
-) -> tuple[str | None, Rejection | None]:
-    """What an image shows, as far as anything says it; where two say different things, that is noted."""
+) -> tuple[str | None, str, Rejection | None]:
+    """(what an image shows, who says it, why it is refused), as far as anything does; contradictions are noted."""
     told = contrast_of(row.modality) if row.modality else None
     if row.modality and told is None:
-        return None, Rejection(
-            Reason.UNSUPPORTED_MODALITY,
-            f"the table names a contrast that is none of {', '.join(CONTRASTS)}",
-            stage=Stage.DISCOVER,
+        return (
+            None,
+            "",
+            Rejection(
+                Reason.UNSUPPORTED_MODALITY,
+                f"the table names a contrast that is none of {', '.join(CONTRASTS)}",
+                stage=Stage.DISCOVER,
+            ),
         )
-    said = [
-        (by, contrast)
-        for by, contrast in (
-            ("the table", told),
-            ("--modality", option),
-            (DATASET, image.channel),
-            ("its name", image.name.contrast),
-            ("its sidecar", sidecar),
-        )
-        if contrast
-    ]
+    own = [("its name", image.name.contrast), ("its sidecar", sidecar)]
+    # The only channel of a data set may have been called CT for all of them, though some are MRI.
+    own.insert(len(own) if image.is_only_channel else 0, (DATASET, image.channel))
+    said = [(by, contrast) for by, contrast in (("the table", told), ("--modality", option), *own) if contrast]
     if not said:
-        return None, None
+        return None, "", None
     (by, taken), *others = said
     for other, contrast in others:
         if _contradict(taken, contrast):
             notes.append(DecisionKind.CONTRAST_OVERRULED(taken=taken, by=by, other=other, said=contrast))
-    return taken, None
+    return taken, by, None
 
 
 def _contradict(one: str, other: str) -> bool:
@@ -58,11 +55,29 @@ def _contradict(one: str, other: str) -> bool:
     return kinds[0] != kinds[1] or (one != other and not vague)
 
 
-def settled(image: NiftiVolume, named: str | None) -> tuple[NDArray[Any], str, str, list[Decision]]:
-    """(voxels, contrast, unit, decisions) of an image, once its values are known."""
+def settled(
+    image: NiftiVolume, named: str | None, *, by_only_channel: bool = False
+) -> tuple[NDArray[Any], str, str, list[Decision]]:
+    """(voxels, contrast, unit, decisions) of an image, once its values are known.
+
+    Args:
+        image: As it was read.
+        named: What anything says that it shows, or None.
+        by_only_channel: That is said by the only channel of a dataset.json, which air at -1000 overrules.
+
+    Raises:
+        Rejection: It has no known contrast, or is a CT that is not in HU.
+    """
     voxels = image.voxels_XYZ
     if named is not None and named not in CT_KINDS:
         looks = named != "PT" and hounsfield_evidence(voxels.T) is Evidence.HOUNSFIELD
+        if looks and by_only_channel and not image.exponent:
+            return (
+                voxels,
+                "CT",
+                HU,
+                [DecisionKind.CONTRAST_OVERRULED(taken="CT", by="its values", other=DATASET, said=named)],
+            )
         return voxels, named, ARBITRARY, [DecisionKind.MAY_BE_CT(taken=named)] if looks else []
     if image.exponent:
         raise Rejection(Reason.BAD_INTENSITY, "values beyond float32 are no Hounsfield units")

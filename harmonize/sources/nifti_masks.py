@@ -48,6 +48,7 @@ class Image:
         name: What the path says.
         case: nnU-Net's name of the case, which its channels share; elsewhere the name without suffix.
         channel: What dataset.json says that the channel shows, or None.
+        is_only_channel: It names one channel only, which may stand for images of several kinds.
     """
 
     paths: tuple[Path, ...]
@@ -55,6 +56,7 @@ class Image:
     name: ImageName
     case: str
     channel: str | None = None
+    is_only_channel: bool = False
 
     @property
     def folders(self) -> tuple[str, ...]:

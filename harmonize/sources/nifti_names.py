@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 CT_KINDS = frozenset({"CT", "CTA"})
@@ -25,7 +25,14 @@ MASK_WORDS = frozenset({"seg", "dseg", "mask", "masks", "label", "labels", "roi"
 """Last words of names that say that a file is no image, but labels of one."""
 
 IMAGES_OF = re.compile(r"images(?P<part>Tr|Ts|Va)")
-"""nnU-Net's folders of images; those of labels beside them are called ``labels`` with the same ending."""
+"""nnU-Net's folders of images."""
+
+_LABELS_OF = re.compile(r"(?:.+[_-])?labels(?P<part>Tr|Ts|Va)")
+"""Those of their labels, which may say before it what is labelled (TopCoW: ``cow_seg_labelsTr``)."""
+
+_AMOS = re.compile(r"amos_(?P<number>\d{4})(_0000)?")
+_LAST_CT_OF_AMOS = 500
+"""AMOS tells by the number of a case what it is, though its dataset.json calls all of them CT."""
 
 _GROUPS = frozenset(
     {"images", "image", "train", "training", "val", "validation", "test", "testing", "anat", "nifti", "niftis", "nii",
@@ -70,6 +77,17 @@ def contrast_of(word: str) -> str | None:
     return _CONTRASTS.get(word.strip().casefold())
 
 
+def images_beside(folder: str) -> str | None:
+    """The folder of images that a folder of labels is beside, or None where it is no folder of labels.
+
+    Example:
+        >>> [images_beside(folder) for folder in ("labelsTr", "cow_seg_labelsTs", "imagesTr", "labels")]
+        ['imagesTr', 'imagesTs', None, None]
+    """
+    found = _LABELS_OF.fullmatch(folder)
+    return None if found is None else f"images{found['part']}"
+
+
 def read_name(folders: tuple[str, ...], stem: str) -> ImageName:
     """What the folders below the root, and the name without its suffix, say of an image.
 
@@ -91,30 +109,37 @@ def read_name(folders: tuple[str, ...], stem: str) -> ImageName:
     own = [word for word in words if contrast_of(word) is None]
     contrast = known.pop() if len(known) == 1 else None
     if contrast is None and not known:
-        contrast = next((found for one in reversed(folders) if (found := contrast_of(one))), None)
-    first = people[0] if people else "_".join(own) or stem
+        amos = _AMOS.fullmatch(stem)
+        if amos is not None:
+            contrast = "CT" if int(amos["number"]) <= _LAST_CT_OF_AMOS else "MR"
+        else:
+            contrast = next((found for one in reversed(folders) if (found := contrast_of(one))), None)
+    case = "_".join(own) or stem
+    # nnU-Net's folders hold all cases of a data set, whose own folder names nobody.
+    in_data_set = bool(folders) and IMAGES_OF.fullmatch(folders[-1]) is not None
+    first = "/".join((*people, case)) if in_data_set else people[0] if people else case
     last = contrast_of(words[-1])
     base = stem[: -len(words[-1])].rstrip("_-. ") if last else stem
     return ImageName(
         subject=first,
-        session="/".join(people[1:]) or None,
+        session=None if in_data_set else "/".join(people[1:]) or None,
         contrast=contrast,
         bases=tuple(dict.fromkeys(name for name in (stem, base) if name)),
     )
 
 
-def case_of(stem: str, labels: Mapping[str, object], channels: int) -> tuple[str, int]:
+def case_of(stem: str, labels: Collection[str], channels: int) -> tuple[str, int]:
     """nnU-Net's case and channel of an image: ``BRATS_001_0000`` is channel 0 of ``BRATS_001``.
 
     Args:
         stem: Its name without suffix.
-        labels: Those that lie beside, by name without suffix.
+        labels: Names without suffix of those that it may have.
         channels: How many dataset.json names; 0 where it names none.
 
     Example:
-        >>> case_of("BRATS_001_0002", {"BRATS_001": 1}, 4), case_of("amos_0001", {"amos_0001": 1}, 1)
+        >>> case_of("BRATS_001_0002", {"BRATS_001"}, 4), case_of("amos_0001", {"amos_0001"}, 1)
         (('BRATS_001', 2), ('amos_0001', 0))
-        >>> case_of("amos_0007", {}, 1)
+        >>> case_of("amos_0007", (), 1)
         ('amos_0007', 0)
     """
     found = _CHANNEL.fullmatch(stem)
