@@ -1,17 +1,15 @@
-"""Predictions: the probabilities of an input, of a series, and the table of a set of series."""
+"""Predictions: the probabilities of an input, of a region in tiles, and of a labelled series beside its truth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from finetune.evaluation.predictions import TARGET_PREFIX
-from finetune.regions import RegionStore
 from finetune.samples import DataConfig
-from finetune.series import Region, groups_of
+from finetune.series import Case, Region, groups_of
 from finetune.sliding import tiles_of
 from finetune.tasks import LABELS, Link, Task
 from finetune.views import View
@@ -89,32 +87,20 @@ def _tiles(region: Region, config: DataConfig) -> list[Region]:
     return tiles_of(region, config.patch, config.overlap) if config.inference == "bag" else [region]
 
 
-def predict_cases(
-    model: nn.Module,
-    store: RegionStore,
-    config: DataConfig,
-    task: Task,
-    device: torch.device,
-    *,
-    asked: Callable[[], bool] = lambda: False,
-) -> pd.DataFrame:
-    """Predictions and truth of labelled series: the columns of predictions.parquet.
+def predicted(
+    model: nn.Module, case: Case, region: Region, config: DataConfig, task: Task, view: View, device: torch.device
+) -> dict[str, float]:
+    """What is said of a labelled series, and its truth: columns of predictions.parquet.
 
     Args:
         model: In eval mode.
-        store: The series.
-        config: How their patches are cut.
+        case: The series.
+        region: Of it.
+        config: How its patch is cut.
         task: What is asked.
+        view: How the region becomes an input.
         device: The model's.
-        asked: Whether to stop; then the table ends there.
     """
-    rows = []
-    for number, case in enumerate(store.cases):
-        if asked():
-            break
-        targets = {f"{TARGET_PREFIX}{label}": value for label, value in zip(task.labels, case.labels, strict=True)}
-        (predicted_L,) = classify_regions(model, [store[number]], config, task, store.view, device).tolist()
-        predicted = dict(zip(task.labels, predicted_L, strict=True))
-        who = {"scan_id": case.scan_id, "subject": case.subject, "modality": case.modality}
-        rows.append({**who, **predicted, **targets, "fold": config.fold})
-    return pd.DataFrame(rows)
+    (said_L,) = classify_regions(model, [region], config, task, view, device).tolist()
+    targets = {f"{TARGET_PREFIX}{label}": value for label, value in zip(task.labels, case.labels, strict=True)}
+    return dict(zip(task.labels, said_L, strict=True)) | targets

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from torch.nn import functional as F
 
 from finetune.evaluation.overlap import CERTAINTY, DICE_PREFIX, DISTANCE_PREFIX, MISSED_PREFIX, overlap
 from finetune.inference import LEFT_RIGHT
-from finetune.regions import RegionStore
 from finetune.samples import DataConfig
 from finetune.series import Region, groups_of
 from finetune.sliding import sliding_maps
@@ -62,51 +60,34 @@ def segment(
     return maps[0]
 
 
-def segment_cases(
-    model: nn.Module,
-    store: RegionStore,
-    config: DataConfig,
-    task: Task,
-    device: torch.device,
-    *,
-    asked: Callable[[], bool] = lambda: False,
-) -> pd.DataFrame:
-    """How the masks of series and what is said of them overlap: the columns of predictions.parquet.
+def segmented(
+    model: nn.Module, region: Region, config: DataConfig, task: Task, view: View, device: torch.device
+) -> dict[str, object]:
+    """How the mask of a series and what is said of it overlap: columns of predictions.parquet.
 
     Args:
         model: In eval mode.
-        store: The series, with masks.
-        config: How their patches are cut.
+        region: Of the series, whole and with its mask.
+        config: How its patches are cut.
         task: What is asked.
+        view: How the region becomes an input.
         device: The model's.
-        asked: Whether to stop; then the table ends there.
 
     Returns:
-        A row a series: who it is, its fold, the mean probability of what was said, and for each label Dice, the average
-        symmetric surface distance in mm, and whether it is there and nothing was said to be.
+        The mean probability of what was said, and for each label Dice, the average symmetric surface distance in mm,
+        and whether it is there and nothing was said to be.
     """
-    rows = []
-    for number, case in enumerate(store.cases):
-        if asked():
-            break
-        region = store[number]
-        probability_XYZ, said_XYZ = segment(model, region, config, task, store.view, device).max(0)
-        facts: dict[str, object] = {
-            "scan_id": case.scan_id,
-            "subject": case.subject,
-            "modality": case.modality,
-            CERTAINTY: float(probability_XYZ.mean()),
+    probability_XYZ, said_XYZ = segment(model, region, config, task, view, device).max(0)
+    facts: dict[str, object] = {CERTAINTY: float(probability_XYZ.mean())}
+    said, true = said_XYZ.cpu().numpy(), true_classes(region, tuple(said_XYZ.shape))
+    for index, label in enumerate(task.labels, start=1):
+        dice, distance_mm = overlap(said, true, index, region.spacing)
+        facts |= {
+            f"{DICE_PREFIX}{label}": dice,
+            f"{DISTANCE_PREFIX}{label}": distance_mm,
+            f"{MISSED_PREFIX}{label}": bool((true == index).any() and not (said == index).any()),
         }
-        said, true = said_XYZ.cpu().numpy(), true_classes(region, tuple(said_XYZ.shape))
-        for index, label in enumerate(task.labels, start=1):
-            dice, distance_mm = overlap(said, true, index, region.spacing)
-            facts |= {
-                f"{DICE_PREFIX}{label}": dice,
-                f"{DISTANCE_PREFIX}{label}": distance_mm,
-                f"{MISSED_PREFIX}{label}": bool((true == index).any() and not (said == index).any()),
-            }
-        rows.append({**facts, "fold": config.fold})
-    return pd.DataFrame(rows)
+    return facts
 
 
 def said_columns(task: Task) -> tuple[str, ...]:

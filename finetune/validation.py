@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
+import torch
 from accelerate.utils import gather_object
+from torch import nn
 
 from finetune.evaluation.predictions import has_finite
-from finetune.inference import predict_cases
+from finetune.inference import predicted
 from finetune.metrics import Score
 from finetune.regions import RegionStore
-from finetune.segmentation import said_columns, segment_cases
+from finetune.samples import DataConfig
+from finetune.segmentation import said_columns, segmented
 from finetune.state import FinetuneState
-from finetune.tasks import MASKS
+from finetune.tasks import MASKS, Task
+from harmonize.progress import Progress
 from headspark.run.folder import without_odd_numbers
 from headspark.run.interrupt import Interrupt
 from headspark.run.metrics_log import MetricsLog
@@ -50,14 +56,59 @@ def predict_held_out(state: FinetuneState, held_out: RegionStore, interrupt: Int
         held_out: This rank's series.
         interrupt: Whether the run was asked to stop.
     """
-    model, device = state.eval_model.eval(), state.accelerator.device
-    judge = segment_cases if state.task.answers == MASKS else predict_cases
     with state.accelerator.autocast():
-        own = judge(model, held_out, state.data, state.task, device, asked=lambda: bool(interrupt))
+        own = predict_cases(
+            state.eval_model.eval(),
+            held_out,
+            state.data,
+            state.task,
+            state.accelerator.device,
+            asked=lambda: bool(interrupt),
+            shown=state.accelerator.is_main_process,
+        )
     found = gather_object([(own, bool(interrupt))])
     if any(asked for _, asked in found):
         return None
     return pd.concat([table for table, _ in found]).sort_values("scan_id", ignore_index=True)
+
+
+def predict_cases(
+    model: nn.Module,
+    store: RegionStore,
+    config: DataConfig,
+    task: Task,
+    device: torch.device,
+    *,
+    asked: Callable[[], bool] = lambda: False,
+    shown: bool = False,
+) -> pd.DataFrame:
+    """What is said of labelled series, and the truth: the columns of predictions.parquet.
+
+    Args:
+        model: In eval mode.
+        store: The series.
+        config: How their patches are cut.
+        task: What is asked.
+        device: The model's.
+        asked: Whether to stop; then the table ends there.
+        shown: Whether this process tells how far it is.
+    """
+    rows = []
+    with Progress("validate", total=len(store.cases), unit="series") if shown else nullcontext() as progress:
+        for number, case in enumerate(store.cases):
+            if asked():
+                break
+            region = store[number]
+            said: Mapping[str, object] = (
+                segmented(model, region, config, task, store.view, device)
+                if task.answers == MASKS
+                else predicted(model, case, region, config, task, store.view, device)
+            )
+            who = {"scan_id": case.scan_id, "subject": case.subject, "modality": case.modality}
+            rows.append({**who, **said, "fold": config.fold})
+            if progress is not None:
+                progress.advance()
+    return pd.DataFrame(rows)
 
 
 def score_facts(state: FinetuneState, score: Score) -> dict[str, Any]:

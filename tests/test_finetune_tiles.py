@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from finetune import train as training
 from finetune.evaluation import read
-from finetune.inference import classify_regions, predict_cases
+from finetune.inference import classify_regions
 from finetune.model_folder import load_model, read_bundle
 from finetune.predict.ensemble import Ensemble, read_panel
 from finetune.raw.look import Harmonized
@@ -30,6 +30,7 @@ from finetune.series import Region
 from finetune.sliding import covered_shape, sliding_maps, tile_starts, tile_steps, tiles_of
 from finetune.stages import StageConfig
 from finetune.tasks.aneurysm import AneurysmTask
+from finetune.validation import predict_cases
 from finetune.views import make_view
 from finetune.views.box import BoxView
 from harmonize.corpus import Corpus, read_volume

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from finetune import folds
 from finetune import train as training
 from finetune.evaluation import read
-from finetune.inference import classify, predict_cases
+from finetune.inference import classify
 from finetune.model_folder import load_model, read_bundle
 from finetune.models.heads.cells import CellsConfig
 from finetune.recipe import Recipe, TrainConfig
@@ -36,6 +36,7 @@ from finetune.samples import DataConfig, DrawnBatch, check_patch
 from finetune.stages import StageConfig
 from finetune.state import FinetuneState
 from finetune.tasks.aneurysm import AneurysmTask
+from finetune.validation import predict_cases
 from finetune.views import make_view
 from harmonize.corpus import Corpus, claim, image_name, mask_name, write_manifest, write_volume
 from harmonize.errors import UserError

@@ -128,7 +128,7 @@ class Task(Protocol):
         ...
 
     def score(self, table: pd.DataFrame) -> Score:
-        """The score of a table as `finetune.inference.predict_cases` makes it."""
+        """The score of a table as `finetune.validation.predict_cases` makes it."""
         ...
 
     def draw_weights(
