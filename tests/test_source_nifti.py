@@ -157,6 +157,39 @@ def test_a_damaged_sidecar_is_noted(tmp_path: Path, content: str) -> None:
     assert ref.modality == "T1w"
 
 
+def test_sidecars_of_folders_above_say_what_the_nearest_does_not(tmp_path: Path) -> None:
+    one, other = "sub-1/ses-a/anat/sub-1_ses-a_acq-x_T1w", "sub-2/anat/sub-2_T1w"
+    bold = "sub-1/ses-a/func/sub-1_ses-a_task-rest_run-2_bold"
+    for number, key in enumerate((one, other, bold, "p9/p9_T1w")):
+        save(tmp_path / f"{key}.nii.gz", head(seed=number))
+    said = {
+        "T1w.json": {"Modality": "MR", "Manufacturer": "Siemens", "MagneticFieldStrength": 3},
+        "sub-1/sub-1_T1w.json": {"Manufacturer": "Philips"},
+        "sub-1/ses-a/anat/ses-a_acq-x_T1w.json": {"MagneticFieldStrength": 7},
+        "sub-1/ses-a/anat/T1w.json": {"MagneticFieldStrength": 1.5},  # fewer entities: the one above goes before it
+        "sub-1/ses-a/anat/acq-y_T1w.json": {"Manufacturer": "GE"},
+        "sub-2/anat/sub-2_T1w.json": {"Manufacturer": "GE MEDICAL SYSTEMS"},
+        "task-rest_bold.json": {"Manufacturer": "Canon"},
+        "task-nback_bold.json": {"Manufacturer": "Hitachi"},
+        "my_notes.json": {"Manufacturer": "Hitachi"},
+    }
+    for key, content in said.items():
+        (tmp_path / key).write_text(json.dumps(content))
+    refs, left = found(tmp_path)
+    scanners = {key: ref.meta["table"].get("scanner") for key, ref in refs.items()}  # type: ignore[attr-defined]
+    assert scanners == {
+        f"{one}.nii.gz": "Philips 7 T",
+        f"{other}.nii.gz": "GE 3 T",
+        f"{bold}.nii.gz": "Canon",
+        "p9/p9_T1w.nii.gz": None,  # no BIDS name
+    }
+    assert left == {(".json", "about no image"): 2, (".json", "no image"): 1}
+    (tmp_path / "T1w.json").write_text("{")
+    refs, _ = found(tmp_path)
+    assert refs[f"{other}.nii.gz"].meta["table"] == {"scanner": "GE"}
+    assert kinds(refs[f"{other}.nii.gz"].meta["notes"]) == {DecisionKind.SIDECAR_UNREADABLE}
+
+
 def test_a_ct_is_known_by_its_air_or_named_and_has_to_be_in_hounsfield_units(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     ct = head(ct=True)

@@ -1,7 +1,7 @@
 """A lab's own NIfTI images, in whatever folders: BIDS names, nnU-Net's layout or neither, with masks and a table.
 
 All ids count as private. What an image shows is said by the table's column of contrasts, the option, nnU-Net's
-dataset.json, the BIDS suffix or another word of the name, a folder, or the JSON sidecar, the first that there is; a
+dataset.json, the BIDS suffix or another word of the name, a folder, or the JSON sidecars, the first that there is; a
 dataset.json that names one channel only stands last, for its images may be of several kinds. A CT that nothing names is
 known by its air.
 """
@@ -20,6 +20,7 @@ from harmonize.decisions import Decision
 from harmonize.errors import Reason, Rejection, Stage, WrongUse
 from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, suffix_of
 from harmonize.scan import LeftOut, Scan, ScanRef, annotations_of, raise_if_rejected
+from harmonize.sources.bids_sidecars import Sidecars
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.nifti_contrast import named_contrast, settled
 from harmonize.sources.nifti_masks import DATASET, Image, MaskFile, ValueNames, pair, read_mask
@@ -33,7 +34,7 @@ from harmonize.sources.nifti_names import (
     read_name,
 )
 from harmonize.sources.own_table import OwnTable, Row, impersonal, read_own_table
-from harmonize.sources.sidecars import read_sidecar
+from harmonize.sources.sidecars import Sidecar
 from harmonize.sources.volume_files import READ, read_volume_file, stem_of
 from harmonize.sources.volume_tree import volumes_in
 
@@ -55,12 +56,12 @@ class _Seen:
     Attributes:
         images: Volumes that are no masks, each with its folder below the root and its files.
         masks: Files of labels, with the folder that their images are looked for in.
-        sidecars: By path without suffix, relative to the root.
+        sidecars: JSON files about images.
     """
 
     images: list[tuple[Folder, tuple[Path, ...]]] = field(default_factory=list)
     masks: list[tuple[Path, tuple[str, ...]]] = field(default_factory=list)
-    sidecars: dict[str, Path] = field(default_factory=dict)
+    sidecars: Sidecars = field(default_factory=Sidecars)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -136,9 +137,11 @@ def discover(
     )
     found = []
     for (image, row), values in zip(rows, kept, strict=True):
-        sidecar = seen.sidecars.get(image.relative[: -len(suffix_of(image.relative))])
+        sidecar = seen.sidecars.of(image.relative[: -len(suffix_of(image.relative))])
         found.append(_reference(root, image, row, values, modality, mask_of.get(image.relative), sidecar))
     _tell_people(found)
+    for path in seen.sidecars.unused():
+        tree.leave(path.name, "about no image")
     yield from found
     yield from tree.rest(SOURCE)
 
@@ -201,13 +204,11 @@ def _sort_in(folder: Folder, parts: tuple[str, ...], seen: _Seen, tree: RawTree,
     stems = {stem_of(name) for name in folder.names if suffix_of(name) in READ}
     for name in folder.names:
         suffix, stem = suffix_of(name), stem_of(name)
+        of_an_image = suffix == ".tsv" and (stem in stems or is_mask_name(stem))
+        known = of_an_image or name in _OWN_FILES or folder.path / name == table
         if suffix in READ and (beside or is_mask_name(stem)):
             seen.masks.append((folder.path / name, (*parts[:-1], beside) if beside else parts))
-        elif suffix == ".json" and stem in stems:
-            seen.sidecars[folder.key(name)[: -len(suffix)]] = folder.path / name
-        elif suffix == ".tsv" and (stem in stems or is_mask_name(stem)):
-            continue
-        elif name not in _OWN_FILES and folder.path / name != table:
+        elif not known and (suffix != ".json" or not seen.sidecars.take(folder, name, beside=stem in stems)):
             images.append(name)
     seen.images += ((folder, paths) for paths in volumes_in(tree, folder, images))
 
@@ -301,16 +302,15 @@ def _reference(
     values: Mapping[str, str],
     option: str | None,
     mask: MaskFile | None,
-    sidecar: Path | None,
+    sidecar: Sidecar,
 ) -> ScanRef:
-    beside = read_sidecar(sidecar)
-    notes = [*row.notes, *beside.notes]
-    modality, by, fault = named_contrast(image, row, option, beside.contrast, notes)
+    notes = [*row.notes, *sidecar.notes]
+    modality, by, fault = named_contrast(image, row, option, sidecar.contrast, notes)
     if image.name.is_part:
         fault = Rejection(Reason.DERIVED, "the phase, or one part of complex numbers", stage=Stage.DISCOVER)
     table = dict(values)
-    if beside.scanner:
-        table.setdefault("scanner", beside.scanner)
+    if sidecar.scanner:
+        table.setdefault("scanner", sidecar.scanner)
     meta: dict[str, object] = {"age": row.age, "sex": row.sex, "notes": tuple(notes), "table": table}
     if by == DATASET and image.is_only_channel:
         meta["by_only_channel"] = True

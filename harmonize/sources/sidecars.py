@@ -1,9 +1,9 @@
-"""The JSON beside a NIfTI file, as dcm2niix writes it: contrast and scanner, by words that are known beforehand."""
+"""The JSON of a NIfTI file, as dcm2niix writes it: contrast and scanner, by words that are known beforehand."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,18 +34,35 @@ class Sidecar:
 
 
 def read_sidecar(path: Path | None) -> Sidecar:
-    """What the sidecar of an image says; one that cannot be read says nothing, which is noted."""
-    if path is None:
-        return Sidecar()
+    """What the one sidecar of an image says."""
+    return sidecar_of([] if path is None else [content_of(path)])
+
+
+Content = Mapping[str, object] | Decision
+"""The keys of a sidecar, or why they cannot be read."""
+
+
+def content_of(path: Path) -> Content:
+    """The keys of a sidecar; one that cannot be read says nothing, and what is noted of it instead."""
     try:
         said = read_small_json(path)
     except ValueError:
-        return Sidecar(notes=(DecisionKind.SIDECAR_UNREADABLE(why="it is no JSON"),))
+        return DecisionKind.SIDECAR_UNREADABLE(why="it is no JSON")
     except OSError as error:
-        return Sidecar(notes=(DecisionKind.SIDECAR_UNREADABLE(why=error.strerror or "it cannot be opened"),))
-    if not isinstance(said, dict):
-        return Sidecar(notes=(DecisionKind.SIDECAR_UNREADABLE(why="it holds no keys"),))
-    return Sidecar(contrast=_contrast(said), scanner=_scanner(said))
+        return DecisionKind.SIDECAR_UNREADABLE(why=error.strerror or "it cannot be opened")
+    return said if isinstance(said, dict) else DecisionKind.SIDECAR_UNREADABLE(why="it holds no keys")
+
+
+def sidecar_of(contents: Iterable[Content]) -> Sidecar:
+    """What the sidecars of an image say together; where two have the same key, the later one's counts."""
+    said: dict[str, object] = {}
+    notes = []
+    for content in contents:
+        if isinstance(content, Mapping):
+            said |= content
+        else:
+            notes.append(content)
+    return Sidecar(contrast=_contrast(said), scanner=_scanner(said), notes=tuple(dict.fromkeys(notes)))
 
 
 def _contrast(said: Mapping[str, object]) -> str | None:
