@@ -131,6 +131,7 @@ def read_labels(
     question: Question = "auto",
     positive: str = "",
     naming: str = "--task.columns '[{}]'",
+    without: Sequence[str] = (),
 ) -> Labels:
     """Read a table of labels.
 
@@ -143,6 +144,7 @@ def read_labels(
         positive: Of a column with two values, the one that counts as 1; empty: that which means yes, else the second
             of the two in their order.
         naming: How the caller's user names columns, for messages.
+        without: Columns that are no labels, unless they are named.
 
     Raises:
         WrongUse: It is no such table, or its values cannot be what the question says.
@@ -150,10 +152,10 @@ def read_labels(
     """
     account = _Account()
     if path is None:
-        name, columns, texts = _of_corpus(corpus, columns, naming)
+        name, columns, texts = _of_corpus(corpus, columns, naming, without)
     else:
         name = path.name
-        columns, texts = _of_file(path, corpus, columns, account, naming)
+        columns, texts = _of_file(path, corpus, columns, account, naming, without)
     for column in columns:
         if column.strip().casefold() in TAKEN or column.startswith("target: "):
             raise WrongUse(f"{name}: a label cannot be called {column!r}; rename the column")
@@ -180,14 +182,28 @@ def read_labels(
     return Labels(name=name, kind=kind, columns=tuple(columns), labels=labels, values=values, faults=account.faults())
 
 
+def read_column(path: Path | None, corpus: Corpus, column: str, *, naming: str) -> dict[str, str]:
+    """What a column of a table says of the scans of a corpus, by their ids, where it says something.
+
+    Args:
+        path: A CSV table; None takes the table that the corpus itself has.
+        corpus: Whose scans it is about.
+        column: Of the table.
+        naming: How the caller's user names columns, for messages.
+    """
+    own = (column,)
+    texts = _of_corpus(corpus, own, naming)[2] if path is None else _of_file(path, corpus, own, _Account(), naming)[1]
+    return {scan_id: text for scan_id, (text,) in texts.items() if text.casefold() not in MISSING}
+
+
 def _of_corpus(
-    corpus: Corpus, wanted: Sequence[str], naming: str
+    corpus: Corpus, wanted: Sequence[str], naming: str, without: Sequence[str] = ()
 ) -> tuple[str, tuple[str, ...], dict[str, tuple[str, ...]]]:
     """The table that a corpus has of its scans: name, columns, texts by scan."""
     table = corpus.table
     if not len(table):
         raise WrongUse(f"{corpus.path}: has no table of its own; give labels.csv with --labels")
-    columns = _asked([str(name) for name in table.columns], wanted, str(corpus.path), naming)
+    columns = _asked([str(name) for name in table.columns], wanted, str(corpus.path), naming, without)
     scan_ids = map(str, table.index.get_level_values("scan_id"))
     rows = zip(*(table[name] for name in columns), strict=True)
     found = {
@@ -198,7 +214,7 @@ def _of_corpus(
 
 
 def _of_file(
-    path: Path, corpus: Corpus, wanted: Sequence[str], account: _Account, naming: str
+    path: Path, corpus: Corpus, wanted: Sequence[str], account: _Account, naming: str, without: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Columns, and their texts by scan."""
     try:
@@ -217,7 +233,7 @@ def _of_file(
     ids = [name for names in keys.values() for name in names]
     if not keys["scan"] and not keys["subject"]:
         raise WrongUse(f"--labels {path}: no column names the scan; call it scan_id, file or subject")
-    columns = _asked([name for name in header if name not in ids], wanted, f"--labels {path}", naming)
+    columns = _asked([name for name in header if name not in ids], wanted, f"--labels {path}", naming, without)
     names = Names(corpus)
     said: dict[str, list[tuple[int, tuple[str, ...]]]] = defaultdict(list)
     unknown = []
@@ -251,13 +267,16 @@ def _of_file(
     return columns, texts
 
 
-def _asked(there: Sequence[str], wanted: Sequence[str], where: str, naming: str) -> tuple[str, ...]:
+def _asked(
+    there: Sequence[str], wanted: Sequence[str], where: str, naming: str, without: Sequence[str]
+) -> tuple[str, ...]:
     """The columns to learn."""
     lacking = [name for name in wanted if name not in there]
     if lacking:
         raise WrongUse(f"{where}: no column {', '.join(lacking)}; there is {', '.join(there)}")
     if wanted:
         return tuple(dict.fromkeys(wanted))
+    there = [name for name in there if name not in without]
     if len(there) != 1:
         raise WrongUse(
             f"{where}: {len(there)} columns could be labels ({', '.join(there)}); name those to learn with "

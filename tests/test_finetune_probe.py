@@ -13,9 +13,10 @@ from test_ssl_embed import PREPROCESSING, make_encoder
 
 from finetune.cli import main
 from finetune.evaluation.measures import Kind
-from finetune.probing import Card, Question, Row, judge
+from finetune.probing import Card, Question, Row, judge, read_question
 from finetune.probing.fit import few
 from harmonize.corpus import Corpus
+from harmonize.errors import WrongUse
 from headspark.hub import save_encoder
 
 PATIENTS, FEATURES = 160, 6
@@ -188,6 +189,31 @@ def test_a_corpus_without_labels_is_refused(
 ) -> None:
     assert main(["probe", "--encoder", str(encoder), "--corpus", str(tiny_corpus)]) == 2
     assert "has no labels; give a table with --labels" in capsys.readouterr().err
+
+
+def test_columns_of_the_table_of_labels_divide_the_scans_too(tiny_corpus: Path, tmp_path: Path) -> None:
+    corpus, table = Corpus.open(tiny_corpus), tmp_path / "labels.csv"
+    scans = list(corpus.scans["scan_id"])
+    centre = {scan: "north" if number % 2 else "south" for number, scan in enumerate(scans)}
+    lines = [
+        f"{scan},{number % 2},{'w' if number < 2 else 'm'},{centre[scan]},{20 + number},{number + 0.5}"
+        for number, scan in enumerate(scans)
+    ]
+    table.write_text("\n".join(["scan_id,ill,Sex,centre,age,dose", *lines]))
+    asked = read_question(corpus, table, columns=["ill"], groups=["centre", "dose"], folds=2)
+    assert asked.labels == ("ill",)
+    own = dict(zip(scans, corpus.scans["sex"], strict=True))
+    by_scan = {name: dict(zip(scans, values, strict=True)) for name, values in asked.groups.items()}
+    assert [scan for _, scan in asked.keys_N] == scans
+    assert by_scan["centre"] == centre
+    assert by_scan["sex"] == own  # where the corpus and the table differ
+    assert by_scan["age"] == {scan: "up to 22.5" if number < 3 else "above 22.5" for number, scan in enumerate(scans)}
+    assert len(set(by_scan["dose"].values())) == len(scans)
+    # A column that divides is no label: what is left is asked about; and one that is asked about divides nothing.
+    assert read_question(corpus, table, groups=["Sex", "centre", "age", "dose"], folds=2).labels == ("ill",)
+    assert "age" not in read_question(corpus, table, columns=["age"], folds=2).groups
+    with pytest.raises(WrongUse, match=r"--groups clinic: no such column in labels\.csv and .*; there is .*centre"):
+        read_question(corpus, table, columns=["ill"], groups=["clinic"], folds=2)
 
 
 def test_a_label_that_nobody_has_is_refused() -> None:

@@ -33,6 +33,14 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--labels", type=Path, metavar="TABLE.csv", help="labels by scan_id, file or subject; default: the corpus's own"
     )
     parser.add_argument("--columns", nargs="+", default=[], metavar="COLUMN", help="of the table, to be told")
+    parser.add_argument(
+        "--groups",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="of the table, or of the corpus's own, whose values are judged apart, besides sex, age, source, modality "
+        "and scanner",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file")
     parser.add_argument("--embeddings", type=Path, metavar="DIR", help="keep the vectors there, for the next time")
     parser.add_argument(
@@ -64,7 +72,14 @@ def run(options: argparse.Namespace) -> int:
     from headspark.run.interrupt import EXIT_INTERRUPTED, interrupts
 
     corpus = Corpus.open(options.corpus)
-    question = read_question(corpus, options.labels, columns=options.columns, folds=options.folds, seed=options.seed)
+    question = read_question(
+        corpus,
+        options.labels,
+        columns=options.columns,
+        groups=options.groups,
+        folds=options.folds,
+        seed=options.seed,
+    )
     device = device_of(options.device)
     with ExitStack() as stack:
         folder = options.embeddings or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probe-")))

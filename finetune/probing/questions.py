@@ -13,32 +13,37 @@ import pandas as pd
 from finetune.dealing import deal
 from finetune.evaluation.measures import Kind
 from finetune.label_table import read_labels
+from finetune.probing.groups import read_groups
 from finetune.probing.judge import Question
 from finetune.tasks import DEFAULT, make_task, task_configs
 from finetune.tasks.table import shares_of_labels
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 
-SCANNERS = frozenset({"scanner", "manufacturer", "scanner_model", "site", "vendor", "device"})
-"""Columns of a corpus's own table that say where a scan was made, in lower case."""
-
 
 def read_question(
-    corpus: Corpus, labels: Path | None = None, *, columns: Sequence[str] = (), folds: int = 5, seed: int = 0
+    corpus: Corpus,
+    labels: Path | None = None,
+    *,
+    columns: Sequence[str] = (),
+    groups: Sequence[str] = (),
+    folds: int = 5,
+    seed: int = 0,
 ) -> Question:
     """What is asked about the scans of a corpus.
 
     Args:
         corpus: Whose scans.
         labels: A table of labels; None takes those of the corpus: what its source labels, else the user's own table.
-        columns: Of the table.
+        columns: Of the table, that are asked about.
+        groups: Columns of it, or of the corpus's own table, that divide the scans into groups.
         folds: Into how many the patients are dealt.
         seed: Of the dealing.
 
     Raises:
         UserError: Nothing can be asked.
     """
-    kind, names, values, notes = _labels_of(corpus, labels, columns)
+    kind, names, values, asked, notes = _labels_of(corpus, labels, columns, groups)
     scans = corpus.scans[corpus.scans["scan_id"].isin(values)]
     rows: list[dict[Any, Any]] = scans.to_dict("records")
     subjects = tuple(f"{row['source']}/{row['subject']}" for row in rows)
@@ -62,43 +67,24 @@ def read_question(
         subjects_N=subjects,
         folds_N=tuple(fold_of[row["scan_id"]] for row in rows),
         truth_NL=truth_NL,
-        groups=_groups(corpus, rows),
+        groups=read_groups(corpus, rows, labels, named=groups, asked=asked),
         notes=notes,
     )
 
 
 def _labels_of(
-    corpus: Corpus, path: Path | None, columns: Sequence[str]
-) -> tuple[Kind, tuple[str, ...], Mapping[str, Sequence[float]], tuple[str, ...]]:
-    """Kind, names and values by scan id, and notes."""
+    corpus: Corpus, path: Path | None, columns: Sequence[str], groups: Sequence[str]
+) -> tuple[Kind, tuple[str, ...], Mapping[str, Sequence[float]], tuple[str, ...], tuple[str, ...]]:
+    """Kind, names and values by scan id, the columns that they are of, and notes."""
     if path is None and not columns and corpus.labels["labels"].notna().any():
         task = make_task(task_configs()[DEFAULT]())
         chosen = task.cases(corpus)
-        return task.asks, task.labels, {case.scan_id: case.labels for case in chosen.cases}, (chosen.summary(),)
+        values = {case.scan_id: case.labels for case in chosen.cases}
+        return task.asks, task.labels, values, (), (chosen.summary(),)
     if path is None and not len(corpus.table):
         raise WrongUse(f"{corpus.path}: has no labels; give a table with --labels")
-    found = read_labels(path, corpus, columns=columns, naming="--columns {}")
-    return found.kind, found.labels, found.values, tuple(found.lines())
-
-
-def _groups(corpus: Corpus, rows: Sequence[Mapping[Any, Any]]) -> dict[str, tuple[str | None, ...]]:
-    """What divides the scans, as far as the corpus knows it."""
-    found: dict[str, tuple[str | None, ...]] = {
-        name: tuple(row[name] if isinstance(row[name], str) else None for row in rows)
-        for name in ("sex", "source", "modality")
-    }
-    ages = np.array([np.nan if row["age"] is None else float(row["age"]) for row in rows])
-    if np.isfinite(ages).any():
-        middle = float(np.nanmedian(ages))
-        found["age"] = tuple(
-            None if np.isnan(age) else f"up to {middle:g}" if age <= middle else f"above {middle:g}" for age in ages
-        )
-    table = corpus.table
-    for column in table.columns:
-        if str(column).strip().casefold() in SCANNERS:
-            known = table[column].to_dict()
-            found[str(column)] = tuple(known.get((row["source"], row["scan_id"])) for row in rows)
-    return {name: groups for name, groups in found.items() if len(set(groups) - {None}) > 1}
+    found = read_labels(path, corpus, columns=columns, naming="--columns {}", without=groups)
+    return found.kind, found.labels, found.values, found.columns, tuple(found.lines())
 
 
 def only(question: Question, keys: set[tuple[str, str]]) -> Question:
