@@ -51,6 +51,7 @@ PROMISED = {
     "headspark.train": ("train",),
     "finetune.train": ("train",),
     "finetune.predict": ("Predictor", "Answer", "NoAnswer"),
+    "finetune.hub": ("fetch_model", "save_model", "push_model"),
     "finetune.metrics": ("Score",),
     "finetune.tasks.aneurysm": ("competition_score",),
     "finetune.kaggle": ("serve",),

@@ -13,13 +13,15 @@ import pytest
 import standin_hub
 from safetensors.torch import load_file
 from standin_hub import Hub, Repo
-from standin_series import save_model, write_series
+from standin_series import save_masks_model, save_model, save_table_model, write_series
 
 from finetune.cli import main
 from finetune.hub import fetch, fetch_model
 from finetune.hub.fetch import repo_of
 from finetune.model_folder import read_bundle
 from finetune.predict.ensemble import models_in
+from finetune.tasks.masks import MasksConfig
+from finetune.tasks.table import TableConfig
 from harmonize.errors import UserError
 from harmonize.labels import LABELS
 from harmonize.voxels import nyul
@@ -150,6 +152,88 @@ def test_the_card_says_what_it_answers_what_that_is_worth_and_what_it_learned_fr
     (score,) = [line for line in card.split("\n") if line.startswith("| score | ")]
     value, low, high = (float(word.strip("()|")) for word in score.split() if word.strip("()|")[:2] == "0.")
     assert low < value < high
+
+
+def test_a_card_of_segmentations_says_how_they_are_drawn_and_how_well(
+    hub: Hub, series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = MasksConfig(sources=("nifti",), masks="labels", labels={"lesion": 1, "oedema": 300}, modalities=("CT",))
+    run = save_masks_model(tmp_path / "run", task)
+    table = pd.DataFrame({
+        "scan_id": [f"{SECRET}.{number}" for number in range(4)], "subject": [f"{SECRET}{n // 2}" for n in range(4)],
+        "modality": ["CT"] * 4, "certainty": [0.9] * 4, "fold": [0] * 4,
+        "dice: lesion": [0.5, 0.7, 0.6, 0.8], "dice: oedema": [np.nan, np.nan, 0.2, 0.4],
+        "surface distance: lesion": [1.0, 2.0, 3.0, 2.0], "surface distance: oedema": [np.nan, np.nan, 5.0, 7.0],
+        "missed: lesion": [False] * 4, "missed: oedema": [False] * 4,
+    })  # fmt: skip
+    table.to_parquet(run / "predictions.parquet")
+    assert push(run, "--repo", "user/draws") == 0
+    card = hub.repos["user/draws"].files["README.md"].decode()
+    for text in (
+        "license: other\nlicense_name: terms-of-the-training-data\npipeline_tag: image-segmentation\n",
+        "\n# Segmentation of head CT and MRI\n",
+        "It draws these, each by its value in the masks:\n\n- lesion: 1\n- oedema: 300\n",
+        "finetune predict THIS_REPOSITORY_OR_FOLDER SCANS --masks MASKS",
+        "On 4 held-out series of 2 patients",
+        "| structure | series | Dice | surface distance, mm |",
+        "| lesion | 4 | 0.650 (",
+        "| oedema | 2 | 0.300",
+        "Whoever drew the masks",
+        "Series of nifti; how many, the run does not say.",
+    ):
+        assert text in card, text
+    assert "Predictor" not in card  # answers labels alone
+    assert "calibrated" not in card
+    assert SECRET not in card
+    # What the card says to do, does it.
+    assert main(["predict", "user/draws", str(series), "--masks", str(tmp_path / "masks")]) == 0
+    assert [path.name for path in (tmp_path / "masks").glob("*.nii.gz")] == ["ct.nii.gz"]
+    assert "user/draws: segments; give --masks" in refusal(capsys, "predict", "user/draws", series, code=2)
+
+
+def test_a_card_of_a_users_table_says_what_its_answers_are(tmp_path: Path) -> None:
+    numbers = {"scan_id": [f"s{n}" for n in range(8)], "subject": [f"p{n}" for n in range(8)], "modality": ["T1w"] * 8}
+    task = TableConfig(
+        question="regression", columns=("age",), asks="regression", labels=("age",), sources=("openmind",),
+        modalities=("T1w",), means=(50.0,), deviations=(10.0,), table="0" * 64,
+    )  # fmt: skip
+    run = save_table_model(tmp_path / "age", task)
+    true = np.arange(8) * 10.0
+    pd.DataFrame(numbers | {"age": true + 2, "target: age": true, "fold": [0] * 8}).to_parquet(
+        run / "predictions.parquet"
+    )
+    push(run, "--out", tmp_path / "age-model")
+    card = (tmp_path / "age-model" / "README.md").read_text()
+    for text in (
+        "# Regression from head CT and MRI\n",
+        "It gives numbers, in the units of the table that it learned from:\n\n- age\n",
+        "| of | series | mean absolute error | R2 | correlation |",
+        "| 8 | 2.000 (2.000 to 2.000) |",
+        "It says of every head a number",
+        "Predictor(fetch_model(",
+    ):
+        assert text in card, text
+    assert "pipeline_tag" not in card
+    grades = ("grade: mild", "grade: severe")
+    task = TableConfig(
+        columns=("grade",), asks="multiclass", labels=grades, sources=("openmind",), modalities=("T1w",),
+        weights=(1.0, 1.0), table="0" * 64,
+    )  # fmt: skip
+    run = save_table_model(tmp_path / "grade", task)
+    said = np.linspace(0.1, 0.8, 8)
+    rows = numbers | {grades[0]: 1 - said, grades[1]: said, "fold": [0] * 8}
+    rows |= {f"target: {grades[0]}": [1, 1, 1, 1, 0, 0, 0, 0], f"target: {grades[1]}": [0, 0, 0, 0, 1, 1, 1, 1]}
+    pd.DataFrame(rows).to_parquet(run / "predictions.parquet")
+    push(run, "--out", tmp_path / "grade-model")
+    card = (tmp_path / "grade-model" / "README.md").read_text()
+    for text in (
+        "pipeline_tag: image-classification\n",
+        "# Classification of head CT and MRI\n",
+        "the probability of each class, which add up to one:\n\n- grade: mild\n- grade: severe\n",
+        "| grade: severe | 8 | 1.000 (1.000 to 1.000) |",
+        "not calibrated",
+    ):
+        assert text in card, text
 
 
 def test_histograms_go_along_and_those_of_a_model_before_do_not_stay(run: Path, hub: Hub, tmp_path: Path) -> None:

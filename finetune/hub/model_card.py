@@ -34,9 +34,18 @@ _APACHE = "apache-2.0"
 _LIMITS = """## Use and limits
 
 Not a medical device: for research. It was judged on held-out patients of the data it was trained on; scanners,
-protocols and patients of other places differ, so judge it on some of your own before you rely on any number. Its
-probabilities are not calibrated, and no threshold comes with it. Whoever read the labels of its data read them with
-errors, which it has learned too."""
+protocols and patients of other places differ, so judge it on some of your own before you rely on any number. {said}
+Whoever {made} of its data made errors, which it has learned too."""
+_UNCALIBRATED = "Its probabilities are not calibrated, and no threshold comes with it."
+_OF_NUMBERS = "It says of every head a number, and not how sure it is."
+_OF_MASKS = "It draws what is likeliest in each voxel, and not how sure it is."
+
+_GIVES = {
+    "binary": "It gives the probability of",
+    "multilabel": "It gives the probability of each of",
+    "multiclass": "It gives the probability of each class, which add up to one",
+    "regression": "It gives numbers, in the units of the table that it learned from",
+}
 
 
 def write_card(source: Path, models: Sequence[tuple[Path, Bundle]]) -> Card:
@@ -56,12 +65,12 @@ def write_card(source: Path, models: Sequence[tuple[Path, Bundle]]) -> Card:
     sections = [
         _header(task),
         _opening(bundle, task, len(models)),
-        _LOADING,
+        _asking(task),
         _score(source, task),
         _training(states, task),
         f"![Losses and held-out scores by step]({CURVES})" if metrics else "",
         _preprocessing(bundle),
-        _LIMITS,
+        _limits(task),
         _licence(task),
         _provenance(states[0]),
     ]
@@ -69,7 +78,7 @@ def write_card(source: Path, models: Sequence[tuple[Path, Bundle]]) -> Card:
     return Card(text="\n\n".join(section for section in sections if section) + "\n", pictures=pictures)
 
 
-_LOADING = """## Ask it
+_ANSWERS = """## Ask it
 
 ```
 finetune predict THIS_REPOSITORY_OR_FOLDER SERIES_FOLDER
@@ -85,6 +94,26 @@ predictor = Predictor(fetch_model("THIS_REPOSITORY"))  # or Path("THIS_FOLDER")
 answers = predictor.answers(Path("SERIES_FOLDER"))
 ```"""
 
+_DRAWS = """## Ask it
+
+```
+finetune predict THIS_REPOSITORY_OR_FOLDER SCANS --masks MASKS
+```
+
+MASKS gets a `.nii.gz` for each DICOM series and image of SCANS, on the grid that it was acquired on, with the values
+above; other voxels are 0."""
+
+
+def _asking(task: Task) -> str:
+    return _DRAWS if task.answers == MASKS else _ANSWERS
+
+
+def _limits(task: Task) -> str:
+    if task.answers == MASKS:
+        return _LIMITS.format(said=_OF_MASKS, made="drew the masks")
+    said = _OF_NUMBERS if task.asks == "regression" else _UNCALIBRATED
+    return _LIMITS.format(said=said, made="read the labels")
+
 
 def _header(task: Task) -> str:
     header: dict[str, Any] = {"library_name": "headspark"}
@@ -99,13 +128,18 @@ def _header(task: Task) -> str:
 
 
 def _opening(bundle: Bundle, task: Task, count: int) -> str:
-    what = "segments" if task.answers == MASKS else "answers"
     several = "" if count == 1 else f" {count} models of a cross-validation, which answer together."
-    labels = "\n".join(f"- {plain_text(label)}" for label in task.labels)
+    lines = [plain_text(label) for label in task.labels]
+    if task.answers == MASKS:
+        title, gives = "Segmentation of head CT and MRI", "It draws these, each by its value in the masks"
+        lines = [f"{label}: {value}" for label, value in zip(lines, task.mask_values, strict=True)]
+    else:
+        what = "Regression from" if task.asks == "regression" else "Classification of"
+        title, gives = f"{what} head CT and MRI", _GIVES[task.asks]
+    labels = "\n".join(f"- {line}" for line in lines)
     return (
-        f"# {plain_text(bundle.task.kind)}: fine-tuned for head CT and MRI\n\n"
-        f"Fine-tuned by headspark ({bundle.encoder.kind} encoder, task {plain_text(bundle.task.kind)}, "
-        f"{'structures' if task.answers == MASKS else task.asks}).{several} It {what}:\n\n{labels}"
+        f"# {title}\n\nFine-tuned by headspark (task {plain_text(bundle.task.kind)}, {bundle.encoder.kind} encoder)."
+        f"{several} {gives}:\n\n{labels}"
     )
 
 

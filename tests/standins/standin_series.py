@@ -13,8 +13,15 @@ from pydicom.uid import ExplicitVRLittleEndian
 from finetune.model_folder import Bundle, save_bundle
 from finetune.models.assemble import Network
 from finetune.models.heads.cells import CellsConfig
+from finetune.models.heads.global_pool import GlobalConfig
+from finetune.models.heads.segmentation import SegmentationConfig
 from finetune.samples import DataConfig
-from finetune.tasks.aneurysm import AneurysmTask
+from finetune.tasks import make_task
+from finetune.tasks.aneurysm import AneurysmConfig
+from finetune.tasks.masks import MasksConfig
+from finetune.tasks.table import TableConfig
+from finetune.views.box import BoxConfig
+from finetune.views.patches import PatchesConfig
 from harmonize.settings import Settings
 from headspark.encoder import EncoderConfig, build_encoder
 
@@ -59,13 +66,29 @@ def write_mr_series(folder: Path, uid: str = "1.2.4", **changes: Any) -> None:
 
 def save_model(folder: Path, *, seed: int = 0, width: int = 4, **data: Any) -> Path:
     """An untrained model of 16 x 16 x 16 voxels of 6 mm; `seed` draws its weights, `data` changes the recipe's data."""
+    return _save(folder, AneurysmConfig(), CellsConfig(stride=2, width=width), BoxConfig(), seed=seed, **data)
+
+
+def save_table_model(folder: Path, task: TableConfig) -> Path:
+    """The same that answers a user's table."""
+    return _save(folder, task, GlobalConfig(), BoxConfig())
+
+
+def save_masks_model(folder: Path, task: MasksConfig) -> Path:
+    """The same that draws masks."""
+    return _save(folder, task, SegmentationConfig(), PatchesConfig())
+
+
+def _save(folder: Path, task: Any, head: Any, view: Any, *, seed: int = 0, **data: Any) -> Path:
     torch.manual_seed(seed)
-    encoder, head = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2)), CellsConfig(stride=2, width=width)
+    encoder = EncoderConfig(features=(4, 8), blocks=(1, 1), strides=(1, 2))
     config = DataConfig(**{"patch": (16, 16, 16), "spacing": 6.0, **data})
-    network = Network(build_encoder(encoder), head, (), AneurysmTask())
+    network = Network(build_encoder(encoder), head, (), make_task(task))
     with torch.no_grad():
         for parameter in network.head.parameters():
             parameter += 0.3 * torch.randn(parameter.shape)  # so that two models differ by more than a rounding
-    bundle = Bundle(encoder=encoder, head=head, data=config, settings=Settings(spacing=(4.0,) * 3))
+    bundle = Bundle(
+        encoder=encoder, head=head, data=config, settings=Settings(spacing=(4.0,) * 3), task=task, view=view
+    )
     save_bundle(folder, bundle, network.state_dict())
     return folder
