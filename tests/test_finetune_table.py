@@ -20,6 +20,7 @@ from finetune.metrics import Score
 from finetune.model_folder import read_bundle
 from finetune.models.heads.global_pool import GlobalConfig
 from finetune.recipe import Recipe, TrainConfig
+from finetune.report.run import run_facts
 from finetune.samples import DataConfig
 from finetune.sources import Sources
 from finetune.stages import StageConfig
@@ -144,6 +145,27 @@ def test_the_report_shows_what_applies_to_labels(binary: Path, corpus: Corpus) -
         assert f"{heading}</h2>" not in page
 
 
+def test_the_report_says_at_its_top_what_was_trained_on_what(binary: Path, corpus: Corpus) -> None:
+    run, trained_on = binary / "run", corpus.manifest_sha256()[:12]
+    state = json.loads((run / "run.json").read_text())
+    page = (run / "report.html").read_text()
+    assert page.index("stages all (40 steps)") < page.index("<h2>")
+    assert dict(run_facts([(state, run)], corpus)) == {
+        "task": "table",
+        "recipe": "recipe.yaml: box view, global head, stages all (40 steps)",
+        "held out": "fold 0 of 2",
+        "encoder": "none: trained from scratch",
+        "corpus": f"corpus, manifest {trained_on}",
+    }
+    other = state | {"origin": {"corpus": "a" * 64, "encoder": {"name": "user/enc", "sha256": "b" * 64}}}
+    facts = dict(run_facts([(other, run), (state, run)], corpus))
+    assert facts["recipe"].startswith("run/recipe.yaml: ")
+    assert facts["held out"] == "folds 0, 0 of 2"
+    assert facts["encoder"] == "user/enc, weights bbbbbbbbbbbb"
+    assert facts["corpus"] == f"corpus, manifest aaaaaaaaaaaa; it has changed since, its manifest is {trained_on} now"
+    assert dict(run_facts([(state, run)], None))["corpus"] == f"manifest {trained_on}"
+
+
 def test_evaluate_and_compare_tell_the_measures(
     binary: Path, corpus: Corpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +240,7 @@ def test_rows_that_say_nothing_are_told_and_counted(
     run(recipe("large", steps=1), corpus, labels, tmp_path / "run")
     said = capsys.readouterr().err
     assert "note: labels.csv: binary: large; 20 scans with a label" in said
+    assert "validate: 10/10 series" in said
     assert "note: labels.csv: 1 rows that no scan of the corpus belongs to (21)" in said
     assert "note: labels.csv: 4 scans of the corpus without a row (scan-00, scan-01, scan-02, scan-03)" in said
     assert json.loads((tmp_path / "run" / "run.json").read_text())["results"]["left_out"] == {

@@ -14,6 +14,7 @@ from finetune.report.answers import add_answers
 from finetune.report.corpus import add_corpus
 from finetune.report.findings import add_evaluation, add_examples, add_mistakes, examples, tiles
 from finetune.report.masks import add_masks
+from finetune.report.run import add_run
 from finetune.report.series import cases_of, others_of, overall_of, pictures_of, task_of
 from finetune.report.training import figure_curves
 from finetune.segmentation import said_columns
@@ -65,6 +66,7 @@ def _page_of_masks(
     """What segmentations are worth, and the series that they are of."""
     table = read_of_run(run / PREDICTIONS, said_columns(task))
     page = Page("Fine-tuning report", lead=_lead(len(table), table[SUBJECT].nunique(), DRAWS, states))
+    add_run(page, states, corpus)
     add_masks(page, run, corpus, task, table)
     return page, tuple(map(str, table[ID]))
 
@@ -77,6 +79,7 @@ def _page_of_answers(
     answers = found.answers
     lead = _lead(len(answers.scan_ids_N), len(set(answers.subjects_N)), found.draws, states)
     page = Page("Fine-tuning report", lead=lead)
+    add_run(page, states, corpus)
     add_answers(page, found)
     return page, answers.scan_ids_N
 
@@ -98,6 +101,7 @@ def _page_of_findings(
     pictures = pictures_of(run, predictions, cases, wanted)
     count, patients = len(predictions.scan_ids_N), len(set(predictions.subjects_N))
     page = Page("Fine-tuning report", lead=_lead(count, patients, found.draws, states))
+    add_run(page, states, corpus)
     page.tiles(tiles(found))
     for note in predictions.notes:
         page.text(note)
