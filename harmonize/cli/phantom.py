@@ -13,7 +13,13 @@ from harmonize.terminal import say
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     names = (name for name, entry in sources.SOURCES.items() if entry.phantom is not None)
-    parser.add_argument("--source", choices=("all", *names), default="all", help="default all")
+    data_sets = tuple(sources.PHANTOM_DATA_SETS)
+    parser.add_argument(
+        "--source",
+        choices=("all", *names, *data_sets),
+        default="all",
+        help=f"default all, which are those but {' and '.join(data_sets)}: data sets for `harmonize nifti`",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RAW", help="gets a folder a source")
     parser.add_argument("--scans", type=positive, default=8, metavar="N", help="a source; default 8")
     parser.add_argument(

@@ -24,13 +24,13 @@ SMALLEST_SIZE = 24
 def write(
     source: str, out: Path, *, scans: int, size: int, seed: int, workers: int = 1, prevalence: Path | None = None
 ) -> list[Path]:
-    """Write the raw tree of one source, or of all, to `out`/<source>.
+    """Write the raw tree of one source, of all, or of a data set that a source reads, to `out`/<source>.
 
     The same arguments give the same bytes, whichever other sources are written beside. A tree appears under its
     name only when it is whole.
 
     Args:
-        source: Name of one that has a phantom in the registry, or ``all``.
+        source: Name of one that has a phantom in the registry, ``all`` of these, or one of `PHANTOM_DATA_SETS`.
         out: Where the trees go.
         scans: Usable scans in each tree; files to be ignored or rejected come on top.
         size: Voxels along the largest axis of a scan.
@@ -47,8 +47,9 @@ def write(
             or no place to write to.
     """
     known = tuple(name for name, entry in sources.SOURCES.items() if entry.phantom is not None)
-    if source != ALL and source not in known:
-        raise WrongUse(f"unknown source {source!r}: choose {ALL} or one of {', '.join(known)}")
+    if source not in (ALL, *known, *sources.PHANTOM_DATA_SETS):
+        names = ", ".join((*known, *sources.PHANTOM_DATA_SETS))
+        raise WrongUse(f"unknown source {source!r}: choose {ALL} or one of {names}")
     if scans < 1:
         raise WrongUse(f"--scans is {scans}: ask for at least 1")
     if size < SMALLEST_SIZE:
@@ -107,7 +108,7 @@ def _beside(name: str) -> tuple[str, ...]:
 
 
 def _writer(name: str) -> Any:
-    """The module that writes the tree of a source."""
-    module = sources.entry(name).phantom
+    """The module that writes the tree of a source, or of a data set."""
+    module = sources.PHANTOM_DATA_SETS.get(name) or sources.entry(name).phantom
     assert module is not None
     return import_module(module)

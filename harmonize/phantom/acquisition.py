@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from harmonize.labels import LOCATIONS, MASK_VALUES
 from harmonize.phantom.anatomy import Head
+from harmonize.phantom.arteries import Vessel
 from harmonize.phantom.canvas import Tissue
 from harmonize.phantom.contrast import Contrast
 from harmonize.phantom.randomness import rotation, smooth_field
@@ -129,16 +130,36 @@ def scan_head(head: Head, grid: Grid, contrast: Contrast, rng: np.random.Generat
 def vessel_mask(head: Head, grid: Grid) -> NDArray[np.uint8]:
     """Label the arteries (sacs included) with the values of the competition's masks, 0 elsewhere."""
     value_of = dict(zip(LOCATIONS, MASK_VALUES, strict=True))
-    named = [vessel for vessel in head.vessels.vessels if vessel.location is not None]
+    return label_vessels(head, grid, lambda vessel: value_of.get(str(vessel.location)))
+
+
+def label_vessels(head: Head, grid: Grid, value_of: Callable[[Vessel], int | None]) -> NDArray[np.uint8]:
+    """Label vessels with values of one's own, 0 elsewhere.
+
+    Args:
+        head: Whose.
+        grid: Where.
+        value_of: The value of a vessel, or None for one that is not labelled.
+    """
+    named = [(vessel.tube, value) for vessel in head.vessels.vessels if (value := value_of(vessel)) is not None]
     tolerance = _MASK_TOLERANCE * float(np.mean(grid.spacing))
-    distance, nearest = distances([vessel.tube for vessel in named], grid.affine, grid.shape, 2 * tolerance)
-    values = np.array([0, *(value_of[str(vessel.location)] for vessel in named)], dtype=np.uint8)
+    distance, nearest = distances([tube for tube, _ in named], grid.affine, grid.shape, 2 * tolerance)
+    values = np.array([0, *(value for _, value in named)], dtype=np.uint8)
     return np.where(distance < tolerance, values[nearest], 0).astype(np.uint8)
 
 
 def head_mask(head: Head, grid: Grid) -> NDArray[np.bool_]:
     """True within the skin."""
     return _nearest(head, grid, head.inside_XYZ)
+
+
+def hemisphere_mask(head: Head, grid: Grid) -> NDArray[np.uint8]:
+    """1 in the brain's left half, 2 in its right one, cerebellum and stem included; 0 elsewhere, and in its fluid."""
+    brain = _nearest(head, grid, np.isin(head.tissue_XYZ, (Tissue.GREY, Tissue.WHITE, Tissue.LESION)))
+    to_template = (np.linalg.inv(head.pose) @ grid.affine)[0]
+    i, j, k = np.ogrid[: grid.shape[0], : grid.shape[1], : grid.shape[2]]
+    right = to_template[0] * i + to_template[1] * j + to_template[2] * k + to_template[3] > 0
+    return np.where(brain, 1 + right, 0).astype(np.uint8)
 
 
 def face_mask(head: Head, grid: Grid) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ textbook anatomy; every node is displaced by chance, separately on the two sides
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -40,11 +40,12 @@ class Flow(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vessel:
-    """One branch: its course, what it is called in the competition (or None), and what runs in it."""
+    """One branch: its course, what it is called in the competition (or None), what runs in it, and its own name."""
 
     tube: Tube
     location: str | None
     flow: Flow
+    branch: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ class VesselTree:
     def moved(self, affine: NDArray[np.float64]) -> VesselTree:
         """The same tree after `affine` (4, 4); calibres and diameters stay."""
         return VesselTree(
-            vessels=tuple(Vessel(tube=v.tube.moved(affine), location=v.location, flow=v.flow) for v in self.vessels),
+            vessels=tuple(replace(vessel, tube=vessel.tube.moved(affine)) for vessel in self.vessels),
             aneurysms=tuple(
                 Aneurysm(
                     location=a.location,
@@ -95,6 +96,7 @@ def grow_tree(rng: np.random.Generator, locations: Sequence[str] = ()) -> Vessel
             tube=spline(np.stack([nodes[node] for node in course]), [radii[side] * radii[name] * r for r in calibre]),
             location=location,
             flow=flow,
+            branch=name,
         )
         for name, side, course, calibre, location, flow in _branches()
     ]

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.phantom.acquisition import HEAD_CENTRE_MM, Grid, make_grid, place_of, resolution_for, scan_head
+from harmonize.phantom.acquisition import (
+    HEAD_CENTRE_MM,
+    Grid,
+    hemisphere_mask,
+    make_grid,
+    place_of,
+    resolution_for,
+    scan_head,
+)
 from harmonize.phantom.anatomy import make_head
 from harmonize.phantom.contrast import CONTRASTS
 from harmonize.phantom.openmind import FIELD_MM, save_nifti
@@ -18,10 +26,12 @@ from harmonize.phantom.randomness import rng_of
 PAIRS = (("T1w", "ct"), ("T2w", "FLAIR"))
 """What a subject's images show, by their suffixes."""
 
-MASKS = "derivatives/labels"
-"""Where the masks lie; BIDS keeps what people drew apart from what a scanner gave."""
+MASKS, HALVES = "derivatives/labels", "derivatives/hemispheres"
+"""Where the masks lie, of lesions and of the halves of the brain; BIDS keeps what people drew apart from what a scanner
+gave."""
 
 LABELS = {1: "left lesion", 2: "right lesion"}
+HEMISPHERES = {1: "left hemisphere", 2: "right hemisphere"}
 _HEADER = ("participant_id", "age", "sex", "lesion", "volume_ml", "participant_name")
 _RADIUS_MM = (9.0, 16.0)
 _BRIGHTER = {"ct": 45.0, "T1w": 0.55, "T2w": 1.9, "FLAIR": 2.0}
@@ -29,7 +39,7 @@ _BRIGHTER = {"ct": 45.0, "T1w": 0.55, "T2w": 1.9, "FLAIR": 2.0}
 
 
 def write_scan(index: int, *, root: Path, scans: int, size: int, seed: int) -> dict[str, object]:
-    """Write image `index` with its sidecar and, in one of two subjects, a mask of its lesion; gives the subject's row.
+    """Write image `index`, its sidecar, its hemispheres and, in one of two subjects, its lesion; the subject's row.
 
     Args:
         index: From 0; every two images share a subject and its lesion.
@@ -62,6 +72,7 @@ def write_scan(index: int, *, root: Path, scans: int, size: int, seed: int) -> d
         brighter = _BRIGHTER[contrast]
         values[lesion] = values[lesion] + brighter if contrast == "ct" else values[lesion] * brighter
         save_nifti(root / MASKS / f"{stem}.nii.gz", lesion.astype(np.uint8) * (2 if right else 1), grid)
+    save_nifti(root / HALVES / f"{stem}.nii.gz", hemisphere_mask(head, grid), grid)
     save_nifti(root / f"{stem}.nii.gz", np.clip(np.rint(values), -1024, 32767).astype(np.int16), grid)
     sidecar = {
         "Modality": "CT" if contrast == "ct" else "MR",
@@ -87,9 +98,10 @@ def write_tables(root: Path, rows: Sequence[dict[str, object]]) -> None:
     (root / "dataset_description.json").write_text(
         json.dumps({"Name": "A phantom; no person is in it", "BIDSVersion": "1.9.0"}) + "\n", encoding="utf-8"
     )
-    (root / MASKS).mkdir(parents=True, exist_ok=True)
-    names = "".join(f"{value}\t{name}\n" for value, name in LABELS.items())
-    (root / MASKS / "dseg.tsv").write_text(f"index\tname\n{names}", encoding="utf-8")
+    for folder, labels in ((MASKS, LABELS), (HALVES, HEMISPHERES)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        names = "".join(f"{value}\t{name}\n" for value, name in labels.items())
+        (root / folder / "dseg.tsv").write_text(f"index\tname\n{names}", encoding="utf-8")
 
 
 def _ball(grid: Grid, centre_mm: NDArray[np.float64], radius_mm: float) -> NDArray[np.bool_]:

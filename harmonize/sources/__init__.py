@@ -158,6 +158,10 @@ SOURCES = {
 }
 
 
+PHANTOM_DATA_SETS = {"topcow": "harmonize.phantom.topcow", "amos": "harmonize.phantom.amos"}
+"""Published data sets that the source ``nifti`` reads, and what writes phantoms of them; see `Source.phantom`."""
+
+
 class Reader(Protocol):
     """What the module of a source offers."""
 
