@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from harmonize.errors import UserError
 from headspark.decoder import DecoderConfig, LightDecoder, UNetDecoder, build_decoder
 from headspark.decoder.light import unpatchify
-from headspark.packed import PackedBlocks, TokenMap
+from headspark.masking import draw_mask, expand_cells
+from headspark.packed import MaskGeometry, PackedBlocks, TokenMap
 
 CHANNELS, STRIDES = (4, 6, 8, 10), (1, 2, 4, 8)
 
@@ -96,3 +97,38 @@ def test_unpatchify_puts_every_prediction_in_its_cube() -> None:
 def test_an_impossible_shape_is_refused() -> None:
     with pytest.raises(UserError, match=r"decoder\.stop_stride"):
         DecoderConfig(stop_stride=0)
+
+
+def test_scored_blocks_are_decoded_as_in_the_whole_map_and_normalised_over_themselves() -> None:
+    decoder = build_decoder(DecoderConfig(kind="unet"), CHANNELS, STRIDES, 2).double()
+    assert isinstance(decoder, UNetDecoder)
+    visible_Bdhw = draw_mask(2, (4, 4, 4), 0.7)
+    wanted_Bdhw = ~visible_Bdhw & (torch.rand(2, 4, 4, 4) < 0.5)
+    maps = [
+        TokenMap(PackedBlocks.pack(torch.randn(2, width, *[32 // stride] * 3).double(), MaskGeometry(visible_Bdhw)))
+        for width, stride in zip(decoder.widths, STRIDES, strict=True)
+    ]
+    kept: list[torch.Tensor] = []
+    stage = decoder.stages[-1]
+    block = stage.convs[0]
+
+    finer = decoder.stages[-2].register_forward_hook(lambda _, __, x: kept.append(x))
+    found = decoder(maps, MaskGeometry(wanted_Bdhw))
+    finer.remove()
+    up = decoder.transpconvs[-1](kept[0].permute(0, 4, 1, 2, 3))
+    convolved = block.conv(torch.cat([up, maps[0].dense()], 1))
+    voxels_B1DHW = expand_cells(wanted_Bdhw, (32, 32, 32))
+    expected = torch.zeros_like(found)
+    for sample, inside in enumerate(voxels_B1DHW[:, 0]):
+        rows = convolved[sample, :, inside]
+        normed = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, correction=0, keepdim=True) + block.norm.eps).sqrt()
+        active = block.nonlin(normed * block.norm.weight[:, None] + block.norm.bias[:, None])
+        head = decoder.seg_layers[-1]
+        expected[sample, :, inside] = head.weight.flatten(1) @ active + head.bias[:, None]
+    torch.testing.assert_close(found, expected)
+    assert found[~voxels_B1DHW.expand_as(found)].count_nonzero() == 0
+
+
+def test_a_light_decoder_cannot_leave_fine_blocks_out() -> None:
+    with pytest.raises(UserError, match=r"decoder\.where scored: a light decoder has no fine map"):
+        DecoderConfig(where="scored")

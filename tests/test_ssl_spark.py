@@ -21,9 +21,9 @@ def _one_thread() -> None:
     torch.manual_seed(0)
 
 
-def model_of(kind: str = "light", **config: object) -> SparK:
+def model_of(kind: str = "light", where: str = "all", **config: object) -> SparK:
     torch.manual_seed(0)
-    decoder = DecoderConfig(kind=kind, stop_stride=2, width=8)  # type: ignore[arg-type]
+    decoder = DecoderConfig(kind=kind, stop_stride=2, width=8, where=where)  # type: ignore[arg-type]
     model = SparK(build_encoder(SHAPE), decoder, SparKConfig(**config), in_channels=2)  # type: ignore[arg-type]
     for parameter in model.encoder.parameters():
         if parameter.dim() == 1:
@@ -38,14 +38,16 @@ def batch(size: int = 2) -> tuple[torch.Tensor, MaskGeometry]:
     return torch.randn(size, 2, 16, 16, 24), MaskGeometry(mask)
 
 
-@pytest.mark.parametrize("kind", ["light", "unet"])
+@pytest.mark.parametrize(("kind", "where"), [("light", "all"), ("unet", "all"), ("unet", "scored")])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_both_backends_give_the_same_loss_and_gradients(kind: str, normalise: bool) -> None:
+def test_both_backends_give_the_same_loss_and_gradients(kind: str, where: str, normalise: bool) -> None:
     x, geometry = batch()
+    scored_B1DHW = torch.zeros(2, 1, 16, 16, 24, dtype=torch.bool)
+    scored_B1DHW[:, :, 3:, 2:11] = True
     results = []
     for backend in ("packed", "emulated"):
-        model = model_of(kind, backend=backend, normalise_targets=normalise).double()
-        out = model(x.double(), geometry)
+        model = model_of(kind, where, backend=backend, normalise_targets=normalise).double()
+        out = model(x.double(), geometry, scored_B1DHW)
         out.loss.backward()
         grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         results.append((out.loss.detach(), out.prediction_BCDHW.detach(), grads))
@@ -53,11 +55,14 @@ def test_both_backends_give_the_same_loss_and_gradients(kind: str, normalise: bo
         torch.testing.assert_close(packed, emulated, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["light", "unet"])
-def test_every_parameter_that_wants_a_gradient_gets_one(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "where"), [("light", "all"), ("unet", "all"), ("unet", "scored")])
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_every_parameter_that_wants_a_gradient_gets_one(kind: str, where: str, share: float) -> None:
     x, geometry = batch()
-    model = model_of(kind)
-    model(x, geometry).loss.backward()
+    model = model_of(kind, where)
+    loss = model(x, geometry, torch.rand(2, 1, 16, 16, 24) < share).loss
+    loss.backward()
+    assert (loss == 0) == (share == 0)
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     # The light decoder does not read the finest maps, which still have a later stage behind them.
     assert missing == []

@@ -1,4 +1,4 @@
-"""The stage of the U-Net decoder that keeps little equals the plain one, whatever the slabs it is computed in."""
+"""The stage of the U-Net decoder that computes and keeps little equals the plain one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headspark.decoder import slabs
+from headspark.decoder import skip_half, slabs
 from headspark.decoder.norm_act import norm_act
 from headspark.decoder.upsample_concat_conv import upsample_concat_conv
 from headspark.masking import draw_mask
-from headspark.packed import MaskGeometry, PackedBlocks
+from headspark.packed import MaskGeometry, PackedBlocks, windows
 
 EPS, SLOPE = 1e-5, 0.01
 
@@ -35,10 +35,22 @@ class Stage(nn.Module):
         self.head = nn.Conv3d(5, 3, 1, bias=bias) if head else None
         self.token = nn.Parameter(torch.randn(4))
 
-    def plain(self, coarse: Tensor, skip: PackedBlocks) -> Tensor:
+    def convolved(self, coarse: Tensor, skip: PackedBlocks) -> Tensor:
         joined = torch.cat([self.up(coarse.permute(0, 4, 1, 2, 3)), skip.dense(self.token)], 1)
-        x = F.leaky_relu(self.norm(self.conv(joined)), SLOPE)
+        return self.conv(joined)
+
+    def plain(self, coarse: Tensor, skip: PackedBlocks) -> Tensor:
+        x = F.leaky_relu(self.norm(self.convolved(coarse, skip)), SLOPE)
         return (x if self.head is None else self.head(x)).permute(0, 2, 3, 4, 1)
+
+    def plain_blocks(self, coarse: Tensor, skip: PackedBlocks) -> Tensor:
+        return PackedBlocks.pack(self.convolved(coarse, skip), wanted_of(skip)).data
+
+    def our_blocks(self, coarse: Tensor, skip: PackedBlocks) -> Tensor:
+        up, conv = self.up, self.conv
+        return upsample_concat_conv(
+            coarse, skip.data, skip.geometry, self.token, up.weight, up.bias, conv.weight, conv.bias, wanted_of(skip)
+        )
 
     def ours(self, coarse: Tensor, skip: PackedBlocks) -> Tensor:
         up, conv, head = self.up, self.conv, self.head
@@ -58,6 +70,14 @@ def skip_of(batch: int, edges: tuple[int, int, int], block: int | None) -> Packe
     return PackedBlocks.pack(x, MaskGeometry(draw_mask(batch, grid, 0.6)))
 
 
+def wanted_of(skip: PackedBlocks) -> MaskGeometry:
+    """About two thirds of the hidden blocks, none of the first sample."""
+    hidden = ~skip.geometry.mask_Bdhw
+    some = torch.rand(hidden.shape, generator=torch.Generator().manual_seed(5)) < 0.67
+    some[0] = False
+    return MaskGeometry(hidden & some)
+
+
 def run(stage: Stage, how: str, coarse: Tensor, skip: PackedBlocks) -> list[Tensor]:
     """Return the output and the gradients of inputs and parameters, for a fixed random loss."""
     stage.zero_grad()
@@ -71,8 +91,8 @@ def run(stage: Stage, how: str, coarse: Tensor, skip: PackedBlocks) -> list[Tens
     return [out.detach(), coarse.grad, skip.data.grad, *parameters]
 
 
-def assert_same(stage: Stage, coarse: Tensor, skip: PackedBlocks) -> None:
-    plain, ours = run(stage, "plain", coarse, skip), run(stage, "ours", coarse, skip)
+def assert_same(stage: Stage, coarse: Tensor, skip: PackedBlocks, ways: tuple[str, str] = ("plain", "ours")) -> None:
+    plain, ours = (run(stage, how, coarse, skip) for how in ways)
     assert len(plain) == len(ours)
     # A bias before a norm has a true gradient of zero: only the rounding of large sums is left of it.
     floor = 1e-4 * max(tensor.abs().max().item() for tensor in plain)
@@ -80,22 +100,38 @@ def assert_same(stage: Stage, coarse: Tensor, skip: PackedBlocks) -> None:
         assert (actual - expected).abs().max() <= 1e-8 * max(expected.abs().max().item(), floor)
 
 
-@pytest.mark.parametrize("slab_bytes", [1, 20_000, 60_000, 2**30], ids=["planes", "slabs", "sample", "batch"])
+@pytest.fixture(params=[1, 20_000, 2**30], ids=["one by one", "some at a time", "all at once"])
+def _bytes_at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slabs, "CPU_SLAB_BYTES", request.param)
+    monkeypatch.setattr(windows, "CPU_WINDOW_BYTES", request.param)
+    monkeypatch.setattr(skip_half, "CPU_COLUMN_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("_bytes_at_a_time")
 @pytest.mark.parametrize("block", [4, 2, None], ids=["blocks of 4", "blocks of 2", "dense"])
-def test_it_equals_plain_layers_in_slabs_of_any_size(
-    monkeypatch: pytest.MonkeyPatch, slab_bytes: int, block: int | None
-) -> None:
-    monkeypatch.setattr(slabs, "CPU_SLAB_BYTES", slab_bytes)
+def test_it_equals_plain_layers_however_much_is_computed_at_a_time(block: int | None) -> None:
     coarse = torch.randn(3, 6, 4, 2, 6, dtype=torch.float64)
     assert_same(Stage().double(), coarse, skip_of(3, (12, 8, 4), block))
 
 
+@pytest.mark.usefixtures("_bytes_at_a_time")
+@pytest.mark.parametrize("block", [8, 4, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_wanted_blocks_are_those_of_the_whole_map(block: int, bias: bool) -> None:
+    coarse = torch.randn(3, 12, 8, 8, 6, dtype=torch.float64)
+    skip = skip_of(3, (24, 16, 16), block)
+    assert_same(Stage(bias=bias, head=False).double(), coarse, skip, ("plain_blocks", "our_blocks"))
+
+
+def test_a_mask_without_wanted_blocks_has_gradients_of_zero() -> None:
+    stage, skip = Stage().double(), skip_of(1, (16, 16, 16), 8)
+    found = run(stage, "our_blocks", torch.randn(1, 8, 8, 8, 6, dtype=torch.float64), skip)
+    assert len(found[0]) == 0
+    assert all(not gradient.any() for gradient in found[1:])
+
+
 @pytest.mark.parametrize(("factor", "kernel"), [(1, 3), (2, 1), (2, 5), (4, 3)])
-@pytest.mark.parametrize("slab_bytes", [1, 2**24])
-def test_it_equals_plain_layers_whatever_stride_and_kernel(
-    monkeypatch: pytest.MonkeyPatch, factor: int, kernel: int, slab_bytes: int
-) -> None:
-    monkeypatch.setattr(slabs, "CPU_SLAB_BYTES", slab_bytes)
+def test_it_equals_plain_layers_whatever_stride_and_kernel(factor: int, kernel: int) -> None:
     coarse = torch.randn(2, 8 // factor, 8 // factor, 8 // factor, 6, dtype=torch.float64)
     assert_same(Stage(factor=factor, kernel=kernel).double(), coarse, skip_of(2, (8, 8, 8), 4))
 
@@ -133,7 +169,9 @@ def test_it_keeps_one_map_of_the_volume() -> None:
         assert out.shape == (1, 16, 16, 16, 5)
         return sum(kept.values())
 
-    weights = sum(p.numel() * p.element_size() for p in stage.parameters())
+    # Upsampling and convolution as one kernel, and what it is made of.
+    fused = (6 * 5 * 4**3 + 2 * 5 * 8 * 3**3) * 4
+    weights = sum(p.numel() * p.element_size() for p in stage.parameters()) + fused
     inputs = (coarse.numel() + skip.data.numel()) * 4
     convolved = 16**3 * 5 * 4
     assert saved_bytes("ours") <= inputs + convolved + weights + 1024

@@ -80,6 +80,7 @@ class SparK(nn.Module):
         self.config = config or SparKConfig()
         self.encoder = encoder
         self.decoder = build_decoder(decoder, encoder.channels, encoder.strides, in_channels)
+        self._decodes_scored = decoder.where == "scored"
         scales, widths = self.decoder.scales, self.decoder.widths
         transferable = decoder.kind == "unet"
         self.densify = nn.ModuleList(
@@ -96,24 +97,37 @@ class SparK(nn.Module):
             geometry: The mask over blocks.
             scored_B1DHW: Voxels that may be scored: neither background nor defaced. None scores all hidden voxels.
         """
-        prediction_BCDHW = self.predict(x_BCDHW, geometry)
+        hidden_B1DHW = ~_seen(x_BCDHW, geometry)
+        if scored_B1DHW is not None:
+            hidden_B1DHW &= scored_B1DHW.bool()
+        prediction_BCDHW = self.predict(x_BCDHW, geometry, self._wanted(hidden_B1DHW, geometry))
         target_BCDHW = x_BCDHW
         if self.config.normalise_targets:
             target_BCDHW, _, _ = normalise_patches(x_BCDHW, geometry.grid)
-        hidden_B1DHW = ~expand_cells(geometry.mask_Bdhw.to(x_BCDHW.device), tuple(x_BCDHW.shape[2:]))
-        if scored_B1DHW is not None:
-            hidden_B1DHW = hidden_B1DHW & scored_B1DHW.bool()
         loss, scored = masked_mse(prediction_BCDHW, target_BCDHW, hidden_B1DHW)
         return SparKOutput(loss, scored, prediction_BCDHW)
 
-    def predict(self, x_BCDHW: Tensor, geometry: MaskGeometry) -> Tensor:
-        """Return the predicted volume (B, C, D, H, W) in the space of the targets."""
+    def predict(self, x_BCDHW: Tensor, geometry: MaskGeometry, wanted: MaskGeometry | None = None) -> Tensor:
+        """Return the predicted volume (B, C, D, H, W) in the space of the targets.
+
+        Args:
+            x_BCDHW: The volume.
+            geometry: The mask over blocks.
+            wanted: Hidden blocks that are predicted alone, by a decoder that can; None: everything.
+        """
         maps = encode_visible(self.encoder, x_BCDHW, geometry, self.config.backend)
         skips = [project(maps[scale]) for project, scale in zip(self.densify, self.decoder.scales, strict=True)]
-        return self.decoder(skips)
+        return self.decoder(skips) if wanted is None else self.decoder(skips, wanted)
+
+    def _wanted(self, hidden_B1DHW: Tensor, geometry: MaskGeometry) -> MaskGeometry | None:
+        """Return the blocks that hold a hidden voxel which counts; None where all is decoded, or none counts."""
+        if not self._decodes_scored:
+            return None
+        wanted_Bdhw = expand_cells(hidden_B1DHW[:, 0], geometry.grid)[:, 0].cpu()
+        return MaskGeometry(wanted_Bdhw).to(hidden_B1DHW.device) if wanted_Bdhw.any() else None
 
     @torch.no_grad()
-    def reconstruct(self, x_BCDHW: Tensor, geometry: MaskGeometry) -> Tensor:
+    def reconstruct(self, x_BCDHW: Tensor, geometry: MaskGeometry, scored_B1DHW: Tensor | None = None) -> Tensor:
         """Return the volume with its hidden voxels predicted, for a person to look at.
 
         Normalised targets are brought back with the mean and deviation of the true patch.
@@ -121,13 +135,21 @@ class SparK(nn.Module):
         Args:
             x_BCDHW: The volume.
             geometry: The mask over blocks.
+            scored_B1DHW: As for `forward`; a decoder of scored blocks leaves the others zero.
         """
-        prediction_BCDHW = self.predict(x_BCDHW, geometry).to(x_BCDHW.dtype)
+        seen_B1DHW = _seen(x_BCDHW, geometry)
+        hidden_B1DHW = ~seen_B1DHW if scored_B1DHW is None else ~seen_B1DHW & scored_B1DHW.bool()
+        wanted = self._wanted(hidden_B1DHW, geometry)
+        prediction_BCDHW = self.predict(x_BCDHW, geometry, wanted).to(x_BCDHW.dtype)
         if self.config.normalise_targets:
             _, mean, deviation = normalise_patches(x_BCDHW, geometry.grid)
             prediction_BCDHW = prediction_BCDHW * deviation + mean
-        seen_B1DHW = expand_cells(geometry.mask_Bdhw.to(x_BCDHW.device), tuple(x_BCDHW.shape[2:]))
         return torch.where(seen_B1DHW, x_BCDHW, prediction_BCDHW)
+
+
+def _seen(x_BCDHW: Tensor, geometry: MaskGeometry) -> Tensor:
+    """Return the mask at the volume's voxels, bool (B, 1, D, H, W); True where they are visible."""
+    return expand_cells(geometry.mask_Bdhw.to(x_BCDHW.device), tuple(x_BCDHW.shape[2:]))
 
 
 class ProjectSkip(nn.Module):

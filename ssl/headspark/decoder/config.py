@@ -20,13 +20,18 @@ class DecoderConfig:
             coarser ones all the same.
         width: ``light``: channels at the finest decoded map; they double with every coarser one.
         max_width: ``light``: at most so many channels.
+        where: ``unet``: of the finest map, decode ``all``, or only the blocks that hold a ``scored`` voxel: hidden, and
+            neither background nor defaced. Its norm is then taken over these blocks.
     """
 
     kind: Literal["light", "unet"] = "light"
     stop_stride: int = 4
     width: int = 64
     max_width: int = 256
+    where: Literal["all", "scored"] = "all"
 
     def __post_init__(self) -> None:
         if min(self.stop_stride, self.width, self.max_width) < 1:
             raise WrongUse("decoder.stop_stride, width and max_width are positive whole numbers")
+        if self.where == "scored" and self.kind != "unet":
+            raise WrongUse(f"decoder.where scored: a {self.kind} decoder has no fine map to leave out; use kind unet")

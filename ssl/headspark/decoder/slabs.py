@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headspark.packed.layout import Triple
-
 CPU_SLAB_BYTES = 16 * 2**20
 """What is computed at a time on a CPU, where small slabs stay in the cache."""
 
@@ -58,32 +56,3 @@ def rows_of_slabs(map_BDHWC: Tensor) -> Iterator[tuple[Slab, Tensor]]:
     # A chain of elementwise functions reads and writes a few maps of a slab.
     for slab in slabs(map_BDHWC, 4 * map_BDHWC.shape[-1]):
         yield slab, map_BDHWC[slab.samples, slab.planes].flatten(1, 3).to(wide)
-
-
-def with_margin(like: Tensor, slab: Slab, space: Triple, channels: int, margin: int) -> tuple[Tensor, Tensor, Slab]:
-    """Make room for a slab and a margin around it, zero beyond the volume.
-
-    Args:
-        like: A tensor of the type and device wanted.
-        slab: The slab.
-        space: Edges of the volume.
-        channels: Channels of the map.
-        margin: Voxels around the slab.
-
-    Returns:
-        [samples, planes + 2 margins, height + 2 margins, width + 2 margins, channels]; the view of it that lies within
-        the volume, to be filled; and the slab that belongs there.
-    """
-    depth, height, width = space
-    samples, planes = slab.count
-    edges = planes + 2 * margin, height + 2 * margin, width + 2 * margin
-    frame = like.new_empty(samples, *edges, channels)
-    first, last = max(slab.planes.start - margin, 0), min(slab.planes.stop + margin, depth)
-    start = first - (slab.planes.start - margin)
-    inside = frame
-    for axis, low, length in ((1, start, last - first), (2, margin, height), (3, margin, width)):
-        high = low + length
-        inside.narrow(axis, 0, low).zero_()
-        inside.narrow(axis, high, inside.shape[axis] - high).zero_()
-        inside = inside.narrow(axis, low, length)
-    return frame, inside, Slab(slab.samples, slice(first, last))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,8 +14,9 @@ from headspark.decoder.norm_act import norm_act
 from headspark.decoder.upsample_concat_conv import upsample_concat_conv
 from headspark.encoder import EncoderConfig
 from headspark.encoder.residual import ConvNormAct, initialise
-from headspark.packed import PackedBlocks, TokenMap
+from headspark.packed import MaskGeometry, PackedBlocks, TokenMap
 from headspark.packed.conv import cast_for_autocast
+from headspark.packed.layout import channels_last
 
 
 class UNetDecoder(nn.Module):
@@ -52,19 +55,25 @@ class UNetDecoder(nn.Module):
             unused.requires_grad_(False)
         self.apply(initialise)
 
-    def forward(self, maps: Sequence[TokenMap | Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[TokenMap | Tensor], wanted: MaskGeometry | None = None) -> Tensor:
         """Predict the volume (B, C, D, H, W) from all maps, finest first: masked ones with tokens, or dense x_BCDHW.
 
-        Finer maps than it reads may stand before them.
+        Args:
+            maps: The maps; finer ones than it reads may stand before them.
+            wanted: Hidden blocks. The finest map is decoded in them alone, normalised over them, and the prediction is
+                zero elsewhere. None: everywhere.
         """
-        return self.at_scales(maps, 1)[0]
+        return self.at_scales(maps, 1, wanted)[0]
 
-    def at_scales(self, maps: Sequence[TokenMap | Tensor], count: int) -> list[Tensor]:
+    def at_scales(
+        self, maps: Sequence[TokenMap | Tensor], count: int, wanted: MaskGeometry | None = None
+    ) -> list[Tensor]:
         """Predict at several scales, for deep supervision; one alone is predicted at the memory of one map a scale.
 
         Args:
             maps: As for `forward`.
             count: At how many scales, the finest first; at most one less than the maps that are read.
+            wanted: As for `forward`.
 
         Returns:
             (B, C, d, h, w) each.
@@ -75,8 +84,8 @@ class UNetDecoder(nn.Module):
         predicted: list[Tensor] = []
         for step, (upsample, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
             layer = cast(nn.Conv3d, self.seg_layers[step])
-            head = layer if step == last else None
-            x = cast(UNetStage, stage)(x, token_maps[-2 - step], cast(nn.ConvTranspose3d, upsample), head)
+            head, where = (layer, wanted) if step == last else (None, None)
+            x = cast(UNetStage, stage)(x, token_maps[-2 - step], cast(nn.ConvTranspose3d, upsample), head, where)
             if step != last and step > last - count:
                 predicted.append(F.linear(x, layer.weight.flatten(1), layer.bias))
         return [one.permute(0, 4, 1, 2, 3) for one in (x, *reversed(predicted))]
@@ -90,7 +99,12 @@ class UNetStage(nn.Module):
         self.convs = nn.Sequential(ConvNormAct(shape, in_channels, channels))
 
     def forward(
-        self, coarse_BdhwC: Tensor, skip: TokenMap, upsample: nn.ConvTranspose3d, head: nn.Conv3d | None
+        self,
+        coarse_BdhwC: Tensor,
+        skip: TokenMap,
+        upsample: nn.ConvTranspose3d,
+        head: nn.Conv3d | None,
+        wanted: MaskGeometry | None = None,
     ) -> Tensor:
         """Decode one scale.
 
@@ -99,6 +113,7 @@ class UNetStage(nn.Module):
             skip: The encoder's map of this scale.
             upsample: The transposed convolution that leads to this scale.
             head: The convolution that predicts, at the last scale.
+            wanted: Hidden blocks that are decoded alone; None: everything.
 
         Returns:
             The decoded map (B, D, H, W, C) or the prediction.
@@ -106,11 +121,24 @@ class UNetStage(nn.Module):
         block = cast(ConvNormAct, self.convs[0])
         norm, nonlin = cast(nn.InstanceNorm3d, block.norm), cast(nn.LeakyReLU, block.nonlin)
         map_ = skip.map_ if isinstance(skip.map_, PackedBlocks) else PackedBlocks.whole(skip.dense())
-        data, weight, bias = cast_for_autocast(map_.data, block.conv.weight, block.conv.bias)
-        coarse, up_weight, up_bias = cast_for_autocast(coarse_BdhwC, upsample.weight, upsample.bias)
-        x = upsample_concat_conv(coarse, data, map_.geometry, skip.token_C, up_weight, up_bias, weight, bias)
+        # The weights are joined before they are rounded.
+        coarse, *_ = cast_for_autocast(coarse_BdhwC, upsample.weight, None)
+        data, *_ = cast_for_autocast(map_.data, block.conv.weight, None)
+        x = upsample_concat_conv(
+            coarse, data, map_.geometry, skip.token_C,
+            upsample.weight, upsample.bias, block.conv.weight, block.conv.bias, wanted,
+        )  # fmt: skip
         linear = None
         if head is not None:
             _, head_weight, head_bias = cast_for_autocast(x, head.weight, head.bias)
             linear = head_weight.flatten(1), head_bias
-        return norm_act(x, norm.weight, norm.bias, linear, eps=norm.eps, slope=nonlin.negative_slope)
+        activate = partial(
+            norm_act, weight=norm.weight, bias=norm.bias, head=linear, eps=norm.eps, slope=nonlin.negative_slope
+        )
+        if wanted is None:
+            return activate(x)
+        # A sample's blocks are one long map; its gradient is written over it, so samples may not share memory.
+        samples = [blocks.clone() for blocks in x.split(wanted.counts) if len(blocks)] if wanted.batch > 1 else [x]
+        decoded = [activate(blocks.flatten(0, 1)[None]) for blocks in samples]
+        rows = torch.cat([one[0] for one in decoded]).view(*x.shape[:4], -1)
+        return channels_last(PackedBlocks(rows, wanted).dense())

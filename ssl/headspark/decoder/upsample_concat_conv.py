@@ -1,24 +1,25 @@
-"""One stage of a U-Net decoder at the memory of one map: upsample, concatenate the skip, convolve.
+"""One stage of a U-Net decoder, at the cost of what differs: upsample, concatenate the skip, convolve.
 
-Run as plain layers, a stage keeps four maps of the size of its output for the backward pass: the joined map, upsampled
-channels beside those of the skip, is two of them, the input of the norm and the activated map are the others. At full
-resolution each is as large as everything that a masked encoder keeps. Here autograd keeps
+Run as plain layers, a stage convolves twice the channels of its skip at every voxel. Most of that is known beforehand,
+and here it is not computed; the result is the same but for rounding:
 
-- the inputs, which are small: the coarse map (an eighth of the voxels), the packed skip, which the encoder keeps
-  anyway, its token and the weights;
-- the convolved map, as the input of the norm behind it (:mod:`headspark.decoder.norm_act`): it alone costs too much to
-  be made twice.
+- An upsampling whose stride is its kernel (2) and the convolution behind it (3) are both linear: together they are one
+  transposed convolution of the coarse map with a kernel of 4 and a stride of 2, whose weights follow from the two.
+  That is 16 products of channels a voxel instead of 29 where the coarse map has twice the channels.
+- The skip is its token at every hidden cell. Its half of the convolution is that of the token everywhere, which is one
+  value but at the faces of the volume (`headspark.decoder.faces`), and that of "skip minus token", which is zero except
+  at visible voxels and at the hidden ones that touch them (`headspark.decoder.skip_half`).
+- Of the finest map only the blocks need be computed whose voxels are scored: ``wanted``.
 
-The joined map is a function of the inputs that costs a twenty-fifth of the convolution. It is made a slab of planes at
-a time wherever it is read, forward and backward, and never whole: see ``_JoinedMap``. The activated map follows from
-the convolved one in the same way.
+What is kept for the backward pass are the inputs, and the convolved map as the input of the norm behind it
+(`headspark.decoder.norm_act`). Where a map is small its kernels cost more than they save, and plain layers run.
 
 Maps lie in memory as [samples, depth, height, width, channels]; f is the stride of the upsampling.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,11 +27,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from headspark.decoder.slabs import Slab, slabs, with_margin
-from headspark.packed.conv import upsampling_matrix
+from headspark.decoder.faces import FACES, add_faces, convolved_constant, faces_of_blocks, sum_of_faces
+from headspark.decoder.skip_half import MARGIN, add_rim, add_visible, beyond_token, skip_gradients
+from headspark.packed.blocks import PackedBlocks
 from headspark.packed.geometry import MaskGeometry
-from headspark.packed.layout import CHANNELS_LAST, ConvShape, block_of, channels_first, channels_last
-from headspark.packed.weight_gradient import weight_gradient_of_windows
+from headspark.packed.layout import CHANNELS_LAST, Triple, block_of, channels_first, channels_last
+from headspark.packed.masked_map import TokenMap
+from headspark.packed.near import dense_windows, gather_dense, rim_of
+from headspark.packed.windows import window_batches
+
+FUSE_FROM_VOXELS = 32
+"""Upsampling and convolution become one kernel where there are so many voxels a channel: making it costs 216 products
+of matrices of channels, and it saves 13 a voxel."""
+
+SPARSE_FROM_EDGE = 4
+"""The skip is convolved near visible blocks alone where their edge is at least this; smaller ones touch everything."""
 
 
 def upsample_concat_conv(
@@ -42,6 +53,7 @@ def upsample_concat_conv(
     up_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
+    wanted: MaskGeometry | None = None,
 ) -> Tensor:
     """Convolve an upsampled map and a skip, laid side by side, as one map of their channels.
 
@@ -54,203 +66,137 @@ def upsample_concat_conv(
         up_bias: [C] or None.
         weight: [C_out, 2 C, k, k, k], of a convolution that keeps the grid (k is odd); first the upsampled channels.
         bias: [C_out] or None.
+        wanted: Hidden blocks, of the same grid; they alone are returned. None: the whole map.
 
     Returns:
-        The convolved map [B, d * f, h * f, w * f, C_out].
+        The convolved map [B, d * f, h * f, w * f, C_out], or its wanted blocks [n, z, y, x, C_out].
     """
-    coarse_BdhwC, skip = coarse_BdhwC.contiguous(), skip.contiguous()
-    return _UpsampleConcatConv.apply(coarse_BdhwC, skip, token_C, up_weight, up_bias, weight, bias, geometry)
+    factor, kernel, width = up_weight.shape[2], weight.shape[2], up_weight.shape[1]
+    voxels = coarse_BdhwC.shape[:4].numel() * factor**3
+    coarse, skip = channels_first(coarse_BdhwC.contiguous()), skip.contiguous()
+    dense = TokenMap(PackedBlocks(skip, geometry), token_C).dense
+    if (factor, kernel) != (2, 3) or voxels < FUSE_FROM_VOXELS * len(weight):
+        joined = torch.cat([F.conv_transpose3d(coarse, up_weight, up_bias, stride=factor), dense()], 1)
+        return _take(F.conv3d(joined, weight, bias, padding=kernel // 2), wanted)
+
+    up_half, skip_half = weight[:, :width], weight[:, width:]
+    fused = _fused(up_weight, up_half, coarse)
+    constants = convolved_constant(up_half, up_bias, bias)
+    sparse = not geometry.is_whole and min(block_of(skip)) >= SPARSE_FROM_EDGE
+    if sparse:
+        constants = constants + convolved_constant(skip_half, token_C, None)
+    if sparse and wanted is not None:
+        return _AtBlocks.apply(coarse, fused, skip, token_C, skip_half, constants, geometry, wanted)
+    y_BCDHW = F.conv_transpose3d(coarse, fused, stride=2, padding=1).contiguous(memory_format=CHANNELS_LAST)
+    y_BCDHW = _AddFaces.apply(y_BCDHW, constants)
+    if sparse:
+        y_BCDHW = _AddSkip.apply(y_BCDHW, skip, token_C, skip_half, geometry)
+    else:
+        y_BCDHW = y_BCDHW.add_(F.conv3d(dense(), skip_half.to(skip.dtype), padding=1))
+    return _take(y_BCDHW, wanted)
 
 
-class _UpsampleConcatConv(torch.autograd.Function):
-    """From coarse [B, d, h, w, C_coarse] and packed skip [n, z, y, x, C] to [B, d * f, h * f, w * f, C_out]."""
+def _take(y_BCDHW: Tensor, wanted: MaskGeometry | None) -> Tensor:
+    """Return a map, or the wanted blocks of it, with the channels behind."""
+    if wanted is not None:
+        return PackedBlocks.pack(y_BCDHW, wanted).data
+    return channels_last(y_BCDHW.contiguous(memory_format=CHANNELS_LAST))
+
+
+def _fused(up_weight: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+    """Return the kernel [C_coarse, C_out, 4, 4, 4] of the transposed convolution that does both."""
+    wide = torch.promote_types(up_weight.dtype, torch.float32)
+    with torch.autocast(like.device.type, enabled=False):
+        mirrored = weight.to(wide).transpose(0, 1).flip(2, 3, 4)
+        return F.conv_transpose3d(up_weight.to(wide), mirrored).to(like.dtype)
+
+
+class _AddFaces(torch.autograd.Function):
+    """Add [C_out, 3, 3, 3] to y_BCDHW, in place; channels-last in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, faces: Tensor) -> Tensor:
+        ctx.mark_dirty(y)
+        add_faces(channels_last(y), faces)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], sum_of_faces(channels_last(grads[0]))
+
+
+class _AddSkip(torch.autograd.Function):
+    """Add the convolution of "skip minus token" to y_BCDHW, in place; channels-last in memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, skip: Tensor, token: Tensor | None, weight: Tensor, geometry: MaskGeometry
+    ) -> Tensor:
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(skip, token, weight)
+        ctx.geometry = geometry
+        rows, weight, apart = channels_last(y).view(-1, y.shape[1]), weight.to(y.dtype), beyond_token(skip, token)
+        add_visible(rows, apart, geometry, weight)
+        add_rim(rows, apart, rim_of(geometry, block_of(skip)), weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = channels_last(grads[0].contiguous(memory_format=CHANNELS_LAST))
+        skip, token, weight = ctx.saved_tensors
+        return grads[0], *skip_gradients(grad, skip, token, weight, ctx.geometry), None
+
+
+class _AtBlocks(torch.autograd.Function):
+    """The stage at some hidden blocks alone: from coarse [B, C_coarse, d, h, w] to packed [n, z, y, x, C_out]."""
 
     @staticmethod
     def forward(
         ctx: Any,
         coarse: Tensor,
+        fused: Tensor,
         skip: Tensor,
         token: Tensor | None,
-        up_weight: Tensor,
-        up_bias: Tensor | None,
         weight: Tensor,
-        bias: Tensor | None,
+        faces: Tensor,
         geometry: MaskGeometry,
+        wanted: MaskGeometry,
     ) -> Tensor:
-        ctx.save_for_backward(coarse, skip, token, up_weight, up_bias, weight)
-        ctx.geometry, ctx.has_bias = geometry, bias is not None
-        joined = _JoinedMap(coarse, skip, token, up_weight, up_bias, geometry, weight.shape[2] // 2)
-        out = coarse.new_empty(len(coarse), *joined.space, weight.shape[0])
-        for slab in slabs(out, weight.shape[1], joined.factor):
-            convolved = F.conv3d(channels_first(joined.windows(slab)), weight, bias)
-            out[slab.samples, slab.planes] = channels_last(convolved)
+        ctx.save_for_backward(coarse, fused, skip, token, weight)
+        ctx.geometry, ctx.wanted = geometry, wanted
+        block, channels = block_of(skip), fused.shape[1]
+        out = coarse.new_empty(wanted.blocks, *block, channels)
+        for blocks, windows in _coarse_windows(coarse, wanted, block):
+            out[blocks] = channels_last(F.conv_transpose3d(windows, fused, stride=2, padding=3))
+        rows = out.view(-1, channels)
+        rows += faces.flatten(1).t().to(out.dtype).index_select(0, faces_of_blocks(wanted, block))
+        add_rim(rows, beyond_token(skip, token), rim_of(geometry, block, wanted), weight.to(out.dtype))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        coarse, skip, token, up_weight, up_bias, weight = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        joined = _JoinedMap(coarse, skip, token, up_weight, up_bias, ctx.geometry, weight.shape[2] // 2)
-        sums = torch.promote_types(weight.dtype, torch.float32)
-        grad_matrix = joined.matrix.new_zeros(joined.matrix.shape, dtype=sums)
-        grad_bias, grad_up_bias = (grad.new_zeros(size, dtype=sums) for size in (grad.shape[-1], joined.width))
-        grad_token = grad.new_zeros(skip.shape[-1], dtype=sums)
-        grad_coarse, grad_skip = torch.empty_like(coarse), torch.empty_like(skip)
-
-        # Both gradients read the output's gradient through the mirrored kernel, so neither needs the input's margin.
-        shape = ConvShape(kernel=tuple(weight.shape[2:]), stride=(1, 1, 1), padding=(0, 0, 0), groups=1)  # type: ignore[arg-type]
-        mirrored = weight.transpose(0, 1).flip(2, 3, 4).contiguous(memory_format=CHANNELS_LAST)
-        grad_mirrored = torch.zeros_like(mirrored, dtype=sums)
-        for slab in slabs(grad, weight.shape[1], joined.factor):
-            windows, inside, reach = with_margin(grad, slab, joined.space, grad.shape[-1], joined.margin)
-            inside.copy_(grad[reach.samples, reach.planes])
-            grad_mirrored += weight_gradient_of_windows(windows, joined.planes(slab), mirrored, shape)
-            grad_bias += grad[slab.samples, slab.planes].sum((0, 1, 2, 3), dtype=sums)
-            grad_joined = channels_last(F.conv3d(channels_first(windows), mirrored))
-            joined.put_grad_coarse(slab, grad_joined[..., : joined.width], grad_coarse, grad_matrix, grad_up_bias)
-            joined.put_grad_skip(slab, grad_joined[..., joined.width :], grad_skip, grad_token)
-        return (
-            grad_coarse,
-            grad_skip,
-            None if token is None or joined.table is None else grad_token.to(token.dtype),
-            joined.up_weight_of(grad_matrix).to(up_weight.dtype),
-            None if up_bias is None else grad_up_bias.to(up_bias.dtype),
-            grad_mirrored.flip(2, 3, 4).transpose(0, 1).to(weight.dtype),
-            grad_bias.to(weight.dtype) if ctx.has_bias else None,
-            None,
+        coarse, fused, skip, token, weight = ctx.saved_tensors
+        wanted, block, grad = ctx.wanted, block_of(skip), grads[0].contiguous()
+        rows = grad.view(-1, grad.shape[-1])
+        at_face = F.one_hot(faces_of_blocks(wanted, block), FACES).to(rows.dtype)
+        grad_faces = (rows.t() @ at_face).view(-1, 3, 3, 3)
+        whole = channels_last(PackedBlocks(grad, wanted).dense())
+        # On the whole map one call does both faster than windows do.
+        grad_coarse, grad_fused, _ = torch.ops.aten.convolution_backward(
+            channels_first(whole), coarse, fused, None, [2] * 3, [1] * 3, [1] * 3, True, [0] * 3, 1, [True, True, False]
         )
+        from_skip = skip_gradients(whole, skip, token, weight, ctx.geometry)
+        return grad_coarse, grad_fused, *from_skip, grad_faces, None, None
 
 
-class _JoinedMap:
-    """The upsampled map beside the filled skip, [B, d * f, h * f, w * f, 2 C]; never made whole.
-
-    Args:
-        coarse: [B, d, h, w, C_coarse].
-        skip: [n, z, y, x, C], packed.
-        token: [C] or None.
-        up_weight: [C_coarse, C, f, f, f].
-        up_bias: [C] or None.
-        geometry: Where the blocks of the skip lie.
-        margin: Voxels that the convolution reads beyond a voxel.
-
-    Attributes:
-        space: Edges of the joined map.
-        width: Its upsampled channels, C.
-        factor: f.
-        matrix: The upsampling as a matrix product, [f * f * f * C, C_coarse]; ``matrix_bias`` is its bias or None.
-        table: The packed voxels of the skip in the order of the map; None where all are visible.
-    """
-
-    def __init__(
-        self,
-        coarse: Tensor,
-        skip: Tensor,
-        token: Tensor | None,
-        up_weight: Tensor,
-        up_bias: Tensor | None,
-        geometry: MaskGeometry,
-        margin: int,
-    ) -> None:
-        self.coarse, self.skip, self.token, self.margin = coarse, skip, token, margin
-        self.width, self.factor = up_weight.shape[1], up_weight.shape[2]
-        self.matrix, self.matrix_bias = upsampling_matrix(up_weight, up_bias)
-        depth, height, width = (edge * self.factor for edge in coarse.shape[1:4])
-        self.space = depth, height, width
-        self.table = None if geometry.is_whole else geometry.planes(block_of(skip))
-
-    def windows(self, slab: Slab) -> Tensor:
-        """Return the planes of a slab with a margin on all sides, zero beyond the volume.
-
-        [samples, planes + 2 margins, height + 2 margins, width + 2 margins, 2 C].
-        """
-        channels = self.width + self.skip.shape[-1]
-        windows, inside, reach = with_margin(self.coarse, slab, self.space, channels, self.margin)
-        self._write(inside, reach)
-        return windows
-
-    def planes(self, slab: Slab) -> Tensor:
-        """Return the planes of a slab, [samples, planes, height, width, 2 C]."""
-        out = self.coarse.new_empty(*slab.count, *self.space[1:], self.width + self.skip.shape[-1])
-        self._write(out, slab)
-        return out
-
-    def put_grad_coarse(
-        self, slab: Slab, grad: Tensor, grad_coarse: Tensor, grad_matrix: Tensor, grad_up_bias: Tensor
-    ) -> None:
-        """Write the gradient of the coarse planes under a slab; add to those of the upsampling's weights.
-
-        Args:
-            slab: Whole coarse planes.
-            grad: Gradient of the slab's upsampled channels, [samples, planes, height, width, C].
-            grad_coarse: [B, d, h, w, C_coarse], written.
-            grad_matrix: [f * f * f * C, C_coarse], added to.
-            grad_up_bias: [C], added to.
-        """
-        factor, channels = self.factor, grad.shape[-1]
-        cubes = grad.unflatten(3, (-1, factor)).unflatten(2, (-1, factor)).unflatten(1, (-1, factor))
-        rows = cubes.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, factor**3 * channels)
-        under = slab.samples, slice(slab.planes.start // factor, slab.planes.stop // factor)
-        coarse = self.coarse[under]
-        grad_matrix += rows.t() @ coarse.reshape(-1, coarse.shape[-1])
-        grad_up_bias += rows.sum(0, dtype=grad_up_bias.dtype).view(-1, channels).sum(0)
-        grad_coarse[under] = (rows @ self.matrix).view(coarse.shape)
-
-    def put_grad_skip(self, slab: Slab, grad: Tensor, grad_skip: Tensor, grad_token: Tensor) -> None:
-        """Write the gradient of the visible voxels in a slab; add to that of the token.
-
-        Args:
-            slab: The slab.
-            grad: Gradient of the slab's skip channels, [samples, planes, height, width, C].
-            grad_skip: [n, z, y, x, C], packed, written.
-            grad_token: [C], added to.
-        """
-        if self.table is None:
-            grad_skip[slab.samples, slab.planes] = grad
-            return
-        entries, first = self._entries(slab)
-        rows = grad.reshape(-1, grad.shape[-1])
-        places = self.table.places[entries] - first
-        grad_skip.view(-1, rows.shape[-1]).index_copy_(0, self.table.rows[entries], rows.index_select(0, places))
-        grad_token += rows.index_fill_(0, places, 0).sum(0, dtype=grad_token.dtype)
-
-    def up_weight_of(self, matrix: Tensor) -> Tensor:
-        """View the matrix of an upsampling as the weight of a transposed convolution, [C_coarse, C, f, f, f]."""
-        factor = self.factor
-        return matrix.view(factor, factor, factor, self.width, -1).permute(4, 3, 0, 1, 2)
-
-    def _write(self, target: Tensor, slab: Slab) -> None:
-        """Write the planes of a slab into ``target`` [samples, planes, height, width, 2 C]."""
-        factor, first, last = self.factor, slab.planes.start, slab.planes.stop
-        low, high = first // factor, -(-last // factor)
-        cubes = F.linear(self.coarse[slab.samples, low:high], self.matrix, self.matrix_bias)
-        cubes = cubes.unflatten(-1, (factor, factor, factor, self.width)).permute(0, 1, 4, 2, 5, 3, 6, 7)
-        for offset in range(factor):
-            # The planes that lie at this place in their cubes, and the cubes of which the slab holds them.
-            start = first + (offset - first) % factor
-            planes = target[:, start - first :: factor, :, :, : self.width]
-            places = planes.unflatten(3, (-1, factor)).unflatten(2, (-1, factor))
-            begin = start // factor - low
-            places.copy_(cubes[:, begin : begin + planes.shape[1], offset])
-        target[..., self.width :] = self._filled_skip(slab)
-
-    def _filled_skip(self, slab: Slab) -> Tensor:
-        """Return the planes of the skip with its token at hidden voxels, [samples, planes, height, width, C]."""
-        if self.table is None:
-            return self.skip[slab.samples, slab.planes]
-        entries, first = self._entries(slab)
-        shape = *slab.count, *self.space[1:], self.skip.shape[-1]
-        rows = self.skip.new_zeros(math.prod(shape[:-1]), shape[-1])
-        if self.token is not None:
-            rows += self.token
-        packed = self.skip.view(-1, shape[-1]).index_select(0, self.table.rows[entries])
-        return rows.index_copy_(0, self.table.places[entries] - first, packed).view(shape)
-
-    def _entries(self, slab: Slab) -> tuple[slice, int]:
-        """Return which entries of the table lie in a slab, and the place of the slab's first voxel."""
-        assert self.table is not None
-        depth, height, width = self.space
-        first = slab.samples.start * depth + slab.planes.start
-        last = (slab.samples.stop - 1) * depth + slab.planes.stop
-        starts = self.table.plane_from
-        return slice(starts[first], starts[last]), first * height * width
+def _coarse_windows(coarse_BCdhw: Tensor, wanted: MaskGeometry, block: Triple) -> Iterator[tuple[slice, Tensor]]:
+    """Yield what the wanted blocks read of the coarse map, channels-first, some blocks at a time."""
+    coarse = channels_last(coarse_BCdhw)
+    edges = block[0] // 2, block[1] // 2, block[2] // 2
+    table = dense_windows(wanted, edges, 1)
+    packed = coarse.new_empty(1).expand(wanted.blocks, *edges, coarse.shape[-1])  # for its sizes
+    for blocks in window_batches(packed, MARGIN, MARGIN):
+        yield blocks, channels_first(gather_dense(coarse, table, blocks))

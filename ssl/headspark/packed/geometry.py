@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headspark.packed.layout import Triple
 
-Table = TypeVar("Table", "WindowTable", "ColumnTable", "MergeTable", "PlaneTable", Tensor)
+Table = TypeVar("Table", "WindowTable", "ColumnTable", "MergeTable", Tensor)
 
 MASKED = -1
 OUTSIDE = -2
@@ -65,21 +65,6 @@ class MergeTable:
     gather: Tensor
     absent: Tensor
     scatter: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlaneTable:
-    """The packed voxels in the order of the dense volume, so that a few planes of it can be filled.
-
-    Attributes:
-        rows: int64 [packed voxels]; row of the packed data.
-        places: int64 [packed voxels]; its row in the dense volume flattened to (samples * voxels), rising.
-        plane_from: For each plane of each sample, how many come before it; one entry more for the end.
-    """
-
-    rows: Tensor
-    places: Tensor
-    plane_from: tuple[int, ...]
 
 
 class MaskGeometry:
@@ -191,9 +176,14 @@ class MaskGeometry:
         """Return the row of every packed voxel in the dense volume flattened to (samples * voxels), int64."""
         return self._table(("voxels", block), lambda: self._make_voxel_rows(block))
 
-    def planes(self, block: Triple) -> PlaneTable:
-        """Tell which packed voxels lie in each plane (first axis of space) of the dense volume."""
-        return self._table(("planes", block), lambda: self._make_planes(block))
+    def derived(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """Return what was worked out of this mask under a key, on this geometry's device; made when first asked for.
+
+        Args:
+            key: What it is, and for which block.
+            make: Works it out on the CPU: a tensor, or a dataclass of tensors.
+        """
+        return self._table(key, make)
 
     def _table(self, key: tuple, make: Callable[[], Table]) -> Table:
         """Return a table on this geometry's device; make it on the CPU when it is first asked for."""
@@ -263,14 +253,6 @@ class MaskGeometry:
         z, y, x = (self._cell_N3[:, axis, None] * block[axis] + torch.arange(block[axis]) for axis in range(3))
         plane = (self._sample_N[:, None] * edges[0] + z)[:, :, None] * edges[1] + y[:, None, :]
         return (plane[:, :, :, None] * edges[2] + x[:, None, None, :]).flatten()
-
-    def _make_planes(self, block: Triple) -> PlaneTable:
-        """Sort the packed voxels by their place in the dense volume."""
-        places, rows = self._make_voxel_rows(block).sort()
-        depth, height, width = (cells * edge for cells, edge in zip(self.grid, block, strict=True))
-        starts = torch.arange(self.batch * depth + 1) * (height * width)
-        plane_from = torch.searchsorted(places, starts).tolist()
-        return PlaneTable(rows=rows, places=places, plane_from=tuple(plane_from))
 
     def _rows(
         self, sample_N: Tensor, cells: list[Tensor], places: list[Tensor], block: Triple

@@ -75,9 +75,9 @@ class Evaluator:
         rows = []
         for index in range(min(PICTURE_ROWS, len(self._pictured))):
             batch = stack([self._pictured[index]]).to(self._accelerator.device)
-            x_BCDHW, _ = self._input(batch)
+            x_BCDHW, scored_B1DHW = self._input(batch)
             with self._accelerator.autocast():
-                filled_BCDHW = model.reconstruct(x_BCDHW, MaskGeometry(batch.mask_Bdhw))
+                filled_BCDHW = model.reconstruct(x_BCDHW, MaskGeometry(batch.mask_Bdhw), scored_B1DHW)
             rows.append(_triptych(batch, x_BCDHW, filled_BCDHW.float()))
         write_triptychs(path, rows, title=f"step {step}")
 

@@ -1,0 +1,75 @@
+"""What a convolution makes of a map that has one value in the volume and is zero beyond it.
+
+It is one vector of channels, but at the faces of the volume, where the kernel of three reaches beyond: 27 vectors,
+[C, 3, 3, 3], at the low face, between, and at the high face along each axis.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from headspark.packed.geometry import MaskGeometry
+from headspark.packed.layout import Triple
+
+FACES = 27
+
+
+def convolved_constant(weight: Tensor, value_C: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Convolve a map that has one value in the volume.
+
+    Args:
+        weight: [C_out, C, 3, 3, 3].
+        value_C: The value; None: zero.
+        bias: [C_out] or None.
+
+    Returns:
+        [C_out, 3, 3, 3], in at least float32.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    faces = weight.new_zeros(len(weight), 3, 3, 3, dtype=wide)
+    with torch.autocast(weight.device.type, enabled=False):
+        if value_C is not None:
+            taps = torch.einsum("oczyx,c->ozyx", weight.to(wide), value_C.to(wide))
+            faces = F.conv3d(taps.new_ones(1, 1, 3, 3, 3), taps[:, None], padding=1)[0]
+    return faces if bias is None else faces + bias.to(wide).view(-1, 1, 1, 1)
+
+
+def add_faces(map_BDHWC: Tensor, faces: Tensor) -> None:
+    """Add [C, 3, 3, 3] to a map, in place; its edges are two voxels at least."""
+    vectors = faces.permute(1, 2, 3, 0).to(map_BDHWC.dtype)
+    depth, height, width = (_places(edge).to(map_BDHWC.device) for edge in map_BDHWC.shape[1:4])
+    for z, planes in enumerate((slice(0, 1), slice(1, len(depth) - 1), slice(len(depth) - 1, None))):
+        map_BDHWC[:, planes] += vectors[z].index_select(0, height).index_select(1, width)
+
+
+def sum_of_faces(map_BDHWC: Tensor) -> Tensor:
+    """Sum a map over the voxels of each low face, of each high face and of what lies between: [C, 3, 3, 3]."""
+    total, wide = map_BDHWC, torch.promote_types(map_BDHWC.dtype, torch.float32)
+    for axis in (3, 2, 1):
+        edge = total.shape[axis]
+        between = total.narrow(axis, 1, edge - 2).sum(axis, dtype=wide)
+        total = torch.stack([total.select(axis, 0), between, total.select(axis, edge - 1)], axis)
+    return total.sum(0).permute(3, 0, 1, 2)
+
+
+def faces_of_blocks(geometry: MaskGeometry, block: Triple) -> Tensor:
+    """Tell for each voxel of the blocks of a mask which of the 27 it is, int64 [blocks * block voxels]."""
+
+    def make() -> Tensor:
+        _, *cells_N = geometry.mask_Bdhw.nonzero().unbind(1)
+        z, y, x = (
+            _places(count * edge)[cells[:, None] * edge + torch.arange(edge)]
+            for cells, count, edge in zip(cells_N, geometry.grid, block, strict=True)
+        )
+        return ((z[:, :, None, None] * 3 + y[:, None, :, None]) * 3 + x[:, None, None, :]).flatten()
+
+    return geometry.derived(("faces", block), make)
+
+
+def _places(edge: int) -> Tensor:
+    """Return 0 for the first voxel along an axis, 2 for the last, 1 between."""
+    places = torch.ones(edge, dtype=torch.long)
+    places[0], places[-1] = 0, 2
+    return places
