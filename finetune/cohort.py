@@ -24,7 +24,7 @@ class Cohort:
     """What a run works on.
 
     Attributes:
-        training: Series to train on, those with pseudo-labels last.
+        training: Series to train on; last those with pseudo-labels, and those of which only masks are learned.
         held_out: Series of the fold that is not trained on.
         folds: Of all patients.
         left_out: How many of the source's other series there are, by why they are not used.
@@ -48,7 +48,7 @@ class Cohort:
 
     @property
     def labelled(self) -> list[Case]:
-        """All but those with pseudo-labels."""
+        """All but those with pseudo-labels, or without labels."""
         return [case for case in (*self.training, *self.held_out) if not case.pseudo]
 
 
@@ -91,6 +91,9 @@ def cohort_of_run(
         more, left_out = pseudo_labelled(pseudo, selection.unlabelled, selection.cases, folds, data.fold)
         training = [*training, *more]
         notes.append(summary(pseudo, more, left_out))
+    if selection.masked:
+        training = [*training, *selection.masked]
+        notes.append(f"{len(selection.masked)} more series whose masks are learned of, without labels")
     return Cohort(training=training, held_out=held_out, folds=folds, left_out=selection.left_out, notes=tuple(notes))
 
 
@@ -105,4 +108,5 @@ def _of_modalities(selection: Selection, wanted: Sequence[str]) -> Selection:
         cases=cases,
         left_out=selection.left_out + Counter({"of other modalities (data.modalities)": others}),
         unlabelled=of_modalities(selection.unlabelled, wanted, strict=False),
+        masked=of_modalities(selection.masked, wanted, strict=False),
     )

@@ -56,6 +56,7 @@ class Case:
         spacing: Their size in mm, likewise.
         sha256: Of the volume's file.
         mask_sha256: Of the mask's file, or None.
+        mask_places: Index of the label that a value of its mask stands for, in pairs; empty: as the task has them.
         pseudo: Whether the labels are those of another model.
         source: Of the series in the corpus.
         whole: Whether the whole head is kept of it, to be seen in tiles, instead of the box around the patch.
@@ -76,6 +77,7 @@ class Case:
     spacing: tuple[float, ...] = ()
     sha256: str = ""
     mask_sha256: str | None = None
+    mask_places: tuple[tuple[int, int], ...] = ()
     pseudo: bool = False
     source: str = ""
     whole: bool = False
@@ -89,12 +91,14 @@ class Selection:
         cases: The series to train on and to judge, in the order of their ids.
         left_out: How many of the source's other series there are, by why they are not used.
         unlabelled: Those of them that lack nothing but labels.
+        masked: Series of other sources that only their masks are learned of; they are never held out.
         notes: What a user should know of the labels, a line each.
     """
 
     cases: list[Case]
     left_out: Counter[str]
     unlabelled: list[Case] = field(default_factory=list)
+    masked: list[Case] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:

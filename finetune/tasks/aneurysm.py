@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -18,8 +19,8 @@ from finetune.evaluation.measures import Kind
 from finetune.metrics import Score, score_labels
 from finetune.series import Case, Sample, Selection, Spot
 from finetune.targets import RADIUS_MM, class_targets, points_and_mask_targets
+from finetune.tasks.base import KNOWN, Link
 from finetune.tasks.base import LABELS as ANSWERS
-from finetune.tasks.base import Link
 from harmonize.corpus import Corpus
 from harmonize.decisions import DecisionKind, kind_of
 from harmonize.errors import Reason, Rejection, UserError
@@ -29,13 +30,31 @@ from harmonize.sources.rsna_tables import MODALITIES
 from headspark.config.checks import require
 
 LARGEST_RADIUS_MM = 50.0
-VESSELS = "vessels"
+VESSELS, OWN_MASKS = "vessels", "labels"
+"""Kinds of masks in a corpus: the competition's, and a user's own."""
+
 PET = "PT"
 WEIGHTS = (1,) * len(LOCATIONS) + (len(LOCATIONS),)
 """The competition's weight of each of `LABELS`; they are divided by their sum."""
 
 GROUPS = {"auc_present": (PRESENT,), "auc_mean_locations": LOCATIONS}
 """`WEIGHTS` as means over groups of labels: half the area of `PRESENT`, half the mean area of the locations."""
+
+TOPCOW = {
+    2: "Other Posterior Circulation",
+    3: "Other Posterior Circulation",
+    4: "Right Supraclinoid Internal Carotid Artery",
+    5: "Right Middle Cerebral Artery",
+    6: "Left Supraclinoid Internal Carotid Artery",
+    7: "Left Middle Cerebral Artery",
+    8: "Right Posterior Communicating Artery",
+    9: "Left Posterior Communicating Artery",
+    10: "Anterior Communicating Artery",
+    11: "Right Anterior Cerebral Artery",
+    12: "Left Anterior Cerebral Artery",
+}
+"""The place of each value of TopCoW's masks, whose carotid arteries are their segments C6 and C7. They do not part the
+tip of the basilar artery from the rest (1), and a third A2 (15) is of neither side: nothing is learned of these."""
 
 LOST_LOCALIZERS = frozenset({DecisionKind.LOCALIZER_DROPPED, DecisionKind.LOCALIZER_UNREADABLE})
 
@@ -47,13 +66,18 @@ class AneurysmConfig:
     Attributes:
         kind: ``aneurysm``.
         radius: Reach of a marked point in mm: of the spheres, blobs and heat around it, and of its territory.
+        topcow: Sources of the corpus (``nifti``) whose masks are TopCoW's: their arteries teach the territories, and
+            nothing else is learned of these series.
     """
 
     kind: Literal["aneurysm"] = "aneurysm"
     radius: float = RADIUS_MM
+    topcow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(0 < self.radius <= LARGEST_RADIUS_MM, f"task.radius {self.radius}: must be more than 0 mm, 50 at most")
+        own = [source for source in AneurysmTask.sources if source in self.topcow]
+        require(not own, f"task.topcow {', '.join(own)}: has masks of its own values; name the source of TopCoW's")
 
 
 class AneurysmTask:
@@ -76,7 +100,8 @@ class AneurysmTask:
     sources: tuple[str, ...] = ("rsna",)
 
     def __init__(self, config: AneurysmConfig | None = None) -> None:
-        self.radius_mm = (config or AneurysmConfig()).radius
+        config = config or AneurysmConfig()
+        self.radius_mm, self._topcow = config.radius, config.topcow
 
     def cases(self, corpus: Corpus, *, labels: Path | None = None, every_label: bool = False) -> Selection:
         """The labelled series of a corpus that a run uses; the corpus's tables are the only source.
@@ -107,14 +132,24 @@ class AneurysmTask:
                 f"corpus {corpus.path}: no labelled RSNA series{why}; make one with "
                 f"`harmonize rsna RAW --out {corpus.path}` from a folder that has train.csv"
             )
-        return Selection(cases=cases, left_out=left_out, unlabelled=unlabelled)
+        masked = [] if every_label else topcow_cases(corpus, self._topcow)
+        return Selection(cases=cases, left_out=left_out, unlabelled=unlabelled, masked=masked)
 
     def targets(self, sample: Sample) -> dict[str, Tensor]:
         """Labels, classes, and what the cells of the dense outputs should say."""
+        classes = class_targets(sample, modalities=self.modalities, sources=self.sources)
+        findings = sample.findings
+        has_labels = len(findings.labels_L) > 0
+        if not has_labels:
+            sample = replace(sample, findings=replace(findings, labels_L=np.zeros(len(LABELS))))
         located = points_and_mask_targets(
             sample, places=self.places, any_label=self.any_label, radius_mm=self.radius_mm
         )
-        return located | class_targets(sample, modalities=self.modalities, sources=self.sources)
+        if self._topcow:
+            located[f"labels{KNOWN}"] = torch.tensor(has_labels)
+            # Its masks end at a box around the circle, and some of their arteries have no place.
+            located |= {name: known & has_labels for name, known in located.items() if name == f"{VESSELS}{KNOWN}"}
+        return located | classes
 
     def values(self, outputs_BL: Tensor) -> Tensor:
         """Probabilities."""
@@ -197,6 +232,35 @@ def _fault(row: dict[Any, Any]) -> str | None:
         # Prediction, which knows no labels, would crop it closer.
         return "cropped wider than without labels"
     return None
+
+
+def topcow_cases(corpus: Corpus, sources: Sequence[str]) -> list[Case]:
+    """Series with TopCoW's masks, for their arteries alone.
+
+    Args:
+        corpus: Of the run.
+        sources: Of the series.
+
+    Raises:
+        UserError: One of them has none.
+    """
+    scans = corpus.scans
+    found = []
+    for source in sources:
+        rows = scans[(scans["source"] == source) & (scans["mask_kind"] == OWN_MASKS) & scans["mask_file_name"].notna()]
+        if rows.empty:
+            raise UserError(
+                f"task.topcow {source}: {corpus.path} has no series of it with masks; bring them in with "
+                f"`harmonize nifti TOPCOW --out {corpus.path}`"
+            )
+        found += [_topcow_case(corpus.path, row) for row in rows.sort_values("scan_id").to_dict("records")]
+    return found
+
+
+def _topcow_case(root: Path, row: dict[Any, Any]) -> Case:
+    case = _case(root, row | {"labels": None, "points": None})
+    places = tuple((value, LOCATIONS.index(name)) for value, name in TOPCOW.items())
+    return replace(case, mask=root / row["mask_file_name"], mask_places=places, spots_complete=False, pseudo=True)
 
 
 def _case(root: Path, row: dict[Any, Any]) -> Case:

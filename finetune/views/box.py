@@ -99,7 +99,8 @@ class BoxView:
         """All that a series' region depends on, as a text."""
         facts = (MARGIN, self.patch, self.spacing, self.mask_values, case.sha256, case.mask_sha256, case.foreground_box)
         spots = [(spot.label, *spot.xyz_mm) for spot in case.spots]
-        return repr((facts, spots, case.unit, case.spots_complete, *(("whole",) if case.whole else ())))
+        more = [*(("whole",) if case.whole else ()), *((case.mask_places,) if case.mask_places else ())]
+        return repr((facts, spots, case.unit, case.spots_complete, *more))
 
     def region_shape(self, case: Case) -> tuple[int, int, int]:
         """Voxels of a series' region, by the manifest."""

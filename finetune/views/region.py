@@ -50,7 +50,7 @@ def cut_region(
         foreground_box: Half-open voxel bounds x0, x1, y0, y1, z0, z1 of the head.
         case: What is known about the series; None where nothing is.
         mask: On the same grid.
-        mask_values: The value of each label in the mask.
+        mask_values: The value of each label in the mask, unless the case says otherwise.
         whole: Keep the whole head, for `finetune.sliding.tiles_of`, instead of what poses of one patch can reach.
 
     Returns:
@@ -67,7 +67,12 @@ def cut_region(
         volume.stored_XYZ.shape, volume.spacing, patch, spacing=spacing, foreground_box=foreground_box, whole=whole
     )
     stored, origin_mm = volume.stored_XYZ, volume.affine[:3, 3]
-    labelled = None if mask is None else _label_of_value(mask_values)[mask.stored_XYZ]
+    labelled = None
+    if mask is not None:
+        pairs = case.mask_places if case is not None else ()
+        labelled = _label_of_value(pairs or [(value, label) for label, value in enumerate(mask_values)])[
+            mask.stored_XYZ
+        ]
     if place.grid is not None:
         values = resample(volume.values(), place.source_affine, place.grid).astype(np.float32, copy=False)
         rounded = np.rint(stored_value(values, volume.slope, volume.inter))
@@ -200,9 +205,9 @@ def _three(values_3: NDArray[np.int64]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _label_of_value(mask_values: Sequence[int]) -> NDArray[np.uint8]:
-    """Lookup from a value of a mask to one more than the index of its label."""
+def _label_of_value(pairs: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+    """Lookup from a value of a mask to one more than the index of its label, 0 for values that are in no pair."""
     table = np.zeros(LARGEST_VALUE + 1, dtype=np.uint8)
-    for label, value in enumerate(mask_values):
+    for value, label in pairs:
         table[value] = label + 1
     return table

@@ -42,7 +42,7 @@ ROI_MM = (90.0, 90.0, 56.0)
 """The box around the circle within which arteries were annotated; farther branches of the same arteries were not."""
 
 _ARTERY = {
-    "basilar": "BA", "tip": "BA", "acom": "Acom", "ica_infra": "ICA", "ica_supra": "ICA", "mca": "MCA", "m2_up": "MCA",
+    "basilar": "BA", "tip": "BA", "acom": "Acom", "ica_supra": "ICA", "mca": "MCA", "m2_up": "MCA",
     "m2_low": "MCA", "m2_front": "MCA", "a1": "ACA", "a2": "ACA", "pcom": "Pcom", "p1": "PCA", "p2": "PCA",
     "third a2": "3rd-A2",
 }  # fmt: skip
