@@ -33,8 +33,12 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .35rem; max-width
 figure img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: .35rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; } code { font-size: .9em; }
+td.short { white-space: nowrap; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+code { font-size: .9em; }
 """
+
+SHORT = 24
+"""Characters of a cell that stay on one line, such as a number with its interval; narrow screens scroll tables."""
 
 
 class Page:
@@ -113,5 +117,6 @@ class Page:
 
 def _cell(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"<td>{escape(str(value))}</td>"
+        text = str(value)
+        return f"<td{' class=short' if len(text) <= SHORT else ''}>{escape(text)}</td>"
     return f"<td class=number>{value if isinstance(value, int) else format(value, '.4g')}</td>"

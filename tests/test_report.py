@@ -81,7 +81,7 @@ def test_the_page_asks_for_nothing_outside_itself(report: Path) -> None:
 
 
 def test_refused_scans_stand_with_their_reasons(report: Path) -> None:
-    assert "<td>localizer</td><td>a localizer</td><td class=number>3</td>" in report.read_text()
+    assert "<td class=short>localizer</td><td class=short>a localizer</td><td class=number>3</td>" in report.read_text()
 
 
 def test_duplicates_of_many_scans_are_one_row_of_the_table(tiny_corpus: Path, tmp_path: Path) -> None:

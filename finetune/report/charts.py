@@ -24,8 +24,8 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#000000")
 MARKERS = ("s", "^", "D", "v")
 WIDE = 9.0
 ROW = 0.3
-PANELS = 5
-"""Panels in a row of small curves."""
+PANELS, FEW = 5, 3
+"""Panels in a row of small curves, and in one of larger ones."""
 
 Row = tuple[str, Estimate]
 
@@ -158,12 +158,15 @@ def figure_roc(found: Evaluation) -> Figure:
 
 
 def figure_labels(predictions: Predictions) -> Figure:
-    """A small panel a label: ROC (solid) over precision and recall (dashed)."""
-    rows = -(-len(predictions.labels) // PANELS)
-    figure = Figure(figsize=(WIDE, 2.1 * rows))
-    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.2 / rows, bottom=0.02, wspace=0.08, hspace=0.3)
+    """A panel a label, small where there are many: ROC (solid) over precision and recall (dashed)."""
+    few = len(predictions.labels) <= FEW
+    columns = FEW if few else PANELS
+    rows = -(-len(predictions.labels) // columns)
+    figure = Figure(figsize=(WIDE, (3.2 if few else 2.1) * rows), layout="constrained" if few else None)
+    if not few:
+        figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.2 / rows, bottom=0.02, wspace=0.08, hspace=0.3)
     for place, label in enumerate(predictions.labels):
-        axis = figure.add_subplot(rows, PANELS, place + 1)
+        axis = figure.add_subplot(rows, columns, place + 1)
         truth, scores = predictions.of(label)
         axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.6)
         if len(np.unique(truth)) == 2:
@@ -173,8 +176,9 @@ def figure_labels(predictions: Predictions) -> Figure:
             axis.plot(recall, found, "--", color=ORANGE, linewidth=1.2, drawstyle="steps-post")
         else:
             axis.text(0.5, 0.5, "one class", ha="center", va="center", fontsize=8, color=GREY)
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(), yticks=())
-        axis.set_title(_wrapped(label), fontsize=7.5)
+        ticks = (0, 0.5, 1) if few else ()
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=ticks, yticks=ticks)
+        axis.set_title(_wrapped(label), fontsize=9 if few else 7.5)
     return figure
 
 

@@ -25,7 +25,7 @@ def add_run(page: Page, states: Sequence[tuple[Mapping[str, Any], Path]], corpus
         states: run.json of the run, or of each fold, with its folder.
         corpus: As it is now; None: it is not at hand, and known by the hash of its manifest alone.
     """
-    page.table(["", ""], run_facts(states, corpus))
+    page.table(["what", "value"], run_facts(states, corpus))
 
 
 def run_facts(states: Sequence[tuple[Mapping[str, Any], Path]], corpus: Corpus | None) -> list[tuple[str, str]]:

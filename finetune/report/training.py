@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from finetune.evaluation.measures import CORRELATION, MAE, R2
 from finetune.evaluation.overlap import DICE, DISTANCE
@@ -18,6 +19,9 @@ STAGE_TINTS = ("#e8f1f5", "#f7efe6", "#eef0f2", "#f3eaf3")
 STYLES = ("-", "--", "-.", ":")
 UNBOUNDED = frozenset({R2, CORRELATION})
 """Scores that no guess has half of; the error of a number, whose unit is the table's, is not drawn."""
+
+MINOR_TICKS = (1.0, 0.4)
+"""Decades that a logarithmic axis spans, up to which all of its ticks, or the round ones, have a number."""
 
 TOTAL, AFTER_LOSSES, SCORE = "loss", "gradient_norm", "score"
 
@@ -37,14 +41,17 @@ def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
         style, colour = STYLES[number % len(STYLES)], COLOURS[number % len(COLOURS)]
         plot_metric(losses, metrics, name, label=name, style=style, color=colour)
     losses.set(ylabel="training loss", yscale="log")
+    losses.yaxis.set_major_formatter(LogFormatter())
+    losses.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=MINOR_TICKS))
     losses.legend(loc="upper right", fontsize=9, ncols=4)
     shown = [name for name in score_names(metrics) if name not in (MAE, DISTANCE)]
     for number, name in enumerate(shown):
         style, colour = f"{'osD^'[number % 4]}-", COLOURS[number % len(COLOURS)]
-        plot_metric(areas, metrics, name, label=name.replace("_", " "), style=style, color=colour)
+        label = name.replace("_", " ").replace("auc", "AUC")
+        plot_metric(areas, metrics, name, label=label, style=style, color=colour)
     areas.set(xlabel="optimizer step", ylabel="held-out score")
     if not any(name in UNBOUNDED for name in shown):
-        areas.set(ylabel="held-out AUC", ylim=(0, 1.02))
+        areas.set(ylim=(0, 1.02))
         if DICE in shown:
             areas.set(ylabel="held-out Dice")
         else:
