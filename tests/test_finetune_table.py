@@ -145,6 +145,15 @@ def test_the_report_shows_what_applies_to_labels(binary: Path, corpus: Corpus) -
         assert f"{heading}</h2>" not in page
 
 
+def test_the_report_lists_as_errors_what_is_wrong_alone(binary: Path) -> None:
+    page = (binary / "run" / "report.html").read_text()
+    predictions = pd.read_parquet(binary / "run" / "predictions.parquet")
+    wrong = predictions[(predictions["large"] - predictions["target: large"]).abs() > 0.5]["scan_id"]
+    section = page.partition("Largest errors</h2>")[2].partition("<h2>")[0]
+    assert {name for name in predictions["scan_id"] if name in section} == set(wrong)
+    assert ("No answer is further than 0.5" in section) is wrong.empty
+
+
 def test_the_report_says_at_its_top_what_was_trained_on_what(binary: Path, corpus: Corpus) -> None:
     run, trained_on = binary / "run", corpus.manifest_sha256()[:12]
     state = json.loads((run / "run.json").read_text())

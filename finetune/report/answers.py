@@ -125,10 +125,15 @@ def _scatter(page: Page, found: Worth) -> None:
 def _mistakes(page: Page, found: Worth) -> None:
     answers = found.answers
     page.heading("Largest errors")
-    page.text("Look at them first: they are wrong rows of the table, or what the network has yet to learn.")
     errors_NL = np.abs(answers.said_NL - answers.truth_NL)
     worst = np.argsort(-errors_NL, axis=None, kind="stable")[:MISTAKES]
     places = [np.unravel_index(one, errors_NL.shape) for one in worst]
+    if answers.asks != "regression":
+        places = [place for place in places if errors_NL[place] > HALF]
+    if not places:
+        page.text(f"No answer is further than {HALF:g} from the truth.")
+        return
+    page.text("Look at them first: they are wrong rows of the table, or what the network has yet to learn.")
     page.table(
         ["series", "modality", "label", "true", "predicted"],
         [
