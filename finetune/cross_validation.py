@@ -182,9 +182,7 @@ def _gather_alone(argv: Sequence[str]) -> int:
 
 def _gathered(out: Path, folds: Sequence[int] | None) -> int:
     score = gather(out, folds)
-    numbers = ", ".join(f"{name} {value:.3f}" for name, value in score.headline().items() if isinstance(value, float))
-    note = f" ({score.note()})" if score.note() else ""
-    say(f"{out / PREDICTIONS}: all held-out series together: {numbers}{note}")
+    say(f"{out / PREDICTIONS}: all held-out series together: {score.line()}")
     return 0
 
 

@@ -48,6 +48,17 @@ class Score:
         """The means by name, the score, and the labels they leave out."""
         return {**self.means, "score": self.score, "undefined": list(self.undefined)}
 
+    def line(self) -> str:
+        """The means, the score and the note in one line for a person.
+
+        Example:
+            >>> score_labels([[0, 1], [1, 0]], [[1, 1], [1, 0]], labels="ab", groups={"auc_all": "ab"}).line()
+            'AUC all 0.750, score 0.750'
+        """
+        named = [(name.replace("_", " ").replace("auc", "AUC"), mean) for name, mean in self.means.items()]
+        means = ", ".join(f"{name} {mean:.3f}" for name, mean in (*named, ("score", self.score)))
+        return f"{means} ({self.note()})" if self.note() else means
+
     def note(self) -> str:
         """One line for a person about what the score leaves out; empty if it leaves out nothing.
 

@@ -119,7 +119,4 @@ def score_facts(state: FinetuneState, score: Score) -> dict[str, Any]:
 
 def summary(state: FinetuneState, score: Score) -> str:
     """One line for a person."""
-    note = f" ({score.note()})" if score.note() else ""
-    named = [(name.replace("_", " ").replace("auc", "AUC"), area) for name, area in score.means.items()]
-    means = ", ".join(f"{name} {area:.3f}" for name, area in named)
-    return f"step {state.step} ({state.last_rates().name}): {means}, score {score.score:.3f}{note}"
+    return f"step {state.step} ({state.last_rates().name}): {score.line()}"
