@@ -113,6 +113,7 @@ def test_a_model_goes_to_the_hub_and_predicts_the_same_from_there(
     together = said_by(capsys, "user/model", "user/folds", series, "--weights", "1,2")
     assert together == said_by(capsys, run, folds, series, "--weights", "1,2") != there
     assert [path.name for path in models_in(fetch_model("user/folds"))] == ["fold_0", "fold_1"]
+    assert said_by(capsys, "user/folds", series) == said_by(capsys, folds, series)
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     assert said_by(capsys, "user/model", series) == there
     assert "user/other" in refusal(capsys, "predict", "user/other", series, code=1)

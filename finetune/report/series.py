@@ -24,6 +24,7 @@ from finetune.tasks import Task, make_task
 from finetune.views import make_view
 from harmonize.corpus import Corpus
 from headspark.channels import as_window
+from headspark.folder_kind import is_model_config, read_json
 
 WIDE = 11.0
 PER_ROW = 2
@@ -79,8 +80,10 @@ def task_of(run: Path) -> Task | None:
     Raises:
         UserError: The model's folder is damaged.
     """
-    folders = [run, *sorted(run.glob(FOLD_FOLDER.format("*")))]
-    model = next((folder for folder in folders if (folder / CONFIG).exists()), None)
+    folders = [one for one in (run, *sorted(run.glob(FOLD_FOLDER.format("*")))) if (one / CONFIG).exists()]
+    # Above the folds that were pushed lies a config.json that names them; a damaged model's says what is wrong.
+    models = [one for one in folders if is_model_config(read_json(one / CONFIG))]
+    model = next(iter(models or folders), None)
     return None if model is None else make_task(read_bundle(model).task)
 
 
