@@ -37,7 +37,7 @@ td.short { white-space: nowrap; } td.number { text-align: right; font-variant-nu
 code { font-size: .9em; }
 """
 
-SHORT = 24
+SHORT = 32
 """Characters of a cell that stay on one line, such as a number with its interval; narrow screens scroll tables."""
 
 

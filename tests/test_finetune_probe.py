@@ -216,6 +216,17 @@ def test_columns_of_the_table_of_labels_divide_the_scans_too(tiny_corpus: Path, 
         read_question(corpus, table, columns=["ill"], groups=["clinic"], folds=2)
 
 
+def test_a_label_that_cannot_be_probed_is_told_before_anything_is_embedded(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "labels.csv"
+    scans = Corpus.open(tiny_corpus).scans["scan_id"]
+    table.write_text("\n".join(["scan_id,ill", *(f"{scan},{int(scan == 'scan-5')}" for scan in scans)]))
+    words = ["probe", "--encoder", "nowhere", "--corpus", str(tiny_corpus), "--labels", str(table), "--folds", "2"]
+    assert main(words) == 1
+    assert "no label can be probed: ill: not asked about" in capsys.readouterr().err
+
+
 def test_a_label_that_nobody_has_is_refused() -> None:
     truth_NL, features_NE = planted(scans=20)
     with pytest.raises(Exception, match="no label can be probed"):

@@ -21,6 +21,7 @@ from finetune.model_folder import read_bundle
 from finetune.models.heads.global_pool import GlobalConfig
 from finetune.recipe import Recipe, TrainConfig
 from finetune.report.run import run_facts
+from finetune.report.training import figure_curves
 from finetune.samples import DataConfig
 from finetune.sources import Sources
 from finetune.stages import StageConfig
@@ -152,6 +153,24 @@ def test_the_report_lists_as_errors_what_is_wrong_alone(binary: Path) -> None:
     section = page.partition("Largest errors</h2>")[2].partition("<h2>")[0]
     assert {name for name in predictions["scan_id"] if name in section} == set(wrong)
     assert ("No answer is further than 0.5" in section) is wrong.empty
+
+
+def test_the_curves_say_nothing_twice_and_have_plain_numbers() -> None:
+    metrics: list[dict[str, Any]] = [
+        {"step": step, "stage": "all", "loss": 1.2 - step / 20, "labels": 1.2 - step / 20, "gradient_norm": 1.0}
+        for step in range(1, 13)
+    ]
+    metrics.append({"step": 12, "stage": "all", "auc": 0.7, "average_precision": 0.6, "score": 0.7})
+    figure = figure_curves(metrics)
+    figure.draw_without_rendering()
+    losses, scores = figure.axes
+    assert [line.get_label() for line in losses.lines] == ["loss"]
+    named = [text.get_text() for text in losses.get_yticklabels(which="both") if text.get_text()]
+    assert {"0.7", "1"} <= set(named)
+    assert not any("e" in text or "^" in text for text in named)
+    assert [text.get_text() for text in scores.get_legend().get_texts()] == ["AUC", "average precision"]  # type: ignore[union-attr]
+    several = [line | {"auc": 0.7, "score": 0.65} if "auc" in line else line for line in metrics]
+    assert len(figure_curves(several).axes[1].get_legend().get_texts()) == 3  # type: ignore[union-attr]
 
 
 def test_the_report_says_at_its_top_what_was_trained_on_what(binary: Path, corpus: Corpus) -> None:

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: Nothing can be probed.
     """
-    from finetune.probing import judge, read_question
+    from finetune.probing import askable, judge, read_question
     from finetune.probing.features import stacked, vectors_of
     from finetune.probing.questions import only
     from finetune.probing.text import card_lines
@@ -80,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
         folds=options.folds,
         seed=options.seed,
     )
+    askable(question)  # before hours are spent on vectors
     device = device_of(options.device)
     with ExitStack() as stack:
         folder = options.embeddings or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probe-")))

@@ -141,7 +141,7 @@ def judge(
         seed: Of the bootstrap, and of the few labels.
         tell: Called with the name of each encoder, as its turn comes.
     """
-    question, notes = _askable(question)
+    question, notes = askable(question)
     fewest = min(
         len({subject for subject, own in zip(question.subjects_N, question.folds_N, strict=True) if own != fold})
         for fold in set(question.folds_N)
@@ -299,8 +299,12 @@ def _mean(values: Sequence[Floats]) -> Floats:
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _askable(question: Question) -> tuple[Question, list[str]]:
-    """The question without labels that too few patients have, or lack."""
+def askable(question: Question) -> tuple[Question, list[str]]:
+    """The question without labels that too few patients have, or lack, and a note for each of these.
+
+    Raises:
+        UserError: No label is left.
+    """
     if question.kind not in ("binary", "multilabel"):
         return question, []
     subjects_N, folds_N = np.array(question.subjects_N), np.array(question.folds_N)

@@ -80,7 +80,7 @@ def add_masks(page: Page, run: Path, corpus: Corpus | None, task: Task, table: p
         "surface distance is the mean distance between both surfaces, in mm, where both are there. Voxels are those of "
         "the network's input; the tiles of a series are put together first."
     )
-    page.figure(figure_structures(table, each), caption="Each dot a series; squares: means with their intervals.")
+    page.figure(figure_structures(table, each), caption="Each grey dot a series; blue: means with their intervals.")
     rows = [[one.name, one.series, one.missed, interval(one.dice), interval(one.distance_mm)] for one in (*each, mean)]
     page.table(["structure", "series", "missed", "Dice", "surface distance, mm"], rows)
     page.heading("By modality")

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FuncFormatter
 
 from finetune.evaluation.measures import CORRELATION, MAE, R2
 from finetune.evaluation.overlap import DICE, DISTANCE
@@ -20,8 +20,8 @@ STYLES = ("-", "--", "-.", ":")
 UNBOUNDED = frozenset({R2, CORRELATION})
 """Scores that no guess has half of; the error of a number, whose unit is the table's, is not drawn."""
 
-MINOR_TICKS = (1.0, 0.4)
-"""Decades that a logarithmic axis spans, up to which all of its ticks, or the round ones, have a number."""
+MINOR_DIGITS = "2357"
+"""Of a logarithmic axis: ticks between the powers of ten that have a number."""
 
 TOTAL, AFTER_LOSSES, SCORE = "loss", "gradient_norm", "score"
 
@@ -37,14 +37,16 @@ def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
     for axis in (losses, areas):
         _mark_stages(axis, metrics, named=axis is losses)
         axis.grid(alpha=0.3)
-    for number, name in enumerate(loss_names(metrics)):
+    terms = loss_names(metrics)
+    for number, name in enumerate(terms[:1] if len(terms) == 2 else terms):  # one term alone is the loss
         style, colour = STYLES[number % len(STYLES)], COLOURS[number % len(COLOURS)]
         plot_metric(losses, metrics, name, label=name, style=style, color=colour)
     losses.set(ylabel="training loss", yscale="log")
-    losses.yaxis.set_major_formatter(LogFormatter())
-    losses.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=MINOR_TICKS))
+    losses.yaxis.set_major_formatter(FuncFormatter(_plain))
+    losses.yaxis.set_minor_formatter(FuncFormatter(_plain_of_some))
     losses.legend(loc="upper right", fontsize=9, ncols=4)
-    shown = [name for name in score_names(metrics) if name not in (MAE, DISTANCE)]
+    scores = [name for name in score_names(metrics) if name not in (MAE, DISTANCE)]
+    shown = [name for name in scores if name != SCORE or not _is_said_already(metrics, scores)]
     for number, name in enumerate(shown):
         style, colour = f"{'osD^'[number % 4]}-", COLOURS[number % len(COLOURS)]
         label = name.replace("_", " ").replace("auc", "AUC")
@@ -57,7 +59,7 @@ def figure_curves(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
         else:
             areas.axhline(0.5, color=GREY, linewidth=1, linestyle="--")
     if areas.get_legend_handles_labels()[0]:
-        areas.legend(loc="lower right", fontsize=9)
+        areas.legend(loc="best", fontsize=9)
     return figure
 
 
@@ -87,6 +89,27 @@ def score_names(metrics: Sequence[Mapping[Any, Any]]) -> list[str]:
         if name != "step" and has_number(line, name)
     )
     return list(found)
+
+
+def _is_said_already(metrics: Sequence[Mapping[Any, Any]], scores: Sequence[str]) -> bool:
+    """Whether one of the other numbers is the score."""
+    lines = [line for line in metrics if has_number(line, SCORE)]
+    others = [name for name in scores if name != SCORE]
+    return any(all(line.get(name) == line[SCORE] for line in lines) for name in others)
+
+
+def _plain(value: float, _: int | None) -> str:
+    """A number without powers of ten.
+
+    Example:
+        >>> _plain(0.6, None), _plain(10.0, None)
+        ('0.6', '10')
+    """
+    return f"{value:g}"
+
+
+def _plain_of_some(value: float, _: int | None) -> str:
+    return f"{value:g}" if f"{value:e}"[0] in MINOR_DIGITS else ""
 
 
 def _mark_stages(axis: Axes, metrics: Sequence[Mapping[Any, Any]], *, named: bool) -> None:
