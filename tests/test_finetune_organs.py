@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,15 @@ def test_topcows_arteries_teach_territories_and_nothing_else(made: Path, tmp_pat
     assert all(line["territory"] > 0 for line in steps)
     with pytest.raises(UserError, match=r"^task\.topcow tcia: .* has no series of it with masks"):
         AneurysmTask(AneurysmConfig(topcow=("tcia",))).cases(corpus)
+    (tmp_path / "other").mkdir()
+    for path in (made / "both").iterdir():
+        (tmp_path / "other" / path.name).symlink_to(path)
+    facts = json.loads((made / "both/corpus.json").read_text())
+    facts["sources"]["nifti"]["mri_norm"] = "fcm"
+    (tmp_path / "other/corpus.json").unlink()
+    (tmp_path / "other/corpus.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"^task\.topcow nifti: its MRI is normalised by fcm, that of rsna by zscore"):
+        task.cases(Corpus.open(tmp_path / "other"))
     with pytest.raises(WrongUse, match=r"^task\.topcow rsna: has masks of its own values"):
         AneurysmConfig(topcow=("rsna",))
 
@@ -190,3 +200,7 @@ def test_organs_become_hemispheres_in_three_stages_with_another_window(
     assert "left hemisphere" in (tmp_path / "brain/report.html").read_text()
     image = made / "raw/nifti/sub-001/anat/sub-001_ct.nii.gz"
     assert drawn(tmp_path / "brain", image, tmp_path / "masks")[1] <= {0, 1, 2}
+
+    steps = run("brain_demo", made / "nifti", tmp_path / "demo", tmp_path / "encoder")
+    assert [(line["stage"], line["layers"]) for line in steps] == [("decoder", 0), ("deeper", 2), ("all", 4)]
+    assert all({"masks", "masks_2", "domain"} <= line.keys() for line in steps)

@@ -25,7 +25,7 @@ from harmonize.corpus import Corpus
 from harmonize.decisions import DecisionKind, kind_of
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED, PRESENT
-from harmonize.scan import ACTIVITY, Scan
+from harmonize.scan import ACTIVITY, HU, Scan
 from harmonize.sources.rsna_tables import MODALITIES
 from headspark.config.checks import require
 
@@ -242,9 +242,9 @@ def topcow_cases(corpus: Corpus, sources: Sequence[str]) -> list[Case]:
         sources: Of the series.
 
     Raises:
-        UserError: One of them has none.
+        UserError: One of them has none, or MRI that was normalised otherwise than the labelled series.
     """
-    scans = corpus.scans
+    scans, norms = corpus.scans, corpus.mri_norms
     found = []
     for source in sources:
         rows = scans[(scans["source"] == source) & (scans["mask_kind"] == OWN_MASKS) & scans["mask_file_name"].notna()]
@@ -252,6 +252,12 @@ def topcow_cases(corpus: Corpus, sources: Sequence[str]) -> list[Case]:
             raise UserError(
                 f"task.topcow {source}: {corpus.path} has no series of it with masks; bring them in with "
                 f"`harmonize nifti TOPCOW --out {corpus.path}`"
+            )
+        other = next((one for one in AneurysmTask.sources if norms[one] != norms[source]), None)
+        if other is not None and (rows["unit"] != HU).any():
+            raise UserError(
+                f"task.topcow {source}: its MRI is normalised by {norms[source]}, that of {other} by {norms[other]}; "
+                "harmonize both with the same --mri-norm"
             )
         found += [_topcow_case(corpus.path, row) for row in rows.sort_values("scan_id").to_dict("records")]
     return found
