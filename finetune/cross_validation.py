@@ -168,7 +168,9 @@ def _command(argv: Sequence[str]) -> int:
     if left:
         warn(f"{options.out}: folds {', '.join(map(str, left))} are left; `finetune cv {GATHER}` waits for them")
         return 0
-    return _gathered(options.out, asked)
+    # Another job may have trained the others: what it gathered must not shrink.
+    finished = [n for n in range(recipe.data.folds) if _has_finished(options.out / FOLD_FOLDER.format(n))]
+    return _gathered(options.out, finished)
 
 
 def _gather_alone(argv: Sequence[str]) -> int:
@@ -182,7 +184,8 @@ def _gather_alone(argv: Sequence[str]) -> int:
 
 def _gathered(out: Path, folds: Sequence[int] | None) -> int:
     score = gather(out, folds)
-    say(f"{out / PREDICTIONS}: all held-out series together: {score.line()}")
+    which = "all folds" if folds is None else f"the folds {', '.join(map(str, folds))}"
+    say(f"{out / PREDICTIONS}: the held-out series of {which} together: {score.line()}")
     return 0
 
 

@@ -154,6 +154,20 @@ def test_tasks_of_an_array_train_a_fold_each_and_the_last_gathers(
     assert results(out) == results(undisturbed)
 
 
+def test_two_jobs_that_share_the_folds_gather_all_of_them(
+    corpus: Path, recipe: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cv"
+    for number in range(3):
+        shutil.copytree(undisturbed / f"fold_{number}", out / f"fold_{number}")
+    shutil.move(out / "fold_2", tmp_path / "later")
+    assert cv(recipe, corpus, out, "--folds", "0") == 0
+    assert "the held-out series of the folds 0, 1 together" in capsys.readouterr().out
+    shutil.move(tmp_path / "later", out / "fold_2")
+    assert cv(recipe, corpus, out, "--folds", "0") == 0
+    assert (out / PREDICTIONS).read_bytes() == (undisturbed / PREDICTIONS).read_bytes()
+
+
 def test_the_folds_predict_and_are_evaluated_together(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     series = min((FIXTURES / "raw" / "rsna" / "series").iterdir())
     assert main(["predict", str(undisturbed), str(series)]) == 0
