@@ -35,7 +35,8 @@ from headspark.channels import DEFAULT_MRI_SCALING
 from headspark.decoder import UNetDecoder
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.encoder.stem import changes, with_windows
-from headspark.run.fit import fit_plan
+from headspark.run.device import on_gpu
+from headspark.run.fit import fit_plan, hold_what_later_steps_hold
 from headspark.run.split_norms import split_norms
 from headspark.run.state import TrainState
 
@@ -149,7 +150,8 @@ def prepare(
     torch.manual_seed(recipe.train.seed)
     encoder = build_encoder(recipe.scratch) if pretrained is None else pretrained
     network = make_model(recipe, task, encoder).to(accelerator.device)
-    optimizer = make_optimizer(parameter_groups(network, weight_decay=recipe.train.weight_decay), recipe.train)
+    groups = parameter_groups(network, weight_decay=recipe.train.weight_decay)
+    optimizer = make_optimizer(groups, recipe.train, fused=on_gpu(accelerator))
     # Wrapped while everything wants a gradient: the wrapper for several ranks looks only once at who takes part.
     model, optimizer = accelerator.prepare(network.requires_grad_(True), optimizer)
     return FinetuneState(
@@ -168,16 +170,17 @@ def prepare(
     )
 
 
-def make_optimizer(groups: Iterable[Any], config: TrainConfig) -> Optimizer:
+def make_optimizer(groups: Iterable[Any], config: TrainConfig, *, fused: bool = False) -> Optimizer:
     """The optimizer of all stages; its rates are set before each step.
 
     Args:
         groups: As `parameter_groups` gives them, or parameters.
         config: Which optimizer.
+        fused: Move all parameters in one kernel, as a GPU can.
     """
     if config.optimizer == "sgd":
-        return SGD(groups, lr=0.0, momentum=config.momentum, nesterov=True)
-    return AdamW(groups, lr=0.0)
+        return SGD(groups, lr=0.0, momentum=config.momentum, nesterov=True, fused=fused or None)
+    return AdamW(groups, lr=0.0, fused=fused or None)
 
 
 def make_model(recipe: Recipe, task: Task, encoder: Any) -> Network:
@@ -206,17 +209,21 @@ def fastest_layout(x: Tensor) -> Tensor:
 
 
 def try_step(recipe: Recipe, task: Task, accelerator: Accelerator, pretrained: Any | None, batch: int) -> None:
-    """A whole step of a throw-away model on noise, in which everything trains."""
+    """A step of a throw-away model on noise, in which everything trains, with all that the run has."""
     device, patch = accelerator.device, recipe.data.patch
     encoder = build_encoder(recipe.scratch) if pretrained is None else deepcopy(pretrained)
     model = make_model(recipe, task, encoder).to(device)
-    optimizer = make_optimizer(model.parameters(), recipe.train)
+    average = None if recipe.train.ema is None else ModelEmaV3(model, decay=recipe.train.ema)
+    optimizer = make_optimizer(model.parameters(), recipe.train, fused=on_gpu(accelerator))
+    hold_what_later_steps_hold(model, optimizer)
     targets = {name: torch.stack([one] * batch).to(device) for name, one in empty_targets(task, model, patch).items()}
     x_BCDHW = torch.randn(batch, encoder.config.in_channels, *patch, device=device)
     with accelerator.autocast():
         outputs = model(fastest_layout(x_BCDHW), torch.zeros(batch, dtype=torch.int64, device=device))
     TotalLoss(recipe.losses, task)(outputs, targets)[0].backward()
     optimizer.step()
+    if average is not None:
+        average.update(model)
 
 
 def empty_targets(task: Task, model: Network, patch: tuple[int, int, int]) -> dict[str, Tensor]:

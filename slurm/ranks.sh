@@ -9,7 +9,13 @@ saved=75 # exit status of a run that was told to stop and wrote its checkpoint (
 export LOCAL_WORLD_SIZE=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 export WORLD_SIZE=$((LOCAL_WORLD_SIZE * ${SLURM_JOB_NUM_NODES:-1}))
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-getent hosts "$MASTER_ADDR" >/dev/null || MASTER_ADDR=127.0.0.1
+if ! getent hosts "$MASTER_ADDR" >/dev/null; then
+  if [ "${SLURM_JOB_NUM_NODES:-1}" != 1 ]; then
+    echo "error: $MASTER_ADDR: the first node's name has no address here, and the other nodes' ranks need one" >&2
+    exit 1
+  fi
+  MASTER_ADDR=127.0.0.1
+fi
 # A random port that is free on this node, which is the first, and below those that the system gives away by itself.
 MASTER_PORT=$(python -c '
 import random, socket

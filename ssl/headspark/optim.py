@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal
 
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -61,12 +62,23 @@ class OptimConfig:
             raise WrongUse(f"optim.betas {list(self.betas)}: must lie in [0, 1)")
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimizer over all parameters of `model` that want a gradient."""
-    betas: dict[str, Any] = {} if config.betas is None else {"betas": config.betas}
+def make_optimizer(model: nn.Module, config: OptimConfig, *, on_gpu: bool = False) -> Optimizer:
+    """The optimizer over all parameters of `model` that want a gradient.
+
+    Args:
+        model: Of the run.
+        config: Which optimizer.
+        on_gpu: Whether the parameters are on a GPU, or will be: PyTorch's own then move all of them in one kernel.
+    """
+    given: dict[str, Any] = {} if config.betas is None else {"betas": config.betas}
+    known = signature(get_optimizer_class(config.name, bind_defaults=False)).parameters
+    if on_gpu and "fused" in known:
+        given["fused"] = True
+    if "max_grad_norm" in known:
+        given["max_grad_norm"] = None  # Lamb's own clipping, at 1: `train.clip` alone says how far gradients go
     try:
         return create_optimizer_v2(
-            model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **betas
+            model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **given
         )
     except TypeError as error:
         raise WrongUse(f"optim.name {config.name}: {error}") from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from contextlib import contextmanager
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -38,10 +38,11 @@ def encode_visible(
     if backend == "packed":
         x = PackedBlocks.pack(x_BCDHW, geometry.to(x_BCDHW.device))
     elif backend == "emulated":
-        x = MaskedVolume.mask(x_BCDHW, geometry.mask_Bdhw)
+        x = MaskedVolume.mask(x_BCDHW, geometry.to(x_BCDHW.device).mask_here())
     else:
         raise ValueError(f"backend '{backend}' is not known: packed or emulated")
-    with _named_failures(encoder), _flat_sync_batch_norm(encoder):
+    _let_sync_batch_norms_take_rows(encoder)
+    with _named_failures(encoder):
         return encoder(x)
 
 
@@ -69,26 +70,22 @@ def _named_failures(encoder: nn.Module) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _flat_sync_batch_norm(encoder: nn.Module) -> Iterator[None]:
-    """Hand SyncBatchNorm the rows of packed maps: it calls its kernels past ``__torch_function__``."""
-    with ExitStack() as stack:
-        for module in encoder.modules():
-            if isinstance(module, nn.SyncBatchNorm):
-                inputs: list[PackedBlocks] = []
+def _let_sync_batch_norms_take_rows(encoder: nn.Module) -> None:
+    """Hand SyncBatchNorm the rows of packed maps: it calls its kernels past ``__torch_function__``.
 
-                def flatten(_: nn.Module, args: tuple, inputs: list[PackedBlocks] = inputs) -> Any:
-                    if not isinstance(args[0], PackedBlocks):
-                        return None
-                    inputs.append(args[0])
-                    return args[0].data.reshape(-1, args[0].data.shape[-1])
+    Its hooks stay: where activations are checkpointed, the layers run again in the backward pass.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.SyncBatchNorm) and _to_rows not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_to_rows)
+            module.register_forward_hook(_from_rows)
 
-                def restore(_: nn.Module, args: tuple, out: Tensor, inputs: list[PackedBlocks] = inputs) -> Any:
-                    if not inputs:
-                        return None
-                    x = inputs.pop()
-                    return x.like(out.view(x.data.shape))
 
-                stack.callback(module.register_forward_pre_hook(flatten).remove)
-                stack.callback(module.register_forward_hook(restore).remove)
-        yield
+def _to_rows(norm: nn.Module, args: tuple) -> Tensor | None:
+    norm.__dict__["packed_input"] = x = args[0] if isinstance(args[0], PackedBlocks) else None
+    return None if x is None else x.data.reshape(-1, x.data.shape[-1])
+
+
+def _from_rows(norm: nn.Module, args: tuple, out: Tensor) -> PackedBlocks | None:
+    x = norm.__dict__.pop("packed_input")
+    return None if x is None else x.like(out.view(x.data.shape))

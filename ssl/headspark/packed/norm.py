@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -48,8 +49,15 @@ def group_norm(
 
 
 def _group_norm(rows_BL1C: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Normalise the rows of equally many voxels a sample, [B, voxels, 1, C]; weight and bias [C]."""
-    return F.group_norm(rows_BL1C.permute(0, 3, 1, 2), groups, weight, bias, eps).permute(0, 2, 3, 1).contiguous()
+    """Normalise the rows of equally many voxels a sample, [B, voxels, 1, C]; weight and bias [C].
+
+    All in the type of the rows, as a GPU's kernel asks for, and so whether autocast is on or, as when a map is
+    recomputed in the backward pass, off; the statistics are float32's all the same.
+    """
+    weight, bias = (None if one is None else one.to(rows_BL1C.dtype) for one in (weight, bias))
+    with torch.autocast(rows_BL1C.device.type, enabled=False):
+        normed = F.group_norm(rows_BL1C.permute(0, 3, 1, 2), groups, weight, bias, eps)
+    return normed.permute(0, 2, 3, 1).contiguous()
 
 
 class _InstanceNorm(torch.autograd.Function):
@@ -67,10 +75,10 @@ class _InstanceNorm(torch.autograd.Function):
         statistics = torch.promote_types(data.dtype, torch.float32)
         moments = []
         for sample, target in zip(data.split(counts), out.split(counts), strict=True):
-            mean, scale = (torch.zeros(data.shape[-1], dtype=statistics, device=data.device) for _ in range(2))
+            mean, scale = (torch.empty(data.shape[-1], dtype=statistics, device=data.device) for _ in range(2))
             if len(sample):
-                places = (channels_first(target), mean, scale)
-                torch.native_batch_norm(channels_first(sample), weight, bias, None, None, True, 0.0, eps, out=places)
+                places = (_laid_out(target), mean, scale)
+                torch.native_batch_norm(_laid_out(sample), weight, bias, None, None, True, 0.0, eps, out=places)
             moments += [mean, scale]
         ctx.save_for_backward(data, weight, *moments)
         ctx.counts, ctx.eps, ctx.has_bias = counts, eps, bias is not None
@@ -88,7 +96,7 @@ class _InstanceNorm(torch.autograd.Function):
                 continue
             mean, scale = moments[2 * index : 2 * index + 2]
             grad_data, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                channels_first(grad), channels_first(sample), weight, None, None, mean, scale, True, ctx.eps, wanted
+                _laid_out(grad), _laid_out(sample), weight, None, None, mean, scale, True, ctx.eps, wanted
             )
             grad_parts.append(grad_data)
             grad_weights.append(grad_weight)
@@ -96,16 +104,26 @@ class _InstanceNorm(torch.autograd.Function):
         grad_data = _joined(grad_parts, data) if wanted[0] else None
         return (
             grad_data,
-            torch.stack(grad_weights).sum(0) if wanted[1] and grad_weights else None,
-            torch.stack(grad_biases).sum(0) if wanted[2] and grad_biases else None,
+            reduce(torch.add, grad_weights) if wanted[1] and grad_weights else None,
+            reduce(torch.add, grad_biases) if wanted[2] and grad_biases else None,
             None,
             None,
         )
 
 
-def _joined(parts_cf: list[Tensor], like: Tensor) -> Tensor:
-    """Join the samples' blocks [some, C, d, h, w] to a packed map of the shape of ``like``, [n, d, h, w, C]."""
-    if not parts_cf:
+def _laid_out(map_NDHWC: Tensor) -> Tensor:
+    """View a map as PyTorch's batch norm is fastest on it.
+
+    A CPU's takes [n, C, d, h, w], channels-last in memory. A GPU's has a kernel for rows [voxels, C], and would copy
+    anything else of that layout in float32.
+    """
+    return channels_first(map_NDHWC) if map_NDHWC.device.type == "cpu" else map_NDHWC.flatten(0, 3)
+
+
+def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
+    """Join the samples' blocks, laid out as :func:`_laid_out` does, to a packed map of the shape of ``like``."""
+    if not parts:
         return torch.zeros_like(like)
-    parts = [channels_last(part) for part in parts_cf]
-    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+    if like.device.type == "cpu":
+        parts = [channels_last(part) for part in parts]
+    return parts[0].contiguous().view(like.shape) if len(parts) == 1 else torch.cat(parts).view(like.shape)

@@ -19,7 +19,7 @@ from headspark.optim import make_optimizer, make_schedule
 from headspark.packed import MaskGeometry
 from headspark.recipe import Recipe
 from headspark.run.device import on_gpu, say_once
-from headspark.run.fit import fit_plan
+from headspark.run.fit import fit_plan, hold_what_later_steps_hold
 from headspark.run.split_norms import split_norms
 from headspark.run.state import TrainState
 from headspark.spark import SparK
@@ -59,7 +59,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> PretrainState:
     note = split_norms(unwrapped, batch=plan.batch, accumulate=plan.accumulate, ranks=plan.ranks, key="encoder.norm")
     if note is not None:
         say_once(accelerator, f"note: {note}", stream=sys.stderr)
-    optimizer = make_optimizer(unwrapped, recipe.optim)
+    optimizer = make_optimizer(unwrapped, recipe.optim, on_gpu=on_gpu(accelerator))
     schedule = make_schedule(optimizer, recipe.optim, steps=train.steps)
     ema = None if train.ema is None else ModelEmaV3(unwrapped, decay=train.ema).to(accelerator.device)
     model, optimizer = accelerator.prepare(unwrapped, optimizer)
@@ -84,13 +84,17 @@ def make_model(recipe: Recipe) -> SparK:
 
 
 def try_step(recipe: Recipe, accelerator: Accelerator, batch: int) -> None:
-    """A whole step of a throw-away model on noise, at the recipe's largest visible share."""
+    """A step of a throw-away model on noise, at the recipe's largest visible share, with all that the run has."""
     patch, device = recipe.data.patch, accelerator.device
     model = make_model(recipe).to(device)
-    optimizer = make_optimizer(model, recipe.optim)
+    average = None if recipe.train.ema is None else ModelEmaV3(model, decay=recipe.train.ema)
+    optimizer = make_optimizer(model, recipe.optim, on_gpu=on_gpu(accelerator))
+    hold_what_later_steps_hold(model, optimizer)
     mask_Bdhw = draw_mask(batch, mask_grid((patch,) * 3, recipe.mask.block), ratio_bounds(recipe.mask.ratio)[0])
     x_BCDHW = torch.randn(batch, recipe.encoder.in_channels, patch, patch, patch, device=device)
     with accelerator.autocast():
         loss = model(x_BCDHW, MaskGeometry(mask_Bdhw)).loss
     loss.backward()
     optimizer.step()
+    if average is not None:
+        average.update(model)

@@ -5,18 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+)
 
 from harmonize.errors import UserError, WrongUse
 from harmonize.pool import cores
 from harmonize.terminal import line
 
 T = TypeVar("T")
+
+RANKS_WAIT = timedelta(hours=6)
+"""How long ranks wait for each other: one may decode a node's scans meanwhile. A rank that dies ends the others sooner,
+through their launcher."""
 
 
 def make_accelerator(
@@ -37,7 +47,11 @@ def make_accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if frozen_parts else None,
+        kwargs_handlers=[
+            # Gradients are views of the buckets: no second copy of them, whatever their layout in memory.
+            DistributedDataParallelKwargs(find_unused_parameters=frozen_parts, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=RANKS_WAIT),
+        ],
     )
     torch.set_num_threads(threads or threads_of_a_rank())
     return accelerator

@@ -7,12 +7,25 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
 
 from harmonize.errors import UserError
 from headspark.data.batches import Plan
 from headspark.run.device import on_gpu, say_once
 
 SMALLER = "a smaller data.patch or encoder, or train.precision bf16"
+
+OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle could not be allocated
+)
+"""What PyTorch, cuDNN and cuBLAS write where memory cannot be had."""
 
 
 def fit_plan(
@@ -42,6 +55,7 @@ def fit_plan(
         batch, accumulate = largest_batch(
             batch, accumulate, partial(_fits_everywhere, accelerator, try_step), advice=advice
         )
+        torch.cuda.reset_peak_memory_stats(accelerator.device)  # the run's own is what is reported
     if batch < wanted:
         say_once(
             accelerator,
@@ -72,11 +86,37 @@ def largest_batch(
     return batch, wanted * accumulate // batch
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory ran out: in PyTorch, or in a library that it calls, which says so in its own words.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"))
+        True
+        >>> is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+        False
+    """
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def hold_what_later_steps_hold(model: nn.Module, optimizer: Optimizer) -> None:
+    """Give a throw-away model what is in memory during the passes of every step but the first.
+
+    That is the optimizer's state, and gradients: those of the passes before, where a step adds up several, or the
+    buckets through which several ranks exchange them.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+
+
 def _fits_everywhere(accelerator: Accelerator, try_step: Callable[[int], object], batch: int) -> bool:
     try:
         try_step(batch)
         fits = 1.0
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         fits = 0.0
     finally:
         torch.cuda.empty_cache()
