@@ -24,6 +24,7 @@ from headspark.channels import DEFAULT_CT_WINDOWS
 from headspark.config.checks import require
 from headspark.data.batches import Plan, planned_batches
 from headspark.data.config import CacheConfig
+from headspark.page_locked import copied
 
 MOST_VOXELS = 512**3
 """Of a patch; no head has more at half a millimetre."""
@@ -213,7 +214,7 @@ def make_targets(
         )
         for one in drawn.samples
     ]
-    return {name: torch.stack([one[name] for one in targets]).to(drawn.device) for name in targets[0]}
+    return {name: copied(torch.stack([one[name] for one in targets]), drawn.device) for name in targets[0]}
 
 
 def make_inputs(drawn: DrawnBatch, view: View) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harmonize.scan import HU
+from headspark.page_locked import copied
 
 HEADER_GROUPS = ("CT", "MR")
 """What a header says of a modality, which is known at prediction too."""
@@ -25,7 +26,8 @@ def groups_of(units: Iterable[str], device: torch.device | None = None) -> Tenso
         >>> groups_of(["HU", "zscore"])
         tensor([0, 1])
     """
-    return torch.tensor([0 if unit == HU else 1 for unit in units], device=device)
+    groups_B = torch.tensor([0 if unit == HU else 1 for unit in units])
+    return groups_B if device is None else copied(groups_B, device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -275,20 +275,21 @@ def train_step(state: FinetuneState, batches: Iterator[DrawnBatch], interrupt: I
     counts_n = accelerator.reduce(counts_Pn.sum(0), "sum")
     shares_PT = (state.loss.denominators(counts_Pn) / state.loss.denominators(counts_n)).float()
 
-    # The total, the terms, whether any rank was asked to stop, and how long they waited.
-    totals = torch.zeros(len(state.loss.names) + 3, device=accelerator.device)
+    # The total and the terms; then whether any rank was asked to stop, and how long they waited.
+    totals = torch.zeros(len(state.loss.names) + 1, device=accelerator.device)
     for part, shares_T in enumerate(shares_PT):
         last = part == plan.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(state.model):
             outputs = state.model(*state.make_inputs(drawn[part]))
             total, terms_T = state.loss(outputs, targets[part], shares_T)
             accelerator.backward(total * plan.ranks)  # of several ranks' gradients the mean is taken
-        totals[:-2] += torch.cat([total[None], terms_T]).detach()
+        totals += torch.cat([total[None], terms_T]).detach()
 
-    # One small exchange a step.
-    totals[-2], totals[-1] = float(bool(interrupt)), waited / plan.ranks
-    *means, asked, waited = accelerator.reduce(totals, "sum").tolist()
-    norm = float(accelerator.clip_grad_norm_(state.model.parameters(), recipe.train.clip or math.inf))
+    # One small exchange a step; what it gives and the norm are read in one go.
+    host = [totals.new_full((1,), number) for number in (float(bool(interrupt)), waited / plan.ranks)]
+    totals = accelerator.reduce(torch.cat([totals, *host]), "sum")
+    norm = accelerator.clip_grad_norm_(state.model.parameters(), recipe.train.clip or math.inf)
+    *means, asked, waited, norm = torch.cat([totals, norm.float().view(1)]).tolist()
     numbers = dict(zip(state.measures, (*means, norm), strict=True))
     finite = counts(numbers)
     state.update(finite=finite)

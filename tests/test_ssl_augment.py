@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headspark.data.augment import AugmentConfig, draw_variation, turn, vary_intensity, within
+from headspark.data.augment import AugmentConfig, draw_variation, numbers_of, turn, vary_intensity, within
 
 
 def matrix(quarter_turns: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_noise_and_gain_are_the_same_for_the_same_draw() -> None:
     config = AugmentConfig(contrast=0.3, brightness=0.2, noise=0.5)
     drawn = [draw_variation(np.random.default_rng(3), config) for _ in range(2)]
     x = torch.ones(1, 1, 4, 4, 4)
-    first, second = (vary_intensity(x.clone(), [one]) for one in drawn)
+    first, second = (vary_intensity(x.clone(), numbers_of([one]), [one]) for one in drawn)
     assert torch.equal(first, second)
     assert not torch.equal(first, x)
 
@@ -59,4 +59,4 @@ def test_the_default_varies_nothing_but_the_side() -> None:
     variation = draw_variation(np.random.default_rng(0), AugmentConfig())
     x = torch.rand(1, 1, 4, 4, 4)
     assert variation.matrix is None
-    assert torch.equal(vary_intensity(x.clone(), [variation]), x)
+    assert torch.equal(vary_intensity(x.clone(), numbers_of([variation]), [variation]), x)

@@ -77,7 +77,8 @@ class ClassesLoss(SeriesLoss):
             >>> loss.each(torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
             tensor([0.6931, 2.0794])
         """
-        weights_L, share = self._weights_L.to(output), self._smoothing
+        self._weights_L = self._weights_L.to(output)  # once: a copy in every step would be waited for
+        weights_L, share = self._weights_L, self._smoothing
         if self._softmax:
             smooth = target * (1 - share) + share / target.shape[1]
             return -(weights_L * smooth * output.log_softmax(1)).sum(1)

@@ -100,7 +100,7 @@ class SeriesLoss:
     def counts(self, target: Tensor, known_B: Tensor | None) -> Tensor:
         """How many series are scored."""
         scored_B = self.scored(target, known_B)
-        count = torch.tensor(len(target), device=target.device) if scored_B is None else scored_B.sum()
+        count = target.new_full((), len(target), dtype=torch.float64) if scored_B is None else scored_B.sum()
         return count.double()[None]
 
     def denominator(self, counts_n: Tensor) -> Tensor:

@@ -124,8 +124,9 @@ class LabelLoss(SeriesLoss):
 
     def each(self, output: Tensor, target: Tensor) -> Tensor:
         """The weighted mean over the labels of each series."""
-        positive_L, weights_L = self._positive_L.to(output), self._weights_L.to(output)
-        return (self.entropy(output, target, positive_L) * weights_L).sum(1)
+        # Moved once: a copy in every step would be waited for.
+        self._positive_L, self._weights_L = (one.to(output) for one in (self._positive_L, self._weights_L))
+        return (self.entropy(output, target, self._positive_L) * self._weights_L).sum(1)
 
     def entropy(self, output: Tensor, target: Tensor, positive_L: Tensor) -> Tensor:
         """What each label contributes, (B, L)."""

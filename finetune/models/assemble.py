@@ -13,6 +13,8 @@ from finetune.models.heads import HeadConfig, make_head
 from finetune.models.maps import Maps
 from finetune.tasks import Task
 from harmonize.errors import WrongUse
+from headspark.encoder.residual import ResidualEncoder
+from headspark.packed import PackedBlocks
 
 EncoderLayers = tuple[tuple[nn.Module, ...], ...]
 
@@ -90,7 +92,7 @@ class Network(nn.Module):
             x_BCDHW: Network input as `headspark.channels.to_network_input` makes it.
             group_B: CT or MR by the header, as `finetune.series.groups_of` says it; for networks that want to know.
         """
-        maps = self.encoder(x_BCDHW)
+        maps: Sequence[Tensor] = encoded(self.encoder, x_BCDHW)
         # What only helps to train is not asked for otherwise.
         asked = [one for one, always in zip(self.auxiliary, self._always, strict=True) if always or self.training]
         outputs: dict[str, Tensor] = {}
@@ -104,6 +106,17 @@ class Network(nn.Module):
                 outputs |= one(maps)
         outputs |= self.head(maps, outputs) if _needs(self.head) else self.head(maps)
         return self.condition.of_outputs(outputs, shares_BG)
+
+
+def encoded(encoder: nn.Module, x_BCDHW: Tensor) -> list[Tensor]:
+    """The maps of an encoder.
+
+    A GPU convolves fastest with the channels last, but PyTorch's instance norm hands on maps of another layout, which
+    each convolution would first copy. So our own encoder runs there on the kernels of visible blocks, all visible.
+    """
+    if x_BCDHW.device.type == "cuda" and x_BCDHW.ndim == 5 and isinstance(encoder, ResidualEncoder):
+        return [map_.dense() for map_ in encoder(PackedBlocks.whole(x_BCDHW))]
+    return encoder(x_BCDHW)
 
 
 def _needs(head: nn.Module) -> tuple[str, ...]:

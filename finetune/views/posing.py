@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from finetune.series import UPRIGHT, Findings, Pose, Region
 from harmonize.voxels.stored import real_value
+from headspark.page_locked import copied
 
 ELASTIC_ROUNDS = 12
 """Displacements of 5 mm at nodes that lie 32 mm apart have a slope well below one: each round brings a point nearer."""
@@ -102,13 +103,14 @@ def _grid(
     # Accelerators are slow in float64; 1e-7 of a region's edge is far below a voxel.
     exact = torch.float64 if device.type == "cpu" else torch.float32
     grid = F.affine_grid(
-        torch.from_numpy(theta[None].copy()).to(device, exact), [1, 1, *map(int, patch)], align_corners=True
+        copied(torch.from_numpy(theta[None].copy()).to(exact), device), [1, 1, *map(int, patch)], align_corners=True
     ).float()
     if pose.elastic_mm_3DHW is not None:
-        nodes = torch.from_numpy(pose.elastic_mm_3DHW)[None].to(device)
+        nodes = copied(torch.from_numpy(pose.elastic_mm_3DHW)[None], device)
         moved_13XYZ = F.interpolate(nodes, size=tuple(map(int, patch)), mode="trilinear", align_corners=True)
         to_grid = torch.from_numpy((to_unit[:, None] * linear / np.array(region.spacing)[None])[::-1].copy())
-        grid = grid + torch.einsum("ij,bjxyz->bxyzi", to_grid.to(moved_13XYZ), moved_13XYZ)
+        to_grid = copied(to_grid.to(moved_13XYZ.dtype), device)
+        grid = grid + torch.einsum("ij,bjxyz->bxyzi", to_grid, moved_13XYZ)
     return grid
 
 

@@ -97,6 +97,7 @@ class SparK(nn.Module):
             geometry: The mask over blocks.
             scored_B1DHW: Voxels that may be scored: neither background nor defaced. None scores all hidden voxels.
         """
+        geometry = geometry.to(x_BCDHW.device)
         hidden_B1DHW = ~_seen(x_BCDHW, geometry)
         if scored_B1DHW is not None:
             hidden_B1DHW &= scored_B1DHW.bool()
@@ -149,7 +150,7 @@ class SparK(nn.Module):
 
 def _seen(x_BCDHW: Tensor, geometry: MaskGeometry) -> Tensor:
     """Return the mask at the volume's voxels, bool (B, 1, D, H, W); True where they are visible."""
-    return expand_cells(geometry.mask_Bdhw.to(x_BCDHW.device), tuple(x_BCDHW.shape[2:]))
+    return expand_cells(geometry.to(x_BCDHW.device).mask_here(), tuple(x_BCDHW.shape[2:]))
 
 
 class ProjectSkip(nn.Module):

@@ -22,7 +22,6 @@ from headspark.data.cache import Store, cached
 from headspark.data.cohort import Cohort, idle_weights, read_cohort
 from headspark.data.crops import NOISE, generator
 from headspark.data.samples import TrainSamples
-from headspark.packed import MaskGeometry
 from headspark.pretraining.evaluate import Evaluator
 from headspark.pretraining.origin import PRETRAINING, began_with
 from headspark.pretraining.state import PretrainState, prepare
@@ -119,7 +118,7 @@ def train_step(state: PretrainState, batches: Iterator[PretrainBatch], interrupt
     state.schedule.step_update(state.step)
     # Keeps the sums near 1, within the reach of fp16.
     nominal_voxels = plan.batch * data.patch**3
-    totals_4 = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    totals_2 = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     waited = 0.0
     scan_ids: list[str] = []
 
@@ -134,17 +133,19 @@ def train_step(state: PretrainState, batches: Iterator[PretrainBatch], interrupt
         )
         last = part == plan.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(state.model):
-            output = state.model(x_BCDHW, MaskGeometry(batch.mask_Bdhw), scored_B1DHW)
+            output = state.model(x_BCDHW, batch.geometry, scored_B1DHW)
             accelerator.backward(output.loss * (output.scored_voxels / nominal_voxels))
-        totals_4[0] += output.loss.detach().double() * output.scored_voxels
-        totals_4[1] += output.scored_voxels
+        totals_2[0] += output.loss.detach().double() * output.scored_voxels
+        totals_2[1] += output.scored_voxels
 
     # One small exchange a step: the loss, its voxels, whether any rank was asked to stop, and how long they waited.
-    totals_4[2], totals_4[3] = float(interrupt.name is not None), waited / plan.ranks
-    error, voxels, asked, waited = accelerator.reduce(totals_4, "sum").tolist()
+    # What it gives, and the norm, are read in one go: then alone the host waits for an accelerator.
+    host = [totals_2.new_full((1,), number) for number in (float(interrupt.name is not None), waited / plan.ranks)]
+    totals_4 = accelerator.reduce(torch.cat([totals_2, *host]), "sum")
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-    torch._foreach_mul_(gradients, plan.ranks * nominal_voxels / max(voxels, 1.0))
-    norm = float(accelerator.clip_grad_norm_(state.model.parameters(), recipe.train.clip or float("inf")))
+    torch._foreach_mul_(gradients, (plan.ranks * nominal_voxels / totals_4[1].clamp(min=1.0)).float())
+    norm = accelerator.clip_grad_norm_(state.model.parameters(), recipe.train.clip or float("inf"))
+    error, voxels, asked, waited, norm = torch.cat([totals_4, norm.double().view(1)]).tolist()
     numbers = {"loss": error / max(voxels, 1.0), "norm": norm}
     finite = counts(numbers)
 

@@ -102,8 +102,8 @@ class CellsHead(nn.Module):
         features = self.neck(maps[self.chosen])
         presence_B1dhw = self.presence(self.presence_mix(features))
         if self.config.coordinates:
-            grid = coordinates(features.shape[2:], features).expand(len(features), -1, -1, -1, -1)
-            features = torch.cat([features, grid], dim=1)
+            grid = coordinates(features.shape[2:], features).movedim(1, -1).expand(len(features), -1, -1, -1, -1)
+            features = torch.cat([features.movedim(1, -1), grid], dim=-1).movedim(-1, 1)  # channels last in memory
         territory_BPdhw = self.territory(self.territory_mix(features))
         places_BPdhw = presence_B1dhw + F.log_softmax(territory_BPdhw, dim=1)
         evidence_BLdhw = torch.cat([places_BPdhw, presence_B1dhw], dim=1)

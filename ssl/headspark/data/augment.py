@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,18 +147,35 @@ def _sampling_grid(matrix_B33: Tensor, *, size: int, source_size: int) -> Tensor
     return F.affine_grid(theta_B34, [len(matrix_B33), 1, size, size, size], align_corners=False)
 
 
-def vary_intensity(x_BCDHW: Tensor, variations: list[Variation]) -> Tensor:
-    """Change contrast, brightness and noise of each sample.
+def numbers_of(variations: Sequence[Variation]) -> Tensor:
+    """What is drawn for samples, as one tensor that is copied to the accelerator at once: float32 (B, 11).
 
-    The noise is drawn on the CPU, so that it is the same whatever the device.
+    Contrast and brightness, then the rows of the matrix; that of no turn is the identity.
     """
-    shape = (-1, 1, 1, 1, 1)
-    contrast = x_BCDHW.new_tensor([v.contrast for v in variations]).view(shape)
-    brightness = x_BCDHW.new_tensor([v.brightness for v in variations]).view(shape)
+    rows = [
+        [one.contrast, one.brightness, *(np.eye(3) if one.matrix is None else one.matrix).ravel()] for one in variations
+    ]
+    return torch.tensor(np.array(rows), dtype=torch.float32)
+
+
+def vary_intensity(x_BCDHW: Tensor, numbers_BN: Tensor, variations: Sequence[Variation]) -> Tensor:
+    """Change contrast, brightness and noise of each sample, on its own device, which draws the noise.
+
+    Args:
+        x_BCDHW: Network input.
+        numbers_BN: `numbers_of` the variations, on the same device.
+        variations: As they were drawn.
+    """
+    contrast, brightness = numbers_BN[:, :2].T.reshape(2, -1, 1, 1, 1, 1).to(x_BCDHW.dtype)
     x_BCDHW = x_BCDHW * contrast + brightness
     for sample, variation in enumerate(variations):
         if variation.noise > 0:
-            source = torch.Generator().manual_seed(variation.noise_seed)
-            noise = torch.randn(x_BCDHW.shape[1:], generator=source) * variation.noise
-            x_BCDHW[sample] += noise.to(x_BCDHW)
+            source = torch.Generator(x_BCDHW.device).manual_seed(variation.noise_seed)
+            noise = torch.randn(x_BCDHW.shape[1:], generator=source, device=x_BCDHW.device) * variation.noise
+            x_BCDHW[sample] += noise.to(x_BCDHW.dtype)
     return x_BCDHW
+
+
+def matrices_of(numbers_BN: Tensor) -> Tensor:
+    """The matrices in `numbers_of` variations, (B, 3, 3)."""
+    return numbers_BN[:, 2:].reshape(-1, 3, 3)

@@ -17,9 +17,10 @@ from harmonize.errors import UserError
 from harmonize.pipeline import WINDOWED
 from harmonize.voxels.stored import real_value
 from headspark.channels import DEFAULT_MRI_SCALING, CtWindow, MriScaling, to_network_input
-from headspark.data.augment import AugmentConfig, Variation, turn, vary_intensity, within
+from headspark.data.augment import AugmentConfig, Variation, matrices_of, numbers_of, turn, vary_intensity, within
 from headspark.data.config import DataConfig, WorkerKind
 from headspark.data.samples import Sample, TrainSamples
+from headspark.packed import MaskGeometry
 
 _NAME_OF_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
 
@@ -36,22 +37,23 @@ PREFETCH = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainBatch:
-    """Samples stacked: int16 and bool only, so that little travels to the accelerator."""
+    """Samples stacked: int16 and bool only, so that little travels to the accelerator; and what is visible of them."""
 
     stored_BXYZ: Tensor
     slope_B: Tensor
     inter_B: Tensor
     scored_B1XYZ: Tensor
-    mask_Bdhw: Tensor
+    geometry: MaskGeometry
     units: tuple[str, ...]
-    variations: tuple[Variation | None, ...]
+    variations: tuple[Variation, ...]
+    varied_BN: Tensor
     scan_ids: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.scan_ids)
 
     def to(self, device: torch.device) -> PretrainBatch:
-        """The same batch on another device; the mask over blocks stays on the CPU, where its geometry is worked out."""
+        """The same batch on another device; the tables of its mask follow when they are asked for."""
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
 
     def pin_memory(self) -> PretrainBatch:
@@ -59,7 +61,7 @@ class PretrainBatch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
-_TENSORS = ("stored_BXYZ", "slope_B", "inter_B", "scored_B1XYZ")
+_TENSORS = ("stored_BXYZ", "slope_B", "inter_B", "scored_B1XYZ", "varied_BN")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,14 +110,16 @@ def stack(samples: Sequence[Sample]) -> PretrainBatch:
         stored = [
             np.broadcast_to(array if array.ndim == 4 else array[..., None], (*array.shape[:3], 3)) for array in stored
         ]
+    variations = tuple(sample.variation for sample in samples if sample.variation is not None)
     return PretrainBatch(
         stored_BXYZ=torch.from_numpy(np.stack(stored)),
         slope_B=torch.tensor([sample.voxels.slope for sample in samples], dtype=torch.float32),
         inter_B=torch.tensor([sample.voxels.inter for sample in samples], dtype=torch.float32),
         scored_B1XYZ=torch.from_numpy(np.stack([sample.scored_XYZ for sample in samples])).unsqueeze(1),
-        mask_Bdhw=torch.stack([sample.mask_dhw for sample in samples]),
+        geometry=MaskGeometry(torch.stack([sample.mask_dhw for sample in samples])).ahead(),
         units=tuple(sample.unit for sample in samples),
-        variations=tuple(sample.variation for sample in samples),
+        variations=variations,
+        varied_BN=numbers_of(variations),
         scan_ids=tuple(sample.scan_id for sample in samples),
     )
 
@@ -143,16 +147,15 @@ def network_input(
     """
     x_BCDHW = torch.stack([_sample_input(batch, sample, windows, mri_scaling) for sample in range(len(batch))])
     scored_B1DHW = batch.scored_B1XYZ
-    variations = [variation for variation in batch.variations if variation is not None]
-    if not variations:
+    if not batch.variations:
         return x_BCDHW, scored_B1DHW
     if augment.turns:
         source_size = x_BCDHW.shape[-1]
-        matrix_B33 = torch.tensor(np.array([v.matrix for v in variations])).to(x_BCDHW)
+        matrix_B33 = matrices_of(batch.varied_BN)
         x_BCDHW = turn(x_BCDHW, matrix_B33, size=patch, mode="bilinear")
         scored_B1DHW = turn(scored_B1DHW.float(), matrix_B33, size=patch, mode="nearest") > 0.5
         scored_B1DHW &= within(matrix_B33, size=patch, source_size=source_size)
-    return vary_intensity(x_BCDHW, variations), scored_B1DHW
+    return vary_intensity(x_BCDHW, batch.varied_BN, batch.variations), scored_B1DHW
 
 
 def train_batches(

@@ -6,14 +6,20 @@ It is one vector of channels, but at the faces of the volume, where the kernel o
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from headspark.packed.geometry import MaskGeometry
 from headspark.packed.layout import Triple
+from headspark.page_locked import copied
 
 FACES = 27
+
+PLACES = 64
+"""Lines of places that are kept: a decoder needs one a scale and axis."""
 
 
 def convolved_constant(weight: Tensor, value_C: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -39,8 +45,9 @@ def convolved_constant(weight: Tensor, value_C: Tensor | None, bias: Tensor | No
 def add_faces(map_BDHWC: Tensor, faces: Tensor) -> None:
     """Add [C, 3, 3, 3] to a map, in place; its edges are two voxels at least."""
     vectors = faces.permute(1, 2, 3, 0).to(map_BDHWC.dtype)
-    depth, height, width = (_places(edge).to(map_BDHWC.device) for edge in map_BDHWC.shape[1:4])
-    for z, planes in enumerate((slice(0, 1), slice(1, len(depth) - 1), slice(len(depth) - 1, None))):
+    depth = map_BDHWC.shape[1]
+    height, width = (_places_at(edge, map_BDHWC.device) for edge in map_BDHWC.shape[2:4])
+    for z, planes in enumerate((slice(0, 1), slice(1, depth - 1), slice(depth - 1, None))):
         map_BDHWC[:, planes] += vectors[z].index_select(0, height).index_select(1, width)
 
 
@@ -66,6 +73,13 @@ def faces_of_blocks(geometry: MaskGeometry, block: Triple) -> Tensor:
         return ((z[:, :, None, None] * 3 + y[:, None, :, None]) * 3 + x[:, None, None, :]).flatten()
 
     return geometry.derived(("faces", block), make)
+
+
+@lru_cache(PLACES)
+@torch.inference_mode(False)
+def _places_at(edge: int, device: torch.device) -> Tensor:
+    """Return `_places` on a device, where they stay."""
+    return copied(_places(edge), device)
 
 
 def _places(edge: int) -> Tensor:

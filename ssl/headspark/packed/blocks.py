@@ -83,7 +83,7 @@ class PackedBlocks(MaskedMap):
 
     def voxel_mask(self) -> Tensor:
         """Return the mask at the scale of this map, bool (B, 1, D, H, W)."""
-        return expand_cells(self.geometry.mask_Bdhw, tuple(self.shape[2:])).to(self.geometry.device)
+        return expand_cells(self.geometry.mask_here(), tuple(self.shape[2:]))
 
     def like(self, data: Tensor) -> PackedBlocks:
         """Return other data on the same blocks."""

@@ -3,51 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from headspark.packed import tables
 from headspark.packed.layout import Triple
+from headspark.packed.tables import (
+    MASKED,
+    OUTSIDE,
+    ColumnTable,
+    Template,
+    WindowTable,
+    positions,
+    spread,
+)
+from headspark.page_locked import copied
 
-Table = TypeVar("Table", "WindowTable", "ColumnTable", "MergeTable", Tensor)
-
-MASKED = -1
-OUTSIDE = -2
-"""Marks of absent neighbours: a block that is hidden, a place beyond the volume."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WindowTable:
-    """The source of every voxel of the windows around the blocks.
-
-    Attributes:
-        rows: int32 [windows * window voxels]; row of the packed data, 0 where there is none.
-        absent: int64; positions in ``rows`` that have no source (hidden or outside): they read as zero.
-        absent_from: For each window, how many absent positions come before it; one entry more for the end.
-        outside: int64; absent positions that lie beyond the volume.
-        edges: Edges of a window.
-    """
-
-    rows: Tensor
-    absent: Tensor
-    absent_from: tuple[int, ...]
-    outside: Tensor
-    edges: Triple
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ColumnTable:
-    """The source of every kernel tap at every packed voxel (im2col), for outputs on the grid of the input.
-
-    Attributes:
-        rows: int32 [packed voxels * taps]; row of the packed data, 0 where there is none.
-        absent: int64; positions in ``rows`` that have no source: they read as zero.
-    """
-
-    rows: Tensor
-    absent: Tensor
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +31,7 @@ class MergeTable:
 
     Attributes:
         geometry: Geometry of the large blocks.
-        gather: int32 [voxels of the large blocks]; row of the small blocks, 0 where the child is hidden.
+        gather: int32 [voxels of the large blocks]; row of the small blocks, any where the child is hidden.
         absent: int64; positions in ``gather`` without a source: they read as zero.
         scatter: int32 [voxels of the small blocks]; row of the large blocks that holds each of them.
     """
@@ -70,8 +45,10 @@ class MergeTable:
 class MaskGeometry:
     """The topology of one mask.
 
-    Everything is worked out on the CPU and then copied to the device, so that no device is ever waited for. Tables
-    are made when an operation first asks for them and are shared by all layers that ask for the same.
+    What depends on the mask is small, and is worked out on the CPU: which neighbours each block has, and where it
+    lies. It is copied to the device, which makes the tables of voxels of it (:mod:`headspark.packed.tables`), so that
+    no device is ever waited for. Tables are made when an operation first asks for them and are shared by all layers
+    that ask for the same.
 
     Args:
         mask_Bdhw: Boolean mask over blocks, True where visible; best on the CPU.
@@ -100,10 +77,10 @@ class MaskGeometry:
 
         place_N4 = self.mask_Bdhw.nonzero()
         self._sample_N, self._cell_N3 = place_N4[:, 0].contiguous(), place_N4[:, 1:].contiguous()
-        self._index_Bdhw = torch.full(self.mask_Bdhw.shape, MASKED)
-        self._index_Bdhw[self.mask_Bdhw] = torch.arange(len(place_N4))
-        self._host_tables: dict[tuple, Any] = {}
-        self._tables: dict[tuple, Any] = {}
+        self._index_Bdhw = torch.full(self.mask_Bdhw.shape, MASKED, dtype=torch.int32)
+        self._index_Bdhw[self.mask_Bdhw] = torch.arange(len(place_N4), dtype=torch.int32)
+        self._host: dict[tuple, object] = {}
+        self._here: dict[tuple, object] = {}
 
     @property
     def blocks(self) -> int:
@@ -116,19 +93,28 @@ class MaskGeometry:
         return self.grid == (1, 1, 1) and self.blocks == self.batch
 
     def to(self, device: torch.device | str) -> MaskGeometry:
-        """Return this geometry with its tables on a device; what was made on the CPU is kept."""
+        """Return this geometry with its tables on a device; what was worked out on the CPU is kept."""
         device = torch.device(device)
         if device == self.device:
             return self
         moved = object.__new__(MaskGeometry)
         moved.__dict__.update(self.__dict__)
         moved.device = device
-        moved._tables = {}
+        moved._here = {}
         return moved
+
+    def ahead(self) -> MaskGeometry:
+        """Work out what every encoder asks for, and return this: for whoever has the time before a step has begun."""
+        self._absent((1, 1, 1))
+        return self
+
+    def mask_here(self) -> Tensor:
+        """Return the mask on this geometry's device, bool (B, d, h, w)."""
+        return self._small_here(("mask",), lambda: self.mask_Bdhw)
 
     def sample_of_block(self) -> Tensor:
         """Return the sample of each visible block, int64 [blocks]."""
-        return self._table(("sample",), lambda: self._sample_N)
+        return self._small_here(("sample",), lambda: self._sample_N)
 
     def windows(self, block: Triple, low: Triple, high: Triple) -> WindowTable:
         """Tell where the voxels of each block's window come from.
@@ -140,6 +126,10 @@ class MaskGeometry:
         """
         return self._table(("windows", block, low, high), lambda: self._make_windows(block, low, high))
 
+    def beyond(self, block: Triple, low: Triple, high: Triple) -> Tensor:
+        """Return which positions of the windows lie beyond the volume, int64; arguments as for `windows`."""
+        return self._table(("beyond", block, low, high), lambda: self._make_beyond(block, low, high))
+
     def columns(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
         """Tell which rows the taps of a kernel read at every voxel, for stride 1 and an output on the same grid.
 
@@ -148,7 +138,11 @@ class MaskGeometry:
             kernel: Edges of the kernel.
             low: Padding below.
         """
-        return self._table(("columns", block, kernel, low), lambda: self._make_columns(block, kernel, low))
+
+        def make() -> ColumnTable:
+            return self._make_columns(tables.column_template(block, kernel, low, self.device))
+
+        return self._table(("columns", block, kernel, low), make)
 
     def column_gradients(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
         """Tell which products (voxel of the output, tap) add up to the gradient of every voxel of the input.
@@ -161,8 +155,11 @@ class MaskGeometry:
         Returns:
             The row in [packed voxels * taps] of each of the products, taps in the order of the kernel.
         """
-        key = ("column gradients", block, kernel, low)
-        return self._table(key, lambda: self._make_column_gradients(block, kernel, low))
+
+        def make() -> ColumnTable:
+            return self._make_columns(tables.column_gradient_template(block, kernel, low, self.device))
+
+        return self._table(("column gradients", block, kernel, low), make)
 
     def merge(self, block: Triple, factor: Triple) -> MergeTable:
         """Tell how blocks join into blocks ``factor`` times as large.
@@ -176,131 +173,137 @@ class MaskGeometry:
         """Return the row of every packed voxel in the dense volume flattened to (samples * voxels), int64."""
         return self._table(("voxels", block), lambda: self._make_voxel_rows(block))
 
-    def derived(self, key: tuple, make: Callable[[], Any]) -> Any:
+    def derived(self, key: tuple, make: Callable[[], T]) -> T:
         """Return what was worked out of this mask under a key, on this geometry's device; made when first asked for.
 
         Args:
             key: What it is, and for which block.
             make: Works it out on the CPU: a tensor, or a dataclass of tensors.
         """
-        return self._table(key, make)
-
-    def _table(self, key: tuple, make: Callable[[], Table]) -> Table:
-        """Return a table on this geometry's device; make it on the CPU when it is first asked for."""
-        if key not in self._tables:
-            if key not in self._host_tables:
-                self._host_tables[key] = make()
-            self._tables[key] = _moved(self._host_tables[key], self.device)
-        return self._tables[key]
+        return self._table(("derived", *key), lambda: _moved(self._small(("derived", *key), make), self.device))
 
     def _make_windows(self, block: Triple, low: Triple, high: Triple) -> WindowTable:
-        """Make the table of windows with halos ``low`` and ``high``."""
-        spans = [_split(edge, edge, lo, hi) for edge, lo, hi in zip(block, low, high, strict=True)]
-        cells = [self._cell_N3[:, axis, None] + spans[axis][0] for axis in range(3)]
-        rows, source = self._rows(self._sample_N, cells, [place for _, place in spans], block)
-        absent = (source < 0).view(self.blocks, -1).sum(1).cumsum(0).tolist() if self.blocks else []
-        return WindowTable(
-            rows=rows,
-            absent=(source < 0).nonzero().squeeze(1),
-            absent_from=(0, *absent),
-            outside=(source == OUTSIDE).nonzero().squeeze(1),
-            edges=(len(spans[0][0]), len(spans[1][0]), len(spans[2][0])),
-        )
+        template = tables.window_template(block, low, high, self.device)
+        rows, source = spread(self._neighbours_here(template.reach), template)
+        absent_from = _ends(self._absent(template.reach), template)
+        absent = positions(source < 0, absent_from[-1])
+        return WindowTable(rows=rows, absent=absent, absent_from=absent_from, edges=template.edges)
 
-    def _make_columns(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
-        """Pick the taps of every voxel, [blocks, block voxels * taps], out of the windows around the blocks."""
-        high = (kernel[0] - 1 - low[0], kernel[1] - 1 - low[1], kernel[2] - 1 - low[2])
-        windows = self._make_windows(block, low, high)
-        z, y, x = (torch.arange(b)[:, None] + torch.arange(k) for b, k in zip(block, kernel, strict=True))
-        plane = z[:, None, None, :, None, None] * windows.edges[1] + y[None, :, None, None, :, None]
-        position = (plane * windows.edges[2] + x[None, None, :, None, None, :]).flatten()
-        absent = torch.zeros(len(windows.rows), dtype=torch.bool).index_fill_(0, windows.absent, True)
-        return ColumnTable(
-            rows=windows.rows.view(self.blocks, -1)[:, position].flatten(),
-            absent=absent.view(self.blocks, -1)[:, position].flatten().nonzero().squeeze(1),
-        )
+    def _make_beyond(self, block: Triple, low: Triple, high: Triple) -> Tensor:
+        template = tables.window_template(block, low, high, self.device)
+        _, source = spread(self._neighbours_here(template.reach), template)
+        return positions(source == OUTSIDE, _ends((self._neighbours(template.reach) == OUTSIDE).long(), template)[-1])
 
-    def _make_column_gradients(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
-        """Mirror the taps of every voxel: what tap t carries to an output, the mirrored kernel finds from the input."""
-        high = (kernel[0] - 1 - low[0], kernel[1] - 1 - low[1], kernel[2] - 1 - low[2])
-        mirrored, taps = self._make_columns(block, kernel, high), _volume(kernel)
-        rows = mirrored.rows.view(-1, taps).flip(1) * taps + torch.arange(taps, dtype=torch.int32)
-        voxel, tap = mirrored.absent // taps, mirrored.absent % taps
-        absent = voxel * taps + (taps - 1 - tap)
-        return ColumnTable(rows=rows.flatten(), absent=absent.sort().values)
+    def _make_columns(self, template: Template) -> ColumnTable:
+        rows, source = spread(self._neighbours_here(template.reach), template)
+        absent = positions(source < 0, _ends(self._absent(template.reach), template)[-1])
+        return ColumnTable(rows=rows, absent=absent)
 
     def _make_merge(self, block: Triple, factor: Triple) -> MergeTable:
         """Join the cells of the mask, and tell for the voxels of both sizes of blocks where the other's lie."""
-        large_Bdhw = self.mask_Bdhw
-        for axis in range(3):
-            if self.grid[axis] % factor[axis]:
-                raise ValueError(f"{self.grid} mask cells cannot be joined by {factor}")
-            large_Bdhw = large_Bdhw.unflatten(axis + 1, (-1, factor[axis])).any(axis + 2)
-        large = MaskGeometry(large_Bdhw)
-
-        spans = [_split(edge * joined, edge, 0, 0) for edge, joined in zip(block, factor, strict=True)]
-        cells = [large._cell_N3[:, axis, None] * factor[axis] + spans[axis][0] for axis in range(3)]
-        gather, source = self._rows(large._sample_N, cells, [place for _, place in spans], block)
-        present = (source >= 0).nonzero().squeeze(1)
-        scatter = torch.empty(self.blocks * _volume(block), dtype=torch.int32)
-        scatter[gather[present].long()] = present.int()
-        absent = (source < 0).nonzero().squeeze(1)
-        return MergeTable(geometry=large, gather=gather, absent=absent, scatter=scatter)
+        if any(edge % joined for edge, joined in zip(self.grid, factor, strict=True)):
+            raise ValueError(f"{self.grid} mask cells cannot be joined by {factor}")
+        large, children_MF, parent_N, slot_N = self._small(("join", factor), lambda: self._join(factor))
+        template = tables.merge_template(block, factor, self.device)
+        gather, source = spread(self._small_here(("children", factor), lambda: children_MF), template)
+        places = tables.split_template(block, factor, self.device)
+        scatter = places.index_select(0, self._small_here(("slots", factor), lambda: slot_N))
+        first_N = self._small_here(("parents", factor), lambda: parent_N) * len(template.cells)
+        return MergeTable(
+            geometry=large.to(self.device),
+            gather=gather,
+            absent=positions(source < 0, _ends((children_MF < 0).long(), template)[-1]),
+            scatter=scatter.add_(first_N[:, None]).flatten(),
+        )
 
     def _make_voxel_rows(self, block: Triple) -> Tensor:
         """Number the voxels of the blocks, [blocks, d, h, w], in the flattened dense volume."""
-        edges = [cells * edge for cells, edge in zip(self.grid, block, strict=True)]
-        z, y, x = (self._cell_N3[:, axis, None] * block[axis] + torch.arange(block[axis]) for axis in range(3))
-        plane = (self._sample_N[:, None] * edges[0] + z)[:, :, None] * edges[1] + y[:, None, :]
-        return (plane[:, :, :, None] * edges[2] + x[:, None, None, :]).flatten()
+        _, height, width = self._space(block)
+        first_N = self._small_here(("first rows", block), lambda: self._first_rows(block))
+        return (first_N[:, None] + tables.volume_template(block, height, width, self.device)).flatten()
 
-    def _rows(
-        self, sample_N: Tensor, cells: list[Tensor], places: list[Tensor], block: Triple
-    ) -> tuple[Tensor, Tensor]:
-        """Return the packed row of places in cells (0 where absent), and the packed block that holds each place.
+    def _table(self, key: tuple, make: Callable[[], T]) -> T:
+        """Return what lies on this geometry's device; make it when it is first asked for."""
+        if key not in self._here:
+            self._here[key] = make()
+        return self._here[key]  # type: ignore[return-value]
+
+    def _small(self, key: tuple, make: Callable[[], T]) -> T:
+        """Return what is worked out on the CPU, once for all devices."""
+        if key not in self._host:
+            self._host[key] = make()
+        return self._host[key]  # type: ignore[return-value]
+
+    def _small_here(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+        """Return a small table on this geometry's device."""
+        return self._table(("small", *key), lambda: copied(self._small(key, make), self.device))
+
+    def _neighbours(self, reach: Triple) -> Tensor:
+        """Return the blocks around each block, `MASKED` or `OUTSIDE`; int32 [blocks, cells around], on the CPU.
 
         Args:
-            sample_N: Sample of each window.
-            cells: For each axis, the cell that each position of each window falls in, [windows, positions].
-            places: For each axis, the place of each position in its cell, [positions].
-            block: Edges of a block.
+            reach: How many blocks away along each axis; the cells around are numbered row by row.
+        """
+
+        def make() -> Tensor:
+            edges = (edge + 2 * away for edge, away in zip(self.grid, reach, strict=True))
+            framed_Bdhw = torch.full((self.batch, *edges), OUTSIDE, dtype=torch.int32)
+            inside = (slice(away, away + edge) for edge, away in zip(self.grid, reach, strict=True))
+            framed_Bdhw[(slice(None), *inside)] = self._index_Bdhw
+            _, depth, height, width = framed_Bdhw.shape
+            z, y, x = self._cell_N3.unbind(1)
+            corner_N = ((self._sample_N * depth + z) * height + y) * width + x
+            around = (2 * reach[0] + 1, 2 * reach[1] + 1, 2 * reach[2] + 1)
+            steps = tables.volume_template(around, height, width, torch.device("cpu"))
+            return framed_Bdhw.flatten()[corner_N[:, None] + steps]
+
+        return self._small(("neighbours", reach), make)
+
+    def _absent(self, reach: Triple) -> Tensor:
+        """Return which of these are absent, as numbers; int64, on the CPU."""
+        return self._small(("absent", reach), lambda: (self._neighbours(reach) < 0).long())
+
+    def _neighbours_here(self, reach: Triple) -> Tensor:
+        return self._small_here(("neighbours", reach), lambda: self._neighbours(reach))
+
+    def _join(self, factor: Triple) -> tuple[MaskGeometry, Tensor, Tensor, Tensor]:
+        """Join cells of the mask, on the CPU.
 
         Returns:
-            rows: int32 [windows * positions]; block: int64 of the same shape, or `MASKED` or `OUTSIDE`.
+            The geometry of the large cells; their children, int32 [large blocks, cells joined], `MASKED` where hidden;
+            and for each block, int64, the large one that it lies in and as which of its cells.
         """
-        clamped, inside = [], []
+        index_Bdhw = self._index_Bdhw
         for axis in range(3):
-            inside.append((cells[axis] >= 0) & (cells[axis] < self.grid[axis]))
-            clamped.append(cells[axis].clamp(0, self.grid[axis] - 1))
-        z, y, x = clamped[0][:, :, None, None], clamped[1][:, None, :, None], clamped[2][:, None, None, :]
-        source = self._index_Bdhw[sample_N[:, None, None, None], z, y, x]
-        is_inside = inside[0][:, :, None, None] & inside[1][:, None, :, None] & inside[2][:, None, None, :]
-        source.masked_fill_(~is_inside, OUTSIDE)
-        place = (places[0][:, None, None] * block[1] + places[1][:, None]) * block[2] + places[2]
-        rows = source * _volume(block) + place
-        return rows.masked_fill_(source < 0, 0).int().flatten(), source.flatten()
+            index_Bdhw = index_Bdhw.unflatten(2 * axis + 1, (-1, factor[axis]))
+        index_BdhwF = index_Bdhw.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
+        large = MaskGeometry((index_BdhwF >= 0).any(4))
+        children_MF = index_BdhwF[large.mask_Bdhw]
+        parent, slot = (children_MF >= 0).nonzero().unbind(1)
+        order = children_MF[parent, slot].long().argsort()
+        return large, children_MF, parent[order].int(), slot[order]
+
+    def _first_rows(self, block: Triple) -> Tensor:
+        """Return the row of each block's first voxel in the flattened dense volume, int64 [blocks], on the CPU."""
+        depth, height, width = self._space(block)
+        z, y, x = (self._cell_N3[:, axis] * block[axis] for axis in range(3))
+        return ((self._sample_N * depth + z) * height + y) * width + x
+
+    def _space(self, block: Triple) -> Triple:
+        """Return the edges of the dense volume."""
+        depth, height, width = (cells * edge for cells, edge in zip(self.grid, block, strict=True))
+        return depth, height, width
 
 
-def _split(edge: int, block: int, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Split positions -low ... edge + high - 1 into the cell that holds each, relative, and the place in that cell.
-
-    Both are int64 [low + edge + high].
-    """
-    position = torch.arange(-low, edge + high)
-    return torch.div(position, block, rounding_mode="floor"), position % block
-
-
-def _volume(edges: Triple) -> int:
-    """Return how many voxels a block has, or taps a kernel."""
-    return edges[0] * edges[1] * edges[2]
+def _ends(absent_NK: Tensor, template: Template) -> tuple[int, ...]:
+    """Count the entries in absent neighbours before each block, and of all of them at the end; on the CPU."""
+    return 0, *(absent_NK @ template.counts).cumsum(0).tolist()
 
 
 def _moved(table: Any, device: torch.device) -> Any:
-    """Copy a tensor, or all tensors of a table, to a device."""
+    """Copy a tensor, or the tensors of a dataclass, to a device."""
     if isinstance(table, Tensor):
-        return table.to(device, non_blocking=True)
-    if isinstance(table, MaskGeometry):
-        return table.to(device)
-    if isinstance(table, tuple):
+        return copied(table, device)
+    if not is_dataclass(table) or isinstance(table, type):
         return table
-    return type(table)(**{member.name: _moved(getattr(table, member.name), device) for member in fields(table)})
+    return replace(table, **{member.name: _moved(getattr(table, member.name), device) for member in fields(table)})

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from headspark.packed.geometry import MaskGeometry, WindowTable
+from headspark.packed.geometry import MaskGeometry
 from headspark.packed.layout import Triple
+from headspark.packed.tables import WindowTable
 
 TAPS = 27
 """Of a kernel of three voxels an axis, which reads what touches a voxel."""
@@ -142,7 +143,6 @@ def _make_dense_windows(geometry: MaskGeometry, block: Triple, margin: int) -> W
         rows=rows.int().flatten(),
         absent=places,
         absent_from=(0, *absent.sum(1).cumsum(0).tolist()),
-        outside=places,
         edges=size,  # type: ignore[arg-type]
     )
 

@@ -35,8 +35,12 @@ def weight_gradient(
         The gradients, of the shapes of weight and [C_out].
     """
     sums = torch.promote_types(weight.dtype, torch.float32)
-    total, grad = torch.zeros_like(weight, dtype=sums), channels_last(grad_cf)
-    for blocks in window_batches(data, *shape.halo):
+    grad, batches = channels_last(grad_cf), window_batches(data, *shape.halo)
+    if len(batches) == 1:
+        grad_weight = weight_gradient_of_windows(gather_windows(data, geometry, *shape.halo), grad, weight, shape)
+        return grad_weight.to(weight.dtype), grad.sum((0, 1, 2, 3))
+    total = torch.zeros_like(weight, dtype=sums)
+    for blocks in batches:
         windows = gather_windows(data, geometry, *shape.halo, blocks)
         total += weight_gradient_of_windows(windows, grad[blocks], weight, shape)
     return total.to(weight.dtype), grad.sum((0, 1, 2, 3), dtype=sums).to(weight.dtype)

@@ -16,7 +16,6 @@ from headspark.data.cache import Store
 from headspark.data.cohort import Cohort
 from headspark.data.samples import CentralSamples, ValidationSamples
 from headspark.masking import expand_cells
-from headspark.packed import MaskGeometry
 from headspark.pretraining.pictures import Triptych, write_triptychs
 from headspark.pretraining.probe import knn_score
 from headspark.recipe import Recipe
@@ -64,7 +63,7 @@ class Evaluator:
             batch = stack([self._held_out[index] for index in mine[first : first + size]]).to(accelerator.device)
             x_BCDHW, scored_B1DHW = self._input(batch)
             with accelerator.autocast():
-                output = model(x_BCDHW, MaskGeometry(batch.mask_Bdhw), scored_B1DHW)
+                output = model(x_BCDHW, batch.geometry, scored_B1DHW)
             totals_2 += torch.stack([output.loss.double() * output.scored_voxels, output.scored_voxels.double()])
         error, scored = accelerator.reduce(totals_2, "sum").tolist()
         return error / scored if scored else None
@@ -77,7 +76,7 @@ class Evaluator:
             batch = stack([self._pictured[index]]).to(self._accelerator.device)
             x_BCDHW, scored_B1DHW = self._input(batch)
             with self._accelerator.autocast():
-                filled_BCDHW = model.reconstruct(x_BCDHW, MaskGeometry(batch.mask_Bdhw), scored_B1DHW)
+                filled_BCDHW = model.reconstruct(x_BCDHW, batch.geometry, scored_B1DHW)
             rows.append(_triptych(batch, x_BCDHW, filled_BCDHW.float()))
         write_triptychs(path, rows, title=f"step {step}")
 
@@ -113,7 +112,7 @@ def _triptych(batch: PretrainBatch, x_BCDHW: Tensor, filled_BCDHW: Tensor) -> Tr
     middle = x_BCDHW.shape[-1] // 2
     # The second CT window shows more than brain alone; MRI is the same in all channels.
     channel = min(1, x_BCDHW.shape[1] - 1)
-    mask_B1DHW = expand_cells(batch.mask_Bdhw, tuple(x_BCDHW.shape[2:]))
+    mask_B1DHW = expand_cells(batch.geometry.mask_Bdhw, tuple(x_BCDHW.shape[2:]))
     return Triptych(
         title=batch.scan_ids[0][:24],
         original_XY=x_BCDHW[0, channel, :, :, middle].float().cpu().numpy(),

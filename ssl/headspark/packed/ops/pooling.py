@@ -81,7 +81,8 @@ class _Windows(torch.autograd.Function):
     def forward(ctx: Any, data: Tensor, geometry: MaskGeometry, low: Triple, high: Triple) -> Tensor:
         ctx.shape, ctx.table = data.shape, geometry.windows(block_of(data), low, high)
         windows = gather_windows(data, geometry, low, high)
-        windows.view(-1, data.shape[-1]).index_fill_(0, ctx.table.outside, -math.inf)
+        beyond = geometry.beyond(block_of(data), low, high)
+        windows.view(-1, data.shape[-1]).index_fill_(0, beyond, -math.inf)
         return windows
 
     @staticmethod
