@@ -152,6 +152,8 @@ class MaskableEncoder(nn.Module):
         """Call a layer, under activation checkpointing where that is on."""
         # Not by `training`: an encoder of which some layers are frozen is in eval mode, and trains.
         if self.checkpointing and torch.is_grad_enabled():
+            if isinstance(x_BCDHW, Tensor):
+                return checkpoint(layer, x_BCDHW, use_reentrant=False)
             # PyTorch restores the random numbers of the GPU whose tensors it finds among the arguments: in visible
             # blocks it would find none, and the recomputation would drop other branches.
             return checkpoint(lambda _, x: layer(x), x_BCDHW.data, x_BCDHW, use_reentrant=False)
