@@ -55,7 +55,8 @@ def fit_plan(
         batch, accumulate = largest_batch(
             batch, accumulate, partial(_fits_everywhere, accelerator, try_step), advice=advice
         )
-        torch.cuda.reset_peak_memory_stats(accelerator.device)  # the run's own is what is reported
+        if accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(accelerator.device)  # the run's own is what is reported
     if batch < wanted:
         say_once(
             accelerator,
