@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from harmonize.settings import PERCENTILES, Settings
 from harmonize.voxels.stored import StoredVolume
 
 torch.set_num_threads(1)
+
+# A shell that starts a command in the background has it ignore Ctrl-C, and so would all that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 collect_ignore = ["fixtures"]
 """What earlier versions wrote, and the scripts that had it written: those run with the code of their time."""
