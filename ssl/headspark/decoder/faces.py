@@ -6,6 +6,7 @@ It is one vector of channels, but at the faces of the volume, where the kernel o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -16,7 +17,8 @@ from headspark.packed.geometry import MaskGeometry
 from headspark.packed.layout import Triple
 from headspark.page_locked import copied
 
-FACES = 27
+BETWEEN = 13
+"""Of the 27: at no face."""
 
 PLACES = 64
 """Lines of places that are kept: a decoder needs one a scale and axis."""
@@ -61,18 +63,40 @@ def sum_of_faces(map_BDHWC: Tensor) -> Tensor:
     return total.sum(0).permute(3, 0, 1, 2)
 
 
-def faces_of_blocks(geometry: MaskGeometry, block: Triple) -> Tensor:
-    """Tell for each voxel of the blocks of a mask which of the 27 it is, int64 [blocks * block voxels]."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaceTable:
+    """The voxels of packed blocks that lie at a face of the volume.
 
-    def make() -> Tensor:
-        _, *cells_N = geometry.mask_Bdhw.nonzero().unbind(1)
-        z, y, x = (
-            _places(count * edge)[cells[:, None] * edge + torch.arange(edge)]
-            for cells, count, edge in zip(cells_N, geometry.grid, block, strict=True)
-        )
-        return ((z[:, :, None, None] * 3 + y[:, None, :, None]) * 3 + x[:, None, None, :]).flatten()
+    Attributes:
+        rows: int64; the row of each, packed.
+        faces: int64; which of the 27 it is.
+    """
 
-    return geometry.derived(("faces", block), make)
+    rows: Tensor
+    faces: Tensor
+
+
+def add_faces_of_blocks(rows: Tensor, faces: Tensor, geometry: MaskGeometry, block: Triple) -> None:
+    """Add [C, 3, 3, 3] to the voxels of the blocks of a mask, [blocks * block voxels, C], in place."""
+    vectors = faces.flatten(1).t().to(rows.dtype)
+    table = geometry.derived(("faces", block), lambda: _make_table(geometry, block))
+    rows += vectors[BETWEEN]
+    rows.index_copy_(
+        0,
+        table.rows,
+        rows.index_select(0, table.rows) + (vectors - vectors[BETWEEN]).index_select(0, table.faces),
+    )
+
+
+def _make_table(geometry: MaskGeometry, block: Triple) -> FaceTable:
+    _, *cells_N = geometry.mask_Bdhw.nonzero().unbind(1)
+    z, y, x = (
+        _places(count * edge)[cells[:, None] * edge + torch.arange(edge)]
+        for cells, count, edge in zip(cells_N, geometry.grid, block, strict=True)
+    )
+    faces = ((z[:, :, None, None] * 3 + y[:, None, :, None]) * 3 + x[:, None, None, :]).flatten()
+    rows = (faces != BETWEEN).nonzero().squeeze(1)
+    return FaceTable(rows=rows, faces=faces[rows])
 
 
 @lru_cache(PLACES)

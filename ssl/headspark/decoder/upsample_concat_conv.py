@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from headspark.decoder.faces import FACES, add_faces, convolved_constant, faces_of_blocks, sum_of_faces
+from headspark.decoder.faces import add_faces, add_faces_of_blocks, convolved_constant, sum_of_faces
 from headspark.decoder.skip_half import MARGIN, add_rim, add_visible, beyond_token, skip_gradients
 from headspark.packed.blocks import PackedBlocks
 from headspark.packed.geometry import MaskGeometry
@@ -171,7 +171,7 @@ class _AtBlocks(torch.autograd.Function):
         for blocks, windows in _coarse_windows(coarse, wanted, block):
             out[blocks] = channels_last(F.conv_transpose3d(windows, fused, stride=2, padding=3))
         rows = out.view(-1, channels)
-        rows += faces.flatten(1).t().to(out.dtype).index_select(0, faces_of_blocks(wanted, block))
+        add_faces_of_blocks(rows, faces, wanted, block)
         add_rim(rows, beyond_token(skip, token), rim_of(geometry, block, wanted), weight.to(out.dtype))
         return out
 
@@ -179,17 +179,14 @@ class _AtBlocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         coarse, fused, skip, token, weight = ctx.saved_tensors
-        wanted, block, grad = ctx.wanted, block_of(skip), grads[0].contiguous()
-        rows = grad.view(-1, grad.shape[-1])
-        at_face = F.one_hot(faces_of_blocks(wanted, block), FACES).to(rows.dtype)
-        grad_faces = (rows.t() @ at_face).view(-1, 3, 3, 3)
+        wanted, grad = ctx.wanted, grads[0].contiguous()
         whole = channels_last(PackedBlocks(grad, wanted).dense())
         # On the whole map one call does both faster than windows do.
         grad_coarse, grad_fused, _ = torch.ops.aten.convolution_backward(
             channels_first(whole), coarse, fused, None, [2] * 3, [1] * 3, [1] * 3, True, [0] * 3, 1, [True, True, False]
         )
         from_skip = skip_gradients(whole, skip, token, weight, ctx.geometry)
-        return grad_coarse, grad_fused, *from_skip, grad_faces, None, None
+        return grad_coarse, grad_fused, *from_skip, sum_of_faces(whole), None, None
 
 
 def _coarse_windows(coarse_BCdhw: Tensor, wanted: MaskGeometry, block: Triple) -> Iterator[tuple[slice, Tensor]]:
