@@ -41,7 +41,8 @@ def rim_of(geometry: MaskGeometry, block: Triple, wanted: MaskGeometry | None = 
     """
     if wanted is None:
         return geometry.derived(("rim", block), lambda: _make_rim(geometry, block))
-    return wanted.derived(("rim", block), lambda: _rim_within(_make_rim(geometry, block), block, wanted))
+    of = geometry.mask_Bdhw.numpy().tobytes()  # the same blocks may be wanted of another mask
+    return wanted.derived(("rim", block, of), lambda: _rim_within(_make_rim(geometry, block), block, wanted))
 
 
 def dense_windows(geometry: MaskGeometry, block: Triple, margin: int) -> WindowTable:
