@@ -17,7 +17,7 @@ from headspark.packed.geometry import MaskGeometry
 from headspark.packed.layout import Triple
 from headspark.page_locked import copied
 
-BETWEEN = 13
+BETWEEN = 27 // 2
 """Of the 27: at no face."""
 
 PLACES = 64
