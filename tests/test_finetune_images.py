@@ -106,6 +106,17 @@ def test_masks_are_no_images_and_each_image_is_a_place_of_its_own(tmp_path: Path
     assert [place.name for place in find_places([tmp_path / "one" / "b.nii"])] == ["b.nii"]
 
 
+def test_what_was_made_of_a_bids_tree_is_not_looked_at(tmp_path: Path) -> None:
+    for name in ("sub-1/anat/sub-1_T1w.nii.gz", "derivatives/tissue/sub-1/anat/sub-1_T1w.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert len(find_places([tmp_path])) == 2
+    (tmp_path / "dataset_description.json").write_text("{}")
+    assert [place.name for place in find_places([tmp_path])] == ["sub-1/anat/sub-1_T1w.nii.gz"]
+    (made,) = find_places([tmp_path / "derivatives"])
+    assert made.folders == ("tissue", "sub-1", "anat")
+
+
 def test_what_an_image_shows_is_told_by_name_sidecar_or_values(tmp_path: Path) -> None:
     named = load_image([write_image(tmp_path / "x_FLAIR.nii.gz", bright=10)])
     assert named.modality == "FLAIR"

@@ -15,6 +15,7 @@ from harmonize.errors import Reason, Rejection, Stage, WrongUse
 from harmonize.raw_tree import RawTree, suffix_of
 from harmonize.sources.dicom_series import read_identity
 from harmonize.sources.nifti_image import IMAGE_SUFFIXES, image_of, images_in, is_dicom, is_image_name
+from harmonize.sources.volume_tree import beside_raw
 from harmonize.terminal import printable
 from harmonize.time_limit import watched
 
@@ -64,7 +65,8 @@ def find_places(paths: Iterable[Path]) -> list[Place]:
     """The folders with files that may be DICOM, and images, each once, in the order of the paths and of names below.
 
     Folders whose first pictures are of one series are one place. What is neither DICOM nor an image is passed over
-    without a word, and so are masks; a folder of a list that is not there, or holds nothing, is a place with a fault.
+    without a word, and so are masks and what a BIDS tree has beside its raw images; a folder of a list that is not
+    there, or holds nothing, is a place with a fault.
 
     Args:
         paths: Folders, images (NIfTI and what else nibabel reads), and text files that list either, one a line.
@@ -139,12 +141,13 @@ def _listed(line: str) -> Iterator[Place]:
 
 def _tree(root: Path, name: str) -> Iterator[Place]:
     """A place for each folder of a tree that holds files which may be DICOM."""
-    tree = RawTree(root, is_dicom_name)
+    tree, not_raw = RawTree(root, is_dicom_name), beside_raw(root)
     for folder in tree.folders():
         unread = len(tree.unread)
-        images = list(images_in(folder))
-        for image in images:
-            folders = tuple(part for part in folder.relative.split("/") if part)
+        folders = tuple(part for part in folder.relative.split("/") if part)
+        if folders and folders[0] in not_raw:
+            continue
+        for image in images_in(folder):
             yield _image(image, root, folder.key(image[0].name), folders)
         names = [one for one in folder.names if suffix_of(one) not in IMAGE_SUFFIXES or is_dicom(folder.path / one)]
         files = [path for one in names if take(path := folder.path / one, tree)]

@@ -36,12 +36,10 @@ from harmonize.sources.nifti_names import (
 from harmonize.sources.own_table import OwnTable, Row, impersonal, read_own_table
 from harmonize.sources.sidecars import Sidecar
 from harmonize.sources.volume_files import READ, read_volume_file, stem_of
-from harmonize.sources.volume_tree import volumes_in
+from harmonize.sources.volume_tree import BIDS, beside_raw, volumes_in
 
 SOURCE = "nifti"
-BIDS, PARTICIPANTS = "dataset_description.json", "participants.tsv"
-_BESIDE_RAW = ("derivatives", "sourcedata", "code", "stimuli")
-"""Folders of a BIDS tree that hold no raw images."""
+PARTICIPANTS = "participants.tsv"
 
 _OWN_FILES = frozenset({BIDS, PARTICIPANTS, "participants.json", DATASET})
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9]{0,31}")
@@ -185,12 +183,12 @@ def _look(tree: RawTree, root: Path, masks: Path | None, table: Path | None) -> 
             raise WrongUse(f"--masks {masks}: holds no NIfTI files")
         if masks.is_relative_to(root):
             tree.pass_over(masks)
-    is_bids = (root / BIDS).is_file()
+    not_raw = beside_raw(root)
     for folder in tree.folders():
         parts = tuple(part for part in folder.relative.split("/") if part)
         if masks is not None and folder.path.is_relative_to(masks):
             continue
-        if is_bids and parts and parts[0] in _BESIDE_RAW:
+        if parts and parts[0] in not_raw:
             count = sum(suffix_of(name) in READ for name in folder.names)
             tree.count("images", f"in {parts[0]}/ of a BIDS tree: not raw", count)
             continue

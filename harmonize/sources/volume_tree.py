@@ -9,6 +9,14 @@ from harmonize.errors import Reason
 from harmonize.raw_tree import Folder, RawTree, suffix_of
 from harmonize.sources.volume_files import HEADERS, PACKED, PARTNERS, READ, stem_of
 
+BIDS = "dataset_description.json"
+"""At the root of a BIDS tree."""
+
+
+def beside_raw(root: Path) -> tuple[str, ...]:
+    """The folders at the top of a tree that hold no raw images: of a BIDS tree those for what was made of them."""
+    return ("derivatives", "sourcedata", "code", "stimuli") if (root / BIDS).is_file() else ()
+
 
 def volumes_in(tree: RawTree, folder: Folder, names: Iterable[str]) -> Iterator[tuple[Path, ...]]:
     """The volumes among files of a folder, each with the file of its header where that is another.
