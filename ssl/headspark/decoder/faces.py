@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from headspark.packed.geometry import MaskGeometry
 from headspark.packed.layout import Triple
+from headspark.packed.tables import OUTSIDE, positions, side_template
 from headspark.page_locked import copied
 
 BETWEEN = 27 // 2
@@ -79,7 +80,7 @@ class FaceTable:
 def add_faces_of_blocks(rows: Tensor, faces: Tensor, geometry: MaskGeometry, block: Triple) -> None:
     """Add [C, 3, 3, 3] to the voxels of the blocks of a mask, [blocks * block voxels, C], in place."""
     vectors = faces.flatten(1).t().to(rows.dtype)
-    table = geometry.derived(("faces", block), lambda: _make_table(geometry, block))
+    table = geometry.here(("faces", block), lambda: _make_table(geometry, block))
     rows += vectors[BETWEEN]
     rows.index_copy_(
         0,
@@ -89,25 +90,26 @@ def add_faces_of_blocks(rows: Tensor, faces: Tensor, geometry: MaskGeometry, blo
 
 
 def _make_table(geometry: MaskGeometry, block: Triple) -> FaceTable:
-    _, *cells_N = geometry.mask_Bdhw.nonzero().unbind(1)
-    z, y, x = (
-        _places(count * edge)[cells[:, None] * edge + torch.arange(edge)]
-        for cells, count, edge in zip(cells_N, geometry.grid, block, strict=True)
-    )
-    faces = ((z[:, :, None, None] * 3 + y[:, None, :, None]) * 3 + x[:, None, None, :]).flatten()
-    rows = (faces != BETWEEN).nonzero().squeeze(1)
-    return FaceTable(rows=rows, faces=faces[rows])
+    sides = side_template(block, geometry.device)
+    faces_N27 = geometry.small(("faces",), lambda: _faces_at_sides(geometry))
+    faces = geometry.small_here(("faces",), lambda: faces_N27).index_select(1, sides).flatten()
+    at_face = (faces_N27 != BETWEEN).long() @ side_template(block, torch.device("cpu")).bincount(minlength=27)
+    rows = positions(faces != BETWEEN, int(at_face.sum()))
+    return FaceTable(rows=rows, faces=faces.index_select(0, rows))
+
+
+def _faces_at_sides(geometry: MaskGeometry) -> Tensor:
+    """Tell at which faces of the volume the voxels at each side of each block lie, int64 [blocks, 27], on the CPU."""
+    outside_N333 = (geometry.neighbours() == OUTSIDE).view(-1, 3, 3, 3)
+    beyond = outside_N333[:, :, 1, 1], outside_N333[:, 1, :, 1], outside_N333[:, 1, 1, :]
+    z, y, x = (torch.where(beyond_N3, torch.arange(3), 1) for beyond_N3 in beyond)
+    return ((z[:, :, None, None] * 3 + y[:, None, :, None]) * 3 + x[:, None, None, :]).flatten(1)
 
 
 @lru_cache(PLACES)
 @torch.inference_mode(False)
 def _places_at(edge: int, device: torch.device) -> Tensor:
-    """Return `_places` on a device, where they stay."""
-    return copied(_places(edge), device)
-
-
-def _places(edge: int) -> Tensor:
-    """Return 0 for the first voxel along an axis, 2 for the last, 1 between."""
+    """Return 0 for the first voxel along an axis, 2 for the last, 1 between; on a device, where it stays."""
     places = torch.ones(edge, dtype=torch.long)
     places[0], places[-1] = 0, 2
-    return places
+    return copied(places, device)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from headspark.packed.geometry import MaskGeometry
 from headspark.packed.layout import CHANNELS_LAST, ConvShape, Triple, block_of, channels_first, channels_last
-from headspark.packed.near import TAPS, RimTable, dense_windows, gather_dense
+from headspark.packed.near import TAPS, RimTable, gather_dense
 from headspark.packed.weight_gradient import CPU_COLUMN_BYTES, weight_gradient_of_windows
 from headspark.packed.windows import gather_windows, window_batches
 
@@ -49,7 +49,7 @@ def add_rim(rows: Tensor, apart: Tensor, rim: RimTable, weight: Tensor) -> None:
         weight: [C_out, C, 3, 3, 3].
     """
     channels = apart.shape[-1]
-    source = torch.cat([apart.view(-1, channels), apart.new_zeros(1, channels)])
+    source = torch.cat([apart, apart.new_zeros(1, *block_of(apart), channels)]).view(-1, channels)
     matrix = weight.permute(2, 3, 4, 1, 0).reshape(TAPS * channels, -1)
     step = max(len(rim.places), 1)
     if rows.device.type == "cpu":
@@ -78,7 +78,7 @@ def skip_gradients(
     mirrored = weight.to(grad_BDHWC.dtype).transpose(0, 1).flip(2, 3, 4).contiguous(memory_format=CHANNELS_LAST)
     grad_mirrored = torch.zeros_like(mirrored, dtype=sums)
     grad_skip, apart = torch.empty_like(skip), beyond_token(skip, token_C)
-    table = dense_windows(geometry, block_of(skip), 1)
+    table = geometry.dense_windows(block_of(skip), 1)
     for blocks in window_batches(apart, MARGIN, MARGIN):
         windows = gather_dense(grad_BDHWC, table, blocks)
         grad_skip[blocks] = channels_last(F.conv3d(channels_first(windows), mirrored))

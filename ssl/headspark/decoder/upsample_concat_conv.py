@@ -33,7 +33,7 @@ from headspark.packed.blocks import PackedBlocks
 from headspark.packed.geometry import MaskGeometry
 from headspark.packed.layout import CHANNELS_LAST, Triple, block_of, channels_first, channels_last
 from headspark.packed.masked_map import TokenMap
-from headspark.packed.near import dense_windows, gather_dense, rim_of
+from headspark.packed.near import gather_dense, rim_of
 from headspark.packed.windows import window_batches
 
 FUSE_FROM_VOXELS = 32
@@ -193,7 +193,7 @@ def _coarse_windows(coarse_BCdhw: Tensor, wanted: MaskGeometry, block: Triple) -
     """Yield what the wanted blocks read of the coarse map, channels-first, some blocks at a time."""
     coarse = channels_last(coarse_BCdhw)
     edges = block[0] // 2, block[1] // 2, block[2] // 2
-    table = dense_windows(wanted, edges, 1)
+    table = wanted.dense_windows(edges, 1)
     packed = coarse.new_empty(1).expand(wanted.blocks, *edges, coarse.shape[-1])  # for its sizes
     for blocks in window_batches(packed, MARGIN, MARGIN):
         yield blocks, channels_first(gather_dense(coarse, table, blocks))

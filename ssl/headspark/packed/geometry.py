@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from headspark.packed.tables import (
     ColumnTable,
     Template,
     WindowTable,
+    ends,
     positions,
     spread,
 )
@@ -76,7 +78,7 @@ class MaskGeometry:
         self.counts: tuple[int, ...] = tuple(self.mask_Bdhw.flatten(1).sum(1).tolist())
 
         place_N4 = self.mask_Bdhw.nonzero()
-        self._sample_N, self._cell_N3 = place_N4[:, 0].contiguous(), place_N4[:, 1:].contiguous()
+        self._place_N4, self._sample_N = place_N4, place_N4[:, 0].contiguous()
         self._index_Bdhw = torch.full(self.mask_Bdhw.shape, MASKED, dtype=torch.int32)
         self._index_Bdhw[self.mask_Bdhw] = torch.arange(len(place_N4), dtype=torch.int32)
         self._host: dict[tuple, object] = {}
@@ -110,11 +112,11 @@ class MaskGeometry:
 
     def mask_here(self) -> Tensor:
         """Return the mask on this geometry's device, bool (B, d, h, w)."""
-        return self._small_here(("mask",), lambda: self.mask_Bdhw)
+        return self.small_here(("mask",), lambda: self.mask_Bdhw)
 
     def sample_of_block(self) -> Tensor:
         """Return the sample of each visible block, int64 [blocks]."""
-        return self._small_here(("sample",), lambda: self._sample_N)
+        return self.small_here(("sample",), lambda: self._sample_N)
 
     def windows(self, block: Triple, low: Triple, high: Triple) -> WindowTable:
         """Tell where the voxels of each block's window come from.
@@ -124,11 +126,11 @@ class MaskGeometry:
             low: Voxels that the window reaches below the block, along each axis.
             high: Voxels that it reaches above.
         """
-        return self._table(("windows", block, low, high), lambda: self._make_windows(block, low, high))
+        return self.here(("windows", block, low, high), lambda: self._make_windows(block, low, high))
 
     def beyond(self, block: Triple, low: Triple, high: Triple) -> Tensor:
         """Return which positions of the windows lie beyond the volume, int64; arguments as for `windows`."""
-        return self._table(("beyond", block, low, high), lambda: self._make_beyond(block, low, high))
+        return self.here(("beyond", block, low, high), lambda: self._make_beyond(block, low, high))
 
     def columns(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
         """Tell which rows the taps of a kernel read at every voxel, for stride 1 and an output on the same grid.
@@ -142,7 +144,7 @@ class MaskGeometry:
         def make() -> ColumnTable:
             return self._make_columns(tables.column_template(block, kernel, low, self.device))
 
-        return self._table(("columns", block, kernel, low), make)
+        return self.here(("columns", block, kernel, low), make)
 
     def column_gradients(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
         """Tell which products (voxel of the output, tap) add up to the gradient of every voxel of the input.
@@ -159,7 +161,7 @@ class MaskGeometry:
         def make() -> ColumnTable:
             return self._make_columns(tables.column_gradient_template(block, kernel, low, self.device))
 
-        return self._table(("column gradients", block, kernel, low), make)
+        return self.here(("column gradients", block, kernel, low), make)
 
     def merge(self, block: Triple, factor: Triple) -> MergeTable:
         """Tell how blocks join into blocks ``factor`` times as large.
@@ -167,104 +169,147 @@ class MaskGeometry:
         Raises:
             ValueError: The grid is not a multiple of the factor.
         """
-        return self._table(("merge", block, factor), lambda: self._make_merge(block, factor))
+        return self.here(("merge", block, factor), lambda: self._make_merge(block, factor))
 
     def voxel_rows(self, block: Triple) -> Tensor:
         """Return the row of every packed voxel in the dense volume flattened to (samples * voxels), int64."""
-        return self._table(("voxels", block), lambda: self._make_voxel_rows(block))
+        return self.here(("voxels", block), lambda: self._make_voxel_rows(block))
 
-    def derived(self, key: tuple, make: Callable[[], T]) -> T:
-        """Return what was worked out of this mask under a key, on this geometry's device; made when first asked for.
+    def dense_windows(self, block: Triple, margin: int) -> WindowTable:
+        """Tell where windows around the visible blocks lie in a dense map.
+
+        Args:
+            block: Edges of a block in voxels of the map.
+            margin: Voxels that a window reaches beyond its block.
+
+        Returns:
+            The table; its rows are those of the dense map flattened to (samples * voxels), and absent is what lies
+            beyond the volume.
+        """
+        return self.here(("dense windows", block, margin), lambda: self._make_dense_windows(block, margin))
+
+    def here(self, key: tuple, make: Callable[[], T]) -> T:
+        """Return what lies on this geometry's device under a key; made when it is first asked for.
 
         Args:
             key: What it is, and for which block.
-            make: Works it out on the CPU: a tensor, or a dataclass of tensors.
+            make: Makes it, of small tables.
         """
-        return self._table(("derived", *key), lambda: _moved(self._small(("derived", *key), make), self.device))
+        if key not in self._here:
+            self._here[key] = make()
+        return self._here[key]  # type: ignore[return-value]
+
+    def small(self, key: tuple, make: Callable[[], T]) -> T:
+        """Return what is worked out on the CPU, once for all devices; arguments as for `here`."""
+        if key not in self._host:
+            self._host[key] = make()
+        return self._host[key]  # type: ignore[return-value]
+
+    def small_here(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+        """Return a small table of the CPU on this geometry's device; arguments as for `here`."""
+        return self.here(("small", *key), lambda: copied(self.small(key, make), self.device))
+
+    def around(self, place_N4: Tensor, reach: Triple) -> Tensor:
+        """Return the blocks around places of the grid, `MASKED` or `OUTSIDE`; int32 [places, cells around], on the CPU.
+
+        Args:
+            place_N4: Sample and cell of each place.
+            reach: How many blocks away along each axis; the cells around are numbered row by row.
+        """
+        edges = (edge + 2 * away for edge, away in zip(self.grid, reach, strict=True))
+        framed_Bdhw = torch.full((self.batch, *edges), OUTSIDE, dtype=torch.int32)
+        inside = (slice(away, away + edge) for edge, away in zip(self.grid, reach, strict=True))
+        framed_Bdhw[(slice(None), *inside)] = self._index_Bdhw
+        _, depth, height, width = framed_Bdhw.shape
+        corner_N = place_N4 @ torch.tensor([depth * height * width, height * width, width, 1], device="cpu")
+        around = (2 * reach[0] + 1, 2 * reach[1] + 1, 2 * reach[2] + 1)
+        steps = tables.volume_template(around, height, width, torch.device("cpu"))
+        return framed_Bdhw.flatten().index_select(0, (corner_N[:, None] + steps).flatten()).view(-1, len(steps))
+
+    def neighbours(self, reach: Triple = (1, 1, 1)) -> Tensor:
+        """Return the blocks around each visible block, as `around` does."""
+        return self.small(("neighbours", reach), lambda: self.around(self._place_N4, reach))
+
+    def first_rows(self, block: Triple) -> Tensor:
+        """Return the row of each visible block's first voxel in the flattened dense volume, int64 [blocks], here."""
+        return self.small_here(("first rows", block), lambda: self.first_rows_at(self._place_N4, block))
+
+    def first_rows_at(self, place_N4: Tensor, block: Triple) -> Tensor:
+        """Return the row of the first voxel of cells in the flattened dense volume, int64 [places], on the CPU.
+
+        Args:
+            place_N4: Sample and cell of each place.
+            block: Edges of a cell in voxels.
+        """
+        depth, height, width = self.space(block)
+        return place_N4 @ torch.tensor(
+            [depth * height * width, block[0] * height * width, block[1] * width, block[2]], device="cpu"
+        )
+
+    def space(self, block: Triple) -> Triple:
+        """Return the edges of the dense volume, for blocks of these edges."""
+        depth, height, width = (cells * edge for cells, edge in zip(self.grid, block, strict=True))
+        return depth, height, width
 
     def _make_windows(self, block: Triple, low: Triple, high: Triple) -> WindowTable:
         template = tables.window_template(block, low, high, self.device)
         rows, source = spread(self._neighbours_here(template.reach), template)
-        absent_from = _ends(self._absent(template.reach), template)
+        absent_from = ends(self._absent(template.reach), template)
         absent = positions(source < 0, absent_from[-1])
         return WindowTable(rows=rows, absent=absent, absent_from=absent_from, edges=template.edges)
 
     def _make_beyond(self, block: Triple, low: Triple, high: Triple) -> Tensor:
-        template = tables.window_template(block, low, high, self.device)
-        _, source = spread(self._neighbours_here(template.reach), template)
-        return positions(source == OUTSIDE, _ends((self._neighbours(template.reach) == OUTSIDE).long(), template)[-1])
+        return self._positions_beyond(tables.window_template(block, low, high, self.device))[0]
+
+    def _positions_beyond(self, template: Template) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the positions of windows beyond the volume, and how many come before each window."""
+        source = self._neighbours_here(template.reach).index_select(1, template.cells).flatten()
+        before = ends((self.neighbours(template.reach) == OUTSIDE).long(), template)
+        return positions(source == OUTSIDE, before[-1]), before
+
+    def _make_dense_windows(self, block: Triple, margin: int) -> WindowTable:
+        _, height, width = space = self.space(block)
+        template = tables.window_template(block, (margin,) * 3, (margin,) * 3, self.device)
+        steps = tables.volume_template(template.edges, height, width, self.device)
+        corner_N = self.first_rows(block) - margin * ((height + 1) * width + 1)
+        absent, absent_from = self._positions_beyond(template)
+        # Beyond the volume any row will do.
+        rows = (corner_N[:, None] + steps).clamp_(0, self.batch * math.prod(space) - 1)
+        return WindowTable(rows=rows.int().flatten(), absent=absent, absent_from=absent_from, edges=template.edges)
 
     def _make_columns(self, template: Template) -> ColumnTable:
         rows, source = spread(self._neighbours_here(template.reach), template)
-        absent = positions(source < 0, _ends(self._absent(template.reach), template)[-1])
+        absent = positions(source < 0, ends(self._absent(template.reach), template)[-1])
         return ColumnTable(rows=rows, absent=absent)
 
     def _make_merge(self, block: Triple, factor: Triple) -> MergeTable:
         """Join the cells of the mask, and tell for the voxels of both sizes of blocks where the other's lie."""
         if any(edge % joined for edge, joined in zip(self.grid, factor, strict=True)):
             raise ValueError(f"{self.grid} mask cells cannot be joined by {factor}")
-        large, children_MF, parent_N, slot_N = self._small(("join", factor), lambda: self._join(factor))
+        large, children_MF, parent_N, slot_N = self.small(("join", factor), lambda: self._join(factor))
         template = tables.merge_template(block, factor, self.device)
-        gather, source = spread(self._small_here(("children", factor), lambda: children_MF), template)
+        gather, source = spread(self.small_here(("children", factor), lambda: children_MF), template)
         places = tables.split_template(block, factor, self.device)
-        scatter = places.index_select(0, self._small_here(("slots", factor), lambda: slot_N))
-        first_N = self._small_here(("parents", factor), lambda: parent_N) * len(template.cells)
+        scatter = places.index_select(0, self.small_here(("slots", factor), lambda: slot_N))
+        first_N = self.small_here(("parents", factor), lambda: parent_N) * len(template.cells)
         return MergeTable(
             geometry=large.to(self.device),
             gather=gather,
-            absent=positions(source < 0, _ends((children_MF < 0).long(), template)[-1]),
+            absent=positions(source < 0, ends((children_MF < 0).long(), template)[-1]),
             scatter=scatter.add_(first_N[:, None]).flatten(),
         )
 
     def _make_voxel_rows(self, block: Triple) -> Tensor:
         """Number the voxels of the blocks, [blocks, d, h, w], in the flattened dense volume."""
-        _, height, width = self._space(block)
-        first_N = self._small_here(("first rows", block), lambda: self._first_rows(block))
-        return (first_N[:, None] + tables.volume_template(block, height, width, self.device)).flatten()
-
-    def _table(self, key: tuple, make: Callable[[], T]) -> T:
-        """Return what lies on this geometry's device; make it when it is first asked for."""
-        if key not in self._here:
-            self._here[key] = make()
-        return self._here[key]  # type: ignore[return-value]
-
-    def _small(self, key: tuple, make: Callable[[], T]) -> T:
-        """Return what is worked out on the CPU, once for all devices."""
-        if key not in self._host:
-            self._host[key] = make()
-        return self._host[key]  # type: ignore[return-value]
-
-    def _small_here(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
-        """Return a small table on this geometry's device."""
-        return self._table(("small", *key), lambda: copied(self._small(key, make), self.device))
-
-    def _neighbours(self, reach: Triple) -> Tensor:
-        """Return the blocks around each block, `MASKED` or `OUTSIDE`; int32 [blocks, cells around], on the CPU.
-
-        Args:
-            reach: How many blocks away along each axis; the cells around are numbered row by row.
-        """
-
-        def make() -> Tensor:
-            edges = (edge + 2 * away for edge, away in zip(self.grid, reach, strict=True))
-            framed_Bdhw = torch.full((self.batch, *edges), OUTSIDE, dtype=torch.int32)
-            inside = (slice(away, away + edge) for edge, away in zip(self.grid, reach, strict=True))
-            framed_Bdhw[(slice(None), *inside)] = self._index_Bdhw
-            _, depth, height, width = framed_Bdhw.shape
-            z, y, x = self._cell_N3.unbind(1)
-            corner_N = ((self._sample_N * depth + z) * height + y) * width + x
-            around = (2 * reach[0] + 1, 2 * reach[1] + 1, 2 * reach[2] + 1)
-            steps = tables.volume_template(around, height, width, torch.device("cpu"))
-            return framed_Bdhw.flatten()[corner_N[:, None] + steps]
-
-        return self._small(("neighbours", reach), make)
+        _, height, width = self.space(block)
+        return (self.first_rows(block)[:, None] + tables.volume_template(block, height, width, self.device)).flatten()
 
     def _absent(self, reach: Triple) -> Tensor:
         """Return which of these are absent, as numbers; int64, on the CPU."""
-        return self._small(("absent", reach), lambda: (self._neighbours(reach) < 0).long())
+        return self.small(("absent", reach), lambda: (self.neighbours(reach) < 0).long())
 
     def _neighbours_here(self, reach: Triple) -> Tensor:
-        return self._small_here(("neighbours", reach), lambda: self._neighbours(reach))
+        return self.small_here(("neighbours", reach), lambda: self.neighbours(reach))
 
     def _join(self, factor: Triple) -> tuple[MaskGeometry, Tensor, Tensor, Tensor]:
         """Join cells of the mask, on the CPU.
@@ -282,28 +327,3 @@ class MaskGeometry:
         parent, slot = (children_MF >= 0).nonzero().unbind(1)
         order = children_MF[parent, slot].long().argsort()
         return large, children_MF, parent[order].int(), slot[order]
-
-    def _first_rows(self, block: Triple) -> Tensor:
-        """Return the row of each block's first voxel in the flattened dense volume, int64 [blocks], on the CPU."""
-        depth, height, width = self._space(block)
-        z, y, x = (self._cell_N3[:, axis] * block[axis] for axis in range(3))
-        return ((self._sample_N * depth + z) * height + y) * width + x
-
-    def _space(self, block: Triple) -> Triple:
-        """Return the edges of the dense volume."""
-        depth, height, width = (cells * edge for cells, edge in zip(self.grid, block, strict=True))
-        return depth, height, width
-
-
-def _ends(absent_NK: Tensor, template: Template) -> tuple[int, ...]:
-    """Count the entries in absent neighbours before each block, and of all of them at the end; on the CPU."""
-    return 0, *(absent_NK @ template.counts).cumsum(0).tolist()
-
-
-def _moved(table: Any, device: torch.device) -> Any:
-    """Copy a tensor, or the tensors of a dataclass, to a device."""
-    if isinstance(table, Tensor):
-        return copied(table, device)
-    if not is_dataclass(table) or isinstance(table, type):
-        return table
-    return replace(table, **{member.name: _moved(getattr(table, member.name), device) for member in fields(table)})

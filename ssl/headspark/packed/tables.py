@@ -102,6 +102,26 @@ def positions(where: Tensor, count: int) -> Tensor:
     return torch.nonzero_static(where, size=count).squeeze(1)
 
 
+def ends(absent_NK: Tensor, template: Template) -> tuple[int, ...]:
+    """Count the entries in absent neighbours before each block, and of all of them at the end; on the CPU."""
+    return 0, *(absent_NK @ template.counts).cumsum(0).tolist()
+
+
+@lru_cache(TEMPLATES)
+@torch.inference_mode(False)
+def side_template(block: Triple, device: torch.device) -> Tensor:
+    """At which side of its block each voxel lies, int64 [voxels]: of the 27 neighbours, the one that it is nearest to.
+
+    The middle one where the voxel lies at no face; edges are two voxels at least.
+    """
+    sides = []
+    for edge in block:
+        side = torch.ones(edge, dtype=torch.long)
+        side[0], side[-1] = 0, 2
+        sides.append(side)
+    return copied(_numbered(sides, (3, 3, 3)), device)
+
+
 def reach_of(block: Triple, low: Triple, high: Triple) -> Triple:
     """How many blocks away a window reaches along each axis; one or more."""
     z, y, x = (max(1, math.ceil(max(lo, hi) / edge)) for edge, lo, hi in zip(block, low, high, strict=True))
