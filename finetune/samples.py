@@ -269,7 +269,7 @@ class TrainingSamples(Dataset[Drawn]):
         more = np.random.default_rng([self._seed, number, 1])
         drawn = int(np.searchsorted(self._edges_N, generator.random() * self._edges_N[-1], side="right"))
         case = self._store.cases[drawn]
-        region = self._store.view.draw(self._store[drawn], np.random.default_rng([self._seed, number, 2]))
+        region = self._store.view.draw(self._store[drawn], np.random.default_rng([self._seed, number, 2]), number)
         extent_mm = [voxels * mm for voxels, mm in zip(self._config.patch, region.spacing, strict=True)]
         pose = draw_pose(self._augment, generator, extent_mm=extent_mm, more=more)
         variation = draw_variation(self._augment, generator, more, legacy_noise=self._legacy_noise)

@@ -37,7 +37,7 @@ from finetune.tasks.masks import MasksConfig, MasksTask, mirrored_names, voxel_c
 from finetune.train import train
 from finetune.views import make_view
 from finetune.views.box import BoxConfig
-from finetune.views.patches import PatchesConfig, PatchesView
+from finetune.views.patches import PatchesConfig, PatchesView, is_due
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from harmonize.scan import HU
@@ -102,35 +102,46 @@ def test_a_region_is_the_whole_volume_and_values_beyond_a_byte_are_told_apart() 
 def test_drawn_patches_lie_around_each_structure_alike_and_stay_inside() -> None:
     view, generator = view_of(), np.random.default_rng(0)
     region = region_of(view)
-    seen = [view.findings(view.draw(region, generator)).mask_XYZ for _ in range(60)]
+    seen = [view.findings(view.draw(region, generator, number)).mask_XYZ for number in range(60)]
     assert all(one is not None and one.any() for one in seen)
     left = sum(bool((one == 1).any()) for one in seen)
     assert 20 <= left <= 40
-    values = {float(view.sample(view.draw(region, generator)).min()) for _ in range(20)}
+    values = {float(view.sample(view.draw(region, generator, number)).min()) for number in range(20)}
     assert min(values) >= -1  # no air of beyond the volume, where the whole patch fits
 
 
 def test_without_oversampling_patches_lie_anywhere_and_a_patch_larger_than_the_volume_holds_all_of_it() -> None:
     view, generator = view_of((8, 8, 8), share=0.0), np.random.default_rng(0)
     region = region_of(view)
-    empty = sum(not view.findings(view.draw(region, generator)).mask_XYZ.any() for _ in range(60))
+    empty = sum(not view.findings(view.draw(region, generator, number)).mask_XYZ.any() for number in range(60))
     assert empty > 15
     large = view_of((48, 32, 32))
-    found = large.findings(large.draw(region_of(large), generator)).mask_XYZ
+    found = large.findings(large.draw(region_of(large), generator, 0)).mask_XYZ
     assert np.count_nonzero(found) == np.count_nonzero(volumes()[1].stored_XYZ)
+
+
+def test_each_batch_has_its_share_of_patches_around_a_structure() -> None:
+    dealt = [is_due(number, 0.4) for number in range(50)]
+    assert [sum(dealt[first : first + 5]) for first in range(0, 50, 5)] == [2] * 10
+    view = view_of((8, 8, 8), share=0.5)
+    region, generator = region_of(view), np.random.default_rng(0)
+    found = [view.findings(view.draw(region, generator, number)).mask_XYZ for number in range(40)]
+    middles = np.array([mask[4, 4, 4] > 0 for mask in found]).reshape(20, 2)
+    assert middles[:, 1].all()
+    assert middles[:, 0].mean() < 0.3  # anywhere: most of the volume is none
 
 
 def test_a_drawn_patch_holds_the_same_voxels_as_the_whole() -> None:
     view, generator = view_of(), np.random.default_rng(3)
     region = region_of(view)
-    drawn = view.draw(region, generator)
+    drawn = view.draw(region, generator, 0)
     values, mask = view.sample(drawn)[0], view.findings(drawn).mask_XYZ
     assert torch.equal(values > 0.5, torch.from_numpy(mask > 0))
 
 
 def test_classes_of_coarser_cells_are_those_of_the_voxels_in_their_middles() -> None:
     view = view_of()
-    drawn = view.draw(region_of(view), np.random.default_rng(1))
+    drawn = view.draw(region_of(view), np.random.default_rng(1), 0)
     sample = Sample(
         findings=view.findings(drawn), shape=(16, 16, 16), spacing=(1, 1, 1), cells={"masks": 1, "masks_4": 4}
     )

@@ -53,8 +53,14 @@ class View(Protocol):
         """Voxels of a series' region, by the manifest."""
         ...
 
-    def draw(self, region: Region, generator: np.random.Generator) -> Region:
-        """The part of a region that a training sample is made of: the region itself, unless the view draws one."""
+    def draw(self, region: Region, generator: np.random.Generator, number: int) -> Region:
+        """The part of a region that a training sample is made of: the region itself, unless the view draws one.
+
+        Args:
+            region: Of the series.
+            generator: For what is drawn.
+            number: Of the sample, so that views can deal out what is drawn evenly.
+        """
         ...
 
     def sample(self, region: Region, pose: Pose = UPRIGHT) -> Tensor:

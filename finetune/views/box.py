@@ -114,7 +114,7 @@ class BoxView:
         )
         return place.shape
 
-    def draw(self, region: Region, generator: np.random.Generator) -> Region:
+    def draw(self, region: Region, generator: np.random.Generator, number: int) -> Region:
         """The region itself: a box lies where the head does."""
         return region
 

@@ -5,6 +5,7 @@ All of the volume is kept; a network that answers voxel by voxel is asked about 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -26,8 +27,9 @@ class PatchesConfig:
     Attributes:
         kind: ``patches``.
         foreground_share: Share of the training draws whose patch lies around a voxel of a structure: first one of those
-            that the series has is drawn, each alike, then one of its voxels. The others lie anywhere. nnU-Net asks for
-            0.33, which makes one of its two patches a step.
+            that the series has is drawn, each alike, then one of its voxels. The others lie anywhere. The share is
+            dealt evenly, so that each batch has its part. nnU-Net asks for 0.33, which makes one of its two patches a
+            step.
     """
 
     kind: Literal["patches"] = "patches"
@@ -82,10 +84,10 @@ class PatchesView(BoxView):
         """Voxels of a series' region, by the manifest."""
         return super().region_shape(_whole(case))
 
-    def draw(self, region: Region, generator: np.random.Generator) -> Region:
-        """The surroundings of a patch that is drawn: as far as poses of it reach."""
+    def draw(self, region: Region, generator: np.random.Generator, number: int) -> Region:
+        """The surroundings of a patch that is drawn, around a structure if `number` is due: as far as poses reach."""
         shape, patch = np.array(region.stored_XYZ.shape), np.array(self.patch)
-        middle = self._middle(region, generator)
+        middle = self._middle(region, generator, number)
         # The patch stays inside, and where the volume is smaller, the volume in the patch.
         low, high = np.minimum(0, shape - patch), np.maximum(0, shape - patch)
         if middle is None:
@@ -111,9 +113,9 @@ class PatchesView(BoxView):
         found[:3, 3] = volume.affine[:3, 3] + place.first_mm + first_3 * np.array(place.spacing)
         return found
 
-    def _middle(self, region: Region, generator: np.random.Generator) -> NDArray[np.int64] | None:
+    def _middle(self, region: Region, generator: np.random.Generator, number: int) -> NDArray[np.int64] | None:
         """A voxel of a structure that the patch shall lie around; None: it may lie anywhere."""
-        if generator.random() >= self.foreground_share or region.mask_XYZ is None:
+        if region.mask_XYZ is None or not is_due(number, self.foreground_share):
             return None
         mask_XYZ = region.mask_XYZ.numpy()
         there = np.flatnonzero(np.bincount(mask_XYZ.ravel(order="K"), minlength=1)[1:]) + 1
@@ -121,6 +123,16 @@ class PatchesView(BoxView):
             return None
         voxels = np.flatnonzero(mask_XYZ == generator.choice(there))
         return np.array(np.unravel_index(generator.choice(voxels), mask_XYZ.shape))
+
+
+def is_due(number: int, share: float) -> bool:
+    """Whether a sample is one of a share of all, dealt as evenly as can be: each batch has its part.
+
+    Example:
+        >>> [is_due(number, 0.33) for number in range(6)]
+        [False, False, False, True, False, False]
+    """
+    return math.floor((number + 1) * share) > math.floor(number * share)
 
 
 def _everything(shape: Sequence[int]) -> tuple[int, ...]:
