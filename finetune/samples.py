@@ -214,7 +214,14 @@ def make_targets(
         )
         for one in drawn.samples
     ]
-    return {name: copied(torch.stack([one[name] for one in targets]), drawn.device) for name in targets[0]}
+    return {name: _stacked([one[name] for one in targets], drawn.device) for name in targets[0]}
+
+
+def _stacked(targets: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Targets in one batch on a device; those of masks lie there already, where there are masks."""
+    if all(one.device.type == "cpu" for one in targets):
+        return copied(torch.stack(list(targets)), device)
+    return torch.stack([one if one.device == device else copied(one, device) for one in targets])
 
 
 def make_inputs(drawn: DrawnBatch, view: View) -> tuple[Tensor, Tensor]:

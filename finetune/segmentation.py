@@ -98,7 +98,7 @@ def said_columns(task: Task) -> tuple[str, ...]:
 def true_classes(region: Region, shape: Sequence[int]) -> NDArray[np.uint8]:
     """What the mask says of each voxel of `View.whole`, uint8: 0 for none, else one more than the label's index."""
     found = pose_findings(region, shape).mask_XYZ
-    return np.zeros(tuple(shape), np.uint8) if found is None else found
+    return np.zeros(tuple(shape), np.uint8) if found is None else found.cpu().numpy()
 
 
 @torch.inference_mode()

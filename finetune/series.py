@@ -122,14 +122,15 @@ class Findings:
     Attributes:
         points_K3: Marked points, as indices of voxels.
         places_K: Index of each point's label.
-        mask_XYZ: uint8, 0 for none, else one more than the index of the label; None without a mask.
+        mask_XYZ: uint8, 0 for none, else one more than the index of the label; None without a mask. It stays on the
+            device of the region's voxels.
         labels_L: 0 to 1, columns as the task's labels; empty where nobody labelled the series.
         points_complete: False where a point of the series could not be used, or lies outside of the volume.
     """
 
     points_K3: NDArray[np.float64]
     places_K: NDArray[np.int64]
-    mask_XYZ: NDArray[np.uint8] | None
+    mask_XYZ: Tensor | None
     labels_L: NDArray[np.float64]
     points_complete: bool = True
 
@@ -142,7 +143,8 @@ class Findings:
         other = np.array(mirror)
         mask_XYZ = self.mask_XYZ
         if mask_XYZ is not None:
-            mask_XYZ = np.array([0, *(other + 1)], dtype=np.uint8)[mask_XYZ]
+            names = copied(torch.tensor([0, *(other + 1)], dtype=torch.uint8), mask_XYZ.device)
+            mask_XYZ = names.index_select(0, mask_XYZ.flatten().int()).view(mask_XYZ.shape)
         labels_L = self.labels_L[other] if len(self.labels_L) else self.labels_L
         return replace(self, places_K=other[self.places_K], labels_L=labels_L, mask_XYZ=mask_XYZ)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.series import Sample
+from headspark.page_locked import copied
 
 RADIUS_MM = 5.0
 """Reach of a point, if nothing else is said. The competition's winner drew a sphere of 5 around each localizer, in
@@ -115,13 +117,17 @@ def cell_places(sample: Sample, *, stride: int, places: int, radius_mm: float = 
         (d, h, w) int64.
     """
     shape, cell_mm = _grid(sample, stride)
-    territory = _mask_places(sample.findings.mask_XYZ, shape, stride, places)
+    territory = np.full(shape, IGNORE, dtype=np.int64)
     nearest_mm2 = np.full(shape, np.inf)
     for place, distance_mm2 in _squared_distances(sample, shape, cell_mm, stride):
         closer = (distance_mm2 < nearest_mm2) & (distance_mm2 <= radius_mm**2)
         territory[closer] = place
         nearest_mm2 = np.minimum(nearest_mm2, distance_mm2)
-    return torch.from_numpy(territory)
+    of_points, mask_XYZ = torch.from_numpy(territory), sample.findings.mask_XYZ
+    if mask_XYZ is None:
+        return of_points
+    of_points = copied(of_points, mask_XYZ.device)
+    return torch.where(of_points == IGNORE, _mask_places(mask_XYZ, shape, stride, places), of_points)
 
 
 def point_spheres(sample: Sample, *, stride: int, radius_mm: float = RADIUS_MM) -> Tensor:
@@ -171,7 +177,7 @@ def mask_classes(sample: Sample, *, stride: int, places: int) -> Tensor:
     mask_XYZ = sample.findings.mask_XYZ
     if mask_XYZ is None:
         return torch.full(tuple(shape), IGNORE)
-    return torch.from_numpy(_mask_places(mask_XYZ, shape, stride, places) + 1)
+    return _mask_places(mask_XYZ, shape, stride, places) + 1
 
 
 def is_located(sample: Sample, places: int, any_label: int | None) -> bool:
@@ -234,19 +240,12 @@ def _near_points(
         yield tuple(slice(first, last) for first, last in zip(low, high, strict=True)), distance_mm
 
 
-def _mask_places(
-    mask_XYZ: NDArray[np.uint8] | None, shape: Sequence[int], stride: int, places: int
-) -> NDArray[np.int64]:
-    """Most frequent place among the mask voxels of each cell; `IGNORE` where there is none."""
-    found = np.full(shape, IGNORE, dtype=np.int64)
-    if mask_XYZ is None:
-        return found
-    voxels = np.nonzero(mask_XYZ)
-    cells, number = np.unique(
-        np.ravel_multi_index([index // stride for index in voxels], tuple(shape)), return_inverse=True
-    )
-    count = np.bincount(
-        number.reshape(-1) * places + (mask_XYZ[voxels].astype(np.int64) - 1), minlength=len(cells) * places
-    ).reshape(-1, places)
-    found.reshape(-1)[cells] = count.argmax(-1)
-    return found
+def _mask_places(mask_XYZ: Tensor, shape: Sequence[int], stride: int, places: int) -> Tensor:
+    """Most frequent place among the mask voxels of each cell, int64; `IGNORE` where there is none."""
+    classes = places + 1
+    x, y, z = (torch.arange(edge, device=mask_XYZ.device) // stride for edge in mask_XYZ.shape)
+    cells_XYZ = ((x[:, None, None] * shape[1] + y[:, None]) * shape[2] + z).mul_(classes).add_(mask_XYZ).flatten()
+    one = torch.ones(1, dtype=torch.int32, device=mask_XYZ.device)
+    voxels = one.new_zeros(math.prod(shape) * classes).scatter_add_(0, cells_XYZ, one.expand(len(cells_XYZ)))
+    most, place = voxels.view(*shape, classes)[..., 1:].max(-1)
+    return torch.where(most > 0, place, IGNORE)

@@ -29,6 +29,10 @@ import finetune.state
 import headspark.pretraining.state
 import headspark.train
 from finetune.augment import AugmentConfig, draw_pose, draw_variation
+from finetune.losses import DEFAULT_LOSSES
+from finetune.losses.dense import DiceCrossEntropyConfig
+from finetune.models.heads.decoder import DecoderConfig
+from finetune.models.heads.segmentation import SegmentationConfig
 from finetune.recipe import Recipe as FinetuneRecipe
 from finetune.recipe import TrainConfig as FinetuneTrainConfig
 from finetune.samples import DataConfig as FinetuneDataConfig
@@ -36,14 +40,16 @@ from finetune.samples import Drawn, DrawnBatch
 from finetune.series import Findings, Region
 from finetune.stages import StageConfig
 from finetune.tasks import make_task
+from finetune.tasks.masks import MasksConfig
 from finetune.train import train_step as finetune_step
+from finetune.views.patches import PatchesConfig
 from harmonize.voxels.stored import StoredVoxels
 from headspark.data.augment import AugmentConfig as PretrainAugmentConfig
 from headspark.data.augment import draw_variation as draw_pretrain_variation
 from headspark.data.batches import stack
 from headspark.data.config import DataConfig
 from headspark.data.samples import Sample
-from headspark.decoder import DecoderConfig
+from headspark.decoder import DecoderConfig as PretrainDecoderConfig
 from headspark.encoder import PRESETS, EncoderConfig
 from headspark.masking import MaskConfig, draw_mask
 from headspark.recipe import Recipe, TrainConfig
@@ -76,7 +82,7 @@ def pretraining(
         augment=augment,
         encoder=encoder,
         mask=MaskConfig(ratio=0.75),
-        decoder=DecoderConfig(kind=decoder),  # type: ignore[arg-type]
+        decoder=PretrainDecoderConfig(kind=decoder),  # type: ignore[arg-type]
         train=TrainConfig(batch=BATCH, precision="bf16", ema=0.99, trackers=(), activation_checkpointing=checkpointing),
     )
     rng = np.random.default_rng(0)
@@ -100,10 +106,11 @@ def pretraining(
 
 
 def finetuning(
-    gpu: FakeGpu, encoder: EncoderConfig, *, patch: int = 32, augment: AugmentConfig | None = None
+    gpu: FakeGpu, encoder: EncoderConfig, *, patch: int = 32, masked: bool = False, **sections: Any
 ) -> Stepped:
-    """A fine-tuning run in bf16 of the default task and losses, in which everything trains."""
+    """A fine-tuning run in bf16 in which everything trains: of the default task and losses, if nothing else is said."""
     recipe = FinetuneRecipe(
+        **sections,
         data=FinetuneDataConfig(patch=(patch,) * 3, spacing=1.0),
         augment=AugmentConfig(elastic=1.0),
         scratch=encoder,
@@ -112,11 +119,12 @@ def finetuning(
     )
     task = make_task(recipe.task)
     rng, size = np.random.default_rng(0), round(1.2 * patch)
+    mask_XYZ = torch.zeros((size,) * 3, dtype=torch.uint8) if masked else None
     drawn = [
         Drawn(
             region=Region(
                 stored_XYZ=torch.zeros((size,) * 3, dtype=torch.int16),
-                mask_XYZ=None,
+                mask_XYZ=mask_XYZ,
                 slope=1.0,
                 inter=0.0,
                 spacing=(1.0, 1.0, 1.0),
@@ -150,6 +158,13 @@ GPU = FakeGpu()
 """One a process: templates of its tables stay."""
 
 DEMO = PRESETS["demo"]
+VESSELS = {"auxiliary": (DecoderConfig(gives=("vessels",)),), "losses": (*DEFAULT_LOSSES, DiceCrossEntropyConfig())}
+MASKS = {
+    "task": MasksConfig(labels={"left lesion": 1, "right lesion": 2}, modalities=("CTA",), sources=("rsna",)),
+    "view": PatchesConfig(),
+    "head": SegmentationConfig(stride=1, deep_supervision=1),
+    "losses": tuple(DiceCrossEntropyConfig(of=name) for name in ("masks", "masks_2")),
+}
 CASES: dict[str, Callable[[FakeGpu], Stepped]] = {
     "demo": lambda gpu: pretraining(gpu, DEMO),
     "demo_group": lambda gpu: pretraining(gpu, replace(DEMO, norm="group")),
@@ -158,6 +173,8 @@ CASES: dict[str, Callable[[FakeGpu], Stepped]] = {
     "demo_unet": lambda gpu: pretraining(gpu, DEMO, decoder="unet"),
     "resenc_l": lambda gpu: pretraining(gpu, PRESETS["resenc_l"], patch=64),
     "finetune": lambda gpu: finetuning(gpu, DEMO),
+    "finetune_vessels": lambda gpu: finetuning(gpu, DEMO, masked=True, **VESSELS),
+    "finetune_masks": lambda gpu: finetuning(gpu, DEMO, masked=True, **MASKS),
     "resenc_l_160": lambda gpu: pretraining(gpu, PRESETS["resenc_l"], patch=160),
     "resenc_l_160_unet": lambda gpu: pretraining(gpu, PRESETS["resenc_l"], patch=160, decoder="unet"),
 }

@@ -136,7 +136,7 @@ def test_a_drawn_patch_holds_the_same_voxels_as_the_whole() -> None:
     region = region_of(view)
     drawn = view.draw(region, generator, 0)
     values, mask = view.sample(drawn)[0], view.findings(drawn).mask_XYZ
-    assert torch.equal(values > 0.5, torch.from_numpy(mask > 0))
+    assert torch.equal(values > 0.5, mask > 0)
 
 
 def test_classes_of_coarser_cells_are_those_of_the_voxels_in_their_middles() -> None:
@@ -146,7 +146,7 @@ def test_classes_of_coarser_cells_are_those_of_the_voxels_in_their_middles() -> 
         findings=view.findings(drawn), shape=(16, 16, 16), spacing=(1, 1, 1), cells={"masks": 1, "masks_4": 4}
     )
     targets = TASK.targets(sample)
-    mask = torch.from_numpy(sample.findings.mask_XYZ).long()
+    mask = sample.findings.mask_XYZ.long()
     assert torch.equal(targets["masks"], mask)
     assert torch.equal(targets["masks_4"], mask[2::4, 2::4, 2::4])
     assert voxel_classes(sample, stride=5).shape == (4, 4, 4)
@@ -224,7 +224,7 @@ def test_it_learns_and_a_mirrored_input_gives_the_other_side() -> None:
     x[1] = x[1].flip(1)
     found = whole.findings(region_of(whole))
     # The sides differ by where they lie alone, which a patch does not know: each has an own shade here.
-    classes = torch.from_numpy(found.mask_XYZ).long()
+    classes = found.mask_XYZ.long()
     x[0, 0][classes == 2] += 1
     x[1, 0][classes.flip(0) == 1] += 1
     targets = torch.stack([classes, torch.tensor([0, 2, 1])[classes].flip(0)])

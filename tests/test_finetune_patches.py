@@ -148,7 +148,7 @@ def test_a_mirrored_patch_is_the_flipped_one_with_all_sides_swapped() -> None:
     assert mirrored.findings.mask_XYZ is not None
     assert upright.findings.mask_XYZ is not None
     assert set(np.unique(mirrored.findings.mask_XYZ).tolist()) == {0, RIGHT_MCA + 1}
-    assert np.array_equal(mirrored.findings.mask_XYZ > 0, upright.findings.mask_XYZ[::-1] > 0)
+    assert np.array_equal(mirrored.findings.mask_XYZ > 0, upright.findings.mask_XYZ.flip(0) > 0)
     np.testing.assert_allclose(mirrored.findings.points_K3[0, 0], PATCH[0] - 1 - upright.findings.points_K3[0, 0])
 
 

@@ -31,7 +31,7 @@ def sample(
     findings = Findings(
         points_K3=np.array(points, dtype=np.float64).reshape(-1, 3),
         places_K=np.array(places, dtype=np.int64),
-        mask_XYZ=mask,
+        mask_XYZ=None if mask is None else torch.from_numpy(mask),
         labels_L=np.array(labels),
     )
     cells = {"spheres": stride, "blobs": stride, "vessels": stride}
@@ -125,7 +125,7 @@ def test_a_mirrored_input_has_mirrored_targets_with_the_sides_swapped() -> None:
     flipped = one.findings.mirrored([1, 0, 2])
     points = flipped.points_K3 * [-1, 1, 1] + [SHAPE[0] - 1, 0, 0]
     assert flipped.mask_XYZ is not None
-    other = replace(one, findings=replace(flipped, points_K3=points, mask_XYZ=flipped.mask_XYZ[::-1]))
+    other = replace(one, findings=replace(flipped, points_K3=points, mask_XYZ=flipped.mask_XYZ.flip(0)))
     before, after = targets(one), targets(other)
     assert torch.equal(after["spheres"], before["spheres"].flip(0))
     assert torch.equal(after["blobs"], before["blobs"].flip(0))

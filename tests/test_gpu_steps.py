@@ -22,7 +22,10 @@ GOLDEN = Path(__file__).with_name("golden") / "gpu_steps.json"
 REQUIRED = "HEADSPARK_FAKE_GPU"
 """Set to ``required`` where these tests must not be skipped."""
 
-QUICK = ("demo", "demo_unet", "demo_group", "demo_batch", "demo_drop_path", "resenc_l", "finetune")
+QUICK = (
+    "demo", "demo_unet", "demo_group", "demo_batch", "demo_drop_path", "resenc_l", "finetune", "finetune_vessels",
+    "finetune_masks",
+)  # fmt: skip
 SLOW = ("resenc_l_160", "resenc_l_160_unet")
 MARGIN = 1.05
 """How much more than recorded is taken: versions of PyTorch differ in how they divide up an operation."""

@@ -198,7 +198,7 @@ def voxel_classes(sample: Sample, *, stride: int) -> Tensor:
     """The class of the voxel in the middle of each cell, (d, h, w) int64: 0 for none, else one more than the label's.
 
     Args:
-        sample: With a mask; without one, all are 0.
+        sample: With a mask, on whose device they are; without one, all are 0.
         stride: Edge of a cell in voxels.
     """
     shape = [-(-edge // stride) for edge in sample.shape]
@@ -206,11 +206,10 @@ def voxel_classes(sample: Sample, *, stride: int) -> Tensor:
     if mask_XYZ is None:
         return torch.zeros(shape, dtype=torch.int64)
     # A last cell that sticks out has its middle outside: its last voxel counts.
-    x, y, z = (
-        np.minimum(np.arange(count) * stride + stride // 2, edge - 1)
-        for count, edge in zip(shape, sample.shape, strict=True)
-    )
-    return torch.from_numpy(mask_XYZ[np.ix_(x, y, z)].astype(np.int64))
+    for axis, (count, edge) in enumerate(zip(shape, sample.shape, strict=True)):
+        middles = torch.arange(stride // 2, count * stride, stride, device=mask_XYZ.device).clamp_(max=edge - 1)
+        mask_XYZ = mask_XYZ.index_select(axis, middles)
+    return mask_XYZ.long()
 
 
 def mirrored_names(labels: Sequence[str]) -> tuple[int, ...] | None:

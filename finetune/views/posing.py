@@ -49,7 +49,7 @@ def pose_findings(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) ->
     points = (region.findings.points_K3 - centre_q) @ np.linalg.inv(linear).T + centre_p
     if pose.elastic_mm_3DHW is not None:
         points = _undisplaced(points, region, patch, pose.elastic_mm_3DHW)
-    return replace(region.findings, points_K3=points, mask_XYZ=None if mask is None else mask.cpu().numpy())
+    return replace(region.findings, points_K3=points, mask_XYZ=mask)
 
 
 def _to_region(region: Region, patch: Sequence[int], pose: Pose) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
