@@ -57,6 +57,7 @@ from headspark.run.device import make_accelerator
 from headspark.run.interrupt import Interrupt
 
 BATCH = 2
+UPRIGHT = PretrainAugmentConfig(contrast=0.1, brightness=0.1)
 VARIED = PretrainAugmentConfig(rotate=10.0, scale=0.1, contrast=0.1, brightness=0.1, noise=0.05)
 
 
@@ -73,6 +74,7 @@ def pretraining(
     *,
     patch: int = 32,
     decoder: str = "light",
+    where: str = "all",
     augment: PretrainAugmentConfig = VARIED,
     checkpointing: bool = False,
 ) -> Stepped:
@@ -82,7 +84,7 @@ def pretraining(
         augment=augment,
         encoder=encoder,
         mask=MaskConfig(ratio=0.75),
-        decoder=PretrainDecoderConfig(kind=decoder),  # type: ignore[arg-type]
+        decoder=PretrainDecoderConfig(kind=decoder, where=where),  # type: ignore[arg-type]
         train=TrainConfig(batch=BATCH, precision="bf16", ema=0.99, trackers=(), activation_checkpointing=checkpointing),
     )
     rng = np.random.default_rng(0)
@@ -100,7 +102,7 @@ def pretraining(
     ]
     with on_gpu(headspark.pretraining.state, "make_model"):
         state = headspark.pretraining.state.prepare(recipe, accelerator_of("bf16"))
-    batches = repeat(stack(samples).pin_memory())
+    batches = repeat(stack(samples, find_wanted=where == "scored").pin_memory())
     follow(gpu, state)
     return Stepped(state, lambda: headspark.train.train_step(state, batches, Interrupt()))
 
@@ -171,6 +173,7 @@ CASES: dict[str, Callable[[FakeGpu], Stepped]] = {
     "demo_batch": lambda gpu: pretraining(gpu, replace(DEMO, norm="batch")),
     "demo_drop_path": lambda gpu: pretraining(gpu, replace(DEMO, drop_path=0.2), checkpointing=True),
     "demo_unet": lambda gpu: pretraining(gpu, DEMO, decoder="unet"),
+    "demo_scored": lambda gpu: pretraining(gpu, DEMO, decoder="unet", where="scored", augment=UPRIGHT),
     "resenc_l": lambda gpu: pretraining(gpu, PRESETS["resenc_l"], patch=64),
     "finetune": lambda gpu: finetuning(gpu, DEMO),
     "finetune_vessels": lambda gpu: finetuning(gpu, DEMO, masked=True, **VESSELS),

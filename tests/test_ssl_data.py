@@ -25,7 +25,7 @@ from headspark.data.decoders import decode, decoded_bytes
 from headspark.data.samples import Sample, TrainSamples, ValidationSamples
 from headspark.data.split import held_out
 from headspark.encoder import EncoderConfig
-from headspark.masking import MaskConfig
+from headspark.masking import MaskConfig, expand_cells
 from headspark.recipe import Recipe
 
 GIB = 2**30
@@ -200,6 +200,21 @@ def test_padding_is_air_in_ct(cohort: Cohort) -> None:
     x_BCDHW, _ = network_input(batch, ("brain", "blood", "bone"), AugmentConfig(), patch=64)
     assert x_BCDHW.shape == (1, 3, 64, 64, 64)
     assert (x_BCDHW[0, :, 0, 0, 0] == -1).all()
+
+
+def test_the_loader_knows_which_hidden_blocks_are_scored_if_it_is_asked(cohort: Cohort) -> None:
+    small = recipe()
+    samples = TrainSamples(cohort, RamStore(cohort.scans), small.sampling, samples_per_step=2)
+    left = np.arange(small.data.patch)[:, None, None] < small.data.patch // 2
+    half = replace(samples[0], scored_XYZ=samples[0].scored_XYZ & left)
+    batch = stack([half, samples[1]], find_wanted=True)
+    _, scored_B1DHW = network_input(batch, ("brain",), AugmentConfig(), patch=small.data.patch)
+    hidden_B1DHW = scored_B1DHW & ~expand_cells(batch.geometry.mask_Bdhw, tuple(scored_B1DHW.shape[2:]))
+    expected_Bdhw = expand_cells(hidden_B1DHW[:, 0], batch.geometry.grid)[:, 0]
+    assert batch.wanted is not None
+    assert torch.equal(batch.wanted.mask_Bdhw, expected_Bdhw)
+    assert 0 < batch.wanted.blocks < (~batch.geometry.mask_Bdhw).sum()
+    assert stack([samples[0]]).wanted is None
 
 
 def test_the_loader_gives_the_plan_in_order_with_any_number_of_workers(cohort: Cohort) -> None:

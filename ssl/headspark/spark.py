@@ -89,19 +89,27 @@ class SparK(nn.Module):
         )
         self.to(memory_format=torch.channels_last_3d)  # the layout of packed blocks; matrix products take it as it is
 
-    def forward(self, x_BCDHW: Tensor, geometry: MaskGeometry, scored_B1DHW: Tensor | None = None) -> SparKOutput:
+    def forward(
+        self,
+        x_BCDHW: Tensor,
+        geometry: MaskGeometry,
+        scored_B1DHW: Tensor | None = None,
+        wanted: MaskGeometry | None = None,
+    ) -> SparKOutput:
         """Predict the hidden voxels and score the prediction.
 
         Args:
             x_BCDHW: The volume.
             geometry: The mask over blocks.
             scored_B1DHW: Voxels that may be scored: neither background nor defaced. None scores all hidden voxels.
+            wanted: Blocks that hold a hidden one of them, for whom it saves a wait for the accelerator to tell; only a
+                decoder of scored blocks asks. None: they are looked for.
         """
         geometry = geometry.to(x_BCDHW.device)
         hidden_B1DHW = ~_seen(x_BCDHW, geometry)
         if scored_B1DHW is not None:
             hidden_B1DHW &= scored_B1DHW.bool()
-        prediction_BCDHW = self.predict(x_BCDHW, geometry, self._wanted(hidden_B1DHW, geometry))
+        prediction_BCDHW = self.predict(x_BCDHW, geometry, self._wanted(hidden_B1DHW, geometry, wanted))
         target_BCDHW = x_BCDHW
         if self.config.normalise_targets:
             target_BCDHW, _, _ = normalise_patches(x_BCDHW, geometry.grid)
@@ -120,12 +128,14 @@ class SparK(nn.Module):
         skips = [project(maps[scale]) for project, scale in zip(self.densify, self.decoder.scales, strict=True)]
         return self.decoder(skips) if wanted is None else self.decoder(skips, wanted)
 
-    def _wanted(self, hidden_B1DHW: Tensor, geometry: MaskGeometry) -> MaskGeometry | None:
+    def _wanted(
+        self, hidden_B1DHW: Tensor, geometry: MaskGeometry, told: MaskGeometry | None = None
+    ) -> MaskGeometry | None:
         """Return the blocks that hold a hidden voxel which counts; None where all is decoded, or none counts."""
         if not self._decodes_scored:
             return None
-        wanted_Bdhw = expand_cells(hidden_B1DHW[:, 0], geometry.grid)[:, 0].cpu()
-        return MaskGeometry(wanted_Bdhw).to(hidden_B1DHW.device) if wanted_Bdhw.any() else None
+        wanted = told or MaskGeometry(expand_cells(hidden_B1DHW[:, 0], geometry.grid)[:, 0].cpu())
+        return wanted.to(hidden_B1DHW.device) if wanted.blocks else None
 
     @torch.no_grad()
     def reconstruct(self, x_BCDHW: Tensor, geometry: MaskGeometry, scored_B1DHW: Tensor | None = None) -> Tensor:

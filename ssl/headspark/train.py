@@ -78,8 +78,11 @@ def _train(recipe: Recipe, corpus: Corpus, cohort: Cohort, out: Path, interrupt:
         profiler = stack.enter_context(profiled(settings.profile, out / "profile", log.say))
         evaluator = Evaluator(cohort, store, recipe, accelerator, asked=lambda: bool(interrupt))
         samples = TrainSamples(cohort, store, recipe.sampling, samples_per_step=plan.samples_per_step)
+        # Which blocks of turned samples are scored is known when they are turned, on the accelerator.
+        find_wanted = recipe.decoder.where == "scored" and not recipe.augment.turns
+        pin, first = on_gpu(accelerator), state.step
         batches = stack.enter_context(
-            closing(train_batches(samples, plan, recipe.data, first_step=state.step, pin=on_gpu(accelerator)))
+            closing(train_batches(samples, plan, recipe.data, first_step=first, pin=pin, find_wanted=find_wanted))
         )
         if state.evaluated != state.step:  # a new run, or one that was stopped before it came to that
             evaluate(state, log, evaluator, out, interrupt)
@@ -133,7 +136,7 @@ def train_step(state: PretrainState, batches: Iterator[PretrainBatch], interrupt
         )
         last = part == plan.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(state.model):
-            output = state.model(x_BCDHW, batch.geometry, scored_B1DHW)
+            output = state.model(x_BCDHW, batch.geometry, scored_B1DHW, batch.wanted)
             accelerator.backward(output.loss * (output.scored_voxels / nominal_voxels))
         totals_2[0] += output.loss.detach().double() * output.scored_voxels
         totals_2[1] += output.scored_voxels

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from headspark.channels import DEFAULT_MRI_SCALING, CtWindow, MriScaling, to_net
 from headspark.data.augment import AugmentConfig, Variation, matrices_of, numbers_of, turn, vary_intensity, within
 from headspark.data.config import DataConfig, WorkerKind
 from headspark.data.samples import Sample, TrainSamples
+from headspark.masking import expand_cells
 from headspark.packed import MaskGeometry
 
 _NAME_OF_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
@@ -37,7 +39,10 @@ PREFETCH = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainBatch:
-    """Samples stacked: int16 and bool only, so that little travels to the accelerator; and what is visible of them."""
+    """Samples stacked: int16 and bool only, so that little travels to the accelerator; and what is visible of them.
+
+    Of ``wanted``, the hidden blocks that hold a voxel which is scored, nothing is known where nobody asked for it.
+    """
 
     stored_BXYZ: Tensor
     slope_B: Tensor
@@ -48,6 +53,7 @@ class PretrainBatch:
     variations: tuple[Variation, ...]
     varied_BN: Tensor
     scan_ids: tuple[str, ...]
+    wanted: MaskGeometry | None = None
 
     def __len__(self) -> int:
         return len(self.scan_ids)
@@ -103,20 +109,30 @@ class Plan:
                 yield list(range(start, start + self.batch))
 
 
-def stack(samples: Sequence[Sample]) -> PretrainBatch:
-    """Make a batch of samples of one size."""
+def stack(samples: Sequence[Sample], *, find_wanted: bool = False) -> PretrainBatch:
+    """Make a batch of samples of one size.
+
+    Args:
+        samples: The samples.
+        find_wanted: Tell which hidden blocks hold a voxel that is scored; of samples that are not turned later.
+    """
     stored = [sample.voxels.stored_XYZ for sample in samples]
     if any(array.ndim == 4 for array in stored):  # windows that were baked in, perhaps beside MRI
         stored = [
             np.broadcast_to(array if array.ndim == 4 else array[..., None], (*array.shape[:3], 3)) for array in stored
         ]
     variations = tuple(sample.variation for sample in samples if sample.variation is not None)
+    scored_B1XYZ = torch.from_numpy(np.stack([sample.scored_XYZ for sample in samples])).unsqueeze(1)
+    mask_Bdhw = torch.stack([sample.mask_dhw for sample in samples])
+    grid = tuple(mask_Bdhw.shape[1:])
+    wanted = MaskGeometry(expand_cells(scored_B1XYZ[:, 0], grid)[:, 0] & ~mask_Bdhw).ahead() if find_wanted else None
     return PretrainBatch(
         stored_BXYZ=torch.from_numpy(np.stack(stored)),
         slope_B=torch.tensor([sample.voxels.slope for sample in samples], dtype=torch.float32),
         inter_B=torch.tensor([sample.voxels.inter for sample in samples], dtype=torch.float32),
-        scored_B1XYZ=torch.from_numpy(np.stack([sample.scored_XYZ for sample in samples])).unsqueeze(1),
-        geometry=MaskGeometry(torch.stack([sample.mask_dhw for sample in samples])).ahead(),
+        scored_B1XYZ=scored_B1XYZ,
+        geometry=MaskGeometry(mask_Bdhw).ahead(),
+        wanted=wanted,
         units=tuple(sample.unit for sample in samples),
         variations=variations,
         varied_BN=numbers_of(variations),
@@ -159,11 +175,12 @@ def network_input(
 
 
 def train_batches(
-    samples: TrainSamples, plan: Plan, data: DataConfig, *, first_step: int, pin: bool
+    samples: TrainSamples, plan: Plan, data: DataConfig, *, first_step: int, pin: bool, find_wanted: bool = False
 ) -> Generator[PretrainBatch, None, None]:
-    """All batches of this rank from `first_step` to the end of the run, in order; as `planned_batches`."""
+    """All batches of this rank from `first_step` to the end of the run, in order; as `planned_batches` and `stack`."""
+    join = partial(stack, find_wanted=find_wanted)
     return planned_batches(
-        samples, plan, stack, first_step=first_step, workers=data.workers, kind=data.worker_kind, pin=pin
+        samples, plan, join, first_step=first_step, workers=data.workers, kind=data.worker_kind, pin=pin
     )
 
 
