@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -69,7 +69,7 @@ class Stepped(NamedTuple):
 
 
 def pretraining(
-    gpu: FakeGpu,
+    gpu: FakeGpu | None,
     encoder: EncoderConfig,
     *,
     patch: int = 32,
@@ -78,7 +78,7 @@ def pretraining(
     augment: PretrainAugmentConfig = VARIED,
     checkpointing: bool = False,
 ) -> Stepped:
-    """A pretraining run in bf16 with a moving average."""
+    """A pretraining run in bf16 with a moving average; without a GPU that is pretended, on what there is."""
     recipe = Recipe(
         data=DataConfig(patch=patch),
         augment=augment,
@@ -100,15 +100,16 @@ def pretraining(
         )
         for number, unit in enumerate(["HU", "zscore"][:BATCH])
     ]
-    with on_gpu(headspark.pretraining.state, "make_model"):
+    with on_gpu(headspark.pretraining.state, "make_model") if gpu else nullcontext():
         state = headspark.pretraining.state.prepare(recipe, accelerator_of("bf16"))
-    batches = repeat(stack(samples, find_wanted=where == "scored").pin_memory())
-    follow(gpu, state)
+    batches = repeat(page_locked(stack(samples, find_wanted=where == "scored"), gpu))
+    if gpu:
+        follow(gpu, state)
     return Stepped(state, lambda: headspark.train.train_step(state, batches, Interrupt()))
 
 
 def finetuning(
-    gpu: FakeGpu, encoder: EncoderConfig, *, patch: int = 32, masked: bool = False, **sections: Any
+    gpu: FakeGpu | None, encoder: EncoderConfig, *, patch: int = 32, masked: bool = False, **sections: Any
 ) -> Stepped:
     """A fine-tuning run in bf16 in which everything trains: of the default task and losses, if nothing else is said."""
     recipe = FinetuneRecipe(
@@ -148,11 +149,12 @@ def finetuning(
         )
         for number, unit in enumerate(["HU", "zscore"][:BATCH])
     ]
-    with on_gpu(finetune.state, "build_encoder", "make_model"):
+    with on_gpu(finetune.state, "build_encoder", "make_model") if gpu else nullcontext():
         accelerator = accelerator_of("bf16", frozen_parts=True)
         state = finetune.state.prepare(recipe, recipe.stages, task, accelerator, None)
-    batches = repeat(DrawnBatch(tuple(drawn)).pin_memory())
-    follow(gpu, state)
+    batches = repeat(page_locked(DrawnBatch(tuple(drawn)), gpu))
+    if gpu:
+        follow(gpu, state)
     return Stepped(state, lambda: finetune_step(state, batches, Interrupt()))
 
 
@@ -203,6 +205,11 @@ def count(case: str) -> dict[str, Any]:
         "other_layout": counts.other_layout,
         "elsewhere": [name for name, one in parameters if one.device.type != "cuda"],
     }
+
+
+def page_locked(batch: Any, gpu: FakeGpu | None) -> Any:
+    """A batch as the loader hands it over where there is a GPU, or one is pretended."""
+    return batch.pin_memory() if gpu or torch.cuda.is_available() else batch
 
 
 def accelerator_of(precision: str, *, frozen_parts: bool = False) -> Any:
