@@ -201,9 +201,10 @@ def keys() -> str:
             in_list = is_list(field) if kinds else in_list
             shown = f"{field.name}[]" if in_list else field.name
             lines += [f"### {title}: `{shown}`", "", *wrapped(meanings[field.name]), ""]
-            for kind_, one in (kinds or {"": section}).items():
+            for one in dict.fromkeys((kinds or {"": section}).values()):
                 if kinds:
-                    lines += [*wrapped(f"With `kind: {kind_}`: {first_sentence(one)}"), ""]
+                    named = ", ".join(f"`kind: {kind_}`" for kind_, other in kinds.items() if other is one)
+                    lines += [*wrapped(f"With {named}: {first_sentence(one)}"), ""]
                 lines += ["| key | type | default | meaning |", "|---|---|---|---|", *rows(shown, one), ""]
             if in_list and field.default:
                 default = [dataclasses.asdict(one) for one in field.default]  # type: ignore[union-attr]

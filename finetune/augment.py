@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -174,6 +174,20 @@ def vary_intensity(x_CDHW: Tensor, variation: Variation) -> Tensor:
     if variation.noise > 0:
         x_CDHW = x_CDHW + _white_noise(x_CDHW, variation.noise_source) * variation.noise
     return x_CDHW
+
+
+def vary_pictures(x_NCHW: Tensor, variation: Variation) -> Tensor:
+    """The same of a bag of pictures, which has N x H x W voxels; what goes along an axis goes along its lines.
+
+    Args:
+        x_NCHW: Network input.
+        variation: As it was drawn.
+    """
+    in_plane = replace(variation, blur_axis=1 + variation.blur_axis % 2)
+    shape_CNHW = x_NCHW.transpose(0, 1)
+    if variation.low_resolution > 1:  # each picture for itself
+        shape_CNHW = torch.stack([_coarser(one[:, None], variation.low_resolution)[:, 0] for one in x_NCHW], 1)
+    return vary_intensity(shape_CNHW, replace(in_plane, low_resolution=1.0)).transpose(0, 1)
 
 
 def _coarser(x_CDHW: Tensor, factor: float) -> Tensor:

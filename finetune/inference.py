@@ -13,9 +13,7 @@ from finetune.series import Case, Region, groups_of
 from finetune.sliding import tiles_of
 from finetune.tasks import LABELS, Link, Task
 from finetune.views import View
-
-LEFT_RIGHT = 2
-"""Axis of a batch x_BCDHW that runs from left to right: volumes are RAS, so it is the first of the three."""
+from finetune.views.box import mirror_image
 
 
 @torch.inference_mode()
@@ -26,15 +24,17 @@ def classify(
     mirror: Sequence[int] | None,
     group_B: Tensor | None = None,
     values: Callable[[Tensor], Tensor] = torch.sigmoid,
+    mirrored: Callable[[Tensor], Tensor] = mirror_image,
 ) -> Tensor:
     """The probabilities of the labels of each input, or what else they stand for.
 
     Args:
         model: A `finetune.models.assemble.Network` in eval mode.
-        x: Network input x_BCDHW on the model's device.
+        x: Network input x_BCDHW on the model's device, or x_BNCHW of pictures.
         mirror: Average with the mirror image, in which each label becomes this one; None: do not look at it.
         group_B: CT or MR, for models that are told (`condition.kind` header).
         values: What outputs say of the labels, as `Task.values`.
+        mirrored: The input of the mirror image, as `View.mirrored`.
 
     Returns:
         (B, L) float32, columns as the task's labels.
@@ -43,7 +43,7 @@ def classify(
         x = x.to(memory_format=torch.channels_last_3d)
     probabilities_BL = values(model(x, group_B)[LABELS].float())
     if mirror is not None:
-        flipped_BL = values(model(x.flip(LEFT_RIGHT), group_B)[LABELS].float())
+        flipped_BL = values(model(mirrored(x), group_B)[LABELS].float())
         probabilities_BL = (probabilities_BL + flipped_BL[:, list(mirror)]) / 2
     return probabilities_BL
 
@@ -68,23 +68,25 @@ def classify_regions(
     Returns:
         (B, L) float32 on the CPU, columns as the task's labels.
     """
-    bags = [_tiles(region.to(device), config) for region in regions]
+    bags = [_tiles(region.to(device), config, view) for region in regions]
     tiles = [tile for bag in bags for tile in bag]
-    mirror, at_once = task.mirror if config.mirror else None, len(regions)
+    mirror, at_once = task.mirror if config.mirror else None, max(len(regions), view.at_once)
     found = []
     for first in range(0, len(tiles), at_once):
         some = tiles[first : first + at_once]
         x = torch.stack([view.sample(tile) for tile in some])
         group_B = groups_of((tile.unit for tile in some), device)
-        found.append(classify(model, x, mirror=mirror, group_B=group_B, values=task.values).cpu())
+        said_BL = classify(model, x, mirror=mirror, group_B=group_B, values=task.values, mirrored=view.mirrored)
+        found.append(said_BL.cpu())
     surest = task.link is Link.SIGMOID
     return torch.stack(
         [bag_TL.amax(0) if surest else bag_TL.mean(0) for bag_TL in torch.cat(found).split(list(map(len, bags)))]
     )
 
 
-def _tiles(region: Region, config: DataConfig) -> list[Region]:
-    return tiles_of(region, config.patch, config.overlap) if config.inference == "bag" else [region]
+def _tiles(region: Region, config: DataConfig, view: View) -> list[Region]:
+    boxes = tiles_of(region, config.patch, config.overlap) if config.inference == "bag" else [region]
+    return [part for box in boxes for part in view.parts(box)]
 
 
 def predicted(

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from finetune import tasks, views
-from finetune.models import condition, heads
+from finetune.models import condition, encoders, heads
 from finetune.models.assemble import Network, upgraded_names
 from finetune.models.condition import CONDITIONS, ConditionConfig
+from finetune.models.encoders import ENCODERS, Shape, make_encoder
 from finetune.models.heads import AUXILIARY, HEADS, HeadConfig, configs_of
 from finetune.samples import DataConfig
 from finetune.series import Case
@@ -29,7 +30,6 @@ from harmonize.settings import Settings
 from harmonize.voxels import nyul
 from headspark.channels import MRI_UNITS
 from headspark.config import from_plain, one_of, part_from_plain, to_plain
-from headspark.encoder import EncoderConfig, build_encoder
 from headspark.folder_kind import is_model_config, read_json, seen_at
 from headspark.weights import build_with, read_weights
 
@@ -67,7 +67,7 @@ class Bundle:
         condition: What the network is told of the modality.
     """
 
-    encoder: EncoderConfig
+    encoder: Shape
     head: HeadConfig
     data: DataConfig
     settings: Settings
@@ -249,7 +249,7 @@ def _bundle_of(folder: Path, config: dict[str, Any]) -> Bundle:
     return Bundle(
         task=part_from_plain(tasks.task_configs(), config.get("task", {}), default=tasks.DEFAULT, key="task"),
         view=part_from_plain(views.view_configs(), config.get("view", {}), default=views.DEFAULT, key="view"),
-        encoder=from_plain(EncoderConfig, config["encoder"]),
+        encoder=part_from_plain(ENCODERS, config["encoder"], default=encoders.DEFAULT, key="encoder"),
         head=part_from_plain(configs_of(HEADS), config["head"], default=heads.DEFAULT, key="head"),
         auxiliary=tuple(part_from_plain(configs_of(AUXILIARY), one, default="", key="auxiliary") for one in auxiliary),
         condition=part_from_plain(CONDITIONS, config.get("condition", {}), default=condition.DEFAULT, key="condition"),
@@ -279,7 +279,7 @@ def load_model(folder: Path, bundle: Bundle) -> Network:
         raise UserError(f"{error}; train again") from error
     return build_with(
         lambda: Network(
-            build_encoder(bundle.encoder),
+            make_encoder(bundle.encoder, weights=False),
             bundle.head,
             bundle.auxiliary,
             tasks.make_task(bundle.task),

@@ -139,14 +139,19 @@ def recipe_of(recipe: Recipe, folder: Path, given: Given) -> Recipe:
             channels than there are windows.
     """
     network = given.network
+    if given.name is not None and recipe.view.pictures:
+        raise WrongUse(f"--encoder {given.name}: is one of volumes, and view.kind {recipe.view.kind} shows pictures")
     if network is None:
         recipe = completed(recipe, folder, tuple(map(as_window, DEFAULT_CT_WINDOWS)))
     else:
         stated = network.preprocessing
         recipe = completed(recipe, folder, windows_of(stated, network.config.in_channels), scaling_of(stated))
     windows, channels = len(recipe.data.windows), recipe.scratch.in_channels
-    if given.name is None and windows != channels:
-        raise WrongUse(f"scratch.in_channels {channels}: data.ct_windows names {windows} channels")
+    shown = recipe.view.channels(windows)
+    if given.name is None and shown != channels:
+        named = f"data.ct_windows names {windows} channels"
+        more = f", of which view.kind {recipe.view.kind} makes {shown}" if recipe.view.pictures else ""
+        raise WrongUse(f"scratch.in_channels {channels}: {named}{more}")
     return recipe
 
 

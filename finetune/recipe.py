@@ -10,18 +10,19 @@ from typing import Any, Literal
 from finetune import tasks, views
 from finetune.augment import AugmentConfig
 from finetune.losses import DEFAULT_LOSSES, TermConfig, check_names, loss_configs
-from finetune.models import condition, heads
+from finetune.models import condition, encoders, heads
 from finetune.models.condition import CONDITIONS, ConditionConfig
+from finetune.models.encoders import ENCODERS, Shape
 from finetune.models.heads import AUXILIARY, HEADS, HeadConfig, configs_of
 from finetune.models.heads.decoder import DecoderConfig
 from finetune.models.heads.segmentation import SegmentationConfig
+from finetune.models.pictures import TimmConfig
 from finetune.samples import DataConfig
 from finetune.series import Case
 from finetune.stages import StageConfig
 from harmonize.corpus import Corpus
 from headspark.config import one_of, some_of
 from headspark.config.checks import require
-from headspark.encoder import EncoderConfig
 from headspark.optim import LARGEST_RATE
 from headspark.recipe import RunConfig
 
@@ -65,7 +66,8 @@ class Recipe:
         view: What the network sees of a head.
         data: What is cut out of the corpus.
         augment: How it is varied.
-        scratch: The encoder of a run from scratch; a pretrained one brings its own shape.
+        scratch: The encoder of a run from scratch; a pretrained one brings its own shape. Views of pictures want one of
+            kind ``timm``.
         head: What sits on top of it and gives the task's answers.
         auxiliary: Further heads, which help to train, or say what `head` or `condition` makes use of.
         condition: What the network is told of the modality.
@@ -78,7 +80,7 @@ class Recipe:
     view: views.ViewConfig = one_of(views.view_configs(), views.DEFAULT)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    scratch: EncoderConfig = field(default_factory=EncoderConfig)
+    scratch: Shape = one_of(ENCODERS, encoders.DEFAULT)
     head: HeadConfig = one_of(configs_of(HEADS), heads.DEFAULT)
     auxiliary: tuple[HeadConfig, ...] = some_of(configs_of(AUXILIARY))
     condition: ConditionConfig = one_of(CONDITIONS, condition.DEFAULT)
@@ -91,6 +93,7 @@ class Recipe:
         named = bool(names) and len(set(names)) == len(names)
         require(named, f"stages {names}: one or more are needed, each with a name of its own")
         check_names(self.losses)
+        check_encoder(self.view, self.scratch)
 
     @property
     def has_decoder(self) -> bool:
@@ -132,3 +135,17 @@ class Recipe:
         if old:  # misspelt: named as it was written
             upgraded["loss"] = old
         return upgraded
+
+
+def check_encoder(view: views.ViewConfig, shape: Shape) -> None:
+    """Refuse an encoder that cannot look at what a view shows.
+
+    Raises:
+        WrongUse: Names the key.
+    """
+    of_pictures = isinstance(shape, TimmConfig)
+    want = "pictures; use scratch.kind timm" if view.pictures else f"a volume; use scratch.kind {encoders.DEFAULT}"
+    require(view.pictures == of_pictures, f"scratch.kind {shape.kind}: view.kind {view.kind} shows {want}")
+    if isinstance(shape, TimmConfig):
+        need = f"view.kind {view.kind} shows {view.streams} pictures that belong together; give that"
+        require(shape.streams == view.streams, f"scratch.streams {shape.streams}: {need}")

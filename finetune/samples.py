@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from finetune.augment import AugmentConfig, Variation, draw_pose, draw_variation, vary_intensity
+from finetune.augment import AugmentConfig, Variation, draw_pose, draw_variation, vary_intensity, vary_pictures
 from finetune.drawing import Balance, with_masked_share, with_pseudo_labelled
 from finetune.regions import RegionStore
 from finetune.series import Pose, Region, Sample, groups_of
 from finetune.sliding import OVERLAP
-from finetune.tasks import Task
+from finetune.tasks import KNOWN, LABELS, Task
 from finetune.views import View
 from harmonize.errors import WrongUse
 from headspark.channels import DEFAULT_CT_WINDOWS
@@ -189,31 +189,16 @@ class DrawnBatch(NamedTuple):
         return DrawnBatch(tuple(replace(sample, region=sample.region.pin_memory()) for sample in self.samples))
 
 
-def make_targets(
-    drawn: DrawnBatch, view: View, task: Task, *, shape: tuple[int, int, int], cells: Mapping[str, int]
-) -> dict[str, Tensor]:
+def make_targets(drawn: DrawnBatch, view: View, task: Task, *, cells: Mapping[str, int]) -> dict[str, Tensor]:
     """What a network should say of some samples, by the names of `Task.targets`, on the device of their voxels.
 
     Args:
         drawn: The samples.
         view: What the network sees.
         task: What it should say.
-        shape: Voxels of the input.
         cells: Edge in voxels of the cells of each dense output that wants a target.
     """
-    targets = [
-        task.targets(
-            Sample(
-                findings=view.findings(one.region, one.pose),
-                shape=shape,
-                spacing=one.region.spacing,
-                cells=cells,
-                modality=one.modality,
-                source=one.source,
-            )
-        )
-        for one in drawn.samples
-    ]
+    targets = [_targets(one, view, task, cells) for one in drawn.samples]
     return {name: _stacked([one[name] for one in targets], drawn.device) for name in targets[0]}
 
 
@@ -224,7 +209,20 @@ def _stacked(targets: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.stack([one if one.device == device else copied(one, device) for one in targets])
 
 
-def make_inputs(drawn: DrawnBatch, view: View) -> tuple[Tensor, Tensor]:
+def _targets(one: Drawn, view: View, task: Task, cells: Mapping[str, int]) -> dict[str, Tensor]:
+    """Those of one sample; of a part of a series also whether its labels are known."""
+    findings = view.findings(one.region, one.pose)
+    shape, spacing = view.sample_shape, one.region.spacing
+    found = task.targets(
+        Sample(findings=findings, shape=shape, spacing=spacing, cells=cells, modality=one.modality, source=one.source)
+    )
+    if findings.labels_known is not None:
+        name = f"{LABELS}{KNOWN}"
+        found[name] = found.get(name, torch.tensor(True)) & findings.labels_known
+    return found
+
+
+def make_inputs(drawn: DrawnBatch, view: View) -> tuple[Tensor, ...]:
     """Pose, cut and vary samples on the device of their voxels.
 
     Args:
@@ -232,10 +230,14 @@ def make_inputs(drawn: DrawnBatch, view: View) -> tuple[Tensor, Tensor]:
         view: What the network sees.
 
     Returns:
-        x_BCDHW of a box or x_BNCHW of a bag of slices, and CT or MR (B,), as `finetune.series.groups_of` says it.
+        x_BCDHW of a box or x_BNCHW of a bag of pictures; CT or MR (B,), as `finetune.series.groups_of` says it; and
+        where a view tells the network about points, these (B, M, 2).
     """
-    x = torch.stack([vary_intensity(view.sample(one.region, one.pose), one.variation) for one in drawn.samples])
-    return x, groups_of((one.region.unit for one in drawn.samples), x.device)
+    vary = vary_pictures if view.pictures else vary_intensity
+    x = torch.stack([vary(view.sample(one.region, one.pose), one.variation) for one in drawn.samples])
+    groups_B = groups_of((one.region.unit for one in drawn.samples), x.device)
+    told = [where for one in drawn.samples if (where := view.where(one.region, one.pose)) is not None]
+    return (x, groups_B, copied(torch.stack(told), x.device)) if told else (x, groups_B)
 
 
 class TrainingSamples(Dataset[Drawn]):

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune.evaluation.overlap import CERTAINTY, DICE_PREFIX, DISTANCE_PREFIX, MISSED_PREFIX, overlap
-from finetune.inference import LEFT_RIGHT
 from finetune.samples import DataConfig
 from finetune.series import Region, groups_of
 from finetune.sliding import sliding_maps
 from finetune.tasks import MASKS, Task
 from finetune.views import View
+from finetune.views.box import mirror_image
 from finetune.views.posing import pose_findings
 
 MOST_POINTS = 2**22
@@ -48,8 +48,8 @@ def segment(
         x = x.to(memory_format=torch.channels_last_3d)
         found = model(x, group_B)[MASKS].float().softmax(1)
         if mirror is not None:
-            flipped = model(x.flip(LEFT_RIGHT), group_B)[MASKS].float().softmax(1)
-            found = (found + flipped.flip(LEFT_RIGHT)[:, mirror]) / 2
+            flipped = model(mirror_image(x), group_B)[MASKS].float().softmax(1)
+            found = (found + mirror_image(flipped)[:, mirror]) / 2
         return {MASKS: found}
 
     cell = int(getattr(model, "cells", {}).get(MASKS, 1))

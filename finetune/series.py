@@ -126,6 +126,7 @@ class Findings:
             device of the region's voxels.
         labels_L: 0 to 1, columns as the task's labels; empty where nobody labelled the series.
         points_complete: False where a point of the series could not be used, or lies outside of the volume.
+        labels_known: Whether the labels are those of the part that a sample shows; None where it shows the series.
     """
 
     points_K3: NDArray[np.float64]
@@ -133,6 +134,7 @@ class Findings:
     mask_XYZ: Tensor | None
     labels_L: NDArray[np.float64]
     points_complete: bool = True
+    labels_known: bool | None = None
 
     def mirrored(self, mirror: Sequence[int]) -> Findings:
         """The same with left and right swapped in the names of labels, but for where they lie.
@@ -163,6 +165,7 @@ class Region:
         unit: Of the real values.
         start: Index of the first voxel of the input, or of the first tile, in the region; negative where it sticks out.
         findings: In the region's voxels, without the mask.
+        focus: The voxel that a training sample is told about, by views that tell; None at prediction.
     """
 
     stored_XYZ: Tensor
@@ -174,6 +177,7 @@ class Region:
     unit: str
     start: tuple[int, int, int]
     findings: Findings
+    focus: tuple[float, float, float] | None = None
 
     @property
     def nbytes(self) -> int:

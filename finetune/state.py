@@ -18,7 +18,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from finetune.losses import TotalLoss, check_outputs
 from finetune.model_folder import Bundle
-from finetune.models.assemble import Network, upgraded_names
+from finetune.models.assemble import Network, fastest_weights, upgraded_names
+from finetune.models.encoders import Shape, make_encoder
 from finetune.models.heads.decoder import DecodingHead
 from finetune.origin import scaling_of, windows_of
 from finetune.recipe import Recipe, TrainConfig
@@ -33,7 +34,6 @@ from harmonize.errors import WrongUse
 from harmonize.settings import Settings, StoredRegion, region_facts
 from headspark.channels import DEFAULT_MRI_SCALING
 from headspark.decoder import UNetDecoder
-from headspark.encoder import EncoderConfig, build_encoder
 from headspark.encoder.stem import changes, with_windows
 from headspark.run.device import on_gpu
 from headspark.run.fit import fit_plan, hold_what_later_steps_hold
@@ -67,15 +67,15 @@ class FinetuneState(TrainState[Network]):
 
     def make_targets(self, drawn: DrawnBatch) -> dict[str, Tensor]:
         """What the network should say of a batch."""
-        return make_targets(drawn, self.view, self.task, shape=self.data.patch, cells=self.unwrapped.cells)
+        return make_targets(drawn, self.view, self.task, cells=self.unwrapped.cells)
 
-    def make_inputs(self, drawn: DrawnBatch) -> tuple[Tensor, Tensor]:
-        """What the network is given of a batch: its input, and CT or MR.
+    def make_inputs(self, drawn: DrawnBatch) -> tuple[Tensor, ...]:
+        """What the network is given of a batch: its input, CT or MR, and what a view tells besides.
 
         It takes several times the memory of what it is made of: keep that of one part of a step at a time.
         """
-        x, group_B = make_inputs(drawn, self.view)
-        return fastest_layout(x), group_B
+        x, *more = make_inputs(drawn, self.view)
+        return (x if self.view.pictures else fastest_layout(x)), *more
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ class FinetuneState(TrainState[Network]):
 
     def bundle(self, settings: Settings) -> Bundle:
         """What must be known besides the weights to predict."""
-        shape = cast(EncoderConfig, self.unwrapped.encoder.config)
+        shape = cast(Shape, self.unwrapped.encoder.config)
         recipe = self.recipe
         return Bundle(
             task=recipe.task,
@@ -140,15 +140,16 @@ def prepare(
         data = data.completed(seen, scaling_of(pretrained.preprocessing))
         check_patch(data, pretrained.strides[-1])
         pretrained = with_windows(pretrained, seen, data.windows)
+    view = make_view(recipe.view, data, task)
     plan = fit_plan(
         accelerator,
         steps=total_steps(stages),
         batch=recipe.train.batch,
         accumulate=recipe.train.accumulate,
-        try_step=partial(try_step, recipe, task, accelerator, pretrained),
+        try_step=partial(try_step, recipe, task, accelerator, view, pretrained),
     )
     torch.manual_seed(recipe.train.seed)
-    encoder = build_encoder(recipe.scratch) if pretrained is None else pretrained
+    encoder = make_encoder(recipe.scratch) if pretrained is None else pretrained
     network = make_model(recipe, task, encoder).to(accelerator.device)
     groups = parameter_groups(network, weight_decay=recipe.train.weight_decay)
     optimizer = make_optimizer(groups, recipe.train, fused=on_gpu(accelerator))
@@ -159,7 +160,7 @@ def prepare(
         stages=stages,
         data=data,
         task=task,
-        view=make_view(recipe.view, data, task),
+        view=view,
         loss=TotalLoss(recipe.losses, task),
         accelerator=accelerator,
         plan=plan,
@@ -200,7 +201,7 @@ def make_model(recipe: Recipe, task: Task, encoder: Any) -> Network:
             raise WrongUse(f"losses[{number}]: {term.of} can only be compared with {wanted}; add target: {wanted}")
         if wanted not in offered:
             raise WrongUse(f"losses[{number}].target {wanted!r}: the task makes none; there is {', '.join(offered)}")
-    return network.to(memory_format=torch.channels_last_3d)
+    return fastest_weights(network)
 
 
 def fastest_layout(x: Tensor) -> Tensor:
@@ -208,18 +209,20 @@ def fastest_layout(x: Tensor) -> Tensor:
     return x.to(memory_format=torch.channels_last_3d) if x.ndim == 5 else x
 
 
-def try_step(recipe: Recipe, task: Task, accelerator: Accelerator, pretrained: Any | None, batch: int) -> None:
+def try_step(
+    recipe: Recipe, task: Task, accelerator: Accelerator, view: View, pretrained: Any | None, batch: int
+) -> None:
     """A step of a throw-away model on noise, in which everything trains, with all that the run has."""
-    device, patch = accelerator.device, recipe.data.patch
-    encoder = build_encoder(recipe.scratch) if pretrained is None else deepcopy(pretrained)
+    device, patch = accelerator.device, view.sample_shape
+    encoder = make_encoder(recipe.scratch, weights=False) if pretrained is None else deepcopy(pretrained)
     model = make_model(recipe, task, encoder).to(device)
     average = None if recipe.train.ema is None else ModelEmaV3(model, decay=recipe.train.ema)
     optimizer = make_optimizer(model.parameters(), recipe.train, fused=on_gpu(accelerator))
     hold_what_later_steps_hold(model, optimizer)
     targets = {name: torch.stack([one] * batch).to(device) for name, one in empty_targets(task, model, patch).items()}
-    x_BCDHW = torch.randn(batch, encoder.config.in_channels, *patch, device=device)
+    x = torch.randn(batch, *view.input_shape, device=device)
     with accelerator.autocast():
-        outputs = model(fastest_layout(x_BCDHW), torch.zeros(batch, dtype=torch.int64, device=device))
+        outputs = model(x if view.pictures else fastest_layout(x), torch.zeros(batch, dtype=torch.int64, device=device))
     TotalLoss(recipe.losses, task)(outputs, targets)[0].backward()
     optimizer.step()
     if average is not None:

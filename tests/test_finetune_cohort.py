@@ -156,7 +156,7 @@ def test_soft_labels_reach_the_loss_as_they_are_and_say_nothing_about_where(corp
     samples = TrainingSamples(store, task, recipe.data, dataclasses.replace(recipe.augment, mirror=0.0), seed=0)
     sample = samples[0]
     assert sample.scan_id in UNLABELLED, "a thousand times as often"
-    targets = make_targets(join([sample]), view, task, shape=recipe.data.patch, cells={"presence": 4})
+    targets = make_targets(join([sample]), view, task, cells={"presence": 4})
     assert targets["labels"][0].tolist() == pytest.approx(soft)
     assert not targets["presence_known"].any()
 

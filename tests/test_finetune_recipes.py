@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from command_lines import check
 from pages import commands
@@ -17,6 +18,8 @@ from finetune.recipe import Recipe
 from finetune.train import train
 from harmonize.corpus import Corpus
 from harmonize.labels import LABELS
+from harmonize.scan import HU
+from headspark.channels import to_network_input
 from headspark.config import read_recipe, recipe_keys, to_yaml
 from headspark.encoder import EncoderConfig
 from headspark.run.claim import read_metrics
@@ -41,11 +44,13 @@ def test_a_recipe_is_the_same_after_writing_and_reading(path: Path, tmp_path: Pa
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_fits_its_own_encoder(path: Path) -> None:
     recipe = read_recipe(Recipe, path)
-    strides = recipe.scratch.cumulative_strides
-    assert recipe.head.stride in strides
-    assert all(edge % strides[-1] == 0 for edge in recipe.data.patch)
-    assert "vessel" in {window.name for window in recipe.data.windows}
-    assert recipe.scratch.in_channels == len(recipe.data.windows)
+    assert recipe.scratch.in_channels == recipe.view.channels(len(recipe.data.windows))
+    arteries = to_network_input(torch.tensor([350.0, 450.0]), HU, recipe.data.windows)
+    assert (arteries[:, 1] - arteries[:, 0]).max() > 0.2  # a tenth of the range
+    if not recipe.view.pictures:
+        strides = recipe.scratch.cumulative_strides
+        assert recipe.head.stride in strides
+        assert all(edge % strides[-1] == 0 for edge in recipe.data.patch)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -64,16 +69,27 @@ def test_a_recipe_begins_with_what_it_is_for_and_with_commands_that_are_taken(pa
 
 def small(head: Any) -> Any:
     """A head of the same kind on the toy encoder."""
-    keys = {"stride": 2, "coarsest": None, "width": 8}
-    return replace(head, **{key: value for key, value in keys.items() if hasattr(head, key)})
+    keys = {"stride": 2, "width": 8}
+    return replace(head, **{key: value for key, value in keys.items() if getattr(head, key, None) is not None})
+
+
+def small_input(recipe: Recipe) -> dict[str, Any]:
+    """View and encoder of the same kind for a tiny box."""
+    windows = len(recipe.data.windows)
+    if not recipe.view.pictures:
+        return {"scratch": replace(TOY, in_channels=windows)}
+    keys = {"size": 32, "slices": 5}
+    view = replace(recipe.view, **{key: value for key, value in keys.items() if hasattr(recipe.view, key)})
+    scratch: Any = replace(recipe.scratch, in_channels=view.channels(windows))
+    return {"view": view, "scratch": replace(scratch, backbone="test_efficientnet")}
 
 
 def toy(recipe: Recipe) -> Recipe:
     """The same recipe with everything small that makes it slow; kinds, rates, augmentation and optimizer stay."""
     return replace(
         recipe,
+        **small_input(recipe),
         data=replace(recipe.data, patch=(16, 16, 16), spacing=None, folds=2, workers=0),
-        scratch=replace(TOY, in_channels=recipe.scratch.in_channels),
         head=small(recipe.head),
         auxiliary=tuple(small(head) for head in recipe.auxiliary),
         stages=tuple(replace(one, steps=1, epochs=None, warmup=int(one.warmup > 0)) for one in recipe.stages),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harmonize.corpus.card import plain_text
+from harmonize.errors import WrongUse
 from harmonize.terminal import say
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
     from headspark.hub.encoder_folder import Card
 
     bundle = read_bundle(options.model)
+    if bundle.view.pictures:
+        raise WrongUse(f"{options.model}: its encoder looks at pictures, and `--encoder` takes one of volumes")
     network = load_model(options.model, bundle)
     decoders = [head.decoder for head in network.heads if isinstance(head, DecodingHead)]
     decoder = decoders[0] if decoders else None

@@ -1,10 +1,11 @@
-"""The network of a fine-tuning run: any 3D encoder, the head that gives the answers, and heads that help to train."""
+"""The network of a fine-tuning run: any encoder, the head that gives the answers, and heads that help to train."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from timm.models import group_modules
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class Network(nn.Module):
 
     Args:
         encoder: Maps x_BCDHW to feature maps, finest first, and has `channels`, `strides` (cumulative) and
-            `group_matcher()` in timm's sense.
+            `group_matcher()` in timm's sense. One of `pictures` maps x_BNCHW.
         head: The part of the recipe that picks the head of the labels.
         auxiliary: Those that pick further heads.
         task: What is asked.
@@ -54,6 +55,9 @@ class Network(nn.Module):
             raise WrongUse(f"auxiliary: two heads give {', '.join(twice)}; keep one")
         if task.answers not in self.heads[0].outputs:
             raise WrongUse(f"head.kind {head.kind}: does not give the {task.answers} that this task asks for")
+        for config, one in zip((head, *auxiliary), self.heads, strict=True):
+            if getattr(encoder, "pictures", False) and one.cells:
+                raise WrongUse(f"head.kind {config.kind}: has cells of a volume, and this view shows pictures; use mil")
         self.condition = Condition(condition, maps, task)
         needed = dict.fromkeys(_needs(self.head), f"head.kind {head.kind}")
         needed |= dict.fromkeys(self.condition.needs, f"condition.kind {condition.kind}")
@@ -85,14 +89,18 @@ class Network(nn.Module):
         """The one target that an output can be compared with, of those that have one."""
         return {output: target for one in self.heads for output, target in getattr(one, "only_targets", {}).items()}
 
-    def forward(self, x_BCDHW: Tensor, group_B: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, x_BCDHW: Tensor, group_B: Tensor | None = None, where_BM2: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Outputs by name.
 
         Args:
-            x_BCDHW: Network input as `headspark.channels.to_network_input` makes it.
+            x_BCDHW: Network input as `headspark.channels.to_network_input` makes it; of pictures x_BNCHW.
             group_B: CT or MR by the header, as `finetune.series.groups_of` says it; for networks that want to know.
+            where_BM2: The points of pictures that training tells an encoder of these; nobody knows any at prediction.
         """
-        maps: Sequence[Tensor] = encoded(self.encoder, x_BCDHW)
+        told = () if where_BM2 is None else (where_BM2,)
+        maps: Sequence[Tensor] = encoded(self.encoder, x_BCDHW, *told)
         # What only helps to train is not asked for otherwise.
         asked = [one for one, always in zip(self.auxiliary, self._always, strict=True) if always or self.training]
         outputs: dict[str, Tensor] = {}
@@ -108,15 +116,24 @@ class Network(nn.Module):
         return self.condition.of_outputs(outputs, shares_BG)
 
 
-def encoded(encoder: nn.Module, x_BCDHW: Tensor) -> list[Tensor]:
-    """The maps of an encoder.
+def encoded(encoder: nn.Module, x_BCDHW: Tensor, *told: Tensor) -> list[Tensor]:
+    """The maps of an encoder; what it is told besides, encoders of pictures alone take.
 
     A GPU convolves fastest with the channels last, but PyTorch's instance norm hands on maps of another layout, which
     each convolution would first copy. So our own encoder runs there on the kernels of visible blocks, all visible.
     """
     if x_BCDHW.device.type == "cuda" and x_BCDHW.ndim == 5 and isinstance(encoder, ResidualEncoder):
         return [map_.dense() for map_ in encoder(PackedBlocks.whole(x_BCDHW))]
-    return encoder(x_BCDHW)
+    return encoder(x_BCDHW, *told)
+
+
+def fastest_weights(network: Network) -> Network:
+    """The network with its kernels laid out in memory as convolutions are fastest."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in network.parameters():
+        if parameter.ndim in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
+    return network
 
 
 def _needs(head: nn.Module) -> tuple[str, ...]:

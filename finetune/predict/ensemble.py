@@ -14,6 +14,7 @@ from torch import Tensor
 
 from finetune.inference import classify_regions
 from finetune.model_folder import CONFIG, WEIGHTS, Bundle, load_model, read_bundle
+from finetune.models.assemble import fastest_weights
 from finetune.predict.inputs import Input, inputs_of, kinds_of, regions_of
 from finetune.raw.look import Harmonized, Wish
 from finetune.series import Region
@@ -120,10 +121,7 @@ class Ensemble:
 
     def __init__(self, panel: Panel, device: torch.device, precision: Precision = "fp32") -> None:
         self.panel, self.device, self.precision = panel, device, precision
-        self.models = [
-            load_model(member.folder, member.bundle).to(memory_format=torch.channels_last_3d).to(device)
-            for member in panel.members
-        ]
+        self.models = [fastest_weights(load_model(member.folder, member.bundle)).to(device) for member in panel.members]
         self.tasks = [make_task(member.bundle.task) for member in panel.members]
         self.views = [
             make_view(member.bundle.view, member.bundle.data, task)

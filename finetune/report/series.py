@@ -22,6 +22,7 @@ from finetune.series import Case, groups_of
 from finetune.sliding import sliding_maps
 from finetune.tasks import Task, make_task
 from finetune.views import make_view
+from finetune.views.posing import pose_findings
 from harmonize.corpus import Corpus
 from headspark.channels import as_window
 from headspark.folder_kind import is_model_config, read_json
@@ -35,7 +36,6 @@ GAP_VOXELS, NEAR_VOXELS = 2, 4
 HEAT_OUTPUT = "presence"
 """What a network calls the logits of something in each cell, (B, d, h, w)."""
 
-VOLUME_AXES = 4
 """Of x_CDHW; views of slices have no planes through a voxel."""
 
 WINDOWS = ("vessel", "blood")
@@ -148,17 +148,19 @@ def pictures_of(
         bag = bundle.data.inference == "bag"
         for scan_id in own:
             region = view.load(replace(cases[scan_id], whole=bag))
-            x = view.whole(region) if bag else view.sample(region)
-            if x.ndim != VOLUME_AXES:
-                continue
-            points_K3 = view.findings(region).points_K3
-            heat = sliding_maps(
-                partial(model, group_B=groups_of([region.unit])),
-                x[None],
-                bundle.data.patch,
-                bundle.data.overlap,
-                stride=bundle.encoder.cumulative_strides[-1],
-            ).get(HEAT_OUTPUT)
+            x = view.whole(region) if bag or view.pictures else view.sample(region)
+            points_K3 = pose_findings(region, x.shape[1:]).points_K3
+            heat = (
+                None
+                if view.pictures
+                else sliding_maps(
+                    partial(model, group_B=groups_of([region.unit])),
+                    x[None],
+                    bundle.data.patch,
+                    bundle.data.overlap,
+                    stride=bundle.encoder.cumulative_strides[-1],
+                ).get(HEAT_OUTPUT)
+            )
             inside_K = ((points_K3 >= -0.5) & (points_K3 < np.array(x.shape[1:]) - 0.5)).all(1)
             found[scan_id] = Picture(
                 values_XYZ=x[channel].numpy(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +13,25 @@ from harmonize.voxels.stored import StoredVolume
 
 
 class View(Protocol):
-    """What a network sees of a head. A 3D box gives x_CDHW a sample; views of slices give a bag x_NCHW."""
+    """What a network sees of a head. A 3D box gives x_CDHW a sample; views of pictures give a bag x_NCHW.
+
+    Attributes:
+        pictures: Whether samples are bags of pictures.
+        at_once: How many inputs a forward pass of prediction may take, at least.
+    """
+
+    pictures: bool
+    at_once: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a sample."""
+        ...
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Voxels along X, Y and Z that a sample is made of; `findings` are in these."""
+        ...
 
     def load(self, case: Case) -> Region:
         """Read a series of the corpus and keep what a sample can need.
@@ -67,6 +85,18 @@ class View(Protocol):
         """The network's input, without the batch axis."""
         ...
 
+    def parts(self, region: Region) -> list[Region]:
+        """The inputs that prediction looks at one by one; the surest answer counts. As a rule the region itself."""
+        ...
+
+    def where(self, region: Region, pose: Pose = UPRIGHT) -> Tensor | None:
+        """The points that training tells the network, (M, 2) in [0, 1] along a picture's axes; None: it tells none."""
+        ...
+
+    def mirrored(self, x: Tensor) -> Tensor:
+        """A batch of inputs with left and right swapped."""
+        ...
+
     def whole(self, region: Region) -> Tensor:
         """All of a region that was cut whole, upright, as one input of any size: what its tiles are parts of.
 
@@ -84,7 +114,15 @@ class View(Protocol):
 class ViewConfig(Protocol):
     """The part of a recipe that picks a view."""
 
+    pictures: ClassVar[bool]
+    streams: ClassVar[int]
+    """Pictures of a bag that belong together, each of which wants a network of its own."""
+
     @property
     def kind(self) -> str:
         """Its name."""
+        ...
+
+    def channels(self, windows: int) -> int:
+        """Of the input, or of a picture, by the number of CT windows."""
         ...

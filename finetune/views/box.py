@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +21,9 @@ from harmonize.voxels.stored import StoredVolume
 from headspark.channels import DEFAULT_MRI_SCALING, CtWindow, MriScaling, to_network_input
 from headspark.data.decoders import read_corpus_file
 
+LEFT_RIGHT = 2
+"""Axis of a batch x_BCDHW that runs from left to right: volumes are RAS, so it is the first of the three."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxConfig:
@@ -31,6 +34,13 @@ class BoxConfig:
     """
 
     kind: Literal["box"] = "box"
+
+    pictures: ClassVar[bool] = False
+    streams: ClassVar[int] = 1
+
+    def channels(self, windows: int) -> int:
+        """Of the input, by the number of CT windows."""
+        return windows
 
 
 class BoxView:
@@ -45,6 +55,9 @@ class BoxView:
         mirror: The task's; None: poses must not be mirrored.
     """
 
+    pictures = False
+    at_once = 1
+
     def __init__(
         self,
         patch: tuple[int, int, int],
@@ -57,6 +70,16 @@ class BoxView:
     ) -> None:
         self.patch, self.spacing, self.windows, self.scaling = patch, spacing, tuple(windows), scaling
         self.mask_values, self.mirror = tuple(mask_values), mirror
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a sample: (C, D, H, W)."""
+        return (len(self.windows), *self.patch)
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Voxels that a sample is made of, in which `findings` are."""
+        return self.patch
 
     def load(self, case: Case) -> Region:
         """Read a series of the corpus and keep what a patch, or tiles of the whole head, can need.
@@ -118,6 +141,18 @@ class BoxView:
         """The region itself: a box lies where the head does."""
         return region
 
+    def parts(self, region: Region) -> list[Region]:
+        """The region itself, which is one input."""
+        return [region]
+
+    def where(self, region: Region, pose: Pose = UPRIGHT) -> Tensor | None:
+        """Nothing is told."""
+        return None
+
+    def mirrored(self, x: Tensor) -> Tensor:
+        """Inputs x_BCDHW of the mirror images."""
+        return mirror_image(x)
+
     def sample(self, region: Region, pose: Pose = UPRIGHT) -> Tensor:
         """The network's input, x_CDHW, in one interpolation; upright, the voxels are the corpus's."""
         return self._channels(region, self.patch, pose)
@@ -132,9 +167,14 @@ class BoxView:
 
     def findings(self, region: Region, pose: Pose = UPRIGHT) -> Findings:
         """What is known, in the voxels of `sample`; a mirrored pose swaps the sides."""
-        found = pose_findings(region, self.patch, pose)
+        found = pose_findings(region, self.sample_shape, pose)
         if not pose.mirrored:
             return found
         if self.mirror is None:
             raise ValueError("a task without a mirror was shown a mirrored pose")
         return found.mirrored(self.mirror)
+
+
+def mirror_image(x_BCDHW: Tensor) -> Tensor:
+    """Inputs or maps with left and right swapped."""
+    return x_BCDHW.flip(LEFT_RIGHT)

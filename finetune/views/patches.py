@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,13 @@ class PatchesConfig:
 
     kind: Literal["patches"] = "patches"
     foreground_share: float = 0.33
+
+    pictures: ClassVar[bool] = False
+    streams: ClassVar[int] = 1
+
+    def channels(self, windows: int) -> int:
+        """Of the input, by the number of CT windows."""
+        return windows
 
     def __post_init__(self) -> None:
         share = self.foreground_share

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,14 +24,34 @@ def pose_values(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) -> T
 
     A pose that only shifts by whole voxels gives the voxels themselves.
     """
+    return next(pose_slabs(region, patch, pose, [(0, int(patch[2]))]))
+
+
+def pose_slabs(region: Region, patch: Sequence[int], pose: Pose, slabs: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
+    """Slabs of a posed patch, one after the other: the same values as `pose_values`, few of them in memory.
+
+    Args:
+        region: What is kept of the series.
+        patch: Size of the patch.
+        pose: How it lies in the region.
+        slabs: First and one more than the last slice along Z of each; they may stick out of the patch.
+
+    Yields:
+        (X, Y, slices) of each.
+    """
     linear, centre_q = _to_region(region, patch, pose)
     start = _whole_shift(linear, centre_q, patch, pose)
-    if start is None:
-        grid = _grid(region, linear, centre_q, patch, pose)
-        values = _sample(region.stored_XYZ.float() - region.fill, grid, mode="bilinear") + region.fill
-    else:
-        values = _slice(region.stored_XYZ, start, patch, fill=region.fill).float()
-    return real_value(values, region.slope, region.inter)
+    source_XYZ = region.stored_XYZ if start is not None else region.stored_XYZ.float() - region.fill
+    for first, end in slabs:
+        if start is None:
+            # Two slices at least: affine_grid warns of one.
+            grid = _grid(region, linear, centre_q, patch, pose, (first, max(end, first + 2)))
+            values = _sample(source_XYZ, grid, mode="bilinear")[..., : end - first] + region.fill
+        else:
+            x, y, z = start
+            size = (int(patch[0]), int(patch[1]), end - first)
+            values = _slice(source_XYZ, (x, y, z + first), size, fill=region.fill).float()
+        yield real_value(values, region.slope, region.inter)
 
 
 def pose_findings(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) -> Findings:
@@ -45,11 +65,19 @@ def pose_findings(region: Region, patch: Sequence[int], pose: Pose = UPRIGHT) ->
             mask = _sample(mask.float(), grid, mode="nearest").to(torch.uint8)
         else:
             mask = _slice(mask, start, patch, fill=0)
-    centre_p = (np.array(patch) - 1) / 2
-    points = (region.findings.points_K3 - centre_q) @ np.linalg.inv(linear).T + centre_p
+    points = pose_points(region, patch, pose, region.findings.points_K3)
+    return replace(region.findings, points_K3=points, mask_XYZ=mask)
+
+
+def pose_points(
+    region: Region, patch: Sequence[int], pose: Pose, points_K3: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Points of a region in the voxels of a posed patch, (K, 3)."""
+    linear, centre_q = _to_region(region, patch, pose)
+    points = (points_K3 - centre_q) @ np.linalg.inv(linear).T + (np.array(patch) - 1) / 2
     if pose.elastic_mm_3DHW is not None:
         points = _undisplaced(points, region, patch, pose.elastic_mm_3DHW)
-    return replace(region.findings, points_K3=points, mask_XYZ=mask)
+    return points
 
 
 def _to_region(region: Region, patch: Sequence[int], pose: Pose) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -83,14 +111,22 @@ def _slice(source_XYZ: Tensor, start: Sequence[int], patch: Sequence[int], *, fi
 
 
 def _grid(
-    region: Region, linear: NDArray[np.float64], centre: NDArray[np.float64], patch: Sequence[int], pose: Pose
+    region: Region,
+    linear: NDArray[np.float64],
+    centre: NDArray[np.float64],
+    patch: Sequence[int],
+    pose: Pose,
+    slab: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Where each voxel of the patch reads, as grid_sample counts: (1, X, Y, Z, 3), last axis first.
+    """Where each voxel of the patch, or of its slab, reads, as grid_sample counts: (1, X, Y, Z, 3), last axis first.
 
     It counts from -1 at the first voxel's centre to 1 at the last one's.
     """
     device = region.stored_XYZ.device
-    size_in, size_out = np.array(region.stored_XYZ.shape), np.array(patch)
+    first, end = (0, int(patch[2])) if slab is None else slab
+    size_in, size_out = np.array(region.stored_XYZ.shape), np.array([patch[0], patch[1], end - first])
+    # The map is about the middle of the patch, the grid about that of the slab.
+    centre = centre + linear @ np.array([0.0, 0.0, (first + end - 1) / 2 - (patch[2] - 1) / 2])
     to_unit = 2 / np.maximum(size_in - 1, 1)
     theta = np.concatenate(
         [
@@ -103,15 +139,26 @@ def _grid(
     # Accelerators are slow in float64; 1e-7 of a region's edge is far below a voxel.
     exact = torch.float64 if device.type == "cpu" else torch.float32
     grid = F.affine_grid(
-        copied(torch.from_numpy(theta[None].copy()).to(exact), device), [1, 1, *map(int, patch)], align_corners=True
+        copied(torch.from_numpy(theta[None].copy()).to(exact), device), [1, 1, *map(int, size_out)], align_corners=True
     ).float()
     if pose.elastic_mm_3DHW is not None:
         nodes = copied(torch.from_numpy(pose.elastic_mm_3DHW)[None], device)
-        moved_13XYZ = F.interpolate(nodes, size=tuple(map(int, patch)), mode="trilinear", align_corners=True)
+        moved_13XYZ = _displacements(nodes, patch, first, end)
         to_grid = torch.from_numpy((to_unit[:, None] * linear / np.array(region.spacing)[None])[::-1].copy())
         to_grid = copied(to_grid.to(moved_13XYZ.dtype), device)
         grid = grid + torch.einsum("ij,bjxyz->bxyzi", to_grid, moved_13XYZ)
     return grid
+
+
+def _displacements(nodes_13DHW: Tensor, patch: Sequence[int], first: int, end: int) -> Tensor:
+    """Displacements of the voxels of a slab; beyond the patch those of its last slice."""
+    x, y, z = map(int, patch)
+    if (first, end) == (0, z):
+        return F.interpolate(nodes_13DHW, size=(x, y, z), mode="trilinear", align_corners=True)
+    # Linear along one axis after the other: along Z on the few nodes, of which the slab is taken.
+    along_z = F.interpolate(nodes_13DHW, size=(*nodes_13DHW.shape[2:4], z), mode="trilinear", align_corners=True)
+    inside = torch.arange(first, end, device=nodes_13DHW.device).clamp(0, z - 1)
+    return F.interpolate(along_z[..., inside], size=(x, y, end - first), mode="trilinear", align_corners=True)
 
 
 def _undisplaced(

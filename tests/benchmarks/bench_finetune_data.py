@@ -145,7 +145,7 @@ def made(cases: list[Case], arguments: argparse.Namespace) -> dict[str, float]:
 
         def make(number: int, drawn: list[Drawn] = drawn) -> object:
             batch = join([drawn[number]])
-            targets = make_targets(batch, view, task, shape=data.patch, cells={"presence": 4, "territory": 4})
+            targets = make_targets(batch, view, task, cells={"presence": 4, "territory": 4})
             return targets, make_inputs(batch, view)
 
         found[name] = median_cpu(make, arguments.samples)

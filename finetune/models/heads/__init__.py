@@ -18,6 +18,7 @@ from finetune.models.heads.decoder import DecoderConfig, DecoderHead
 from finetune.models.heads.domain import DomainConfig, DomainHead
 from finetune.models.heads.global_pool import GlobalConfig, GlobalHead
 from finetune.models.heads.masked import MaskedConfig, MaskedHead
+from finetune.models.heads.mil import MilConfig, MilHead
 from finetune.models.heads.modality import ModalityConfig, ModalityHead
 from finetune.models.heads.segmentation import SegmentationConfig, SegmentationHead
 from finetune.models.maps import Maps
@@ -35,6 +36,7 @@ HEADS: dict[str, tuple[type, Builder]] = {
     "global": (GlobalConfig, GlobalHead),
     "attention": (AttentionConfig, AttentionHead),
     "masked": (MaskedConfig, MaskedHead),
+    "mil": (MilConfig, MilHead),
     "segmentation": (SegmentationConfig, SegmentationHead),
 }
 """Configuration and builder of each head that gives a task's answers, by its kind."""

@@ -30,7 +30,7 @@ class Head(Protocol):
         """Outputs by name.
 
         Args:
-            maps: The encoder's, (B, C, d, h, w) each, finest first.
+            maps: The encoder's, (B, C, d, h, w) each, finest first; of pictures, d counts these.
         """
         ...
 
