@@ -154,7 +154,7 @@ def _command(argv: Sequence[str]) -> int:
     recipe, options = parse_recipe(parser, Recipe, argv)
     if options.fold is not None and options.folds is not None:
         raise WrongUse("--fold: not allowed with argument --folds; give one of them")
-    asked = _numbers(options.folds)
+    asked = numbers_of(options.folds)
     folds = asked if options.fold is None else [options.fold]
     if not cross_validate(recipe, Sources.of(options), options.out, folds):
         return EXIT_INTERRUPTED
@@ -179,7 +179,7 @@ def _gather_alone(argv: Sequence[str]) -> int:
     parser.add_argument("--folds", metavar="N,N", help="such as 0,2; default: all")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
-    return _gathered(options.gather, _numbers(options.folds))
+    return _gathered(options.gather, numbers_of(options.folds))
 
 
 def _gathered(out: Path, folds: Sequence[int] | None) -> int:
@@ -189,7 +189,12 @@ def _gathered(out: Path, folds: Sequence[int] | None) -> int:
     return 0
 
 
-def _numbers(text: str | None) -> list[int] | None:
+def numbers_of(text: str | None) -> list[int] | None:
+    """The folds that ``--folds`` names.
+
+    Raises:
+        WrongUse: It is no list of numbers.
+    """
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]

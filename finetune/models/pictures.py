@@ -105,7 +105,7 @@ class PictureEncoder(nn.Module):
         bags, streams = len(x_BNCHW), self.config.streams
         x_nsCHW = x_BNCHW.flatten(0, 1).unflatten(0, (-1, streams))
         pairs = zip(self.backbones, x_nsCHW.unbind(1), strict=True)
-        maps = [backbone.forward_features(x.contiguous(memory_format=torch.channels_last)) for backbone, x in pairs]
+        maps = [_features(backbone, x) for backbone, x in pairs]
         if self.where is not None:
             if where_BM2 is None:
                 where_BM2 = x_BNCHW.new_zeros(bags, len(x_nsCHW) // bags, COORDINATES)
@@ -132,8 +132,14 @@ class PictureEncoder(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of blocks for the backward pass, and recompute what is in between."""
+        backbone: Any
         for backbone in self.backbones:
             backbone.set_grad_checkpointing(enable)
+
+
+def _features(backbone: Any, x_nCHW: Tensor) -> Tensor:
+    features: Tensor = backbone.forward_features(x_nCHW.contiguous(memory_format=torch.channels_last))
+    return features
 
 
 def _backbone(config: TimmConfig, pretrained: bool) -> nn.Module:
