@@ -123,7 +123,7 @@ def batch_of(view: View, regions: list[Region], step: int) -> tuple[tuple[Tensor
     seen, told, labels, known = [], [], [], []
     for number, region in enumerate(regions):
         for mirrored in (False, True):
-            drawn = view.draw(region, np.random.default_rng([step, number, mirrored]))
+            drawn = view.draw(region, np.random.default_rng([step, number, mirrored]), number)
             pose = MIRRORED if mirrored else Pose()
             findings = view.findings(drawn, pose)
             seen.append(view.sample(drawn, pose))
@@ -278,7 +278,7 @@ def test_a_window_shows_the_labels_of_its_points_alone_and_the_point_only_to_tho
     assert isinstance(view, DualStreamView)
     told = 0
     for number in range(40):
-        drawn = view.draw(region, np.random.default_rng(number))
+        drawn = view.draw(region, np.random.default_rng(number), 0)
         findings = view.findings(drawn)
         inside_K = (findings.points_K3[:, 2] >= -0.5) & (findings.points_K3[:, 2] < 4.5)
         assert inside_K.any()
@@ -302,11 +302,11 @@ def test_a_window_shows_the_labels_of_its_points_alone_and_the_point_only_to_tho
 
 def test_a_series_without_a_point_teaches_only_what_it_is_sure_of() -> None:
     view = view_of("dual_stream", hidden=0.0)
-    empty = view.draw(toy_regions()[3], np.random.default_rng(0))
+    empty = view.draw(toy_regions()[3], np.random.default_rng(0), 0)
     assert empty.findings.labels_known is True
     assert empty.findings.labels_L.tolist() == [0, 0, 0]
     assert empty.focus is not None  # a point that is known says nothing about a finding
-    unplaced = view.draw(region_of(torch.zeros(EDGE, EDGE, EDGE), labels=(1, 0, 1)), np.random.default_rng(0))
+    unplaced = view.draw(region_of(torch.zeros(EDGE, EDGE, EDGE), labels=(1, 0, 1)), np.random.default_rng(0), 0)
     assert unplaced.findings.labels_known is False
 
 
@@ -321,7 +321,7 @@ def test_windows_cover_the_box_at_prediction_and_nobody_is_told_anything() -> No
 
 def test_a_turned_pose_leaves_a_window_its_slices() -> None:
     view = view_of("dual_stream", hidden=0.0)
-    drawn = view.draw(toy_regions()[0], np.random.default_rng(1))
+    drawn = view.draw(toy_regions()[0], np.random.default_rng(1), 0)
     config = AugmentConfig(rotate=30, shift=4, elastic=4)
     for number in range(5):
         generator = np.random.default_rng(number)

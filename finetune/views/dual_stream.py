@@ -104,7 +104,7 @@ class DualStreamView(PicturesView):
         last = max(0, self.patch[2] - self.count)
         return [self._window(region, min(first, last)) for first in range(0, last + self.count, self.count)]
 
-    def draw(self, region: Region, generator: np.random.Generator) -> Region:
+    def draw(self, region: Region, generator: np.random.Generator, number: int) -> Region:
         """A window around a point, if there is one in the box, with the labels that it shows; else anywhere."""
         findings, start = region.findings, np.array(region.start)
         inside_K = ((findings.points_K3 >= start) & (findings.points_K3 < start + self.patch)).all(1)
