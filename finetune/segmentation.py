@@ -29,6 +29,9 @@ def segment(
 ) -> Tensor:
     """The probability of each class in each voxel of a series.
 
+    Where tiles overlap, and of mirror images, the mean of the logits counts, as in nnU-Net: a tile that is sure weighs
+    more than one that guesses.
+
     Args:
         model: A `finetune.models.assemble.Network` in eval mode that gives masks.
         region: Of the series, whole.
@@ -44,16 +47,16 @@ def segment(
     group_B = groups_of([region.unit], device)
     mirror = None if task.mirror is None or not config.mirror else [0, *(label + 1 for label in task.mirror)]
 
-    def probabilities(x: Tensor) -> dict[str, Tensor]:
+    def logits(x: Tensor) -> dict[str, Tensor]:
         x = x.to(memory_format=torch.channels_last_3d)
-        found = model(x, group_B)[MASKS].float().softmax(1)
+        found = model(x, group_B)[MASKS].float()
         if mirror is not None:
-            flipped = model(mirror_image(x), group_B)[MASKS].float().softmax(1)
+            flipped = model(mirror_image(x), group_B)[MASKS].float()
             found = (found + mirror_image(flipped)[:, mirror]) / 2
         return {MASKS: found}
 
     cell = int(getattr(model, "cells", {}).get(MASKS, 1))
-    maps = sliding_maps(probabilities, x_CDHW[None], config.patch, config.overlap, stride=cell)[MASKS]
+    maps = sliding_maps(logits, x_CDHW[None], config.patch, config.overlap, stride=cell)[MASKS].softmax(1)
     if cell > 1:
         x, y, z = x_CDHW.shape[1:]
         maps = F.interpolate(maps, scale_factor=cell, mode="trilinear")[..., :x, :y, :z]

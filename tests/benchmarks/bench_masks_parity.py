@@ -40,8 +40,9 @@ RECIPE = ROOT / "recipes/masks_segmentation.yaml"
 STRIDES = (1, 2, 2, 2)
 WINDOWS = ("brain",)
 RATE, MOMENTUM, DECAY, CLIP = 1e-2, 0.99, 3e-5, 12.0
-EPOCHS = 10
-"""Of nnU-Net's, which changes the rate after each; headspark does so after each step."""
+EPOCHS = 100
+"""Of nnU-Net's, which changes the rate after each; headspark does so after each step. With few of them nnU-Net's rate
+would be higher all along, and end at a tenth."""
 
 
 def main() -> None:
