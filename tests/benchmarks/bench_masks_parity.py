@@ -75,7 +75,7 @@ def compare(arguments: argparse.Namespace, scratch: Path) -> None:
     """Train both, seed by seed, and write the figures after each."""
     corpus = make_corpus(arguments, scratch)
     names = ("scans", "size", "spacing", "patch", "features", "steps")
-    settings = {name: getattr(arguments, name) for name in names}
+    settings = {name: getattr(arguments, name) for name in names} | {"nnunet_epochs": EPOCHS}
     found: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         began = time.perf_counter()
