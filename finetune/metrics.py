@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
-from sklearn.metrics import roc_auc_score
 
 Times = NDArray[np.int32]
 
@@ -296,4 +295,6 @@ def _mean_of_defined(areas: Sequence[float]) -> float:
 def _area(targets_N: NDArray[np.int64], scores_N: NDArray[np.float64]) -> float:
     if len(np.unique(targets_N)) < 2:
         return float("nan")
+    from sklearn.metrics import roc_auc_score  # slow to load, and nothing that predicts needs it
+
     return float(roc_auc_score(targets_N, scores_N))

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from monai.data.utils import dense_patch_slices
-from monai.inferers import sliding_window_inference
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,6 +50,8 @@ def tile_starts(shape: Sequence[int], patch: Sequence[int], overlap: float) -> l
         >>> tile_starts((16, 40, 12), (16, 16, 16), 0.25)
         [(0, 0, 0), (0, 12, 0), (0, 24, 0)]
     """
+    from monai.data.utils import dense_patch_slices  # slow to load, and a single box needs none
+
     covered = [max(edge, tile) for edge, tile in zip(shape, patch, strict=True)]
     slices = dense_patch_slices(covered, patch, tile_steps(patch, overlap))
     return [tuple(int(one.start) for one in tile) for tile in slices]
@@ -119,6 +119,8 @@ def sliding_maps(
         >>> maps["twice"].shape, maps["twice"].unique().tolist()
         (torch.Size([1, 1, 20, 16, 40]), [2.0])
     """
+    from monai.inferers import sliding_window_inference  # slow to load, and a single box needs none
+
     shape, patch = tuple(x_BCDHW.shape[2:]), tuple(patch)
     steps = tile_steps(patch, overlap, stride)
     covered = [max(tile, -(-edge // stride) * stride) for edge, tile in zip(shape, patch, strict=True)]

@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_lib
 from numpy.typing import NDArray
 
 from harmonize.decisions import Decision, DecisionKind
@@ -75,6 +74,8 @@ def read_nifti(path: Path, header: Path | None = None, *, most: int | None = Non
         Rejection: The file is cut, damaged, too large, no NIfTI, not 3D, or without a usable affine.
         OSError: The disk failed.
     """
+    from isal import igzip_lib  # what a DICOM series needs nothing of
+
     try:
         with path.open("rb") as raw:
             if header is None:
@@ -147,6 +148,8 @@ def _unpacked(raw: BinaryIO) -> Any:
     start = raw.read(6)
     raw.seek(0)
     if start.startswith(GZIP_MAGIC):
+        from isal import igzip
+
         return igzip.IGzipFile(fileobj=raw, mode="rb")
     if start.startswith(BZIP2_MAGIC):
         return bz2.BZ2File(raw)

@@ -17,11 +17,12 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from headspark.data.augment import AugmentConfig
 from headspark.data.batches import Plan, network_input, stack, train_batches
-from headspark.data.cache import FileStore, MappedStore, RamStore, choose_cache
+from headspark.data.cache import FileStore, MappedStore, choose_cache
 from headspark.data.cohort import Cohort, idle_weights, read_cohort
 from headspark.data.config import DataConfig, WorkerKind
 from headspark.data.crops import Crop, ScanOrder, box_mask, central_crop, cut, draw_crop, generator
 from headspark.data.decoders import decode, decoded_bytes
+from headspark.data.ram_store import RamStore
 from headspark.data.samples import Sample, TrainSamples, ValidationSamples
 from headspark.data.split import held_out
 from headspark.encoder import EncoderConfig

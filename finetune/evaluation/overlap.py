@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from monai.metrics import compute_average_surface_distance, compute_dice
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
@@ -93,6 +92,9 @@ def overlap(
         >>> overlap(true, true, 1, (1.0, 1.0, 1.0)), overlap(true, true, 2, (1.0, 1.0, 1.0))
         ((1.0, 0.0), (nan, nan))
     """
+    # Slow to load, and nothing that predicts needs it.
+    from monai.metrics import compute_average_surface_distance, compute_dice
+
     said, true = said_XYZ == value, true_XYZ == value
     either = said | true
     if not either.any():

@@ -11,7 +11,6 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
@@ -106,6 +105,8 @@ class Predictions:
         if count < 2:
             return None
         parts_N = np.zeros(len(truth), dtype=np.int64)
+        from sklearn.model_selection import StratifiedGroupKFold  # slow to load, and nothing that predicts needs it
+
         dealer = StratifiedGroupKFold(count, shuffle=True, random_state=0)
         for part, (_, rows) in enumerate(dealer.split(truth, truth, list(self.subjects_N))):
             parts_N[rows] = part

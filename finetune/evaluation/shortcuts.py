@@ -14,9 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.ensemble import ExtraTreesRegressor
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import make_pipeline
 
 from finetune.evaluation.areas import UNDEFINED, Estimate, drawn_within
 from finetune.evaluation.predictions import ID, Predictions
@@ -163,6 +160,11 @@ def _guess(
 
     Where no feature varies, or nobody is left to learn from, it says the same of all.
     """
+    # Slow to load, and nothing that predicts needs it.
+    from sklearn.ensemble import ExtraTreesRegressor
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+
     guesses_NL = np.zeros((len(parts_N), targets_ML.shape[1]))
     parts_M = np.concatenate([parts_N, np.full(len(subjects_M) - len(parts_N), -1)])
     for part in np.unique(parts_N):

@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve
 
 from finetune.evaluation.predictions import Predictions
 
@@ -126,6 +125,8 @@ def smallest_with_precision(
         >>> smallest_with_precision(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4]), precision=0.6)
         0.2
     """
+    from sklearn.metrics import precision_recall_curve  # slow to load, and nothing that predicts needs it
+
     if not targets_N.any():
         return float("nan")
     reached_T, _, values_T = precision_recall_curve(targets_N, probabilities_N)
@@ -140,6 +141,8 @@ def best_f1(targets_N: NDArray[np.int64], probabilities_N: NDArray[np.float64]) 
         >>> best_f1(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4]))
         0.2
     """
+    from sklearn.metrics import precision_recall_curve  # slow to load, and nothing that predicts needs it
+
     if not targets_N.any():
         return float("nan")
     precision_T, recall_T, values_T = precision_recall_curve(targets_N, probabilities_N)

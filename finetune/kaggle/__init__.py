@@ -1,4 +1,4 @@
-"""The competition's inference server."""
+"""The competition's inference server, and the folder that carries it there."""
 
 from finetune.kaggle.server import serve
 

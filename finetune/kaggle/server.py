@@ -40,10 +40,15 @@ def serve(folder: str | Path, *more: str | Path) -> None:
             which has 15 minutes.
         more: Others, which answer together with it.
     """
+    serve_calls(make_predict(Path(folder), *map(Path, more)))
+
+
+def serve_calls(predict: Callable[[str], Any]) -> None:
+    """Hand the gateway the function that it calls, and answer until it is done."""
     # Kaggle puts this package beside the competition's data; it is nowhere else.
     import kaggle_evaluation.rsna_inference_server as gateway
 
-    server = gateway.RSNAInferenceServer(make_predict(Path(folder), *map(Path, more)))
+    server = gateway.RSNAInferenceServer(predict)
     if os.getenv(RERUN):
         server.serve()
     else:
@@ -52,8 +57,17 @@ def serve(folder: str | Path, *more: str | Path) -> None:
 
 def make_predict(folder: Path, *more: Path) -> Callable[[str], Any]:
     """The function that the gateway calls: a series' folder in, a frame of one row and 14 columns out."""
-    predictor = Predictor([folder, *more] if more else folder)
-    default = default_row(folder)
+    return answering(Predictor([folder, *more] if more else folder), default_row(folder), lambda: SHARED)
+
+
+def answering(predictor: Predictor, default: Mapping[str, float], shared: Callable[[], Path]) -> Callable[[str], Any]:
+    """The function that the gateway calls, of models that are loaded.
+
+    Args:
+        predictor: The models.
+        default: What is said of a series that they cannot be asked about, by label.
+        shared: Which folder each call leaves empty.
+    """
 
     def predict(series_path: str) -> Any:
         began = time.monotonic()
@@ -69,7 +83,7 @@ def make_predict(folder: Path, *more: Path) -> Callable[[str], Any]:
             warn(f"{series_path}: {type(error).__name__}{said}; answered with the default row")
             row = default
         finally:
-            empty(SHARED)
+            empty(shared())
         warn(f"{series_path}: {time.monotonic() - began:.1f} s")
         return one_row(row)
 

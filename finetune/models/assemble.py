@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
-from timm.models import group_modules
 from torch import Tensor, nn
 
 from finetune.models.condition import Condition, ConditionConfig, NoCondition
@@ -66,8 +66,13 @@ class Network(nn.Module):
             if name not in given:
                 raise WrongUse(f"{who}: makes use of {name}, which no head gives; put one that does under auxiliary")
         self._always = [any(name in needed for name in one.outputs) for one in self.heads[1:]]
-        self.layers: EncoderLayers = encoder_layers(encoder)
+        _matcher(encoder)  # refused here rather than by the stages
         self.dropouts = tuple(found for one in self.heads for found in head_dropouts(one))
+
+    @cached_property
+    def layers(self) -> EncoderLayers:
+        """The encoder's layers, as stages count them; prediction never asks."""
+        return encoder_layers(self.encoder)
 
     @property
     def heads(self) -> list[Any]:
@@ -159,16 +164,22 @@ def encoder_layers(encoder: nn.Module) -> EncoderLayers:
     Raises:
         UserError: If the encoder does not say what its layers are.
     """
-    matcher = getattr(encoder, "group_matcher", None)
-    if matcher is None:
-        raise WrongUse(f"encoder {type(encoder).__name__}: no group_matcher(), so its layers are unknown")
+    from timm.models import group_modules  # slow to load, and needed by training alone
+
     named = dict(encoder.named_modules())
-    groups = group_modules(encoder, matcher(coarse=True))
+    groups = group_modules(encoder, _matcher(encoder)(coarse=True))
     layers = (
         tuple(named[name] for name in groups[layer] if any(True for _ in named[name].parameters(recurse=False)))
         for layer in sorted(groups)
     )
     return tuple(layer for layer in layers if layer)
+
+
+def _matcher(encoder: nn.Module) -> Callable[..., Any]:
+    matcher: Callable[..., Any] | None = getattr(encoder, "group_matcher", None)
+    if matcher is None:
+        raise WrongUse(f"encoder {type(encoder).__name__}: no group_matcher(), so its layers are unknown")
+    return matcher
 
 
 def upgraded_names(weights: Mapping[str, Any]) -> dict[str, Any]:

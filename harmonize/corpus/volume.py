@@ -10,7 +10,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_lib
 from numpy.typing import NDArray
 
 from harmonize.errors import Rejection
@@ -41,6 +40,8 @@ def write_volume(path: Path, volume: StoredVolume) -> str:
     Returns:
         Hex SHA-256 of the file.
     """
+    from isal import igzip  # here, for whoever only predicts writes no corpus
+
     stored_XYZ = volume.stored_XYZ
     header = nib.Nifti1Header()
     header.set_data_dtype(stored_XYZ.dtype.newbyteorder("<"))
@@ -97,6 +98,8 @@ def read_with_header(
     path: Path | str, *, shape: Sequence[int] | None = None
 ) -> tuple[StoredVolume, nib.Nifti1Header, bool]:
     """As `read_volume`, with the header, and whether there is text beside it."""
+    from isal import igzip_lib
+
     inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     try:
         head = inflater.decompress(Path(path).read_bytes(), OFFSET)

@@ -36,8 +36,9 @@ from harmonize.files import sha256_of
 from harmonize.voxels.stored import StoredVolume
 from headspark.data.augment import AugmentConfig
 from headspark.data.batches import Plan, network_input, stack, train_batches
-from headspark.data.cache import FileStore, MappedStore, RamStore, Store
+from headspark.data.cache import FileStore, MappedStore, Store
 from headspark.data.cohort import Cohort, ScanItem
+from headspark.data.ram_store import RamStore
 from headspark.data.samples import TrainSamples
 from headspark.encoder import EncoderConfig
 from headspark.recipe import DataConfig, Recipe

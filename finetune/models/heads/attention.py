@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from timm.layers import build_fourier_pos_embed
 from torch import Tensor, nn
 
 from finetune.models.maps import Maps, chosen_maps
@@ -99,6 +98,8 @@ def positions(shape: Sequence[int], like: Tensor) -> Tensor:
     Returns:
         (d * h * w, 3 * (1 + 2 * BANDS)).
     """
+    from timm.layers import build_fourier_pos_embed  # slow to load, and no other head needs it
+
     parts = build_fourier_pos_embed(
         list(shape), num_bands=BANDS, max_res=2**BANDS, include_grid=True, device=like.device, dtype=torch.float32
     )

@@ -9,9 +9,7 @@ from argparse import ArgumentError
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-from jsonargparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harmonize.errors import WrongUse
 from headspark.config.keys import (
@@ -30,6 +28,9 @@ from headspark.config.plain import to_plain
 from headspark.config.shape import shown
 from headspark.config.text import check_numbers, read_mapping
 
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace  # slow to load, and only command lines need it
+
 T = TypeVar("T")
 
 _OF_THE_COMMAND_LINE = {"config", "debug", "help", "print_config"}
@@ -42,6 +43,8 @@ def recipe_parser(config_class: type, *, prog: str, description: str) -> Argumen
     `config_class` is a dataclass whose fields are either plain values or dataclasses (sections) of plain values.
     The caller adds its own options with ``parser.add_argument``.
     """
+    from jsonargparse import ArgumentParser
+
     config_class = settled(config_class, {})
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="recipe file (YAML)")
@@ -84,6 +87,8 @@ def parse_recipe(parser: ArgumentParser, config_class: type[T], argv: Sequence[s
         recipe = config_class(**{name: made[name] for name in names_of(config_class)})
         options = parser.parse_args(others)
     check_values(recipe)
+    from jsonargparse import Namespace
+
     return recipe, Namespace(**{name: options[name] for name in vars(options) if name not in names_of(config_class)})
 
 

@@ -21,10 +21,10 @@ from headspark.data.decoders import SCANS, Decoder, decoded_bytes
 from headspark.data.memory import free_memory
 from headspark.data.private import folder_name, own_part
 from headspark.data.shared_store import SUFFIX, SharedStore
-from headspark.data.stores import FileStore, MappedStore, RamStore, Store
+from headspark.data.stores import FileStore, MappedStore, Store
 
 __all__ = [
-    "CacheChoice", "FileStore", "MappedStore", "RamStore", "SharedStore", "Store", "cached", "choose_cache",
+    "CacheChoice", "FileStore", "MappedStore", "SharedStore", "Store", "cached", "choose_cache",
 ]  # fmt: skip
 
 MEMORY_SHARE = 0.6
@@ -136,6 +136,8 @@ def cached(
     say(choice.reason)
     store: Store[Any]
     if choice.mode == "ram":
+        from headspark.data.ram_store import RamStore  # loads MONAI
+
         store = RamStore(scans, decoder)
     elif choice.folder is None:
         store = FileStore(scans, decoder)

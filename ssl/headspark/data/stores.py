@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from monai.data import CacheDataset
-from monai.transforms import Transform
 from numpy.typing import NDArray
 
 from harmonize.errors import UserError
@@ -39,28 +37,6 @@ class Store(Protocol[D_co]):
     def __getitem__(self, scan: int) -> D_co:
         """Scan number `scan`."""
         ...
-
-
-class RamStore:
-    """All scans in this process's memory, by MONAI's CacheDataset; forked workers read the same pages.
-
-    Args:
-        scans: Of the cohort.
-        decoder: How they are read.
-    """
-
-    def __init__(self, scans: Sequence[Any], decoder: Decoder[Any, Any] = SCANS) -> None:
-        with Progress("cache", total=len(scans)) as progress:
-            decode_one = _Decode(decoder, progress.advance)
-            try:
-                self._scans = CacheDataset(list(scans), decode_one, copy_cache=False, progress=False, num_workers=None)
-            except RuntimeError as error:  # MONAI's own, around what the decoder raised
-                raise (error.__cause__ if isinstance(error.__cause__, UserError | MemoryError) else error) from None
-            decode_one.report = _nothing
-
-    def __getitem__(self, scan: int) -> Any:
-        """Scan number `scan`."""
-        return self._scans[scan]
 
 
 class FileStore:
@@ -188,18 +164,6 @@ class MappedStore:
                 continue
 
 
-class _Decode(Transform):
-    """Decoding as the deterministic transform that CacheDataset keeps the result of."""
-
-    def __init__(self, decoder: Decoder[Any, Any], report: Callable[[], object]) -> None:
-        self._decoder, self.report = decoder, report
-
-    def __call__(self, scan: Any) -> Any:
-        decoded = self._decoder.assemble(scan, self._decoder.decode(scan, row_major=True))
-        self.report()
-        return decoded
-
-
 def _array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """Map an array that must be the one expected, and written by this user; `_UNREADABLE` tells where it is not."""
     with open_own(path) as stream:
@@ -211,7 +175,3 @@ def _array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[
         if found != (shape, False, dtype) or size != begin + dtype.itemsize * math.prod(shape):
             raise ValueError(f"{path}: another array than expected")
         return np.memmap(stream, dtype, "r", begin, shape)
-
-
-def _nothing() -> None:
-    return None

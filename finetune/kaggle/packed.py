@@ -1,0 +1,123 @@
+"""What runs in a packed folder: its models are loaded once, and asked by the gateway or, to try them, about series."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.kaggle.server import SHARED, answering, serve_calls
+from finetune.predict import Predictor
+from harmonize.bounded_files import fits
+from harmonize.errors import Rejection, UserError
+from harmonize.labels import LABELS
+from harmonize.parser import Parser
+from harmonize.terminal import emit
+from headspark.config import run_command
+from headspark.folder_kind import read_json
+
+PACK, MODELS, CODE, WHEELS, SUBMISSION = "pack.json", "models", "code", "wheels", "submission.py"
+SCHEMA_VERSION = 1
+
+_SHAPE: dict[str, Any] = {
+    "schema_version": int,
+    "models": [{"folder": str, "weight": float}],
+    "fallback": dict,
+    "modules": dict,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """What `finetune kaggle` recorded of the models that it packed.
+
+    Attributes:
+        models: Their folders.
+        weights: What the logits of each count.
+        fallback: What is said of a series that cannot be used, by label.
+    """
+
+    models: tuple[Path, ...]
+    weights: tuple[float, ...]
+    fallback: Mapping[str, float]
+
+    def predictor(self) -> Predictor:
+        """Load them.
+
+        Raises:
+            UserError: A file is missing or damaged.
+        """
+        return Predictor(self.models, weights=self.weights)
+
+
+def read_pack(folder: Path) -> Pack:
+    """Read what a packed folder holds.
+
+    Raises:
+        UserError: It is damaged, or no packed folder.
+    """
+    found = read_json(folder / PACK)
+    if found is None or not fits(found, _SHAPE) or found["schema_version"] != SCHEMA_VERSION:
+        raise UserError(f"{folder / PACK}: damaged, or of another version; pack again with `finetune kaggle`")
+    fallback, models = found["fallback"], found["models"]
+    if fallback.keys() != set(LABELS) or not all(isinstance(p, float) and 0 <= p <= 1 for p in fallback.values()):
+        raise UserError(f"{folder / PACK}: its fallback is no probability of each label; pack again")
+    # Only their own names count: a folder that is named elsewhere is not this pack's.
+    folders = tuple(folder / MODELS / Path(model["folder"]).name for model in models)
+    return Pack(models=folders, weights=tuple(model["weight"] for model in models), fallback=fallback)
+
+
+def main(folder: Path, argv: Sequence[str] | None = None) -> int:
+    """Run the server of a packed folder, or try it; an error is one line on standard error.
+
+    Args:
+        folder: The packed folder.
+        argv: Options; None takes those of the process.
+    """
+
+    def run(words: Sequence[str]) -> int:
+        options = _parser().parse_args(words)
+        pack = read_pack(folder)
+        predictor = pack.predictor()
+        if options.series:
+            emit(tried(predictor, pack.fallback, options.series))
+        else:
+            serve_calls(answering(predictor, pack.fallback, lambda: options.shared))
+        return 0
+
+    return run_command(run, sys.argv[1:] if argv is None else argv)
+
+
+def tried(predictor: Predictor, fallback: Mapping[str, float], paths: Sequence[Path]) -> dict[str, Any]:
+    """What is said of series, for JSON: a row each as the gateway gets it, why one is the fallback, what was imported.
+
+    Args:
+        predictor: The models.
+        fallback: See `Pack`.
+        paths: Folders of one series each.
+    """
+    rows = []
+    for path in paths:
+        row: dict[str, Any] = {"series": path.name, "fault": None, "warnings": [], **fallback}
+        try:
+            answer = predictor.answer(path)
+            row |= {**answer.probabilities, "warnings": answer.warnings}
+        except (Rejection, UserError) as error:
+            row["fault"] = str(error)
+        rows.append(row)
+    return {"answers": rows, "modules": sorted({name.partition(".")[0] for name in sys.modules})}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog=SUBMISSION, description="Answer the competition's gateway.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--shared", type=Path, default=SHARED, metavar="FOLDER", help="emptied in every call; default %(default)s"
+    )
+    parser.add_argument(
+        "--try", dest="series", type=Path, nargs="+", metavar="SERIES", help="answer these folders, print JSON, and end"
+    )
+    return parser
