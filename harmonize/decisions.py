@@ -51,6 +51,10 @@ class DecisionKind(Enum):
     MOSAIC_CUT = "Siemens mosaic cut into {tiles:d} slices"
     MULTI_FRAME = "multi-frame file of {count:d} frames"
     GEOMETRY_ASSUMED = "the file has no geometry of its frames: {assumed}"
+    GEOMETRY_ESTIMATED = (
+        "by the head that is seen, pixels may be {pixel_mm:.2f} mm within {pixel_percent:d} %, slices {step_mm:.2f} mm "
+        "apart within {step_percent:d} %, {way}: what of it the file does not say was taken so"
+    )
     DOUBT_REFUTED = "a word of the header says otherwise, but its slices are those of a full stack"
     STRAIGHTENED = "the direction cosines are rounded: made perpendicular unit vectors"
     TILTED = "gantry tilt of {tilt_deg:.1f} degrees kept as shear"

@@ -50,7 +50,7 @@ DECODERS = {
 }
 """Distributions that only compressed pictures need, and what each is imported by."""
 
-TRIAL = {"scans": 4, "size": 24, "seed": 0}
+TRIAL: dict[str, Any] = {"scans": 4, "size": 24, "seed": 0}
 """Phantom series that a pack is tried on: two CT, two MR."""
 
 _SUBMISSION = '''"""Answer the competition's gateway. In the notebook, as its one cell: %run -i {path}"""

@@ -10,6 +10,7 @@ from pathlib import Path
 from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.doubts import settle_doubts
 from harmonize.dicom.elements import looks_like_dicom
+from harmonize.dicom.estimate import estimate_stack, placed
 from harmonize.dicom.geometry import MIN_TILT_DEG, StackGeometry, fit_stack
 from harmonize.dicom.grouping import MIN_SLICES, Stack, group_series
 from harmonize.dicom.headers import Frame, read_frames
@@ -153,8 +154,12 @@ def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[DicomVolu
     return volumes
 
 
-def load_volume(volume: DicomVolume) -> Scan:
+def load_volume(volume: DicomVolume, *, estimate: bool = False) -> Scan:
     """Read the pixels of a volume.
+
+    Args:
+        volume: Which.
+        estimate: Where its file says nothing of its geometry, take what the head that is seen says of it.
 
     Returns:
         The scan in the geometry of its slices: sheared where the gantry was tilted, with `slice_offsets` where the
@@ -175,6 +180,13 @@ def load_volume(volume: DicomVolume) -> Scan:
     except OSError as error:
         raise Rejection(Reason.IO_ERROR, f"a file of the series cannot be read: {error.strerror}") from error
     voxels_ZYX, unit, understood = settle_units(voxels_ZYX, frames, stated=stated)
+    seen = estimate_stack(voxels_ZYX, unit) if estimate and frames[0].unsaid else None
+    if seen is not None:
+        order = frames
+        frames, decision = placed(frames, seen)
+        voxels_ZYX = voxels_ZYX if frames[0].index == order[0].index else voxels_ZYX[::-1]
+        geometry = fit_stack([f.position for f in frames], frames[0].orientation, frames[0].spacing)
+        understood = [*understood, decision]
     if interleaving.standing_apart(interleaving.sample_slices(voxels_ZYX, axis=0), interleaving.WOVEN):
         raise Rejection(
             Reason.MIXED_VOLUMES, "slices alternate in intensity like two volumes woven into one; no header sorts them"

@@ -12,11 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from harmonize.dicom import kinds
 from harmonize.dicom import mosaic as mosaics
+from harmonize.dicom.assumed import AS_AXIAL, ASSUMED_FIELD_OF_VIEW_MM, NO_STEP, assumed_place, assumed_step
 from harmonize.dicom.decode import count_frames
 from harmonize.dicom.elements import Elements, read_elements
 from harmonize.dicom.geometry import is_plausible_step, slice_normal, straighten
@@ -24,13 +22,6 @@ from harmonize.dicom.layout import PixelLayout, check_frames, read_layout
 from harmonize.dicom.meaning import Meaning, grey_rejection, read_meaning
 from harmonize.dicom.traits import FrameTraits, read_identity, read_traits
 from harmonize.errors import Reason, Rejection
-
-ASSUMED_FIELD_OF_VIEW_MM = 220.0
-"""Width of a head scan where a multi-frame file came without any geometry (a common choice for head MR and CTA)."""
-ASSUMED_STEP_MM = 1.0
-"""Slice step in the same case, if neither SpacingBetweenSlices nor SliceThickness is there."""
-
-_AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +81,7 @@ class Frame:
         rejection: Why this picture is no part of a scan (scout, reformat ...), or None.
         doubt: What would reject it, unless it lies in a full stack of slices (a scout by its description ...).
         assumed: How the geometry was assumed because the file has none; empty where it has.
+        unsaid: What of it nothing in the file says: ``pixels``, ``steps``, ``directions``.
         straightened: The orientation was rounded in the file.
     """
 
@@ -105,6 +97,7 @@ class Frame:
     rejection: Rejection | None
     doubt: Rejection | None = None
     assumed: str = ""
+    unsaid: frozenset[str] = frozenset()
     straightened: bool = False
 
 
@@ -124,7 +117,7 @@ def read_frames(path: Path, *, keep_derived: bool = False, assume_geometry: bool
         path: The file.
         keep_derived: Accept reformats.
         assume_geometry: Give multi-frame files that lost their geometry an axial one in frame order, from the
-            spacing elements that are left or else `ASSUMED_FIELD_OF_VIEW_MM` and `ASSUMED_STEP_MM`.
+            spacing elements that are left or else those of `harmonize.dicom.assumed`.
 
     Returns:
         The pictures in file order; none where the object is no picture (structure set, report, directory ...).
@@ -279,11 +272,14 @@ def _enhanced_frame(
 def _bare_frames(header: Header, elements: Elements, described: _Description, *, assume_geometry: bool) -> list[Frame]:
     """The frames of a multi-frame file without functional groups."""
     spacing = elements.numbers(0x00280030)
-    step, source = _assumed_step(elements)
+    step, source = assumed_step(elements)
+    unsaid = {"steps"} if source == NO_STEP else set()
     if assume_geometry and not (len(spacing) == 2 and all(map(is_plausible_step, spacing))):
         spacing = (ASSUMED_FIELD_OF_VIEW_MM / header.pixels.columns,) * 2
+        unsaid.add("pixels")
         source += f", pixels of a field of view of {ASSUMED_FIELD_OF_VIEW_MM:g} mm"
-    start, orientation, how = _assumed_place(elements)
+    start, orientation, how = assumed_place(elements)
+    unsaid |= {"directions"} if how == AS_AXIAL else set()
     advance = slice_normal(orientation) * step
     return [
         Frame(
@@ -299,29 +295,10 @@ def _bare_frames(header: Header, elements: Elements, described: _Description, *,
             rejection=described.rejection,
             doubt=described.doubt,
             assumed=f"{how}, with assumed spacing, {source}" if assume_geometry else "",
+            unsaid=frozenset(unsaid),
         )
         for number in range(header.frames_of_file)
     ]
-
-
-def _assumed_place(elements: Elements) -> tuple[NDArray[np.float64], tuple[float, ...], str]:
-    """Where the first frame lies and how it is turned, as far as the header says: (LPS mm, cosines, in words)."""
-    position, orientation = elements.numbers(0x00200032), straighten(elements.numbers(0x00200037))
-    try:
-        slice_normal(orientation)
-    except Rejection:
-        return np.zeros(3), _AXIAL, "taken as axial, in frame order"
-    start = np.array(position if len(position) == 3 and np.isfinite(position).all() else (0.0, 0.0, 0.0))
-    return start, orientation, "taken in frame order, along the normal of its one orientation"
-
-
-def _assumed_step(elements: Elements) -> tuple[float, str]:
-    """The distance of slices without positions, mm, and where it comes from: what cannot be true is passed over."""
-    for tag, name in ((0x00180088, "SpacingBetweenSlices"), (0x00180050, "SliceThickness")):
-        step = elements.number(tag)
-        if is_plausible_step(step):
-            return step, f"slices as far apart as {name} says"
-    return ASSUMED_STEP_MM, f"slices taken to be {ASSUMED_STEP_MM:g} mm apart, since no element says"
 
 
 def _contrast(

@@ -137,8 +137,12 @@ def read_identity(path: Path) -> tuple[str, str, str] | None:
     return (patient, study, series) if series else None
 
 
-def load_largest(volumes: Sequence[DicomVolume]) -> tuple[Scan, list[Frame]]:
+def load_largest(volumes: Sequence[DicomVolume], *, estimate: bool = True) -> tuple[Scan, list[Frame]]:
     """Load the largest volume of a series that is not rejected: (scan, all pictures of the series).
+
+    Args:
+        volumes: Of the series.
+        estimate: As `load_volume` takes it; then the pictures may lie elsewhere than their frames say.
 
     Raises:
         Rejection: There is none.
@@ -150,7 +154,7 @@ def load_largest(volumes: Sequence[DicomVolume]) -> tuple[Scan, list[Frame]]:
             raise Rejection(Reason.NOT_AN_IMAGE, "the series holds no pictures")
         raise largest.rejection.at(Stage.LOAD)
     best = max(usable, key=_picture_count)
-    scan = load_volume(best)
+    scan = load_volume(best, estimate=estimate)
     left_out = sum(len(volume.stack.frames) for volume in volumes) - len(best.stack.frames)
     decided = [DecisionKind.PICTURES_LEFT_OUT(count=left_out)] if left_out else []
     damaged = Counter(volume.rejection.message for volume in volumes if not volume.stack.frames and volume.rejection)
