@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import timm
 import torch
-from timm.models import group_modules
 from torch import Tensor, nn
 
 from harmonize.errors import UserError, WrongUse
@@ -120,6 +118,8 @@ class PictureEncoder(nn.Module):
             coarse: Take whole stages instead of blocks.
         """
         first: Any = self.backbones[0]
+        from timm.models import group_modules
+
         groups = group_modules(first, first.group_matcher(coarse=coarse))
         layer_of = {name: number for number, layer in enumerate(groups.values()) for name in layer}
         last = len(groups) - 1
@@ -144,6 +144,8 @@ def _features(backbone: Any, x_nCHW: Tensor) -> Tensor:
 
 def _backbone(config: TimmConfig, pretrained: bool) -> nn.Module:
     name = config.backbone
+    import timm  # slow to load, and no volume needs it
+
     if not timm.is_model(name.partition(".")[0]):
         nearest = ", ".join(timm.list_models(f"*{name.partition('_')[0]}*")[:5]) or "none like it"
         raise WrongUse(f"scratch.backbone {name}: timm has no such network; it has {nearest}")

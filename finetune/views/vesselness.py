@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.layers import GaussianFilter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,6 +38,8 @@ def laplacian_of_gaussian(values_XYZ: Tensor, spacing: Sequence[float], width: f
         spacing: Of the voxels in mm.
         width: Standard deviation of the Gaussian in mm.
     """
+    from monai.networks.layers import GaussianFilter  # slow to load, and no volume needs it
+
     smooth = GaussianFilter(3, [width / mm for mm in spacing], truncated=3.0).to(values_XYZ.device)
     # The filter fills with zeros beyond the ends: a margin keeps their edge away.
     margins = [min(round(3 * width / mm) + 1, edge - 1) for mm, edge in zip(spacing, values_XYZ.shape, strict=True)]
