@@ -149,7 +149,7 @@ def finetuning(
         )
         for number, unit in enumerate(["HU", "zscore"][:BATCH])
     ]
-    with on_gpu(finetune.state, "build_encoder", "make_model") if gpu else nullcontext():
+    with on_gpu(finetune.state, "make_encoder", "make_model") if gpu else nullcontext():
         accelerator = accelerator_of("bf16", frozen_parts=True)
         state = finetune.state.prepare(recipe, recipe.stages, task, accelerator, None)
     batches = repeat(page_locked(DrawnBatch(tuple(drawn)), gpu))
