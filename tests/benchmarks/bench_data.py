@@ -16,7 +16,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench_harmonize import describe_machine
 from monai.data import CacheDataset, PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandSpatialCropd, ScaleIntensityRanged
@@ -34,16 +34,21 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandSpati
 from harmonize.corpus import write_volume
 from harmonize.files import sha256_of
 from harmonize.voxels.stored import StoredVolume
+from headspark.data import crops as cutting
 from headspark.data.augment import AugmentConfig
 from headspark.data.batches import Plan, network_input, stack, train_batches
 from headspark.data.cache import FileStore, MappedStore, Store
 from headspark.data.cohort import Cohort, ScanItem
 from headspark.data.ram_store import RamStore
+from headspark.data.read_ahead import advise
 from headspark.data.samples import TrainSamples
 from headspark.encoder import EncoderConfig
 from headspark.recipe import DataConfig, Recipe
 
 WINDOWS = ("brain", "blood", "bone")
+PLAIN = "plain memory map"
+PLACES = ("json", "folder")
+"""What is asked on the command line but is no setting: paths of this machine."""
 Crop = Callable[[int], object]
 
 
@@ -63,18 +68,22 @@ def main() -> None:
     try:
         ways, sizes = make_ways(folder, arguments)
         rates: dict[str, list[float]] = {name: [] for name in ways}
+        processor: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(arguments.rounds):
             for name, crop in ways.items():
-                began = time.perf_counter()
+                began, worked = time.perf_counter(), time.process_time()
                 for index in range(arguments.crops):
                     crop(turn * arguments.crops + index)
                 rates[name].append(arguments.crops / (time.perf_counter() - began))
-        cold = {name: cold_mb(folder, ways[name]) for name in ("headspark disk", "nnssl blosc2") if name in ways}
+                processor[name].append(1e3 * (time.process_time() - worked) / arguments.crops)
+        cold = {name: cold_mb(folder, ways[name]) for name in ("headspark disk", PLAIN, "nnssl blosc2") if name in ways}
         result = {
-            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()},
+            "machine": describe_machine(),
+            "settings": {k: v for k, v in vars(arguments).items() if k not in PLACES},
             "crops_per_second": {name: statistics.median(values) for name, values in rates.items()},
             "spread": {name: [min(values), max(values)] for name, values in rates.items()},
+            "processor_ms_per_crop": {name: statistics.median(values) for name, values in processor.items()},
+            "warm_speed_of_plain_mmap": warm_ratio(ways["headspark disk"], ways[PLAIN]),
             "bytes_a_scan": sizes,
             "cold_mb_per_crop": cold,
         }
@@ -82,6 +91,34 @@ def main() -> None:
         print(json.dumps(result, indent=2))
     finally:
         shutil.rmtree(folder)
+
+
+def warm_ratio(ours: Crop, plain: Crop, crops: int = 200) -> float:
+    """How fast crops are beside those of a plain memory map, all pages in memory: crop by crop, in processor time."""
+    took: dict[Crop, list[float]] = {ours: [], plain: []}
+    for index in range(crops):
+        for crop in (ours, plain) if index % 2 else (plain, ours):
+            worked = time.process_time()
+            crop(index)
+            took[crop].append(time.process_time() - worked)
+    return statistics.median(took[plain]) / statistics.median(took[ours])
+
+
+def as_plain_mmap(samples: TrainSamples) -> Crop:
+    """The same crops with what the kernel reads ahead by itself."""
+
+    def crop(index: int) -> object:
+        cutting.advise = _nothing
+        try:
+            return stack([samples[index]])
+        finally:
+            cutting.advise = advise
+
+    return crop
+
+
+def _nothing(*_: object) -> None:
+    return None
 
 
 def cold_mb(folder: Path, crop: Crop, crops: int = 9) -> float | None:
@@ -131,6 +168,7 @@ def make_ways(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Cr
         ways[f"headspark {name}, windows cut"] = lambda index, samples=samples: network_input(
             stack([samples[index]]), WINDOWS, AugmentConfig(), patch=arguments.patch
         )
+    ways[PLAIN] = as_plain_mmap(samples_of(cohort, mapped, arguments.patch))
     for kind in ("thread", "process"):
         ways[f"headspark ram, one {kind} ahead"] = ahead(cohort, stores["ram"], arguments, kind)
     ways["monai PersistentDataset"] = persistent(scans, folder / "persistent", arguments.patch)
