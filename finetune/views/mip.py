@@ -15,7 +15,7 @@ from harmonize.scan import AIR_HU, HU
 from headspark.config.checks import require
 
 PLANES = 3
-SLICES_AT_ONCE = 16
+SLICES_AT_ONCE = 32
 """Of the box in memory as real values, besides those around them that say what is bone."""
 
 ARTERIES_HU = (150.0, 400.0)
