@@ -78,6 +78,7 @@ class Counts:
         launches: Operations that launch a kernel or more.
         moved: Bytes that they read and write, each operand once.
         kinds: Launches of each operation, of all phases.
+        places: Launches and bytes of each operation by where it was called, as ``phase: operation at file:line``.
         waits: Where the host waited, as ``phase: operation at file:line``.
         pageable: Where memory that is not page-locked was copied to the GPU.
         mixed: Where an operation had operands on both sides.
@@ -87,6 +88,7 @@ class Counts:
     launches: Counter[str] = field(default_factory=Counter)
     moved: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
     waits: list[str] = field(default_factory=list)
     pageable: list[str] = field(default_factory=list)
     mixed: list[str] = field(default_factory=list)
@@ -175,7 +177,11 @@ class FakeGpu(TorchDispatchMode):
             self._note(self.counts.other_layout, name)
         self.counts.launches[self.phase] += 1
         self.counts.kinds[name] += 1
-        self.counts.moved[self.phase] += _moved(name, args, given, made)
+        moved = _moved(name, args, given, made)
+        self.counts.moved[self.phase] += moved
+        place = f"{self.phase}: {name} at {_site()}"
+        launches, before = self.counts.places.get(place, (0, 0))
+        self.counts.places[place] = launches + 1, before + moved
 
     def _note(self, where: list[str], name: str) -> None:
         note = f"{self.phase}: {name} at {_site()}"
@@ -234,7 +240,11 @@ def _site() -> str:
 
 
 def _moved(name: str, args: tuple, given: list[Tensor], made: list[Tensor]) -> int:
-    """Bytes of the GPU's memory that an operation reads and writes: every operand once, and what some need besides."""
+    """Bytes of the GPU's memory that an operation reads and writes: every operand once, and what some need besides.
+
+    Kernels of ours are operations too (``torch.ops.headspark``), one launch each, and read each operand once: where
+    windows overlap, `gather` reads a voxel again while the GPU's cache still holds it.
+    """
     special = _MOVED.get(name)
     if special is not None:
         return special(args, made)
@@ -261,6 +271,9 @@ def _row(tensor: Tensor, axis: int) -> int:
 _MOVED: dict[str, Callable[[tuple, list[Tensor]], int]] = {
     "fill_": lambda args, made: _bytes(args[0]),
     "zero_": lambda args, made: _bytes(args[0]),
+    "new_zeros": lambda args, made: _bytes(made[0]),
+    "zeros_like": lambda args, made: _bytes(made[0]),
+    "ones_like": lambda args, made: _bytes(made[0]),
     "copy_": lambda args, made: _bytes(args[0]) + _bytes(args[1]),
     "index_select": lambda args, made: 2 * _bytes(made[0]) + _bytes(args[2]),
     "index_fill_": lambda args, made: args[2].numel() * (args[2].element_size() + _row(args[0], args[1])),
@@ -268,6 +281,10 @@ _MOVED: dict[str, Callable[[tuple, list[Tensor]], int]] = {
     # Statistics are read once, and the map again where it is used.
     "native_batch_norm": lambda args, made: 3 * _bytes(args[0]),
     "native_batch_norm_backward": lambda args, made: 2 * (_bytes(args[0]) + _bytes(args[1])) + _bytes(args[1]),
+    # What is written over the rows is no output.
+    "norm_act_gradient": lambda args, made: (
+        sum(_bytes(one) for one in (*args, *made) if isinstance(one, Tensor)) + args[13] * _bytes(args[1])
+    ),
     "native_group_norm": lambda args, made: 3 * _bytes(args[0]),
     "native_group_norm_backward": lambda args, made: 2 * (_bytes(args[0]) + _bytes(args[1])) + _bytes(args[1]),
 }

@@ -1,6 +1,7 @@
 """Training steps that go through a GPU that is not there; as a script, it counts them and writes JSON.
 
     python tests/gpu_steps.py CASE ...     in the environment that `fake_gpu.build` gives
+    python tests/test_gpu_steps.py --account CASE ...    makes it, and lists what each line of the code costs
 
 A case is a recipe and what the loader would hand over; its step is that of the run, `train_step`, taken twice: the
 first makes the optimizer's state, the second is counted.
@@ -199,6 +200,7 @@ def count(case: str) -> dict[str, Any]:
         "launches": dict(counts.launches),
         "moved": dict(counts.moved),
         "kinds": dict(counts.kinds.most_common()),
+        "places": counts.places,
         "waits": counts.waits,
         "pageable": counts.pageable,
         "mixed": counts.mixed,

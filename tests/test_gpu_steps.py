@@ -1,7 +1,8 @@
 """Training steps on a GPU, counted on one that is not there: nothing is waited for, and little is launched and moved.
 
 ``python tests/test_gpu_steps.py CASE ...`` records the numbers of these cases anew; do that for a change that is meant
-to change them, and look at what it did to them.
+to change them, and look at what it did to them. ``--account`` before them records nothing, and lists instead which
+lines of the code launch and move how much.
 """
 
 from __future__ import annotations
@@ -117,5 +118,18 @@ def keep(counted: dict[str, dict[str, Any]]) -> None:
     GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def account(cases: tuple[str, ...]) -> None:
+    """List what each line launches and moves, the most bytes first."""
+    with tempfile.TemporaryDirectory() as folder:
+        counted = counted_in(Path(folder), cases)
+    for case, one in counted.items():
+        sys.stdout.write(f"{case}: {one['launches']}, {sum(one['moved'].values()) / 1e9:.1f} GB\n")
+        for place, (launches, moved) in sorted(one["places"].items(), key=lambda item: -item[1][1]):
+            sys.stdout.write(f"{moved / 1e9:9.3f} GB {launches:5d}  {place}\n")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--account"]:
+        account(tuple(sys.argv[2:]))
+        sys.exit()
     record(tuple(sys.argv[1:]) or (*QUICK, *SLOW))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from headspark.decoder.slabs import Slab, rows_of_slabs
+from headspark.packed import MaskGeometry, kernels
+from headspark.packed.kernels import Norm, Samples
+from headspark.packed.layout import block_of
+from headspark.page_locked import copied
 
 
 def norm_act(
@@ -38,7 +43,89 @@ def norm_act(
     Returns:
         [B, D, H, W, C], or C_out with a head.
     """
-    return _NormAct.apply(map_BDHWC, weight, bias, *(head or (None, None)), eps, slope)
+    head_weight, head_bias = head or (None, None)
+    if kernels.take(map_BDHWC):
+        samples = Samples(
+            first=_counted(len(map_BDHWC), map_BDHWC.device),
+            voxels=math.prod(map_BDHWC.shape[1:4]),
+            longest=math.prod(map_BDHWC.shape[1:4]),
+        )
+        return _FusedNormAct.apply(map_BDHWC.contiguous(), weight, bias, head_weight, head_bias, samples, eps, slope)
+    return _NormAct.apply(map_BDHWC, weight, bias, head_weight, head_bias, eps, slope)
+
+
+def norm_act_of_blocks(
+    blocks_NDHWC: Tensor,
+    geometry: MaskGeometry,
+    weight: Tensor,
+    bias: Tensor,
+    head: tuple[Tensor, Tensor | None] | None = None,
+    *,
+    eps: float,
+    slope: float,
+) -> Tensor:
+    """The same over the blocks of each sample, [n, d, h, w, C]; arguments as for `norm_act`."""
+    if kernels.take(blocks_NDHWC):
+        layer = head or (None, None)
+        samples = geometry.samples(block_of(blocks_NDHWC))
+        return _FusedNormAct.apply(blocks_NDHWC.contiguous(), weight, bias, *layer, samples, eps, slope)
+    activate = partial(norm_act, weight=weight, bias=bias, head=head, eps=eps, slope=slope)
+    # A sample's blocks are one long map; its gradient is written over it, so samples may not share memory.
+    maps = [blocks_NDHWC]
+    if geometry.batch > 1:
+        maps = [blocks.clone() for blocks in blocks_NDHWC.split(geometry.counts) if len(blocks)]
+    decoded = [activate(blocks.flatten(0, 1)[None]) for blocks in maps]
+    return torch.cat([one[0] for one in decoded]).view(*blocks_NDHWC.shape[:4], -1)
+
+
+@lru_cache
+@torch.inference_mode(False)
+def _counted(samples: int, device: torch.device) -> Tensor:
+    """Return 0, 1, ..., samples: how many dense maps come before each; it stays on the device."""
+    return copied(torch.arange(samples + 1, dtype=torch.int32), device)
+
+
+class _FusedNormAct(torch.autograd.Function):
+    """The same as `_NormAct`, by kernels: from [n, d, h, w, C] to [n, d, h, w, C or C_out]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        head_weight: Tensor | None,
+        head_bias: Tensor | None,
+        samples: Samples,
+        eps: float,
+        slope: float,
+    ) -> Tensor:
+        rows = x.view(-1, x.shape[-1])
+        mean_BC, scale_BC = kernels.moments(rows, samples, eps)
+        norm = Norm(mean_BC, scale_BC, weight, bias, slope)
+        head = None if head_weight is None else (head_weight.contiguous(), head_bias)
+        ctx.save_for_backward(x, *norm[:4], head_weight)
+        ctx.samples, ctx.slope, ctx.head_bias_type = samples, slope, None if head_bias is None else head_bias.dtype
+        return kernels.apply(rows, samples, norm, head=head).view(*x.shape[:4], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean_BC, scale_BC, weight, bias, head_weight = ctx.saved_tensors
+        norm = Norm(mean_BC, scale_BC, weight, bias, ctx.slope)
+        x, grad = x.detach(), grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
+        head = None if head_weight is None else head_weight.contiguous()
+        found = kernels.gradients(grad, x.view(-1, x.shape[-1]), ctx.samples, norm, head=head, over=True)
+        return (
+            x,
+            found.weight.to(weight.dtype),
+            found.bias.to(bias.dtype),
+            None if head_weight is None or found.head is None else found.head.to(head_weight.dtype),
+            None if ctx.head_bias_type is None else grad.sum(0, dtype=ctx.head_bias_type),
+            None,
+            None,
+            None,
+        )
 
 
 class _NormAct(torch.autograd.Function):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headspark.decoder.norm_act import norm_act
+from headspark.decoder.norm_act import norm_act, norm_act_of_blocks
 from headspark.decoder.upsample_concat_conv import upsample_concat_conv
 from headspark.encoder import EncoderConfig
 from headspark.encoder.residual import ConvNormAct, initialise
@@ -122,23 +120,18 @@ class UNetStage(nn.Module):
         norm, nonlin = cast(nn.InstanceNorm3d, block.norm), cast(nn.LeakyReLU, block.nonlin)
         map_ = skip.map_ if isinstance(skip.map_, PackedBlocks) else PackedBlocks.whole(skip.dense())
         # The weights are joined before they are rounded.
-        coarse, *_ = cast_for_autocast(coarse_BdhwC, upsample.weight, None)
-        data, *_ = cast_for_autocast(map_.data, block.conv.weight, None)
+        coarse, _ = cast_for_autocast(coarse_BdhwC, upsample.weight)
+        data, _ = cast_for_autocast(map_.data, block.conv.weight)
         x = upsample_concat_conv(
             coarse, data, map_.geometry, skip.token_C,
             upsample.weight, upsample.bias, block.conv.weight, block.conv.bias, wanted,
         )  # fmt: skip
         linear = None
         if head is not None:
-            _, head_weight, head_bias = cast_for_autocast(x, head.weight, head.bias)
-            linear = head_weight.flatten(1), head_bias
-        activate = partial(
-            norm_act, weight=norm.weight, bias=norm.bias, head=linear, eps=norm.eps, slope=nonlin.negative_slope
-        )
+            _, head_weight = cast_for_autocast(x, head.weight)
+            linear = head_weight.flatten(1), None if head.bias is None else head.bias.to(x.dtype)
+        eps, slope = norm.eps, nonlin.negative_slope
         if wanted is None:
-            return activate(x)
-        # A sample's blocks are one long map; its gradient is written over it, so samples may not share memory.
-        samples = [blocks.clone() for blocks in x.split(wanted.counts) if len(blocks)] if wanted.batch > 1 else [x]
-        decoded = [activate(blocks.flatten(0, 1)[None]) for blocks in samples]
-        rows = torch.cat([one[0] for one in decoded]).view(*x.shape[:4], -1)
+            return norm_act(x, norm.weight, norm.bias, linear, eps=eps, slope=slope)
+        rows = norm_act_of_blocks(x, wanted, norm.weight, norm.bias, linear, eps=eps, slope=slope)
         return channels_last(PackedBlocks(rows, wanted).dense())

@@ -13,6 +13,7 @@ from headspark.packed.geometry import MaskGeometry
 from headspark.packed.handlers import HANDLERS, UnsupportedOperation
 from headspark.packed.layout import Triple, block_of, channels_first, channels_last
 from headspark.packed.masked_map import MaskedMap
+from headspark.packed.normed import PendingNorm
 from headspark.packed.recompute import Recompute
 
 
@@ -26,6 +27,8 @@ class PackedBlocks(MaskedMap):
 
     Attributes:
         recompute: How the data can be recomputed in the backward pass, where that is known.
+        pending: The norm that the data are the outcome of, where a kernel can carry it out on the way.
+        awaited: Whether a norm that is not carried out yet reads the data: they may not be changed in place.
 
     Example:
         >>> geometry = MaskGeometry(torch.tensor([True, False]).view(1, 2, 1, 1))
@@ -35,10 +38,43 @@ class PackedBlocks(MaskedMap):
         (torch.Size([1, 5, 4, 2, 2]), torch.Size([1, 2, 2, 2, 5]))
     """
 
+    _data: Tensor | None
+    pending: PendingNorm | None
+
     def __init__(self, data: Tensor, geometry: MaskGeometry, channels_last: bool = False) -> None:
         super().__init__(data, channels_last)
         self.geometry = geometry
         self.recompute: Recompute | None = None
+        self.awaited = False
+
+    @property  # type: ignore[override]
+    def data(self) -> Tensor:
+        """The numbers; a norm that is pending is carried out."""
+        if self._data is None:
+            assert self.pending is not None
+            self._data = self.pending.carried_out()
+        return self._data
+
+    @data.setter
+    def data(self, data: Tensor) -> None:
+        self._data, self.pending = data, None
+        self.awaited = False
+
+    def await_norm(self, pending: PendingNorm) -> PackedBlocks:
+        """Become the outcome of a norm of data of this shape."""
+        self._data, self.pending, self.recompute = None, pending, None
+        return self
+
+    def become(self, other: PackedBlocks) -> PackedBlocks:
+        """Take the numbers of another map on the same blocks."""
+        self._data, self.pending, self.recompute = other._data, other.pending, other.recompute
+        self.awaited = other.awaited
+        return self
+
+    @property
+    def layout(self) -> Tensor:
+        """A tensor of the shape, the type and the device of the data, whatever its numbers."""
+        return self.pending.source if self._data is None and self.pending is not None else self.data
 
     @staticmethod
     def pack(x_BCDHW: Tensor, geometry: MaskGeometry) -> PackedBlocks:
@@ -92,18 +128,28 @@ class PackedBlocks(MaskedMap):
     def same_blocks(self, other: PackedBlocks) -> bool:
         """Tell whether another map has the same blocks at the same scale."""
         same = self.geometry is other.geometry or (self.geometry.is_whole and other.geometry.is_whole)
-        return same and self.data.shape[:4] == other.data.shape[:4]
+        return same and self.layout.shape[:4] == other.layout.shape[:4]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers."""
+        return self.layout.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self.layout.device
 
     @property
     def block(self) -> Triple:
         """Edges of a block at the scale of this map."""
-        return block_of(self.data)
+        return block_of(self.layout)
 
     @property
     def shape(self) -> torch.Size:
         """Shape of the volume that this stands for."""
         space = [cells * edge for cells, edge in zip(self.geometry.grid, self.block, strict=True)]
-        channels = self.data.shape[-1]
+        channels = self.layout.shape[-1]
         if self.channels_last:
             return torch.Size((self.geometry.batch, *space, channels))
         return torch.Size((self.geometry.batch, channels, *space))
@@ -114,14 +160,26 @@ class PackedBlocks(MaskedMap):
         wanted = (0, 4, 1, 2, 3) if self.channels_last else (0, 2, 3, 4, 1)
         if tuple(order) != wanted:
             raise UnsupportedOperation(f"a permutation {tuple(order)}")
-        return PackedBlocks(self.data, self.geometry, not self.channels_last)
+        moved = PackedBlocks(self.data, self.geometry, not self.channels_last)
+        moved.awaited = self.awaited
+        return moved
 
     def __iadd__(self, other: Any) -> PackedBlocks:
         operand = self._operand(other)
-        # A view that autograd tracks cannot be changed in place without copies: the sum takes its place instead.
-        self.data = self.data + operand if self.data._is_view() else self.data.add_(operand)
+        pending = self.pending
+        if pending is not None and pending.takes(operand):
+            return self.await_norm(pending.plus(operand))
+        self.data = self.data.add_(operand) if self.can_change else self.data + operand
         self.recompute = None
         return self
+
+    @property
+    def can_change(self) -> bool:
+        """Whether the data can be changed in place; else what takes their place is written elsewhere.
+
+        A view that autograd tracks cannot without copies.
+        """
+        return not (self.data._is_view() or self.awaited)
 
     def _operand(self, other: Any) -> Any:
         """Bring the other side of an operator to the shape of the packed data."""

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from headspark.packed.geometry import MaskGeometry
 from headspark.packed.layout import CHANNELS_LAST, ConvShape, block_of, channels_first, channels_last
+from headspark.packed.normed import Normed
 from headspark.packed.recompute import Recompute, restore, save
 from headspark.packed.weight_gradient import weight_gradient, weight_of_matrix
-from headspark.packed.windows import gather_columns, map_windows
+from headspark.packed.windows import gather_columns, map_windows, sum_columns
 
 GEMM_MAX_VOXELS = 8
 """Blocks of at most so many voxels are convolved as one matrix product: their halo outweighs them."""
@@ -32,7 +33,7 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None,
     shape: ConvShape,
-    recompute: Recompute | None = None,
+    made_of: Recompute | Normed | None = None,
 ) -> Tensor:
     """Convolve packed blocks.
 
@@ -40,30 +41,41 @@ def convolve(
         data: Packed input [n, d, h, w, C_in]; its edges are multiples of the stride.
         geometry: The mask.
         weight: [C_out, C_in / groups, kernel].
-        bias: [C_out] or None.
+        bias: [C_out] or None, of any type.
         shape: Kernel, stride, padding and groups.
-        recompute: How the data can be recomputed in the backward pass; without, it is kept.
+        made_of: How the data can be recomputed in the backward pass; without, it is kept. A :class:`Normed` where the
+            data only stand in for it; only for what :func:`gathers`.
 
     Returns:
         Packed output [n, d / stride, h / stride, w / stride, C_out].
     """
     if math.prod(shape.kernel) == 1 and shape.groups == 1:
         strided = data[:, :: shape.stride[0], :: shape.stride[1], :: shape.stride[2]]
-        return F.linear(strided, weight.flatten(1), bias)
+        return F.linear(strided, weight.flatten(1), _as(bias, data))
     if geometry.is_whole:
-        out = F.conv3d(channels_first(data), weight, bias, shape.stride, shape.padding, groups=shape.groups)
+        out = F.conv3d(channels_first(data), weight, _as(bias, data), shape.stride, shape.padding, groups=shape.groups)
         return channels_last(out.contiguous(memory_format=CHANNELS_LAST))
     if shape.stride == (1, 1, 1) and shape.groups == 1 and math.prod(block_of(data)) <= GEMM_MAX_VOXELS:
-        return _ColumnConv.apply(data, weight, bias, geometry, shape, recompute)
-    return channels_last(_WindowConv.apply(data, weight, bias, geometry, shape, recompute))
+        return _ColumnConv.apply(data, weight, bias, geometry, shape, made_of)
+    return channels_last(_WindowConv.apply(data, weight, bias, geometry, shape, made_of))
 
 
-def cast_for_autocast(data: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def gathers(data: Tensor, geometry: MaskGeometry, shape: ConvShape) -> bool:
+    """Tell whether :func:`convolve` gathers what it reads of the neighbours, window by window or tap by tap."""
+    return not geometry.is_whole and (math.prod(shape.kernel) > 1 or shape.groups > 1)
+
+
+def cast_for_autocast(data: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Bring the operands of a convolution to the type that autocast wants, as PyTorch does for plain tensors."""
     if not torch.is_autocast_enabled(data.device.type):
-        return data, weight, bias
+        return data, weight
     dtype = torch.get_autocast_dtype(data.device.type)
-    return data.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return data.to(dtype), weight.to(dtype)
+
+
+def _as(bias: Tensor | None, data: Tensor) -> Tensor | None:
+    """Return a bias in the type of the map that it is added to."""
+    return None if bias is None else bias.to(data.dtype)
 
 
 def upsampling_matrix(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -94,24 +106,28 @@ class _WindowConv(torch.autograd.Function):
         bias: Tensor | None,
         geometry: MaskGeometry,
         shape: ConvShape,
-        recompute: Recompute | None,
+        made_of: Recompute | Normed | None,
     ) -> Tensor:
-        ctx.geometry, ctx.shape = geometry, shape
-        save(ctx, data, recompute, weight)
+        ctx.geometry, ctx.shape, ctx.bias_type = geometry, shape, None if bias is None else bias.dtype
+        save(ctx, data, made_of, weight)
+        data, normed = (made_of.source, made_of) if isinstance(made_of, Normed) else (data, None)
+        bias = _as(bias, data)
         depth, height, width = (edge // step for edge, step in zip(block_of(data), shape.stride, strict=True))
         return map_windows(
             lambda windows: F.conv3d(windows, weight, bias, stride=shape.stride, groups=shape.groups),
-            data, geometry, *shape.halo, shape=(weight.shape[0], depth, height, width),
+            data, geometry, *shape.halo, shape=(weight.shape[0], depth, height, width), normed=normed,
         )  # fmt: skip
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        data, weight = restore(ctx)
+        data, normed, weight = restore(ctx)
         grad_cf = grads[0].contiguous(memory_format=CHANNELS_LAST)
         grad_data = grad_weight = grad_bias = None
         if any(ctx.needs_input_grad[1:3]):
-            grad_weight, grad_bias = weight_gradient(data, weight, grad_cf, ctx.geometry, ctx.shape)
+            grad_weight, grad_bias = weight_gradient(
+                data, normed, weight, grad_cf, ctx.geometry, ctx.shape, ctx.bias_type
+            )
         if ctx.needs_input_grad[0]:
             grad_data = channels_last(_input_gradient(channels_last(grad_cf), weight, data, ctx.geometry, ctx.shape))
         return grad_data, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None, None
@@ -131,32 +147,32 @@ class _ColumnConv(torch.autograd.Function):
         bias: Tensor | None,
         geometry: MaskGeometry,
         shape: ConvShape,
-        recompute: Recompute | None,
+        made_of: Recompute | Normed | None,
     ) -> Tensor:
-        ctx.geometry, ctx.shape = geometry, shape
-        save(ctx, data, recompute, weight)
-        columns = gather_columns(data, geometry, shape.kernel, shape.padding)
+        ctx.geometry, ctx.shape, ctx.bias_type = geometry, shape, None if bias is None else bias.dtype
+        save(ctx, data, made_of, weight)
+        data, normed = (made_of.source, made_of) if isinstance(made_of, Normed) else (data, None)
+        bias = _as(bias, data)
+        columns = gather_columns(data, geometry, shape.kernel, shape.padding, normed)
         return F.linear(columns, _matrix(weight), bias).view(*data.shape[:4], weight.shape[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        data, weight = restore(ctx)
+        data, normed, weight = restore(ctx)
         geometry, shape = ctx.geometry, ctx.shape
         grad = grads[0].contiguous()
         grad_rows = grad.view(-1, weight.shape[0])
         grad_data = grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
-            columns = gather_columns(data, geometry, shape.kernel, shape.padding)
+            columns = gather_columns(data, geometry, shape.kernel, shape.padding, normed)
             grad_weight = weight_of_matrix(grad_rows.t() @ columns, weight)
         if ctx.needs_input_grad[2]:
-            grad_bias = grad_rows.sum(0)
+            grad_bias = grad_rows.sum(0, dtype=ctx.bias_type)
         if ctx.needs_input_grad[0]:
             # Products first, then their sum: the weight is taken as it lies in memory, which is most of a deep layer.
             products = (grad_rows @ _matrix(weight)).view(-1, weight.shape[1])
-            table = geometry.column_gradients(block_of(data), shape.kernel, shape.padding)
-            terms = products.index_select(0, table.rows).index_fill_(0, table.absent, 0)
-            grad_data = terms.view(*data.shape[:4], -1, weight.shape[1]).sum(4)
+            grad_data = sum_columns(products, geometry, block_of(data), shape.kernel, shape.padding)
         return grad_data, grad_weight, grad_bias, None, None, None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headspark.packed import tables
+from headspark.packed.kernels import Samples
 from headspark.packed.layout import Triple
 from headspark.packed.tables import (
     MASKED,
@@ -117,6 +118,11 @@ class MaskGeometry:
     def sample_of_block(self) -> Tensor:
         """Return the sample of each visible block, int64 [blocks]."""
         return self.small_here(("sample",), lambda: self._sample_N)
+
+    def samples(self, block: Triple) -> Samples:
+        """Tell where the samples lie among the packed voxels, for kernels."""
+        first = self.small_here(("first",), lambda: torch.tensor((0, *self.counts)).cumsum(0, dtype=torch.int32))
+        return Samples(first=first, voxels=math.prod(block), longest=max(self.counts) * math.prod(block))
 
     def windows(self, block: Triple, low: Triple, high: Triple) -> WindowTable:
         """Tell where the voxels of each block's window come from.
@@ -253,7 +259,7 @@ class MaskGeometry:
 
     def _make_windows(self, block: Triple, low: Triple, high: Triple) -> WindowTable:
         template = tables.window_template(block, low, high, self.device)
-        rows, source = spread(self._neighbours_here(template.reach), template)
+        rows, source = spread(self.neighbours_here(template.reach), template)
         absent_from = ends(self._absent(template.reach), template)
         absent = positions(source < 0, absent_from[-1])
         return WindowTable(rows=rows, absent=absent, absent_from=absent_from, edges=template.edges)
@@ -263,7 +269,7 @@ class MaskGeometry:
 
     def _positions_beyond(self, template: Template) -> tuple[Tensor, tuple[int, ...]]:
         """Return the positions of windows beyond the volume, and how many come before each window."""
-        source = self._neighbours_here(template.reach).index_select(1, template.cells).flatten()
+        source = self.neighbours_here(template.reach).index_select(1, template.cells).flatten()
         before = ends((self.neighbours(template.reach) == OUTSIDE).long(), template)
         return positions(source == OUTSIDE, before[-1]), before
 
@@ -278,7 +284,7 @@ class MaskGeometry:
         return WindowTable(rows=rows.int().flatten(), absent=absent, absent_from=absent_from, edges=template.edges)
 
     def _make_columns(self, template: Template) -> ColumnTable:
-        rows, source = spread(self._neighbours_here(template.reach), template)
+        rows, source = spread(self.neighbours_here(template.reach), template)
         absent = positions(source < 0, ends(self._absent(template.reach), template)[-1])
         return ColumnTable(rows=rows, absent=absent)
 
@@ -308,7 +314,8 @@ class MaskGeometry:
         """Return which of these are absent, as numbers; int64, on the CPU."""
         return self.small(("absent", reach), lambda: (self.neighbours(reach) < 0).long())
 
-    def _neighbours_here(self, reach: Triple) -> Tensor:
+    def neighbours_here(self, reach: Triple) -> Tensor:
+        """Return `neighbours` on this geometry's device."""
         return self.small_here(("neighbours", reach), lambda: self.neighbours(reach))
 
     def _join(self, factor: Triple) -> tuple[MaskGeometry, Tensor, Tensor, Tensor]:

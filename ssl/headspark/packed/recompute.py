@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from headspark.packed.normed import Normed
+
 
 @dataclass(frozen=True, slots=True)
 class Recompute:
@@ -43,16 +45,22 @@ class Recompute:
         return Recompute(self.source, lambda source: function(first(source)))
 
 
-def save(ctx: Any, data: Tensor, recompute: Recompute | None, *others: Tensor | None) -> None:
-    """Save a map for the backward pass, or what it can be recomputed from; and other tensors."""
-    ctx.recompute = None if recompute is None else recompute.function
-    ctx.save_for_backward(data if recompute is None else recompute.source, *others)
+def save(ctx: Any, data: Tensor, made_of: Recompute | Normed | None, weight: Tensor) -> None:
+    """Save a map for the backward pass, or what it is made of; and a weight."""
+    ctx.made_of = made_of.without_tensors() if isinstance(made_of, Normed) else made_of and made_of.function
+    if isinstance(made_of, Normed):
+        ctx.save_for_backward(weight, *made_of.kept())
+    else:
+        ctx.save_for_backward(weight, data if made_of is None else made_of.source)
 
 
-def restore(ctx: Any) -> tuple[Tensor, ...]:
-    """Return what was given to :func:`save`, the map first."""
-    data, *others = ctx.saved_tensors
-    return data if ctx.recompute is None else ctx.recompute(data), *others
+def restore(ctx: Any) -> tuple[Tensor, Normed | None, Tensor]:
+    """Return what was given to :func:`save`: the map, how it is still to be normalised if it is, and the weight."""
+    weight, *kept = ctx.saved_tensors
+    if isinstance(ctx.made_of, Normed):
+        normed = ctx.made_of.of(*kept)
+        return normed.source, normed, weight
+    return kept[0] if ctx.made_of is None else ctx.made_of(kept[0]), None, weight
 
 
 def apply_pointwise(
@@ -84,8 +92,8 @@ class _Pointwise(torch.autograd.Function):
         function: Callable[[Tensor], Tensor],
         inplace: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        save(ctx, data, recompute)
-        ctx.function = function
+        ctx.save_for_backward(recompute.source)
+        ctx.function, ctx.recompute = function, recompute.function
         if inplace is None:
             return function(data)
         ctx.mark_dirty(data)
@@ -94,8 +102,8 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (data,) = restore(ctx)
-        data = data.detach().requires_grad_()
+        (source,) = ctx.saved_tensors
+        data = ctx.recompute(source).detach().requires_grad_()
         with torch.enable_grad():
             out = ctx.function(data)
         (grad_data,) = torch.autograd.grad(out, data, grads[0])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headspark.packed.geometry import MaskGeometry
 from headspark.packed.layout import ConvShape, channels_first, channels_last
+from headspark.packed.normed import Normed
 from headspark.packed.windows import gather_windows, window_batches
 
 GEMM_MIN_CHANNELS = 32
@@ -20,16 +21,24 @@ CPU_COLUMN_BYTES = 4 * 2**20
 
 
 def weight_gradient(
-    data: Tensor, weight: Tensor, grad_cf: Tensor, geometry: MaskGeometry, shape: ConvShape
-) -> tuple[Tensor, Tensor]:
+    data: Tensor,
+    normed: Normed | None,
+    weight: Tensor,
+    grad_cf: Tensor,
+    geometry: MaskGeometry,
+    shape: ConvShape,
+    bias_type: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of weight and bias of a packed convolution; its windows are gathered again.
 
     Args:
         data: Packed input [n, d, h, w, C_in].
+        normed: Where the data are still to be normalised: how.
         weight: [C_out, C_in / groups, kernel], for its shape and memory.
         grad_cf: Gradient of the output, channels-first [n, C_out, edges].
         geometry: The mask.
         shape: Kernel, stride, padding and groups.
+        bias_type: Type of the bias; None: there is none.
 
     Returns:
         The gradients, of the shapes of weight and [C_out].
@@ -37,13 +46,15 @@ def weight_gradient(
     sums = torch.promote_types(weight.dtype, torch.float32)
     grad, batches = channels_last(grad_cf), window_batches(data, *shape.halo)
     if len(batches) == 1:
-        grad_weight = weight_gradient_of_windows(gather_windows(data, geometry, *shape.halo), grad, weight, shape)
-        return grad_weight.to(weight.dtype), grad.sum((0, 1, 2, 3))
+        windows = gather_windows(data, geometry, *shape.halo, normed=normed)
+        grad_weight = weight_gradient_of_windows(windows, grad, weight, shape)
+        return grad_weight.to(weight.dtype), None if bias_type is None else grad.sum((0, 1, 2, 3), dtype=bias_type)
     total = torch.zeros_like(weight, dtype=sums)
     for blocks in batches:
-        windows = gather_windows(data, geometry, *shape.halo, blocks)
+        windows = gather_windows(data, geometry, *shape.halo, blocks, normed)
         total += weight_gradient_of_windows(windows, grad[blocks], weight, shape)
-    return total.to(weight.dtype), grad.sum((0, 1, 2, 3), dtype=sums).to(weight.dtype)
+    grad_bias = None if bias_type is None else grad.sum((0, 1, 2, 3), dtype=sums).to(bias_type)
+    return total.to(weight.dtype), grad_bias
 
 
 def weight_gradient_of_windows(windows: Tensor, grad: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:

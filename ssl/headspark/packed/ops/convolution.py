@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headspark.packed.blocks import PackedBlocks
-from headspark.packed.conv import cast_for_autocast, convolve, upsampling_matrix
+from headspark.packed.conv import cast_for_autocast, convolve, gathers, upsampling_matrix
 from headspark.packed.handlers import UnsupportedOperation, handles
 from headspark.packed.layout import ConvShape, Triple, triple
 from headspark.packed.ops.grid import fit_to_stride, require_same_grid
@@ -32,9 +32,13 @@ def conv3d(
     shape = ConvShape(kernel=kernel, stride=triple(stride), padding=triple(padding), groups=groups)
     x = fit_to_stride(x, shape.stride)
     require_same_grid(x, shape.kernel, shape.stride, shape.padding, "a convolution")
-    data, weight, bias = cast_for_autocast(x.data, weight, bias)
-    recompute = x.recompute if data is x.data else None
-    return x.like(convolve(data, x.geometry, weight, bias, shape, recompute))
+    if x.pending is not None and x.pending.residual is None and gathers(x.layout, x.geometry, shape):
+        data, cast_weight = cast_for_autocast(x.layout, weight)
+        if data is x.layout:
+            standin, normed = x.pending.link()
+            return x.like(convolve(standin, x.geometry, cast_weight, bias, shape, normed))
+    data, weight = cast_for_autocast(x.data, weight)
+    return x.like(convolve(data, x.geometry, weight, bias, shape, x.recompute if data is x.data else None))
 
 
 @handles(F.conv_transpose3d, torch.conv_transpose3d)
@@ -53,7 +57,8 @@ def conv_transpose3d(
     plain = triple(padding) == triple(output_padding) == (0, 0, 0) and groups == 1 and triple(dilation) == (1, 1, 1)
     if kernel != triple(stride) or not plain:
         raise UnsupportedOperation("a transposed convolution whose kernel is not its stride, or with padding or groups")
-    data, weight, bias = cast_for_autocast(x.data, weight, bias)
+    data, weight = cast_for_autocast(x.data, weight)
+    bias = None if bias is None else bias.to(data.dtype)
     n, d, h, w, _ = data.shape
     cubes = F.linear(data, *upsampling_matrix(weight, bias))
     cubes = cubes.view(n, d, h, w, *kernel, weight.shape[1]).permute(0, 1, 4, 2, 5, 3, 6, 7)

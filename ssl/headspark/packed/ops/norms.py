@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from headspark.packed import kernels
 from headspark.packed.blocks import PackedBlocks
 from headspark.packed.handlers import UnsupportedOperation, handles
 from headspark.packed.norm import group_norm, instance_norm
+from headspark.packed.normed import PendingNorm
 from headspark.packed.recompute import Recompute
 
 
@@ -28,6 +30,8 @@ def _instance_norm(
     """Normalise each channel of each sample over its visible voxels."""
     if running_mean is not None or not use_input_stats:
         raise UnsupportedOperation("an instance norm that tracks running statistics")
+    if kernels.take(x.layout):
+        return _pending(x, weight, bias, eps)
     counts = x.geometry.counts
     return _normed(x, lambda data: instance_norm(data, counts, weight, bias, eps))
 
@@ -39,6 +43,15 @@ def _group_norm(
     """Normalise each group of channels of each sample over its visible voxels."""
     counts = x.geometry.counts
     return _normed(x, lambda data: group_norm(data, counts, num_groups, weight, bias, eps))
+
+
+def _pending(x: PackedBlocks, weight: Tensor | None, bias: Tensor | None, eps: float) -> PackedBlocks:
+    """Note a norm, to be carried out together with what follows."""
+    pending = PendingNorm(
+        x.data.contiguous(), x.geometry.samples(x.block), x.geometry.sample_of_block(), weight, bias, eps
+    )
+    x.awaited = True
+    return PackedBlocks(pending.source, x.geometry, x.channels_last).await_norm(pending)
 
 
 def _normed(x: PackedBlocks, norm: Callable[[Tensor], Tensor]) -> PackedBlocks:

@@ -39,12 +39,34 @@ _POINTWISE = (
 )
 
 
+def _leaky(slope: float) -> Callable[..., float]:
+    """Return what tells the slope of a rectifier below zero, of its arguments."""
+    return lambda negative_slope=slope: float(negative_slope)
+
+
+_RECTIFIERS = {F.leaky_relu: _leaky(0.01), F.relu: lambda: 0.0, torch.relu: lambda: 0.0}
+"""Functions that are carried out with the norm before them, and how to read their slope."""
+
+
+def _with_norm(x: PackedBlocks, slope: float) -> PackedBlocks:
+    """Return the outcome of a norm that is pending, and of a rectifier behind it."""
+    assert x.pending is not None
+    out = PackedBlocks(x.pending.source, x.geometry, x.channels_last).await_norm(x.pending.activated(slope))
+    if x.pending.residual is not None:
+        out.data = out.data  # a sum has several readers, and what it is made of need not be kept for it
+    return out
+
+
 def _pointwise(function: Callable) -> Handler:
     """Make the handler of a function of single numbers."""
 
     def handler(x: PackedBlocks, *args: Any, inplace: bool | None = None, **kwargs: Any) -> PackedBlocks:
-        # A view that autograd tracks cannot be changed in place without copies: the result takes its place instead.
-        over = partial(function, *args, inplace=True, **kwargs) if inplace and not x.data._is_view() else None
+        if function in _RECTIFIERS and x.pending is not None and x.pending.slope is None:
+            slope = _RECTIFIERS[function](*args, **kwargs)
+            if slope >= 0:
+                out = _with_norm(x, slope)
+                return x.become(out) if inplace else out
+        over = partial(function, *args, inplace=True, **kwargs) if inplace and x.can_change else None
 
         def plain(data: Tensor) -> Tensor:
             return function(data, *args, **kwargs)
@@ -54,10 +76,7 @@ def _pointwise(function: Callable) -> Handler:
         else:
             out = x.like(apply_pointwise(x.data, x.recompute, plain, inplace=over))
             out.recompute = x.recompute.then(plain)
-        if not inplace:
-            return out
-        x.data, x.recompute = out.data, out.recompute
-        return x
+        return x.become(out) if inplace else out
 
     return handler
 
