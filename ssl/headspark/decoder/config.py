@@ -21,7 +21,8 @@ class DecoderConfig:
         width: ``light``: channels at the finest decoded map; they double with every coarser one.
         max_width: ``light``: at most so many channels.
         where: ``unet``: of the finest map, decode ``all``, or only the blocks that hold a ``scored`` voxel: hidden, and
-            neither background nor defaced. Its norm is then taken over these blocks.
+            neither background nor defaced. Its norm is then taken over these blocks, and a decoder that is
+            fine-tuned afterwards is worse for it (docs/benchmarks.md).
     """
 
     kind: Literal["light", "unet"] = "light"
