@@ -127,7 +127,7 @@ def test_a_corpus_file_costs_verify_report_and_training_no_more_than_its_row_say
         def eof(self) -> bool:
             return self._inner.eof
 
-    monkeypatch.setattr("harmonize.corpus.volume.igzip_lib.IgzipDecompressor", Counting)
+    monkeypatch.setattr("isal.igzip_lib.IgzipDecompressor", Counting)
     faults = verify(corpus.path)
     assert any(row.image_file_name in fault for fault in faults)
     write_report(corpus.path, thumbnails=6)
