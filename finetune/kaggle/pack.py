@@ -180,9 +180,10 @@ def pack(folders: Sequence[Path], out: Path, *, weights: Sequence[float] | None,
 def _fallback(folders: Sequence[Path]) -> tuple[dict[str, float], str]:
     """What is said of a series that cannot be used, and where that comes from."""
     rows = [default_row(folder) for folder in folders]
+    mean = {label: sum(row[label] for row in rows) / len(rows) for label in LABELS}
     if not any(len(set(row.values())) > 1 for row in rows):
         warn("note: no held-out predictions beside the models: the fallback says 0.5 of every label")
-    mean = {label: sum(row[label] for row in rows) / len(rows) for label in LABELS}
+        return mean, "0.5 of every label, for there were no held-out predictions beside the models"
     return mean, "the median of what the models said of held-out series"
 
 
