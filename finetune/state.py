@@ -35,7 +35,6 @@ from harmonize.settings import Settings, StoredRegion, region_facts
 from headspark.channels import DEFAULT_MRI_SCALING
 from headspark.decoder import UNetDecoder
 from headspark.encoder.stem import changes, with_windows
-from headspark.run.device import on_gpu
 from headspark.run.fit import fit_plan, hold_what_later_steps_hold
 from headspark.run.split_norms import split_norms
 from headspark.run.state import TrainState
@@ -152,7 +151,7 @@ def prepare(
     encoder = make_encoder(recipe.scratch) if pretrained is None else pretrained
     network = make_model(recipe, task, encoder).to(accelerator.device)
     groups = parameter_groups(network, weight_decay=recipe.train.weight_decay)
-    optimizer = make_optimizer(groups, recipe.train, fused=on_gpu(accelerator))
+    optimizer = make_optimizer(groups, recipe.train)
     # Wrapped while everything wants a gradient: the wrapper for several ranks looks only once at who takes part.
     model, optimizer = accelerator.prepare(network.requires_grad_(True), optimizer)
     return FinetuneState(
@@ -171,17 +170,16 @@ def prepare(
     )
 
 
-def make_optimizer(groups: Iterable[Any], config: TrainConfig, *, fused: bool = False) -> Optimizer:
+def make_optimizer(groups: Iterable[Any], config: TrainConfig) -> Optimizer:
     """The optimizer of all stages; its rates are set before each step.
 
     Args:
         groups: As `parameter_groups` gives them, or parameters.
         config: Which optimizer.
-        fused: Move all parameters in one kernel, as a GPU can.
     """
     if config.optimizer == "sgd":
-        return SGD(groups, lr=0.0, momentum=config.momentum, nesterov=True, fused=fused or None)
-    return AdamW(groups, lr=0.0, fused=fused or None)
+        return SGD(groups, lr=0.0, momentum=config.momentum, nesterov=True, fused=True)
+    return AdamW(groups, lr=0.0, fused=True)
 
 
 def make_model(recipe: Recipe, task: Task, encoder: Any) -> Network:
@@ -217,7 +215,7 @@ def try_step(
     encoder = make_encoder(recipe.scratch, weights=False) if pretrained is None else deepcopy(pretrained)
     model = make_model(recipe, task, encoder).to(device)
     average = None if recipe.train.ema is None else ModelEmaV3(model, decay=recipe.train.ema)
-    optimizer = make_optimizer(model.parameters(), recipe.train, fused=on_gpu(accelerator))
+    optimizer = make_optimizer(model.parameters(), recipe.train)
     hold_what_later_steps_hold(model, optimizer)
     targets = {name: torch.stack([one] * batch).to(device) for name, one in empty_targets(task, model, patch).items()}
     x = torch.randn(batch, *view.input_shape, device=device)

@@ -62,17 +62,18 @@ class OptimConfig:
             raise WrongUse(f"optim.betas {list(self.betas)}: must lie in [0, 1)")
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, *, on_gpu: bool = False) -> Optimizer:
+def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimizer over all parameters of `model` that want a gradient.
+
+    PyTorch's own go through each parameter once: a kernel for all on a GPU, a sixth of the time of AdamW on a CPU.
 
     Args:
         model: Of the run.
         config: Which optimizer.
-        on_gpu: Whether the parameters are on a GPU, or will be: PyTorch's own then move all of them in one kernel.
     """
     given: dict[str, Any] = {} if config.betas is None else {"betas": config.betas}
     known = signature(get_optimizer_class(config.name, bind_defaults=False)).parameters
-    if on_gpu and "fused" in known:
+    if "fused" in known:
         given["fused"] = True
     if "max_grad_norm" in known:
         given["max_grad_norm"] = None  # Lamb's own clipping, at 1: `train.clip` alone says how far gradients go

@@ -16,11 +16,12 @@ from headspark.packed.layout import Triple
 from headspark.packed.tables import (
     MASKED,
     OUTSIDE,
-    ColumnTable,
+    Sources,
     Template,
     WindowTable,
     ends,
     positions,
+    sources_of,
     spread,
 )
 from headspark.page_locked import copied
@@ -138,7 +139,7 @@ class MaskGeometry:
         """Return which positions of the windows lie beyond the volume, int64; arguments as for `windows`."""
         return self.here(("beyond", block, low, high), lambda: self._make_beyond(block, low, high))
 
-    def columns(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
+    def columns(self, block: Triple, kernel: Triple, low: Triple) -> Sources:
         """Tell which rows the taps of a kernel read at every voxel, for stride 1 and an output on the same grid.
 
         Args:
@@ -147,12 +148,12 @@ class MaskGeometry:
             low: Padding below.
         """
 
-        def make() -> ColumnTable:
+        def make() -> Sources:
             return self._make_columns(tables.column_template(block, kernel, low, self.device))
 
         return self.here(("columns", block, kernel, low), make)
 
-    def column_gradients(self, block: Triple, kernel: Triple, low: Triple) -> ColumnTable:
+    def column_gradients(self, block: Triple, kernel: Triple, low: Triple) -> Sources:
         """Tell which products (voxel of the output, tap) add up to the gradient of every voxel of the input.
 
         Args:
@@ -161,11 +162,13 @@ class MaskGeometry:
             low: Padding below, of the forward convolution.
 
         Returns:
-            The row in [packed voxels * taps] of each of the products, taps in the order of the kernel.
+            The rows in [packed voxels * taps] of the products that each voxel adds up, in the order of the kernel's
+            taps.
         """
 
-        def make() -> ColumnTable:
-            return self._make_columns(tables.column_gradient_template(block, kernel, low, self.device))
+        def make() -> Sources:
+            taps = self._make_columns(tables.column_gradient_template(block, kernel, low, self.device))
+            return Sources(rows=taps.rows, starts=taps.starts[:: math.prod(kernel)].contiguous())
 
         return self.here(("column gradients", block, kernel, low), make)
 
@@ -260,33 +263,27 @@ class MaskGeometry:
     def _make_windows(self, block: Triple, low: Triple, high: Triple) -> WindowTable:
         template = tables.window_template(block, low, high, self.device)
         rows, source = spread(self.neighbours_here(template.reach), template)
-        absent_from = ends(self._absent(template.reach), template)
-        absent = positions(source < 0, absent_from[-1])
-        return WindowTable(rows=rows, absent=absent, absent_from=absent_from, edges=template.edges)
+        before = ends(self._present(template.reach), template)
+        return WindowTable(sources=sources_of(rows, source >= 0, before[-1]), before=before, edges=template.edges)
 
     def _make_beyond(self, block: Triple, low: Triple, high: Triple) -> Tensor:
-        return self._positions_beyond(tables.window_template(block, low, high, self.device))[0]
-
-    def _positions_beyond(self, template: Template) -> tuple[Tensor, tuple[int, ...]]:
-        """Return the positions of windows beyond the volume, and how many come before each window."""
+        template = tables.window_template(block, low, high, self.device)
         source = self.neighbours_here(template.reach).index_select(1, template.cells).flatten()
-        before = ends((self.neighbours(template.reach) == OUTSIDE).long(), template)
-        return positions(source == OUTSIDE, before[-1]), before
+        return positions(source == OUTSIDE, ends((self.neighbours(template.reach) == OUTSIDE).long(), template)[-1])
 
     def _make_dense_windows(self, block: Triple, margin: int) -> WindowTable:
-        _, height, width = space = self.space(block)
+        _, height, width = self.space(block)
         template = tables.window_template(block, (margin,) * 3, (margin,) * 3, self.device)
         steps = tables.volume_template(template.edges, height, width, self.device)
         corner_N = self.first_rows(block) - margin * ((height + 1) * width + 1)
-        absent, absent_from = self._positions_beyond(template)
-        # Beyond the volume any row will do.
-        rows = (corner_N[:, None] + steps).clamp_(0, self.batch * math.prod(space) - 1)
-        return WindowTable(rows=rows.int().flatten(), absent=absent, absent_from=absent_from, edges=template.edges)
+        inside = self.neighbours_here(template.reach).index_select(1, template.cells).flatten() != OUTSIDE
+        before = ends((self.neighbours(template.reach) != OUTSIDE).long(), template)
+        sources = sources_of((corner_N[:, None] + steps).int().flatten(), inside, before[-1])
+        return WindowTable(sources=sources, before=before, edges=template.edges)
 
-    def _make_columns(self, template: Template) -> ColumnTable:
+    def _make_columns(self, template: Template) -> Sources:
         rows, source = spread(self.neighbours_here(template.reach), template)
-        absent = positions(source < 0, ends(self._absent(template.reach), template)[-1])
-        return ColumnTable(rows=rows, absent=absent)
+        return sources_of(rows, source >= 0, ends(self._present(template.reach), template)[-1])
 
     def _make_merge(self, block: Triple, factor: Triple) -> MergeTable:
         """Join the cells of the mask, and tell for the voxels of both sizes of blocks where the other's lie."""
@@ -310,9 +307,9 @@ class MaskGeometry:
         _, height, width = self.space(block)
         return (self.first_rows(block)[:, None] + tables.volume_template(block, height, width, self.device)).flatten()
 
-    def _absent(self, reach: Triple) -> Tensor:
-        """Return which of these are absent, as numbers; int64, on the CPU."""
-        return self.small(("absent", reach), lambda: (self.neighbours(reach) < 0).long())
+    def _present(self, reach: Triple) -> Tensor:
+        """Return which of these are visible, as numbers; int64, on the CPU."""
+        return self.small(("present", reach), lambda: (self.neighbours(reach) >= 0).long())
 
     def neighbours_here(self, reach: Triple) -> Tensor:
         """Return `neighbours` on this geometry's device."""

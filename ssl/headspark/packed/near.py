@@ -20,6 +20,7 @@ from headspark.packed.tables import (
     side_template,
     volume_template,
 )
+from headspark.packed.windows import read
 from headspark.page_locked import copied
 
 TAPS = 27
@@ -101,11 +102,7 @@ def gather_dense(map_BDHWC: Tensor, table: WindowTable, blocks: slice) -> Tensor
     Returns:
         [windows, window edges, C].
     """
-    size = table.edges[0] * table.edges[1] * table.edges[2]
-    rows = map_BDHWC.view(-1, map_BDHWC.shape[-1])
-    windows = rows.index_select(0, table.rows[blocks.start * size : blocks.stop * size])
-    absent = table.absent[table.absent_from[blocks.start] : table.absent_from[blocks.stop]]
-    windows.index_fill_(0, absent - blocks.start * size, 0)
+    windows = read(map_BDHWC.view(-1, map_BDHWC.shape[-1]), table.of(blocks))
     return windows.view(blocks.stop - blocks.start, *table.edges, map_BDHWC.shape[-1])
 
 

@@ -26,33 +26,39 @@ TEMPLATES = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sources:
+    """Which row each entry of a table reads, where it reads one: bags of one row or none.
+
+    Attributes:
+        rows: int32; the rows that are read, in the order of the entries.
+        starts: int32 [entries + 1]; how many of them come before each entry, and of all at the end.
+    """
+
+    rows: Tensor
+    starts: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WindowTable:
     """The source of every voxel of the windows around the blocks.
 
     Attributes:
-        rows: int32 [windows * window voxels]; row of the packed data, any where there is none.
-        absent: int64; positions in ``rows`` that have no source (hidden or outside): they read as zero.
-        absent_from: For each window, how many absent positions come before it; one entry more for the end.
+        sources: Rows of the packed data; an entry a window voxel, none where it is hidden or outside.
+        before: For each window, how many rows come before it; one entry more for the end.
         edges: Edges of a window.
     """
 
-    rows: Tensor
-    absent: Tensor
-    absent_from: tuple[int, ...]
+    sources: Sources
+    before: tuple[int, ...]
     edges: Triple
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ColumnTable:
-    """The source of every kernel tap at every packed voxel (im2col), for outputs on the grid of the input.
-
-    Attributes:
-        rows: int32 [packed voxels * taps]; row of the packed data, any where there is none.
-        absent: int64; positions in ``rows`` that have no source: they read as zero.
-    """
-
-    rows: Tensor
-    absent: Tensor
+    def of(self, blocks: slice) -> Sources:
+        """The sources of some windows, by themselves."""
+        if blocks.start == 0 and blocks.stop == len(self.before) - 1:
+            return self.sources
+        size, first = math.prod(self.edges), self.before[blocks.start]
+        starts = self.sources.starts[blocks.start * size : blocks.stop * size + 1]
+        return Sources(rows=self.sources.rows[first : self.before[blocks.stop]], starts=starts - first)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +101,14 @@ def spread(neighbours_NK: Tensor, template: Template) -> tuple[Tensor, Tensor]:
     return rows.flatten(), source.flatten()
 
 
+def sources_of(rows: Tensor, present: Tensor, count: int) -> Sources:
+    """Keep of the rows, one an entry, those that are present; `count` of them."""
+    starts = torch.zeros(len(rows) + 1, dtype=torch.int32, device=rows.device)
+    torch.cumsum(present, 0, dtype=torch.int32, out=starts[1:])
+    kept = rows[present] if rows.device.type == "cpu" else rows.index_select(0, positions(present, count))
+    return Sources(rows=kept, starts=starts)
+
+
 def positions(where: Tensor, count: int) -> Tensor:
     """Where a boolean tensor [entries] is true, int64, rising; `count` is known beforehand, so nobody waits for it."""
     if where.device.type == "cpu":
@@ -102,9 +116,14 @@ def positions(where: Tensor, count: int) -> Tensor:
     return torch.nonzero_static(where, size=count).squeeze(1)
 
 
-def ends(absent_NK: Tensor, template: Template) -> tuple[int, ...]:
-    """Count the entries in absent neighbours before each block, and of all of them at the end; on the CPU."""
-    return 0, *(absent_NK @ template.counts).cumsum(0).tolist()
+def ends(counted_NK: Tensor, template: Template) -> tuple[int, ...]:
+    """Count the entries in some of the neighbours before each block, and of all of them at the end; on the CPU.
+
+    Args:
+        counted_NK: int64; 1 for the neighbours whose entries count, 0 for the others.
+        template: Where the entries lie.
+    """
+    return 0, *(counted_NK @ template.counts).cumsum(0).tolist()
 
 
 @lru_cache(TEMPLATES)

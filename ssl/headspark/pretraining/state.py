@@ -59,7 +59,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> PretrainState:
     note = split_norms(unwrapped, batch=plan.batch, accumulate=plan.accumulate, ranks=plan.ranks, key="encoder.norm")
     if note is not None:
         say_once(accelerator, f"note: {note}", stream=sys.stderr)
-    optimizer = make_optimizer(unwrapped, recipe.optim, on_gpu=on_gpu(accelerator))
+    optimizer = make_optimizer(unwrapped, recipe.optim)
     schedule = make_schedule(optimizer, recipe.optim, steps=train.steps)
     ema = None if train.ema is None else ModelEmaV3(unwrapped, decay=train.ema).to(accelerator.device)
     model, optimizer = accelerator.prepare(unwrapped, optimizer)
@@ -88,7 +88,7 @@ def try_step(recipe: Recipe, accelerator: Accelerator, batch: int) -> None:
     patch, device = recipe.data.patch, accelerator.device
     model = make_model(recipe).to(device)
     average = None if recipe.train.ema is None else ModelEmaV3(model, decay=recipe.train.ema)
-    optimizer = make_optimizer(model, recipe.optim, on_gpu=on_gpu(accelerator))
+    optimizer = make_optimizer(model, recipe.optim)
     hold_what_later_steps_hold(model, optimizer)
     mask_Bdhw = draw_mask(batch, mask_grid((patch,) * 3, recipe.mask.block), ratio_bounds(recipe.mask.ratio)[0])
     x_BCDHW = torch.randn(batch, recipe.encoder.in_channels, patch, patch, patch, device=device)

@@ -15,6 +15,7 @@ from headspark.packed.geometry import MaskGeometry
 from headspark.packed.handlers import UnsupportedOperation, handles
 from headspark.packed.layout import ConvShape, Triple, block_of, channels_first, channels_last, triple
 from headspark.packed.ops.grid import fit_to_stride, require_same_grid
+from headspark.packed.tables import positions
 from headspark.packed.windows import gather_windows
 
 
@@ -35,7 +36,7 @@ def avg_pool3d(
     x = fit_to_stride(x, stride)
     require_same_grid(x, kernel, stride, padding, "average pooling")
     if kernel == stride:
-        return x.like(_tiles(x.data, kernel).mean((2, 4, 6)))
+        return x.like(_mean(_tiles(x.data, kernel)))
     channels = x.data.shape[-1]
     weight = x.data.new_full((channels, 1, *kernel), 1 / math.prod(kernel))
     shape = ConvShape(kernel=kernel, stride=stride, padding=padding, groups=channels)
@@ -65,6 +66,14 @@ def max_pool3d(
     return x.like(channels_last(F.max_pool3d(channels_first(windows), kernel, stride)).contiguous())
 
 
+def _mean(tiles: Tensor) -> Tensor:
+    """The mean over each tile, [n, tiles along each axis, C]."""
+    if tiles.device.type != "cpu":
+        return tiles.mean((2, 4, 6))
+    # Whole planes first, then lines: what is added lies side by side, which a CPU does ten times as fast.
+    return tiles.sum(2).sum(3).sum(4) / (tiles.shape[2] * tiles.shape[4] * tiles.shape[6])
+
+
 def _tiles(data: Tensor, kernel: Triple) -> Tensor:
     """View packed data [n, d, h, w, C] as tiles of a kernel: [n, d/k, k, h/k, k, w/k, k, C]."""
     n, d, h, w, channels = data.shape
@@ -87,6 +96,8 @@ class _Windows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows = grads[0].reshape(-1, ctx.shape[-1]).index_fill(0, ctx.table.absent, 0)
+        sources = ctx.table.sources
+        present = positions(sources.starts.diff() > 0, len(sources.rows))
+        rows = grads[0].reshape(-1, ctx.shape[-1]).index_select(0, present)
         out = rows.new_zeros(math.prod(ctx.shape[:4]), ctx.shape[-1])
-        return out.index_add_(0, ctx.table.rows, rows).view(ctx.shape), None, None, None
+        return out.index_add_(0, sources.rows, rows).view(ctx.shape), None, None, None
