@@ -10,6 +10,7 @@ variant, from the resident set (CPU) or the allocator (CUDA), less what was ther
 
 glibc returns large buffers to the system after every use and pays page faults for them, which flatters small working
 sets: for the timing it is told never to, for the memory to do so always, so that what counts is what is in use.
+Threads that wait for others are told to sleep, so that processor time (`--clock cpu`) is time that something was done.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from headspark.packed import MaskGeometry, encode_visible
 from headspark.spark import SparK, SparKConfig
 
 KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000000"}
+SLEEP = {"OMP_WAIT_POLICY": "passive"}
 RETURN_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 BLOCK = 16
 CLIP = 12.0
@@ -58,10 +60,10 @@ Step = Callable[[], None]
 def main() -> None:
     """Measure what the command line asks for and write it as JSON."""
     arguments = parse()
-    malloc = RETURN_BUFFERS if arguments.peak_of else KEEP_BUFFERS
-    if sys.platform == "linux" and not malloc.items() <= os.environ.items():
+    wanted = (RETURN_BUFFERS if arguments.peak_of else KEEP_BUFFERS) | SLEEP
+    if sys.platform == "linux" and not wanted.items() <= os.environ.items():
         others = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**others, **malloc})
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**others, **wanted})
     torch.set_num_threads(arguments.threads)
     if arguments.peak_of:
         print(json.dumps(measure_peak(arguments, arguments.peak_of)))
