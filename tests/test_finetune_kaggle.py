@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from standin_series import save_model, save_table_model, write_mr_series, write_
 
 from finetune.cli import main
 from finetune.evaluation.predictions import PREDICTIONS
+from finetune.kaggle.server import answering
 from finetune.predict import Predictor
 from finetune.tasks.table import TableConfig
 from harmonize.labels import LABELS
@@ -106,6 +109,39 @@ def test_the_packed_folder_answers_the_gateway_by_itself(packed: Path, models: l
         assert rows[name] == dict.fromkeys(LABELS, MEDIAN)
     assert done.stderr.count("answered with the default row") == 2
     assert list(shared.iterdir()) == []
+
+
+class Hanging:
+    """Models that never answer about one series."""
+
+    def __init__(self) -> None:
+        self.go_on, self.threads = threading.Event(), set()
+
+    def answer(self, path: Path) -> SimpleNamespace:
+        self.threads.add(threading.get_ident())
+        if path.name == "hangs":
+            self.go_on.wait()
+        if path.name == "slow disk":
+            raise TimeoutError
+        return SimpleNamespace(probabilities=dict.fromkeys(LABELS, 0.75), warnings=[])
+
+
+def test_a_series_that_hangs_gets_the_default_row_and_the_next_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = Hanging()
+    predict = answering(models, dict.fromkeys(LABELS, MEDIAN), lambda: tmp_path, limit_s=0.5)
+    said = []
+    for name in ("one", "two", "hangs", "three", "slow disk"):
+        (tmp_path / "series").mkdir()
+        said.append(float(predict(f"/series/{name}")["Basilar Tip"][0]))
+        assert list(tmp_path.iterdir()) == []
+    models.go_on.set()
+    assert said == [0.75, 0.75, MEDIAN, 0.75, MEDIAN]
+    lines = capsys.readouterr().err
+    assert "hangs: TooLong: no answer within 0.5 s; answered with the default row" in lines
+    assert "slow disk: TimeoutError; answered with the default row" in lines
+    assert len(models.threads) == 2, "only a call that hangs costs a thread"
 
 
 def test_a_pack_is_replaced_by_another_and_nothing_else_is(

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from finetune.evaluation.predictions import PREDICTIONS, read_of_run
+from finetune.kaggle.limited import Limited, TooLong
 from finetune.predict import Predictor
 from harmonize.errors import Rejection, UserError
 from harmonize.labels import LABELS
@@ -30,6 +31,9 @@ SHARED = Path("/kaggle/shared")
 """Where the gateway copies each series before it asks; nobody but the server empties it."""
 
 NO_OPINION = 0.5
+
+LIMIT_S = 20 * 60.0
+"""How long a series may take: the gateway gives up, and with it the submission, after 30 minutes."""
 
 
 def serve(folder: str | Path, *more: str | Path) -> None:
@@ -60,26 +64,30 @@ def make_predict(folder: Path, *more: Path) -> Callable[[str], Any]:
     return answering(Predictor([folder, *more] if more else folder), default_row(folder), lambda: SHARED)
 
 
-def answering(predictor: Predictor, default: Mapping[str, float], shared: Callable[[], Path]) -> Callable[[str], Any]:
+def answering(
+    predictor: Predictor, default: Mapping[str, float], shared: Callable[[], Path], limit_s: float = LIMIT_S
+) -> Callable[[str], Any]:
     """The function that the gateway calls, of models that are loaded.
 
     Args:
         predictor: The models.
         default: What is said of a series that they cannot be asked about, by label.
         shared: Which folder each call leaves empty.
+        limit_s: After so many seconds a series is answered with the default, and what hangs is left behind.
     """
+    answer_within = Limited(predictor.answer, limit_s)
 
     def predict(series_path: str) -> Any:
         began = time.monotonic()
         try:
-            answer = predictor.answer(Path(series_path))
+            answer = answer_within(Path(series_path))
             row: Mapping[str, float] = answer.probabilities
             for warning in answer.warnings:
                 warn(f"{series_path}: {warning}")
         # One series that fails would void the whole submission, so here alone every fault becomes a row.
         except Exception as error:
             # Whose message is not ours may quote a header.
-            said = f": {error}" if isinstance(error, UserError | Rejection) else ""
+            said = f": {error}" if isinstance(error, UserError | Rejection | TooLong) else ""
             warn(f"{series_path}: {type(error).__name__}{said}; answered with the default row")
             row = default
         finally:

@@ -109,7 +109,7 @@ class MaskGeometry:
 
     def ahead(self) -> MaskGeometry:
         """Work out what every encoder asks for, and return this: for whoever has the time before a step has begun."""
-        self._absent((1, 1, 1))
+        self._present((1, 1, 1))
         return self
 
     def mask_here(self) -> Tensor:
