@@ -24,14 +24,19 @@ from finetune.tasks import make_task
 from harmonize.errors import WrongUse
 from harmonize.files import write_json
 from headspark.config import read_recipe
+from headspark.recipe import Precision
 from headspark.run.folder import read_metrics, without_odd_numbers
 
 PAGE, RESULTS = "baselines.html", "baselines.json"
 """In the folder of all runs."""
 
 
-def read_recipes(paths: Sequence[Path]) -> dict[str, Recipe]:
+def read_recipes(paths: Sequence[Path], *, precision: Precision | None = None) -> dict[str, Recipe]:
     """Recipes by the names of their files.
+
+    Args:
+        paths: The files.
+        precision: Of all of them; None: as each says.
 
     Raises:
         UserError: One is damaged; with exit code 2: two have one name, or they cannot be compared.
@@ -57,7 +62,9 @@ def read_recipes(paths: Sequence[Path]) -> dict[str, Recipe]:
                 )
         if recipe.task.kind != first.task.kind:
             raise WrongUse(f"{other}: task.kind {recipe.task.kind}, and {first.task.kind} in {name}")
-    return recipes
+    if precision is None:
+        return recipes
+    return {name: replace(recipe, train=replace(recipe.train, precision=precision)) for name, recipe in recipes.items()}
 
 
 def run_all(recipes: dict[str, Recipe], sources: Sources, out: Path, folds: Sequence[int] | None = None) -> bool:

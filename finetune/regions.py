@@ -32,7 +32,7 @@ class RegionDecoder:
         self._view = view
 
     def parts(self, item: Case) -> list[Part]:
-        """Voxels, the mask, and a list of numbers."""
+        """Voxels, a list of numbers, and where there are any the mask and the guide."""
         name = hashlib.sha256(self._view.key(item).encode()).hexdigest()
         name = f"{name[:2]}/{name}"
         shape = self._view.region_shape(item)
@@ -42,6 +42,9 @@ class RegionDecoder:
         ]
         if item.mask is not None:
             parts.append(Part(name=f"{name}.labels.npy", dtype=np.dtype(np.uint8), shape=shape))
+        guide_shape = self._view.guide_shape(item)
+        if guide_shape is not None:
+            parts.append(Part(name=f"{name}.guide.npy", dtype=np.dtype(np.int16), shape=guide_shape))
         return parts
 
     def decode(self, item: Case, *, row_major: bool) -> list[NDArray[Any]]:
@@ -56,16 +59,20 @@ class RegionDecoder:
         arrays = [region.stored_XYZ.numpy(), np.array([*facts, *findings.points_K3.ravel()], dtype=np.float64)]
         if region.mask_XYZ is not None:
             arrays.append(region.mask_XYZ.numpy())
+        if region.guide_XYZ is not None:
+            arrays.append(region.guide_XYZ.numpy())
         return [np.ascontiguousarray(array) for array in arrays]  # what is mapped is laid out so
 
     def assemble(self, item: Case, arrays: Sequence[NDArray[Any]]) -> Region:
         """The region, whose labels and places are the series'."""
-        stored_XYZ, facts, *mask = arrays
+        stored_XYZ, facts, *more = arrays
+        mask = more.pop(0) if item.mask is not None else None
+        guide = more.pop(0) if more else None
         slope, inter, fill, *rest = (float(fact) for fact in facts[:FACTS])
         x_mm, y_mm, z_mm, x, y, z, complete = rest
         return Region(
             stored_XYZ=_tensor(stored_XYZ),
-            mask_XYZ=_tensor(mask[0]) if mask else None,
+            mask_XYZ=None if mask is None else _tensor(mask),
             slope=slope,
             inter=inter,
             spacing=(x_mm, y_mm, z_mm),
@@ -79,6 +86,7 @@ class RegionDecoder:
                 labels_L=np.array(item.labels, dtype=np.float64),
                 points_complete=bool(complete),
             ),
+            guide_XYZ=None if guide is None else _tensor(guide),
         )
 
 

@@ -166,6 +166,8 @@ class Region:
         start: Index of the first voxel of the input, or of the first tile, in the region; negative where it sticks out.
         findings: In the region's voxels, without the mask.
         focus: The voxel that a training sample is told about, by views that tell; None at prediction.
+        guide_XYZ: int16, in coarser voxels of the same space, by which a view chooses what it shows; None where it
+            needs none.
     """
 
     stored_XYZ: Tensor
@@ -178,11 +180,13 @@ class Region:
     start: tuple[int, int, int]
     findings: Findings
     focus: tuple[float, float, float] | None = None
+    guide_XYZ: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory that the voxels take."""
-        return self.stored_XYZ.nbytes + (0 if self.mask_XYZ is None else self.mask_XYZ.nbytes)
+        more = (self.mask_XYZ, self.guide_XYZ)
+        return self.stored_XYZ.nbytes + sum(0 if voxels is None else voxels.nbytes for voxels in more)
 
     def to(self, device: torch.device) -> Region:
         """The region with its voxels on a device."""
@@ -193,8 +197,8 @@ class Region:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Region:
-        mask_XYZ = None if self.mask_XYZ is None else change(self.mask_XYZ)
-        return replace(self, stored_XYZ=change(self.stored_XYZ), mask_XYZ=mask_XYZ)
+        mask_XYZ, guide_XYZ = (None if voxels is None else change(voxels) for voxels in (self.mask_XYZ, self.guide_XYZ))
+        return replace(self, stored_XYZ=change(self.stored_XYZ), mask_XYZ=mask_XYZ, guide_XYZ=guide_XYZ)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,18 +22,21 @@ from finetune.models.heads.global_pool import GlobalConfig
 from finetune.models.heads.mil import MilConfig, product_logit
 from finetune.models.pictures import PictureEncoder, TimmConfig
 from finetune.recipe import Recipe
+from finetune.regions import RegionDecoder
 from finetune.samples import DataConfig
 from finetune.series import Findings, Pose, Region
 from finetune.tasks import KNOWN
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.views import View, make_view
-from finetune.views.bone import bone_of, reach
+from finetune.views.bone import bone_of, dilated
 from finetune.views.dual_stream import DualStreamConfig, DualStreamView
 from finetune.views.mip import MipConfig, MipView
+from finetune.views.pictures import PicturesView
 from finetune.views.posing import pose_slabs, pose_values
 from finetune.views.stack import StackConfig
 from finetune.views.top_slices import TopSlicesConfig, TopSlicesView
 from finetune.views.vesselness import laplacian_of_gaussian
+from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from harmonize.scan import HU
 from headspark.channels import CtWindow
@@ -103,9 +106,11 @@ def toy_regions() -> list[Region]:
     return regions
 
 
-def view_of(kind: str, *, windows: Any = VESSEL, patch: int = EDGE, **keys: Any) -> View:
+def view_of(kind: str, *, windows: Any = VESSEL, patch: int = EDGE, **keys: Any) -> PicturesView:
     data = DataConfig(patch=(patch,) * 3, ct_windows=tuple(windows)).completed(tuple(windows), "soft")
-    return make_view(replace(CONFIGS[kind], **keys), data, TASK)
+    view = make_view(replace(CONFIGS[kind], **keys), data, TASK)
+    assert isinstance(view, PicturesView)
+    return view
 
 
 def network(view: View, head: Any, **keys: Any) -> Network:
@@ -145,7 +150,8 @@ def best_constant(labels_BL: Tensor) -> float:
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_a_view_teaches_a_network_and_its_mirrored_input_gives_swapped_labels(kind: str) -> None:
-    regions, view = toy_regions(), view_of(kind)
+    view = view_of(kind)
+    regions = [view.prepared(region) for region in toy_regions()]
     head: Any = MilConfig(width=16, dropout=0.0) if kind == "top_slices" else GlobalConfig(dropout=0.0)
     model = network(view, head, coordinates=8 if kind == "dual_stream" else 0)
     loss = TotalLoss([BinaryConfig(positive_weight=1.0)], TASK)
@@ -169,7 +175,7 @@ def test_a_view_teaches_a_network_and_its_mirrored_input_gives_swapped_labels(ki
     config = DataConfig(patch=(EDGE,) * 3, mirror=False)
     cpu = torch.device("cpu")
     said = classify_regions(model, regions, config, TASK, view, cpu)
-    flipped = [replace(region, stored_XYZ=region.stored_XYZ.flip(0)) for region in regions]
+    flipped = [view.prepared(replace(region, stored_XYZ=region.stored_XYZ.flip(0))) for region in regions]
     swapped = classify_regions(model, flipped, config, TASK, view, cpu)
     assert torch.equal((said > 0.5).float(), truth.float())
     assert torch.equal((swapped > 0.5).float(), truth[:, list(MIRROR)].float())
@@ -181,8 +187,8 @@ def test_a_view_teaches_a_network_and_its_mirrored_input_gives_swapped_labels(ki
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 @pytest.mark.parametrize("unit", [HU, "zscore"])
 def test_a_mirrored_pose_and_a_mirrored_bag_show_the_same(kind: str, unit: str) -> None:
-    region = replace(toy_regions()[0], unit=unit)
     view = view_of(kind, **({"slabs": 3} if kind == "mip" else {}))
+    region = view.prepared(replace(toy_regions()[0], unit=unit))
     x = view.sample(region)
     assert x.shape == view.input_shape
     assert x.min() >= -1
@@ -218,8 +224,28 @@ def test_bone_is_known_by_density_and_shape_and_arteries_of_the_same_density_sta
     bone = bone_of(hu, (1.0, 1.0, 1.0))
     assert bone[2:9].all()  # marrow too
     assert not bone[10:].any()  # neither the artery nor the speck
-    part = slice(8 - reach(1.0), 16 + reach(1.0))
-    assert bone_of(hu[..., part], (1.0, 1.0, 1.0))[..., reach(1.0) : -reach(1.0)].equal(bone[..., 8:16])
+
+
+def test_bone_of_half_millimetres_is_that_of_millimetres() -> None:
+    coarse = skull_and_artery()
+    fine = coarse.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    found = bone_of(fine, (0.5, 0.5, 0.5))
+    assert found.equal(
+        bone_of(coarse, (1.0, 1.0, 1.0)).repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    )
+    thin = torch.full((40, 40, 40), 40.0)
+    thin[20:22] = 1200.0  # of a millimetre
+    thin[22:26] = 300.0  # its blurred edge, of which a millimetre goes
+    bone = bone_of(thin, (0.5, 0.5, 0.5))
+    assert bone.flatten(1).all(1).nonzero().flatten().tolist() == [20, 21, 22, 23]
+    assert bone.flatten(1).any(1).sum() == 4
+
+
+def test_a_dilation_is_scipys() -> None:
+    marked = torch.rand(13, 11, 9, generator=torch.Generator().manual_seed(0)) > 0.97
+    for mm, edges in ((1.0, (3, 3, 3)), (2.5, (11, 5, 5)), (4.0, (17, 9, 9))):
+        theirs = ndimage.binary_dilation(marked.numpy(), np.ones(edges))
+        assert dilated(marked, (0.5, 1.0, 1.0), mm).equal(torch.from_numpy(theirs)) == (mm != 1.0)
 
 
 def test_projections_leave_out_bone_and_show_arteries_wherever_bone_is_not() -> None:
@@ -227,7 +253,7 @@ def test_projections_leave_out_bone_and_show_arteries_wherever_bone_is_not() -> 
     region = region_of(skull_and_artery(edge))
     windows = (CtWindow("wide", 2000.0, 0.0), CtWindow("narrow", 100.0, 40.0))
     view = view_of("mip", windows=windows, patch=edge, size=40)
-    above, front, side = view.sample(region)
+    above, front, side = view.sample(view.prepared(region))
     assert above.shape == (3, edge, edge)
     # As on a screen: X across, Y up.
     picture_XY = above[:, range(edge - 1, -1, -1)].transpose(1, 2)
@@ -336,27 +362,37 @@ def test_slices_with_vessels_are_chosen_and_bone_and_noise_are_not() -> None:
     hu[2:20, 10:13, 6:9] = 350.0  # an artery across three slices
     view = view_of("top_slices", slices=3, neighbours=1)
     assert isinstance(view, TopSlicesView)
-    region = region_of(hu)
-    assert view.chosen(pose_values(region, (EDGE,) * 3), region).tolist() == [6, 7, 8]
+    region = view.prepared(region_of(hu))
+    assert view.chosen(region).tolist() == [6, 7, 8]
     x = view.sample(region)
     torch.testing.assert_close(x[0, 2], x[1, 1])  # a neighbour is the next slice
-    dark = region_of(-hu.clamp(max=400), unit="zscore")
-    assert view.chosen(pose_values(dark, (EDGE,) * 3), dark).tolist()[0] in (5, 6, 7)
+    lower = Pose(shift=(0.0, 0.0, 2.0))  # what lies two slices higher is shown
+    assert view.chosen(region, lower).tolist() == [4, 5, 6]
+    dark = view.prepared(region_of(-hu.clamp(max=400), unit="zscore"))
+    assert view.chosen(dark).tolist()[0] in (5, 6, 7)
+
+
+def test_slices_of_finer_voxels_are_chosen_by_a_coarser_guide() -> None:
+    view = view_of("top_slices", slices=4, neighbours=0)
+    hu = torch.full((2 * EDGE,) * 3, 40.0)
+    hu[8:40, 14:20, 17:23] = 350.0
+    fine = replace(region_of(hu), spacing=(0.5, 0.5, 0.5), start=(12, 12, 3))
+    region = view.prepared(fine)
+    assert region.guide_XYZ is not None
+    assert region.guide_XYZ.shape == (EDGE,) * 3
+    chosen = (view.chosen(region) + 3).tolist()
+    assert 17 <= min(chosen) <= max(chosen) <= 22, chosen
 
 
 def test_the_laplacian_is_scipys() -> None:
     values = torch.randn(20, 18, 16, generator=torch.Generator().manual_seed(0))
-    ours = laplacian_of_gaussian(values, (0.5, 1.0, 1.0), 2.0).numpy()
-    smooth = ndimage.gaussian_filter(values.numpy().astype(np.float64), (4.0, 2.0, 2.0), mode="nearest", truncate=3.0)
-    theirs = sum(
-        ndimage.correlate1d(smooth, np.array([1.0, -2.0, 1.0]) / mm**2, axis=axis, mode="nearest")
-        for axis, mm in enumerate((0.5, 1.0, 1.0))
-    )
-    inside = (slice(2, -2),) * 3
-    assert np.abs(ours - theirs)[inside].max() < 0.1 * np.abs(theirs).max()
-    gaussian = ndimage.gaussian_laplace(values.numpy().astype(np.float64), 2.0, mode="nearest")
+    expected = ndimage.gaussian_laplace(values.numpy().astype(np.float64), 2.0, mode="nearest")
     even = laplacian_of_gaussian(values, (1.0, 1.0, 1.0), 2.0).numpy()
-    assert np.corrcoef(even[inside].ravel(), gaussian[inside].ravel())[0, 1] > 0.99
+    inside = (slice(2, -2),) * 3
+    assert np.corrcoef(even[inside].ravel(), expected[inside].ravel())[0, 1] > 0.99
+    smooth = torch.nn.functional.interpolate(values[None, None], size=(40, 18, 16), mode="trilinear")[0, 0]
+    uneven = laplacian_of_gaussian(smooth, (0.5, 1.0, 1.0), 2.0).numpy()[::2]
+    assert np.corrcoef(even[3:-3].ravel(), uneven[3:-3].ravel())[0, 1] > 0.95
 
 
 def test_intensity_changes_of_pictures_keep_each_in_its_plane() -> None:
@@ -386,7 +422,8 @@ def test_a_place_is_as_likely_as_itself_times_a_power_of_anything() -> None:
 
 
 def test_an_asymmetric_loss_trains_the_head_of_bags() -> None:
-    view, regions = view_of("top_slices"), toy_regions()
+    view = view_of("top_slices")
+    regions = [view.prepared(region) for region in toy_regions()]
     model = network(view, MilConfig(width=16, dropout=0.0, pooling="mean_max"))
     loss = TotalLoss([AsymmetricConfig()], TASK)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -456,3 +493,24 @@ def test_published_weights_that_cannot_be_had_are_said_in_a_line(
     with pytest.raises(UserError, match=r"scratch.pretrained: the weights .* cannot be had .*pretrained false"):
         PictureEncoder(config)
     PictureEncoder(config, weights=False)
+
+
+@pytest.mark.parametrize("kind", ["mip", "top_slices"])
+def test_what_is_found_once_a_series_comes_out_of_a_cache_as_it_went_in(kind: str) -> None:
+    corpus = Corpus.open(Path(__file__).parent / "fixtures" / "v0_1_0" / "corpus")
+    cases = AneurysmTask().cases(corpus, labels=None, every_label=False).cases
+    view = view_of(kind)
+    decoder = RegionDecoder(view)
+    for case in [next(one for one in cases if (one.unit == HU) == is_ct) for is_ct in (True, False)]:
+        arrays = decoder.decode(case, row_major=True)
+        assert [(array.dtype, array.shape) for array in arrays] == [
+            (part.dtype, part.shape) for part in decoder.parts(case)
+        ]
+        kept, read = decoder.assemble(case, arrays), view.load(case)
+        assert (kept.guide_XYZ is None) == (kind == "mip")
+        assert view.sample(kept, MIRRORED).equal(view.sample(read, MIRRORED))
+        # Those of a plain box are other regions, where bone was taken out or a guide is kept.
+        plain = view_of("mip", without_bone=False)
+        assert (view.key(case) == plain.key(case)) == (kind == "mip" and case.unit != HU)
+        if case.unit == HU and kind == "mip":
+            assert (kept.stored_XYZ != plain.load(case).stored_XYZ).any()

@@ -23,6 +23,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, help="folder of the runs and the page; the same command goes on"
     )
     parser.add_argument("--encoder", help="pretrained encoder, for the recipes that see volumes")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="of all runs, instead of each recipe's train.precision"
+    )
     parser.add_argument("--folds", metavar="N,N", help="such as 0,2; default: all")
     parser.add_argument("--draws", type=positive, default=1000, help="of the bootstrap over patients")
     parser.set_defaults(run=run)
@@ -42,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from headspark.run.interrupt import EXIT_INTERRUPTED
 
     folds = numbers_of(options.folds)
-    recipes = read_recipes(options.recipes)
+    recipes = read_recipes(options.recipes, precision=options.precision)
     sources = Sources(corpus=Corpus.open(options.corpus), encoder=options.encoder)
     if not run_all(recipes, sources, options.out, folds):
         return EXIT_INTERRUPTED

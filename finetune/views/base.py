@@ -71,6 +71,10 @@ class View(Protocol):
         """Voxels of a series' region, by the manifest."""
         ...
 
+    def guide_shape(self, case: Case) -> tuple[int, int, int] | None:
+        """Of its region's guide, by the manifest; None for views that keep none."""
+        ...
+
     def draw(self, region: Region, generator: np.random.Generator, number: int) -> Region:
         """The part of a region that a training sample is made of: the region itself, unless the view draws one.
 

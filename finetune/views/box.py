@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune.series import UPRIGHT, Case, Findings, Pose, Region
 from finetune.sliding import covered_shape
 from finetune.views.posing import pose_findings, pose_values
-from finetune.views.region import MARGIN, cut_region, place_region
+from finetune.views.region import MARGIN, Place, cut_region, place_region
 from harmonize.voxels.stored import StoredVolume
 from headspark.channels import DEFAULT_MRI_SCALING, CtWindow, MriScaling, to_network_input
 from headspark.data.decoders import read_corpus_file
@@ -127,7 +127,11 @@ class BoxView:
 
     def region_shape(self, case: Case) -> tuple[int, int, int]:
         """Voxels of a series' region, by the manifest."""
-        place = place_region(
+        return self.placed(case).shape
+
+    def placed(self, case: Case) -> Place:
+        """Where a series' region lies, by the manifest."""
+        return place_region(
             case.shape,
             case.spacing,
             self.patch,
@@ -135,7 +139,10 @@ class BoxView:
             foreground_box=case.foreground_box,
             whole=case.whole,
         )
-        return place.shape
+
+    def guide_shape(self, case: Case) -> tuple[int, int, int] | None:
+        """No guide is kept."""
+        return None
 
     def draw(self, region: Region, generator: np.random.Generator, number: int) -> Region:
         """The region itself: a box lies where the head does."""

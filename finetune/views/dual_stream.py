@@ -24,6 +24,9 @@ from headspark.config.checks import require
 STREAMS = 2
 MOST_SLICES = 63
 
+POINTS_SPREAD = 0.15
+"""Standard deviation of where findings lie about the middle of a box, in its edges."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DualStreamConfig:
@@ -114,8 +117,9 @@ class DualStreamView(PicturesView):
             offset = generator.integers(-(self.count // 2), self.count // 2, endpoint=True)
             first = int(np.clip(round(point_3[2]) - start[2] + offset - self.count // 2, 0, last))
         else:
-            first = int(generator.integers(0, last, endpoint=True))
-            point_3 = start + generator.uniform(0, 1, 3) * np.array(self.patch)
+            # Where findings lie as a rule, so that the height of a window does not tell one without any.
+            point_3 = start + np.clip(generator.normal(0.5, POINTS_SPREAD, 3), 0, 1) * np.array(self.patch)
+            first = int(np.clip(round(point_3[2]) - start[2] - self.count // 2, 0, last))
         told = generator.random() >= self.hidden
         window = self._window(region, first)
         x, y, _ = (float(value) for value in point_3)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from finetune.series import UPRIGHT, Pose, Region
-from finetune.views.bone import bone_of, reach
+from finetune.series import UPRIGHT, Case, Pose, Region
+from finetune.views import bone
 from finetune.views.pictures import PicturesView, between, check_pictures, on_screen, percentiles_of
-from harmonize.scan import AIR_HU, HU
+from harmonize.scan import HU
+from harmonize.voxels.stored import real_value
 from headspark.config.checks import require
 
 PLANES = 3
 SLICES_AT_ONCE = 32
-"""Of the box in memory as real values, besides those around them that say what is bone."""
+"""Of the box in memory as real values."""
 
 ARTERIES_HU = (150.0, 400.0)
 """Where the picture of the arteries begins and is brightest, in a CT."""
@@ -74,6 +75,15 @@ class MipView(PicturesView):
         """(N, C, H, W) of a bag."""
         return (PLANES * self.count, len(self.windows) + 1, self.size, self.size)
 
+    def prepared(self, region: Region) -> Region:
+        """A region without bone: found once a series, and not for every pose."""
+        return without_bone(region) if self.without_bone and region.unit == HU else region
+
+    def key(self, case: Case) -> str:
+        """All that a series' region depends on, as a text."""
+        key = super().key(case)
+        return repr((key, bone.RULES)) if self.without_bone and case.unit == HU else key
+
     def mirrored(self, x: Tensor) -> Tensor:
         """Bags of the mirror images: those from the side are the same, in the other order."""
         above_and_front, side = x.split([2 * self.count, self.count], 1)
@@ -100,17 +110,10 @@ class MipView(PicturesView):
         """
         x, y, z = self.patch
         count = self.count
-        remove = self.without_bone and region.unit == HU
-        around = reach(region.spacing[2]) if remove else 0
-        firsts = range(0, z, SLICES_AT_ONCE)
-        wanted = [(first, min(first + SLICES_AT_ONCE, z)) for first in firsts]
-        slabs = self.slabs(region, [(first - around, end + around) for first, end in wanted], pose)
+        wanted = [(first, min(first + SLICES_AT_ONCE, z)) for first in range(0, z, SLICES_AT_ONCE)]
         above = torch.full((count, x, y), -torch.inf, device=region.stored_XYZ.device)
         front, side = [], []
-        for (first, end), values_XYz in zip(wanted, slabs, strict=True):
-            if remove:
-                values_XYz = values_XYz.masked_fill(bone_of(values_XYz, region.spacing), float(AIR_HU))
-            inside = values_XYz[..., around : around + end - first]
+        for (first, end), inside in zip(wanted, self.slabs(region, wanted, pose), strict=True):
             for number in range(count):
                 low, high = (max(first, number * z // count), min(end, (number + 1) * z // count))
                 if low < high:
@@ -119,6 +122,12 @@ class MipView(PicturesView):
             front.append(torch.stack([part.amax(1) for part in inside.tensor_split(_cuts(y, count), 1)]))
             side.append(torch.stack([part.amax(0) for part in inside.tensor_split(_cuts(x, count), 0)]))
         return above, torch.cat(front, -1), torch.cat(side, -1)
+
+
+def without_bone(region: Region) -> Region:
+    """A CT's region with what lies outside of the field of view wherever there is bone."""
+    found = bone.bone_of(real_value(region.stored_XYZ, region.slope, region.inter), region.spacing)
+    return replace(region, stored_XYZ=region.stored_XYZ.masked_fill(found, int(region.fill)))
 
 
 def _cuts(edge: int, count: int) -> list[int]:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from finetune.series import UPRIGHT, Pose, Region
+from finetune.series import UPRIGHT, Case, Pose, Region
 from finetune.views.box import BoxView
 from finetune.views.posing import pose_slabs
 from harmonize.scan import HU
-from harmonize.voxels.stored import real_value
+from harmonize.voxels.stored import StoredVolume, real_value
 from headspark.channels import to_network_input
 from headspark.config.checks import require
 
-MOST_LOOKED_AT = 1_000_000
+MOST_LOOKED_AT = 100_000
 """Voxels of a region that percentiles are taken of: every so many of them, beyond."""
 
 LARGEST_EDGE = 1024
@@ -55,6 +55,28 @@ class PicturesView(BoxView):
     ) -> None:
         super().__init__(patch, **of_box)
         self.size, self.percentiles = size, percentiles
+
+    def cut(
+        self,
+        volume: StoredVolume,
+        *,
+        unit: str,
+        foreground_box: Sequence[int],
+        case: Case | None = None,
+        mask: StoredVolume | None = None,
+        whole: bool = False,
+    ) -> Region:
+        """What is kept of a harmonized volume, prepared; arguments as for `BoxView.cut`."""
+        return self.prepared(
+            super().cut(volume, unit=unit, foreground_box=foreground_box, case=case, mask=mask, whole=whole)
+        )
+
+    def prepared(self, region: Region) -> Region:
+        """A region with all that is found in it once and for all poses; nothing, unless a view looks for something.
+
+        A view that does says in `key` what that depends on.
+        """
+        return region
 
     def mirrored(self, x: Tensor) -> Tensor:
         """Bags x_BNCHW of the mirror images."""
