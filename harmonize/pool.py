@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from types import ModuleType
 from typing import Generic, TypeVar, cast
 
 from threadpoolctl import threadpool_limits
@@ -129,7 +132,7 @@ class _Workers(Generic[Task, Result]):
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._function), daemon=True)
-        with _worker_environment(), signals_held():
+        with _worker_environment(), signals_held(), _main_left_out((self._function, task)):
             process.start()
         theirs.close()
         self._give(ours, process, task, attempt)
@@ -176,6 +179,21 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _main_left_out(sent: object) -> Iterator[None]:
+    """Start a process that imports what it is sent, and not also the script of this one, which may load far more.
+
+    Where what is sent is of that script, it is imported as ever.
+    """
+    main = sys.modules["__main__"]
+    if b"__main__" not in pickle.dumps(sent):
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -43,6 +45,22 @@ def test_an_error_that_ends_the_run_reaches_the_caller() -> None:
 def test_each_process_has_one_thread_for_its_libraries() -> None:
     task = "__import__('os').environ['OMP_NUM_THREADS']"
     assert dict(pool.run(eval, [task], workers=1)) == {task: "1"}
+
+
+def test_a_process_does_not_load_the_script_that_started_it_unless_it_is_sent_something_of_it(tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from harmonize import pool\n"
+        "print('loaded', flush=True)\n"
+        "def own(task):\n"
+        "    return task + 1\n"
+        "if __name__ == '__main__':\n"
+        "    print(dict(pool.run(len, ['a'], workers=1)), flush=True)\n"
+        "    print(dict(pool.run(own, [1], workers=1)), flush=True)\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout.splitlines() == ["loaded", "{'a': 1}", "loaded", "{1: 2}"]
 
 
 def test_no_workers_means_this_process_in_order() -> None:
