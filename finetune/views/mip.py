@@ -91,17 +91,16 @@ class MipView(PicturesView):
 
     def sample(self, region: Region, pose: Pose = UPRIGHT) -> Tensor:
         """x_NCHW."""
-        planes = [on_screen(plane_SAB) for plane_SAB in self._projections(region, pose)]
-        seen = [
-            self.resized(torch.cat([self.channels(picture_HW, region), self._arteries(picture_HW, region)[None]]))
-            for plane_SHW in planes
-            for picture_HW in plane_SHW
-        ]
-        return torch.stack(seen)
+        seen = []
+        for plane_SAB in self._projections(region, pose):
+            plane_SHW = on_screen(plane_SAB)
+            shown_CSHW = torch.cat([self.channels(plane_SHW, region), self._arteries(plane_SHW, region)[None]])
+            seen.append(self.resized(shown_CSHW.flatten(0, 1)).unflatten(0, shown_CSHW.shape[:2]).transpose(0, 1))
+        return torch.cat(seen)
 
-    def _arteries(self, values_HW: Tensor, region: Region) -> Tensor:
+    def _arteries(self, values_SHW: Tensor, region: Region) -> Tensor:
         low, high = ARTERIES_HU if region.unit == HU else percentiles_of(region, ARTERIES_PERCENTILES)
-        return between(values_HW, low, high) * 2 - 1
+        return between(values_SHW, low, high) * 2 - 1
 
     def _projections(self, region: Region, pose: Pose) -> tuple[Tensor, Tensor, Tensor]:
         """Largest real values of each slab, (S, X, Y), (S, X, Z) and (S, Y, Z).

@@ -5,6 +5,7 @@ Pictures lie as on a screen: front or vertex up, the axis from left to right acr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from headspark.channels import to_network_input
 from headspark.config.checks import require
 
 MOST_LOOKED_AT = 100_000
-"""Voxels of a region that percentiles are taken of: every so many of them, beyond."""
+"""Voxels of a region that percentiles are taken of, at most: every so many along each axis."""
 
 LARGEST_EDGE = 1024
 """Of a picture, in pixels."""
@@ -128,7 +129,7 @@ def between(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor
 def percentiles_of(region: Region, percentiles: Sequence[float]) -> Tensor:
     """Percentiles of the real values of a region, whatever the pose; (len(percentiles),) on its device."""
     stored = region.stored_XYZ
-    step = max(1, round((stored.numel() / MOST_LOOKED_AT) ** (1 / 3)))
+    step = math.ceil((stored.numel() / MOST_LOOKED_AT) ** (1 / 3))
     shares = torch.tensor(percentiles, dtype=torch.float32, device=stored.device) / 100
     found = torch.quantile(stored[::step, ::step, ::step].float().flatten(), shares)
     return real_value(found, region.slope, region.inter)
