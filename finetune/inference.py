@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from finetune.evaluation.predictions import TARGET_PREFIX
+from finetune.evaluation.predictions import BOX, TARGET_PREFIX
 from finetune.samples import DataConfig
-from finetune.series import Case, Region, groups_of
+from finetune.series import LAID, Case, Region, told_of
 from finetune.sliding import tiles_of
 from finetune.tasks import LABELS, Link, Task
 from finetune.views import View
@@ -32,7 +32,7 @@ def classify(
         model: A `finetune.models.assemble.Network` in eval mode.
         x: Network input x_BCDHW on the model's device, or x_BNCHW of pictures.
         mirror: Average with the mirror image, in which each label becomes this one; None: do not look at it.
-        group_B: CT or MR, for models that are told (`condition.kind` header).
+        group_B: What models are told, as `finetune.series.told_of` says it.
         values: What outputs say of the labels, as `Task.values`.
         mirrored: The input of the mirror image, as `View.mirrored`.
 
@@ -75,7 +75,7 @@ def classify_regions(
     for first in range(0, len(tiles), at_once):
         some = tiles[first : first + at_once]
         x = torch.stack([view.sample(tile) for tile in some])
-        group_B = groups_of((tile.unit for tile in some), device)
+        group_B = told_of(some, device)
         said_BL = classify(model, x, mirror=mirror, group_B=group_B, values=task.values, mirrored=view.mirrored)
         found.append(said_BL.cpu())
     surest = task.link is Link.SIGMOID
@@ -91,7 +91,7 @@ def _tiles(region: Region, config: DataConfig, view: View) -> list[Region]:
 
 def predicted(
     model: nn.Module, case: Case, region: Region, config: DataConfig, task: Task, view: View, device: torch.device
-) -> dict[str, float]:
+) -> dict[str, object]:
     """What is said of a labelled series, and its truth: columns of predictions.parquet.
 
     Args:
@@ -105,4 +105,5 @@ def predicted(
     """
     (said_L,) = classify_regions(model, [region], config, task, view, device).tolist()
     targets = {f"{TARGET_PREFIX}{label}": value for label, value in zip(task.labels, case.labels, strict=True)}
-    return dict(zip(task.labels, said_L, strict=True)) | targets
+    box = {BOX: region.laid} if region.laid != LAID[0] else {}
+    return dict(zip(task.labels, said_L, strict=True)) | targets | box

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from finetune import tasks, views
+from finetune.finder import beside
 from finetune.models import condition, encoders, heads
 from finetune.models.assemble import Network, upgraded_names
 from finetune.models.condition import CONDITIONS, ConditionConfig
@@ -155,7 +156,7 @@ def irreproducible(
 
 
 def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) -> None:
-    """Write ``config.json`` and ``model.safetensors``, and copy what else harmonizing needs: histograms, brain weights.
+    """Write ``config.json`` and ``model.safetensors``, and copy what else it needs: histograms, brain, a finder.
 
     Args:
         folder: Where to.
@@ -171,6 +172,7 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
             with atomic_path(folder / BRAIN) as temporary:
                 shutil.copyfile(settings.brain_model, temporary)
         brain = {APPLIED_BRAIN: sha256_of(folder / BRAIN)}
+    finder = beside.copy_finder(bundle.view, bundle.data.fold, folder)
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
     write_json(
@@ -179,7 +181,8 @@ def save_bundle(folder: Path, bundle: Bundle, weights: dict[str, torch.Tensor]) 
             "schema_version": SCHEMA_VERSION,
             "labels": list(tasks.make_task(bundle.task).labels),
             "task": to_plain(bundle.task),
-            "view": to_plain(bundle.view),
+            "view": beside.without_finder(to_plain(bundle.view)),
+            **finder,
             "encoder": to_plain(bundle.encoder),
             "head": to_plain(bundle.head),
             "auxiliary": [to_plain(one) for one in bundle.auxiliary],
@@ -246,9 +249,10 @@ def _bundle_of(folder: Path, config: dict[str, Any]) -> Bundle:
             raise UserError(f"{BRAIN} beside it is missing or damaged")
         settings |= {"apply_brain": True, "brain_model": folder / BRAIN}
     auxiliary = config.get("auxiliary", [])
+    view = part_from_plain(views.view_configs(), config.get("view", {}), default=views.DEFAULT, key="view")
     return Bundle(
         task=part_from_plain(tasks.task_configs(), config.get("task", {}), default=tasks.DEFAULT, key="task"),
-        view=part_from_plain(views.view_configs(), config.get("view", {}), default=views.DEFAULT, key="view"),
+        view=beside.with_finder(view, config.get(beside.SHA256), folder),
         encoder=part_from_plain(ENCODERS, config["encoder"], default=encoders.DEFAULT, key="encoder"),
         head=part_from_plain(configs_of(HEADS), config["head"], default=heads.DEFAULT, key="head"),
         auxiliary=tuple(part_from_plain(configs_of(AUXILIARY), one, default="", key="auxiliary") for one in auxiliary),

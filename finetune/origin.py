@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.finder import finder_sha256, folder_of_fold
+from finetune.finder.beside import finder_of
 from finetune.folds import FOLDS
 from finetune.recipe import Recipe
 from finetune.stages import LARGEST_STEPS
@@ -58,6 +60,10 @@ PSEUDO_LABELS = "pseudo_labels"
 """In run.json: the hash of the file of pseudo-labels, or null."""
 
 
+FINDER = "finder"
+"""In run.json: the hash of the finder of boxes that the view looks through; absent where it has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
     """What ``--encoder`` named.
@@ -67,28 +73,36 @@ class Given:
         network: What was read there; None from scratch, or where it cannot be read.
         fault: Why it cannot be read.
         decoder: The decoder that lies beside it, if it was asked for and is there.
+        finder: Hash of the finder of boxes that the view looks through; None: it has none.
     """
 
     name: str | None
     network: Any = None
     fault: UserError | None = None
     decoder: UNetDecoder | None = None
+    finder: str | None = None
 
 
-def read_given(name: str | None, *, decoder: bool = False) -> Given:
+def read_given(name: str | None, *, decoder: bool = False, recipe: Recipe | None = None) -> Given:
     """Read a pretrained encoder; that it cannot be read matters only to a run that needs it.
 
     Args:
         name: Folder or Hub repository; None: there is none.
         decoder: Whether the decoder beside it is wanted too, if there is one.
+        recipe: The run's, whose view may look through a finder of boxes.
+
+    Raises:
+        UserError: There is no such finder.
     """
+    named = None if recipe is None else finder_of(recipe.view)
+    finder = None if named is None or recipe is None else finder_sha256(folder_of_fold(named, recipe.data.fold))
     if name is None:
-        return Given(None)
+        return Given(None, finder=finder)
     try:
         network = Encoder.from_pretrained(name)
-        return Given(name, network, decoder=load_decoder(name, network) if decoder else None)
+        return Given(name, network, decoder=load_decoder(name, network) if decoder else None, finder=finder)
     except UserError as error:
-        return Given(name, fault=error)
+        return Given(name, fault=error, finder=finder)
 
 
 def windows_of(preprocessing: Mapping[str, Any], channels: int) -> tuple[CtWindow, ...]:
@@ -217,7 +231,11 @@ def began_with(
             raise _other(folder, f"its run.json is damaged ({EPOCH_STEPS})")
         if state.get(PSEUDO_LABELS) != pseudo:
             raise _other(folder, "--pseudo-labels is not the file that this run began with")
-    return {"origin": {"corpus": corpus, "encoder": encoder, "ranks": ranks}, EPOCH_STEPS: epoch, PSEUDO_LABELS: pseudo}
+        if state.get(FINDER) != given.finder:
+            raise _other(folder, "the finder of boxes in view.model is not the one that this run began with")
+    origin = {"corpus": corpus, "encoder": encoder, "ranks": ranks}
+    looks = {} if given.finder is None else {FINDER: given.finder}
+    return {"origin": origin, EPOCH_STEPS: epoch, PSEUDO_LABELS: pseudo, **looks}
 
 
 def taken_up(

@@ -11,7 +11,7 @@ from finetune import tasks, views
 from finetune.augment import AugmentConfig
 from finetune.losses import DEFAULT_LOSSES, TermConfig, check_names, loss_configs
 from finetune.models import condition, encoders, heads
-from finetune.models.condition import CONDITIONS, ConditionConfig
+from finetune.models.condition import CONDITIONS, ConditionConfig, SpacingCondition
 from finetune.models.encoders import ENCODERS, Shape
 from finetune.models.heads import AUXILIARY, HEADS, HeadConfig, configs_of
 from finetune.models.heads.decoder import DecoderConfig
@@ -20,6 +20,7 @@ from finetune.models.pictures import TimmConfig
 from finetune.samples import DataConfig
 from finetune.series import Case
 from finetune.stages import StageConfig
+from finetune.views.roi import ResizedConfig
 from harmonize.corpus import Corpus
 from headspark.config import one_of, some_of
 from headspark.config.checks import require
@@ -94,6 +95,8 @@ class Recipe:
         require(named, f"stages {names}: one or more are needed, each with a name of its own")
         check_names(self.losses)
         check_encoder(self.view, self.scratch)
+        told = not isinstance(self.condition, SpacingCondition) or isinstance(self.view, ResizedConfig)
+        require(told, f"condition.kind spacing: voxels of view.kind {self.view.kind} have one size; use resized")
 
     @property
     def has_decoder(self) -> bool:

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.series import Case, Findings, Region
+from finetune.series import LAID, Case, Findings, Region
 from finetune.views import View
 from headspark.data.decoders import Part
 from headspark.data.stores import FileStore, Store
 
-FACTS = 10
+FACTS = 10 + 4
 """Numbers of a region in a cache, before those of its points."""
 
 
@@ -33,7 +33,7 @@ class RegionDecoder:
 
     def parts(self, item: Case) -> list[Part]:
         """Voxels, a list of numbers, and where there are any the mask and the guide."""
-        name = hashlib.sha256(self._view.key(item).encode()).hexdigest()
+        name = hashlib.sha256(f"{FACTS} {self._view.key(item)}".encode()).hexdigest()
         name = f"{name[:2]}/{name}"
         shape = self._view.region_shape(item)
         parts = [
@@ -56,6 +56,7 @@ class RegionDecoder:
         region = self._view.load(item)
         findings = region.findings
         facts = [region.slope, region.inter, region.fill, *region.spacing, *region.start, findings.points_complete]
+        facts += [*((0.0,) * 3 if region.zoom is None else region.zoom), LAID.index(region.laid)]
         arrays = [region.stored_XYZ.numpy(), np.array([*facts, *findings.points_K3.ravel()], dtype=np.float64)]
         if region.mask_XYZ is not None:
             arrays.append(region.mask_XYZ.numpy())
@@ -69,7 +70,7 @@ class RegionDecoder:
         mask = more.pop(0) if item.mask is not None else None
         guide = more.pop(0) if more else None
         slope, inter, fill, *rest = (float(fact) for fact in facts[:FACTS])
-        x_mm, y_mm, z_mm, x, y, z, complete = rest
+        x_mm, y_mm, z_mm, x, y, z, complete, *zoom, laid = rest
         return Region(
             stored_XYZ=_tensor(stored_XYZ),
             mask_XYZ=None if mask is None else _tensor(mask),
@@ -87,6 +88,8 @@ class RegionDecoder:
                 points_complete=bool(complete),
             ),
             guide_XYZ=None if guide is None else _tensor(guide),
+            zoom=(zoom[0], zoom[1], zoom[2]) if all(zoom) else None,
+            laid=LAID[int(laid)],
         )
 
 

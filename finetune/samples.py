@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from finetune.augment import AugmentConfig, Variation, draw_pose, draw_variation, vary_intensity, vary_pictures
 from finetune.drawing import Balance, with_masked_share, with_pseudo_labelled
 from finetune.regions import RegionStore
-from finetune.series import Pose, Region, Sample, groups_of
+from finetune.series import Pose, Region, Sample, told_of
 from finetune.sliding import OVERLAP
 from finetune.tasks import KNOWN, LABELS, Task
 from finetune.views import View
@@ -212,7 +212,7 @@ def _stacked(targets: Sequence[Tensor], device: torch.device) -> Tensor:
 def _targets(one: Drawn, view: View, task: Task, cells: Mapping[str, int]) -> dict[str, Tensor]:
     """Those of one sample; of a part of a series also whether its labels are known."""
     findings = view.findings(one.region, one.pose)
-    shape, spacing = view.sample_shape, one.region.spacing
+    shape, spacing = view.sample_shape, one.region.input_spacing
     found = task.targets(
         Sample(findings=findings, shape=shape, spacing=spacing, cells=cells, modality=one.modality, source=one.source)
     )
@@ -230,14 +230,14 @@ def make_inputs(drawn: DrawnBatch, view: View) -> tuple[Tensor, ...]:
         view: What the network sees.
 
     Returns:
-        x_BCDHW of a box or x_BNCHW of a bag of pictures; CT or MR (B,), as `finetune.series.groups_of` says it; and
-        where a view tells the network about points, these (B, M, 2).
+        x_BCDHW of a box or x_BNCHW of a bag of pictures; what is known of them, as `finetune.series.told_of` says it;
+        and where a view tells the network about points, these (B, M, 2).
     """
     vary = vary_pictures if view.pictures else vary_intensity
     x = torch.stack([vary(view.sample(one.region, one.pose), one.variation) for one in drawn.samples])
-    groups_B = groups_of((one.region.unit for one in drawn.samples), x.device)
+    known = told_of([one.region for one in drawn.samples], x.device)
     told = [where for one in drawn.samples if (where := view.where(one.region, one.pose)) is not None]
-    return (x, groups_B, copied(torch.stack(told), x.device)) if told else (x, groups_B)
+    return (x, known, copied(torch.stack(told), x.device)) if told else (x, known)
 
 
 class TrainingSamples(Dataset[Drawn]):
@@ -279,7 +279,7 @@ class TrainingSamples(Dataset[Drawn]):
         drawn = int(np.searchsorted(self._edges_N, generator.random() * self._edges_N[-1], side="right"))
         case = self._store.cases[drawn]
         region = self._store.view.draw(self._store[drawn], np.random.default_rng([self._seed, number, 2]), number)
-        extent_mm = [voxels * mm for voxels, mm in zip(self._config.patch, region.spacing, strict=True)]
+        extent_mm = [voxels * mm for voxels, mm in zip(self._config.patch, region.input_spacing, strict=True)]
         pose = draw_pose(self._augment, generator, extent_mm=extent_mm, more=more)
         variation = draw_variation(self._augment, generator, more, legacy_noise=self._legacy_noise)
         return Drawn(

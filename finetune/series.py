@@ -15,6 +15,16 @@ from torch import Tensor
 from harmonize.scan import HU
 from headspark.page_locked import copied
 
+LAID = ("fixed", "found", "unsure", "outside")
+"""How a box was laid in a series: by the head's outline as always; where a finder of boxes says; by the outline, since
+the finder was unsure, or named a place outside of the scan."""
+
+BY_OUTLINE = {
+    "unsure": "the network that finds it is unsure",
+    "outside": "the network that finds it names a place outside of the scan",
+}
+"""Why an outline laid a box that was to be found, for people."""
+
 HEADER_GROUPS = ("CT", "MR")
 """What a header says of a modality, which is known at prediction too."""
 
@@ -28,6 +38,21 @@ def groups_of(units: Iterable[str], device: torch.device | None = None) -> Tenso
     """
     groups_B = torch.tensor([0 if unit == HU else 1 for unit in units])
     return groups_B if device is None else copied(groups_B, device)
+
+
+def told_of(regions: Sequence[Region], device: torch.device | None = None) -> Tensor:
+    """What a network may be told of inputs that are cut from regions.
+
+    Returns:
+        `groups_of` their units, (B,) int64; of regions that are resized (B, 4) float32: that, and the natural logarithm
+        of the size in mm that a voxel of the input has along R, A and S.
+    """
+    groups_B = groups_of((region.unit for region in regions), device)
+    if all(region.zoom is None for region in regions):
+        return groups_B
+    sizes_B3 = torch.tensor([region.input_spacing for region in regions], dtype=torch.float32).log()
+    sizes_B3 = sizes_B3 if device is None else copied(sizes_B3, device)
+    return torch.cat([groups_B[:, None].float(), sizes_B3], 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +193,8 @@ class Region:
         focus: The voxel that a training sample is told about, by views that tell; None at prediction.
         guide_XYZ: int16, in coarser voxels of the same space, by which a view chooses what it shows; None where it
             needs none.
+        zoom: Voxels of the region in one of the input, along each axis, where that is resized; None where it is not.
+        laid: How its box was laid, one of `LAID`.
     """
 
     stored_XYZ: Tensor
@@ -181,6 +208,16 @@ class Region:
     findings: Findings
     focus: tuple[float, float, float] | None = None
     guide_XYZ: Tensor | None = None
+    zoom: tuple[float, float, float] | None = None
+    laid: str = LAID[0]
+
+    @property
+    def input_spacing(self) -> tuple[float, float, float]:
+        """Size in mm of a voxel of the upright input."""
+        if self.zoom is None:
+            return self.spacing
+        x, y, z = (mm * zoom for mm, zoom in zip(self.spacing, self.zoom, strict=True))
+        return x, y, z
 
     @property
     def nbytes(self) -> int:

@@ -23,6 +23,7 @@ from finetune.models.encoders import Shape, make_encoder
 from finetune.models.heads.decoder import DecodingHead
 from finetune.origin import scaling_of, windows_of
 from finetune.recipe import Recipe, TrainConfig
+from finetune.roi import finder_notes
 from finetune.samples import DataConfig, DrawnBatch, check_patch, make_inputs, make_targets
 from finetune.series import Findings, Sample
 from finetune.stages import Rates, StageConfig, in_steps, parameter_groups, rates_at, total_steps
@@ -220,7 +221,8 @@ def try_step(
     targets = {name: torch.stack([one] * batch).to(device) for name, one in empty_targets(task, model, patch).items()}
     x = torch.randn(batch, *view.input_shape, device=device)
     with accelerator.autocast():
-        outputs = model(x if view.pictures else fastest_layout(x), torch.zeros(batch, dtype=torch.int64, device=device))
+        told = torch.zeros((batch, 4) if view.resized else (batch,), dtype=torch.int64, device=device)
+        outputs = model(x if view.pictures else fastest_layout(x), told)
     TotalLoss(recipe.losses, task)(outputs, targets)[0].backward()
     optimizer.step()
     if average is not None:
@@ -263,7 +265,7 @@ def notes(state: FinetuneState, corpus: Corpus, pretrained: Any | None) -> list[
     split = split_norms(
         state.unwrapped, batch=plan.batch, accumulate=plan.accumulate, ranks=plan.ranks, key="the encoder's norm"
     )
-    lines = shortfalls(corpus, state.data)
+    lines = shortfalls(corpus, state.data) + finder_notes(state.view, state.data)
     if pretrained is not None:
         lines += differences(pretrained, corpus, state.task.sources[0], state.data)
     return lines if split is None else [*lines, split]

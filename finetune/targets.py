@@ -17,6 +17,9 @@ RADIUS_MM = 5.0
 """Reach of a point, if nothing else is said. The competition's winner drew a sphere of 5 around each localizer, in
 voxels of his box."""
 
+LARGEST_VALUE = np.iinfo(np.uint16).max
+"""Of a mask."""
+
 IGNORE = -1
 """Class of a cell that nothing is known about."""
 
@@ -197,6 +200,14 @@ def is_told(sample: Sample, places: int, any_label: int | None) -> bool:
     if any_label is not None:
         told = told and (len(findings.points_K3) > 0) == bool(findings.labels_L[any_label])
     return told and findings.points_complete
+
+
+def label_of_value(pairs: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+    """Lookup from a value of a mask to one more than the index of its label, 0 for values that are in no pair."""
+    table = np.zeros(LARGEST_VALUE + 1, dtype=np.uint8)
+    for value, label in pairs:
+        table[value] = label + 1
+    return table
 
 
 def _grid(sample: Sample, stride: int) -> tuple[list[int], NDArray[np.float64]]:

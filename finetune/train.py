@@ -118,7 +118,7 @@ def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) ->
     if fault is not None:
         note(f"note: the finished model will not harmonize as its corpus was: {fault}")
     harmonized = settings_of(corpus, task.sources, brain_model=sources.brain_model)
-    given = read_given(sources.encoder, decoder=recipe.has_decoder)
+    given = read_given(sources.encoder, decoder=recipe.has_decoder, recipe=recipe)
     recipe = recipe_of(recipe, out, given)
     own_folds = partial(write_folds, out / FOLDS, folds) if old else None
     rank, ranks = accelerator.process_index, accelerator.num_processes

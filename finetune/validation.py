@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -11,15 +12,17 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from finetune.evaluation.predictions import has_finite
+from finetune.evaluation.predictions import BOX, has_finite
 from finetune.inference import predicted
 from finetune.metrics import Score
 from finetune.regions import RegionStore
 from finetune.samples import DataConfig
 from finetune.segmentation import said_columns, segmented
+from finetune.series import BY_OUTLINE
 from finetune.state import FinetuneState
 from finetune.tasks import MASKS, Task
 from harmonize.progress import Progress
+from headspark.run.device import say_once
 from headspark.run.folder import without_odd_numbers
 from headspark.run.interrupt import Interrupt
 from headspark.run.metrics_log import MetricsLog
@@ -69,7 +72,14 @@ def predict_held_out(state: FinetuneState, held_out: RegionStore, interrupt: Int
     found = gather_object([(own, bool(interrupt))])
     if any(asked for _, asked in found):
         return None
-    return pd.concat([table for table, _ in found]).sort_values("scan_id", ignore_index=True)
+    table = pd.concat([table for table, _ in found]).sort_values("scan_id", ignore_index=True)
+    if BOX in table:
+        counts = table[BOX].value_counts()
+        for laid, why in BY_OUTLINE.items():
+            if counts.get(laid, 0):
+                note = f"note: in {counts[laid]} of {len(table)} held-out series the head's outline laid the box: {why}"
+                say_once(state.accelerator, note, stream=sys.stderr)
+    return table
 
 
 def predict_cases(

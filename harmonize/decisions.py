@@ -155,6 +155,7 @@ class DecisionKind(Enum):
     POINTS_OUTSIDE = "{count:d} of {total:d} localizers lie outside of the box around the circle of Willis"
     LABELS_CUT = "{percent:.1f} % of the labelled voxels lie outside of the box around the circle of Willis"
     VESSELS_CUT = "{percent:.1f} % of the vessel mask lie outside of the box around the circle of Willis"
+    BOX_BY_OUTLINE = "the box of the arteries was laid by the head's outline: {why}"
     CLIPPED_INT16 = "{count:d} voxels beyond the int16 range were clipped"
 
     # A whole run

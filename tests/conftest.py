@@ -120,3 +120,19 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(row)
     corpora.write_manifest(folder, rows, [])
     return folder
+
+
+@pytest.fixture(scope="session")
+def finder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finder of boxes that learned nothing: it is never unsure, and lays the box about the middle of what it sees."""
+    from finetune.finder import Finder, save_finder
+    from finetune.finder.network import FinderNetwork
+    from harmonize.labels import LOCATIONS
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("finder")
+    template_P3 = np.random.default_rng(0).normal(scale=20.0, size=(len(LOCATIONS), 3))
+    facts: dict[str, object] = {"fold": 0, "folds": 2, "fold_seed": 0}
+    network = FinderNetwork(len(LOCATIONS)).eval()
+    save_finder(folder, Finder(network=network, template_P3=template_P3, most_doubt_mm=1e6, facts=facts))
+    return folder

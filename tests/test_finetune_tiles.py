@@ -20,7 +20,7 @@ from finetune import train as training
 from finetune.evaluation import read
 from finetune.inference import classify_regions
 from finetune.model_folder import load_model, read_bundle
-from finetune.predict.ensemble import Ensemble, read_panel
+from finetune.predict.ensemble import Ensemble, Said, read_panel
 from finetune.raw.look import Harmonized
 from finetune.recipe import Recipe
 from finetune.regions import RegionDecoder, RegionStore
@@ -258,8 +258,10 @@ def test_prediction_says_of_a_held_out_series_what_the_run_said(bag_run: Path) -
     found = ensemble.answer([harmonized(case.image, case.foreground_box) for case in cases])
     assert len(found) == len(said) > 1
     for case, one in zip(cases, found, strict=True):
-        assert isinstance(one, dict)
-        np.testing.assert_allclose([one[label] for label in LABELS], said.loc[case.scan_id, list(LABELS)], rtol=1e-5)
+        assert isinstance(one, Said)
+        np.testing.assert_allclose(
+            [one.probabilities[label] for label in LABELS], said.loc[case.scan_id, list(LABELS)], rtol=1e-5
+        )
     # A box of 64 mm does not hold a head of 80 mm.
     bundle = read_bundle(bag_run / "run")
     data, task = dataclasses.replace(bundle.data, inference="box"), AneurysmTask()

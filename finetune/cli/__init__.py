@@ -12,7 +12,7 @@ from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors
 from headspark.config import run_command
 
-TRAIN, CROSS_VALIDATE = "train", "cv"
+TRAIN, CROSS_VALIDATE, ROI = "train", "cv", "roi"
 
 COMMANDS = (predict, evaluate, compare, baselines, report, export, probe, push, kaggle)
 """Each a file with ``add(commands, common)``, which adds its parser and says what runs it."""
@@ -36,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from finetune import cross_validation
 
         return cross_validation.main(words[1:])
+    if words[:1] == [ROI]:
+        from finetune.cli import roi
+
+        return roi.main(words[1:])
     hide_texts_of_errors()  # those of a raw series may quote its header
     return run_command(_command, words)
 
@@ -53,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser(TRAIN, help="fine-tune on one device; `accelerate launch -m finetune.train` on several")
     commands.add_parser(CROSS_VALIDATE, help="train on all folds but one, in turn, and gather what they say")
+    commands.add_parser(ROI, help="teach a finder of the arteries' box, for view.kind roi and resized")
     for command in COMMANDS:
         command.add(commands, common)
     return parser

@@ -26,6 +26,9 @@ PREDICTIONS = "predictions.parquet"
 TARGET_PREFIX = "target: "
 """Before a label's name: the column of its truth."""
 
+BOX = "box"
+"""How the box of a series was laid, one of `finetune.series.LAID`; a column of runs whose view finds it."""
+
 FOLD_FOLDER = "fold_{}"
 """Of a cross-validation's folder: the run that held out the fold of that number."""
 

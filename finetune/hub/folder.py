@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from finetune.finder.beside import BESIDE_FILES
 from finetune.hub.model_card import write_card
 from finetune.model_folder import CONFIG, SCHEMA_VERSION, WEIGHTS, Bundle, load_model, read_bundle, save_bundle
 from finetune.predict.ensemble import models_in
@@ -29,7 +30,7 @@ MOST_FOLDS = 100
 HISTOGRAMS = f"{NYUL}/*.npy"
 _FOLD = re.compile(r"fold_[0-9]{1,4}", re.ASCII)
 
-_OF_A_MODEL = (CONFIG, WEIGHTS, HISTOGRAMS)
+_OF_A_MODEL = (CONFIG, WEIGHTS, HISTOGRAMS, *BESIDE_FILES)
 MODEL_FILES = (*_OF_A_MODEL, *(f"fold_*/{name}" for name in _OF_A_MODEL), CARD, CURVES)
 """All that `save_model` writes, as patterns; a folder or repository with other files is not replaced."""
 

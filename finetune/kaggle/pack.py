@@ -18,6 +18,7 @@ from typing import Any
 import finetune
 import harmonize
 import headspark
+from finetune.finder.beside import BESIDE_FILES
 from finetune.kaggle.packed import CODE, MODELS, PACK, SCHEMA_VERSION, SUBMISSION, WHEELS
 from finetune.kaggle.server import default_row
 from finetune.model_folder import CONFIG, WEIGHTS, load_model, read_bundle, save_bundle
@@ -38,7 +39,7 @@ DEEPEST = 5
 _CODE_FILES = tuple(f"{CODE}/{'*/' * depth}{name}" for depth in range(1, DEEPEST + 1) for name in ("*.py", "report.*"))
 PACK_FILES = (
     *_CODE_FILES, PACK, SUBMISSION, README, f"{WHEELS}/*.whl",
-    *(f"{MODELS}/*/{name}" for name in (CONFIG, WEIGHTS, "nyul/*.npy", "synthstrip.pt")),
+    *(f"{MODELS}/*/{name}" for name in (CONFIG, WEIGHTS, "nyul/*.npy", "synthstrip.pt", *BESIDE_FILES)),
 )  # fmt: skip
 """All that a pack holds, as patterns; a folder with other files is not replaced."""
 

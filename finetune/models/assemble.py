@@ -101,7 +101,7 @@ class Network(nn.Module):
 
         Args:
             x_BCDHW: Network input as `headspark.channels.to_network_input` makes it; of pictures x_BNCHW.
-            group_B: CT or MR by the header, as `finetune.series.groups_of` says it; for networks that want to know.
+            group_B: What is known of the inputs, as `finetune.series.told_of` says it; for networks that want to know.
             where_BM2: The points of pictures that training tells an encoder of these; nobody knows any at prediction.
         """
         told = () if where_BM2 is None else (where_BM2,)

@@ -1,4 +1,5 @@
-"""What a network is told of the modality: features and scores of a bright and a dark vessel do not compare without it.
+"""What a network is told of the modality, without which features and scores of bright and dark vessels do not compare;
+and of the size of its voxels, where boxes are resized to one shape.
 
 Scale and shift, one pair a channel and group (FiLM, arXiv 1709.07871), both the identity at first.
 """
@@ -18,6 +19,7 @@ from finetune.series import HEADER_GROUPS
 from finetune.tasks import LABELS, Task
 from harmonize.errors import WrongUse
 
+AXES = 3
 DEFAULT = "none"
 """The condition of recipes and models that name none."""
 
@@ -59,6 +61,19 @@ class PredictedCondition:
     of: Literal["maps", "labels"] = "maps"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpacingCondition:
+    """The size of a voxel in mm along R, A and S, and CT or MR; for `view.kind` ``resized``.
+
+    Attributes:
+        kind: ``spacing``.
+        of: What is scaled and shifted: the encoder's ``maps``, or the logits of the ``labels``.
+    """
+
+    kind: Literal["spacing"] = "spacing"
+    of: Literal["maps", "labels"] = "maps"
+
+
 class ConditionConfig(Protocol):
     """The part of a recipe that picks a condition."""
 
@@ -68,7 +83,12 @@ class ConditionConfig(Protocol):
         ...
 
 
-CONDITIONS: dict[str, type] = {"none": NoCondition, "header": HeaderCondition, "predicted": PredictedCondition}
+CONDITIONS: dict[str, type] = {
+    "none": NoCondition,
+    "header": HeaderCondition,
+    "predicted": PredictedCondition,
+    "spacing": SpacingCondition,
+}
 """Configuration of each condition, by its kind."""
 
 
@@ -88,7 +108,8 @@ class Condition(nn.Module):
         super().__init__()
         self.kind = config.kind
         self.needs: tuple[str, ...] = ("modality",) if self.kind == "predicted" else ()
-        groups = {"none": 0, "header": len(HEADER_GROUPS), "predicted": len(task.modalities)}[self.kind]
+        headers = len(HEADER_GROUPS)
+        groups = {"none": 0, "header": headers, "predicted": len(task.modalities), "spacing": headers + AXES}[self.kind]
         of = getattr(config, "of", None)
         if of == LABELS and task.answers != LABELS:
             raise WrongUse("condition.of labels: this task has no logits of labels; use maps")
@@ -100,7 +121,7 @@ class Condition(nn.Module):
 
         Args:
             outputs: Those of `needs`.
-            group_B: Index in `HEADER_GROUPS`.
+            group_B: As `finetune.series.told_of` says it.
         """
         if self.kind == "none":
             return None
@@ -108,7 +129,13 @@ class Condition(nn.Module):
             return outputs["modality"].detach().float().softmax(1)
         if group_B is None:
             raise ValueError("this network wants to know of each series whether it is a CT")
-        return F.one_hot(group_B, len(HEADER_GROUPS)).float()
+        groups_B = group_B if group_B.ndim == 1 else group_B[:, 0].long()
+        shares_BG = F.one_hot(groups_B, len(HEADER_GROUPS)).float()
+        if self.kind == "header":
+            return shares_BG
+        if group_B.ndim == 1:
+            raise ValueError("this network wants to know the size of the voxels, and the view says none")
+        return torch.cat([shares_BG, group_B[:, 1:]], 1)
 
     def of_maps(self, maps: Sequence[Tensor], shares_BG: Tensor | None) -> Sequence[Tensor]:
         """The encoder's maps, told."""

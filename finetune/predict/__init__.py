@@ -122,7 +122,7 @@ class Predictor:
         self._check(scan)
         series = harmonize_for(scan, self.panel.wishes)
         regions = regions_of(series, self.panel.inputs)
-        return next(region for region in regions if region is not None), decisions_of(series)
+        return next(region for region in regions if region is not None), decisions_of(series, regions)
 
     def _answer(self, name: str, load: Callable[[], Scan]) -> Answer:
         scan = load()
@@ -131,8 +131,8 @@ class Predictor:
         found = self.ensemble.answer([series])[0]
         if isinstance(found, Rejection):
             raise found
-        decisions = list(decisions_of(series))
-        return Answer(series=name, probabilities=found, decisions=decisions, warnings=unusual(decisions))
+        decisions = list(found.decisions)
+        return Answer(series=name, probabilities=found.probabilities, decisions=decisions, warnings=unusual(decisions))
 
     def _check(self, scan: Scan) -> None:
         """Before it is harmonized for nothing."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from finetune.inference import classify_regions
 from finetune.model_folder import CONFIG, WEIGHTS, Bundle, load_model, read_bundle
 from finetune.models.assemble import fastest_weights
-from finetune.predict.inputs import Input, inputs_of, kinds_of, regions_of
+from finetune.predict.inputs import Input, decisions_of, inputs_of, kinds_of, regions_of
 from finetune.raw.look import Harmonized, Wish
 from finetune.series import Region
 from finetune.tasks import make_task
@@ -67,6 +67,19 @@ class Panel:
     wishes: tuple[Wish, ...]
     inputs: tuple[Input, ...]
     labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What models say of a series.
+
+    Attributes:
+        probabilities: By label, in the task's order.
+        decisions: What was found and done on the way, in order.
+    """
+
+    probabilities: dict[str, float]
+    decisions: tuple[str, ...]
 
 
 def is_model(path: Path) -> bool:
@@ -128,23 +141,26 @@ class Ensemble:
             for member, task in zip(panel.members, self.tasks, strict=True)
         ]
 
-    def answer(self, batch: Sequence[Harmonized]) -> list[dict[str, float] | Rejection]:
-        """The probabilities of each series by label, or why there are none.
+    def answer(self, batch: Sequence[Harmonized]) -> list[Said | Rejection]:
+        """What is said of each series, or why nothing is.
 
         Where the batch does not fit into the memory of a GPU, its halves are tried.
 
         Args:
             batch: Series of one kind.
         """
-        found: list[dict[str, float] | Rejection | None] = [None] * len(batch)
+        found: list[Rejection | None] = [None] * len(batch)
         regions: list[list[Region | None]] = []
+        decisions: list[tuple[str, ...]] = []
         for number, series in enumerate(batch):
             try:
                 regions.append(regions_of(series, self.panel.inputs))
+                decisions.append(decisions_of(series, regions[-1]))
             except Rejection as error:
                 found[number] = error.at(error.stage)
-        probabilities = iter(self._probabilities(regions, batch[0].kind).tolist() if regions else [])
-        return [self._checked(next(probabilities)) if said is None else said for said in found]
+        probabilities = self._probabilities(regions, batch[0].kind).tolist() if regions else []
+        said = iter(map(self._checked, probabilities, decisions))
+        return [next(said) if fault is None else fault for fault in found]
 
     @torch.inference_mode()
     def _probabilities(self, regions: Sequence[Sequence[Region | None]], kind: str) -> Tensor:
@@ -168,11 +184,11 @@ class Ensemble:
         with bf16:
             return classify_regions(self.models[number], own, member.bundle.data, task, view, self.device)
 
-    def _checked(self, values_L: Sequence[float]) -> dict[str, float] | Rejection:
+    def _checked(self, values_L: Sequence[float], decisions: tuple[str, ...]) -> Said | Rejection:
         if not all(map(math.isfinite, values_L)):
             message = "the model's answer is no number: its weights or the values diverged"
             return Rejection(Reason.BAD_INTENSITY, message)
-        return dict(zip(self.panel.labels, values_L, strict=True))
+        return Said(probabilities=dict(zip(self.panel.labels, values_L, strict=True)), decisions=decisions)
 
 
 def models_in(folder: Path) -> list[Path]:

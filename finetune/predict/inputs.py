@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.drawing import kind_of
+from finetune.finder import finder_sha256
+from finetune.finder.beside import finder_of, without_finder
 from finetune.model_folder import Bundle
 from finetune.raw.look import CT, MR, Harmonized, Wish
 from finetune.samples import DataConfig
-from finetune.series import Region
+from finetune.series import BY_OUTLINE, Region
 from finetune.tasks import TaskConfig, make_task
 from finetune.views import ViewConfig, make_view
+from harmonize.decisions import DecisionKind
 from harmonize.errors import Reason, Rejection
 from harmonize.files import sha256_of
 from harmonize.scan import HU
@@ -86,9 +89,16 @@ def regions_of(series: Harmonized, inputs: Sequence[Input]) -> list[Region | Non
     return regions
 
 
-def decisions_of(series: Harmonized) -> tuple[str, ...]:
-    """What was found and done, in order."""
-    return next(tuple(map(str, volume.decisions)) for volume in series.volumes if volume is not None)
+def decisions_of(series: Harmonized, regions: Sequence[Region | None] = ()) -> tuple[str, ...]:
+    """What was found and done, in order.
+
+    Args:
+        series: As it was harmonized.
+        regions: What the models saw of it.
+    """
+    decisions = next(tuple(map(str, volume.decisions)) for volume in series.volumes if volume is not None)
+    laid = dict.fromkeys(BY_OUTLINE[one.laid] for one in regions if one is not None and one.laid in BY_OUTLINE)
+    return (*decisions, *(str(DecisionKind.BOX_BY_OUTLINE(why=why)) for why in laid))
 
 
 def _key(bundle: Bundle, wish: int) -> str:
@@ -96,7 +106,9 @@ def _key(bundle: Bundle, wish: int) -> str:
     data = {name: value for name, value in to_plain(bundle.data).items() if name != "fold"}
     task = make_task(bundle.task)
     asked = bundle.task.kind, task.mirror, task.mask_values
-    return repr((asked, to_plain(bundle.view), sorted(data.items()), wish))
+    finder = finder_of(bundle.view)
+    view = without_finder(to_plain(bundle.view)), "" if finder is None else finder_sha256(finder)
+    return repr((asked, view, sorted(data.items()), wish))
 
 
 def _settings_key(settings: Settings) -> str:

@@ -13,8 +13,7 @@ from typing import cast
 
 from threadpoolctl import threadpool_limits
 
-from finetune.predict.ensemble import Ensemble
-from finetune.predict.inputs import decisions_of
+from finetune.predict.ensemble import Ensemble, Said
 from finetune.predict.journal import Row
 from finetune.raw.look import Harmonized, Looked, Wish, look
 from finetune.raw.places import Place
@@ -151,7 +150,7 @@ class _Asking:
                 return
 
 
-def _row(looked: Looked, said: dict[str, float] | Rejection) -> Row:
+def _row(looked: Looked, said: Said | Rejection) -> Row:
     place = looked.place
     where = Row(
         place=place.key,
@@ -164,7 +163,7 @@ def _row(looked: Looked, said: dict[str, float] | Rejection) -> Row:
     if isinstance(said, Rejection):
         return replace(where, reason=said.reason.value, message=said.message)
     series = cast(Harmonized, looked.series)
-    return replace(where, kind=series.kind, probabilities=tuple(said.values()), decisions=decisions_of(series))
+    return replace(where, kind=series.kind, probabilities=tuple(said.probabilities.values()), decisions=said.decisions)
 
 
 def _death(died: Died) -> Rejection:

@@ -18,7 +18,7 @@ from finetune.evaluation import Mistake, Others, Predictions
 from finetune.evaluation.predictions import FOLD_FOLDER
 from finetune.evaluation.text import number, probability
 from finetune.model_folder import CONFIG, load_model, read_bundle
-from finetune.series import Case, groups_of
+from finetune.series import Case, told_of
 from finetune.sliding import sliding_maps
 from finetune.tasks import Task, make_task
 from finetune.views import make_view
@@ -154,7 +154,7 @@ def pictures_of(
                 None
                 if view.pictures
                 else sliding_maps(
-                    partial(model, group_B=groups_of([region.unit])),
+                    partial(model, group_B=told_of([region])),
                     x[None],
                     bundle.data.patch,
                     bundle.data.overlap,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from finetune.finder import finder_sha256, folder_of_fold, read_finder
 from finetune.tasks import MASKS, Task
 from finetune.views.base import View, ViewConfig
 from finetune.views.box import BoxConfig, BoxView
 from finetune.views.dual_stream import DualStreamConfig, DualStreamView
 from finetune.views.mip import MipConfig, MipView
 from finetune.views.patches import PatchesConfig, PatchesView
+from finetune.views.roi import ResizedConfig, RoiConfig, RoiView, check_one_box, named_finder
 from finetune.views.stack import StackConfig, StackView
 from finetune.views.top_slices import TopSlicesConfig, TopSlicesView
 from harmonize.errors import WrongUse
@@ -29,6 +31,17 @@ def _box(config: BoxConfig, data: Any, task: Task) -> View:
 
 def _patches(config: PatchesConfig, data: Any, task: Task) -> View:
     return PatchesView(data.patch, foreground_share=config.foreground_share, **_of_box(data, task))
+
+
+def _roi(config: RoiConfig | ResizedConfig, data: Any, task: Task) -> View:
+    if task.answers == MASKS:
+        raise WrongUse(f"view.kind {config.kind}: this task is answered all over the volume; use patches")
+    check_one_box(config.kind, data.inference)
+    resized, finder, sha256 = isinstance(config, ResizedConfig), None, ""
+    if not resized or config.model is not None:
+        folder = folder_of_fold(named_finder(config.kind, config.model), data.fold)
+        finder, sha256 = read_finder(folder), finder_sha256(folder)
+    return RoiView(data.patch, finder=finder, finder_sha256=sha256, resized=resized, **_of_box(data, task))
 
 
 def _mip(config: MipConfig, data: Any, task: Task) -> View:
@@ -82,6 +95,8 @@ def _of_pictures(config: Any, data: Any, task: Task) -> dict[str, Any]:
 
 VIEWS: dict[str, tuple[type, Callable[[Any, Any, Task], View]]] = {
     "box": (BoxConfig, _box),
+    "roi": (RoiConfig, _roi),
+    "resized": (ResizedConfig, _roi),
     "patches": (PatchesConfig, _patches),
     "mip": (MipConfig, _mip),
     "dual_stream": (DualStreamConfig, _dual_stream),

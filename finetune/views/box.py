@@ -56,6 +56,7 @@ class BoxView:
     """
 
     pictures = False
+    resized = False
     at_once = 1
 
     def __init__(

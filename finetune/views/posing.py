@@ -83,9 +83,10 @@ def pose_points(
 def _to_region(region: Region, patch: Sequence[int], pose: Pose) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Linear part and the image of the patch's centre, of the map from its voxels to the region's."""
     spacing = np.array(region.spacing)
-    centre_p = (np.array(patch) - 1) / 2
-    centre_q = centre_p + region.start + np.array(pose.shift) / spacing
-    return np.diag(1 / spacing) @ pose.linear @ np.diag(spacing), centre_q
+    zoom = np.array((1.0, 1.0, 1.0) if region.zoom is None else region.zoom)
+    middle = (np.array(patch) * zoom - 1) / 2  # of what the upright patch covers
+    centre_q = middle + region.start + np.array(pose.shift) / spacing
+    return np.diag(1 / spacing) @ pose.linear @ np.diag(spacing * zoom), centre_q
 
 
 def _whole_shift(
@@ -144,7 +145,7 @@ def _grid(
     if pose.elastic_mm_3DHW is not None:
         nodes = copied(torch.from_numpy(pose.elastic_mm_3DHW)[None], device)
         moved_13XYZ = _displacements(nodes, patch, first, end)
-        to_grid = torch.from_numpy((to_unit[:, None] * linear / np.array(region.spacing)[None])[::-1].copy())
+        to_grid = torch.from_numpy((to_unit[:, None] * linear / np.array(region.input_spacing)[None])[::-1].copy())
         to_grid = copied(to_grid.to(moved_13XYZ.dtype), device)
         grid = grid + torch.einsum("ij,bjxyz->bxyzi", to_grid, moved_13XYZ)
     return grid
@@ -174,7 +175,7 @@ def _undisplaced(
     for _ in range(ELASTIC_ROUNDS):
         unit = torch.from_numpy((2 * found / last - 1)[:, ::-1].copy()).reshape(1, -1, 1, 1, 3)
         moved_mm = F.grid_sample(nodes, unit, mode="bilinear", padding_mode="border", align_corners=True)
-        found = points_K3 - moved_mm.reshape(3, -1).T.numpy() / np.array(region.spacing)
+        found = points_K3 - moved_mm.reshape(3, -1).T.numpy() / np.array(region.input_spacing)
     return found
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from finetune.series import Case, Findings, Region
+from finetune.targets import label_of_value
 from harmonize.errors import UserError
 from harmonize.scan import AIR_HU, HU
 from harmonize.voxels.circle import first_voxel
@@ -19,9 +21,6 @@ from harmonize.voxels.stored import INT16, StoredVolume, stored_value
 
 MARGIN = 1.2
 """Edge of the region that is kept in memory over that of the patch: room for rotation, scaling and shifts."""
-
-LARGEST_VALUE = np.iinfo(np.uint16).max
-"""Of a mask."""
 
 SAME_SPACING_MM = 1e-3
 SIZE_DECIMALS = 6
@@ -39,6 +38,7 @@ def cut_region(
     mask: StoredVolume | None = None,
     mask_values: Sequence[int] = (),
     whole: bool = False,
+    bounds: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
 ) -> Region:
     """Cut the region around the patch out of a harmonized volume, resampled where another spacing is asked for.
 
@@ -52,6 +52,8 @@ def cut_region(
         mask: On the same grid.
         mask_values: The value of each label in the mask, unless the case says otherwise.
         whole: Keep the whole head, for `finetune.sliding.tiles_of`, instead of what poses of one patch can reach.
+        bounds: First and one more than the last voxel of the region in `grid_of` the volume, which may lie outside of
+            it: what was not measured is filled. None: around the patch that the head's outline lays.
 
     Returns:
         The region.
@@ -70,9 +72,7 @@ def cut_region(
     labelled = None
     if mask is not None:
         pairs = case.mask_places if case is not None else ()
-        labelled = _label_of_value(pairs or [(value, label) for label, value in enumerate(mask_values)])[
-            mask.stored_XYZ
-        ]
+        labelled = label_of_value(pairs or [(value, label) for label, value in enumerate(mask_values)])[mask.stored_XYZ]
     if place.grid is not None:
         values = resample(volume.values(), place.source_affine, place.grid).astype(np.float32, copy=False)
         rounded = np.rint(stored_value(values, volume.slope, volume.inter))
@@ -82,14 +82,16 @@ def cut_region(
     points_K3 = np.array([spot.xyz_mm for spot in spots], dtype=np.float64).reshape(-1, 3)
     points_K3 = (points_K3 - origin_mm - place.first_mm) / np.array(place.spacing)
     within_K3 = (points_K3 >= -0.5) & (points_K3 < np.array(stored.shape) - 0.5)
-    inside = tuple(slice(a, b) for a, b in zip(place.low, place.high, strict=True))
+    fill = float(AIR_HU) if unit == HU else float(stored.min())
+    if bounds is not None:
+        place = replace(place, low=_three(bounds[0]), high=_three(bounds[1]))
     return Region(
-        stored_XYZ=torch.from_numpy(np.ascontiguousarray(stored[inside])),
-        mask_XYZ=None if labelled is None else torch.from_numpy(np.ascontiguousarray(labelled[inside])),
+        stored_XYZ=torch.from_numpy(_part(stored, place, round(fill))),
+        mask_XYZ=None if labelled is None else torch.from_numpy(_part(labelled, place, 0)),
         slope=volume.slope,
         inter=volume.inter,
         spacing=place.spacing,
-        fill=float(AIR_HU) if unit == HU else float(stored.min()),
+        fill=fill,
         unit=unit,
         start=place.start,
         findings=Findings(
@@ -150,15 +152,11 @@ def place_region(
         foreground_box: Half-open voxel bounds of the head.
         whole: As for `cut_region`.
     """
-    # A file holds sizes as float32: what it says and what the manifest says must place the same region.
-    sizes_3: NDArray[np.float64] = np.asarray(sizes_mm, dtype=np.float64).round(SIZE_DECIMALS)
+    on = grid_of(shape, sizes_mm, spacing)
     box_23 = np.asarray(foreground_box, dtype=np.float64).reshape(3, 2).T
-    source_affine, grid, first_mm = np.diag([*sizes_3, 1.0]), None, np.zeros(3)
-    if spacing is not None and np.abs(sizes_3 - spacing).max() > SAME_SPACING_MM:
-        grid = target_grid(tuple(shape), source_affine, (spacing,) * 3)
-        first_mm = grid.affine[:3, 3]
-        box_23 = ((box_23 - 0.5) * sizes_3 - first_mm) / spacing + 0.5
-        shape, sizes_3 = grid.shape, np.array([spacing] * 3)
+    if on.grid is not None:
+        box_23 = ((box_23 - 0.5) * np.diagonal(on.source_affine)[:3] - on.first_mm) / on.spacing + 0.5
+    shape, sizes_3 = on.shape, on.spacing
     size = np.array(patch)
     corner = first_voxel(box_23, sizes_3, size)
     if whole:
@@ -170,14 +168,61 @@ def place_region(
     low = np.clip(corner - margin, 0, np.array(shape) - 1)
     high = np.clip(end + margin, low + 1, shape)
     return Place(
-        grid=grid,
-        source_affine=source_affine,
-        first_mm=first_mm,
+        grid=on.grid,
+        source_affine=on.source_affine,
+        first_mm=on.first_mm,
         spacing=(float(sizes_3[0]), float(sizes_3[1]), float(sizes_3[2])),
         low=_three(low),
         high=_three(high),
         start=_three(corner - low),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnGrid:
+    """The voxels that a region is cut from.
+
+    Attributes:
+        grid: As of `Place`.
+        source_affine: Likewise.
+        first_mm: Likewise.
+        shape: How many there are.
+        spacing: Their size in mm, (3,).
+    """
+
+    grid: Grid | None
+    source_affine: NDArray[np.float64]
+    first_mm: NDArray[np.float64]
+    shape: tuple[int, ...]
+    spacing: NDArray[np.float64]
+
+
+def grid_of(shape: Sequence[int], sizes_mm: Sequence[float], spacing: float | None) -> OnGrid:
+    """The voxels that regions of a volume are cut from: its own, or those of another spacing; as `place_region`."""
+    # A file holds sizes as float32: what it says and what the manifest says must place the same region.
+    sizes_3: NDArray[np.float64] = np.asarray(sizes_mm, dtype=np.float64).round(SIZE_DECIMALS)
+    affine = np.diag([*sizes_3, 1.0])
+    if spacing is None or np.abs(sizes_3 - spacing).max() <= SAME_SPACING_MM:
+        return OnGrid(grid=None, source_affine=affine, first_mm=np.zeros(3), shape=tuple(shape), spacing=sizes_3)
+    grid = target_grid(tuple(shape), affine, (spacing,) * 3)
+    spacing_3 = np.array([spacing] * 3)
+    return OnGrid(
+        grid=grid, source_affine=affine, first_mm=grid.affine[:3, 3], shape=tuple(grid.shape), spacing=spacing_3
+    )
+
+
+def _part(array_XYZ: NDArray[Any], place: Place, fill: int) -> NDArray[Any]:
+    """The voxels of a place, with `fill` where it lies outside of the array."""
+    size_3, low_3, high_3 = np.array(array_XYZ.shape), np.array(place.low), np.array(place.high)
+    first_3, last_3 = np.clip(low_3, 0, size_3), np.clip(high_3, 0, size_3)
+    inside = array_XYZ[tuple(slice(int(a), int(b)) for a, b in zip(first_3, last_3, strict=True))]
+    if inside.shape == place.shape:
+        return np.ascontiguousarray(inside)
+    part = np.full(place.shape, fill, dtype=array_XYZ.dtype)
+    there = zip(np.clip(first_3 - low_3, 0, None), inside.shape, strict=True)
+    if inside.size:
+        part[tuple(slice(int(a), int(a) + n) for a, n in there)] = inside
+    return part
 
 
 def _around_head(
@@ -203,11 +248,3 @@ def _around_head(
 def _three(values_3: NDArray[np.int64]) -> tuple[int, int, int]:
     x, y, z = (int(value) for value in values_3)
     return x, y, z
-
-
-def _label_of_value(pairs: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
-    """Lookup from a value of a mask to one more than the index of its label, 0 for values that are in no pair."""
-    table = np.zeros(LARGEST_VALUE + 1, dtype=np.uint8)
-    for value, label in pairs:
-        table[value] = label + 1
-    return table

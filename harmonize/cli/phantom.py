@@ -33,6 +33,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="columns modality, prevalence (share of RSNA's series with an aneurysm) and, if wanted, a weight a site; "
         "default half of each modality",
     )
+    parser.add_argument(
+        "--coverage",
+        choices=("protocol", "varied"),
+        default="protocol",
+        help="of RSNA's series: fields of view as the protocols have them, or varied ones, with necks, cut vertices, "
+        "odd slices and turned heads; default %(default)s",
+    )
     add_workers(parser)
 
 
@@ -47,6 +54,7 @@ def _write(options: argparse.Namespace) -> int:
         seed=options.seed,
         workers=options.workers,
         prevalence=options.prevalence,
+        coverage=options.coverage,
     )
     for root in roots:
         say(root)

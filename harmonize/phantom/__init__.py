@@ -13,6 +13,7 @@ from harmonize import pool, sources
 from harmonize.corpus.target import check_folder
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import temporary_beside
+from harmonize.phantom.rsna_coverage import COVERAGES, Coverage
 from harmonize.phantom.rsna_plan import read_prevalence
 from harmonize.progress import Progress
 
@@ -22,7 +23,15 @@ SMALLEST_SIZE = 24
 
 
 def write(
-    source: str, out: Path, *, scans: int, size: int, seed: int, workers: int = 1, prevalence: Path | None = None
+    source: str,
+    out: Path,
+    *,
+    scans: int,
+    size: int,
+    seed: int,
+    workers: int = 1,
+    prevalence: Path | None = None,
+    coverage: Coverage = "protocol",
 ) -> list[Path]:
     """Write the raw tree of one source, of all, or of a data set that a source reads, to `out`/<source>.
 
@@ -38,6 +47,8 @@ def write(
         workers: Processes; their number changes nothing that is written.
         prevalence: A table that says how many series of RSNA's tree have an aneurysm, and where; None makes it half of
             each modality.
+        coverage: Fields of view of RSNA's tree: those of its protocols, or ``varied`` ones (necks, cut vertices, small
+            and off-centre fields, odd slices, turned heads).
 
     Returns:
         The root of each tree. RSNA's has a table of the aneurysms' sizes beside it, `harmonize.phantom.rsna.SIZES`.
@@ -59,6 +70,10 @@ def write(
         if source not in (RSNA, ALL):
             raise WrongUse(f"--prevalence {prevalence}: does nothing with --source {source}")
         options[RSNA] = {"prevalence": read_prevalence(prevalence)}
+    if coverage != COVERAGES[0]:
+        if source not in (RSNA, ALL):
+            raise WrongUse(f"--coverage {coverage}: does nothing with --source {source}")
+        options[RSNA] = {**options.get(RSNA, {}), "coverage": coverage}
     check_folder(Path(out))
     chosen = known if source == ALL else (source,)
     roots = [Path(out) / name for name in chosen]

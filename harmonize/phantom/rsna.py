@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -33,6 +34,7 @@ from harmonize.phantom.dicom_files import (
     write_slices,
 )
 from harmonize.phantom.randomness import rng_of, uid_of
+from harmonize.phantom.rsna_coverage import MARGIN_MM, Coverage, turned, varied_grid
 from harmonize.phantom.rsna_plan import EVEN, Prevalence, SeriesPlan, plan_series
 from harmonize.scan import AIR_HU
 
@@ -47,12 +49,17 @@ SIZES = "rsna_sizes.csv"
 BESIDE = (SIZES,)
 """Beside the tree, since the competition has no sizes: diameters as `finetune evaluate --sizes` reads them."""
 _SIZE_COLUMNS = ("SeriesInstanceUID", "location", "diameter_mm")
-_MARGIN_MM = 10.0
-"""Every aneurysm lies at least this far inside the field of view."""
 
 
 def write_scan(
-    index: int, *, root: Path, scans: int, size: int, seed: int, prevalence: Prevalence = EVEN
+    index: int,
+    *,
+    root: Path,
+    scans: int,
+    size: int,
+    seed: int,
+    prevalence: Prevalence = EVEN,
+    coverage: Coverage = "protocol",
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
     """Write series `index` into ``series/`` and its masks into ``segmentations/`` under `root`.
 
@@ -63,11 +70,12 @@ def write_scan(
         size: Voxels along the largest axis.
         seed: What makes it repeatable.
         prevalence: How many of the series have one aneurysm or more.
+        coverage: Fields of view of the four protocols, or ``varied`` ones of turned heads.
 
     Returns:
         Its row of ``train.csv``, and a row an aneurysm for ``train_localizers.csv`` and `SIZES`.
     """
-    return _write_series(root, plan_series(index, seed=seed, prevalence=prevalence), size)
+    return _write_series(root, plan_series(index, seed=seed, prevalence=prevalence), size, coverage)
 
 
 def write_tables(root: Path, found: Sequence[tuple[dict[str, object], list[dict[str, object]]]]) -> None:
@@ -87,11 +95,20 @@ def write_beside(folder: Path, found: Sequence[tuple[dict[str, object], list[dic
         pd.DataFrame(rows, columns=list(_SIZE_COLUMNS)).to_csv(temporary, index=False, lineterminator="\n")
 
 
-def _write_series(root: Path, series: SeriesPlan, size: int) -> tuple[dict[str, object], list[dict[str, object]]]:
+def _write_series(
+    root: Path, series: SeriesPlan, size: int, coverage: Coverage
+) -> tuple[dict[str, object], list[dict[str, object]]]:
     rng = rng_of(*series.names, "series")
     spacing = float(np.clip(rng.uniform(180, 220) / size, 0.4, max(MAX_SPACING_MM, MIN_FIELD_MM / size)))
+    if coverage == "varied":
+        turn = turned(draw_pose(*series.names), rng)
+        grid = _varied_grid(series, turn, size, rng)
+        spacing = float(np.median(grid.spacing))
+    else:
+        turn, grid = None, draw_grid(series, size, spacing, rng)
     head = make_head(*series.names, resolution_mm=resolution_for(spacing), locations=series.locations)
-    grid = draw_grid(series, size, spacing, rng)
+    if turn is not None:
+        head = replace(head, pose=turn @ head.pose, vessels=head.vessels.moved(turn))
     contrast = CONTRASTS[_CONTRAST_OF[series.modality]].varied(rng)
     voxels = scan_head(head, grid, contrast, rng)
     is_ct = series.modality == "CTA"
@@ -162,11 +179,18 @@ def draw_grid(series: SeriesPlan, size: int, spacing: float, rng: np.random.Gene
     slice_axis = next(pair for pair in across if axes[2] in pair)
     wanted[slice_axis] = min(height, size * max(step, spacing))
     for axis, pair in enumerate(across):
-        reach = 2 * float(np.max(np.abs(np.stack([low, high])[:, axis] - middle[axis])) + _MARGIN_MM)
+        reach = 2 * float(np.max(np.abs(np.stack([low, high])[:, axis] - middle[axis])) + MARGIN_MM)
         wanted[pair] = max(wanted[pair], reach)
     extent = [wanted[next(pair for pair in across if letter in pair)] for letter in axes]
     spacings = [max(extent[0] / size, spacing), max(extent[1] / size, spacing), max(step, extent[2] / size)]
     return make_grid(extent_mm=extent, spacing_mm=spacings, centre_mm=middle, axes=axes, tilt_deg=tilt)
+
+
+def _varied_grid(series: SeriesPlan, turn: NDArray[np.float64], size: int, rng: np.random.Generator) -> Grid:
+    pose = turn @ draw_pose(*series.names)
+    aneurysms = draw_vessels(*series.names, pose=pose, locations=series.sites).aneurysms
+    sites_N3 = np.array([aneurysm.centre_mm for aneurysm in aneurysms]).reshape(-1, 3)
+    return varied_grid(series.modality, place_of(pose, CIRCLE_OF_WILLIS_MM), sites_N3, size, rng)
 
 
 def _bounds(series: SeriesPlan, pose: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
