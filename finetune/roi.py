@@ -71,7 +71,7 @@ class Lesson:
     @property
     def known_P(self) -> NDArray[np.bool_]:
         """Which places are."""
-        return np.isfinite(self.places_P3).all(1)
+        return np.asarray(np.isfinite(self.places_P3).all(axis=1))
 
 
 def read_lesson(case: Case, task: Task) -> Lesson:

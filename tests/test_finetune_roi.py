@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
+from standin_hub import Hub
 
 from finetune.cli import main
 from finetune.finder import Finder, Found, read_finder
@@ -20,6 +21,7 @@ from finetune.finder.beside import BESIDE_FILES
 from finetune.finder.landmarks import places_of_mask, shows_outline
 from finetune.finder.network import CELLS, FinderNetwork, cell_centres_mm, heat_targets, places_mm
 from finetune.finder.survey import SHAPE, SPACING_MM, Survey, fixed_centre_mm, look, survey_of
+from finetune.hub import fetch_model, push_model
 from finetune.kaggle.pack import PACK_FILES
 from finetune.models.condition import Condition, SpacingCondition
 from finetune.models.maps import Maps
@@ -111,13 +113,11 @@ def cut(view: RoiView, volume: StoredVolume, *points_mm: NDArray[np.float64]) ->
     return view.cut(volume, unit=HU, foreground_box=case.foreground_box, case=case)
 
 
-def mm_of(
-    region: Region, index_3: NDArray[np.float64], patch: tuple[int, int, int], low_mm: NDArray[np.float64]
-) -> object:
+def mm_of(region: Region, index_3: NDArray[np.float64], low_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     """Where a voxel of an upright input lies, from the first voxel of the volume."""
     zoom = np.array(region.zoom or (1.0, 1.0, 1.0))
     in_region = (index_3 + 0.5) * zoom - 0.5 + region.start
-    return low_mm + in_region * region.spacing
+    return np.asarray(low_mm + in_region * region.spacing)
 
 
 # What the network sees
@@ -219,7 +219,7 @@ def toy_lesson(number: int) -> Lesson:
 
 @pytest.fixture(scope="module")
 def taught() -> Finder:
-    finder = teach([toy_lesson(number) for number in range(16)], OnePlace(), steps=60)
+    finder = teach([toy_lesson(number) for number in range(12)], OnePlace(), steps=30)
     assert finder is not None
     return finder
 
@@ -237,11 +237,14 @@ def test_it_learns_to_find_the_place_in_heads_that_it_never_saw(taught: Finder) 
 def test_noise_makes_it_unsure_and_the_outline_lays_the_box(taught: Finder) -> None:
     survey = toy_lesson(0).survey
     noise = torch.randn(survey.values_XYZ.shape, generator=torch.Generator().manual_seed(0)) * 300
-    found = replace(taught, most_doubt_mm=taught.most_doubt_mm / 4).find_in(replace(survey, values_XYZ=noise))
+    shows_nothing = replace(survey, values_XYZ=noise)
+    sure, unsure = taught.find_in(survey).doubt_mm, taught.find_in(shows_nothing).doubt_mm
+    assert unsure > 1.5 * sure
+    strict = replace(taught, most_doubt_mm=(sure + unsure) / 2)
+    found = strict.find_in(shows_nothing)
     assert (found.laid, found.centre_mm, found.scale) == ("unsure", survey.anchor_mm, 1.0)
-    small = replace(survey, extent_mm=(1.0, 1.0, 1.0))
-    assert taught.find_in(small).laid == "outside"
-    assert taught.find_in(survey).laid == "found"
+    assert strict.find_in(survey).laid == "found"
+    assert taught.find_in(replace(survey, extent_mm=(1.0, 1.0, 1.0))).laid == "outside"
 
 
 def test_nothing_to_learn_from_is_refused() -> None:
@@ -286,7 +289,7 @@ def test_a_resized_box_shows_each_place_at_its_millimetres(scale: float) -> None
     region = cut(view, volume, point)
     edges_mm = np.array(view.patch) * np.array(region.input_spacing)
     np.testing.assert_allclose(edges_mm, np.rint(np.array(view.patch) * scale) * 2.0)
-    assert told_of([region]).tolist() == [[0.0, *np.log(region.input_spacing).astype(np.float32).tolist()]]
+    assert told_of([region]).tolist() == [pytest.approx([0.0, *np.log(region.input_spacing)], abs=1e-6)]
     # Back to millimetres, exactly: where the middle of the first voxel of the region lies follows from its values.
     (index_3,) = view.findings(region).points_K3
     low_mm = point - region.findings.points_K3[0] * 2.0
@@ -347,7 +350,7 @@ def test_a_recipe_that_finds_no_finder_is_refused_in_a_line(tmp_path: Path) -> N
         make_view(RoiConfig(model=str(tmp_path / "none")), data, TASK)
     with pytest.raises(WrongUse, match=r"data\.inference bag: view\.kind resized has one box"):
         make_view(ResizedConfig(), replace(data, inference="bag"), TASK)
-    assert make_view(ResizedConfig(), data, TASK).resized
+    assert make_view(ResizedConfig(), data, TASK).zooms
 
 
 # Folders and runs
@@ -412,6 +415,13 @@ def test_a_model_holds_its_finder_and_says_how_boxes_were_laid(run: Path, tmp_pa
     assert sorted(names) == sorted(BESIDE_FILES)
     assert all(any(fnmatch(f"models/0/{name}", pattern) for pattern in PACK_FILES) for name in names)
     assert str(run.parent) not in (run / "config.json").read_text()
+
+
+def test_a_model_travels_with_its_finder(run: Path, hub: Hub) -> None:
+    push_model(run, "ann/arteries")
+    series = min((FIXTURES / "raw" / "rsna" / "series").iterdir())
+    found = Predictor(fetch_model("ann/arteries")).answer(series)
+    assert found.probabilities == Predictor(run).answer(series).probabilities
 
 
 def test_an_answer_says_that_the_outline_laid_the_box(run: Path, tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def fit(
     weights_P = weights_P / weights_P.sum()
     middle_3, own_3 = weights_P @ means_P3, weights_P @ template_P3
     arms_P3, turned_P3 = means_P3 - middle_3, template_P3 - own_3
-    scale = float(np.clip((weights_P @ (arms_P3 * turned_P3).sum(1)) / (weights_P @ (turned_P3**2).sum(1)), *SCALES))
+    size = float(weights_P @ (turned_P3**2).sum(1))
+    likeness = float(weights_P @ (arms_P3 * turned_P3).sum(1))
+    scale = float(np.clip(likeness / size, *SCALES)) if size > 0 else 1.0  # one place alone has no size
     rest_mm = float(np.sqrt(weights_P @ ((arms_P3 - scale * turned_P3) ** 2).sum(1)))
     return middle_3 - scale * own_3, scale, max(rest_mm, float(np.median(spreads_P)))

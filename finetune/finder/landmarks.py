@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ AIR_MM = 5.0
 
 
 def places_of_mask(
-    mask_XYZ: NDArray[np.unsignedinteger], spacing: Sequence[float], case: Case, mask_values: Sequence[int]
+    mask_XYZ: NDArray[np.integer[Any]], spacing: Sequence[float], case: Case, mask_values: Sequence[int]
 ) -> NDArray[np.float64]:
     """Middle of each place of a mask near the middle of all, (P, 3) in mm from the first voxel; NaN where it has none.
 

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from finetune.finder.beside import BESIDE_FILES
 from finetune.hub.folder import HISTOGRAMS, folds_of_config, is_ours_config
 from finetune.model_folder import CONFIG, WEIGHTS, read_bundle
 from finetune.predict.ensemble import models_in
@@ -61,7 +62,7 @@ def fetch_model(repo: str, *, revision: str | None = None) -> Path:
     below = [f"{name}/" for name in folds_of_config(content)]
     for name in (f"{fold}{own}" for fold in below for own in (CONFIG, WEIGHTS)) if below else (WEIGHTS,):
         _download(repo, name, config.parent.name, sizes)
-    patterns = [f"{fold}{HISTOGRAMS}" for fold in below or [""]]
+    patterns = [f"{fold}{own}" for fold in below or [""] for own in (HISTOGRAMS, *BESIDE_FILES)]
     for name in sizes or ():
         if any(fnmatchcase(name, one) and name.count("/") == one.count("/") for one in patterns):
             _download(repo, name, config.parent.name, sizes)

@@ -18,11 +18,11 @@ class View(Protocol):
     Attributes:
         pictures: Whether samples are bags of pictures.
         at_once: How many inputs a forward pass of prediction may take, at least.
-        resized: Whether its inputs have voxels of their own size, which `finetune.series.told_of` tells.
+        zooms: Whether its inputs have voxels of their own size, which `finetune.series.told_of` tells.
     """
 
     pictures: bool
-    resized: bool
+    zooms: bool
     at_once: int
 
     @property

@@ -56,7 +56,7 @@ class BoxView:
     """
 
     pictures = False
-    resized = False
+    zooms = False
     at_once = 1
 
     def __init__(

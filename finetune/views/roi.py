@@ -86,7 +86,7 @@ class RoiView(BoxView):
         self, patch: tuple[int, int, int], *, finder: Finder | None, finder_sha256: str, resized: bool, **of_box: Any
     ) -> None:
         super().__init__(patch, **of_box)
-        self.finder, self.finder_sha256, self.resized = finder, finder_sha256, resized
+        self.finder, self.finder_sha256, self.zooms = finder, finder_sha256, resized
 
     def cut(
         self,
@@ -119,14 +119,14 @@ class RoiView(BoxView):
         )
         x, y, z = (int(voxels) for voxels in margin_3)
         zoom = None
-        if self.resized:
+        if self.zooms:
             a, b, c = (float(edge) for edge in edges_3 / np.array(self.patch))
             zoom = a, b, c
         return replace(region, start=(x, y, z), zoom=zoom, laid=found.laid)
 
     def key(self, case: Case) -> str:
         """All that a series' region depends on, as a text."""
-        return repr((self.finder_sha256, self.resized, super().key(case)))
+        return repr((self.finder_sha256, self.zooms, super().key(case)))
 
     def region_shape(self, case: Case) -> tuple[int, int, int]:
         """Voxels of a series' region: the same of all, for where a box lies the manifest does not say."""
@@ -143,9 +143,9 @@ class RoiView(BoxView):
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First voxel of the box in the volume's grid, and how many voxels it has along each axis."""
         patch_3 = np.array(self.patch)
-        edges_3 = np.rint(patch_3 * (scale if self.resized else 1.0)).astype(np.int64)
+        edges_3 = np.rint(patch_3 * (scale if self.zooms else 1.0)).astype(np.int64)
         corner_3 = np.rint(middle_3 - (edges_3 - 1) / 2).astype(np.int64)
-        if not self.resized:
+        if not self.zooms:
             return corner_3, edges_3
         low_3, high_3 = np.clip(corner_3, 0, shape_3), np.clip(corner_3 + edges_3, 0, shape_3)
         least_3 = np.ceil(LEAST_SHARE * edges_3).astype(np.int64)
@@ -156,7 +156,7 @@ class RoiView(BoxView):
         return low_3, np.where(short_3, least_3, high_3 - low_3)
 
     def _shape(self) -> tuple[int, int, int]:
-        most = SCALES[1] if self.resized else 1.0
+        most = SCALES[1] if self.zooms else 1.0
         x, y, z = (math.ceil(edge * most) + 2 * math.ceil(edge * (MARGIN - 1) / 2) for edge in self.patch)
         return x, y, z
 
