@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import pandas as pd
 from accelerate import PartialState
 
+from finetune import candidates
 from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS, read_of_run
 from finetune.metrics import Score
 from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of
@@ -87,7 +88,8 @@ def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[
 def gather(out: Path, folds: Sequence[int] | None = None) -> Score:
     """Put the held-out predictions of finished folds into one table, and score them together.
 
-    Writes ``predictions.parquet``, ordered by series, and ``results.json``; the same runs give the same bytes.
+    Writes ``predictions.parquet``, ordered by series, ``candidates.parquet`` where the folds have candidates, and
+    ``results.json``; the same runs give the same bytes.
 
     Args:
         out: As for `cross_validate`.
@@ -129,6 +131,7 @@ def gather(out: Path, folds: Sequence[int] | None = None) -> Score:
     score = task.score(pooled)
     with atomic_path(out / PREDICTIONS) as temporary:
         pooled.to_parquet(temporary, index=False)
+    _gather_candidates(out, wanted)
     write_json(
         out / RESULTS,
         without_odd_numbers(
@@ -136,6 +139,17 @@ def gather(out: Path, folds: Sequence[int] | None = None) -> Score:
         ),
     )
     return score
+
+
+def _gather_candidates(out: Path, folds: Sequence[int]) -> None:
+    """Put the candidates of all folds into one table; none where a fold has none."""
+    paths = [out / FOLD_FOLDER.format(number) / candidates.TABLE for number in folds]
+    if not all(path.exists() for path in paths):
+        (out / candidates.TABLE).unlink(missing_ok=True)
+        return
+    pooled = pd.concat([candidates.read_table(path) for path in paths])
+    with atomic_path(out / candidates.TABLE) as temporary:
+        pooled.sort_values([ID, FOLD, "rank"], ignore_index=True).to_parquet(temporary, index=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

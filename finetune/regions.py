@@ -17,7 +17,7 @@ from finetune.views import View
 from headspark.data.decoders import Part
 from headspark.data.stores import FileStore, Store
 
-FACTS = 10 + 4
+FACTS = 10 + 4 + 3
 """Numbers of a region in a cache, before those of its points."""
 
 
@@ -55,8 +55,10 @@ class RegionDecoder:
         """
         region = self._view.load(item)
         findings = region.findings
+        origin_mm = (np.nan,) * 3 if region.origin_mm is None else region.origin_mm
         facts = [region.slope, region.inter, region.fill, *region.spacing, *region.start, findings.points_complete]
         facts += [*((0.0,) * 3 if region.zoom is None else region.zoom), LAID.index(region.laid)]
+        facts += origin_mm
         arrays = [region.stored_XYZ.numpy(), np.array([*facts, *findings.points_K3.ravel()], dtype=np.float64)]
         if region.mask_XYZ is not None:
             arrays.append(region.mask_XYZ.numpy())
@@ -70,7 +72,9 @@ class RegionDecoder:
         mask = more.pop(0) if item.mask is not None else None
         guide = more.pop(0) if more else None
         slope, inter, fill, *rest = (float(fact) for fact in facts[:FACTS])
-        x_mm, y_mm, z_mm, x, y, z, complete, *zoom, laid = rest
+        x_mm, y_mm, z_mm, x, y, z, complete, *zoom_laid, x_first, y_first, z_first = rest
+        *zoom, laid = zoom_laid
+        origin = x_first, y_first, z_first
         return Region(
             stored_XYZ=_tensor(stored_XYZ),
             mask_XYZ=None if mask is None else _tensor(mask),
@@ -90,6 +94,7 @@ class RegionDecoder:
             guide_XYZ=None if guide is None else _tensor(guide),
             zoom=(zoom[0], zoom[1], zoom[2]) if all(zoom) else None,
             laid=LAID[int(laid)],
+            origin_mm=None if np.isnan(origin).any() else (origin[0], origin[1], origin[2]),
         )
 
 

@@ -24,6 +24,8 @@ BY_OUTLINE = {
     "outside": "the network that finds it names a place outside of the scan",
 }
 """Why an outline laid a box that was to be found, for people."""
+NO_PLACE = -1
+"""The label of a point that none is known of."""
 
 HEADER_GROUPS = ("CT", "MR")
 """What a header says of a modality, which is known at prediction too."""
@@ -57,10 +59,19 @@ def told_of(regions: Sequence[Region], device: torch.device | None = None) -> Te
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spot:
-    """A point that somebody marked: the index of its label in the task's labels, and where it lies in RAS+ mm."""
+    """A point that somebody marked.
+
+    Attributes:
+        label: Index of its label in the task's labels; `NO_PLACE` where nobody says at which place it lies.
+        xyz_mm: Where it lies in RAS+ mm.
+        diameter_mm: Of what lies there; None where nobody measured it.
+        counts: False for what shall neither be found nor missed, such as what was treated.
+    """
 
     label: int
     xyz_mm: tuple[float, float, float]
+    diameter_mm: float | None = None
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +206,7 @@ class Region:
             needs none.
         zoom: Voxels of the region in one of the input, along each axis, where that is resized; None where it is not.
         laid: How its box was laid, one of `LAID`.
+        origin_mm: RAS+ mm of the middle of the first voxel; None where nobody knows.
     """
 
     stored_XYZ: Tensor
@@ -218,6 +230,8 @@ class Region:
             return self.spacing
         x, y, z = (mm * zoom for mm, zoom in zip(self.spacing, self.zoom, strict=True))
         return x, y, z
+
+    origin_mm: tuple[float, float, float] | None = None
 
     @property
     def nbytes(self) -> int:

@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 
 from finetune import disagreements
 from finetune.cohort import TRAINED_ON, cohort_of_run
-from finetune.evaluation.predictions import PREDICTIONS, has_finite
+from finetune.evaluation.predictions import has_finite
 from finetune.folds import FOLDS, began_with_version_0_1_0, keep_folds, write_folds
 from finetune.metrics import Score
 from finetune.model_folder import irreproducible, save_bundle, settings_of
@@ -38,10 +38,9 @@ from finetune.sources import Sources, add_sources
 from finetune.stages import apply_rates, steps_of_epoch
 from finetune.state import FinetuneState, begin_decoders, notes, prepare, stages_of_run
 from finetune.tasks import make_task
-from finetune.validation import evaluate, predict_held_out, score_facts, summary
+from finetune.validation import evaluate, predict_held_out, score_facts, summary, write_held_out
 from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
-from harmonize.files import atomic_path
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.data.cache import cached
 from headspark.data.stores import Store
@@ -173,8 +172,7 @@ def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) ->
         score = task.score(predictions)
         if run is not None:
             run.log(step=state.step, **score_facts(state, score))
-            with atomic_path(out / PREDICTIONS) as temporary:
-                predictions.to_parquet(temporary, index=False)
+            write_held_out(out, predictions)
             save_bundle(out, state.bundle(harmonized), state.eval_model.state_dict())
             counted = {
                 "left_out": dict(cohort.left_out),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from finetune.evaluation.predictions import BOX, has_finite
+from finetune import candidates
+from finetune.evaluation.predictions import BOX, FOLD, ID, PREDICTIONS, has_finite
 from finetune.inference import predicted
 from finetune.metrics import Score
 from finetune.regions import RegionStore
@@ -21,6 +23,7 @@ from finetune.segmentation import said_columns, segmented
 from finetune.series import BY_OUTLINE
 from finetune.state import FinetuneState
 from finetune.tasks import MASKS, Task
+from harmonize.files import atomic_path
 from harmonize.progress import Progress
 from headspark.run.device import say_once
 from headspark.run.folder import without_odd_numbers
@@ -94,6 +97,8 @@ def predict_cases(
 ) -> pd.DataFrame:
     """What is said of labelled series, and the truth: the columns of predictions.parquet.
 
+    Where the network says where it sees something, `finetune.candidates.CANDIDATES` has the rows of each series.
+
     Args:
         model: In eval mode.
         store: The series.
@@ -119,6 +124,23 @@ def predict_cases(
             if progress is not None:
                 progress.advance()
     return pd.DataFrame(rows)
+
+
+def write_held_out(folder: Path, predictions: pd.DataFrame) -> None:
+    """Write the predictions of a run, and the candidates in them beside them.
+
+    Args:
+        folder: The run's.
+        predictions: As `predict_cases` gives them.
+    """
+    found = candidates.table_of(predictions, (ID, FOLD))
+    if found is None:
+        (folder / candidates.TABLE).unlink(missing_ok=True)
+    else:
+        with atomic_path(folder / candidates.TABLE) as temporary:
+            found.to_parquet(temporary, index=False)
+    with atomic_path(folder / PREDICTIONS) as temporary:
+        predictions.drop(columns=candidates.CANDIDATES, errors="ignore").to_parquet(temporary, index=False)
 
 
 def score_facts(state: FinetuneState, score: Score) -> dict[str, Any]:

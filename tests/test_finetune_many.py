@@ -467,11 +467,11 @@ def test_a_batch_that_fits_no_memory_is_halved(model: Path, tree: Path, monkeypa
     sizes = []
     inner = Ensemble._of_member
 
-    def narrow(self: Ensemble, number: int, regions: Any) -> Any:
+    def narrow(self: Ensemble, number: int, regions: Any, *, where: bool) -> Any:
         sizes.append(len(regions))
         if len(regions) > 1:
             raise torch.OutOfMemoryError
-        return inner(self, number, regions)
+        return inner(self, number, regions, where=where)
 
     monkeypatch.setattr(Ensemble, "_of_member", narrow)
     assert runs.predict_paths(panel, paths, out=None, devices=[CPU], batch=3).rows == expected

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         UserError: There is nothing to evaluate.
     """
     from finetune.evaluation import evaluate, read
-    from finetune.evaluation.detection import read_sizes
+    from finetune.evaluation.detection import measured, read_finding_sizes, read_sizes
     from finetune.evaluation.text import evaluation_lines
     from finetune.evaluation.thresholds import TARGET_PRECISION
     from harmonize.corpus import Corpus
@@ -78,18 +78,23 @@ def run(options: argparse.Namespace) -> int:
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
     if options.model is not None and options.labels is None and _answers(options, corpus):
         return 0
-    overall, cases = options.overall, {}
+    overall, cases, candidates = options.overall, {}, None
     if options.model is not None and options.labels is None:
-        from finetune.report.series import cases_of, others_of, overall_of, task_of
+        from finetune.report.series import candidates_of, cases_of, others_of, overall_of, task_of
 
         task = task_of(options.model)
         overall, cases = overall or overall_of(task), cases_of(corpus, task)
+        candidates = candidates_of(options.model)
+        if task is not None and options.sizes is not None:
+            cases = measured(cases, read_finding_sizes(options.sizes), task.labels)
     predictions = read(source, corpus=corpus, truth=options.truth, labels=options.labels, overall=overall)
     found = evaluate(
         predictions,
         corpus=corpus,
         others=others_of(predictions, cases) if cases else None,
         diameters_mm=None if options.sizes is None else read_sizes(options.sizes),
+        candidates=candidates,
+        cases=cases,
         precision=options.precision or TARGET_PRECISION,
         draws=options.draws,
     )

@@ -20,11 +20,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw the page, and say where it lies."""
-    from finetune.evaluation.detection import read_sizes
+    from finetune.evaluation.detection import read_finding_sizes, read_sizes
     from finetune.report import write_report
     from harmonize.corpus import Corpus
 
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
     sizes = None if options.sizes is None else read_sizes(options.sizes)
-    say(write_report(options.model, corpus, diameters_mm=sizes))
+    of_findings = None if options.sizes is None else read_finding_sizes(options.sizes)
+    say(write_report(options.model, corpus, diameters_mm=sizes, of_findings_mm=of_findings))
     return 0

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from finetune.evaluation.areas import ByModality, Estimate, LabelAreas, by_label, by_modality, macro, micro
 from finetune.evaluation.calibration import Calibration, calibrate
 from finetune.evaluation.detection import SPECIFICITY, Found, by_site, by_size, threshold_at_specificity
+from finetune.evaluation.localisation import Localisation, localise
 from finetune.evaluation.predictions import Predictions, read
 from finetune.evaluation.shortcuts import Baseline, Others, baselines
 from finetune.evaluation.thresholds import (
@@ -23,6 +25,7 @@ from finetune.evaluation.thresholds import (
     summed,
 )
 from finetune.metrics import DRAWS, draw_patients
+from finetune.series import Case
 from harmonize.corpus import Corpus
 
 __all__ = ["Estimate", "Evaluation", "Mistake", "Others", "Predictions", "evaluate", "read"]
@@ -66,6 +69,7 @@ class Evaluation:
         thresholds: Of each label.
         confusion_SS: Which site is taken for which.
         mistakes: The most confident ones, false alarms first.
+        localisation: Whether findings are seen where they are; None without candidates, or points to compare them with.
     """
 
     predictions: Predictions
@@ -81,6 +85,7 @@ class Evaluation:
     thresholds: tuple[Threshold, ...]
     confusion_SS: NDArray[np.int64]
     mistakes: tuple[Mistake, ...]
+    localisation: Localisation | None = None
 
     @property
     def score(self) -> float:
@@ -132,6 +137,7 @@ class Evaluation:
                 {"scan_id": one.scan_id, "truth": one.truth, "probability": one.probability, "site": one.site}
                 for one in self.mistakes
             ],
+            "localisation": None if self.localisation is None else self.localisation.facts(),
         }
 
 
@@ -141,6 +147,8 @@ def evaluate(
     corpus: Corpus | None = None,
     others: Others | None = None,
     diameters_mm: Mapping[str, float] | None = None,
+    candidates: pd.DataFrame | None = None,
+    cases: Mapping[str, Case] | None = None,
     precision: float = TARGET_PRECISION,
     draws: int = DRAWS,
     seed: int = 0,
@@ -152,6 +160,8 @@ def evaluate(
         corpus: Their corpus, for baselines that know geometry and intensities.
         others: Labelled series that the model may have learned from, for baselines that learn from them too.
         diameters_mm: Of the largest finding of each series.
+        candidates: Where something was seen, as `finetune.candidates.read_table` gives them.
+        cases: The series with their points, by id, to compare these with.
         precision: That the threshold of the overall label is to reach.
         draws: Of the bootstrap over patients.
         seed: Of the bootstrap.
@@ -171,6 +181,9 @@ def evaluate(
         thresholds=choose_thresholds(predictions, precision=precision),
         confusion_SS=site_confusion(predictions),
         mistakes=mistakes(predictions),
+        localisation=None
+        if candidates is None or not cases
+        else localise(predictions, candidates, cases, draws=draws, seed=seed),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from scipy.stats import binomtest
 from finetune.evaluation.areas import Estimate
 from finetune.evaluation.predictions import IDS, Predictions
 from finetune.metrics import Interval
+from finetune.series import Case, Spot
 from harmonize.errors import UserError, WrongUse
 from harmonize.sources.tables import number_of, read_table
 
@@ -78,7 +80,7 @@ def by_size(predictions: Predictions, diameters_mm: Mapping[str, float]) -> tupl
     truth, _ = predictions.of(predictions.overall)
     sizes_N = np.array([diameters_mm.get(scan, np.nan) for scan in predictions.scan_ids_N], dtype=np.float64)
     groups = [
-        (_size_name(low, high), (truth == 1) & (sizes_N >= low) & (sizes_N < high))
+        (size_name(low, high), (truth == 1) & (sizes_N >= low) & (sizes_N < high))
         for low, high in pairwise(SIZE_EDGES_MM)
     ]
     unknown = (truth == 1) & np.isnan(sizes_N)
@@ -107,7 +109,50 @@ def read_sizes(path: Path) -> dict[str, float]:
     return largest
 
 
-def _size_name(low: float, high: float) -> str:
+def read_finding_sizes(path: Path) -> dict[tuple[str, str], float]:
+    """Diameters in mm of the findings of a table as for `read_sizes`, by their series and label.
+
+    Args:
+        path: The label stands in a column ``label`` or ``location``; without one, of a series with a single finding it
+            is "". Of several findings of one label the largest counts.
+
+    Raises:
+        UserError: It is another table.
+    """
+    columns = read_table(path, (DIAMETER,)).columns
+    named = next((column for column in IDS if column in columns), IDS[0])
+    label = next((column for column in ("label", "location") if column in columns), None)
+    rows = read_table(path, (named, DIAMETER), () if label is None else (label,)).rows
+    once = Counter(row[named] for row in rows)
+    sizes: dict[tuple[str, str], float] = {}
+    for row in rows:
+        keys = [(row[named], "")] * (once[row[named]] == 1) + ([(row[named], row[label])] if label else [])
+        for key in keys:
+            sizes[key] = max(number_of(row[DIAMETER]) or 0.0, sizes.get(key, 0.0))
+    return sizes
+
+
+def measured(
+    cases: Mapping[str, Case], sizes: Mapping[tuple[str, str], float], labels: Sequence[str]
+) -> dict[str, Case]:
+    """Series whose points know their size; one that stands alone may have another label than the table gives it.
+
+    Args:
+        cases: By id.
+        sizes: As `read_finding_sizes` gives them.
+        labels: Of the task.
+    """
+
+    def sized(case: Case, spot: Spot) -> Spot:
+        alone = sizes.get((case.scan_id, "")) if len(case.spots) == 1 else None
+        diameter_mm = sizes.get((case.scan_id, labels[spot.label])) if spot.label >= 0 else None
+        return replace(spot, diameter_mm=diameter_mm or alone or spot.diameter_mm)
+
+    return {scan: replace(case, spots=tuple(sized(case, spot) for spot in case.spots)) for scan, case in cases.items()}
+
+
+def size_name(low: float, high: float) -> str:
+    """Of a group of diameters in mm."""
     if not low:
         return f"below {high:g} mm"
     return f"{low:g} mm and more" if np.isinf(high) else f"{low:g} to {high:g} mm"

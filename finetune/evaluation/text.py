@@ -10,8 +10,11 @@ from finetune.evaluation import Evaluation
 from finetune.evaluation.answers import Measured, Worth
 from finetune.evaluation.areas import Estimate, LabelAreas
 from finetune.evaluation.compare import Comparison
+from finetune.evaluation.localisation import HIT_MM, SIZE_RATE, Localisation
 from finetune.evaluation.measures import NAMES
 from finetune.evaluation.thresholds import averaged, summed
+
+HIT_RATE = f"Hit rate within {HIT_MM:g} mm"
 
 
 def evaluation_lines(found: Evaluation) -> Iterator[str]:
@@ -84,6 +87,34 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
     rows = [[one.scan_id, "missed" if one.truth else "false alarm", probability(one.probability), one.site]
             for one in found.mistakes]  # fmt: skip
     yield from table(["series", "what", "probability", "site"], rows)
+    if found.localisation is not None:
+        yield ""
+        yield from localisation_lines(found.localisation)
+
+
+def localisation_lines(found: Localisation) -> Iterator[str]:
+    """Whether findings are seen where they are."""
+    yield HIT_RATE
+    yield f"{found.findings} findings in {found.series} series; median distance of hits {found.distance_mm:.1f} mm"
+    yield from left_out_lines(found)
+    rows = [[one.name, one.count, interval(one.share)] for one in (*found.by_modality, found.hit_rate)]
+    yield from table(["modality", "series with findings", "surest candidate hits"], rows)
+    yield f"  right label: {interval(found.named.share)} of {found.named.count} hits"
+    yield ""
+    yield "FROC"
+    rows = [[one.name, interval(one.share)] for one in found.froc]
+    yield from table(["false candidates a series", "sensitivity"], [*rows, ["mean", interval(found.mean)]])
+    for title, groups in (("size", found.sizes), ("site", found.sites)):
+        if groups:
+            yield ""
+            rows = [[one.name, one.count, interval(one.share)] for one in groups]
+            yield from table([title, "findings", f"found at {SIZE_RATE:g} false a series"], rows)
+
+
+def left_out_lines(found: Localisation) -> Iterator[str]:
+    """Which series were not compared, if any."""
+    if found.left_out:
+        yield "left out: " + ", ".join(f"{count} {why}" for why, count in sorted(found.left_out.items()))
 
 
 def answers_lines(found: Worth) -> Iterator[str]:

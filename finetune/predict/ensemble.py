@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from torch import Tensor
 
-from finetune.inference import classify_regions
+from finetune.candidates import Candidate, rows_of, together
+from finetune.inference import Sight, look_at
 from finetune.model_folder import CONFIG, WEIGHTS, Bundle, load_model, read_bundle
 from finetune.models.assemble import fastest_weights
 from finetune.predict.inputs import Input, decisions_of, inputs_of, kinds_of, regions_of
@@ -76,10 +76,13 @@ class Said:
     Attributes:
         probabilities: By label, in the task's order.
         decisions: What was found and done on the way, in order.
+        candidates: Where they see something, rows as of `finetune.candidates.rows_of`; None where they do not say, or
+            were not asked.
     """
 
     probabilities: dict[str, float]
     decisions: tuple[str, ...]
+    candidates: tuple[dict[str, object], ...] | None = None
 
 
 def is_model(path: Path) -> bool:
@@ -141,13 +144,14 @@ class Ensemble:
             for member, task in zip(panel.members, self.tasks, strict=True)
         ]
 
-    def answer(self, batch: Sequence[Harmonized]) -> list[Said | Rejection]:
+    def answer(self, batch: Sequence[Harmonized], *, where: bool = False) -> list[Said | Rejection]:
         """What is said of each series, or why nothing is.
 
         Where the batch does not fit into the memory of a GPU, its halves are tried.
 
         Args:
             batch: Series of one kind.
+            where: Look for candidates too.
         """
         found: list[Rejection | None] = [None] * len(batch)
         regions: list[list[Region | None]] = []
@@ -158,37 +162,59 @@ class Ensemble:
                 decisions.append(decisions_of(series, regions[-1]))
             except Rejection as error:
                 found[number] = error.at(error.stage)
-        probabilities = self._probabilities(regions, batch[0].kind).tolist() if regions else []
-        said = iter(map(self._checked, probabilities, decisions))
+        said = iter(map(self._checked, self._seen(regions, batch[0].kind, where=where) if regions else [], decisions))
         return [next(said) if fault is None else fault for fault in found]
 
+    def look_at(self, regions: Sequence[Sequence[Region | None]], kind: str) -> list[Sight]:
+        """What all models together say of regions, and where they see something.
+
+        Args:
+            regions: Of each series one for each input of the panel.
+            kind: Of the series.
+        """
+        return self._seen(regions, kind, where=True)
+
     @torch.inference_mode()
-    def _probabilities(self, regions: Sequence[Sequence[Region | None]], kind: str) -> Tensor:
-        """(B, L): those of the only model that takes the series, or the mean of the logits of several."""
+    def _seen(self, regions: Sequence[Sequence[Region | None]], kind: str, *, where: bool) -> list[Sight]:
+        """What the only model that takes the series says, or the mean of the logits of several."""
         asked = [number for number, member in enumerate(self.panel.members) if kind in kinds_of(member.bundle.data)]
         try:
-            found = [self._of_member(number, regions) for number in asked]
+            found = [self._of_member(number, regions, where=where) for number in asked]
         except torch.OutOfMemoryError:
             if len(regions) == 1:
                 raise
             torch.cuda.empty_cache()
             half = len(regions) // 2
-            return torch.cat([self._probabilities(part, kind) for part in (regions[:half], regions[half:])])
+            return [one for part in (regions[:half], regions[half:]) for one in self._seen(part, kind, where=where)]
+        if len(found) == 1:
+            return found[0]
         weights = [self.panel.members[number].weight for number in asked]
-        return found[0] if len(found) == 1 else self.tasks[0].link.mean(found, weights)
+        values_MBL = [torch.stack([one.values_L for one in member]) for member in found]
+        mean_BL = self.tasks[0].link.mean(values_MBL, weights)
+        places = (_places_of(of_series, weights) for of_series in zip(*found, strict=True))
+        return [Sight(values_L=mean_L, candidates=own) for mean_L, own in zip(mean_BL, places, strict=True)]
 
-    def _of_member(self, number: int, regions: Sequence[Sequence[Region | None]]) -> Tensor:
+    def _of_member(self, number: int, regions: Sequence[Sequence[Region | None]], *, where: bool) -> list[Sight]:
         member, task, view = self.panel.members[number], self.tasks[number], self.views[number]
         own = [cast(Region, of_series[member.input]) for of_series in regions]
         bf16 = torch.autocast(self.device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
         with bf16:
-            return classify_regions(self.models[number], own, member.bundle.data, task, view, self.device)
+            return look_at(self.models[number], own, member.bundle.data, task, view, self.device, where=where)
 
-    def _checked(self, values_L: Sequence[float], decisions: tuple[str, ...]) -> Said | Rejection:
+    def _checked(self, seen: Sight, decisions: tuple[str, ...]) -> Said | Rejection:
+        values_L = seen.values_L.tolist()
         if not all(map(math.isfinite, values_L)):
             message = "the model's answer is no number: its weights or the values diverged"
             return Rejection(Reason.BAD_INTENSITY, message)
-        return Said(probabilities=dict(zip(self.panel.labels, values_L, strict=True)), decisions=decisions)
+        probabilities = dict(zip(self.panel.labels, values_L, strict=True))
+        rows = None if seen.candidates is None else tuple(rows_of(seen.candidates, self.panel.labels))
+        return Said(probabilities=probabilities, decisions=decisions, candidates=rows)
+
+
+def _places_of(said: Sequence[Sight], weights: Sequence[float]) -> list[Candidate] | None:
+    """What the models of a panel see together, of those that say where; None where none does."""
+    saying = [(one.candidates, weight) for one, weight in zip(said, weights, strict=True) if one.candidates is not None]
+    return together([found for found, _ in saying], [weight for _, weight in saying]) if saying else None
 
 
 def models_in(folder: Path) -> list[Path]:

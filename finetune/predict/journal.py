@@ -38,6 +38,10 @@ _SHAPE = {
     "place": str, "state": str, "part": int, "parts": int, "series": str, "folder": str, "kind": _MAYBE,
     "probabilities": ([float], type(None)), "decisions": [str], "reason": _MAYBE, "message": _MAYBE,
 }  # fmt: skip
+_CANDIDATE = {
+    "rank": int, "label": _MAYBE, "label_probability": (float, type(None)), "x": float, "y": float, "z": float,
+    "size_mm": float, "score": float,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,8 @@ class Row:
         decisions: What was found and done.
         reason: A code of docs/rejections.md; None where it was answered.
         message: Why it was not answered, in one line.
+        candidates: Where something is seen, rows as of `finetune.candidates.rows_of`; None where nobody says, as
+            journals of earlier versions never do.
     """
 
     place: str
@@ -69,6 +75,14 @@ class Row:
     decisions: tuple[str, ...] = ()
     reason: str | None = None
     message: str | None = None
+    candidates: tuple[dict[str, object], ...] | None = None
+
+    def line(self) -> str:
+        """As JSON; without candidates as earlier versions wrote it."""
+        fields = asdict(self)
+        if self.candidates is None:
+            del fields["candidates"]
+        return json.dumps(fields)
 
 
 class Journal:
@@ -87,7 +101,7 @@ class Journal:
         self._rows.setdefault(row.place, []).append(row)
         if self._file is None:
             return
-        self._file.write(json.dumps(asdict(row)) + "\n")
+        self._file.write(row.line() + "\n")
         self._file.flush()
         if time.monotonic() - self._synced > SYNC_S:
             self.sync()
@@ -226,8 +240,13 @@ def _read(path: Path, head: Mapping[str, Any]) -> dict[str, list[Row]] | None:
 
 def _row(content: bytes, labels: int) -> Row | None:
     line = _line(content)
-    if not fits(line, _SHAPE) or line.keys() != _SHAPE.keys():
+    if not fits(line, _SHAPE) or line.keys() - {"candidates"} != _SHAPE.keys():
         return None
+    found = line.get("candidates", ())
+    if not fits(found, ([_CANDIDATE], tuple)) or any(one.keys() != _CANDIDATE.keys() for one in found):
+        return None
+    if "candidates" in line:
+        line["candidates"] = tuple(found)
     values = line["probabilities"]
     if values is None:
         return Row(**{**line, "decisions": tuple(line["decisions"])}) if line["reason"] else None

@@ -134,7 +134,7 @@ class _Asking:
     def _answer(self, gathered: list[Waiting]) -> list[Row]:
         ensemble = self._free.get()
         try:
-            found = ensemble.answer([waiting.series for waiting in gathered])
+            found = ensemble.answer([waiting.series for waiting in gathered], where=True)
         finally:
             self._free.put(ensemble)
         return [_row(waiting.looked, said) for waiting, said in zip(gathered, found, strict=True)]
@@ -163,7 +163,13 @@ def _row(looked: Looked, said: Said | Rejection) -> Row:
     if isinstance(said, Rejection):
         return replace(where, reason=said.reason.value, message=said.message)
     series = cast(Harmonized, looked.series)
-    return replace(where, kind=series.kind, probabilities=tuple(said.probabilities.values()), decisions=said.decisions)
+    return replace(
+        where,
+        kind=series.kind,
+        probabilities=tuple(said.probabilities.values()),
+        decisions=said.decisions,
+        candidates=said.candidates,
+    )
 
 
 def _death(died: Died) -> Rejection:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetune.candidates import COLUMNS
 from finetune.predict.journal import Row
 from harmonize.decisions import unusual
 from harmonize.errors import WrongUse
@@ -19,7 +20,7 @@ from harmonize.files import atomic_path, write_json
 SERIES = "SeriesInstanceUID"
 """The first column: the UID, or the folder where the files say none."""
 
-FAILED, JOURNAL = ".failed.csv", ".journal.jsonl"
+FAILED, JOURNAL, CANDIDATES = ".failed.csv", ".journal.jsonl", ".candidates.csv"
 
 
 def companion(out: Path, ending: str) -> Path:
@@ -50,7 +51,7 @@ def check_out(out: Path) -> None:
 
 
 def write_tables(out: Path, rows: Sequence[Row], labels: Sequence[str]) -> int:
-    """Write the answered series to `out`, the others beside it; gives how many those are.
+    """Write the answered series to `out`, the others and all candidates beside it; gives how many those are.
 
     Args:
         out: The file.
@@ -61,6 +62,7 @@ def write_tables(out: Path, rows: Sequence[Row], labels: Sequence[str]) -> int:
     answered = [row for row in rows if row.probabilities is not None]
     failed = [row for row in rows if row.probabilities is None]
     WRITERS[out.suffix.lower()](out, answered, labels)
+    _write_candidates(companion(out, CANDIDATES), answered)
     beside = companion(out, FAILED)
     if failed:
         columns = (SERIES, "folder", "reason", "message")
@@ -79,6 +81,15 @@ def _with_names_of_their_own(rows: Sequence[Row]) -> list[Row]:
         number = seen[row.series]
         found.append(row if number == 1 else replace(row, series=f"{row.series} ({number})"))
     return found
+
+
+def _write_candidates(path: Path, rows: Sequence[Row]) -> None:
+    """A row a candidate, where any model says where it sees something."""
+    if all(row.candidates is None for row in rows):
+        path.unlink(missing_ok=True)
+        return
+    found = [(row.series, *one.values()) for row in rows for one in row.candidates or ()]
+    _write_csv(path, (SERIES, *COLUMNS), found)
 
 
 def _csv(out: Path, rows: Sequence[Row], labels: Sequence[str]) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 
 from finetune.evaluation import evaluate, read
 from finetune.evaluation.answers import measure, read_answers
+from finetune.evaluation.detection import measured
 from finetune.evaluation.predictions import FOLD_FOLDER, ID, PREDICTIONS, SUBJECT, read_of_run
 from finetune.metrics import DRAWS
 from finetune.report.answers import add_answers
 from finetune.report.corpus import add_corpus
 from finetune.report.findings import add_evaluation, add_examples, add_mistakes, examples, tiles
+from finetune.report.localisation import add_localisation
 from finetune.report.masks import add_masks
 from finetune.report.run import add_run
-from finetune.report.series import cases_of, others_of, overall_of, pictures_of, task_of
+from finetune.report.series import candidates_of, cases_of, others_of, overall_of, pictures_of, task_of
 from finetune.report.training import figure_curves
 from finetune.segmentation import said_columns
 from finetune.tasks import MASKS, Task
@@ -29,13 +31,20 @@ __all__ = ["REPORT", "add_evaluation", "figure_curves", "write_report"]
 REPORT = "report.html"
 
 
-def write_report(run: Path, corpus: Corpus | None = None, *, diameters_mm: Mapping[str, float] | None = None) -> Path:
+def write_report(
+    run: Path,
+    corpus: Corpus | None = None,
+    *,
+    diameters_mm: Mapping[str, float] | None = None,
+    of_findings_mm: Mapping[tuple[str, str], float] | None = None,
+) -> Path:
     """Write ``report.html`` into a finished run's folder, or into that of a cross-validation.
 
     Args:
         run: The folder.
         corpus: The one it was trained on; without it there are no pictures of series, and fewer baselines.
         diameters_mm: Of the largest finding of each series, by its id.
+        of_findings_mm: Of each finding, as `finetune.evaluation.detection.read_finding_sizes` gives them.
 
     Returns:
         Path of the page.
@@ -50,7 +59,7 @@ def write_report(run: Path, corpus: Corpus | None = None, *, diameters_mm: Mappi
     elif task is not None and task.any_label is None:
         page, scan_ids = _page_of_answers(run, corpus, task, states)
     else:
-        page, scan_ids = _page_of_findings(run, corpus, task, states, diameters_mm)
+        page, scan_ids = _page_of_findings(run, corpus, task, states, diameters_mm, of_findings_mm or {})
     _training(page, states)
     add_corpus(page, states[0][0], corpus, scan_ids)
     page.heading("Made with")
@@ -90,12 +99,20 @@ def _page_of_findings(
     task: Task | None,
     states: Sequence[tuple[dict[str, Any], Path]],
     diameters_mm: Mapping[str, float] | None,
+    of_findings_mm: Mapping[tuple[str, str], float],
 ) -> tuple[Page, Sequence[str]]:
     """What is said of findings and their places, and the series that were asked about."""
     predictions = read(run, corpus=corpus, overall=overall_of(task))
     cases = cases_of(corpus, task)
     others = others_of(predictions, cases)
-    found = evaluate(predictions, corpus=corpus, others=others, diameters_mm=diameters_mm)
+    found = evaluate(
+        predictions,
+        corpus=corpus,
+        others=others,
+        diameters_mm=diameters_mm,
+        candidates=candidates_of(run),
+        cases=measured(cases, of_findings_mm, predictions.labels),
+    )
     shown = examples(predictions)
     wanted = [*(one.scan_id for one in found.mistakes), *shown]
     pictures = pictures_of(run, predictions, cases, wanted)
@@ -106,6 +123,8 @@ def _page_of_findings(
     for note in predictions.notes:
         page.text(note)
     add_evaluation(page, found)
+    if found.localisation is not None:
+        add_localisation(page, found.localisation)
     add_mistakes(page, found, pictures)
     add_examples(page, predictions, shown, pictures)
     return page, predictions.scan_ids_N

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from finetune import candidates
 from finetune.evaluation import Mistake, Others, Predictions
 from finetune.evaluation.predictions import FOLD_FOLDER
 from finetune.evaluation.text import number, probability
@@ -110,6 +112,16 @@ def others_of(predictions: Predictions, cases: Mapping[str, Case]) -> Others | N
         modalities_M=tuple(case.modality for case in left),
         targets_ML=np.array([case.labels for case in left], dtype=np.int64),
     )
+
+
+def candidates_of(run: Path) -> pd.DataFrame | None:
+    """Where a run or a cross-validation sees something; None where it does not say.
+
+    Raises:
+        UserError: The table is damaged.
+    """
+    path = run / candidates.TABLE
+    return candidates.read_table(path) if path.exists() else None
 
 
 def model_folder_of(run: Path, predictions: Predictions, scan_id: str) -> Path:

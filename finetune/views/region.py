@@ -85,6 +85,7 @@ def cut_region(
     fill = float(AIR_HU) if unit == HU else float(stored.min())
     if bounds is not None:
         place = replace(place, low=_three(bounds[0]), high=_three(bounds[1]))
+    first_mm = origin_mm + place.first_mm + np.array(place.low) * place.spacing
     return Region(
         stored_XYZ=torch.from_numpy(_part(stored, place, round(fill))),
         mask_XYZ=None if labelled is None else torch.from_numpy(_part(labelled, place, 0)),
@@ -101,6 +102,7 @@ def cut_region(
             labels_L=np.array(() if case is None else case.labels, dtype=np.float64),
             points_complete=(case is None or case.spots_complete) and bool(within_K3.all()),
         ),
+        origin_mm=(float(first_mm[0]), float(first_mm[1]), float(first_mm[2])),
     )
 
 
