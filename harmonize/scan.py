@@ -91,10 +91,11 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A labelled place (an aneurysm's localizer) in RAS+ mm."""
+    """A labelled place (an aneurysm's localizer) in RAS+ mm, with the diameter of what lies there if it is known."""
 
     label: str
     xyz_mm: tuple[float, float, float]
+    diameter_mm: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

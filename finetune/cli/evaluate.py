@@ -11,6 +11,7 @@ from harmonize.parser import positive
 from harmonize.terminal import emit, say
 
 if TYPE_CHECKING:
+    from finetune.series import Case
     from finetune.tasks import Task
     from harmonize.corpus import Corpus
 
@@ -30,6 +31,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     add_table_options(parser)
     parser.add_argument("--sizes", type=Path, metavar="TABLE.csv", help="diameter_mm of each finding, for sizes")
     parser.add_argument("--precision", type=share, help="that the overall label's threshold is to reach")
+    parser.add_argument(
+        "--outside",
+        type=Path,
+        metavar="CORPUS",
+        help="ask FT about another corpus, such as one of `harmonize adam`, and evaluate that",
+    )
+    parser.add_argument("--device", help="with --outside, such as cpu or cuda:0; default: a GPU, or the CPU")
     parser.set_defaults(run=run)
 
 
@@ -75,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
     source = options.model or options.predictions
     if source is None or (options.model and options.predictions):
         raise WrongUse("give the folder of a run, or --predictions FILE; see `finetune evaluate --help`")
+    if options.outside is not None:
+        return _outside(options)
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
     if options.model is not None and options.labels is None and _answers(options, corpus):
         return 0
@@ -103,6 +113,46 @@ def run(options: argparse.Namespace) -> int:
     else:
         say(*evaluation_lines(found))
     return 0
+
+
+def _outside(options: argparse.Namespace) -> int:
+    """Ask models about another corpus, and print what that is worth."""
+    from finetune.evaluation import evaluate
+    from finetune.evaluation.text import evaluation_lines
+    from finetune.evaluation.thresholds import TARGET_PRECISION
+    from finetune.outside import ask_outside
+    from finetune.predict.run import devices_of
+    from harmonize.corpus import Corpus
+    from headspark.run.folder import without_odd_numbers
+
+    if options.model is None:
+        raise WrongUse("--outside: give FT, whose models are asked")
+    given = {"--truth": options.truth, "--labels": options.labels, "--overall": options.overall}
+    given |= {"--corpus": options.corpus, "--sizes": options.sizes}
+    too_many = next((name for name, value in given.items() if value is not None), None)
+    if too_many is not None:
+        raise WrongUse(f"{too_many}: not allowed with argument --outside; its corpus says all that is needed")
+    corpus = Corpus.open(options.outside)
+    asked = ask_outside([options.model], corpus, device=devices_of(options.device)[0])
+    found = evaluate(
+        asked.predictions,
+        corpus=corpus,
+        diameters_mm={scan: largest for scan, case in asked.cases.items() if (largest := _largest(case)) is not None},
+        candidates=asked.found,
+        cases=asked.cases,
+        precision=options.precision or TARGET_PRECISION,
+        draws=options.draws,
+    )
+    if options.json:
+        emit(without_odd_numbers(found.facts()))
+    else:
+        say(*evaluation_lines(found))
+    return 0
+
+
+def _largest(case: Case) -> float | None:
+    """Diameter of the largest finding of a series, if any is known."""
+    return max((spot.diameter_mm for spot in case.spots if spot.counts and spot.diameter_mm), default=None)
 
 
 def _answers(options: argparse.Namespace, corpus: Corpus | None) -> bool:

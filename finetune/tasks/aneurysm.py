@@ -17,7 +17,7 @@ from torch import Tensor
 from finetune.drawing import Balance, drawing_weights
 from finetune.evaluation.measures import Kind
 from finetune.metrics import Score, score_labels
-from finetune.series import Case, Sample, Selection, Spot
+from finetune.series import NO_PLACE, Case, Sample, Selection, Spot
 from finetune.targets import RADIUS_MM, class_targets, points_and_mask_targets
 from finetune.tasks.base import KNOWN, Link
 from finetune.tasks.base import LABELS as ANSWERS
@@ -26,6 +26,7 @@ from harmonize.decisions import DecisionKind, kind_of
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.labels import LABELS, LOCATIONS, MASK_VALUES, MIRRORED, PRESENT
 from harmonize.scan import ACTIVITY, HU, Scan
+from harmonize.sources.adam import UNTREATED
 from harmonize.sources.rsna_tables import MODALITIES
 from headspark.config.checks import require
 
@@ -55,6 +56,9 @@ TOPCOW = {
 }
 """The place of each value of TopCoW's masks, whose carotid arteries are their segments C6 and C7. They do not part the
 tip of the basilar artery from the rest (1), and a third A2 (15) is of neither side: nothing is learned of these."""
+
+ADAM = "adam"
+"""A source whose series nobody trains on: places and sizes of aneurysms, whose sites are not named."""
 
 LOST_LOCALIZERS = frozenset({DecisionKind.LOCALIZER_DROPPED, DecisionKind.LOCALIZER_UNREADABLE})
 
@@ -134,6 +138,20 @@ class AneurysmTask:
             )
         masked = [] if every_label else topcow_cases(corpus, self._topcow)
         return Selection(cases=cases, left_out=left_out, unlabelled=unlabelled, masked=masked)
+
+    def outside(self, corpus: Corpus) -> list[Case]:
+        """Series for a test outside of the competition: ADAM's, with points and no labels; else labelled ones.
+
+        Args:
+            corpus: That no model here was trained on.
+
+        Raises:
+            UserError: It has neither.
+        """
+        rows = corpus.scans[corpus.scans["source"] == ADAM].sort_values("scan_id")
+        if rows.empty:
+            return self.cases(corpus).cases
+        return [_adam_case(corpus.path, row) for row in rows.to_dict("records")]
 
     def targets(self, sample: Sample) -> dict[str, Tensor]:
         """Labels, classes, and what the cells of the dense outputs should say."""
@@ -267,6 +285,24 @@ def _topcow_case(root: Path, row: dict[Any, Any]) -> Case:
     case = _case(root, row | {"labels": None, "points": None})
     places = tuple((value, LOCATIONS.index(name)) for value, name in TOPCOW.items())
     return replace(case, mask=root / row["mask_file_name"], mask_places=places, spots_complete=False, pseudo=True)
+
+
+def _adam_case(root: Path, row: dict[Any, Any]) -> Case:
+    case = _case(root, row | {"labels": None, "points": None})
+    points = row["points"] if row["points"] is not None else ()
+    diameters = row["point_diameters"] if row["point_diameters"] is not None else [None] * len(points)
+    spots = tuple(
+        Spot(
+            label=NO_PLACE,
+            xyz_mm=(float(point["x"]), float(point["y"]), float(point["z"])),
+            diameter_mm=None if diameter is None else float(diameter),
+            counts=point["label"] == UNTREATED,
+        )
+        for point, diameter in zip(points, diameters, strict=True)
+    )
+    # Where the text file cannot be read, the mask has told.
+    complete = case.spots_complete or isinstance(row["mask_file_name"], str)
+    return replace(case, spots=spots, spots_complete=complete)
 
 
 def _case(root: Path, row: dict[Any, Any]) -> Case:

@@ -46,12 +46,14 @@ SCAN_SCHEMA = pa.schema(
         ),
         ("mask_labels", pa.list_(pa.struct([("value", pa.int32()), ("name", pa.string())]))),
         ("table", pa.list_(pa.struct([("column", pa.string()), ("value", pa.string())]))),
+        ("point_diameters", pa.list_(pa.float32())),
     ]
 )
 
-SINCE_0_1_0 = ("mask_labels", "table")
+SINCE_0_1_0 = ("mask_labels", "table", "point_diameters")
 """Columns that tables of version 0.1.0 lack. `mask_labels` names the values of a ``labels`` mask, as far as they have
-names; `table` is what a user's own table said of the scan, as text."""
+names; `table` is what a user's own table said of the scan, as text; `point_diameters` are those of `points` in mm,
+where they are known."""
 
 REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "raw_hash", "stage", "reason", "message")])
 

@@ -208,6 +208,8 @@ def _write(
     # Sparse, so that the journal of the sources that have neither stays as it was.
     if mask is not None and annotations.mask_labels:
         row["mask_labels"] = [{"value": value, "name": name} for value, name in sorted(annotations.mask_labels.items())]
+    if any(point.diameter_mm is not None for point in annotations.points):
+        row["point_diameters"] = [point.diameter_mm for point in annotations.points]
     if annotations.table:
         row["table"] = [{"column": column, "value": value} for column, value in annotations.table.items()]
     return Record(source=ref.source, raw_hash=raw, row=row, labels=label_row(ref, settings))

@@ -134,6 +134,18 @@ SOURCES = {
             title="nothing: Kaggle hands RSNA 2025 out itself, and this says how", module="harmonize.fetch.rsna"
         ),
     ),
+    "adam": Source(
+        title="ADAM: TOF-MRA with unruptured aneurysms, their masks, places and radii",
+        expected="ADAM's cases, such as 10001/orig/TOF.nii.gz, 10001/aneurysms.nii.gz and 10001/location.txt",
+        kind="ADAM's cases",
+        module="harmonize.sources.adam",
+        terms=Terms(
+            licence="the challenge's own",
+            link="https://adam.isi.uu.nl/",
+            why_not="the challenge's agreement binds everybody who downloaded it",
+        ),
+        phantom="harmonize.phantom.adam",
+    ),
     "dicom": Source(
         title="a folder of your own DICOM, in any layout",
         expected="a folder of DICOM files, in any layout",

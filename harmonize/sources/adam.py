@@ -1,0 +1,181 @@
+"""ADAM: TOF-MRA of patients with and without unruptured aneurysms, with masks and a text file of places and radii."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from harmonize.decisions import DecisionKind
+from harmonize.errors import Reason, Rejection
+from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
+from harmonize.scan import ARBITRARY, Annotations, LeftOut, Mask, Point, Scan, ScanRef, raise_if_rejected
+from harmonize.sources.first_look import check_root, nothing_found
+from harmonize.sources.nifti_masks import read_mask
+from harmonize.sources.volume_files import read_volume_file, stem_of
+
+IMAGE = "TOF"
+FOLDERS = ("orig", "pre")
+"""As acquired, and corrected by the organisers; of both, the first is read."""
+
+MASK, LOCATIONS = "aneurysms", "location.txt"
+UNTREATED, TREATED = "aneurysm", "treated aneurysm"
+"""Labels of points: what is to be found, and what the challenge ignores."""
+
+VALUES = {1: UNTREATED, 2: TREATED}
+"""Of the masks."""
+
+LARGEST_TEXT = 65536
+LARGEST_RADIUS_MM = 100.0
+_CASE = re.compile(r"(\d{5})[A-Z]?")
+"""A patient; with a letter, one of their visits: B the first, F the second."""
+
+
+def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
+    """Yield the TOF-MRA of every case, ordered by folder; then what was not taken.
+
+    Args:
+        root: The folder of the cases: ``10001/orig/TOF.nii.gz``, ``10001/aneurysms.nii.gz``, ``10001/location.txt``.
+
+    Raises:
+        UserError: There is no case.
+    """
+    check_root("adam", root)
+    tree = RawTree(root, claims=lambda name: suffix_of(name) in VOLUME_SUFFIXES)
+    cases: dict[str, dict[str, Path]] = {}
+    for folder in tree.folders():
+        parts = folder.relative.split("/") if folder.relative else []
+        within = parts[-1] if parts and parts[-1] in FOLDERS else ""
+        case = "/".join(parts[:-1] if within else parts)
+        for name in folder.names:
+            path, stem = folder.path / name, stem_of(name)
+            is_volume = suffix_of(name) in (".nii", ".nii.gz")
+            if is_volume and within and stem == IMAGE:
+                cases.setdefault(case, {})[within] = path
+            elif is_volume and not within and stem == MASK:
+                cases.setdefault(case, {})[MASK] = path
+            elif not within and name == LOCATIONS:
+                cases.setdefault(case, {})[LOCATIONS] = path
+            elif is_volume and within and stem.startswith("struct"):
+                tree.leave(name, "a structural image, of which no aneurysm is marked")
+            else:
+                tree.dismiss(path, "no part of a case")
+    found = 0
+    for case, files in sorted(cases.items()):
+        image = next((files[name] for name in FOLDERS if name in files), None)
+        if image is None:
+            tree.count("cases", f"without {IMAGE}")
+            continue
+        tree.count("images", f"there twice: {FOLDERS[0]}/ is read", int(all(name in files for name in FOLDERS)))
+        found += 1
+        yield _reference(root, case, image, files)
+    if not found and not tree.unread:
+        raise nothing_found("adam", root, tree.seen())
+    yield from tree.rest("adam")
+
+
+def load(ref: ScanRef) -> Scan:
+    """Read a TOF-MRA with its mask, and its aneurysms as points with diameters in mm.
+
+    Untreated ones are those of ``location.txt``, or of the mask where that file is missing or damaged; treated ones
+    those of the mask.
+
+    Raises:
+        Rejection: See `harmonize.nifti.read_nifti`.
+    """
+    raise_if_rejected(ref)
+    image = read_volume_file(*ref.paths)
+    decisions = list(image.decisions)
+    path, mask = ref.meta.get(MASK), None
+    if isinstance(path, Path):
+        mask, unfit = read_mask(path, image.voxels_XYZ, image.affine)
+        decisions += unfit
+    text, told = ref.meta.get(LOCATIONS), None
+    if isinstance(text, Path):
+        told = read_locations(text, image.affine if mask is None else mask.affine)
+    if told is None and (mask is None or isinstance(text, Path)):
+        decisions.append(DecisionKind.LOCALIZER_UNREADABLE())
+    points = told if told is not None else ([] if mask is None else _components(mask, 1))
+    if mask is not None:
+        points = [*points, *_components(mask, 2)]
+    return Scan(
+        voxels_XYZ=image.voxels_XYZ,
+        affine=image.affine,
+        modality="MRA",
+        unit=ARBITRARY,
+        masks={} if mask is None else {"labels": mask},
+        annotations=Annotations(points=tuple(points), mask_labels={} if mask is None else VALUES),
+        decisions=tuple(decisions),
+    )
+
+
+def read_locations(path: Path, affine: NDArray[np.float64]) -> list[Point] | None:
+    """The untreated aneurysms of a case: a line each, the voxel of its centre and its largest radius in mm.
+
+    The challenge's evaluation maps the voxels, which may be fractions, by the affine of the masks, and compares
+    distances in mm with the radius.
+
+    Args:
+        path: Empty where a case has none.
+        affine: (4, 4), voxel index to RAS+ mm.
+
+    Returns:
+        None where a line cannot be read: then it is not known how many there are.
+
+    Raises:
+        Rejection: The file is there and cannot be a text of places.
+    """
+    if path.stat().st_size > LARGEST_TEXT:
+        raise Rejection(Reason.TOO_LARGE, f"{LOCATIONS} has more than {LARGEST_TEXT} bytes")
+    points = []
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+        if not line.strip():
+            continue
+        try:
+            x, y, z, radius, *_ = (float(part) for part in line.split(","))
+        except ValueError:
+            return None
+        if not (all(map(math.isfinite, (x, y, z))) and 0 < radius <= LARGEST_RADIUS_MM):
+            return None
+        points.append(_point(UNTREATED, affine @ np.array([x, y, z, 1.0]), radius))
+    return points
+
+
+def _components(mask: Mask, value: int) -> list[Point]:
+    """What a mask marks with a value: middle, and twice the distance from it to the farthest voxel."""
+    components_XYZ, count = ndimage.label(mask.labels_XYZ == value, structure=np.ones((3, 3, 3)))
+    points = []
+    for number in range(1, count + 1):
+        places_N3: NDArray[Any] = np.argwhere(components_XYZ == number) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+        centre = places_N3.mean(axis=0)
+        radius = float(np.linalg.norm(places_N3 - centre, axis=1).max())
+        # A single voxel has a size too.
+        least = float(np.cbrt(abs(np.linalg.det(mask.affine[:3, :3])) * 3 / (4 * math.pi)))
+        points.append(_point(VALUES[value], centre, max(radius, least)))
+    return points
+
+
+def _point(label: str, place: NDArray[np.float64], radius_mm: float) -> Point:
+    x, y, z = (float(value) for value in place[:3])
+    return Point(label=label, xyz_mm=(x, y, z), diameter_mm=2 * radius_mm)
+
+
+def _reference(root: Path, case: str, image: Path, files: dict[str, Path]) -> ScanRef:
+    name = case.rpartition("/")[2]
+    patient = _CASE.fullmatch(name)
+    return ScanRef(
+        source="adam",
+        key=f"{case}/{IMAGE}" if case else IMAGE,
+        root=root,
+        paths=(image,),
+        subject=patient[1] if patient else name or IMAGE,
+        session=name if patient and patient[1] != name else None,
+        modality="MRA",
+        meta={kind: files[kind] for kind in (MASK, LOCATIONS) if kind in files},
+    )
