@@ -221,7 +221,9 @@ def try_step(
     targets = {name: torch.stack([one] * batch).to(device) for name, one in empty_targets(task, model, patch).items()}
     x = torch.randn(batch, *view.input_shape, device=device)
     with accelerator.autocast():
-        told = torch.zeros((batch, 4) if view.zooms else (batch,), dtype=torch.int64, device=device)
+        told = (
+            torch.zeros((batch, 4), device=device) if view.zooms else torch.zeros(batch, dtype=torch.int64).to(device)
+        )
         outputs = model(x if view.pictures else fastest_layout(x), told)
     TotalLoss(recipe.losses, task)(outputs, targets)[0].backward()
     optimizer.step()

@@ -34,6 +34,7 @@ from finetune.series import UPRIGHT, Case, Pose, Region, Spot, told_of
 from finetune.tasks.aneurysm import AneurysmTask
 from finetune.train import train
 from finetune.views import make_view
+from finetune.views.box import BoxConfig
 from finetune.views.roi import ResizedConfig, RoiConfig, RoiView
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
@@ -95,7 +96,7 @@ def case_of(volume: StoredVolume, *points_mm: NDArray[np.float64]) -> Case:
     )
 
 
-def view_of(finder: Finder, *, resized: bool = False, patch: tuple[int, int, int] = (16, 12, 8)) -> RoiView:
+def view_of(finder: Finder | None, *, resized: bool = False, patch: tuple[int, int, int] = (16, 12, 8)) -> RoiView:
     return RoiView(
         patch,
         finder=finder,
@@ -310,6 +311,16 @@ def test_a_resized_box_ends_where_the_field_of_view_does() -> None:
     assert view.sample(region).shape == (1, 16, 12, 16)
     thin = cut(view, ramp((60, 50, 4), 2.0))  # 8 mm are too few: half of the box is kept
     assert thin.input_spacing == pytest.approx((2.0, 2.0, 1.0))
+
+
+def test_without_a_finder_the_outline_lays_the_box_that_is_resized() -> None:
+    volume = ramp((60, 50, 40), 2.0)
+    region = cut(view_of(None, resized=True), volume)
+    assert (region.laid, region.zoom) == ("fixed", (1.0, 1.0, 1.0))
+    plain = make_view(BoxConfig(), DataConfig(patch=(16, 12, 8), spacing=2.0, ct_windows=("vessel",)), TASK)
+    box = plain.cut(volume, unit=HU, foreground_box=case_of(volume).foreground_box)
+    wide = replace(region, zoom=None)
+    torch.testing.assert_close(plain.sample(box), plain.sample(wide))
 
 
 def test_a_cache_gives_back_how_a_box_was_laid_and_resized(monkeypatch: pytest.MonkeyPatch) -> None:
