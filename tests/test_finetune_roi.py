@@ -22,6 +22,7 @@ from finetune.finder.landmarks import places_of_mask, shows_outline
 from finetune.finder.network import CELLS, FinderNetwork, cell_centres_mm, heat_targets, places_mm
 from finetune.finder.survey import SHAPE, SPACING_MM, Survey, fixed_centre_mm, look, survey_of
 from finetune.hub import fetch_model, push_model
+from finetune.inference import voxels_to_mm
 from finetune.kaggle.pack import PACK_FILES
 from finetune.models.condition import Condition, SpacingCondition
 from finetune.models.maps import Maps
@@ -112,13 +113,6 @@ def view_of(finder: Finder | None, *, resized: bool = False, patch: tuple[int, i
 def cut(view: RoiView, volume: StoredVolume, *points_mm: NDArray[np.float64]) -> Region:
     case = case_of(volume, *points_mm)
     return view.cut(volume, unit=HU, foreground_box=case.foreground_box, case=case)
-
-
-def mm_of(region: Region, index_3: NDArray[np.float64], low_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where a voxel of an upright input lies, from the first voxel of the volume."""
-    zoom = np.array(region.zoom or (1.0, 1.0, 1.0))
-    in_region = (index_3 + 0.5) * zoom - 0.5 + region.start
-    return np.asarray(low_mm + in_region * region.spacing)
 
 
 # What the network sees
@@ -291,13 +285,14 @@ def test_a_resized_box_shows_each_place_at_its_millimetres(scale: float) -> None
     edges_mm = np.array(view.patch) * np.array(region.input_spacing)
     np.testing.assert_allclose(edges_mm, np.rint(np.array(view.patch) * scale) * 2.0)
     assert told_of([region]).tolist() == [pytest.approx([0.0, *np.log(region.input_spacing)], abs=1e-6)]
-    # Back to millimetres, exactly: where the middle of the first voxel of the region lies follows from its values.
+    # Back to millimetres, exactly.
     (index_3,) = view.findings(region).points_K3
-    low_mm = point - region.findings.points_K3[0] * 2.0
-    np.testing.assert_allclose(mm_of(region, index_3, low_mm), point, atol=1e-9)
+    to_mm = voxels_to_mm(view, region)
+    assert to_mm is not None
+    np.testing.assert_allclose(to_mm[:3, :3] @ index_3 + to_mm[:3, 3], point + ORIGIN, atol=1e-9)
     x = view.sample(region)[0]
     for at in ((0, 0, 0), (15, 11, 7), (7, 3, 5)):
-        place = mm_of(region, np.array(at, dtype=float), low_mm)
+        place = to_mm[:3, :3] @ np.array(at) + to_mm[:3, 3] - ORIGIN
         assert x[at].item() * 1000 == pytest.approx(place @ (2, 3, 5), abs=1.0)
     mirrored = view.sample(region, Pose(linear=np.diag([-1.0, 1.0, 1.0])))
     torch.testing.assert_close(mirrored, view.sample(region, UPRIGHT).flip(1), atol=1e-3, rtol=0)
