@@ -24,6 +24,9 @@ from headspark.config.checks import require
 STREAMS = 2
 MOST_SLICES = 63
 
+ANYWHERE = 1 / 3
+"""Share of the training windows that lie anywhere, since all of a box is looked at in the end."""
+
 POINTS_SPREAD = 0.15
 """Standard deviation of where findings lie about the middle of a box, in its edges."""
 
@@ -108,11 +111,14 @@ class DualStreamView(PicturesView):
         return [self._window(region, min(first, last)) for first in range(0, last + self.count, self.count)]
 
     def draw(self, region: Region, generator: np.random.Generator, number: int) -> Region:
-        """A window around a point, if there is one in the box, with the labels that it shows; else anywhere."""
+        """A window with the labels that it shows: around a point, or where one may lie, or anywhere."""
         findings, start = region.findings, np.array(region.start)
         inside_K = ((findings.points_K3 >= start) & (findings.points_K3 < start + self.patch)).all(1)
         last = max(0, self.patch[2] - self.count)
-        if inside_K.any():
+        if generator.random() < ANYWHERE:
+            point_3 = start + generator.uniform(0, 1, 3) * np.array(self.patch)
+            first = int(generator.integers(0, last, endpoint=True))
+        elif inside_K.any():
             point_3 = findings.points_K3[generator.choice(np.flatnonzero(inside_K))]
             offset = generator.integers(-(self.count // 2), self.count // 2, endpoint=True)
             first = int(np.clip(round(point_3[2]) - start[2] + offset - self.count // 2, 0, last))
@@ -149,7 +155,10 @@ class DualStreamView(PicturesView):
         return replace(region, start=(x, y, z + first))
 
     def _shown(self, findings: Findings, first: int) -> Findings:
-        """The labels of the points in a window; not known where a positive series does not say where it is."""
+        """The labels of the points in a window; not known where a finding may be that no point in it tells of.
+
+        That is where a positive series does not say where, and next to a point, for a finding has an extent.
+        """
         points_K3, labels_L = findings.points_K3, findings.labels_L
         if not len(labels_L):
             return findings
@@ -159,7 +168,10 @@ class DualStreamView(PicturesView):
         shown_L[there] = labels_L[there]
         if self.any_label is not None and len(there):
             shown_L[self.any_label] = labels_L[self.any_label]
-        known = len(there) > 0 or not labels_L.any()
+        off_K = np.abs(points_K3[:, 2] - first - (self.count - 1) / 2)
+        told = set(findings.places_K.tolist()) | {self.any_label}
+        elsewhere = findings.points_complete and set(np.flatnonzero(labels_L).tolist()) <= told
+        known = len(there) > 0 or (elsewhere and not (off_K < 1.5 * self.count).any())
         return replace(findings, labels_L=shown_L, labels_known=known)
 
     def _picture(self, values_XYz: Tensor, region: Region) -> Tensor:
