@@ -82,11 +82,7 @@ class Page:
 
     def figure(self, figure: Figure, *, caption: str, dpi: int = 110) -> None:
         """Add a matplotlib figure; its texts are drawn as they are."""
-        from harmonize.figures import take_literally  # pages without figures go without matplotlib
-
-        stream = io.BytesIO()
-        take_literally(figure).savefig(stream, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-        self.picture(stream.getvalue(), caption=caption)
+        self.picture(png_of(figure, dpi=dpi), caption=caption)
 
     def picture(self, png: bytes, *, caption: str) -> None:
         """Add PNG bytes."""
@@ -113,6 +109,15 @@ class Page:
     def write(self, path: Path) -> None:
         """Write the page atomically."""
         write_text(path, self.html())
+
+
+def png_of(figure: Figure, *, dpi: int = 110) -> bytes:
+    """A matplotlib figure as PNG bytes; its texts are drawn as they are."""
+    from harmonize.figures import take_literally  # pages without figures go without matplotlib
+
+    stream = io.BytesIO()
+    take_literally(figure).savefig(stream, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    return stream.getvalue()
 
 
 def _cell(value: object) -> str:

@@ -76,6 +76,16 @@ def calibrate(predictions: Predictions) -> tuple[Calibration, ...]:
     return tuple(_calibrate(*predictions.of(label), parts_N, name=label) for label in predictions.labels)
 
 
+def cooled(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Probabilities whose logits are divided by a temperature; as they are where that is NaN.
+
+    Example:
+        >>> cooled(np.array([0.9]), 2.0).round(2).tolist()
+        [0.75]
+    """
+    return probabilities if np.isnan(temperature) else np.asarray(expit(_logits(probabilities) / temperature))
+
+
 def temperature(targets_N: NDArray[np.int64], probabilities_N: NDArray[np.float64]) -> float:
     """What logits are divided by so that the truth is likeliest (Guo et al. 2017); NaN with a single class.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from finetune import candidates
 from finetune.evaluation import Mistake, Others, Predictions
 from finetune.evaluation.predictions import FOLD_FOLDER
 from finetune.evaluation.text import number, probability
+from finetune.inference import voxels_to_mm
 from finetune.model_folder import CONFIG, load_model, read_bundle
 from finetune.series import Case, told_of
 from finetune.sliding import sliding_maps
@@ -44,7 +45,7 @@ WINDOWS = ("vessel", "blood")
 """Of CT, that show what bleeds; the first of these that the network sees is drawn, else its first one."""
 
 SHOWN_PERCENTILES = (1.0, 99.5)
-MARK, HEAT = "#ffb000", "cool"
+MARK, SEEN, HEAT = "#ffb000", "#ffffff", "cool"
 STRONGEST = 0.5
 """Opacity of the heat map where it is highest."""
 
@@ -59,6 +60,7 @@ class Picture:
         heat_dhw: Probability of something in each cell; None where the network says none.
         modality: Of the series.
         cell: Edge of a cell of the heat map, in voxels.
+        to_mm: (4, 4), from its voxels to RAS+ mm; None where nobody knows.
     """
 
     values_XYZ: NDArray[np.float32]
@@ -66,6 +68,14 @@ class Picture:
     heat_dhw: NDArray[np.float32] | None
     modality: str
     cell: int = 1
+    to_mm: NDArray[np.float64] | None = None
+
+    def voxel(self, xyz_mm: Sequence[float]) -> NDArray[np.float64] | None:
+        """Where a place in RAS+ mm lies in its voxels."""
+        if self.to_mm is None:
+            return None
+        found: NDArray[np.float64] = (np.linalg.inv(self.to_mm) @ [*xyz_mm, 1.0])[:3]
+        return found
 
     def hottest(self) -> NDArray[np.int64] | None:
         """Voxel in the middle of the hottest cell."""
@@ -145,7 +155,13 @@ def pictures_of(
     Raises:
         UserError: A model or a file of a series is damaged.
     """
-    found: dict[str, Picture] = {}
+    return dict(each_picture(run, predictions, cases, scan_ids))
+
+
+def each_picture(
+    run: Path, predictions: Predictions, cases: Mapping[str, Case], scan_ids: Sequence[str]
+) -> Iterator[tuple[str, Picture]]:
+    """The same one by one, for more series than there is memory for; those of one model come together."""
     folders: dict[Path, list[str]] = {}
     for scan_id in dict.fromkeys(scan_ids):
         if scan_id in cases:
@@ -174,14 +190,15 @@ def pictures_of(
                 ).get(HEAT_OUTPUT)
             )
             inside_K = ((points_K3 >= -0.5) & (points_K3 < np.array(x.shape[1:]) - 0.5)).all(1)
-            found[scan_id] = Picture(
+            picture = Picture(
                 values_XYZ=x[channel].numpy(),
                 points_K3=points_K3[inside_K],
                 heat_dhw=None if heat is None else heat[0].float().sigmoid().numpy(),
                 modality=cases[scan_id].modality,
                 cell=model.cells.get(HEAT_OUTPUT, 1),
+                to_mm=voxels_to_mm(view, region),
             )
-    return found
+            yield scan_id, picture
 
 
 def figure_mistakes(pictures: Mapping[str, Picture], mistakes: Sequence[Mistake]) -> Figure:
@@ -218,13 +235,22 @@ def _figure(drawn: Sequence[tuple[str, Picture, NDArray[Any] | None]]) -> Figure
     for place, (title, picture, centre) in enumerate(drawn):
         axis = figure.add_subplot(rows, PER_ROW, place + 1)
         axis.set_axis_off()
-        _draw_planes(axis, picture, centre)
+        draw_planes(axis, picture, centre)
         axis.set_title(title, fontsize=8, loc="left")
     return figure
 
 
-def _draw_planes(axis: Axes, picture: Picture, centre: NDArray[Any] | None) -> None:
-    """Axial, coronal and sagittal planes through a voxel side by side, the heat map over them, the points marked."""
+def draw_planes(
+    axis: Axes, picture: Picture, centre: NDArray[Any] | None, seen_K3: NDArray[np.float64] | None = None
+) -> None:
+    """Axial, coronal and sagittal planes through a voxel side by side, the heat map over them.
+
+    Args:
+        axis: To draw on.
+        picture: With marked points, which get circles.
+        centre: The voxel; None: the middle.
+        seen_K3: Voxels of candidates, which get crosses.
+    """
     shape = np.array(picture.values_XYZ.shape)
     at = shape // 2 if centre is None else np.clip(np.rint(centre).astype(int), 0, shape - 1)
     left = 0
@@ -236,6 +262,9 @@ def _draw_planes(axis: Axes, picture: Picture, centre: NDArray[Any] | None) -> N
             for width, colour in ((3.0, "black"), (1.4, MARK)):
                 place = left + point[kept[0]], point[kept[1]]
                 axis.plot(*place, "o", markersize=12, fillstyle="none", color=colour, markeredgewidth=width)
+        if seen_K3 is not None:
+            for seen in seen_K3[np.abs(seen_K3[:, dropped] - at[dropped]) <= NEAR_VOXELS]:
+                axis.plot(left + seen[kept[0]], seen[kept[1]], "+", markersize=11, color=SEEN, markeredgewidth=1.4)
         left += across + GAP_VOXELS
     axis.set_xlim(-0.5, left - GAP_VOXELS - 0.5)
     axis.set_ylim(-0.5, max(shape[1], shape[2]) - 0.5)
