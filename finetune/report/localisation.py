@@ -40,7 +40,8 @@ def add_localisation(page: Page, found: Localisation) -> None:
     page.table(["false candidates a series", "sensitivity"], [*at_rates, ["mean", interval(found.mean)]])
     for title, groups in (("size", found.sizes), ("site", found.sites)):
         if groups:
-            page.table([title, "findings", f"found at {SIZE_RATE:g} false candidate a series"], _rows(groups))
+            page.text(f"By {title}, where there is {SIZE_RATE:g} false candidate a series.")
+            page.table([title, "findings", "found"], _rows(groups))
 
 
 def _rows(groups: Sequence[Rate]) -> list[list[object]]:
