@@ -8,14 +8,16 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from finetune import cross_validation, train
+from finetune import candidates, cross_validation, train
 from finetune.cli import main
 from finetune.evaluation.predictions import PREDICTIONS
 from finetune.tasks.aneurysm import AneurysmTask
+from harmonize.corpus import Corpus, read_volume
 from headspark.run.folder import without_odd_numbers
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0"
@@ -64,8 +66,9 @@ def cv(recipe: Path, corpus: Path, out: Path, *words: object) -> int:
 
 def results(out: Path) -> dict[str, bytes]:
     """What a cross-validation says, byte by byte."""
-    names = [PREDICTIONS, cross_validation.RESULTS]
-    names += [f"fold_{number}/{name}" for number in range(3) for name in (PREDICTIONS, "model.safetensors")]
+    names = [PREDICTIONS, candidates.TABLE, cross_validation.RESULTS]
+    of_folds = (PREDICTIONS, candidates.TABLE, "model.safetensors")
+    names += [f"fold_{number}/{name}" for number in range(3) for name in of_folds]
     return {name: (out / name).read_bytes() for name in names}
 
 
@@ -99,6 +102,21 @@ def test_every_series_is_predicted_by_the_run_that_held_it_out(undisturbed: Path
     assert said["pooled"]["held_out_series"] == len(pooled)
     run = json.loads((undisturbed / "fold_1" / "run.json").read_text())
     assert said["folds"]["1"] == run["results"]
+
+
+def test_what_each_run_sees_in_the_fold_that_it_held_out_is_gathered_too(undisturbed: Path, corpus: Path) -> None:
+    pooled = candidates.read_table(undisturbed / candidates.TABLE)
+    held_out = pd.read_parquet(undisturbed / PREDICTIONS).set_index("scan_id")["fold"]
+    assert set(pooled["scan_id"]) == set(held_out.index)
+    assert pooled["fold"].tolist() == held_out[pooled["scan_id"]].tolist()
+    assert pooled.groupby("scan_id")["rank"].apply(list).map(lambda ranks: ranks == sorted(set(ranks))).all()
+    assert pooled.groupby("scan_id")["score"].apply(lambda scores: scores.is_monotonic_decreasing).all()
+    scans = Corpus.open(corpus).scans.set_index("scan_id")
+    for row in pooled.to_dict("records"):
+        volume = read_volume(corpus / scans.loc[row["scan_id"], "image_file_name"])
+        index = np.linalg.inv(volume.affine) @ [row["x"], row["y"], row["z"], 1]
+        assert (index[:3] > -1).all()
+        assert (index[:3] < volume.stored_XYZ.shape).all()
 
 
 def test_a_fold_is_the_run_that_finetune_train_makes(
