@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ from matplotlib.figure import Figure
 
 from finetune.evaluation.compare import Comparison
 from finetune.evaluation.text import difference, interval
-from finetune.report.charts import GREY, ROW, WIDE, forest
+from finetune.report.charts import ROW, WIDE, forest
 from harmonize.page import Page
+
+COLUMNS = 2
+"""Panels beside each other: more could not be read on a telephone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +82,18 @@ def write_comparison(path: Path, found: Comparison, contenders: Sequence[Contend
 
 
 def figure_scores(found: Comparison) -> Figure:
-    """A panel a measure, a row a run."""
-    figure = Figure(figsize=(WIDE, 1.2 + 1.5 * ROW * len(found.runs)), layout="constrained")
-    panels = figure.subplots(1, len(found.measures), sharey=True, squeeze=False)[0]
-    for panel, measure in zip(panels, found.measures, strict=True):
+    """A panel a measure, two beside each other, a row a run; all have one scale, of which no more than is used."""
+    lines = -(-len(found.measures) // COLUMNS)
+    figure = Figure(figsize=(WIDE, lines * (0.9 + 1.2 * ROW * len(found.runs))), layout="constrained")
+    panels = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False).flatten()
+    lows = [one.scores[measure].interval.low for one in found.runs for measure in found.measures]
+    lowest = min([0.5, *(low for low in lows if math.isfinite(low))])
+    for panel, measure in zip(panels, found.measures, strict=False):
         forest(panel, [(one.name, one.scores[measure]) for one in found.runs])
-        panel.set_xlabel(measure, color=GREY)
+        panel.set_xlim(lowest - 0.05, 1.02)
+        panel.set_title(measure, loc="left")
+    for panel in panels[len(found.measures) :]:
+        panel.remove()
     return figure
 
 
