@@ -126,9 +126,8 @@ def test_an_error_that_quotes_a_header_is_not_quoted(
     def fail(*_: object) -> object:
         raise ValueError("could not read PatientName Zqxjkv")
 
-    predict = server.make_predict(model)
     monkeypatch.setattr(server.Predictor, "answer", fail)
-    predict(str(series))
+    server.make_predict(model)(str(series))
     said = capsys.readouterr().err
     assert "ValueError; answered with the default row" in said
     assert "Zqxjkv" not in said

@@ -290,14 +290,14 @@ def test_the_mirror_image_gives_the_mirrored_probabilities(finished: Path) -> No
 
 HEADINGS = [
     "Within-modality AUC", "By site and size", "Shortcuts", "Calibration", "Thresholds", "ROC and PR",
-    "Most confident mistakes", "Examples", "Training", "Out of the ordinary", "Made with",
+    "Hit rate within 5 mm", "Most confident mistakes", "Examples", "Training", "Out of the ordinary", "Made with",
 ]  # fmt: skip
 
 
 def test_the_report_is_one_page_that_opens_offline(finished: Path, corpus: Corpus) -> None:
     page = write_report(finished, corpus).read_text()
     assert re.findall("<h2>(.*?)</h2>", page) == HEADINGS
-    assert page.count("data:image/png;base64,") == page.count("<img ") == 12
+    assert page.count("data:image/png;base64,") == page.count("<img ") == 13
     assert not re.search(r"(src|href)=.?https?:|<script|<link|@import|url\(", page)
     score = AneurysmTask().score(pd.read_parquet(finished / "predictions.parquet"))
     for number in (score.means["auc_present"], score.means["auc_mean_locations"], score.score):
