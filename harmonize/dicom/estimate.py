@@ -21,8 +21,9 @@ from harmonize.dicom.headers import Frame
 from harmonize.scan import HU
 from harmonize.voxels.foreground import CROP_CAUTION, find_foreground
 
-HEAD_MM = (154.0, 196.0)
-"""Breadth and length of a head with its skin, a common middle of adults; 4 % standard deviation."""
+HEAD_MM = {"axial": (154.0, 196.0), "sagittal": (196.0, 210.0), "coronal": (154.0, 225.0)}
+"""What of a head is seen on a picture, breadth, length, or height down to the neck: with its skin, a common middle of
+adults; 4 % standard deviation."""
 
 FULL = 0.95
 """A head that covers more of the circle in a picture is cut by its edges: its size says that it is small, no more."""
@@ -37,18 +38,27 @@ HEIGHT_MM = 130.0
 MR_HEIGHTS_MM = ((60, 140.0), (220, 115.0), (10**9, 180.0))
 """What those of MR cover, with fewer slices than these: 2D stacks, angiograms and slabs, whole heads in 3D."""
 
+SEMI_AXES_MM = {"axial": 84.0, "sagittal": 77.0, "coronal": 98.0}
+"""Of the ellipsoid of a head across its slices; of axial ones, from its largest section to the vertex."""
+
+OF_HEIGHT, OF_TEXTURE, OF_SHAPE = 0.3, 0.25, 0.12
+"""How far off the distance of slices may be by their number, by how much neighbours differ, by the head's sections."""
+
 STEP_MM = (0.4, 6.0)
 SYMMETRIC = 0.1
 """So much more alike must the halves of the slices be than those of the pictures, for sagittal slices."""
+
+NECK, ABOVE_NECK = 0.3, 0.3
+"""Pictures with a neck are not axial: below, the section of the head is at least this share of the largest, and above
+that much less."""
 
 VERTEX = 0.75
 """The end of the slices where the head is smaller than this share of the other end is the upper one."""
 
 _COARSE = 48
-_OF_TEXTURE = 0.5
-"""What the texture counts against the number of slices, where it can be used, in the logarithm of the step."""
 
-SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+WAYS = {"axial": AXIAL, "sagittal": (0.0, 1.0, 0.0, 0.0, 0.0, -1.0), "coronal": (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)}
+"""Direction cosines of rows and columns, as ImageOrientationPatient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +70,7 @@ class Estimate:
         pixel_error: Its relative uncertainty, one standard deviation.
         step_mm: Distance of slices.
         step_error: Likewise.
-        orientation: Direction cosines of rows and columns, as ImageOrientationPatient.
+        way: Of `WAYS`, how the pictures lie.
         direction: 1 where the slices advance along the positive axis of the patient, else -1.
     """
 
@@ -68,7 +78,7 @@ class Estimate:
     pixel_error: float
     step_mm: float
     step_error: float
-    orientation: tuple[float, ...]
+    way: str
     direction: int
 
 
@@ -88,25 +98,28 @@ def estimate_stack(voxels_ZYX: NDArray[Any], unit: str) -> Estimate | None:
     areas_Z = head_ZYX.mean(axis=(1, 2))
     if not areas_Z.max() > 0.05:
         return None
-    sagittal = _asymmetry(coarse_ZYX, head_ZYX, 2) - _asymmetry(coarse_ZYX, head_ZYX, 0) > SYMMETRIC
+    way = _way(coarse_ZYX, head_ZYX)
+    edge = max(1, len(areas_Z) // 8)
+    turned = way == "axial" and areas_Z[:edge].mean() < VERTEX * areas_Z[-edge:].mean()
     rows, columns = voxels_ZYX.shape[1:]
     covered = _covered(head_ZYX, areas_Z)
-    pixel_mm = _field_of_view(covered) / float(np.sqrt(rows * columns))
+    pixel_mm = _field_of_view(covered, way) / float(np.sqrt(rows * columns))
     count = len(voxels_ZYX)
     height_mm = HEIGHT_MM if unit == HU else next(mm for most, mm in MR_HEIGHTS_MM if count < most)
-    step_mm, step_error = height_mm / count, 0.3
-    relative = None if unit == HU else _relative_step(voxels_ZYX, head_ZYX, steps)
-    if relative is not None:
-        step_mm = float(np.exp(_OF_TEXTURE * np.log(relative * pixel_mm) + (1 - _OF_TEXTURE) * np.log(step_mm)))
-        step_error = 0.2
-    first, last = areas_Z[: max(1, len(areas_Z) // 8)].mean(), areas_Z[-max(1, len(areas_Z) // 8) :].mean()
+    told = [(height_mm / count, OF_HEIGHT)]
+    if unit != HU and (relative := _relative_step(voxels_ZYX, head_ZYX, steps)) is not None:
+        told.append((relative * pixel_mm, OF_TEXTURE))
+    if (share := _step_of_semi_axis(areas_Z[::-1] if turned else areas_Z, both_sides=way != "axial")) is not None:
+        told.append((share * SEMI_AXES_MM[way] / steps[0], OF_SHAPE))
+    weights = np.array([1 / error**2 for _, error in told])
+    step_mm = float(np.exp(np.average(np.log([mm for mm, _ in told]), weights=weights)))
     return Estimate(
         pixel_mm=pixel_mm,
         pixel_error=0.1 if covered < FULL else 0.15,
         step_mm=float(np.clip(step_mm, *STEP_MM)),
-        step_error=step_error,
-        orientation=SAGITTAL if sagittal else AXIAL,
-        direction=-1 if not sagittal and first < VERTEX * last else 1,
+        step_error=max(0.15, min(error for _, error in told)),
+        way=way,
+        direction=-1 if turned else 1,
     )
 
 
@@ -120,18 +133,17 @@ def placed(frames: Sequence[Frame], estimate: Estimate) -> tuple[list[Frame], De
     first, unsaid = frames[0], frames[0].unsaid
     pixels = (estimate.pixel_mm,) * 2 if "pixels" in unsaid else first.spacing
     turned = "directions" in unsaid
-    orientation = estimate.orientation if turned else first.orientation
+    orientation = WAYS[estimate.way] if turned else first.orientation
     before = np.linalg.norm(np.subtract(frames[1].position, first.position))
     step = estimate.step_mm if "steps" in unsaid else float(before)
     order = frames[::-1] if turned and estimate.direction < 0 else frames
     advance = slice_normal(orientation) * step
-    way = "axial" if estimate.orientation == AXIAL else "sagittal"
     decision = DecisionKind.GEOMETRY_ESTIMATED(
         pixel_mm=pixels[0],
         pixel_percent=round(100 * estimate.pixel_error) if "pixels" in unsaid else 0,
         step_mm=step,
         step_percent=round(100 * estimate.step_error) if "steps" in unsaid else 0,
-        way=f"{way}, {'last' if order is not frames else 'first'} frame first" if turned else "as the file says",
+        way=f"{estimate.way}, {'first' if order is frames else 'last'} frame first" if turned else "as the file says",
     )
     start = np.zeros(3) if turned else np.array(first.position)
     return [
@@ -146,6 +158,42 @@ def placed(frames: Sequence[Frame], estimate: Estimate) -> tuple[list[Frame], De
     ], decision
 
 
+def _way(coarse_ZYX: NDArray[np.float32], head_ZYX: NDArray[np.bool_]) -> str:
+    """How the pictures of a stack lie, of `WAYS`.
+
+    A neck at the lower edge says that they are not axial; then the slices or the columns are the more alike from both
+    sides. Without one, slices that are much more alike are sagittal.
+    """
+    sections_Y = head_ZYX.mean(axis=(0, 2))
+    sections_Y = sections_Y / sections_Y.max()
+    edge = max(1, len(sections_Y) // 16)
+    above, below = sections_Y[:edge].mean(), sections_Y[-edge:].mean()
+    likeness = _asymmetry(coarse_ZYX, head_ZYX, 2) - _asymmetry(coarse_ZYX, head_ZYX, 0)
+    if below > NECK and below - above > ABOVE_NECK:
+        return "sagittal" if likeness > 0 else "coronal"
+    return "sagittal" if likeness > SYMMETRIC else "axial"
+
+
+def _step_of_semi_axis(areas_Z: NDArray[np.floating], *, both_sides: bool) -> float | None:
+    """The distance of slices in semi-axes of the ellipsoid whose sections these are; None where they hardly shrink.
+
+    Of an ellipsoid, the root of what a section lacks of the largest rises evenly with the distance from that.
+
+    Args:
+        areas_Z: Sections; upward, where only one side counts.
+        both_sides: Whether the sections before the largest count as well; a neck is no ellipsoid.
+    """
+    shares = areas_Z / np.percentile(areas_Z, 95)
+    largest = int(np.median(np.flatnonzero(shares >= 0.98 * shares.max())))
+    slopes = []
+    for side in (shares[largest:], shares[largest::-1]) if both_sides else (shares[largest:],):
+        used = np.flatnonzero((side > 0.35) & (side < 0.95))
+        if len(used) >= 3 and side[used].min() < 0.85:
+            slopes.append(float(np.polyfit(used, np.sqrt(1 - side[used]), 1)[0]))
+    slopes = [slope for slope in slopes if slope > 0]
+    return float(np.mean(slopes)) if slopes else None
+
+
 def _covered(head_ZYX: NDArray[np.bool_], areas_Z: NDArray[np.floating]) -> float:
     """The share of the circle in a picture that the head covers where it is largest: scanners see no corners."""
     y, x = (np.linspace(-1, 1, size) for size in head_ZYX.shape[1:])
@@ -155,19 +203,19 @@ def _covered(head_ZYX: NDArray[np.bool_], areas_Z: NDArray[np.floating]) -> floa
 
 
 @cache
-def _coverage() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _coverage(way: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Edges of pictures in mm, and the share of the circle in each that a head in its middle covers; falling."""
-    edges = np.arange(FULL_MM, 500.0, 2.5)
+    edges, (breadth, length) = np.arange(FULL_MM, 500.0, 2.5), HEAD_MM[way]
     unit = np.linspace(-0.5, 0.5, 201)
     x, y = unit[:, None], unit[None, :]
     circle = x**2 + y**2 <= 0.25
-    heads = ((2 * x * edge / HEAD_MM[0]) ** 2 + (2 * y * edge / HEAD_MM[1]) ** 2 <= 1 for edge in edges)
+    heads = ((2 * x * edge / breadth) ** 2 + (2 * y * edge / length) ** 2 <= 1 for edge in edges)
     return edges, np.array([head[circle].mean() for head in heads])
 
 
-def _field_of_view(covered: float) -> float:
+def _field_of_view(covered: float, way: str) -> float:
     """Edge in mm of a picture whose circle a head covers so far."""
-    edges, shares = _coverage()
+    edges, shares = _coverage(way)
     return FULL_MM if covered > FULL else float(np.interp(-covered, -shares, edges))
 
 
