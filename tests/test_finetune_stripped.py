@@ -67,9 +67,8 @@ def test_what_the_gateway_strips_of_multiframe_files_hardly_changes_an_answer(
     stripped = asked.answer(strip_series(whole, tmp_path / "stripped"))
     assert change(asked.answer(whole), stripped) < MOST_CHANGED
     (told,) = (line for line in stripped.warnings if "by the head that is seen" in line)
-    assert re.search(r"pixels .* within \d+ %, slices .* within \d+ %", told), (
-        "what was estimated is in the answer, with how far off it may be"
-    )
+    how_far_off = re.search(r"pixels .* within \d+ %, slices .* within \d+ %", told)
+    assert how_far_off, "what was estimated is in the answer, with how far off it may be"
 
 
 def test_frames_that_begin_at_the_vertex_are_turned_round(series: dict[tuple[str, bool], Path], tmp_path: Path) -> None:
