@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,7 +60,8 @@ def packed(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
         file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         file.writestr(f"{info}/RECORD", "")
     words = ["kaggle", *map(str, models), "--weights", "1,3", "--wheels", str(wheel.parent)]
-    assert main([*words, "--out", str(folder / "pack")]) == 0
+    with chdir(folder):  # as the guide says it, the folder is told from where one is
+        assert main([*words, "--out", "pack"]) == 0
     return folder / "pack"
 
 

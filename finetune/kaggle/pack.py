@@ -209,7 +209,7 @@ def _try(folder: Path) -> list[str]:
         series = sorted(map(str, (root / "series").iterdir()))
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         done = subprocess.run(
-            [sys.executable, "-I", "-B", str(folder / SUBMISSION), "--try", *series],
+            [sys.executable, "-I", "-B", str(folder.resolve() / SUBMISSION), "--try", *series],
             cwd=name, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
     said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
