@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -143,7 +144,14 @@ def test_conditions_of_every_kind_change_nothing_at_first_and_are_told_apart_the
             )
             model.load_state_dict(plain.state_dict(), strict=False)
             group_B = torch.zeros(len(x), dtype=torch.int64)
-            assert torch.equal(model(x, group_B)["labels"], plain(x)["labels"]), (kind, of)
+            one, other = group_B, group_B + 1
+            if kind == "spacing":  # the same group, in voxels of 1 mm and of 2 mm
+                one, other = torch.zeros(len(x), 4), torch.tensor([0.0, *[math.log(2)] * 3]).expand(len(x), 4)
+            assert torch.equal(model(x, one)["labels"], plain(x)["labels"]), (kind, of)
+            if kind in ("header", "spacing"):
+                for parameter in model.condition.parameters():
+                    nn.init.normal_(parameter)
+                assert not torch.allclose(model(x, one)["labels"], model(x, other)["labels"]), (kind, of)
 
 
 @pytest.mark.parametrize("of", ["maps", "labels"])
