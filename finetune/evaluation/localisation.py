@@ -109,7 +109,7 @@ class _Matched:
         findings: Series and spot of each finding that counts.
         best: Score of the surest candidate that hits each; 0 where none does.
         false: Series and score of each candidate that hits nothing.
-        first_mm: Of each series with findings, how far its surest candidate lies from the finding that it hits, and
+        first: Of each series with findings, how far its surest candidate lies from the finding that it hits, and
             which label this has and it is given; None where it hits none.
     """
 
