@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint reference constraints clean
+.PHONY: demo site test test-slow lint reference constraints clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headspark needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
@@ -41,8 +41,17 @@ reference: $(STAMP)
 
 # Before a release, once the tests have passed: all extras are installed beside what is there.
 constraints: $(STAMP)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev,brain,cluster,kaggle]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev,brain,cluster,docs,kaggle]'
 	$(BIN)/python .ci/constraints.py
 
+# docs/ as pages that a browser opens from the disk: site/index.html. Broken links end it.
+$(STAMP)-docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[docs]'
+	@touch $@
+
+site: $(STAMP)-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "the site: site/index.html"
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

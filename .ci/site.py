@@ -1,0 +1,97 @@
+"""What mkdocs is told besides mkdocs.yml: the README is the first page, and links out of docs/ lead somewhere.
+
+The pages are written for GitHub, where a link may lead to any file of the repository. On the site a recipe is a section
+of its gallery, and a folder has no page.
+"""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+GALLERY = "recipes.md"
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """The README becomes the first page."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    files.append(File.generated(config, "index.md", content=outside_code(readme, r"(\]\()docs/", r"\1")))
+    return files
+
+
+def outside_code(markdown: str, pattern: str, new: str) -> str:
+    """Substitute where no block of code stands."""
+    kept = iter([*FENCED.findall(markdown), ""])
+    parts = (re.sub(pattern, new, part) + next(kept) for part in FENCED.split(markdown))
+    return "".join(parts)
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: Any, files: Files) -> str:
+    """Links that leave docs/; the gallery shows the recipes."""
+    gallery = files.get_file_from_path(GALLERY)
+
+    def lead(match: re.Match[str]) -> str:
+        text, target = match.groups()
+        path = PurePosixPath(target.removeprefix("../"))
+        if path.parts[:1] == ("recipes",) and path.suffix == ".yaml":
+            anchor = f"#{path.stem}yaml"
+            return f"[{text}]({'' if page.file.src_uri == GALLERY else GALLERY}{anchor})" if gallery else text
+        return text if (ROOT / "docs" / target).is_dir() else match[0]
+
+    written = LINK.sub(lead, markdown)
+    return written + recipes() if page.file.src_uri == GALLERY else written
+
+
+def recipes() -> str:
+    """Each recipe as it stands in its file."""
+    parts = [
+        f"### `{path.name}`\n\n```yaml\n{path.read_text(encoding='utf-8')}```\n"
+        for path in sorted(ROOT.glob("recipes/*.yaml"))
+    ]
+    return "\n\n## The files\n\n" + "\n".join(parts)
+
+
+class Wanted(HTMLParser):
+    """What a page loads by itself to be seen: scripts, styles, pictures and frames.
+
+    Attributes:
+        addresses: As they stand there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note what a tag loads."""
+        of = dict(attrs)
+        loaded = [of.get("src")] if tag in ("script", "img", "iframe", "source") else []
+        if tag == "link" and of.get("rel") in ("stylesheet", "icon", "preconnect"):
+            loaded.append(of.get("href"))
+        self.addresses += [address for address in loaded if address and not address.startswith("data:")]
+
+
+def on_post_build(*, config: Any) -> None:
+    """Refuse a site that needs anything from elsewhere, or lacks a file that a page loads.
+
+    Raises:
+        PluginError: Says which page wants what.
+    """
+    site = Path(config.site_dir)
+    for path in sorted(site.rglob("*.html")):
+        if path.name == "404.html":  # served for any address, so its own are absolute
+            continue
+        page = Wanted()
+        page.feed(path.read_text(encoding="utf-8"))
+        for address in page.addresses:
+            if "//" in address or not (path.parent / re.split(r"[?#]", address)[0]).is_file():
+                raise PluginError(f"{path.relative_to(site)} loads {address}, which does not lie in the site")
