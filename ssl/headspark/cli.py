@@ -1,23 +1,22 @@
-"""The console script ``headspark``: pretrain an encoder, export it, and embed scans with it."""
+"""The console script ``headspark``: recipes to begin with; pretrain an encoder, export it, embed scans with it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from harmonize import __version__
 from harmonize.parser import Parser
-from headspark import embed, pretrain, push
 from headspark.config import run_command
 
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "pretrain": (
-        pretrain.main,
-        "pretrain an encoder, on one device; `accelerate launch ssl/pretrain.py` on several",
-    ),
-    "push": (push.main, "export the encoder of a run to a folder, to nnU-Net, or to the Hub"),
-    "embed": (embed.main, "a vector for each scan of a corpus, by a frozen encoder, as a table"),
+COMMANDS = {
+    "pretrain": "pretrain an encoder, on one device; `accelerate launch ssl/pretrain.py` on several",
+    "push": "export the encoder of a run to a folder, to nnU-Net, or to the Hub",
+    "recipes": "list the recipes that come with headspark, or print one to copy and edit",
+    "embed": "a vector for each scan of a corpus, by a frozen encoder, as a table",
 }
+"""Each is a module of the same name with ``main``; it is loaded when it is asked for, because torch takes seconds."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +35,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         _parser().parse_args(argv[:1])  # shows its help, or refuses
     name, *rest = argv
-    run, _ = COMMANDS[name]
+    run: Callable[[Sequence[str]], int] = import_module(f"headspark.{name}").main
     return run(rest)
 
 
@@ -44,7 +43,7 @@ def _parser() -> Parser:
     parser = Parser(prog="headspark", description="Pretrain 3D head encoders by masked modelling.")
     parser.add_argument("--version", action="version", version=f"headspark {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (_, text) in COMMANDS.items():
+    for name, text in COMMANDS.items():
         commands.add_parser(name, help=text)
     return parser
 

@@ -26,6 +26,7 @@ from headspark.config.keys import (
 from headspark.config.kinds import KIND, Kinds, class_of, settled
 from headspark.config.plain import to_plain
 from headspark.config.shape import shown
+from headspark.config.shipped import locate_recipe
 from headspark.config.text import check_numbers, read_mapping
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def recipe_parser(config_class: type, *, prog: str, description: str) -> Argumen
 
     config_class = settled(config_class, {})
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="recipe file (YAML)")
+    parser.add_argument("--config", action="config", help="recipe file (YAML), or the name of one that comes along")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
@@ -73,7 +74,7 @@ def parse_recipe(parser: ArgumentParser, config_class: type[T], argv: Sequence[s
     read: dict[str, Any] = {}
     settled_class = settled(config_class, kinds)
     if path is not None:
-        read, settled_class = _read(path, config_class, own, kinds)
+        read, settled_class = _read(locate_recipe(path), config_class, own, kinds)
     words = check_options(argv, own, settled_class)
     values = {name: value for name, value in read.items() if name not in own}
     others, words = parted(words, own)

@@ -1,0 +1,28 @@
+"""List the recipes that come with the package, or print one, to copy and edit: ``headspark recipes demo``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harmonize.errors import WrongUse
+from harmonize.parser import Parser
+from harmonize.terminal import say
+from headspark.config.shipped import locate_recipe, purpose, shipped_recipes
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; gives the exit code."""
+    parser = Parser(prog="headspark recipes", description=__doc__)
+    parser.add_argument("name", nargs="?", help="the recipe to print; without one, all are listed")
+    name = parser.parse_args(argv).name
+    shipped = shipped_recipes()
+    if name is None:
+        if not shipped:
+            raise WrongUse("this installation has no recipes beside its code; install the wheel, or a whole checkout")
+        width = max(map(len, shipped))
+        say(*(f"{one:<{width}}  {purpose(path)}" for one, path in shipped.items()))
+    else:
+        found = shipped.get(name) or locate_recipe(Path(name))
+        say(*found.read_text(encoding="utf-8").splitlines())
+    return 0
