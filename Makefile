@@ -1,5 +1,6 @@
-# Two commands: `make demo` and `make test`. Each sets up .venv by itself; PIP_ARGS='-c constraints.txt' takes the
-# versions of the release, PYTEST_ARGS is handed to pytest.
+# Two commands: `make demo` and `make test`. Each sets up .venv by itself. PIP_ARGS is handed to every pip that installs:
+# '-c constraints.txt' takes the versions of the release, an index of PyTorch's for CPUs spares the CUDA libraries.
+# PYTEST_ARGS is handed to pytest.
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
@@ -7,13 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo site test test-slow lint reference constraints clean
+.PHONY: demo site test test-slow lint reference constraints dist clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headspark needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	@echo "installing headspark and its libraries (about 6 GB, a few minutes) ..."
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --upgrade pip
+	@echo "installing headspark and its libraries (with CUDA about 6 GB, a few minutes) ..."
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]'
 	@touch $@
 
@@ -53,5 +54,10 @@ site: $(STAMP)-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "the site: site/index.html"
 
+# Wheel and sdist; the version is that of the newest tag, and what lies behind it.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+
 clean:
-	rm -rf $(VENV) demo site
+	rm -rf $(VENV) demo site dist
