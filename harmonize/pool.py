@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -19,6 +20,8 @@ from types import ModuleType
 from typing import Generic, TypeVar, cast
 
 from threadpoolctl import threadpool_limits
+
+from harmonize.control_groups import core_limit
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -82,8 +85,10 @@ def run(
 
 
 def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The processor cores that this process may use: those that it is bound to, or what its job has the time of."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = core_limit()
+    return bound if limit is None else min(bound, max(math.ceil(limit), 1))
 
 
 class _Workers(Generic[Task, Result]):

@@ -1,4 +1,4 @@
-"""The console script ``headspark``: recipes to begin with; pretrain an encoder, export it, embed scans with it."""
+"""The console script ``headspark``: recipes; pretrain an encoder, export it, embed scans; and look at the machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ COMMANDS = {
     "push": "export the encoder of a run to a folder, to nnU-Net, or to the Hub",
     "recipes": "list the recipes that come with headspark, or print one to copy and edit",
     "embed": "a vector for each scan of a corpus, by a frozen encoder, as a table",
+    "doctor": "say what this machine offers and what is amiss, for reports of faults",
 }
-"""Each is a module of the same name with ``main``; it is loaded when it is asked for, because torch takes seconds."""
+"""Each is a module of the same name with ``main``; it is loaded when it is asked for, because torch takes seconds, and
+because `doctor` must run where torch is broken."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

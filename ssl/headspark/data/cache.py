@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from headspark.data.config import CacheConfig, CacheMode
 from headspark.data.decoders import SCANS, Decoder, decoded_bytes
-from headspark.data.memory import free_memory
+from headspark.data.memory import SHARED_MEMORY, free_memory
 from headspark.data.private import folder_name, own_part
 from headspark.data.shared_store import SUFFIX, SharedStore
 from headspark.data.stores import FileStore, MappedStore, Store
@@ -31,7 +31,6 @@ MEMORY_SHARE = 0.6
 """Of the memory that is free now, the cache takes at most this: the rest is for the model, the batches, the others."""
 
 DISK_SHARE = 0.9
-SHARED_MEMORY = Path("/dev/shm")
 GIB = 2**30
 
 

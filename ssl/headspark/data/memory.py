@@ -1,19 +1,23 @@
-"""How much memory this process may still take: what is free on the machine, and what its control groups leave it.
+"""How much memory this process may still take: what is free on the machine, and what its job leaves it.
 
-A job of SLURM with cgroup v2 lies in nested groups (job, step, task), those of a container or of systemd lie above it,
-and each may have a limit: going beyond any of them ends the job. cgroup v1 nests in the same way.
+Going beyond the limit of any control group around the process ends the job; so may going beyond what SLURM granted,
+which counts the memory of a job itself where it has no control groups for that.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 
-PROCESS = Path("/proc/self")
+from harmonize.control_groups import PROCESS, control_groups, read_lines
+
+MIB = 2**20
+SHARED_MEMORY = Path("/dev/shm")
+"""Where processes of a machine share memory; Linux alone has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,74 +46,51 @@ _V1 = _Kind(
     reclaimable="total_inactive_file",
     inherited="hierarchical_memory_limit",
 )
+_KINDS = {1: _V1, 2: _V2}
 
 
-def free_memory(process: Path = PROCESS, root: Path = Path("/")) -> int:
+def free_memory(process: Path = PROCESS, root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> int:
     """Bytes that this process could still take.
 
     Args:
         process: Its folder below /proc.
         root: Where the file system begins that mount points are named in.
+        environment: Where SLURM says what it granted; None: the process's own.
 
     Returns:
-        The least of what is free on the machine and what each control group around the process leaves.
+        The least of what is free on the machine, what each control group around the process leaves, and what SLURM
+        granted the job on this node, without what this process has of it already.
     """
     free = psutil.virtual_memory().available
-    for kind, group, top in _groups(process, root):
-        for folder in (group, *group.parents):
-            left = _left(kind, folder)
-            free = free if left is None else min(free, left)
-            if folder == top:
-                break
+    for group in control_groups("memory", process, root):
+        left = _left(_KINDS[group.version], group.folder)
+        free = free if left is None else min(free, left)
+    granted = slurm_memory(os.environ if environment is None else environment)
+    if granted is not None:
+        free = min(free, granted - psutil.Process().memory_info().rss)
     return max(free, 0)
 
 
-def _groups(process: Path, root: Path) -> Iterator[tuple[_Kind, Path, Path]]:
-    """Each control group of the process that may limit memory: its kind, its folder, and the outermost visible one."""
-    paths: dict[_Kind, PurePosixPath] = {}
-    for line in _lines(process / "cgroup"):
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if number == "0" and not controllers:
-            paths[_V2] = PurePosixPath(path)
-        elif "memory" in controllers.split(","):
-            paths[_V1] = PurePosixPath(path)
-    for kind, shown, mount in _mounts(process):
-        if kind not in paths:
-            continue
-        top = root / mount.relative_to("/")
-        # A container may mount its own group alone, or be shown a path that leads out of it.
-        inner = paths[kind].relative_to(shown) if paths[kind].is_relative_to(shown) else PurePosixPath()
-        yield kind, top if ".." in inner.parts else top / inner, top
-
-
-def _mounts(process: Path) -> Iterator[tuple[_Kind, PurePosixPath, PurePosixPath]]:
-    """Where the file systems of control groups are mounted: kind, the group that is mounted, mount point."""
-    for line in _lines(process / "mountinfo"):
-        before, _, after = line.partition(" - ")
-        fields, (system, *rest) = before.split(), after.split() or [""]
-        if system == "cgroup2":
-            kind = _V2
-        elif system == "cgroup" and "memory" in rest[-1].split(","):
-            kind = _V1
-        else:
-            continue
-        shown, mount = (PurePosixPath(re.sub(r"\\(\d{3})", _octal, field)) for field in fields[3:5])
-        yield kind, shown, mount
-
-
-def _octal(found: re.Match[str]) -> str:
-    """A blank as mountinfo writes it."""
-    return chr(int(found[1], 8))
+def slurm_memory(environment: Mapping[str, str]) -> int | None:
+    """Bytes that SLURM granted a job on this node; None outside of a job, and where it granted all there are."""
+    node = environment.get("SLURM_MEM_PER_NODE", "")
+    core, cores = environment.get("SLURM_MEM_PER_CPU", ""), environment.get("SLURM_CPUS_ON_NODE", "")
+    granted = 0
+    if node.isdecimal():
+        granted = int(node) * MIB
+    elif core.isdecimal() and cores.isdecimal():
+        granted = int(core) * int(cores) * MIB
+    return granted or None  # 0 is how SLURM writes all of a node
 
 
 def _left(kind: _Kind, folder: Path) -> int | None:
     """Bytes that one group leaves; None if it has no limit."""
-    statistics = dict(line.split(" ", 1) for line in _lines(folder / "memory.stat") if " " in line)
-    limits = [_number(" ".join(_lines(folder / name))) for name in kind.limits]
+    statistics = dict(line.split(" ", 1) for line in read_lines(folder / "memory.stat") if " " in line)
+    limits = [_number(" ".join(read_lines(folder / name))) for name in kind.limits]
     if kind.inherited is not None:
         limits.append(_number(statistics.get(kind.inherited, "")))
     known = [limit for limit in limits if limit is not None]
-    used = _number(" ".join(_lines(folder / kind.usage)))
+    used = _number(" ".join(read_lines(folder / kind.usage)))
     if not known or used is None:
         return None
     return min(known) - max(used - (_number(statistics.get(kind.reclaimable, "")) or 0), 0)
@@ -118,10 +99,3 @@ def _left(kind: _Kind, folder: Path) -> int | None:
 def _number(text: str) -> int | None:
     """A count of bytes; None for ``max`` and for what is absent."""
     return int(text) if text.strip().isdecimal() else None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []  # another system, no such group, or one that this user may not look into
