@@ -30,7 +30,7 @@ from finetune.origin import EPOCH_STEPS, FINE_TUNING, began_with, read_given, re
 from finetune.pseudo import read_pseudo_labels
 from finetune.recipe import Recipe
 from finetune.regions import RegionDecoder, RegionStore
-from finetune.report import REPORT, write_report
+from finetune.report import REPORT, RESULTS, write_report
 from finetune.samples import DrawnBatch, TrainingSamples, check_patch, training_batches
 from finetune.segmentation import said_columns
 from finetune.series import Case, Region
@@ -171,7 +171,7 @@ def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) ->
         check_result(state, finite_scores=has_finite(predictions, said_columns(task)))
         score = task.score(predictions)
         if run is not None:
-            run.log(step=state.step, **score_facts(state, score))
+            run.log_once(step=state.step, **score_facts(state, score))
             write_held_out(out, predictions)
             save_bundle(out, state.bundle(harmonized), state.eval_model.state_dict())
             counted = {
@@ -179,8 +179,10 @@ def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) ->
                 "disagreements": dict(doubts),
                 TRAINED_ON: cohort.trained_on(),
             }
-            run.end(FINISHED, results={**score.headline(), "held_out_series": len(predictions), **counted})
+            # Before the run is called finished: one that is killed while it draws its report is taken up, and draws it.
+            run.note(**{RESULTS: {**score.headline(), "held_out_series": len(predictions), **counted}})
             write_report(out, corpus)
+            run.end(FINISHED)
         say_once(accelerator, summary(state, score))
         say_once(accelerator, f"{out / REPORT}: the report")
     accelerator.end_training()

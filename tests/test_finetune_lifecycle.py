@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from finetune.losses.cells import HeatConfig
 from finetune.models.heads.cells import CellsConfig
 from finetune.recipe import Recipe, TrainConfig
 from finetune.regions import RegionDecoder, RegionStore
+from finetune.report import _states as finished_runs
 from finetune.samples import (
     DataConfig,
     TrainingSamples,
@@ -361,3 +364,39 @@ def test_a_seed_that_overflows_is_refused_by_its_key(seed: int) -> None:
 
 def test_the_largest_seed_trains(corpus: Corpus, tmp_path: Path) -> None:
     assert run(tiny(STAGES[:1], seed=2**63 - 1, validate_every=0), corpus, tmp_path / "run") is not None
+
+
+def test_a_run_that_dies_while_it_draws_its_report_is_taken_up_and_draws_it(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def dying(folder: Path, corpus: Corpus) -> Path:
+        drawn.append(read_state(folder)["status"])  # type: ignore[index]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "write_report", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), corpus, tmp_path)
+    before = read_metrics(tmp_path)
+    assert finished_runs(tmp_path)  # all that it is drawn from is there, for `finetune report`
+    monkeypatch.setattr(training, "write_report", lambda folder, corpus: drawn.append("again") or folder)
+    assert run(tiny(), corpus, tmp_path) is not None
+    assert drawn == ["running", "again"]
+    assert read_state(tmp_path)["status"] == "finished"  # type: ignore[index]
+    assert read_metrics(tmp_path) == before  # the last score does not stand there twice
+
+
+def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.RunFolder, "end", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tiny(), corpus, tmp_path)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    kept = [f".tmp-{os.getppid()}-0123456789abcdef-report.html", ".tmp-notes.txt", "notes.txt"]
+    for name in (*kept, f".tmp-{dead.pid}-0123456789abcdef-predictions.parquet"):
+        (tmp_path / name).touch()
+    assert run(tiny(), corpus, tmp_path) is not None
+    left = {path.name for path in tmp_path.iterdir() if path.stat().st_size == 0 and path.name != ".lock"}
+    assert left == set(kept)

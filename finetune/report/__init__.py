@@ -24,11 +24,13 @@ from finetune.tasks import MASKS, Task
 from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
 from harmonize.page import Page
-from headspark.run.folder import FINISHED, read_metrics, read_state
+from headspark.run.folder import FINISHED, RUNNING, read_metrics, read_state
 
-__all__ = ["REPORT", "add_evaluation", "figure_curves", "write_report"]
+__all__ = ["REPORT", "RESULTS", "add_evaluation", "figure_curves", "write_report"]
 
 REPORT = "report.html"
+RESULTS = "results"
+"""What run.json calls the headline of a run and what became of its series."""
 
 
 def write_report(
@@ -133,10 +135,15 @@ def _page_of_findings(
 def _states(run: Path) -> list[tuple[dict[str, Any], Path]]:
     """run.json of the run, or of each fold, with its folder."""
     folders = [run] if read_state(run) is not None else sorted(run.glob(FOLD_FOLDER.format("*")))
-    states = [(state, folder) for folder in folders if (state := read_state(folder)) and state["status"] == FINISHED]
+    states = [(state, folder) for folder in folders if (state := read_state(folder)) and _has_results(state)]
     if not states:
         raise WrongUse(f"{run}: no finished run there; let finetune.train finish")
     return states
+
+
+def _has_results(state: Mapping[str, Any]) -> bool:
+    """Whether a run came to its end, or has nothing left to do but its report."""
+    return state["status"] == FINISHED or (state["status"] == RUNNING and RESULTS in state)
 
 
 def _lead(series: int, patients: int, draws: int, states: Sequence[tuple[Mapping[str, Any], Path]]) -> str:

@@ -138,6 +138,14 @@ def _remove_temporaries(folder: Path, names: Collection[str]) -> None:
             shutil.rmtree(path)
 
 
+def remove_half_written(folder: Path) -> None:
+    """Remove the files that killed commands left half written in `folder`: by our names, of no living process."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        process = process_of_temporary(path.name)
+        if process is not None and not _lives(process) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
 def _lives(process: int) -> bool:
     if process == os.getpid():  # a container numbers its processes alike every time
         return False

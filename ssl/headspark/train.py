@@ -26,6 +26,7 @@ from headspark.pretraining.evaluate import Evaluator
 from headspark.pretraining.origin import PRETRAINING, began_with
 from headspark.pretraining.state import PretrainState, prepare
 from headspark.recipe import Recipe
+from headspark.run.claim import PICTURES
 from headspark.run.device import agree, device_name, enter_on_main, local_ranks, make_accelerator, on_gpu
 from headspark.run.folder import FINISHED, INTERRUPTED, SAMPLES_PER_STEP, completed, open_run
 from headspark.run.interrupt import Interrupt, Interrupted, interrupts, say_nothing_to_save
@@ -185,7 +186,7 @@ def evaluate(state: PretrainState, log: MetricsLog, evaluator: Evaluator, out: P
     validates, draws = (last or due(step, every) for every in (settings.validate_every, settings.picture_every))
     probes = settings.probe_every > 0 and (last or due(step, settings.probe_every))
     if validates or draws or probes:
-        path = out / "pictures" / f"step_{step:06d}.png"
+        path = out / PICTURES / f"step_{step:06d}.png"
         loss = evaluator.validation_loss(model) if validates else None
         if draws and state.accelerator.is_main_process:
             evaluator.draw(path, model, step=step)

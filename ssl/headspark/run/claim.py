@@ -27,8 +27,8 @@ from harmonize.files import TEMPORARY, atomic_path
 from headspark.config import FULL_DISK
 
 RECIPE, STATE, METRICS, LOCK = "recipe.yaml", "run.json", "metrics.jsonl", ".lock"
-CHECKPOINTS = "checkpoints"
-FOLDERS = (CHECKPOINTS, "pictures", "tensorboard", "profile")
+CHECKPOINTS, PICTURES = "checkpoints", "pictures"
+FOLDERS = (CHECKPOINTS, PICTURES, "tensorboard", "profile")
 FINISHED = "finished"
 NEW_FOLDER = "give --out a new folder"
 _NUMBER = (int, type(None), lambda value: isinstance(value, float))  # finite or not: version 0.1.0 wrote both

@@ -108,6 +108,11 @@ class RunFolder:
         with (self.path / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(metrics_line(facts))
 
+    def log_once(self, **facts: object) -> None:
+        """The same unless it stands there already: whoever wrote it was killed before the run was finished."""
+        if json.loads(metrics_line(facts)) not in read_metrics(self.path):
+            self.log(**facts)
+
     def forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that a killed run wrote after its last checkpoint."""
         lines = [metrics_line(line) for line in read_metrics(self.path) if line["step"] <= step]

@@ -10,8 +10,9 @@ from typing import Any
 
 from harmonize.bounded_files import fits
 from harmonize.errors import WrongUse
+from headspark.folders import remove_half_written
 from headspark.run.checkpoint import Checkpoint, check_fits, load_newest, remove_leftovers, save_checkpoint
-from headspark.run.claim import CHECKPOINTS
+from headspark.run.claim import CHECKPOINTS, PICTURES
 from headspark.run.device import say_once
 from headspark.run.diverged import Diverged, reason_at_end
 from headspark.run.folder import RunFolder
@@ -46,6 +47,8 @@ def resume(state: TrainState[Any], run: RunFolder | None, folder: Path) -> bool:
     """
     if run is not None:
         remove_leftovers(run.checkpoints)
+        for place in (run.path, run.path / PICTURES):
+            remove_half_written(place)
     state.accelerator.wait_for_everyone()
     say = partial(say_once, state.accelerator)
     found = load_newest(folder / CHECKPOINTS, say=say, fits=partial(check_resumable, state))
