@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo site test test-slow lint reference constraints dist clean
+.PHONY: demo site test test-slow test-cluster lint reference constraints dist clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headspark needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
@@ -35,6 +35,11 @@ test: lint
 # What `make test` leaves out to stay short; before a release.
 test-slow: $(STAMP)
 	$(PYTEST) -m "slow and not cluster"
+
+# The batch scripts on a SLURM of two nodes on this machine, one job after the other; skipped where there is none.
+test-cluster: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cluster]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "cluster and not slow" tests/cluster
 
 # docs/api.md, docs/keys.md and the rooms in docs/architecture.md, from the docstrings.
 reference: $(STAMP)

@@ -22,10 +22,12 @@ from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS, 
 from finetune.metrics import Score
 from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of
 from finetune.recipe import Recipe
+from finetune.report import write_report
 from finetune.segmentation import said_columns
 from finetune.sources import Sources, add_sources
 from finetune.tasks import make_task
 from finetune.train import train
+from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import atomic_path, sha256_of, write_json
 from harmonize.parser import Parser
@@ -170,7 +172,8 @@ def _command(argv: Sequence[str]) -> int:
         raise WrongUse("--fold: not allowed with argument --folds; give one of them")
     asked = numbers_of(options.folds)
     folds = asked if options.fold is None else [options.fold]
-    if not cross_validate(recipe, Sources.of(options), options.out, folds):
+    sources = Sources.of(options)
+    if not cross_validate(recipe, sources, options.out, folds):
         return EXIT_INTERRUPTED
     if not PartialState().is_main_process:
         return 0
@@ -184,7 +187,7 @@ def _command(argv: Sequence[str]) -> int:
         return 0
     # Another job may have trained the others: what it gathered must not shrink.
     finished = [n for n in range(recipe.data.folds) if _has_finished(options.out / FOLD_FOLDER.format(n))]
-    return _gathered(options.out, finished)
+    return _gathered(options.out, finished, sources.corpus)
 
 
 def _gather_alone(argv: Sequence[str]) -> int:
@@ -196,10 +199,14 @@ def _gather_alone(argv: Sequence[str]) -> int:
     return _gathered(options.gather, numbers_of(options.folds))
 
 
-def _gathered(out: Path, folds: Sequence[int] | None) -> int:
+def _gathered(out: Path, folds: Sequence[int] | None, corpus: Corpus | None = None) -> int:
     score = gather(out, folds)
     which = "all folds" if folds is None else f"the folds {', '.join(map(str, folds))}"
     say(f"{out / PREDICTIONS}: the held-out series of {which} together: {score.line()}")
+    if corpus is None:
+        say(f"the report: finetune report {out} --corpus CORPUS")
+    else:
+        say(f"{write_report(out, corpus)}: the report")
     return 0
 
 

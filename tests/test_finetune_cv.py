@@ -16,6 +16,7 @@ import yaml
 from finetune import candidates, cross_validation, train
 from finetune.cli import main
 from finetune.evaluation.predictions import PREDICTIONS
+from finetune.report import REPORT
 from finetune.tasks.aneurysm import AneurysmTask
 from harmonize.corpus import Corpus, read_volume
 from headspark.run.folder import without_odd_numbers
@@ -47,7 +48,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "write_report", lambda *rest, **more: None)
+    for module in (train, cross_validation):
+        monkeypatch.setattr(module, "write_report", lambda out, *rest, **more: out / REPORT)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def undisturbed(corpus: Path, recipe: Path, tmp_path_factory: pytest.TempPathFac
     """A cross-validation of three folds that nobody stopped."""
     out = tmp_path_factory.mktemp("undisturbed") / "cv"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "write_report", lambda *rest, **more: None)
+        patch.setattr(train, "write_report", lambda *rest, **more: None)  # of the folds; theirs together has its own
         assert cv(recipe, corpus, out) == 0
     return out
 
@@ -102,6 +104,17 @@ def test_every_series_is_predicted_by_the_run_that_held_it_out(undisturbed: Path
     assert said["pooled"]["held_out_series"] == len(pooled)
     run = json.loads((undisturbed / "fold_1" / "run.json").read_text())
     assert said["folds"]["1"] == run["results"]
+
+
+def test_the_page_of_all_folds_is_written_by_whoever_gathers_with_the_corpus(
+    undisturbed: Path, recipe: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (undisturbed / REPORT).read_text()
+    assert "data:image/png;base64," in page
+    assert cv(recipe, corpus, undisturbed) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{undisturbed / REPORT}: the report"
+    assert main(["cv", "--gather", str(undisturbed)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"the report: finetune report {undisturbed} --corpus CORPUS"
 
 
 def test_what_each_run_sees_in_the_fold_that_it_held_out_is_gathered_too(undisturbed: Path, corpus: Path) -> None:

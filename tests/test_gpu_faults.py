@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import tomllib
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -195,36 +192,3 @@ def test_the_versions_of_pytorch_without_cudnns_3d_convolutions_are_left_out() -
     (torch_,) = [one for one in map(Requirement, project["dependencies"]) if one.name == "torch"]
     wanted = {"2.8.0": True, "2.9.0": False, "2.9.1": False, "2.10.0": True}
     assert {version: version in torch_.specifier for version in wanted} == wanted
-
-
-@pytest.fixture
-def ranks(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`slurm/ranks.sh` where no name has an address; srun writes which one the ranks were given."""
-    for name, body in (
-        ("scontrol", "echo node-1"),
-        ("getent", "exit 2"),
-        ("srun", 'echo "ranks at $MASTER_ADDR"'),
-    ):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-
-    def run(nodes: int) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {
-            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_NUM_NODES": str(nodes),
-            "SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_JOB_ID": "1",
-        }  # fmt: skip
-        script = ["bash", str(ROOT / "slurm" / "ranks.sh"), "train.py"]
-        return subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-
-    return run
-
-
-def test_ranks_of_one_node_meet_there_if_its_name_has_no_address(ranks: Callable) -> None:
-    done = ranks(nodes=1)
-    assert (done.returncode, done.stdout) == (0, "ranks at 127.0.0.1\n"), done.stderr
-
-
-def test_ranks_of_several_nodes_are_not_sent_to_wait_for_each_other_at_their_own(ranks: Callable) -> None:
-    done = ranks(nodes=2)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: node-1: ")
