@@ -76,7 +76,7 @@ finish() {
     exit "$saved"
   fi
   if [ "$1" = 137 ]; then
-    echo "error: a rank was killed (signal 9), most often for its memory: ask for more by --mem or --mem-per-cpu" >&2
+    echo "error: a rank was killed (signal 9), most often for its memory: ask for more by sbatch --mem=..." >&2
   fi
   exit "$1"
 }

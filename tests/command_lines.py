@@ -6,6 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import io
+import itertools
 import re
 import runpy
 import shlex
@@ -30,7 +31,8 @@ from headspark import config
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 OTHERS = {
-    "cd", "chmod", "dask", "done", "export", "for", "git", "hf", "kaggle", "openssl", "pip", "ssh", "tensorboard",
+    "apptainer", "cd", "chmod", "cp", "dask", "docker", "done", "export", "for", "git", "hf", "kaggle", "openssl",
+    "pip", "source", "ssh", "tensorboard",
 }  # fmt: skip
 """Programs that are not ours, and words of the shell."""
 
@@ -93,18 +95,33 @@ def _check_launched(parser: argparse.ArgumentParser, words: Sequence[str]) -> No
     _check_ours(given.training_script, given.training_script_args)
 
 
+_SCRIPT_RUNS = {
+    "pretrain": ["python", "ssl/pretrain.py"],
+    "finetune": ["python", "-m", "finetune.train"],
+    "cv": ["python", "-m", "finetune.cross_validation", "--fold", "0"],
+    "predict": ["python", "-m", "finetune.predict", "--shard", "0/1"],
+    "merge": ["harmonize", "merge"],
+}
+"""What the jobs of slurm/ run, before their own words."""
+
+
 def _batched(words: Sequence[str]) -> list[str]:
-    """What a job of ``sbatch`` runs: the command that is wrapped, or what a script of slurm/ makes of its words."""
-    words = [word for word in words if not re.match("--(array|dependency)", word)]
-    if words[0] == "--wrap":
-        return shlex.split(words[1])
-    if words[0] == "slurm/cv.sbatch":
-        return ["python", "-m", "finetune.cross_validation", *words[1:], "--fold", "0"]
-    if words[0] == "slurm/predict.sbatch":
-        return ["python", "-m", "finetune.predict", *words[1:], "--shard", "0/1"]
-    script, source, raw, corpus, *more = words
-    assert script == "slurm/harmonize.sbatch"
-    return ["harmonize", source, raw, "--out", corpus, *more]
+    """What a job of ``sbatch`` runs, of what a script of slurm/ makes of its words."""
+    own = {option for option in words if re.match("--(array|dependency)", option)}
+    rest = list(itertools.dropwhile(lambda word: re.match(r"--[a-z-]+=", word), words))
+    script = re.fullmatch(r"slurm/(\w+)\.sbatch", rest[0])
+    assert script is not None, words
+    assert (ROOT / rest[0]).exists(), words
+    given = rest[1:]
+    if script[1] == "harmonize":
+        source, raw, corpus, *more = given
+        return ["harmonize", source, raw, "--out", corpus, *more]
+    if script[1] == "probe":
+        _, _, *more = given
+        if any(option.startswith("--array") for option in own):
+            return ["headspark", "embed", more[1], "--encoder", "ENCODER", "--out", "EMB.parquet", *more[2:]]
+        return ["finetune", "probe", "--encoder", "ENCODER", *more]
+    return [*_SCRIPT_RUNS[script[1]], *given]
 
 
 def _script(words: Sequence[str]) -> tuple[str, list[str]]:

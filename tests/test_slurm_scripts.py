@@ -275,7 +275,7 @@ def test_a_rank_that_was_killed_and_a_job_that_may_not_be_requeued_say_what_to_d
     done = job("slurm/pretrain.sbatch", SLURM_GPUS_ON_NODE="1", ENDS="137")
     assert done.returncode == 137
     assert done.stderr.startswith(
-        "error: a rank was killed (signal 9), most often for its memory: ask for more by --mem"
+        "error: a rank was killed (signal 9), most often for its memory: ask for more by sbatch --mem="
     )
     done = job("slurm/pretrain.sbatch", SLURM_GPUS_ON_NODE="1", ENDS="75")
     assert (done.returncode, done.stdout) == (0, "stopped with status 75; requeueing job 7\n")
