@@ -44,9 +44,13 @@ NO_KEYS = {"train.csv", "decoder.safetensors", "encoder.stem", "encoder.stages"}
 """Files, and names of tensors, that look like keys of a recipe."""
 
 OPTIONS_OF_OTHERS = {
-    "--array", "--bind_all", "--exclusive", "--nnodes", "--nthreads", "--num_processes", "--nproc_per_node",
-    "--rdzv-backend", "--logdir",
+    "--array", "--bind_all", "--cpus-per-task", "--exclusive", "--gres", "--logdir", "--mem", "--nnodes",
+    "--no-requeue", "--nproc_per_node", "--nthreads", "--num_processes", "--nv", "--partition", "--rdzv-backend",
+    "--signal",
 }  # fmt: skip
+
+OF_USERS = {"slurm/site.env"}
+"""Files that users make in a checkout."""
 
 
 def linked(folder: Path) -> dict[str, Any]:
@@ -174,7 +178,7 @@ def test_files_and_names_of_the_code_in_the_text_exist(page: str) -> None:
     for code in inline_code(page):
         if re.fullmatch(r"(harmonize|ssl|headspark|finetune|tests|docs|recipes|slurm|\.ci)/[\w./-]*", code):
             code = code.replace("NAME", "tcia")
-            assert (ROOT / code).exists() or (ROOT / "ssl" / code).exists(), code
+            assert (ROOT / code).exists() or (ROOT / "ssl" / code).exists() or code in OF_USERS, code
         elif re.fullmatch(r"(harmonize|headspark|finetune)(\.\w+)+", code):
             assert found(code), code
 

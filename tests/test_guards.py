@@ -14,6 +14,7 @@ SSL_SCRIPTS = {"pretrain.py", "push.py"}
 TOP = {
     "harmonize", "ssl", "finetune", "recipes", "slurm", "tests", "docs",
     "pyproject.toml", "README.md", "Makefile", "LICENSE", "CITATION.cff", "constraints.txt",
+    "CHANGELOG.md", "CONTRIBUTING.md", "mkdocs.yml",
 }  # fmt: skip
 
 
