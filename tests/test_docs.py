@@ -40,8 +40,11 @@ NOT_RUN = {
 }
 """What a block does that no test can; its imports and the names that it takes from them are looked up."""
 
-NO_KEYS = {"train.csv", "decoder.safetensors", "encoder.stem", "encoder.stages"}
-"""Files, and names of tensors, that look like keys of a recipe."""
+NO_KEYS = {
+    "train.csv", "decoder.safetensors", "encoder.stem", "encoder.stages", "encoder.preprocessing", "encoder.channels",
+    "encoder.strides",
+}  # fmt: skip
+"""Files, attributes, and names of tensors, that look like keys of a recipe."""
 
 OPTIONS_OF_OTHERS = {
     "--array", "--bind_all", "--cpus-per-task", "--exclusive", "--gres", "--logdir", "--mem", "--nnodes",

@@ -72,6 +72,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: Wrong use (exit code 2).
     """
+    sources.own.add(sources.SOURCES)
     parser = _Parser(prog="harmonize", description=__doc__)
     parser.add_argument("--version", action="version", version=f"harmonize {__version__}")
     below = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from harmonize.errors import UserError, WrongUse
+from harmonize.sources import own
 
 if TYPE_CHECKING:
     from harmonize.scan import LeftOut, Scan, ScanRef
@@ -55,7 +56,7 @@ class Source:
         title: What it is, for `harmonize --help`.
         expected: What its raw folder looks like, for whoever gives another.
         kind: What a folder like that is called.
-        module: Reads it; see `Reader`.
+        module: Reads it; see `Reader`. Of a file in ``HARMONIZE_SOURCES`` it is that file, whatever stands here.
         terms: Under which it gives its scans. Terms change: whoever publishes reads them again.
         mri_norm: How its MRI is normalised by default. Nyul needs many scans of one contrast to fit on.
         takes_options: The command has options of its own: the module has ``add_options(parser)``, and
@@ -69,8 +70,8 @@ class Source:
     title: str
     expected: str
     kind: str
-    module: str
     terms: Terms
+    module: str = ""
     mri_norm: str = "zscore"
     takes_options: bool = False
     opens_files: bool = False
@@ -192,6 +193,8 @@ def entry(name: str) -> Source:
     Raises:
         UserError: No such source.
     """
+    if name not in SOURCES:
+        own.add(SOURCES)  # a process that reads scans meets their name first here
     if name not in SOURCES:
         raise WrongUse(f"source {name!r}: unknown; use one of {', '.join(SOURCES)}")
     return SOURCES[name]
