@@ -41,7 +41,7 @@ test-cluster: $(STAMP)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cluster]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "cluster and not slow" tests/cluster
 
-# docs/api.md, docs/keys.md and the rooms in docs/architecture.md, from the docstrings.
+# docs/api.md, docs/keys.md, docs/recipes.md and the rooms in docs/architecture.md.
 reference: $(STAMP)
 	$(BIN)/python .ci/reference.py
 

@@ -26,6 +26,9 @@ import yaml
 from headspark.config.kinds import KINDS, is_list, kinds_of
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / ".ci"))
+import gallery  # noqa: E402
+
 WIDTH = 120
 NEWS = "Written by `make reference` from the docstrings; a test says whether it is current."
 
@@ -298,7 +301,12 @@ def rooms(package: str, folder: Path) -> str:
     return "\n".join(lines)
 
 
-PAGES = {"docs/api.md": api, "docs/keys.md": keys, "docs/architecture.md": architecture}
+PAGES = {
+    "docs/api.md": api,
+    "docs/keys.md": keys,
+    "docs/architecture.md": architecture,
+    "docs/recipes.md": gallery.gallery,
+}
 
 
 def main() -> int:

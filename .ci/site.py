@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 GALLERY = "recipes.md"
+LONG = 60
+"""Characters of a cell that a narrow column cannot hold well."""
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -58,6 +60,25 @@ def recipes() -> str:
         for path in sorted(ROOT.glob("recipes/*.yaml"))
     ]
     return "\n\n## The files\n\n" + "\n".join(parts)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Tables of long texts say in each cell what its column is, so that a narrow screen can show a row as a card."""
+    return re.sub(r"<table>.*?</table>", lambda match: labelled(match[0]), html, flags=re.DOTALL)
+
+
+def labelled(table: str) -> str:
+    """The same table, with ``data-cards`` and labelled cells, if it has four columns or more and much text."""
+    columns = [re.sub(r"<[^>]*>", "", one) for one in re.findall(r"<th[^>]*>(.*?)</th>", table)]
+    texts = [re.sub(r"<[^>]*>", "", one) for one in re.findall(r"<td[^>]*>(.*?)</td>", table, re.DOTALL)]
+    if len(columns) < 4 or max(map(len, texts), default=0) < LONG:
+        return table
+
+    def row(match: re.Match[str]) -> str:
+        names = iter(columns)
+        return re.sub(r"<td", lambda _: f'<td data-label="{next(names)}"', match[0])
+
+    return re.sub(r"<tr>.*?</tr>", row, table.replace("<table>", "<table data-cards>"), flags=re.DOTALL)
 
 
 class Wanted(HTMLParser):
