@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from finetune.cli import baselines, compare, evaluate, export, kaggle, predict, probe, push, report
+from finetune.cli import baselines, compare, evaluate, export, geometry, kaggle, predict, probe, push, report
 from harmonize import __version__
 from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors
@@ -14,7 +14,7 @@ from headspark.config import run_command
 
 TRAIN, CROSS_VALIDATE, ROI = "train", "cv", "roi"
 
-COMMANDS = (predict, evaluate, compare, baselines, report, export, probe, push, kaggle)
+COMMANDS = (predict, evaluate, compare, baselines, report, export, probe, push, geometry, kaggle)
 """Each a file with ``add(commands, common)``, which adds its parser and says what runs it."""
 
 

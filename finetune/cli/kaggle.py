@@ -30,6 +30,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", type=_weights, metavar="W,W", help="what each model's logits count")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels of what the competition's machine lacks")
+    parser.add_argument(
+        "--geometry", type=Path, metavar="FOLDER", help="of `finetune geometry`: sees what stripped series do not say"
+    )
     parser.set_defaults(run=run)
 
 
@@ -41,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from finetune.kaggle.pack import pack
 
-    pack(options.models, options.out, weights=options.weights, wheels=options.wheels)
+    pack(options.models, options.out, weights=options.weights, wheels=options.wheels, geometry=options.geometry)
     say(options.out)
     return 0
 

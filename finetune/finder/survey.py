@@ -28,7 +28,7 @@ CHANNELS = len(WINDOWS) + 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """A scan in voxels of about `SPACING_MM`, means of the scan's.
+    """A scan in voxels of several mm, means of the scan's.
 
     Attributes:
         values_XYZ: float32, real values.
@@ -66,16 +66,19 @@ def fixed_centre_mm(spacing: Sequence[float], foreground_box: Sequence[int]) -> 
     return x, y, z
 
 
-def survey_of(volume: StoredVolume, *, unit: str, foreground_box: Sequence[int]) -> Survey:
+def survey_of(
+    volume: StoredVolume, *, unit: str, foreground_box: Sequence[int], spacing_mm: float = SPACING_MM
+) -> Survey:
     """Look at a harmonized scan.
 
     Args:
         volume: RAS, axis-aligned, int16.
         unit: Of its real values.
         foreground_box: Half-open voxel bounds of the head.
+        spacing_mm: Of the voxels that are looked at, at most, where the scan's own are no larger.
     """
     spacing_3 = np.asarray(volume.spacing, dtype=np.float64)
-    factors = [max(1, math.floor(SPACING_MM / mm + 1e-3)) for mm in spacing_3]
+    factors = [max(1, math.floor(spacing_mm / mm + 1e-3)) for mm in spacing_3]
     stored = torch.from_numpy(np.ascontiguousarray(volume.stored_XYZ)).float()
     coarse = F.avg_pool3d(stored[None, None], factors, ceil_mode=True, count_include_pad=False)[0, 0]
     factors_3, edges_3 = np.array(factors), np.array(volume.stored_XYZ.shape)

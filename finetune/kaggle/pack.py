@@ -19,7 +19,8 @@ import finetune
 import harmonize
 import headspark
 from finetune.finder.beside import BESIDE_FILES
-from finetune.kaggle.packed import CODE, MODELS, PACK, SCHEMA_VERSION, SUBMISSION, WHEELS
+from finetune.geometry import GEOMETRY_FILES, read_geometry, save_geometry
+from finetune.kaggle.packed import CODE, GEOMETRY, MODELS, PACK, SCHEMA_VERSION, SUBMISSION, WHEELS
 from finetune.kaggle.server import default_row
 from finetune.model_folder import CONFIG, WEIGHTS, load_model, read_bundle, save_bundle
 from finetune.predict.ensemble import read_panel
@@ -38,7 +39,7 @@ DEEPEST = 5
 
 _CODE_FILES = tuple(f"{CODE}/{'*/' * depth}{name}" for depth in range(1, DEEPEST + 1) for name in ("*.py", "report.*"))
 PACK_FILES = (
-    *_CODE_FILES, PACK, SUBMISSION, README, f"{WHEELS}/*.whl",
+    *_CODE_FILES, PACK, SUBMISSION, README, f"{WHEELS}/*.whl", *(f"{GEOMETRY}/{name}" for name in GEOMETRY_FILES),
     *(f"{MODELS}/*/{name}" for name in (CONFIG, WEIGHTS, "nyul/*.npy", "synthstrip.pt", *BESIDE_FILES)),
 )  # fmt: skip
 """All that a pack holds, as patterns; a folder with other files is not replaced."""
@@ -124,7 +125,14 @@ A series that cannot be used, or that anything fails on, is answered with the fa
 """
 
 
-def pack(folders: Sequence[Path], out: Path, *, weights: Sequence[float] | None, wheels: Path | None) -> None:
+def pack(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    weights: Sequence[float] | None,
+    wheels: Path | None,
+    geometry: Path | None = None,
+) -> None:
     """Write the folder, and try it in a process of its own that knows nothing of this installation's code.
 
     Args:
@@ -132,12 +140,14 @@ def pack(folders: Sequence[Path], out: Path, *, weights: Sequence[float] | None,
         out: Where; a pack that was there is replaced as a whole.
         weights: What the logits of each folder's models count; None: all models the same.
         wheels: A folder of wheels to take along.
+        geometry: What `finetune geometry` wrote, to take along.
 
     Raises:
         UserError: A model is damaged, answers something else, or the pack does not answer.
         WrongUse: `out` holds something else; it stays as it is.
     """
     panel = read_panel(folders, weights)
+    reader = None if geometry is None else read_geometry(geometry)
     if tuple(panel.labels) != tuple(LABELS):
         raise WrongUse(
             f"{folders[0]}: answers other labels than the competition asks for; give models of task.aneurysm"
@@ -158,12 +168,16 @@ def pack(folders: Sequence[Path], out: Path, *, weights: Sequence[float] | None,
         (temporary / WHEELS).mkdir()
         for wheel in found:
             shutil.copyfile(wheel, temporary / WHEELS / wheel.name)
+        if reader is not None:
+            (temporary / GEOMETRY).mkdir()
+            save_geometry(temporary / GEOMETRY, reader)
         fallback, whence = _fallback(folders)
         facts: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "headspark": harmonize.__version__,
             "models": models,
             "fallback": fallback,
+            GEOMETRY: reader is not None,
             "modules": {},
             "decoders": DECODERS,
         }

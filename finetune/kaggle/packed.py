@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.geometry import read_geometry
 from finetune.kaggle.server import SHARED, answering, serve_calls
 from finetune.predict import Predictor
 from harmonize.bounded_files import fits
+from harmonize.dicom.estimate import estimate_stack
 from harmonize.errors import Rejection, UserError
 from harmonize.labels import LABELS
 from harmonize.parser import Parser
@@ -20,6 +22,8 @@ from headspark.config import run_command
 from headspark.folder_kind import read_json
 
 PACK, MODELS, CODE, WHEELS, SUBMISSION = "pack.json", "models", "code", "wheels", "submission.py"
+GEOMETRY = "geometry"
+"""Folder of the network that sees what stripped files do not say; a pack may have none."""
 SCHEMA_VERSION = 1
 
 _SHAPE: dict[str, Any] = {
@@ -38,11 +42,13 @@ class Pack:
         models: Their folders.
         weights: What the logits of each count.
         fallback: What is said of a series that cannot be used, by label.
+        geometry: Folder of the network for the geometry of stripped series, or None.
     """
 
     models: tuple[Path, ...]
     weights: tuple[float, ...]
     fallback: Mapping[str, float]
+    geometry: Path | None
 
     def predictor(self) -> Predictor:
         """Load them.
@@ -50,7 +56,8 @@ class Pack:
         Raises:
             UserError: A file is missing or damaged.
         """
-        return Predictor(self.models, weights=self.weights)
+        estimate = estimate_stack if self.geometry is None else read_geometry(self.geometry)
+        return Predictor(self.models, weights=self.weights, estimate=estimate)
 
 
 def read_pack(folder: Path) -> Pack:
@@ -67,7 +74,12 @@ def read_pack(folder: Path) -> Pack:
         raise UserError(f"{folder / PACK}: its fallback is no probability of each label; pack again")
     # Only their own names count: a folder that is named elsewhere is not this pack's.
     folders = tuple(folder / MODELS / Path(model["folder"]).name for model in models)
-    return Pack(models=folders, weights=tuple(model["weight"] for model in models), fallback=fallback)
+    return Pack(
+        models=folders,
+        weights=tuple(model["weight"] for model in models),
+        fallback=fallback,
+        geometry=folder / GEOMETRY if found.get(GEOMETRY) else None,
+    )
 
 
 def main(folder: Path, argv: Sequence[str] | None = None) -> int:

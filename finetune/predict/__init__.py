@@ -14,6 +14,7 @@ from finetune.predict.inputs import decisions_of, regions_of
 from finetune.raw.look import harmonize_for
 from finetune.series import Region
 from harmonize.decisions import unusual
+from harmonize.dicom.estimate import Estimator, estimate_stack
 from harmonize.errors import Rejection, UserError
 from harmonize.raw_tree import RawTree
 from harmonize.scan import Scan
@@ -32,6 +33,8 @@ class Predictor:
         device: Where to compute; None takes a GPU if there is one.
         weights: What the logits of each folder count; None: all models the same.
         precision: ``fp32`` or ``bf16``.
+        estimate: Of the geometry that stripped series do not say, such as `finetune.geometry.read_geometry` gives; the
+            head's outline alone otherwise.
 
     Raises:
         UserError: No finished run there.
@@ -44,10 +47,11 @@ class Predictor:
         device: torch.device | None = None,
         weights: Sequence[float] | None = None,
         precision: Precision = "fp32",
+        estimate: Estimator = estimate_stack,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.panel = read_panel([folder] if isinstance(folder, Path) else list(folder), weights)
-        self.labels = self.panel.labels
+        self.labels, self.estimate = self.panel.labels, estimate
         self.ensemble = Ensemble(self.panel, self.device, precision)
         self.view = self.ensemble.views[0]
 
@@ -80,7 +84,7 @@ class Predictor:
             UserError: The series cannot be used; says why.
         """
         try:
-            return self._answer(series.name, lambda: load_series(series))
+            return self._answer(series.name, lambda: load_series(series, self.estimate))
         except Rejection as error:
             raise _unusable(series, error) from error
 
@@ -105,7 +109,7 @@ class Predictor:
         """The series and the images of a folder, or the image that a path names: what each is called and read by."""
         if path.is_file() and is_image_name(path.name):
             return [(path.name, partial(load_image, image_of(path)))]
-        series = [(one.name, one.load) for one in find_series(path)]
+        series = [(one.name, partial(one.load, self.estimate)) for one in find_series(path)]
         images = [
             (folder.key(files[0].name), partial(load_image, files, folder.relative.split("/")))
             for folder in RawTree(path).folders()

@@ -10,7 +10,7 @@ from pathlib import Path
 from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.doubts import settle_doubts
 from harmonize.dicom.elements import looks_like_dicom
-from harmonize.dicom.estimate import estimate_stack, placed
+from harmonize.dicom.estimate import Estimator, placed
 from harmonize.dicom.geometry import MIN_TILT_DEG, StackGeometry, fit_stack
 from harmonize.dicom.grouping import MIN_SLICES, Stack, group_series
 from harmonize.dicom.headers import Frame, read_frames
@@ -154,12 +154,12 @@ def find_volumes(paths: Iterable[Path], rules: Rules = STRICT) -> list[DicomVolu
     return volumes
 
 
-def load_volume(volume: DicomVolume, *, estimate: bool = False) -> Scan:
+def load_volume(volume: DicomVolume, *, estimate: Estimator | None = None) -> Scan:
     """Read the pixels of a volume.
 
     Args:
         volume: Which.
-        estimate: Where its file says nothing of its geometry, take what the head that is seen says of it.
+        estimate: Where its file says nothing of its geometry, this does by the head that is seen.
 
     Returns:
         The scan in the geometry of its slices: sheared where the gantry was tilted, with `slice_offsets` where the
@@ -180,7 +180,7 @@ def load_volume(volume: DicomVolume, *, estimate: bool = False) -> Scan:
     except OSError as error:
         raise Rejection(Reason.IO_ERROR, f"a file of the series cannot be read: {error.strerror}") from error
     voxels_ZYX, unit, understood = settle_units(voxels_ZYX, frames, stated=stated)
-    seen = estimate_stack(voxels_ZYX, unit) if estimate and frames[0].unsaid else None
+    seen = estimate(voxels_ZYX, unit) if estimate is not None and frames[0].unsaid else None
     if seen is not None:
         order = frames
         frames, decision = placed(frames, seen)

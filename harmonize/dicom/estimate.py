@@ -6,7 +6,7 @@ size, slice distance, orientation and the order of the slices are gone. The head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -80,6 +80,10 @@ class Estimate:
     step_error: float
     way: str
     direction: int
+
+
+Estimator = Callable[[NDArray[Any], str], Estimate | None]
+"""Says of real values (slices, rows, columns) and their unit how the stack lies; None where it cannot tell."""
 
 
 def estimate_stack(voxels_ZYX: NDArray[Any], unit: str) -> Estimate | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from harmonize.decisions import DecisionKind
 from harmonize.dicom import DicomVolume, Rules, find_files, find_volumes, load_volume
 from harmonize.dicom.elements import PARSER_FAULTS, read_elements
+from harmonize.dicom.estimate import Estimator, estimate_stack
 from harmonize.dicom.headers import Frame
 from harmonize.errors import Reason, Rejection, Stage, WrongUse
 from harmonize.scan import Scan
@@ -26,16 +27,20 @@ _IDENTITY = (0x00100020, 0x0020000D, 0x0020000E)
 """PatientID, StudyInstanceUID, SeriesInstanceUID."""
 
 
-def load_series(folder: Path) -> Scan:
+def load_series(folder: Path, estimate: Estimator = estimate_stack) -> Scan:
     """Read a folder as one DICOM series: of several volumes the largest.
 
     The modality is ``CT``, or what an MR header tells.
+
+    Args:
+        folder: The folder.
+        estimate: Of the geometry that files do not say.
 
     Raises:
         UserError: There is no such folder.
         Rejection: None of its volumes can be used.
     """
-    return load_files(find_files(_checked(folder)))
+    return load_files(find_files(_checked(folder)), estimate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +67,16 @@ class Series:
         """Its files, those that cannot be read included, sorted."""
         return tuple(sorted({path for volume in self.volumes for path in volume.paths}))
 
-    def load(self) -> Scan:
+    def load(self, estimate: Estimator = estimate_stack) -> Scan:
         """Read its largest usable volume.
+
+        Args:
+            estimate: Of the geometry that its file does not say.
 
         Raises:
             Rejection: None can be used.
         """
-        return load_largest(self.volumes)[0]
+        return load_largest(self.volumes, estimate=estimate)[0]
 
 
 def find_series(folder: Path) -> list[Series]:
@@ -114,13 +122,13 @@ def group_files(paths: Iterable[Path], folder: Path) -> list[Series]:
     return sorted((Series(name=n, volumes=tuple(g)) for n, g in zip(names, groups, strict=True)), key=lambda s: s.name)
 
 
-def load_files(paths: Iterable[Path]) -> Scan:
+def load_files(paths: Iterable[Path], estimate: Estimator = estimate_stack) -> Scan:
     """Read files as one DICOM series, as `load_series` does those of a folder.
 
     Raises:
         Rejection: None of their volumes can be used.
     """
-    return load_largest(find_volumes(paths, RULES))[0]
+    return load_largest(find_volumes(paths, RULES), estimate=estimate)[0]
 
 
 def read_identity(path: Path) -> tuple[str, str, str] | None:
@@ -137,7 +145,9 @@ def read_identity(path: Path) -> tuple[str, str, str] | None:
     return (patient, study, series) if series else None
 
 
-def load_largest(volumes: Sequence[DicomVolume], *, estimate: bool = True) -> tuple[Scan, list[Frame]]:
+def load_largest(
+    volumes: Sequence[DicomVolume], *, estimate: Estimator | None = estimate_stack
+) -> tuple[Scan, list[Frame]]:
     """Load the largest volume of a series that is not rejected: (scan, all pictures of the series).
 
     Args:

@@ -54,7 +54,7 @@ def load(ref: ScanRef) -> Scan:
     raise_if_rejected(ref)
     if not ref.paths:
         raise Rejection(Reason.MISSING_FILE, "the series has no files")
-    scan, frames = load_largest(find_volumes(ref.paths, RULES), estimate=False)  # points are told by frame
+    scan, frames = load_largest(find_volumes(ref.paths, RULES), estimate=None)  # points are told by frame
     decisions = list(scan.decisions)
     if ref.modality is not None and (ref.modality == "CTA") != (scan.modality == "CT"):
         decisions.append(DecisionKind.MODALITY_DIFFERS(said=ref.modality, read=scan.modality))
