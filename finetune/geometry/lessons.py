@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,7 @@ class Stack:
     turned: float
 
 
-def read_lesson(corpus: Corpus, row: dict[str, Any]) -> Lesson:
+def read_lesson(corpus: Corpus, row: Mapping[Any, Any]) -> Lesson:
     """Read a scan of a corpus.
 
     Args:

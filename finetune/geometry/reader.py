@@ -22,6 +22,9 @@ MR_PERCENTILES = (1.0, 99.0)
 WORST = 0.35
 """An extent that may be further off is not worth more than what the outline says."""
 
+TURNED = math.log(3)
+"""Scanners seldom number slices downward, or from the back: three to one must be the odds of it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeometryReader:
@@ -56,7 +59,7 @@ class GeometryReader:
             step_error=sigmas[1],
             way=way,
             # Both sides of a head look the same.
-            direction=-1 if read.turned_logit_B[0] > 0 and way != "sagittal" else 1,
+            direction=-1 if read.turned_logit_B[0] > TURNED and way != "sagittal" else 1,
         )
 
 
@@ -67,7 +70,8 @@ def few_voxels(voxels_ZYX: NDArray[Any]) -> Tensor:
     part = np.ascontiguousarray(voxels_ZYX[:: steps[0], :: steps[1], :: steps[2]], dtype=np.float32)
     x = torch.from_numpy(part)[None, None]
     # Means over the axes that have more, then lines between along those that have fewer.
-    x = F.adaptive_avg_pool3d(x, [min(size, wanted) for size, wanted in zip(part.shape, SHAPE, strict=True)])
+    slices, rows, columns = (min(size, wanted) for size, wanted in zip(part.shape, SHAPE, strict=True))
+    x = F.adaptive_avg_pool3d(x, (slices, rows, columns))
     return F.interpolate(x, SHAPE, mode="trilinear", align_corners=False)[0, 0]
 
 

@@ -13,7 +13,7 @@ from torch.optim import AdamW
 
 from finetune.geometry.lessons import Lesson, Stack, draw_stack
 from finetune.geometry.network import WAYS, GeometryNetwork, Read
-from finetune.geometry.reader import GeometryReader
+from finetune.geometry.reader import TURNED, GeometryReader
 from harmonize.errors import UserError
 from harmonize.progress import Progress
 
@@ -119,7 +119,7 @@ def _measured(network: GeometryNetwork, held: Sequence[Lesson], learned_from: in
                 "edge_off_percent": round(100 * float(median_2[0]), 1),
                 "height_off_percent": round(100 * float(median_2[1]), 1),
                 "wrong_way": int((read.way_logits_B3.argmax(1) != ways_B).sum()),
-                "wrong_direction": int((((read.turned_logit_B > 0) != turned_B) & sided_B).sum()),
+                "wrong_direction": int((((read.turned_logit_B > TURNED) != turned_B) & sided_B).sum()),
             },
         },
     )

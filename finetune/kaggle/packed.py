@@ -13,7 +13,6 @@ from finetune.geometry import read_geometry
 from finetune.kaggle.server import SHARED, answering, serve_calls
 from finetune.predict import Predictor
 from harmonize.bounded_files import fits
-from harmonize.dicom.estimate import estimate_stack
 from harmonize.errors import Rejection, UserError
 from harmonize.labels import LABELS
 from harmonize.parser import Parser
@@ -56,7 +55,7 @@ class Pack:
         Raises:
             UserError: A file is missing or damaged.
         """
-        estimate = estimate_stack if self.geometry is None else read_geometry(self.geometry)
+        estimate = None if self.geometry is None else read_geometry(self.geometry)
         return Predictor(self.models, weights=self.weights, estimate=estimate)
 
 

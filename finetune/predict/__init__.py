@@ -33,8 +33,8 @@ class Predictor:
         device: Where to compute; None takes a GPU if there is one.
         weights: What the logits of each folder count; None: all models the same.
         precision: ``fp32`` or ``bf16``.
-        estimate: Of the geometry that stripped series do not say, such as `finetune.geometry.read_geometry` gives; the
-            head's outline alone otherwise.
+        estimate: Of the geometry that stripped series do not say, such as `finetune.geometry.read_geometry` gives;
+            None: the head's outline alone.
 
     Raises:
         UserError: No finished run there.
@@ -47,11 +47,11 @@ class Predictor:
         device: torch.device | None = None,
         weights: Sequence[float] | None = None,
         precision: Precision = "fp32",
-        estimate: Estimator = estimate_stack,
+        estimate: Estimator | None = None,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.panel = read_panel([folder] if isinstance(folder, Path) else list(folder), weights)
-        self.labels, self.estimate = self.panel.labels, estimate
+        self.labels, self.estimate = self.panel.labels, estimate or estimate_stack
         self.ensemble = Ensemble(self.panel, self.device, precision)
         self.view = self.ensemble.views[0]
 

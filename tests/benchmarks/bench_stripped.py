@@ -12,7 +12,6 @@ changes then is what a trained model makes of a difference that no estimate can 
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from bench_harmonize import describe_machine
 from numpy.typing import NDArray
 from standin_gateway import strip_series
 
@@ -148,7 +148,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": "python tests/benchmarks/bench_stripped.py --geometry GEOMETRY --model CV "
         f"--series {options.series} --seed {options.seed} --size {options.size} --json FILE",
-        "machine": platform.processor() or platform.machine(),
+        "machine": describe_machine(),
         "learned_from": read_geometry(options.geometry).facts if options.geometry is not None else None,
         "estimates": {way: summed(rows) for way, rows in found.items()},
         "changes": {
