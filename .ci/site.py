@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -18,6 +19,10 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+FORMULA = re.compile(r"(?<![\w`$])\$([^\s$`][^$`\n]*?)\$(?![\w`$])")
+FORMULA_AT = "FORMULA"
+"""Holds the place of a formula, whose signs Markdown would take for its own."""
+
 GALLERY = "recipes.md"
 LONG = 60
 """Characters of a cell that a narrow column cannot hold well."""
@@ -49,7 +54,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: Any, files: Files) ->
             return f"[{text}]({'' if page.file.src_uri == GALLERY else GALLERY}{anchor})" if gallery else text
         return text if (ROOT / "docs" / target).is_dir() else match[0]
 
-    written = LINK.sub(lead, markdown)
+    written = LINK.sub(lead, FORMULA.sub(lambda match: f"{FORMULA_AT}{match[1].encode().hex()}.", markdown))
     return written + recipes() if page.file.src_uri == GALLERY else written
 
 
@@ -63,7 +68,11 @@ def recipes() -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Tables of long texts say in each cell what its column is, so that a narrow screen can show a row as a card."""
+    """Formulas become MathML, which browsers draw by themselves.
+
+    Tables of long texts say in each cell what its column is, so that a narrow screen can show a row as a card.
+    """
+    html = re.sub(rf"{FORMULA_AT}([0-9a-f]+)\.", lambda match: convert(bytes.fromhex(match[1]).decode()), html)
     return re.sub(r"<table>.*?</table>", lambda match: labelled(match[0]), html, flags=re.DOTALL)
 
 

@@ -73,6 +73,23 @@ class TestHooks:
         assert gallery.startswith("[`x`](#demoyaml)\n")
         assert (ROOT / "recipes" / "demo.yaml").read_text() in gallery
 
+    def test_a_formula_is_drawn_by_the_browser(self, hooks: Any) -> None:
+        files = SimpleNamespace(get_file_from_path=lambda path: path)
+        page = SimpleNamespace(file=SimpleNamespace(src_uri="method.md"))
+        held = hooks.on_page_markdown("so $m_s$ is, `$HOME` not", page=page, config=None, files=files)
+        shown = hooks.on_page_content(held)
+        assert shown.startswith("so <math")
+        assert "<msub><mi>m</mi><mi>s</mi></msub>" in shown
+        assert shown.endswith("</math> is, `$HOME` not")
+
+    def test_a_long_table_names_its_columns_in_each_cell(self, hooks: Any) -> None:
+        head = "<tr><th>a</th><th>b</th><th>c</th><th><code>d</code></th></tr>"
+        table = f"<table>{head}<tr><td>1</td><td>2</td><td>3</td><td>{'x' * 60}</td></tr></table>"
+        assert "<table data-cards>" in hooks.on_page_content(table)
+        assert f'<td data-label="d">{"x" * 60}</td>' in hooks.on_page_content(table)
+        short = table.replace("x" * 60, "x")
+        assert hooks.on_page_content(short) == short
+
     def test_what_lies_elsewhere_ends_the_build(self, hooks: Any, tmp_path: Path) -> None:
         from mkdocs.exceptions import PluginError
 
