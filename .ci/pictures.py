@@ -1,9 +1,9 @@
 """Make the pictures of docs/images that show what the programs do, from phantoms alone.
 
-    python .ci/pictures.py FOLDER --out docs/images
+    python .ci/pictures.py CORPUS REPORT --out docs/images
 
-FOLDER is one in which the commands of docs/getting-started.md were given. Chromium, where there is one, takes the
-picture of a report.
+CORPUS is that of docs/getting-started.md, REPORT the `report.html` of the cross-validation in docs/benchmarks.md, which
+Chromium shows.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ BLOCK, RATIO = 16, 0.75
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     save(tilted_ct(), given.out / "tilted-ct.png")
-    save(masked_head(Corpus.open(given.folder / "CORPUS")), given.out / "masked-head.png")
-    last = max((given.folder / "RUN" / "pictures").glob("*.png"))
-    small(Image.open(last).convert("RGB")).save(given.out / "reconstruction.png", optimize=True)
+    save(masked_head(Corpus.open(given.corpus)), given.out / "masked-head.png")
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is not None:
-        photograph(browser, given.folder / "FT" / "report.html", given.out / "report.png")
+    if browser is None:
+        print(f"no picture of {given.report}: install one of {', '.join(BROWSERS)}", file=sys.stderr)
+        return 1
+    photograph(browser, given.report, given.out / "report.png")
     return 0
 
 
