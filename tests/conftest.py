@@ -16,6 +16,7 @@ import torch
 
 from harmonize import corpus as corpora
 from harmonize.files import sha256_of
+from harmonize.hub import reach
 from harmonize.settings import PERCENTILES, Settings
 from harmonize.voxels.stored import StoredVolume
 
@@ -57,6 +58,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[standin_hub
         monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(hub_constants, "HF_HOME", str(tmp_path / "hub-home"))
+        monkeypatch.setattr(reach, "_away", {})
         monkeypatch.setenv("HF_TOKEN", standin_hub.TOKEN)
         yield served
 

@@ -400,7 +400,7 @@ def test_text_of_the_raw_tree_makes_no_markup_in_the_card(corpus: Path) -> None:
     card = (corpus / "README.md").read_text()
     (line,) = [line for line in card.splitlines() if "T1w" in line]
     assert line.startswith("| openmind | T1w \\| x\\\\n---")
-    assert line.endswith("| zscore | 4 |")
+    assert line.endswith("| zscore | 4 | 3 | 1 |")
     for markup in (" <img", "[a](", "https://evil", " `b`", "\x1b"):
         assert markup not in line
     assert card.count("\n---\n") == 1
@@ -412,7 +412,7 @@ def test_nothing_else_of_a_corpus_makes_markup_in_its_card(corpus: Path) -> None
     info = Corpus.open(corpus).info | {"libraries": {"headspark": evil}, "sources": {"a": {"mri_norm": evil}}}
     card = corpus_card(info, [rows_of(corpus)[0] | {"source": evil, "modality": evil, "unit": evil}], 0)
     assert card.count("\n---\n") == 1
-    assert card.count("x \\| \\<img src=y\\>\\\\n---\\\\n\\`") == 6
+    assert card.count("x \\| \\<img src=y\\>\\\\n---\\\\n\\`") == 9
     assert " <img" not in card
 
 

@@ -9,7 +9,6 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub.constants as hub_constants
 import pytest
@@ -26,7 +25,6 @@ from headspark import Encoder, load_encoder, save_encoder
 from headspark.config import read_recipe, run_command
 from headspark.decoder import DecoderConfig
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
-from headspark.hub import encoder_folder
 from headspark.hub.export import export_run
 from headspark.hub.model_card import write_card
 from headspark.interop.nnssl import read_nnssl, write_nnssl
@@ -208,7 +206,7 @@ def test_without_a_network_the_push_is_one_line(
 ) -> None:
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     assert push(run, "--repo", "user/name") == 1
-    assert "error: user/name: Cannot reach" in capsys.readouterr().err
+    assert "HF_HUB_OFFLINE forbids to ask it; unset it to push" in capsys.readouterr().err
 
 
 def test_a_repository_that_was_made_on_the_hubs_page_is_new(run: Path, hub: Hub) -> None:
@@ -356,21 +354,20 @@ def test_load_encoder_gives_what_from_pretrained_gives(run: Path, hub: Hub, tmp_
     assert first["model.safetensors"] == (tmp_path / "encoder" / "model.safetensors").read_bytes()
 
 
-def test_load_encoder_asks_the_hub_for_the_revision(
-    run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_encoder_asks_the_hub_for_the_revision(run: Path, hub: Hub, tmp_path: Path) -> None:
     assert push(run, "--out", tmp_path / "encoder", "--decoder") == 2  # this run has a light one
     assert push(run, "--repo", "user/name") == 0
-    asked: list[str | None] = []
-    download = encoder_folder.hf_hub_download
-
-    def note(repo: str, name: str, *, revision: str | None = None, **options: Any) -> str:
-        asked.append(revision)
-        return download(repo, name, **options)
-
-    monkeypatch.setattr(encoder_folder, "hf_hub_download", note)
-    assert load_encoder("user/name", revision="main").channels == (4, 8)
-    assert asked == ["main"]
+    newer = {**hub.repos["user/name"].files, "config.json": b"{}"}
+    hub.repos["user/name"].commits.append(newer)
+    assert load_encoder("user/name", revision="step_000003").channels == (4, 8)
+    assert load_encoder("user/name@step_000003").channels == (4, 8)
+    for name, revision in (("user/name", None), ("user/name", "main"), ("user/name@main", None)):
+        with pytest.raises(UserError, match="user/name"):
+            load_encoder(name, revision=revision)
+    with pytest.raises(UserError, match="no such revision; its tags and branches stand at http"):
+        load_encoder("user/name@step_000004")
+    with pytest.raises(WrongUse, match="another revision"):
+        load_encoder("user/name@main", revision="step_000003")
     assert push(run, "--out", tmp_path / "encoder") == 0
     with pytest.raises(WrongUse, match="a folder has no revision v1"):
         load_encoder(tmp_path / "encoder", revision="v1")

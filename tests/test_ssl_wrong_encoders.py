@@ -91,7 +91,7 @@ def test_a_path_that_is_not_there_is_no_question_for_the_hub(
 def test_a_repository_offline_or_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
-    assert "no such folder, and the Hub cannot be asked (offline" in refusal("user/nothing")
+    assert "no such folder, and the cache lacks it, and HF_HUB_OFFLINE" in refusal("user/nothing")
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
     with standin_hub.serving() as served:
         monkeypatch.setattr(hub_constants, "ENDPOINT", served.url)

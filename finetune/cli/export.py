@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harmonize.corpus.card import plain_text
+from harmonize.corpus.card_parts import NOT_CLINICAL, citation_section, licence_header, licence_section
+from harmonize.corpus.card_text import plain_text
 from harmonize.errors import WrongUse
 from harmonize.terminal import say
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _CARD = """---
 library_name: headspark
-license: apache-2.0
+{header}
 pipeline_tag: image-feature-extraction
 tags: [headspark, medical-imaging, 3d, ct, mri, pytorch_model_hub_mixin]
 ---
@@ -34,7 +35,14 @@ maps = encoder(x_BCDHW)  # {channels} channels; one map a stage, finest first
 Scans go in RAS at {spacing} mm: CT as the windows {windows} in [-1, 1], MRI normalised ({norm}) and copied into every
 channel. `encoder.preprocessing` holds the same facts; `headspark.channels.to_network_input` takes them.
 {decoder}
-Not a medical device: for research. The licences of the data hold for what is made from them.
+## Use and limits
+
+To begin fine-tuning on head CT or MRI with, in research. {research} It has learned one task on the scans of
+{sources}; of others nothing is known, nor whether it serves all groups of patients alike.
+
+{licence}
+
+{citation}
 """
 _DECODER = """
 The decoder that was trained with it lies beside it. It says {outputs}, each cell {stride} voxels wide:
@@ -111,11 +119,23 @@ def preprocessing_of(bundle: Bundle) -> dict[str, Any]:
 
 
 def _card(bundle: Bundle, decoder: Any | None) -> str:
+    import yaml
+
+    from finetune.tasks import make_task
+    from harmonize.provenance import library_versions
+
     facts = preprocessing_of(bundle)
     said = ""
     if decoder is not None:
         said = _DECODER.format(outputs=" and ".join(map(plain_text, decoder.outputs)), stride=decoder.stride)
+    sources = make_task(bundle.task).sources
+    header = yaml.safe_dump(licence_header(sources, name="terms-of-the-training-data"), sort_keys=False)
     return _CARD.format(
+        header=header.rstrip(),
+        research=NOT_CLINICAL,
+        sources=plain_text(", ".join(sources)),
+        licence=licence_section(sources, what="what was learned from them"),
+        citation=citation_section(library_versions()["headspark"]),
         kind=bundle.encoder.kind,
         task=bundle.task.kind,
         channels=bundle.encoder.in_channels,

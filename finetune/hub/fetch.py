@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
@@ -19,8 +17,9 @@ from finetune.hub.folder import HISTOGRAMS, folds_of_config, is_ours_config
 from finetune.model_folder import CONFIG, WEIGHTS, read_bundle
 from finetune.predict.ensemble import models_in
 from harmonize.errors import UserError
-from harmonize.hub import HUB_ERRORS, first_line
+from harmonize.hub import HUB_ERRORS, fetch_file, not_had, reached, repo_of
 from headspark.folder_kind import read_json
+from headspark.hub.encoder_folder import NO_FOLDER
 
 MOST_FILES = 10_000
 """Of a repository, that are looked at."""
@@ -28,7 +27,8 @@ MOST_FILES = 10_000
 LARGEST_SMALL, LARGEST_WEIGHTS = 1 << 20, 1 << 34
 """Bytes of a configuration or a histogram, and of weights; more is not fetched."""
 
-_ON_THE_HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:@([\w./-]+))?", re.ASCII)
+__all__ = ["fetch_model", "fetched", "repo_of"]
+
 _HOW = "`finetune push FT --repo USER/NAME` writes one"
 
 
@@ -54,22 +54,16 @@ def fetch_model(repo: str, *, revision: str | None = None) -> Path:
 
         predictor = Predictor(fetch_model("user/name", revision="v1"))
     """
-    sizes = _sizes(repo, revision)
-    config = _download(repo, CONFIG, revision, sizes)
-    content = read_json(config)
-    if not is_ours_config(content):
-        raise UserError(f"{repo}: holds no fine-tuned model of headspark (its {CONFIG} is another's); {_HOW}")
-    below = [f"{name}/" for name in folds_of_config(content)]
-    for name in (f"{fold}{own}" for fold in below for own in (CONFIG, WEIGHTS)) if below else (WEIGHTS,):
-        _download(repo, name, config.parent.name, sizes)
-    patterns = [f"{fold}{own}" for fold in below or [""] for own in (HISTOGRAMS, *BESIDE_FILES)]
-    for name in sizes or ():
-        if any(fnmatchcase(name, one) and name.count("/") == one.count("/") for one in patterns):
-            _download(repo, name, config.parent.name, sizes)
-    with fetched({config.parent: repo}):
-        for folder in models_in(config.parent):
-            read_bundle(folder)
-    return config.parent
+    try:
+        with reached(repo, CONFIG, revision=revision, else_=NO_FOLDER):
+            folder = _fetch(repo, revision)
+    except HUB_ERRORS as error:
+        name = repo if revision is None else f"{repo}@{revision}"
+        raise UserError(not_had(name, error, else_=NO_FOLDER, how=_HOW)) from error
+    with fetched({folder: repo}):
+        for model in models_in(folder):
+            read_bundle(model)
+    return folder
 
 
 @contextmanager
@@ -90,28 +84,38 @@ def fetched(places: Mapping[Path, str]) -> Iterator[None]:
         raise UserError(said, exit_code=error.exit_code) from error
 
 
-def repo_of(name: str) -> tuple[str, str | None] | None:
-    """Repository and revision that ``user/name`` or ``user/name@revision`` means; None for a path, or what is there.
+def _fetch(repo: str, revision: str | None) -> Path:
+    """Have all files of a model in the client's cache; gives their folder.
 
-    Example:
-        >>> repo_of("user/name@v1"), repo_of("user/name"), repo_of("./user/name"), repo_of("name")
-        (('user/name', 'v1'), ('user/name', None), None, None)
+    Raises:
+        UserError: It holds none, or one with files that are too large.
+        HTTPError: As the client raises it; likewise `FileNotFoundError`, `OfflineModeIsEnabled`.
     """
-    found = _ON_THE_HUB.fullmatch(name)
-    return None if found is None or os.path.lexists(name) else (found[1], found[2])
+    sizes = _sizes(repo, revision)
+    config = _download(repo, CONFIG, revision, sizes)
+    content = read_json(config)
+    if not is_ours_config(content):
+        raise UserError(f"{repo}: holds no fine-tuned model of headspark (its {CONFIG} is another's); {_HOW}")
+    commit = config.parent.name
+    below = [f"{name}/" for name in folds_of_config(content)]
+    for name in (f"{fold}{own}" for fold in below for own in (CONFIG, WEIGHTS)) if below else (WEIGHTS,):
+        _download(repo, name, commit, sizes)
+    patterns = [f"{fold}{own}" for fold in below or [""] for own in (HISTOGRAMS, *BESIDE_FILES)]
+    for name in sizes or ():
+        if any(fnmatchcase(name, one) and name.count("/") == one.count("/") for one in patterns):
+            _download(repo, name, commit, sizes)
+    return config.parent
 
 
 def _sizes(repo: str, revision: str | None) -> dict[str, int] | None:
-    """Bytes of each file of a repository; None where the Hub cannot be asked, and its cache may know it."""
+    """Bytes of each file of a repository; None where the Hub may not be asked, and its cache may know it."""
+    if constants.HF_HUB_OFFLINE:
+        return None
     try:
         tree = HfApi().list_repo_tree(repo, recursive=True, revision=revision)
         return {one.path: one.size for one in islice(tree, MOST_FILES) if isinstance(one, RepoFile)}
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{repo}: no such folder, and no such repository on the Hub (or one that needs `hf auth login`); {_HOW}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{repo}: the repository has no revision {revision}; give another") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
     except HUB_ERRORS:
         return None
 
@@ -128,8 +132,6 @@ def _download(repo: str, name: str, revision: str | None, sizes: Mapping[str, in
     if sizes is not None and sizes[name] > most:
         raise UserError(f"{repo}: its {name} has {sizes[name]} bytes, and {most} at most are fetched; push it again")
     try:
-        return Path(hf_hub_download(repo, name, revision=revision))
+        return fetch_file(repo, name, revision=revision)
     except RemoteEntryNotFoundError as error:
         raise UserError(f"{repo}: its {name} is missing; {_HOW}") from error
-    except HUB_ERRORS as error:
-        raise UserError(f"{repo}: no such folder, and the Hub cannot be asked: {first_line(error)}") from error

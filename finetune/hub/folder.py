@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-
 from finetune.finder.beside import BESIDE_FILES
 from finetune.hub.model_card import write_card
 from finetune.model_folder import CONFIG, SCHEMA_VERSION, WEIGHTS, Bundle, load_model, read_bundle, save_bundle
@@ -17,7 +15,7 @@ from finetune.predict.ensemble import models_in
 from harmonize.corpus import NYUL
 from harmonize.errors import WrongUse
 from harmonize.files import write_json, write_text
-from harmonize.hub import UPLOAD_ERRORS, check_repo, refused
+from harmonize.hub import check_repo, push_folder
 from headspark.folder_kind import is_model_config, read_json
 from headspark.folders import replaced
 from headspark.hub.encoder_folder import CARD, CURVES
@@ -54,13 +52,14 @@ def save_model(source: Path, folder: Path) -> None:
         _write(source, models, temporary)
 
 
-def push_model(source: Path, repo: str, *, private: bool = True) -> str:
+def push_model(source: Path, repo: str, *, private: bool = True, tag: str | None = None) -> str:
     """Push what `save_model` writes to the Hub in one commit; the repository is made if need be.
 
     Args:
         source: Folder of a finished run, or of a cross-validation.
         repo: ``user/name``.
         private: Make a new repository private; one that is there stays as visible as it is.
+        tag: Revision that the commit can be fetched by from now on, such as ``v1``.
 
     Returns:
         The commit's address.
@@ -72,21 +71,12 @@ def push_model(source: Path, repo: str, *, private: bool = True) -> str:
     check_repo(repo)
     models = [(path, _bundle_of(path)) for path in models_in(source)]
     with tempfile.TemporaryDirectory(prefix="headspark-push-") as name:
+        refuse_foreign_repository(repo, is_ours=is_ours_config, what="a fine-tuned model")
         _write(source, models, Path(name))
-        try:
-            refuse_foreign_repository(repo, is_ours=is_ours_config, what="a fine-tuned model")
-            api = HfApi()
-            api.create_repo(repo, private=private, exist_ok=True)
-            # Deleted is what a model left that was there before, and that this one does not have.
-            done = api.upload_folder(
-                repo_id=repo,
-                folder_path=name,
-                delete_patterns=list(MODEL_FILES),
-                commit_message="Push a fine-tuned model of headspark",
-            )
-        except UPLOAD_ERRORS as error:
-            raise refused(repo, error) from error
-    return str(done.commit_url)
+        # Deleted is what a model left that was there before, and that this one does not have.
+        message = "Push a fine-tuned model of headspark"
+        done = push_folder(Path(name), repo, message=message, delete=MODEL_FILES, private=private, tag=tag)
+    return done.address
 
 
 def is_ours_config(config: object) -> bool:

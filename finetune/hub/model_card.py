@@ -22,18 +22,18 @@ from finetune.model_folder import Bundle
 from finetune.report.training import figure_curves
 from finetune.segmentation import said_columns
 from finetune.tasks import MASKS, Task, make_task
-from harmonize.bounded_files import fits
-from harmonize.corpus.card import plain_text
-from harmonize.corpus.terms import terms_of
+from harmonize.bounded_files import fits, read_small
+from harmonize.corpus.card_parts import NOT_CLINICAL, citation_section, licence_header, licence_section
+from harmonize.corpus.card_text import plain_text
 from headspark.hub.encoder_folder import CURVES, Card
+from headspark.hub.model_card import fenced
 from headspark.pretraining.pictures import png
-from headspark.run.folder import read_metrics, read_state
+from headspark.run.folder import RECIPE, read_metrics, read_state
 
 _TRAINED_ON = [{"source": str, "modality": str, "series": int, "patients": int}]
-_APACHE = "apache-2.0"
 _LIMITS = """## Use and limits
 
-Not a medical device: for research. It was judged on held-out patients of the data it was trained on; scanners,
+{research} It was judged on held-out patients of the data it was trained on; scanners,
 protocols and patients of other places differ, so judge it on some of your own before you rely on any number. {said}
 Whoever {made} of its data made errors, which it has learned too."""
 _UNCALIBRATED = "Its probabilities are not calibrated, and no threshold comes with it."
@@ -71,8 +71,10 @@ def write_card(source: Path, models: Sequence[tuple[Path, Bundle]]) -> Card:
         f"![Losses and held-out scores by step]({CURVES})" if metrics else "",
         _preprocessing(bundle),
         _limits(task),
-        _licence(task),
+        licence_section(task.sources, what="what was learned from them"),
+        _recipe(models[0][0]),
         _provenance(states[0]),
+        _citation(states[0]),
     ]
     pictures = {CURVES: png(figure_curves(metrics))} if metrics else {}
     return Card(text="\n\n".join(section for section in sections if section) + "\n", pictures=pictures)
@@ -110,17 +112,14 @@ def _asking(task: Task) -> str:
 
 def _limits(task: Task) -> str:
     if task.answers == MASKS:
-        return _LIMITS.format(said=_OF_MASKS, made="drew the masks")
+        return _LIMITS.format(research=NOT_CLINICAL, said=_OF_MASKS, made="drew the masks")
     said = _OF_NUMBERS if task.asks == "regression" else _UNCALIBRATED
-    return _LIMITS.format(said=said, made="read the labels")
+    return _LIMITS.format(research=NOT_CLINICAL, said=said, made="read the labels")
 
 
 def _header(task: Task) -> str:
     header: dict[str, Any] = {"library_name": "headspark"}
-    if all(terms_of(source).may_share for source in task.sources):
-        header["license"] = _APACHE
-    else:
-        header |= {"license": "other", "license_name": "terms-of-the-training-data"}
+    header |= licence_header(task.sources, name="terms-of-the-training-data")
     if task.asks != "regression":
         header["pipeline_tag"] = "image-segmentation" if task.answers == MASKS else "image-classification"
     header["tags"] = ["headspark", "medical-imaging", "3d", "ct", "mri"]
@@ -215,13 +214,36 @@ def _preprocessing(bundle: Bundle) -> str:
     return f"## Preprocessing\n\n`finetune predict` does it; `config.json` holds the same facts.\n\n{table}"
 
 
-def _licence(task: Task) -> str:
-    rows = []
-    for source in task.sources:
-        terms = terms_of(source)
-        rows.append(f"- {plain_text(source)}: {f'[{terms.licence}]({terms.link})' if terms.link else terms.licence}")
-    lines = "\n".join(rows)
-    return f"## Licence\n\nThe terms of the data it was trained on hold for what is made from them:\n\n{lines}"
+def _recipe(run: Path) -> str:
+    """The resolved recipe of a run, without what is of its author's machine alone; nothing where it cannot be read."""
+    try:
+        recipe = yaml.safe_load(read_small(run / RECIPE))
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""
+    if not isinstance(recipe, dict):
+        return ""
+    text = yaml.safe_dump(without_places(recipe), sort_keys=False, allow_unicode=True)
+    return f"## Recipe\n\n{fenced(text)}"
+
+
+def without_places(value: Any) -> Any:
+    """A recipe without paths: they name folders of its author's machine, and maybe its author.
+
+    Example:
+        >>> without_places({"data": {"cache_dir": "/home/me", "patch": [96, 96, 96]}, "task": {"kind": "aneurysm"}})
+        {'data': {'cache_dir': '...', 'patch': [96, 96, 96]}, 'task': {'kind': 'aneurysm'}}
+    """
+    if isinstance(value, dict):
+        return {key: without_places(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_places(one) for one in value]
+    is_place = isinstance(value, str) and ("/" in value or "\\" in value or value.startswith("~"))
+    return "..." if is_place else value
+
+
+def _citation(state: dict[str, Any]) -> str:
+    libraries = state.get("libraries")
+    return citation_section(libraries.get("headspark", "") if isinstance(libraries, dict) else "")
 
 
 def _provenance(state: dict[str, Any]) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from torch import Tensor, nn
 
 from harmonize.errors import UserError, WrongUse
-from harmonize.hub import HUB_ERRORS, first_line
+from harmonize.hub import HUB_ERRORS, first_line, reached
 from headspark.config.checks import require
 from headspark.encoder.base import MOST_CHANNELS
 
@@ -149,10 +151,13 @@ def _backbone(config: TimmConfig, pretrained: bool) -> nn.Module:
     if not timm.is_model(name.partition(".")[0]):
         nearest = ", ".join(timm.list_models(f"*{name.partition('_')[0]}*")[:5]) or "none like it"
         raise WrongUse(f"scratch.backbone {name}: timm has no such network; it has {nearest}")
+    hub_id = timm.get_pretrained_cfg_value(name, "hf_hub_id") if pretrained else None
     try:
-        network = timm.create_model(
-            name, pretrained=pretrained, in_chans=config.in_channels, num_classes=0, global_pool=""
-        )
+        wanted = "scratch.pretrained wants its weights, "
+        with reached(hub_id, SAFETENSORS_SINGLE_FILE, else_=wanted) if hub_id else nullcontext():
+            network = timm.create_model(
+                name, pretrained=pretrained, in_chans=config.in_channels, num_classes=0, global_pool=""
+            )
     except HUB_ERRORS as error:
         raise UserError(
             f"scratch.pretrained: the weights of {name} cannot be had ({first_line(error)}); connect, or give "

@@ -2,91 +2,121 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from harmonize.corpus.terms import terms_of
-from harmonize.terminal import printable
+import yaml
 
-LONGEST_TEXT = 200
-_MARKUP = re.compile(r"[\\`*_\[\]<>|~&$@#!]|:(?=//)|(?<=www)\.", re.IGNORECASE)
+from harmonize.corpus.card_parts import NOT_CLINICAL, citation_section, licence_header, licence_section
+from harmonize.corpus.card_text import plain_text
+
+__all__ = ["corpus_card", "plain_text"]
+
+_TAGS = ["medical", "3d", "ct", "mri", "nifti", "headspark"]
+
+_OPENING = """## Open it
+
+```python
+from datasets import load_dataset
+
+scans = load_dataset("niftifolder", data_dir="THIS_FOLDER", split="train")
+streamed = load_dataset("THIS_REPOSITORY", split="train", streaming=True)  # from the Hub, a scan at a time
+```
+
+A row is a scan: `image` (a nibabel image: its voxels, and the affine that leads to RAS+ mm), `mask` and `brain_mask`
+where there are any, `modality`, `source`, `subject` (the patient), `shape`, `spacing` in mm, `unit`, and what else
+`metadata.parquet` has. There is one split, `train`. Patients have several scans, so divide by them:
+
+```python
+import hashlib
 
 
-def corpus_card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: int) -> str:
+def is_held_out(row, share=0.1, seed=0):  # as `headspark pretrain` divides
+    key = f"{seed}/{row['source']}/{row['subject']}".encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:8]) < share * 2**64
+
+
+train = streamed.filter(lambda row: not is_held_out(row))
+held_out = streamed.filter(is_held_out)
+```
+
+`hf download THIS_REPOSITORY --repo-type dataset --local-dir CORPUS` gives the folder that `headspark pretrain` and
+`finetune train` take. `rejected.parquet` has a row a rejected scan with its reason, `labels.parquet` (where a source
+labels its scans) a row a labelled scan, rejected ones too, and `folds.parquet` (once a fine-tuning run has dealt them)
+the fold of each labelled scan."""
+
+_LIMITS = f"""## Use and limits
+
+For pretraining and evaluating models of head CT and MRI in research. {NOT_CLINICAL}
+
+The voxels were resampled and MRI was normalised: they are no substitute for the originals, and nobody looked at each of
+them; `decisions` says what was found and done about a scan, and `harmonize report` draws it. Scanners, countries,
+ages and diseases are those of the sources, which stand for no population. Ids are those that a source publishes, or
+salted hashes; no text of an original's header is in the files. Faces are as the sources have them: where these were not
+removed, a head can be recognised, so do not try to find out who anybody is."""
+
+
+def corpus_card(info: dict[str, Any], accepted: list[dict[str, Any]], rejected: int, manifest_sha256: str = "") -> str:
     """The dataset card: what is in the corpus and how to open it, with the header that the Hub reads.
 
     Args:
         info: The content of corpus.json.
         accepted: Rows of metadata.parquet.
         rejected: How many scans were rejected.
+        manifest_sha256: Of metadata.parquet; "" where it is not known.
     """
-    counts: dict[tuple[str, str, str], int] = {}
-    for row in accepted:
-        group = (row["source"], row["modality"], row["unit"])
-        counts[group] = counts.get(group, 0) + 1
-    table = "\n".join(f"| {' | '.join(map(plain_text, group))} | {count} |" for group, count in sorted(counts.items()))
-    spacing = _by(info["settings"]["spacing"])
-    region = _region(info["settings"])
-    version = plain_text(info["libraries"].get("headspark", ""))
     sources = sorted({row["source"] for row in accepted})
-    licences = "\n".join(
-        f"| {plain_text(source)} | {terms_of(source).licence} | {terms_of(source).link} |" for source in sources
-    )
-    licence = "cc-by-4.0" if all(terms_of(source).licence == "CC-BY-4.0" for source in sources) else "other"
+    header: dict[str, Any] = {
+        "pretty_name": "Harmonized head CT and MRI",
+        **licence_header(sources, name="terms-of-the-sources"),
+        "task_categories": ["image-feature-extraction"],
+        "tags": _TAGS,
+        "size_categories": [_size_category(len(accepted))],
+    }
+    spacing = _by(info["settings"]["spacing"])
+    version = info["libraries"].get("headspark", "")
     norms = plain_text(", ".join(f"{source}: {chosen['mri_norm']}" for source, chosen in info["sources"].items()))
-    return f"""---
-pretty_name: Harmonized head CT and MRI
-license: {licence}
-task_categories:
-- image-feature-extraction
-tags:
-- medical
-- 3d
-- ct
-- mri
-- nifti
-- headspark
-size_categories:
-- {_size_category(len(accepted))}
----
-
-# Harmonized head CT and MRI
-
-{len(accepted)} scans ({rejected} rejected), written by `harmonize` of headspark {version}.
-Every volume is RAS, {spacing} mm, int16 with its scale in the header; CT is in Hounsfield units.
-MRI is normalised ({norms}).{region}
-
-| source | modality | unit | scans |
-|---|---|---|---|
-{table}
-
-```python
-from datasets import load_dataset
-
-scans = load_dataset("niftifolder", data_dir="THIS_FOLDER", split="train")
-```
-
-`metadata.parquet` has a row a scan, `rejected.parquet` a row a rejected scan with its reason, `labels.parquet` (where a
-source labels its scans) a row a labelled scan, rejected ones too, and `folds.parquet` (once a fine-tuning run has dealt
-them) the fold of each labelled scan.
-
-The scans keep the licences of their sources:
-
-| source | licence | terms |
-|---|---|---|
-{licences}
-"""
+    subjects = len({(row["source"], row["subject"]) for row in accepted})
+    how = f"RAS, {spacing} mm, int16 with its scale in the header"
+    sections = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        "# Harmonized head CT and MRI",
+        f"{len(accepted)} scans of {subjects} subjects ({rejected} rejected), written by `harmonize` of headspark "
+        f"{plain_text(version)}.\nEvery volume is {how}; CT is in Hounsfield units.\nMRI is normalised ({norms})."
+        f"{_region(info['settings'])}",
+        _contents(accepted),
+        _OPENING,
+        _LIMITS,
+        licence_section(sources, what="the scans"),
+        _provenance(info, manifest_sha256),
+        citation_section(version),
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
-def plain_text(text: object, *, longest: int = LONGEST_TEXT) -> str:
-    """Text from a raw tree for Markdown, where it shows as it is: no markup, no link, no end of a cell or a line.
+def _contents(accepted: list[dict[str, Any]]) -> str:
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in accepted:
+        groups.setdefault((row["source"], row["modality"], row["unit"]), []).append(row)
+    lines = ["| source | modality | unit | scans | subjects | with a mask |", "|---|---|---|---|---|---|"]
+    for group, rows in sorted(groups.items()):
+        masks = sum(row.get("mask_file_name") is not None for row in rows)
+        counts = (len(rows), len({row["subject"] for row in rows}), masks)
+        lines.append(f"| {' | '.join(map(plain_text, (*group, *counts)))} |")
+    return "\n".join(lines)
 
-    Example:
-        >>> plain_text("T1w"), plain_text("a|b <img>")
-        ('T1w', 'a\\\\|b \\\\<img\\\\>')
-    """
-    shown = printable(str(text))
-    return _MARKUP.sub(r"\\\g<0>", shown if len(shown) <= longest else f"{shown[:longest]}...")
+
+def _provenance(info: dict[str, Any], manifest_sha256: str) -> str:
+    """What it was made with and how: the settings are in corpus.json too, whose fingerprint of the salt stays there."""
+    settings = {key: value for key, value in info["settings"].items() if key != "salt_fingerprint"}
+    chosen = {**settings, "sources": info["sources"]}
+    rows = [f"| {plain_text(key)} | {plain_text(value, longest=1000)} |" for key, value in sorted(chosen.items())]
+    table = "\n".join(["| setting | value |", "|---|---|", *rows])
+    libraries = ", ".join(f"{name} {version}" for name, version in info["libraries"].items())
+    named = f"SHA-256 of `metadata.parquet`, whose rows hold the hash of every file: `{manifest_sha256}`.\n\n"
+    return (
+        f"## Recipe and provenance\n\n{named if manifest_sha256 else ''}{table}\n\n"
+        f"{plain_text(libraries, longest=1000)}."
+    )
 
 
 def _region(settings: dict[str, Any]) -> str:

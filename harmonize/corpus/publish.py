@@ -7,14 +7,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError
 
 from harmonize.corpus import INFO, LABEL_TABLE, Corpus
 from harmonize.corpus.lock import exclusive
 from harmonize.corpus.publishable import FOLDERS, publishable
 from harmonize.corpus.terms import terms_of
 from harmonize.errors import UserError
-from harmonize.hub import UPLOAD_ERRORS, check_repo, refused
+from harmonize.hub import UPLOAD_ERRORS, check_reached, check_repo, refused
 from harmonize.identity import HASH_LENGTH
 from harmonize.salt import is_quickly_guessed, is_unsalted
 from harmonize.terminal import careful_log, warn, without_secrets
@@ -45,6 +44,9 @@ def publish(
     check_repo(repo)
     corpus = Corpus.open(path)
     check_terms(corpus, may_share)
+    hub = HfApi(endpoint=endpoint)
+    address = without_secrets(hub.endpoint)
+    check_reached(hub.endpoint)  # before everything is hashed
     with exclusive(path / LOCK, f"{path}: a run is still writing this corpus; wait for it, then publish"):
         if corpus.scans.empty:
             raise UserError(f"{corpus.path}: holds no scans")
@@ -52,8 +54,6 @@ def publish(
         # The folders as a whole, because the client compares each file with each pattern: what else lies there was
         # refused above, or is named to stay at home.
         top = [name for name in found.files if "/" not in name]
-        hub = HfApi(endpoint=endpoint)
-        address = without_secrets(hub.endpoint)
         try:
             with careful_log("huggingface_hub"):
                 hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
@@ -67,8 +67,6 @@ def publish(
                     commit_message=f"{len(corpus.scans)} scans, manifest {corpus.manifest_sha256()[:12]}",
                 )
         except UPLOAD_ERRORS as error:
-            if isinstance(error, HTTPError) and getattr(error, "response", None) is None:
-                raise UserError(f"{address}: cannot be reached ({type(error).__name__}); try again later") from error
             raise refused(repo, error) from error
     return f"{address}/datasets/{repo}"
 

@@ -14,7 +14,7 @@ from harmonize.corpus.layout import CARD, LABEL_SCHEMA, LABEL_TABLE, REJECTED, R
 from harmonize.corpus.reading import Corpus, label_rows
 from harmonize.corpus.target import RECORDS
 from harmonize.errors import UserError
-from harmonize.files import atomic_path, write_text
+from harmonize.files import atomic_path, sha256_of, write_text
 
 
 def write_manifest(
@@ -41,7 +41,8 @@ def write_manifest(
         (path / LABEL_TABLE).unlink(missing_ok=True)
     _write_table(path / REJECTED, rejected, REJECTED_SCHEMA)
     _write_table(path / SCANS, accepted, SCAN_SCHEMA)
-    write_text(path / CARD, corpus_card(Corpus.open(path).info, accepted, len(rejected)))
+    card = corpus_card(Corpus.open(path).info, accepted, len(rejected), sha256_of(path / SCANS))
+    write_text(path / CARD, card)
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

@@ -15,6 +15,7 @@ from harmonize.parser import Parser
 from harmonize.terminal import say
 from headspark.hub import push_encoder, save_encoder
 from headspark.hub.export import export_run, write_nnunet
+from headspark.run.checkpoint import folder_name
 
 HF, NNUNET = "hf", "nnunet"
 
@@ -28,10 +29,11 @@ def main(argv: Sequence[str]) -> int:
         say(write_nnunet(exported, options.out))
         return 0
     write: Callable[..., str | None]
+    tag = folder_name(exported.step)
     if options.repo is None:
         write, where = save_encoder, options.out
     else:
-        write, where = partial(push_encoder, private=not options.public), options.repo
+        write, where = partial(push_encoder, private=not options.public, tag=tag), options.repo
     address = write(
         exported.model.encoder,
         where,
@@ -40,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
         decoder=exported.decoder,
     )
     say(address or where)
+    if address is not None:
+        say(f"tag {tag}: load_encoder({options.repo!r}, revision={tag!r}), or {options.repo}@{tag} as --encoder")
     return 0
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,20 +13,15 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import (
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.files import write_text
-from harmonize.hub import HUB_ERRORS, first_line
+from harmonize.hub import HUB_ERRORS, fetch_file, first_line, not_had, reached, repo_of
 from headspark.config import from_plain, to_plain
 from headspark.decoder import UNetDecoder
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
@@ -42,8 +37,9 @@ ENCODER_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE, DECODER, CARD, CURVES, RE
 DECODER_CONFIG = {"kind": "unet", "file": DECODER}
 """What config.json says of a decoder that lies beside the encoder, under ``decoder``."""
 
+NO_FOLDER = "no such folder, and "
+
 _LIBRARY = "library_name: headspark"
-_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _HOW = "`headspark push RUN --out ENCODER` writes one"
 
 
@@ -89,7 +85,8 @@ class Encoder(
         """Load an encoder from a folder or from the Hub.
 
         Args:
-            pretrained_model_name_or_path: A folder that ``headspark push`` wrote, or ``user/name``.
+            pretrained_model_name_or_path: A folder that ``headspark push`` wrote, ``user/name``, or
+                ``user/name@revision``.
             options: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` ... of huggingface_hub.
 
         Returns:
@@ -102,20 +99,21 @@ class Encoder(
         """
         name = str(pretrained_model_name_or_path)
         _check_local(name)
+        repo, revision = repo_of(name) or (name, None)
+        if revision is not None and options.setdefault("revision", revision) not in (None, revision):
+            raise WrongUse(f"{name}: another revision than {options['revision']}; give one of them")
+        options["revision"] = revision or options.get("revision")
         try:
-            return super().from_pretrained(name, **options)
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-            raise UserError(
-                f"{name}: no such folder, and the Hub cannot be asked (offline, and not in its cache); {_HOW}"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise UserError(
-                f"{name}: no such folder, and no such repository on the Hub (or one that needs `hf auth login`); {_HOW}"
-            ) from error
+            with asked(repo, **options):
+                return super().from_pretrained(repo, **options)
+        except RemoteEntryNotFoundError as error:
+            missing = f"{SAFETENSORS_SINGLE_FILE} or {CONFIG_NAME} of an encoder is missing"
+            raise UserError(f"{name}: no encoder's folder and no readable repository: {missing}") from error
         except HUB_ERRORS as error:
-            raise UserError(f"{name}: no encoder's folder and no readable repository: {_first(error)}") from error
+            token = options.get("token")
+            raise UserError(not_had(name, error, else_=NO_FOLDER, how=_HOW, token=token)) from error
         except (TypeError, ValueError, AttributeError, SafetensorError, RuntimeError) as error:
-            raise UserError(f"{name}: its files do not make an encoder: {_first(error)}") from error
+            raise UserError(f"{name}: its files do not make an encoder: {first_line(error)}") from error
         except OSError as error:
             raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
 
@@ -206,7 +204,20 @@ def on_hub(
 
 def file_of(model_id: str, name: str, **options: Any) -> Path:
     """Where a file of an encoder lies: in its folder, or in the cache of the Hub, which is asked for it first."""
-    return Path(model_id) / name if Path(model_id).is_dir() else Path(hf_hub_download(model_id, name, **options))
+    return Path(model_id) / name if Path(model_id).is_dir() else fetch_file(model_id, name, **options)
+
+
+def asked(repo: str, **options: Any) -> AbstractContextManager[None]:
+    """Ask the Hub for an encoder, or its cache where the Hub does not answer; a folder asks nobody.
+
+    Args:
+        repo: Folder, or ``user/name``.
+        options: As for `Encoder.from_pretrained`.
+    """
+    if Path(repo).is_dir() or options.get("local_files_only"):
+        return nullcontext()
+    only = {key: options[key] for key in ("revision", "cache_dir") if key in options}
+    return reached(repo, CONFIG_NAME, **only, else_=NO_FOLDER)
 
 
 def decoder_facts(decoder: UNetDecoder) -> dict[str, Any]:
@@ -235,7 +246,7 @@ def _check_local(name: str) -> None:
         is_nnssl = path.name == NNSSL_CHECKPOINT or (path / NNSSL_CHECKPOINT).is_file()
         how = "`headspark.interop.nnssl.read_nnssl` and `save_encoder` make one of it" if is_nnssl else _HOW
         raise UserError(f"{name}: no encoder there ({CONFIG_NAME} is {fault}), but {seen_at(path)}; {how}")
-    if not _ON_THE_HUB.fullmatch(name) or name.startswith(("./", "../")):
+    if repo_of(name) is None:
         raise UserError(f"{name}: no such folder; an encoder's folder is wanted, or a repository user/name of the Hub")
 
 
@@ -245,10 +256,3 @@ def _is_encoder(folder: Path) -> bool:
     return (is_encoder_config(config) and config.keys() <= {"encoder", "preprocessing", "decoder"}) and (
         not card.is_file() or _LIBRARY in card.read_text(encoding="utf-8", errors="replace")
     )
-
-
-def _first(error: Exception) -> str:
-    """The first line of a message, or what it means for an encoder."""
-    if isinstance(error, RemoteEntryNotFoundError):
-        return f"{SAFETENSORS_SINGLE_FILE} or {CONFIG_NAME} of an encoder is missing"
-    return first_line(error)

@@ -30,6 +30,7 @@ class Exported:
 
     Attributes:
         model: Encoder and decoder, in eval mode.
+        step: Of the checkpoint.
         recipe: Of the run.
         preprocessing: For config.json.
         card: README.md and its pictures.
@@ -37,6 +38,7 @@ class Exported:
     """
 
     model: SparK
+    step: int
     recipe: Recipe
     preprocessing: dict[str, Any]
     card: Card
@@ -90,6 +92,7 @@ def export_run(folder: Path, *, decoder: bool = False, probe: Path | None = None
     picture = pictures[-1] if pictures else None
     return Exported(
         model=model,
+        step=checkpoint.step,
         recipe=recipe,
         preprocessing=preprocessing_of(recipe, state["corpus"]),
         card=write_card(recipe, state, metrics, step=checkpoint.step, picture=picture, decoder=decoder, probe=probed),

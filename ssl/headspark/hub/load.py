@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 from huggingface_hub.constants import CONFIG_NAME
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from harmonize.errors import UserError, WrongUse
-from harmonize.hub import HUB_ERRORS, first_line
+from harmonize.hub import HUB_ERRORS, not_had, repo_of
 from headspark.decoder import UNetDecoder
 from headspark.encoder import MaskableEncoder
 from headspark.encoder.base import MOST_CHANNELS
 from headspark.folder_kind import read_json
-from headspark.hub.encoder_folder import DECODER, DECODER_CONFIG, Encoder, file_of
+from headspark.hub.encoder_folder import DECODER, DECODER_CONFIG, Encoder, asked, file_of
 from headspark.weights import build_with, read_weights
 
 
@@ -36,7 +37,7 @@ def load_encoder(
     """Load a pretrained encoder.
 
     Args:
-        path_or_repo: A folder that ``headspark push`` wrote, or ``user/name`` on the Hub.
+        path_or_repo: A folder that ``headspark push`` wrote, or ``user/name`` on the Hub, or ``user/name@revision``.
         revision: Branch, tag or commit of the repository; None takes the newest. A folder has none.
         decoder: Load the decoder too, which lies there after ``headspark push --decoder``. It takes the encoder's maps:
             ``decoder(encoder(x_BCDHW))`` is the predicted volume, (B, C, D, H, W). Of an encoder that
@@ -54,7 +55,7 @@ def load_encoder(
 
         from headspark import load_encoder
 
-        encoder = load_encoder("user/name", revision="v1")
+        encoder = load_encoder("user/name", revision="step_050000")  # every push is tagged with its step
         maps = encoder(x_BCDHW)  # finest first
     """
     name = str(path_or_repo)
@@ -86,17 +87,23 @@ def load_decoder(
         UserError: There is one that cannot be read, or does not fit.
     """
     name = str(path_or_repo)
-    config: Any = read_json(file_of(name, CONFIG_NAME, revision=revision))
-    stored = config.get("decoder") if isinstance(config, dict) else None
-    if stored is None:
-        return None
+    repo, named = repo_of(name) or (name, None)
+    revision = named or revision
+    try:
+        with asked(repo, revision=revision):
+            config: Any = read_json(file_of(repo, CONFIG_NAME, revision=revision))
+            stored = config.get("decoder") if isinstance(config, dict) else None
+            if stored is None:
+                return None
+            file = file_of(repo, DECODER, revision=revision)
+    except RemoteEntryNotFoundError as error:
+        raise UserError(f"{name}: its {CONFIG_NAME} names a {DECODER} that is missing; push it again") from error
+    except HUB_ERRORS as error:
+        raise UserError(not_had(name, error)) from error
     stride, outputs = _stride_and_outputs(stored, encoder)
     if stride is None:
         raise UserError(f"{name}: its {CONFIG_NAME} names a decoder that this headspark does not know; push it again")
-    try:
-        weights = read_weights(file_of(name, DECODER, revision=revision))
-    except HUB_ERRORS as error:
-        raise UserError(f"{name}: its {DECODER} cannot be had: {first_line(error)}") from error
+    weights = read_weights(file)
     first, channels = encoder.strides.index(stride), sum(outputs.values()) or encoder.config.in_channels
     build = partial(UNetDecoder, encoder.channels[first:], encoder.strides[first:], channels)
     decoder = build_with(build, weights, where=f"{name}: {DECODER}", wanted=f"its {CONFIG_NAME}").eval()

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from harmonize.corpus.card import plain_text
+from harmonize.corpus.card_parts import NOT_CLINICAL, SPARK, citation_section, licence_header, licence_section
+from harmonize.corpus.card_text import plain_text
 from harmonize.corpus.terms import terms_of
 from harmonize.terminal import printable
 from headspark.channels import MRI_CLIP, MRI_KNEE
@@ -37,6 +38,11 @@ _BEYOND = {
     "linear": "without a bound",
 }
 """What becomes of MRI beyond its tissues, for people."""
+
+_NO_PROBE = """## Probe
+
+No probe of it is known. `finetune probe --encoder THIS_REPOSITORY --corpus CORPUS --json probe.json` says what its
+features know about labels of yours, beside an untrained network, and `headspark push --probe` puts it here."""
 
 HUB_DATASETS = "https://huggingface.co/datasets/"
 _NO_DIGIT = re.compile(r"[^0-9a-f]")
@@ -95,9 +101,12 @@ def write_card(
         _training(recipe, state, metrics, step),
         f"![Loss by step]({CURVES})",
         f"![Original, visible, reconstruction]({RECONSTRUCTION})" if picture is not None else "",
-        probe,
-        f"## Recipe\n\n{_fenced(to_yaml(shareable(recipe)))}",
+        probe or _NO_PROBE,
+        _limits(state["corpus"]),
+        licence_section(_sources(state["corpus"]), what="what was learned from them"),
+        f"## Recipe\n\n{fenced(to_yaml(shareable(recipe)))}",
         _provenance(state),
+        citation_section(state["libraries"].get("headspark", ""), SPARK),
     ]
     return Card(text="\n\n".join(section for section in sections if section) + "\n", pictures=pictures)
 
@@ -110,7 +119,7 @@ def shareable(recipe: Recipe) -> Recipe:
 def _header(state: Mapping[str, Any]) -> str:
     header: dict[str, Any] = {
         "library_name": "headspark",
-        "license": "apache-2.0",
+        **licence_header(_sources(state["corpus"]), name="terms-of-the-training-data"),
         "pipeline_tag": "image-feature-extraction",
         "tags": ["headspark", "medical-imaging", "self-supervised", "3d", "ct", "mri", "pytorch_model_hub_mixin"],
     }
@@ -193,16 +202,28 @@ def _provenance(state: Mapping[str, Any]) -> str:
     return (
         "## Provenance\n\n"
         f"Code revision {plain_text(state['revision'] or 'unknown')}; corpus manifest SHA-256 "
-        f"`{manifest}`; {libraries}.\n\n"
-        "Not a medical device: for research. The licences of the sources hold for what is made from them."
+        f"`{manifest}`; {libraries}."
     )
+
+
+def _limits(corpus: Mapping[str, Any]) -> str:
+    """What it is for, what it is not for, and what nobody knows of it."""
+    modalities = plain_text(", ".join(sorted({group["modality"] for group in corpus["groups"]})), longest=1000)
+    return f"""## Use and limits
+
+To begin fine-tuning on head CT or MRI with, and to compare scans by, in research. {NOT_CLINICAL} It answers no question
+by itself: what is made of it is judged on patients of the place where it is used.
+
+It has seen {modalities} of the sources above alone, whose scanners, countries, ages and diseases stand for no
+population, and it has seen no labels. Of other modalities, other parts of the body, or scans that were prepared
+otherwise, nothing is known; nor whether it serves all groups of patients alike."""
 
 
 def _sources(corpus: Mapping[str, Any]) -> list[str]:
     return sorted({group["source"] for group in corpus["groups"]})
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str) -> str:
     """YAML as a block of code that no run of backticks in it ends."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     lines = "\n".join(printable(line) for line in text.rstrip("\n").split("\n"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from huggingface_hub.constants import CONFIG_NAME
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from harmonize.errors import WrongUse
-from harmonize.hub import UPLOAD_ERRORS, check_repo, refused
+from harmonize.hub import UPLOAD_ERRORS, check_reached, check_repo, push_folder, refused
 from headspark.decoder import UNetDecoder
 from headspark.encoder import MaskableEncoder
 from headspark.folder_kind import is_encoder_config, read_json
@@ -30,6 +31,7 @@ def push_encoder(
     card: Card | None = None,
     decoder: UNetDecoder | None = None,
     private: bool = True,
+    tag: str | None = None,
 ) -> str:
     """Push an encoder to the Hub in one commit; the repository is made if need be.
 
@@ -40,6 +42,7 @@ def push_encoder(
         card: README.md and its pictures; None: the Hub's default card.
         decoder: The decoder that was pretrained with it, if that shall be there too.
         private: Make a new repository private; one that is there stays as visible as it is.
+        tag: Revision that the commit can be loaded by from now on, such as ``step_050000``.
 
     Returns:
         The commit's address.
@@ -49,13 +52,13 @@ def push_encoder(
         WrongUse: The repository holds something else than an encoder, or `repo` is no name of one.
     """
     check_repo(repo)
-    stale = DECODER if decoder is None else None  # of an encoder that was there before
-    try:
-        refuse_foreign_repository(repo, is_ours=is_encoder_config, what="an encoder")
-        view = on_hub(encoder, preprocessing, card, decoder)
-        return str(view.push_to_hub(repo, private=private, delete_patterns=stale))
-    except UPLOAD_ERRORS as error:
-        raise refused(repo, error) from error
+    stale = [DECODER] if decoder is None else []  # of an encoder that was there before
+    refuse_foreign_repository(repo, is_ours=is_encoder_config, what="an encoder")
+    with tempfile.TemporaryDirectory(prefix="headspark-push-") as name:
+        on_hub(encoder, preprocessing, card, decoder).save_pretrained(name)
+        message = "Push an encoder of headspark" + (f", {tag}" if tag else "")
+        done = push_folder(Path(name), repo, message=message, delete=stale, private=private, tag=tag)
+    return done.address
 
 
 def refuse_foreign_repository(repo: str, *, is_ours: Callable[[object], bool], what: str) -> None:
@@ -67,19 +70,22 @@ def refuse_foreign_repository(repo: str, *, is_ours: Callable[[object], bool], w
         what: That is pushed, for the message: "an encoder".
 
     Raises:
+        UserError: The Hub refused, or could not be reached.
         WrongUse: Nothing was written.
     """
-    api = HfApi()
+    check_reached()
     try:
-        names = set(api.list_repo_files(repo)) - {".gitattributes"}
+        names = set(HfApi().list_repo_files(repo)) - {".gitattributes"}
+        if not names:
+            return
+        if CONFIG_NAME in names and is_ours(read_json(Path(hf_hub_download(repo, CONFIG_NAME)))):
+            return  # what else is there stays: only our own names are written
+        if names == {CARD} and _ONLY_A_HEADER.fullmatch(Path(hf_hub_download(repo, CARD)).read_text(encoding="utf-8")):
+            return  # as the Hub's form leaves a new repository whose licence was chosen
     except RepositoryNotFoundError:
         return
-    if not names:
-        return
-    if CONFIG_NAME in names and is_ours(read_json(Path(hf_hub_download(repo, CONFIG_NAME)))):
-        return  # what else is there stays: only our own names are written
-    if names == {CARD} and _ONLY_A_HEADER.fullmatch(Path(hf_hub_download(repo, CARD)).read_text(encoding="utf-8")):
-        return  # as the Hub's form leaves a new repository whose licence was chosen
+    except UPLOAD_ERRORS as error:
+        raise refused(repo, error) from error
     taken = ", ".join(sorted(names)[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
     raise WrongUse(
         f"{repo}: the repository holds something else than {what} of headspark ({taken}), which stays as it is; "

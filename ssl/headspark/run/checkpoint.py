@@ -65,7 +65,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     Raises:
         UserError: The disk is full or cannot be written; what was there is intact.
     """
-    target = folder / _folder_name(checkpoint.step)
+    target = folder / folder_name(checkpoint.step)
     temporary = temporary_beside(target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             f"{target}: {error.strerror or error}; {left}: make room and give the same command again"
         ) from error
     for step in sorted(step for step in _steps(folder) if step <= checkpoint.step)[:-keep]:
-        shutil.rmtree(folder / _folder_name(step))
+        shutil.rmtree(folder / folder_name(step))
     return target
 
 
@@ -103,7 +103,7 @@ def load_newest(
         fits: Given a whole checkpoint and its name for messages; raises `UserError` if it is none of this run's.
     """
     for step in sorted(_steps(folder), reverse=True):
-        path = folder / _folder_name(step)
+        path = folder / folder_name(step)
         try:
             found = load_checkpoint(path)
             if fits is not None:
@@ -208,7 +208,7 @@ def _read_seal(path: Path) -> tuple[int, dict[str, str]]:
         raise UserError(f"checkpoint {path}: its {SEAL} is damaged") from error
     if not {MODEL, TRAINING} <= set(files) <= {MODEL, EMA, TRAINING}:
         raise UserError(f"checkpoint {path}: its {SEAL} names {', '.join(map(str, sorted(files))) or 'no files'}")
-    if type(step) is not int or _folder_name(step) != path.name:
+    if type(step) is not int or folder_name(step) != path.name:
         raise UserError(f"checkpoint {path}: its {SEAL} says step {step}")
     return step, files
 
@@ -246,7 +246,8 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _folder_name(step: int) -> str:
+def folder_name(step: int) -> str:
+    """What the checkpoint of a step is called, and its revision on the Hub."""
     return f"step_{step:06d}"
 
 

@@ -1,0 +1,21 @@
+"""The Hugging Face Hub: whether it answers, files that go on where they broke off, and its faults in one line."""
+
+from harmonize.hub.download import fetch_file
+from harmonize.hub.faults import HUB_ERRORS, UPLOAD_ERRORS, first_line, not_had, refused
+from harmonize.hub.names import check_repo, repo_of
+from harmonize.hub.reach import check_reached, reached
+from harmonize.hub.upload import push_folder
+
+__all__ = [
+    "HUB_ERRORS",
+    "UPLOAD_ERRORS",
+    "check_reached",
+    "check_repo",
+    "fetch_file",
+    "first_line",
+    "not_had",
+    "push_folder",
+    "reached",
+    "refused",
+    "repo_of",
+]
