@@ -54,7 +54,7 @@ PROMISED = {
     "headspark.train": ("train",),
     "finetune.train": ("train",),
     "finetune.predict": ("Predictor", "Answer", "NoAnswer"),
-    "finetune.hub": ("fetch_model", "save_model", "push_model"),
+    "finetune.hub": ("fetch_model", "save_model", "push_model", "fetch_probe", "save_probe", "push_probe"),
     "finetune.metrics": ("Score",),
     "finetune.tasks.aneurysm": ("competition_score",),
     "finetune.kaggle": ("serve",),

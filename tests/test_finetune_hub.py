@@ -147,7 +147,8 @@ def test_the_card_says_what_it_answers_what_that_is_worth_and_what_it_learned_fr
         "| rsna | CTA | 70 | 60 |",
         "| voxels, mm | 6 x 6 x 6 |",
         "Not a medical device",
-        "the competition's rules](https://",
+        "| rsna | the competition's rules | https://",
+        "The strictest hold for the whole: rsna",
     ):
         assert text in card, text
     (score,) = [line for line in card.split("\n") if line.startswith("| score | ")]

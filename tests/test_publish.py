@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants as hub_constants
 import pytest
 import standin_hub
+from huggingface_hub import hf_hub_download, snapshot_download
+from pages import blocks
 
 from harmonize import corpus as layout
 from harmonize.cli import main
@@ -21,15 +24,6 @@ from harmonize.corpus.lock import exclusive
 from harmonize.corpus.publish import LOCK
 
 REPO, THERE = "user/heads", "datasets/user/heads"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin_hub.Hub]:
-    with standin_hub.serving() as served:
-        monkeypatch.setattr(hub_constants, "ENDPOINT", served.url)
-        monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", standin_hub.TOKEN)
-        yield served
 
 
 @pytest.fixture
@@ -148,6 +142,34 @@ def test_an_interrupted_upload_can_be_repeated(hub: standin_hub.Hub, corpus: Pat
     assert "metadata.parquet" in hub.repos[THERE].files
 
 
+def test_an_upload_that_breaks_off_goes_on_with_what_is_missing(
+    hub: standin_hub.Hub, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits before each new attempt
+    hub.break_after = 3
+    assert publish(corpus) == 1
+    assert len(hub.objects) == 3
+    assert "metadata.parquet" not in hub.repos[THERE].files
+    hub.break_after = None
+    assert publish(corpus) == 0
+    assert len(hub.uploads) == len(set(hub.uploads)) > 3
+
+
+def test_a_published_corpus_comes_back_whole_and_no_file_twice(
+    hub: standin_hub.Hub, corpus: Path, tmp_path: Path
+) -> None:
+    assert publish(corpus) == 0
+    image = rows_of(corpus)[0]["image_file_name"]
+    back = tmp_path / "back"
+    hf_hub_download(REPO, image, repo_type="dataset", local_dir=back)  # as far as an earlier download came
+    hub.downloads.clear()
+    snapshot_download(REPO, repo_type="dataset", local_dir=back)
+    assert image not in hub.downloads
+    assert len(hub.downloads) == len(set(hub.downloads)) > 5
+    assert main(["verify", str(back)]) == 0
+    assert Corpus.open(back).manifest_sha256() == Corpus.open(corpus).manifest_sha256()
+
+
 def test_the_card_names_licences_and_terms(corpus: Path) -> None:
     card = (corpus / "README.md").read_text()
     assert "license: cc-by-4.0" in card
@@ -159,7 +181,7 @@ def test_the_card_names_licences_and_terms(corpus: Path) -> None:
 
 OPEN = """
 import sys
-from datasets import load_dataset
+from pathlib import Path
 
 def look(scans):
     kinds = {name: type(kind).__name__ for name, kind in scans.features.items()}
@@ -171,8 +193,16 @@ def look(scans):
     assert rows[1]["mask"] is None
     assert list(rows[0]["spacing"]) == [1.0, 1.0, 1.0]
 
-look(load_dataset("niftifolder", data_dir=sys.argv[1], split="train"))
-look(load_dataset(sys.argv[2], split="train", streaming=True))
+card, page = (Path(one).read_text() for one in sys.argv[1:3])
+exec(card)  # gives scans and streamed, and divides by patients
+look(scans)
+look(streamed)
+parts = [{(row["subject"], row["scan_id"]) for row in part} for part in (train, held_out)]
+assert len(parts[0]) + len(parts[1]) == 4, parts
+assert not {patient for patient, _ in parts[0]} & {patient for patient, _ in parts[1]}, parts
+exec(page)
+assert voxels.shape == (40, 36, 44), voxels.shape
+assert affine.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 """
 
 
@@ -180,9 +210,15 @@ def test_the_dataset_opens_typed_from_the_folder_and_streamed_from_the_hub(
     hub: standin_hub.Hub, corpus: Path, tmp_path: Path
 ) -> None:
     assert publish(corpus) == 0
+    codes = re.findall(r"```python\n(.*?)```", (corpus / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "card.py").write_text(
+        "\n".join(codes).replace("THIS_FOLDER", str(corpus)).replace("THIS_REPOSITORY", REPO)
+    )
+    (of_corpus,) = [one.code for one in blocks("python") if one.page == "hub.md" and "load_dataset" in one.code]
+    (tmp_path / "page.py").write_text(of_corpus)
     variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", OPEN, str(corpus), REPO],
+        [sys.executable, "-c", OPEN, str(tmp_path / "card.py"), str(tmp_path / "page.py")],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,

@@ -322,7 +322,7 @@ def test_nothing_that_a_run_says_of_itself_makes_markup_in_its_card() -> None:
     assert card.text.count("\n---\n") == 1
     assert " <img" not in card.text
     assert "`z`" not in card.text
-    assert card.text.count("x \\| \\<img src=y\\>\\\\n---\\\\n\\`z\\`") == 9
+    assert card.text.count("x \\| \\<img src=y\\>\\\\n---\\\\n\\`z\\`") == 12
     assert all(line.isprintable() for line in card.text.splitlines())
 
 

@@ -15,16 +15,22 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "push",
         parents=[common],
-        help="a finished run without its training: a folder, or a repository of the Hub",
+        help="a finished run without its training, or a probe: a folder, or a repository of the Hub",
         description="Configuration, weights and a card. Nothing else of the run goes along: no predictions, no ids.",
     )
-    parser.add_argument("model", type=Path, metavar="FT", help="folder of a finished run, or of a cross-validation")
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="FT",
+        help="a finished run, a cross-validation, or FILE.json of `finetune probe --json`",
+    )
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, metavar="DIR", help="write it there; a model that was there is replaced")
     place.add_argument("--repo", metavar="USER/NAME", help="push it to this repository of the Hub; made if need be")
     seen_by = parser.add_mutually_exclusive_group()
     seen_by.add_argument("--private", action="store_true", help="make a new repository private, which is the default")
     seen_by.add_argument("--public", action="store_true", help="make a new repository public")
+    parser.add_argument("--tag", help="revision that this push can be fetched by from now on, such as v1")
     parser.set_defaults(run=run)
 
 
@@ -34,13 +40,17 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: There is no finished run, or the place holds something else.
     """
-    from finetune.hub import push_model, save_model
+    from finetune.hub import push_model, push_probe, save_model, save_probe
+    from finetune.hub.probes import is_probe
 
+    save, push = (save_probe, push_probe) if is_probe(options.model) else (save_model, push_model)
+    if options.repo is None and options.tag is not None:
+        raise WrongUse("--tag: does nothing without --repo")
     if options.repo is None and (options.public or options.private):
         raise WrongUse(f"--{'public' if options.public else 'private'}: does nothing without --repo")
     if options.repo is None:
-        save_model(options.model, options.out)
+        save(options.model, options.out)
         say(options.out)
     else:
-        say(push_model(options.model, options.repo, private=not options.public))
+        say(push(options.model, options.repo, private=not options.public, tag=options.tag))
     return 0

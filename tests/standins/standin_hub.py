@@ -201,6 +201,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             path, body = unquote(urlparse(self.path).path), self.body()
             found = API.fullmatch(path)
+            if path == "/api/validate-yaml":
+                return self.answer({"errors": [], "warnings": []})
             if path.startswith("/complete/"):
                 return self.complete(path.removeprefix("/complete/"), json.loads(body))
             if self.is_stranger():
@@ -213,8 +215,6 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.tag(found, json.loads(body)["tag"])
             if path == "/api/repos/create":
                 return self.create(json.loads(body))
-            if path == "/api/validate-yaml":
-                return self.answer({"errors": [], "warnings": []})
             if path.endswith(".git/info/lfs/objects/batch"):
                 return self.batch(json.loads(body))
             if found and found["rest"].startswith("/preupload/"):
