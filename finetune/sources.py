@@ -52,7 +52,9 @@ def add_sources(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, default=None, help="table of labels for task.kind table; default: the corpus's own"
     )
-    parser.add_argument("--encoder", type=str, default=None, help="pretrained encoder: folder or Hub repository")
+    parser.add_argument(
+        "--encoder", default=None, help="pretrained encoder: folder, or USER/NAME[@REVISION] of the Hub"
+    )
     parser.add_argument(
         "--brain-model", type=Path, default=None, help="SynthStrip's weights, if the corpus was made with --apply-brain"
     )

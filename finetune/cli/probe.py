@@ -26,7 +26,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="ENCODER",
-        help="folders, USER/NAME of the Hub, or tables of `headspark embed`",
+        help="folders, USER/NAME[@REVISION] of the Hub, or tables of `headspark embed`",
     )
     parser.add_argument("--corpus", type=Path, required=True, help="whose scans")
     parser.add_argument(

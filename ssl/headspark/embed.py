@@ -87,7 +87,7 @@ def note_spacing(corpus: Corpus, preprocessing: object) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="headspark embed", description="A vector for each scan of a corpus, by a frozen encoder.")
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="folder of the corpus")
-    parser.add_argument("--encoder", required=True, metavar="ENCODER", help="its folder, or USER/NAME of the Hub")
+    parser.add_argument("--encoder", required=True, metavar="ENCODER", help="folder, or USER/NAME[@TAG] of the Hub")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="EMB.parquet", help="the table; the same command goes on"
     )
