@@ -55,9 +55,7 @@ def test_an_array_of_shards_that_is_merged_equals_one_local_run(
 ) -> None:
     array = ["slurm/harmonize.sbatch", "openmind", root, "corpus", *OPTIONS]
     shards = slurm.submit(submit_folder, "--array=1-3", *SMALL, *array)
-    merge = slurm.submit(
-        submit_folder, f"--dependency=afterany:{shards}", *SMALL, "--wrap", ".venv/bin/harmonize merge corpus"
-    )
+    merge = slurm.submit(submit_folder, f"--dependency=afterany:{shards}", *SMALL, "slurm/merge.sbatch", "corpus")
     assert slurm.wait(merge, folder=submit_folder) == {merge: ["COMPLETED"]}, logs(submit_folder)
     engine.run("openmind", root, tmp_path / "local", SETTINGS, workers=0)
     assert content(submit_folder / "corpus") == content(tmp_path / "local")

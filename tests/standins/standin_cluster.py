@@ -26,9 +26,12 @@ NODES = ("n1", "n2")
 GPUS = 2
 """Of each node: files that SLURM takes for GPUs, and hands out by `CUDA_VISIBLE_DEVICES`."""
 
-MEMORY_MIB = 4000
+MEMORY_MIB = 16000
 PATIENCE_S = 240.0
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "GONE")
+_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")
+"""Starts a daemon that ends when the tests do, however they end."""
+
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
@@ -80,19 +83,18 @@ class Cluster:
         """Wait until jobs have ended; those that were requeued are started at once instead of in two minutes."""
 
         def over() -> bool:
-            for job in jobs:
-                self.hurry(job)
+            self.hurry()
             return all(state in ENDED for job in jobs for state in self.states(job))
 
         self.until(over, folder)
         return {job: self.states(job) for job in jobs}
 
-    def hurry(self, job: str) -> None:
-        """Start a job soon that waits for the two minutes that SLURM lets pass after it was requeued.
+    def hurry(self) -> None:
+        """Start the jobs soon that wait for the two minutes that SLURM lets pass after they were requeued.
 
         Not at once: a node that has just ended a job takes it for the ended one within the same second.
         """
-        said = self.call("squeue", "--noheader", "--format=%i %S", "--jobs", job, "--states=PENDING", code=None)
+        said = self.call("squeue", "--noheader", "--format=%i %S", "--states=PENDING", code=None)
         for line in said.splitlines():
             number, _, start = line.partition(" ")
             with suppress(ValueError):  # none is planned yet, or SLURM has forgotten the job
@@ -104,7 +106,7 @@ class Cluster:
         deadline = time.monotonic() + patience_s
         while not (found := met()):
             assert time.monotonic() < deadline, f"not in {patience_s:g} s\n{self.call('squeue')}{logs(folder)}"
-            time.sleep(0.3)
+            time.sleep(0.1)
         return found
 
 
@@ -147,7 +149,7 @@ def running(folder: Path) -> Iterator[Cluster]:
     try:
         daemons.append(_start_munge(folder))
         for words in (["slurmctld", "-D", "-c"], *(["slurmd", "-D", "-N", node] for node in NODES)):
-            daemons.append(subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL))
+            daemons.append(subprocess.Popen([*_WITH_PARENT, *words], env=environment, stderr=subprocess.DEVNULL))
         cluster = Cluster(environment, folder)
         for _ in range(120):
             if f"idle {len(NODES)}" in cluster.call("sinfo", "-h", "-o", "%T %D", code=None):
@@ -170,7 +172,7 @@ def _start_munge(folder: Path) -> subprocess.Popen[bytes]:
     key.chmod(0o600)
     words = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={key}"]
     words += [f"--{name}-file={folder}/munged.{name}" for name in ("pid", "log", "seed")]
-    daemon = subprocess.Popen(words, env={**os.environ, "PATH": _PATH}, stderr=subprocess.DEVNULL)
+    daemon = subprocess.Popen([*_WITH_PARENT, *words], env={**os.environ, "PATH": _PATH}, stderr=subprocess.DEVNULL)
     for _ in range(100):
         if (folder / "munge.socket").exists():
             break
