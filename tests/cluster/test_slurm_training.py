@@ -113,10 +113,10 @@ def ranks(job: str) -> list[psutil.Process]:
     return found
 
 
-def weights(run: Path) -> dict[str, bytes]:
-    """What a finished run has learned, and where it predicts, what it says."""
-    files = [*run.glob("checkpoints/*/*.safetensors"), *run.glob("*.safetensors"), *run.glob("predictions.parquet")]
-    assert files
+def result(run: Path, step: int) -> dict[str, bytes]:
+    """What a finished run has learned, its optimizer too, and where it predicts, what it says."""
+    files = [*run.glob(f"checkpoints/step_{step:06d}/*"), *run.glob("*.safetensors"), *run.glob("predictions.parquet")]
+    assert len(files) >= 3
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
 
 
@@ -143,7 +143,7 @@ def test_a_job_that_is_stopped_comes_back_and_ends_with_the_weights_of_an_undist
     assert "requeueing" not in (project / f"{kind}-{jobs[whole]}.log").read_text()
     assert json.loads((project / run / "run.json").read_text())["status"] == "finished"
     assert steps_done(project / run) == list(range(1, STEPS[kind] + 1))
-    assert weights(project / run) == weights(project / whole)
+    assert result(project / run, STEPS[kind]) == result(project / whole, STEPS[kind])
 
 
 def test_two_nodes_of_two_gpus_stop_together_go_on_and_have_the_losses_of_four_local_ranks(
