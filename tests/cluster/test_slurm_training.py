@@ -156,10 +156,11 @@ def test_a_job_that_is_stopped_comes_back_and_ends_with_the_weights_of_an_undist
 def test_two_nodes_of_two_gpus_stop_together_go_on_and_have_the_losses_of_four_local_ranks(
     slurm: Cluster, submit_folder: Path, tiny_corpus: Path
 ) -> None:
-    words = [*TOY, "--train.steps", "12", "--corpus", str(tiny_corpus), "--out"]
+    # The nodes of this SLURM share one machine's memory, where a node's ranks would put what they share.
+    words = [*TOY, "--data.cache", "ram", "--train.steps", "12", "--corpus", str(tiny_corpus), "--out"]
     options = ["--nodes=2", "--gres=gpu:2", "--cpus-per-task=2", "--mem=5000", "--time=30"]
     job = slurm.submit(submit_folder, *options, "slurm/pretrain.sbatch", *words, "run")
-    slurm.until(lambda: len(steps_done(submit_folder / "run")) >= 2, submit_folder)
+    slurm.until(lambda: len(steps_done(submit_folder / "run")) >= 2, submit_folder, job=job)
     slurm.call("scancel", "--signal=USR1", "--batch", job)
     assert slurm.wait(job, folder=submit_folder) == {job: ["COMPLETED"]}, logs(submit_folder)
     assert "stopped with status 75; requeueing" in logs(submit_folder)

@@ -27,7 +27,7 @@ GPUS = 2
 """Of each node: files that SLURM takes for GPUs, and hands out by `CUDA_VISIBLE_DEVICES`."""
 
 MEMORY_MIB = 16000
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "GONE")
 _WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")
 """Starts a daemon that ends when the tests do, however they end."""
@@ -101,11 +101,19 @@ class Cluster:
                 if datetime.fromisoformat(start) - datetime.now() > timedelta(seconds=5):
                     self.call("scontrol", "update", f"JobId={number}", "StartTime=now+3", code=None)
 
-    def until(self, met: Callable[[], T], folder: Path, patience_s: float = PATIENCE_S) -> T:
-        """Wait for something, and give it; what the jobs' logs in `folder` say is shown where it does not come."""
-        deadline = time.monotonic() + patience_s
+    def until(self, met: Callable[[], T], folder: Path, job: str | None = None) -> T:
+        """Wait for something, and give it; what the jobs' logs in `folder` say is shown where it does not come.
+
+        Args:
+            met: What is waited for; false as long as it has not come.
+            folder: That the jobs were submitted from.
+            job: That is to bring it; once that has ended, it will not come.
+        """
+        deadline = time.monotonic() + PATIENCE_S
         while not (found := met()):
-            assert time.monotonic() < deadline, f"not in {patience_s:g} s\n{self.call('squeue')}{logs(folder)}"
+            assert time.monotonic() < deadline, f"not in {PATIENCE_S:g} s\n{self.call('squeue')}{logs(folder)}"
+            ended = job is not None and all(state in ENDED for state in self.states(job))
+            assert not ended or met(), f"job {job} has ended\n{logs(folder)}"
             time.sleep(0.1)
         return found
 
