@@ -9,19 +9,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from finetune.demo.page import write_report
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import write_json
 from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors, say, warn
 
-ROOT = Path(__file__).resolve().parents[2]
+SPACING_MM = 2
+"""Of both corpora: the phantoms' raw voxels are as large, and finer ones would cost eight times as much."""
+
+CPU_FACTS = Path("/proc/cpuinfo")
+"""What Linux says of the processor."""
+
+MODULES = {"harmonize": "harmonize", "headspark": "headspark.cli", "finetune": "finetune.cli"}
+"""What runs each console script, wherever that was installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +90,23 @@ class Demo:
         return self.out / "report.html"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A part of the demo: the commands that a user would type.
+
+    Attributes:
+        name: In seconds.json.
+        title: For people.
+        commands: In their order.
+        done: Whether an earlier call did all of it.
+    """
+
+    name: str
+    title: str
+    commands: tuple[tuple[str, ...], ...]
+    done: bool = False
+
+
 def run_demo(demo: Demo) -> None:
     """Run what is missing of the demo, then write the page and print the headline numbers.
 
@@ -92,79 +115,88 @@ def run_demo(demo: Demo) -> None:
     Raises:
         UserError: A step failed.
     """
-    if Path.cwd() != ROOT:
-        demo = replace(demo, out=demo.out.absolute())  # the commands run at the repository's root
     _refuse_foreign(demo.out)
     began = time.monotonic()
     seconds = _read_json(demo.out / "seconds.json")
-
-    def step(name: str, title: str, commands: Sequence[Sequence[str]], *, done: bool) -> None:
-        say("", f"== {title}" + (" (already there)" if done else ""))
-        if done:
-            return
+    steps = steps_of(demo)
+    for number, step in enumerate(steps, start=1):
+        say("", f"== {number}/{len(steps) + 1} {step.title}" + (" (already there)" if step.done else ""))
+        if step.done:
+            continue
         start = time.monotonic()
-        for command in commands:
+        for command in step.commands:
             _call(command)
-        seconds[name] = time.monotonic() - start
+        seconds[step.name] = time.monotonic() - start
         write_json(demo.out / "seconds.json", seconds)
+    say("", f"== {len(steps) + 1}/{len(steps) + 1} predict one series, and draw the page")
+    series = _series_to_predict(demo)
+    start = time.monotonic()
+    predict = ("finetune", "predict", str(demo.model), str(series))
+    prediction = json.loads(_call(predict, capture=True))
+    seconds["predict"] = time.monotonic() - start
+    steps = (*steps, Step(name="predict", title="predict: the 14 labels of one series", commands=(predict,)))
 
-    out = str(demo.out)
+    from finetune.demo.page import write_report  # loads torch and matplotlib, which --help need not wait for
+
+    headline = write_report(demo, series=series.name, prediction=prediction, steps=steps, seconds=seconds)
+    say("", *(f"  {name:<54} {value}" for value, name in headline))
+    say("", f"{demo.out}: done in {time.monotonic() - began:.0f} s; open {demo.report}")
+
+
+def steps_of(demo: Demo) -> tuple[Step, ...]:
+    """The commands up to the fine-tuned model, and what of them was done before."""
     counts = dict.fromkeys(demo.sources, demo.scans) | {"rsna": demo.labelled}
     missing = [name for name in counts if not (demo.raw / name).exists()]
-    step(
-        "phantom",
-        "1/7 phantom: raw scans in the format of each source",
-        [
-            ["harmonize", "phantom", "--source", name, "--out", str(demo.raw), "--scans", str(counts[name]),
-             "--size", str(demo.size), "--seed", str(demo.seed)]
-            for name in missing
-        ],
-        done=not missing,
-    )  # fmt: skip
-    step(
-        "harmonize",
-        "2/7 harmonize: one corpus of RAS, isotropic NIfTI",
-        [
-            *(
-                ["harmonize", name, str(demo.raw / name), "--out", str(demo.corpus), "--workers", "2"]
-                for name in demo.sources
+    size = ("--size", str(demo.size), "--seed", str(demo.seed))
+    grid = ("--spacing", str(SPACING_MM))
+    corpora = [(name, demo.corpus) for name in demo.sources] + [("rsna", demo.corpus_rsna)]
+    return (
+        Step(
+            name="phantom",
+            title="phantom: raw scans in the format of each source",
+            commands=tuple(
+                ("harmonize", "phantom", "--source", name, "--out", str(demo.raw), "--scans", str(counts[name]), *size)
+                for name in missing or counts
             ),
-            ["harmonize", "rsna", str(demo.raw / "rsna"), "--out", str(demo.corpus_rsna), "--workers", "2"],
-        ],
-        done=False,
-    )
-    step(
-        "verify",
-        "3/7 verify: every row has its file, every file its row",
-        [["harmonize", "verify", str(demo.corpus)], ["harmonize", "verify", str(demo.corpus_rsna)]],
-        done=False,
-    )
-    step(
-        "pretrain",
-        "4/7 pretrain: masked modelling without labels",
-        [["accelerate", "launch", "--quiet", "ssl/pretrain.py", "--config", "recipes/demo.yaml",
-          "--corpus", str(demo.corpus), "--out", str(demo.run), *demo.pretrain]],
-        done=_finished(demo.run),
+            done=not missing,
+        ),
+        Step(
+            name="harmonize",
+            title="harmonize: one corpus of RAS, isotropic NIfTI",
+            commands=tuple(
+                ("harmonize", name, str(demo.raw / name), "--out", str(corpus), *grid) for name, corpus in corpora
+            ),
+        ),
+        Step(
+            name="verify",
+            title="verify: every row has its file, every file its row",
+            commands=tuple(("harmonize", "verify", str(corpus)) for corpus in (demo.corpus, demo.corpus_rsna)),
+        ),
+        Step(
+            name="pretrain",
+            title="pretrain: masked modelling without labels",
+            commands=(
+                ("headspark", "pretrain", "--config", "recipes/demo.yaml", "--corpus", str(demo.corpus),
+                 "--out", str(demo.run), *_precision(), *demo.pretrain),
+            ),
+            done=_finished(demo.run),
+        ),
+        Step(
+            name="push",
+            title="push: the encoder as a Hugging Face folder",
+            commands=(("headspark", "push", str(demo.run), "--out", str(demo.encoder)),),
+            done=(demo.encoder / "config.json").exists(),
+        ),
+        Step(
+            name="finetune",
+            title="fine-tune: aneurysm detection in three stages",
+            commands=(
+                ("finetune", "train", "--config", "recipes/demo_rsna.yaml", "--corpus", str(demo.corpus_rsna),
+                 "--encoder", str(demo.encoder), "--out", str(demo.model), *_precision(), *demo.finetune),
+            ),
+            done=_finished(demo.model),
+        ),
     )  # fmt: skip
-    step(
-        "push",
-        "5/7 push: the encoder as a Hugging Face folder",
-        [["python", "ssl/push.py", str(demo.run), "--out", str(demo.encoder)]],
-        done=(demo.encoder / "config.json").exists(),
-    )
-    step(
-        "finetune",
-        "6/7 fine-tune: aneurysm detection in three stages",
-        [["accelerate", "launch", "--quiet", "-m", "finetune.train", "--config", "recipes/demo_rsna.yaml",
-          "--corpus", str(demo.corpus_rsna), "--encoder", str(demo.encoder), "--out", str(demo.model), *demo.finetune]],
-        done=_finished(demo.model),
-    )  # fmt: skip
-    say("", "== 7/7 predict one series, and draw the report")
-    series = _series_to_predict(demo)
-    prediction = json.loads(_call(["finetune", "predict", str(demo.model), str(series)], capture=True))
-    headline = write_report(demo, series=series.name, prediction=prediction, seconds=seconds)
-    say("", *(f"  {name:<44} {value}" for name, value in headline))
-    say("", f"{out}: done in {time.monotonic() - began:.0f} s; open {demo.report}")
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -199,14 +231,22 @@ def _read_json(path: Path) -> dict[str, float]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _precision() -> tuple[str, ...]:
+    """bf16 where the processor multiplies matrices of it; elsewhere it is slower than fp32."""
+    try:
+        flags = CPU_FACTS.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ()
+    return ("--train.precision", "bf16") if " amx_bf16" in flags else ()
+
+
 def _call(command: Sequence[str], *, capture: bool = False) -> str:
-    """Run a command of this environment at the repository's root, showing it as a user would type it."""
+    """Run a command of this environment, showing it as a user would type it."""
     say(f"$ {shlex.join(command)}")
-    program = Path(sys.executable).parent / command[0]
     # Idle OpenMP threads must sleep: spinning, they would take the cores from the data workers.
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    output = subprocess.PIPE if capture else None
-    done = subprocess.run([str(program), *command[1:]], cwd=ROOT, env=environment, text=True, stdout=output)
+    words = [sys.executable, "-m", MODULES[command[0]], *command[1:]]
+    done = subprocess.run(words, env=environment, text=True, stdout=subprocess.PIPE if capture else None)
     if done.returncode:
         raise UserError(f"demo: `{shlex.join(command)}` ended with {done.returncode}; fix that, then run it again")
     return done.stdout or ""

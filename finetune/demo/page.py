@@ -1,22 +1,24 @@
-"""Draw the demo's page: scans before and after, histograms, curves, a reconstruction, the ROC, one prediction."""
+"""Write the demo's page: what each step was given, what it made, and what the numbers mean, for a first reader."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from finetune.evaluation import evaluate, read
+from finetune.demo import figures
+from finetune.evaluation import Estimate, Evaluation, evaluate, read
+from finetune.evaluation.compare import SCORE, scores_of
+from finetune.evaluation.text import interval, number
 from finetune.report import figure_curves
-from finetune.report.charts import figure_roc
-from finetune.tasks.aneurysm import competition_score
+from finetune.report.charts import figure_roc, figure_within
 from harmonize import sources
 from harmonize.corpus import Corpus, StoredVolume, read_volume
 from harmonize.errors import Rejection
@@ -24,186 +26,273 @@ from harmonize.identity import raw_hash
 from harmonize.labels import LABELS
 from harmonize.page import Page
 from harmonize.scan import HU, Scan
-from headspark.channels import NAMED_WINDOWS
 from headspark.pretraining.pictures import figure_losses
+from headspark.run.folder import read_metrics
 
 if TYPE_CHECKING:
-    from finetune.demo import Demo
+    from finetune.demo import Demo, Step
 
-RAW, HARMONIZED = "#b5651d", "#0b6e99"
-VIEW_NAMES = ("axial", "coronal", "sagittal")
+RSNA = "rsna"
+STYLE = """
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 1.25rem; }
+.pair figure { margin: .5rem 0 1rem; } .pair figure img { width: 100%; }
+details { margin: .5rem 0 1rem; } summary { color: var(--soft); cursor: pointer; font-size: .9rem; }
+pre { overflow-x: auto; padding: .6rem .8rem; border: 1px solid var(--line); border-radius: .35rem; font-size: .8rem; }
+.wide { overflow-x: auto; } .wide img { min-width: 38rem; } .wide figcaption { position: sticky; left: 0; }
+@media (max-width: 40rem) { .wide figcaption { max-width: calc(100vw - 2.5rem); } }
+.note { border-left: 4px solid var(--mark); padding: .1rem 0 .1rem .9rem; }
+"""
+WORDS = {
+    "openmind": "Brain MRI as NIfTI, with a table about it.",
+    "tcia": "DICOM from an archive of many studies: CT and MRI, with localizers and derived pictures among them.",
+    "deeplesion": "CT as single slices, each a 16-bit PNG.",
+    RSNA: "DICOM series of the RSNA 2025 challenge, with labels that say whether an aneurysm is there, and where.",
+}
+"""What each source's raw tree is like."""
 
 
 def write_report(
-    demo: Demo, *, series: str, prediction: Mapping[str, float], seconds: Mapping[str, float]
+    demo: Demo,
+    *,
+    series: str,
+    prediction: Mapping[str, float],
+    steps: Sequence[Step],
+    seconds: Mapping[str, float],
 ) -> list[tuple[str, str]]:
-    """Write ``report.html`` from the files of a finished demo; return the headline numbers as (name, value)."""
+    """Write ``report.html`` from the files of a finished demo.
+
+    Args:
+        demo: Where they are.
+        series: The one that was asked about.
+        prediction: The answer.
+        steps: What was run, with its commands.
+        seconds: That each step took, by its name.
+
+    Returns:
+        The headline numbers, as (name, value).
+    """
     corpora = [Corpus.open(demo.corpus), Corpus.open(demo.corpus_rsna)]
-    metrics = _lines(demo.run / "metrics.jsonl")
-    predictions = pd.read_parquet(demo.model / "predictions.parquet")
-    score = competition_score(_targets(predictions), predictions[list(LABELS)].to_numpy())
-    losses = metrics.dropna(subset=["loss"])["loss"].to_numpy()
+    predictions = read(demo.model, corpus=corpora[1])
+    found = evaluate(predictions)
+    commands = {step.name: step.commands for step in steps}
+    losses = [line["loss"] for line in read_metrics(demo.run) if line.get("loss") is not None]
+    rejected = pd.concat([corpus.rejected for corpus in corpora])
     headline = [
         ("scans harmonized", str(sum(len(corpus.scans) for corpus in corpora))),
-        ("scans refused, each with its reason", str(sum(len(corpus.rejected) for corpus in corpora))),
-        ("masked loss, first and last", f"{losses[0]:.3f} → {losses[-1]:.3f}"),
-        ("AUC, aneurysm present (validation fold)", f"{score.means['auc_present']:.3f}"),
-        ("competition score (validation fold)", f"{score.score:.3f}"),
-        ("seconds: pretraining, fine-tuning", f"{seconds.get('pretrain', 0):.0f}, {seconds.get('finetune', 0):.0f}"),
+        ("scans rejected, each with its reason", str(len(rejected))),
+        ("error on hidden voxels, first and last step", f"{losses[0]:.2f} → {losses[-1]:.2f}"),
+        ("competition score, held-out series", _ranged(scores_of(predictions)[SCORE])),
+        ("AUC within modality, aneurysm present", _ranged(found.within.mean)),
+        ("AUC of all series together, aneurysm present", _ranged(found.within.pooled)),
     ]
     page = Page(
         "headspark demo",
-        lead="Synthetic heads in the raw formats of four public sources, made into one corpus, used to pretrain an "
-        "encoder without labels, and to fine-tune it for aneurysm detection. Every number and picture below is an "
-        "output of this run.",
+        lead="This page was made by one command from nothing: heads were invented and written in the raw formats of "
+        "four public data sets, turned into one corpus, used to pretrain a network without labels, and that network "
+        "was taught to find aneurysms. Each picture and number comes from this run, not from real patients.",
+        style=STYLE,
     )
-    page.tiles([(value, name) for name, value in headline])
-    page.heading("Scans before and after harmonization")
+    page.tiles([_tile(name, value) for name, value in headline])
+    page.markup(f"<p class=note>{escape(_verdict(found))}</p>")
+    _harmonized(page, demo, corpora, rejected)
+    _commands(page, commands, "phantom", "harmonize", "verify")
+    _pretrained(page, demo)
+    _commands(page, commands, "pretrain", "push")
+    _fine_tuned(page, demo, found)
+    _commands(page, commands, "finetune")
+    _predicted(page, corpora[1], series, prediction)
+    _commands(page, commands, "predict")
+    _time(page, steps, seconds)
+    page.write(demo.report)
+    return headline
+
+
+def _verdict(found: Evaluation) -> str:
+    """What the headline numbers do and do not show."""
+    within, count = found.within.mean, len(found.predictions.scan_ids_N)
+    read_as = "An AUC of 0.5 is what a coin reaches and 1 is perfect; the range holds 95 % of what other patients give."
+    if np.isnan(within.value) or np.isnan(within.interval.low):
+        worth = f"{count} held-out series are too few for a range."
+    elif within.interval.low > 0.5:
+        worth = f"Here the range within modality lies above 0.5: the network sees something, on {count} series."
+    else:
+        worth = (
+            f"Here the range within modality holds 0.5, so {count} held-out series do not show that the network sees "
+            "aneurysms. That is expected: the demo shows that all parts work together, in minutes and on a CPU, and "
+            "makes no claim about accuracy."
+        )
+    return f"{read_as} {worth}"
+
+
+def _harmonized(page: Page, demo: Demo, corpora: Sequence[Corpus], rejected: pd.DataFrame) -> None:
+    page.heading("1. Raw scans become one corpus")
     page.text(
-        "Left: the voxels as they lie in the raw files, in the scanner's own order and spacing. Right: the same scan "
-        "in the corpus: RAS, isotropic, CT in Hounsfield units (brain window), MRI normalised."
+        "Every source has its own file format, voxel order, spacing and units. harmonize reads them all and writes one "
+        "kind of file: axes right, anterior, superior; equal spacing; CT in Hounsfield units, MRI normalised."
     )
-    histograms: dict[str, tuple[NDArray[np.float32], NDArray[np.float32], str]] = {}
-    for corpus, names in ((corpora[0], demo.sources), (corpora[1], ("rsna",))):
+    histograms: list[tuple[str, Mapping[Any, Any], NDArray[np.float32], NDArray[np.float32]]] = []
+    for corpus, names in ((corpora[0], demo.sources), (corpora[1], (RSNA,))):
         for name in names:
             pair = _first_pair(demo.raw / name, name, corpus)
             if pair is None:
                 page.text(f"{name}: no scan was accepted.")
                 continue
             scan, volume, row = pair
+            page.markup(f"<h3>{escape(name)}</h3>")
+            page.text(WORDS[name])
+            page.markup("<div class=pair>")
             page.figure(
-                figure_before_after(scan, volume),
-                caption=f"{name}, {row['modality']}: raw {_by(row['raw_shape'])} voxels at "
-                f"{_mm(row['raw_spacing'])} mm, corpus {_by(row['shape'])} voxels at {_mm(row['spacing'])} mm.",
+                figures.figure_raw(scan),
+                caption=f"A raw {row['modality']} scan as its files hold it: {_by(row['raw_shape'])} voxels of "
+                f"{_mm(row['raw_spacing'])} mm, in the order of the scanner.",
             )
-            histograms[f"{name} ({row['modality']})"] = (
-                _finite(scan.voxels_XYZ),
-                _finite(volume.values()),
-                row["unit"],
+            page.figure(
+                figures.figure_stored(volume, scan.unit),
+                caption=f"The same scan in the corpus: {_by(row['shape'])} voxels of {_mm(row['spacing'])} mm, upright "
+                "and in true proportions.",
             )
-    page.heading("Intensities before and after")
-    page.figure(
-        figure_histograms(histograms),
-        caption="The scans above. CT keeps its Hounsfield units; MRI leaves the scanner's arbitrary units.",
+            page.markup("</div>")
+            histograms.append((name, row, _finite(scan.voxels_XYZ), _finite(volume.values())))
+    page.heading("2. Intensities get one meaning")
+    page.text(
+        "The number in a CT voxel is a physical one and stays. The number in an MRI voxel means nothing between "
+        "scanners, so it is mapped to a scale that all heads share."
     )
-    refused = pd.concat([corpus.rejected for corpus in corpora])
-    if len(refused):
-        page.heading("Refused")
-        counts = refused.groupby(["source", "reason"]).size().reset_index(name="scans")
-        page.table(["source", "reason", "scans"], counts.to_numpy().tolist())
-    page.heading("Pretraining")
-    page.figure(
-        figure_losses(metrics.to_dict("records")), caption="Mean squared error on masked voxels, by optimizer step."
+    page.markup("<div class=pair>")
+    for name, row, before, after in histograms:
+        kept = "stays in Hounsfield units" if row["unit"] == HU else "leaves the scanner's arbitrary units"
+        page.figure(
+            figures.figure_histogram(before, after, "HU" if row["unit"] == HU else "normalised"),
+            caption=f"Voxel values of the {row['modality']} scan of {name}, raw and in the corpus: it {kept}.",
+        )
+    page.markup("</div>")
+    page.heading("3. What cannot be used is said")
+    if len(rejected):
+        page.text("Nothing is dropped in silence: each scan that was left out is in rejected.parquet with its reason.")
+        counts = rejected.groupby(["source", "reason"], as_index=False).agg(
+            scans=("message", "size"), first=("message", "first")
+        )
+        rows = counts.to_numpy().tolist()
+        page.table(["source", "reason", "scans", "what is said of the first"], rows)
+    else:
+        page.text("No scan was rejected here; those that are stand in rejected.parquet with their reason.")
+
+
+def _pretrained(page: Page, demo: Demo) -> None:
+    page.heading("4. Pretraining without labels")
+    page.text(
+        "Most of each scan is hidden, and the network learns to fill in what is missing from what is left. To do that "
+        "it has to learn what heads look like, which no label tells it."
+    )
+    _wide(
+        page,
+        figure_losses(read_metrics(demo.run)),
+        caption="Left, the error on hidden voxels falls as training goes on, on scans that were trained on and on "
+        "scans that were held out; right, the learning rate that was used.",
     )
     pictures = sorted((demo.run / "pictures").glob("step_*.png"))
     if pictures:
         page.picture(
             pictures[-1].read_bytes(),
-            caption=f"Original, what the encoder saw, and its reconstruction ({pictures[-1].stem.replace('_', ' ')}).",
+            caption="Held-out scans, one a row: the original, the blocks that the network was shown, and what it made "
+            f"of the rest after {int(pictures[-1].stem.split('_')[1])} steps.",
         )
-    page.heading("Fine-tuning in stages")
-    page.figure(
-        figure_curves(_lines(demo.model / "metrics.jsonl").to_dict("records")),
-        caption="Training loss and validation AUC; the shaded spans are the stages.",
+
+
+def _fine_tuned(page: Page, demo: Demo, found: Evaluation) -> None:
+    within, count = found.within, len(found.predictions.scan_ids_N)
+    page.heading("5. Fine-tuning with labels")
+    page.text(
+        "The pretrained network gets a head for 14 labels: is there an aneurysm, and in which of 13 arteries. It is "
+        "trained in stages: first the new head alone, then the deep layers, then all of it."
     )
-    page.figure(
-        figure_roc(evaluate(read(demo.model))),
-        caption=f"Validation fold, {len(predictions)} series: a small set, so the curve is coarse.",
+    _wide(
+        page,
+        figure_curves(read_metrics(demo.model)),
+        caption="Above, the training loss and its parts fall through the three stages (the bands); below, how well "
+        "held-out series are ranked on the way, where 0.5 is a guess.",
     )
-    page.heading("One prediction")
-    page.figure(
-        figure_prediction(corpora[1], series, prediction),
-        caption=f"Series {series}: the slice through a labelled place if there is one, and the 14 probabilities; "
-        "filled bars are true labels.",
+    page.heading("6. How good is it?")
+    page.text(
+        f"{count} series of {len(set(found.predictions.subjects_N))} patients were held out. Some modalities show "
+        "aneurysms better and are asked for when one is suspected; so a model can score well by knowing the modality "
+        "alone. The fair number looks inside each modality."
     )
-    page.table(["label", "probability"], [[label, prediction[label]] for label in LABELS])
-    page.write(demo.report)
-    return headline
+    _wide(
+        page,
+        figure_within(found),
+        caption="How well series with an aneurysm are told from those without, inside each modality, on average, and "
+        "all together; the bars hold 95 % of 1000 draws of patients, the dashed line is a guess.",
+    )
+    rows = [[one.name, one.series, one.positives, interval(one.roc)] for one in within.groups]
+    rows += [
+        ["mean over modalities", "", "", interval(within.mean)],
+        ["all together", count, "", interval(within.pooled)],
+    ]
+    page.table(["modality", "series", "with aneurysm", "AUC (95 % range)"], rows)
+    _wide(
+        page,
+        figure_roc(found),
+        caption="What each threshold would give on the held-out series: the more a curve bows to the upper corner, the "
+        "better; few series make coarse steps.",
+    )
+    page.text("More of this run, such as calibration and the worst mistakes, is in finetuned/report.html.")
 
 
-def figure_before_after(scan: Scan, volume: StoredVolume) -> Figure:
-    """Middle planes of the raw voxels (left three) and of the corpus volume (right three)."""
-    figure = Figure(figsize=(13, 2.7), layout="constrained")
-    axes = figure.subplots(1, 6)
-    raw_spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
-    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
-    _planes(axes[:3], np.asarray(scan.voxels_XYZ), raw_spacing, scan.unit, ("axes 0, 1", "axes 0, 2", "axes 1, 2"))
-    _planes(axes[3:], volume.values(), spacing, scan.unit, VIEW_NAMES)
-    return figure
-
-
-def figure_histograms(pairs: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32], str]]) -> Figure:
-    """One column a scan: raw values above, corpus values below."""
-    figure = Figure(figsize=(3.1 * max(len(pairs), 1), 4.2), layout="constrained")
-    axes = figure.subplots(2, max(len(pairs), 1), squeeze=False)
-    for column, (name, (before, after, unit)) in enumerate(pairs.items()):
-        axes[0, column].set_title(name, fontsize=10)
-        for row, (values, colour, label) in enumerate(((before, RAW, "raw"), (after, HARMONIZED, unit))):
-            low, high = np.percentile(values, [0.1, 99.9])
-            axes[row, column].hist(values, bins=80, range=(low, max(high, low + 1e-6)), color=colour, log=True)
-            axes[row, column].set_xlabel(label, fontsize=9)
-            axes[row, column].tick_params(labelsize=8)
-    return figure
-
-
-def figure_prediction(corpus: Corpus, scan_id: str, prediction: Mapping[str, float]) -> Figure:
-    """Three planes through a labelled point (else the middle), beside the 14 probabilities."""
-    row = corpus.scans.set_index("scan_id").loc[scan_id]
-    volume = read_volume(corpus.path / row["image_file_name"], shape=list(row["shape"]))
-    points = row["points"] if row["points"] is not None else []
-    centre = np.asarray(volume.stored_XYZ.shape) // 2
-    if len(points):
-        place = np.array([points[0]["x"], points[0]["y"], points[0]["z"], 1.0])
-        centre = np.clip(np.rint(np.linalg.inv(volume.affine) @ place)[:3].astype(int), 0, 2 * centre - 1)
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    grid = figure.add_gridspec(1, 4, width_ratios=(1, 1, 1, 1.3))
-    axes = [figure.add_subplot(grid[0, column]) for column in range(3)]
-    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
-    _planes(axes, volume.values(), spacing, str(row["unit"]), VIEW_NAMES, centre, mark=bool(len(points)))
-    bars = figure.add_subplot(grid[0, 3])
+def _predicted(page: Page, corpus: Corpus, series: str, prediction: Mapping[str, float]) -> None:
+    page.heading("7. One series, asked as in practice")
+    page.text("The raw DICOM series goes in, and 14 probabilities come out; the series is one of those held out.")
+    row = corpus.scans.set_index("scan_id").loc[series]
     truth = dict(zip(LABELS, row["labels"], strict=True))
-    for place_on_axis, label in enumerate(reversed(LABELS)):
-        bars.barh(place_on_axis, prediction[label], color=HARMONIZED if truth[label] else "none", edgecolor=HARMONIZED)
-    bars.set_yticks(range(len(LABELS)), [short_name(label) for label in reversed(LABELS)], fontsize=8)
-    bars.set(xlim=(0, 1), xlabel="probability")
-    return figure
+    true = ", ".join(label for label in LABELS[:-1] if truth[label]) or "none"
+    picture, marked = figures.figure_place(corpus, series)
+    where = "through the place that the labels mark (ring)" if marked else "through its middle"
+    page.markup("<div class=pair>")
+    page.figure(picture, caption=f"The series ({row['modality']}) {where}; true aneurysms: {true}.")
+    page.figure(
+        figures.figure_answers(prediction, truth),
+        caption="What the model says of each artery and, last, of any aneurysm; filled bars are true labels.",
+    )
+    page.markup("</div>")
 
 
-def short_name(label: str) -> str:
-    """A label's name for a narrow place.
+def _time(page: Page, steps: Sequence[Step], seconds: Mapping[str, float]) -> None:
+    page.heading("8. What it cost, and what to do next")
+    page.figure(
+        figures.figure_time({step.name: seconds[step.name] for step in steps if step.name in seconds}),
+        caption=f"Seconds that each step took on this machine, {sum(seconds.values()):.0f} in all.",
+    )
+    page.text(
+        "Give the commands above your own folders: README.md has them in order, docs/ a guide for each, and "
+        "headspark recipes lists the settings that come along, from a laptop to many GPUs."
+    )
 
-    Example:
-        >>> short_name("Left Posterior Communicating Artery")
-        'Left Posterior Comm.'
-    """
-    return label.replace("Internal Carotid Artery", "ICA").replace("Communicating", "Comm.").removesuffix(" Artery")
+
+def _commands(page: Page, commands: Mapping[str, Sequence[Sequence[str]]], *names: str) -> None:
+    lines = [shlex.join(command) for name in names for command in commands[name]]
+    page.markup(
+        f"<details><summary>The commands of this part</summary><pre>{escape(chr(10).join(lines))}</pre></details>"
+    )
 
 
-def _planes(
-    axes: Iterable[Axes],
-    voxels: NDArray[Any],
-    spacing: NDArray[np.float64],
-    unit: str,
-    titles: tuple[str, str, str],
-    centre: NDArray[np.int64] | None = None,
-    *,
-    mark: bool = False,
-) -> None:
-    centre = np.asarray(voxels.shape) // 2 if centre is None else centre
-    if unit == HU:
-        width, level = NAMED_WINDOWS["vessel" if mark else "blood"]
-        low, high = level - width / 2, level + width / 2
-    else:
-        low, high = np.percentile(voxels, [1, 99.5])
-    for axis, title, dropped in zip(axes, titles, (2, 1, 0), strict=True):
-        kept = [index for index in range(3) if index != dropped]
-        plane = np.take(voxels, centre[dropped], axis=dropped)
-        aspect = spacing[kept[1]] / spacing[kept[0]]
-        axis.imshow(plane.T, origin="lower", cmap="gray", vmin=low, vmax=high, aspect=aspect)
-        axis.set_title(title, fontsize=9)
-        axis.set_axis_off()
-        if mark:
-            axis.plot(*centre[kept], "o", markersize=14, fillstyle="none", color="#ffb000")
+def _tile(name: str, value: str) -> tuple[str, str]:
+    """The number large, and the range that belongs to it small."""
+    first, _, between = value.partition(" (")
+    return first, f"{name}; 95 % range {between[:-1]}" if between else name
+
+
+def _wide(page: Page, figure: Figure, *, caption: str) -> None:
+    """A picture that a narrow screen scrolls, because its text could not be read if it were smaller."""
+    page.markup("<div class=wide>")
+    page.figure(figure, caption=caption)
+    page.markup("</div>")
+
+
+def _ranged(estimate: Estimate) -> str:
+    low, high = estimate.interval.low, estimate.interval.high
+    if np.isnan(estimate.value) or np.isnan(low):
+        return number(estimate.value)
+    return f"{estimate.value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _first_pair(root: Path, name: str, corpus: Corpus) -> tuple[Scan, StoredVolume, Mapping[Any, Any]] | None:
@@ -226,14 +315,6 @@ def _first_pair(root: Path, name: str, corpus: Corpus) -> tuple[Scan, StoredVolu
 def _finite(voxels: NDArray[np.generic]) -> NDArray[np.float32]:
     flat = np.asarray(voxels, dtype=np.float32).ravel()[::7]
     return flat[np.isfinite(flat)]
-
-
-def _targets(predictions: pd.DataFrame) -> NDArray[np.int64]:
-    return predictions[[f"target: {label}" for label in LABELS]].to_numpy().astype(np.int64)
-
-
-def _lines(path: Path) -> pd.DataFrame:
-    return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines() if line.strip()])
 
 
 def _by(values: Iterable[float]) -> str:
