@@ -13,76 +13,21 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import unquote, urlparse
+
+from standin_repos import LFS_SUFFIXES, Hub, Repo, entry_of, oid_of, tree_of
+
+__all__ = ["READ_TOKEN", "TOKEN", "Hub", "Repo", "serving"]
 
 TOKEN = "hf_" + "standin" * 4
 READ_TOKEN = "hf_" + "reading" * 4
 """Of somebody who may see what TOKEN sees, and write nothing."""
 
-LFS_SUFFIXES = (".safetensors", ".png", ".nii.gz", ".parquet")
 INVALID = "Invalid credentials in Authorization header"
 API = re.compile(r"/api/(?P<kind>model|dataset)s/(?P<name>[^/]+/[^/]+)(?P<rest>/.*)?")
 RESOLVE = re.compile(r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 PART = re.compile(r"/part/(?P<upload>[0-9a-f]+-\d+)/(?P<number>\d+)")
-
-
-@dataclass
-class Repo:
-    private: bool
-    commits: list[dict[str, bytes]] = field(default_factory=lambda: [{}])
-    tags: dict[str, int] = field(default_factory=dict)
-    gated: bool = False
-    admitted: bool = False
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        return self.commits[-1]
-
-    @property
-    def sha(self) -> str:
-        return f"{len(self.commits):040x}"
-
-    def at(self, revision: str) -> int | None:
-        """The number of the commit that a branch, a tag or a hash names."""
-        known = {"main": len(self.commits), **self.tags}
-        if re.fullmatch(r"[0-9a-f]{40}", revision) and 0 < int(revision, 16) <= len(self.commits):
-            return int(revision, 16)
-        return known.get(revision)
-
-
-@dataclass
-class Hub:
-    """What the stand-in remembers; datasets are named ``datasets/user/name``.
-
-    Attributes:
-        part_bytes: LFS files that are larger go in parts of so many bytes; None: as a whole.
-        forgets_parts: No part that was offered before is taken.
-        received: Bytes of LFS files that came, whole or in parts.
-        sent: Bytes of files that went out.
-        break_upload_after: Each connection is cut that would make `received` larger.
-        break_download_after: Likewise for `sent`.
-        silent: Takes requests and answers none.
-    """
-
-    url: str = ""
-    repos: dict[str, Repo] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)
-    downloads: list[str] = field(default_factory=list)
-    uploads: list[str] = field(default_factory=list)
-    fail_uploads: bool = False
-    break_after: int | None = None
-    fail_downloads: int = 0
-    part_bytes: int | None = None
-    forgets_parts: bool = False
-    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
-    received: int = 0
-    sent: int = 0
-    break_upload_after: int | None = None
-    break_download_after: int | None = None
-    silent: threading.Event | None = None
 
 
 @contextmanager
@@ -98,32 +43,6 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def _entry(path: str, content: bytes) -> dict[str, object]:
-    oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": oid}
-    if path.endswith(LFS_SUFFIXES):
-        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-    return entry
-
-
-def oid_of(entry: dict[str, Any]) -> dict[str, object]:
-    """What the client compares its file with: git's hash, or that of a large one."""
-    return {"oid": entry.get("lfs", entry)["oid"]} if entry else {}
-
-
-def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[str, object]]:
-    prefix = f"{folder}/" if folder else ""
-    below = {path: content for path, content in files.items() if path.startswith(prefix)}
-    parts = {path: path.removeprefix(prefix).split("/") for path in below}
-    folders = {
-        prefix + "/".join(names[:depth])
-        for names in parts.values()
-        for depth in range(1, len(names) if recursive else min(2, len(names)))
-    }
-    shown = [_entry(path, below[path]) for path in below if recursive or len(parts[path]) == 1]
-    return [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)] + shown
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -219,7 +138,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.batch(json.loads(body))
             if found and found["rest"].startswith("/preupload/"):
                 repo = self.repo(found["kind"], found["name"])
-                there = {} if repo is None else {path: _entry(path, one) for path, one in repo.files.items()}
+                there = {} if repo is None else {path: entry_of(path, one) for path, one in repo.files.items()}
                 modes = [
                     {
                         **oid_of(there.get(file["path"], {})),
@@ -319,7 +238,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.no_repo()
             wanted = re.findall(r'paths=([^&]+)|"paths": ?\[(.*?)\]', body.decode())
             names = [unquote(one) for one, _ in wanted if one] or json.loads(f"[{wanted[0][1]}]")
-            return self.answer([_entry(name, repo.files[name]) for name in names if name in repo.files])
+            return self.answer([entry_of(name, repo.files[name]) for name in names if name in repo.files])
 
         def do_PUT(self) -> None:
             # One upload after the other: a client that sends two at once must not have both counted as the first.
@@ -353,10 +272,6 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return self.answer(b"")
 
         def do_GET(self) -> None:
-            if hub.silent is not None:
-                hub.silent.wait(30)
-                self.close_connection = True
-                return None
             if self.is_stranger():
                 return None
             address = urlparse(self.path)
@@ -386,7 +301,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     return self.answer({"error": "gated"}, 403 if self.is_known() else 401, X_Error_Code="GatedRepo")
                 return self.resolve(files, sha, found["file"])
             if tree:
-                wanted = _tree(files, tree[2], "recursive=true" in address.query.lower())
+                wanted = tree_of(files, tree[2], "recursive=true" in address.query.lower())
                 if tree[2] and not wanted:
                     return self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
                 return self.answer(wanted)
