@@ -254,6 +254,9 @@ def _predicted(page: Page, corpus: Corpus, series: str, prediction: Mapping[str,
         caption="What the model says of each artery and, last, of any aneurysm; filled bars are true labels.",
     )
     page.markup("</div>")
+    page.markup("<details><summary>The same in numbers</summary>")
+    page.table(["label", "probability"], [[label, prediction[label]] for label in LABELS])
+    page.markup("</details>")
 
 
 def _time(page: Page, steps: Sequence[Step], seconds: Mapping[str, float]) -> None:
