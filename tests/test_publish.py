@@ -222,6 +222,6 @@ def test_the_dataset_opens_typed_from_the_folder_and_streamed_from_the_hub(
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]
