@@ -29,6 +29,31 @@ class WrongUse(UserError):
         super().__init__(message, exit_code=WRONG_USE)
 
 
+_NOT_LOADED = "the installation is not whole, or there is too little memory to load it; `headspark doctor` says more"
+OUR_PACKAGES = ("harmonize", "headspark", "finetune")
+
+
+def is_our_own(error: ImportError | MemoryError) -> bool:
+    """Whether an import failed of something of ours: a fault of the code, not of the installation."""
+    return isinstance(error, ImportError) and (error.name or "").partition(".")[0] in OUR_PACKAGES
+
+
+def broken(error: ImportError | MemoryError) -> str:
+    """One line about a library that cannot be loaded, or about memory that ran out.
+
+    Example:
+        >>> broken(ImportError("libtorch_cpu.so: failed to map segment from shared object"))
+        'libtorch_cpu.so: failed to map segment from shared object: the installation is not whole, or there is too \
+little memory to load it; `headspark doctor` says more'
+        >>> broken(MemoryError())
+        'not enough memory: take fewer --workers, or ask for a larger job'
+    """
+    if isinstance(error, MemoryError):
+        return "not enough memory: take fewer --workers, or ask for a larger job"
+    fault = str(error).strip().split("\n")[0] or type(error).__name__
+    return f"{fault}: {_NOT_LOADED}"
+
+
 class Reason(StrEnum):
     """Why a scan is rejected. The value is the stable code in rejected.parquet; docs/rejections.md explains each."""
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from harmonize.system import end_where_it_cannot_run
+
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent dies."""
 
@@ -74,8 +76,10 @@ def is_launcher(words: Sequence[str]) -> bool:
 def end_with_launcher() -> None:
     """Let a launcher that is this process's parent take it along when it ends, as a SIGTERM does; Linux alone has that.
 
-    For a program's first lines: until the run itself watches the launcher, it loads torch, which takes seconds.
+    For a program's first lines: until the run itself watches the launcher, it loads torch, which takes seconds. Where
+    no program of ours can run, it ends here.
     """
+    end_where_it_cannot_run()
     if LAUNCHER is not None and sys.platform == "linux" and LAUNCHER.process.pid == os.getppid():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from harmonize.errors import WRONG_USE, WrongUse
@@ -23,9 +26,24 @@ class Parser(argparse.ArgumentParser):
         """Refuse a command line.
 
         Raises:
-            WrongUse: Always.
+            WrongUse: Always; with the nearest of what could have been meant.
         """
+        meant: list[str] = []
+        if wrong := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            meant = difflib.get_close_matches(wrong[1].lower(), re.findall(r"[\w-]+", wrong[2]), n=1)
+        elif wrong := re.search(r"^unrecognized arguments: (--[^\s=]+)", message):
+            meant = difflib.get_close_matches(wrong[1].lower(), sorted(set(_options(self))), n=1)
+        message += f"; did you mean {meant[0]}?" if meant else ""
         raise WrongUse(f"{message}; see `{self.prog} --help`")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The options of a parser and of all commands below it."""
+    yield from parser._option_string_actions
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _options(below)
 
 
 def positive(text: str) -> int:

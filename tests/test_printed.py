@@ -29,6 +29,7 @@ PRINTS = {
     "harmonize/terminal.py": "here all that is printed is escaped",
     "ssl/headspark/run/device.py": "accelerate's own print, of an escaped line",
     "ssl/headspark/run/output_streams.py": "hands on what was escaped",
+    "harmonize/system.py": "words of its own, before anything else is imported",
     "harmonize/progress.py": "tqdm's, of escaped lines",
     "harmonize/fetch/download.py": "tqdm's, of escaped lines",
     "harmonize/fetch/openmind.py": "tqdm's, of escaped lines",

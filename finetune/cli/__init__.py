@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from harmonize.system import end_where_it_cannot_run
+
+end_where_it_cannot_run()
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from finetune.cli import baselines, compare, evaluate, export, geometry, kaggle, predict, probe, push, report
 from harmonize import __version__
@@ -13,6 +19,8 @@ from harmonize.terminal import hide_texts_of_errors
 from headspark.config import run_command
 
 TRAIN, CROSS_VALIDATE, ROI = "train", "cv", "roi"
+WITH_RECIPES = {TRAIN: "finetune.train", CROSS_VALIDATE: "finetune.cross_validation", ROI: "finetune.cli.roi"}
+"""Modules with a ``main`` of their own, loaded when they are asked for, because torch takes seconds."""
 
 COMMANDS = (predict, evaluate, compare, baselines, report, export, probe, push, geometry, kaggle)
 """Each a file with ``add(commands, common)``, which adds its parser and says what runs it."""
@@ -28,18 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 not finished, 2 wrong use, 75 a run that was asked to stop and has saved its work.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == [TRAIN]:
-        from finetune import train
-
-        return train.main(words[1:])
-    if words[:1] == [CROSS_VALIDATE]:
-        from finetune import cross_validation
-
-        return cross_validation.main(words[1:])
-    if words[:1] == [ROI]:
-        from finetune.cli import roi
-
-        return roi.main(words[1:])
+    if words and words[0] in WITH_RECIPES:
+        return run_command(lambda rest: import_module(WITH_RECIPES[words[0]]).main(rest), words[1:])
     hide_texts_of_errors()  # those of a raw series may quote its header
     return run_command(_command, words)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from harmonize.system import end_where_it_cannot_run
+
+end_where_it_cannot_run()
+
+# isort: split
 import argparse
 import difflib
 import os
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from io import TextIOWrapper
 from itertools import takewhile
-from typing import NoReturn
 
 from harmonize import __version__, sources
 from harmonize.cli.command import FAILED, Command, add_debug
@@ -18,7 +21,7 @@ from harmonize.cli.corpus import LOCATE, MERGE, PUBLISH, REPORT, VERIFY
 from harmonize.cli.fetch import FETCH
 from harmonize.cli.phantom import PHANTOM
 from harmonize.cli.source import command_of
-from harmonize.errors import UserError, WrongUse
+from harmonize.errors import UserError, WrongUse, broken, is_our_own
 from harmonize.files import NO_ROOM
 from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors, warn
@@ -55,6 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         more = "; make room and give the same command again" if error.errno in NO_ROOM else ""
         warn(f"error: {error.filename or 'input or output'}: {error.strerror or type(error).__name__}{more}")
         return FAILED
+    except (ImportError, MemoryError) as error:
+        if debug or is_our_own(error):
+            raise
+        warn(f"error: {broken(error)}")
+        return FAILED
     except KeyboardInterrupt:
         warn("error: stopped; the same command goes on from here")
         return FAILED
@@ -73,7 +81,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
         UserError: Wrong use (exit code 2).
     """
     sources.own.add(sources.SOURCES)
-    parser = _Parser(prog="harmonize", description=__doc__)
+    parser = Parser(prog="harmonize", description=__doc__)
     parser.add_argument("--version", action="version", version=f"harmonize {__version__}")
     below = parser.add_subparsers(metavar="COMMAND", required=True)
     command = next((word for word in given if not word.startswith("-")), None)
@@ -94,15 +102,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-class _Parser(Parser):
-    def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
-        close = difflib.get_close_matches(wrong[1].lower(), re.findall(r"\w+", wrong[2]), n=1) if wrong else []
-        message += f"; did you mean {close[0]}?" if close else ""
-        super().error(message)
-
-
-def _add(below: argparse._SubParsersAction[_Parser], command: Command, *, with_options: bool) -> _Parser:
+def _add(below: argparse._SubParsersAction[Parser], command: Command, *, with_options: bool) -> Parser:
     """Add a command; its options need not be known to list it, and those of a download take time to load."""
     description = command.description or f"{command.text.capitalize()}."
     parser = below.add_parser(command.name, help=command.text, description=description)

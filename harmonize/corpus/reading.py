@@ -59,6 +59,9 @@ class Corpus:
             UserError: It is one of another schema version.
         """
         corpus = cls(Path(path))
+        if not corpus.path.is_dir():
+            what = "a file, no folder" if corpus.path.is_file() else "no such folder"
+            raise WrongUse(f"{path}: {what}; give a corpus, which `harmonize SOURCE RAW --out` makes")
         if not (corpus.path / INFO).is_file():
             raise WrongUse(f"{path}: no corpus there ({INFO} is missing); make one with `harmonize SOURCE RAW --out`")
         fault = fault_of_info(corpus.info)

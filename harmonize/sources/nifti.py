@@ -9,6 +9,7 @@ known by its air.
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from harmonize.sources.own_table import OwnTable, Row, impersonal, read_own_tabl
 from harmonize.sources.sidecars import Sidecar
 from harmonize.sources.volume_files import READ, read_volume_file, stem_of
 from harmonize.sources.volume_tree import BIDS, beside_raw, volumes_in
+from harmonize.terminal import warn
 
 SOURCE = "nifti"
 PARTICIPANTS = "participants.tsv"
@@ -94,6 +96,11 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     modality = None if options.modality is None else contrast_of(options.modality) or options.modality
     if modality is not None and _WORD.fullmatch(modality) is None:
         raise WrongUse(f"--modality {modality}: no word of letters and digits; use one of {', '.join(CONTRASTS)}")
+    if modality is not None and modality not in CONTRASTS:
+        close = difflib.get_close_matches(modality, CONTRASTS, n=1)
+        guess = f"; did you mean {close[0]}?" if close else ""
+        known = ", ".join(CONTRASTS)
+        warn(f"note: --modality {modality}: none of {known}; taken for an MRI contrast of that name{guess}")
     if options.table is not None and not options.table.is_file():
         raise WrongUse(f"--table {options.table}: no such file")
     if options.masks is not None and not options.masks.is_dir():

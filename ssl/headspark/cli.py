@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from harmonize.system import end_where_it_cannot_run
+
+end_where_it_cannot_run()
+
+# isort: split
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module

@@ -73,7 +73,7 @@ def device_of(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise WrongUse(f"--device {name}: there is none ({str(error).splitlines()[0][:100]})") from error
+        raise WrongUse(f"--device {name}: there is none ({str(error).splitlines()[0].partition('. ')[0]})") from error
     return device
 
 

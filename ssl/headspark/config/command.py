@@ -6,7 +6,7 @@ import errno
 import re
 from collections.abc import Callable, Sequence
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, broken, is_our_own
 from harmonize.terminal import escape_texts_of_errors, warn
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -19,6 +19,8 @@ _NO_MEMORY = re.compile("out of memory|can't allocate memory|Storage size calcul
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a command and give its exit code: a `UserError` or a full disk becomes one line on standard error.
 
+    So do a library that cannot be loaded, memory that ran out, and Ctrl-C where nothing is to be saved.
+
     ``--debug`` among the arguments shows the traceback too.
     """
     escape_texts_of_errors()
@@ -29,6 +31,16 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
             raise
         warn(f"error: {error}")
         return error.exit_code
+    except ImportError as error:
+        if "--debug" in argv or is_our_own(error):
+            raise
+        warn(f"error: {broken(error)}")
+        return 1
+    except KeyboardInterrupt:
+        if "--debug" in argv:
+            raise
+        warn("error: stopped; give the same command again")
+        return 1
     except OSError as error:
         if (error.errno not in FULL_DISK and not error.filename) or "--debug" in argv:
             raise

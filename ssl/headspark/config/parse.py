@@ -176,6 +176,8 @@ def _own_options(parser: ArgumentParser, config_class: Any) -> set[str]:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r"""Parser key "([^"]+)":""", r"\1:", text)
+    if text.startswith("the following arguments are required: "):
+        text = re.sub(r"(?<=[:,] )(?=\w)", "--", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
     text = re.sub(r"Problem with given class_path '[\w.]+':", "", text).replace(":  ", ": ")
     text = re.sub(
