@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-OLDEST_PYTHON = (3, 11)
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
+"""Older ones cannot run headspark; newer ones may lack wheels of a library."""
 WRONG_SYSTEM = 2
 """Exit code of a program that cannot run here, and that did nothing."""
 
@@ -34,7 +35,7 @@ def refusal(platform: str, version: tuple[int, ...]) -> str | None:
 
 def end_where_it_cannot_run() -> None:
     """End a program with one line where it cannot run; the first thing that a console script does."""
-    why = refusal(sys.platform, sys.version_info)
+    why = refusal(sys.platform, sys.version_info[:3])
     if why is not None:
         sys.stderr.write(f"error: {why}\n")
         sys.exit(WRONG_SYSTEM)

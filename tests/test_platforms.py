@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from harmonize import system
-from headspark.doctor import software
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0"
@@ -118,7 +117,6 @@ def test_where_no_program_can_run_each_says_so_in_one_line(before: str, says: st
 def test_the_oldest_python_is_the_same_everywhere() -> None:
     oldest = ".".join(map(str, system.OLDEST_PYTHON))
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == f">={oldest}"
-    assert system.OLDEST_PYTHON == software.OLDEST
     assert f"sys.version_info < ({', '.join(map(str, system.OLDEST_PYTHON))})" in (ROOT / "Makefile").read_text()
 
 

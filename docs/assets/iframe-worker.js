@@ -28,7 +28,8 @@ if (location.protocol === "file:") {
       });
     }
     postMessage(data) {
-      const inside = this.frame.contentWindow; // whose own postMessage now leads out of it
+      // Whose own postMessage now leads out of it.
+      const inside = this.frame.contentWindow;
       this.ready.then(() => inside.dispatchEvent(new inside.MessageEvent("message", {data})));
     }
     terminate() {

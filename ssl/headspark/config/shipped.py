@@ -27,7 +27,7 @@ def locate_recipe(given: Path) -> Path:
     Raises:
         WrongUse: A single word that is neither; with the nearest name.
     """
-    if given.exists() or given.is_absolute() or given.parent not in (Path(), Path(FOLDER)):
+    if "\0" in str(given) or given.exists() or given.is_absolute() or given.parent not in (Path(), Path(FOLDER)):
         return given
     shipped = shipped_recipes()
     name = given.name.removesuffix(SUFFIX)

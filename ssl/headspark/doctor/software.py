@@ -15,14 +15,12 @@ from pathlib import Path
 
 from harmonize import __version__
 from harmonize.provenance import DISTRIBUTION, git_revision, library_versions
+from harmonize.system import NEWEST_PYTHON
 from headspark.doctor.section import Section
 
 PACKAGES = ("harmonize", "headspark", "finetune")
 NEEDED = ("harmonize.engine", "headspark.train")
 """What loads all that harmonizing and pretraining need."""
-
-OLDEST, NEWEST = (3, 11), (3, 13)
-"""Versions of Python: older ones cannot run headspark, newer ones may lack wheels of a library."""
 
 
 def examine_software() -> Section:
@@ -43,8 +41,8 @@ def examine_software() -> Section:
         ", ".join(f"{name} {version}" for name, version in libraries.items() if name != DISTRIBUTION),
         ", ".join(f"{name} in {place}" for name, place in places.items()),
     ]
-    if sys.version_info[:2] > NEWEST:
-        newest = ".".join(map(str, NEWEST))
+    if sys.version_info[:2] > NEWEST_PYTHON:
+        newest = ".".join(map(str, NEWEST_PYTHON))
         found.findings.append(
             f"Python {python} is newer than {newest}, the newest that is known to have wheels of every library"
         )
