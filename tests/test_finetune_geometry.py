@@ -35,7 +35,7 @@ OUTWARD = {"axial": "SPL", "sagittal": "RIP", "coronal": "PIL"}
 
 def survey(values_XYZ: NDArray[np.floating]) -> Survey:
     return Survey(
-        values_XYZ=torch.from_numpy(values_XYZ).float(),
+        values_XYZ=torch.from_numpy(values_XYZ.copy()).float(),
         first_mm=(0.0, 0.0, 0.0),
         spacing=(MM, MM, MM),
         anchor_mm=(0.0, 0.0, 0.0),
@@ -127,14 +127,17 @@ def test_where_it_is_unsure_the_outline_counts(reader: GeometryReader) -> None:
     unsure = replace(reader, spread_2=(1e3, 1e3))
     assert unsure(voxels_ZYX, "arbitrary") == estimate_stack(voxels_ZYX, "arbitrary")
     assert reader(voxels_ZYX, "arbitrary") != estimate_stack(voxels_ZYX, "arbitrary")
+    assert reader(voxels_ZYX[:1], "arbitrary") is None, "one slice says nothing of a distance"
+    assert reader(np.full_like(voxels_ZYX, -1000.0), "HU") is None, "nothing is seen"
 
 
 def test_it_comes_back_as_it_was_written(reader: GeometryReader, tmp_path: Path) -> None:
     save_geometry(tmp_path, reader)
     again = read_geometry(tmp_path)
-    voxels_ZYX = np.random.default_rng(0).normal(size=(30, 40, 50)).astype(np.float32)
-    one, other = again(voxels_ZYX, "HU"), replace(reader, spread_2=again.spread_2)(voxels_ZYX, "HU")
-    assert one == other
+    voxels_ZYX = np.ascontiguousarray(head(seed=5).survey.values_XYZ.numpy().transpose(2, 1, 0)[:, ::-1, ::-1])
+    one = again(voxels_ZYX, "arbitrary")
+    assert one == replace(reader, spread_2=again.spread_2)(voxels_ZYX, "arbitrary")
+    assert one != estimate_stack(voxels_ZYX, "arbitrary")
     assert again.facts == json.loads(json.dumps(reader.facts))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"spread": [0.0]}))

@@ -43,14 +43,17 @@ class GeometryReader:
 
     @torch.inference_mode()
     def __call__(self, voxels_ZYX: NDArray[Any], unit: str) -> Estimate | None:
-        """As `harmonize.dicom.estimate.estimate_stack`; where the network is unsure, that itself."""
+        """As `harmonize.dicom.estimate.estimate_stack`, which counts where the network is unsure; None where that is."""
+        by_outline = estimate_stack(voxels_ZYX, unit)
+        if by_outline is None:  # no head, or few slices: nothing that the network has learned from either
+            return None
         slices, rows, columns = voxels_ZYX.shape
         x_ZYX = scaled(few_voxels(voxels_ZYX), unit)
         read = self.network(x_ZYX[None, None], told(slices, rows, columns, is_ct=unit == HU)[None])
         edge_mm, height_mm = (math.exp(value) for value in read.log_extents_B2[0].tolist())
         sigmas = [math.exp(log) * by for log, by in zip(read.log_sigmas_B2[0].tolist(), self.spread_2, strict=True)]
         if not max(sigmas) <= WORST:  # what is no number is unsure too
-            return estimate_stack(voxels_ZYX, unit)
+            return by_outline
         way = WAYS[int(read.way_logits_B3[0].argmax())]
         return Estimate(
             pixel_mm=edge_mm / math.sqrt(rows * columns),
