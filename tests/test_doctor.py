@@ -21,7 +21,8 @@ import torch
 from harmonize import control_groups, pool
 from headspark.cli import main
 from headspark.data import memory
-from headspark.doctor import disk, machine, software
+from headspark.data.config import DataConfig
+from headspark.doctor import disk, machine, plan, software
 from headspark.doctor.section import nameless
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +94,7 @@ def test_nothing_of_it_names_the_user_or_the_host(
     assert "zaphod" not in json.dumps(found)
     assert "heart-of-gold" not in json.dumps(found)
     assert nameless("/scratch/zaphod/a, /scratch/zaphodia") == "/scratch/USER/a, /scratch/zaphodia"
+    assert nameless(f"{tmp_path}/home/zaphodia/a") == f"{tmp_path}/home/zaphodia/a"
 
 
 def test_what_a_recipe_would_take_is_said(
@@ -141,6 +143,23 @@ def test_a_broken_library_is_named_and_ends_with_1(tmp_path: Path) -> None:
     assert "note: headspark.train cannot be imported: ImportError: libcudart.so.13: cannot open" in done.stdout
     assert done.stdout.endswith("headspark cannot run here: see the notes\n")
     assert "Traceback" not in done.stderr
+
+
+def test_a_gpu_that_another_process_has_alone_is_said_beside_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nCompile with another switch")
+
+    monkeypatch.setattr(plan, "_batch", refuse)
+    found = examined(capsys, "--folder", tmp_path)
+    assert found["disk"]["writes"] > 0
+    assert "CUDA error: all CUDA-capable devices are busy or unavailable" in found["findings"]
+
+
+def test_a_cache_that_the_recipe_names_is_told_as_it_says() -> None:
+    assert plan._cache(DataConfig(cache="disk"), None) == "cache disk: as the recipe says"
+    assert plan._cache(DataConfig(), None).startswith("cache ram for up to ")
 
 
 def test_a_file_that_shadows_ssl_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

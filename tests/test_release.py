@@ -19,6 +19,7 @@ from packaging.version import Version
 
 import harmonize
 from harmonize.errors import WrongUse
+from headspark.cli import main
 from headspark.config import read_recipe
 from headspark.config.shipped import locate_recipe, purpose, shipped_recipes
 from headspark.recipe import Recipe
@@ -173,6 +174,8 @@ def test_a_recipe_is_found_by_name_and_a_file_of_ones_own_goes_before_it(
     for given in ("demo", "demo.yaml", "recipes/demo.yaml"):
         assert locate_recipe(Path(given)) == ROOT / "recipes/demo.yaml"
     assert read_recipe(Recipe, Path("demo")).train.steps == read_recipe(Recipe, ROOT / "recipes/demo.yaml").train.steps
+    Path("demo").mkdir()  # as `make demo` does
+    assert locate_recipe(Path("demo")) == ROOT / "recipes/demo.yaml"
     Path("demo.yaml").write_text("train: {steps: 3}")
     assert read_recipe(Recipe, Path("demo.yaml")).train.steps == 3
     for path in ("elsewhere/demo.yaml", "/recipes/demo.yaml", "none.yaml"):
@@ -185,6 +188,19 @@ def test_a_name_that_no_recipe_has_is_refused_with_the_nearest(tmp_path: Path, m
         locate_recipe(Path("dmeo"))
     with pytest.raises(WrongUse, match="`headspark recipes` lists"):
         locate_recipe(Path("zzzz"))
+
+
+@pytest.mark.parametrize("words", [("dmeo",), ("none.yaml",), ("/none",), ("dmeo", "--debug")])
+def test_a_recipe_that_cannot_be_printed_is_one_line_about_what_was_given(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "--debug" in words:
+        with pytest.raises(WrongUse, match="dmeo"):
+            main(["recipes", *words])
+        return
+    assert main(["recipes", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {words[0]}: no such file")
 
 
 def test_each_recipe_says_in_a_sentence_what_it_is_for() -> None:

@@ -15,6 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; gives the exit code."""
     parser = Parser(prog="headspark recipes", description=__doc__)
     parser.add_argument("name", nargs="?", help="the recipe to print; without one, all are listed")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     name = parser.parse_args(argv).name
     shipped = shipped_recipes()
     if name is None:
@@ -23,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
         width = max(map(len, shipped))
         say(*(f"{one:<{width}}  {purpose(path)}" for one, path in shipped.items()))
     else:
-        found = shipped.get(name) or locate_recipe(Path(name))
+        found = shipped.get(name) or locate_recipe(Path(name), option="")
+        if not found.is_file():
+            raise WrongUse(f"{name}: no such file; `headspark recipes` lists the recipes that come along")
         say(*found.read_text(encoding="utf-8").splitlines())
     return 0

@@ -18,26 +18,31 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted((installed if installed.is_dir() else checkout).glob(f"*{SUFFIX}"))}
 
 
-def locate_recipe(given: Path) -> Path:
+def locate_recipe(given: Path, *, option: str = "--config ") -> Path:
     """The file that a user means, who gave a path, or the name of a recipe that comes with the package.
 
-    A file of that name is taken before a recipe that comes along. ``demo``, ``demo.yaml`` and ``recipes/demo.yaml``
-    are names; anything longer is a path, which is left to whoever reads it.
+    A file of that name is taken before a recipe that comes along, a folder is not: `make demo` writes one that is named
+    demo. ``demo``, ``demo.yaml`` and ``recipes/demo.yaml`` are names; anything longer is a path, which is left to
+    whoever reads it.
+
+    Args:
+        given: What the user gave.
+        option: What stands before it on the command line, for the message.
 
     Raises:
         WrongUse: A single word that is neither; with the nearest name.
     """
-    if "\0" in str(given) or given.exists() or given.is_absolute() or given.parent not in (Path(), Path(FOLDER)):
+    if "\0" in str(given) or given.is_file() or given.is_absolute() or given.parent not in (Path(), Path(FOLDER)):
         return given
     shipped = shipped_recipes()
     name = given.name.removesuffix(SUFFIX)
     if name in shipped:
         return shipped[name]
-    if given.suffix:
+    if given.suffix or given.exists():
         return given
     near = difflib.get_close_matches(name, shipped, n=1)
     guess = f"; did you mean {near[0]}?" if near else "; `headspark recipes` lists those that come along"
-    raise WrongUse(f"--config {given}: no such file, and no recipe of that name{guess}")
+    raise WrongUse(f"{option}{given}: no such file, and no recipe of that name{guess}")
 
 
 def purpose(recipe: Path) -> str:

@@ -16,7 +16,7 @@ def examine_hub() -> Section:
     from huggingface_hub import constants, get_token
 
     found = Section(name="hub")
-    address, offline = without_secrets(constants.ENDPOINT), constants.is_offline_mode()
+    address, offline = without_secrets(constants.ENDPOINT), constants.HF_HUB_OFFLINE
     token = get_token() is not None
     found.facts = {"address": address, "offline": offline, "token": token, "answers": None, "seconds": None}
     has = "a token" if token else "no token"

@@ -43,8 +43,8 @@ def examine_plan(config: Path | None, corpus: Path | None) -> Section:
         cache = _cache(recipe.data, corpus)
     except WrongUse:
         raise
-    except UserError as error:
-        found.text, found.findings = ["cannot begin"], [str(error)]
+    except (UserError, RuntimeError) as error:  # also a GPU that is full, or another process's alone
+        found.text, found.findings = ["cannot begin"], [str(error).partition("\n")[0]]
         return found
     workers, most = recipe.data.workers, cores()
     threads = recipe.train.threads or most
@@ -81,6 +81,8 @@ def _batch(recipe: Recipe) -> tuple[int, int, bool]:
 
 def _cache(data: DataConfig, corpus: Path | None) -> str:
     """Which cache and why, in one line."""
+    if corpus is None and data.cache != "auto":
+        return f"cache {data.cache}: as the recipe says"
     if corpus is None:
         most = MEMORY_SHARE * free_memory()
         return f"cache ram for up to {gib(most)} of decoded scans: about {most / SCAN:.0f} whole heads at 1 mm"

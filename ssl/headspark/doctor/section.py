@@ -50,7 +50,7 @@ def nameless(text: str) -> str:
     """
     home = str(Path.home())
     if home != "/":
-        text = re.sub(rf"{re.escape(home)}(?![\\w.-])", "~", text)
+        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     try:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container may run as a number that nobody has named
