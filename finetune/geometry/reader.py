@@ -43,7 +43,7 @@ class GeometryReader:
 
     @torch.inference_mode()
     def __call__(self, voxels_ZYX: NDArray[Any], unit: str) -> Estimate | None:
-        """As `harmonize.dicom.estimate.estimate_stack`, which counts where the network is unsure; None where that is."""
+        """As `harmonize.dicom.estimate.estimate_stack`, which counts where the network is unsure; its None stays."""
         by_outline = estimate_stack(voxels_ZYX, unit)
         if by_outline is None:  # no head, or few slices: nothing that the network has learned from either
             return None
