@@ -156,7 +156,7 @@ def _images(out: Path) -> dict[str, str]:
 
 
 def _steps(out: Path) -> dict[str, str]:
-    """The steps of which there is a line and a checkpoint that is at least as far."""
+    """The steps that the newest checkpoint holds."""
     newest = max((int(path.name[5:]) for path in (out / "checkpoints").glob("step_*")), default=0)
     return {str(step): "" for step in range(1, newest + 1)}
 
@@ -257,11 +257,11 @@ def kill_at_random(program: Program, *, kills: int, seed: int, folder: Path) -> 
     wanted, whole = program.content(reference), program.done(reference)
 
     out, done = folder / "killed", {}
-    while outcome.kills < kills or out.exists():
+    while outcome.kills < kills or outcome.runs == 0 or out.exists():
         process = _start(main, [*words, "--out", str(out)], log)
         outcome.starts += 1
         # Half of the moments fall anywhere in time, half anywhere in the work; after the last it comes to its end.
-        within = None if outcome.kills == kills else rng.uniform(0.0, outcome.seconds)
+        within = None if outcome.kills >= kills else rng.uniform(0.0, outcome.seconds)
         if done.keys() == whole.keys() and rng.random() < 0.5:
             within = None  # only its end is left, which would get too large a share of the kills
         if within is not None and rng.random() < 0.5:
@@ -344,8 +344,8 @@ def _ended(process: int, within: float | None = None, unless: Callable[[], bool]
             if within is not None:
                 return None
             os.killpg(process, signal.SIGKILL)
-            within = HANGS_S
-        time.sleep(min(0.01, max(left, 0.0)))
+            return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])  # it hung: no kill of ours, a fault
+        time.sleep(min(0.01, left))
 
 
 def _last_line(log: Path) -> str:
