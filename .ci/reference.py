@@ -1,7 +1,8 @@
-"""Write docs/api.md, docs/keys.md and the rooms in docs/architecture.md from docstrings; run by `make reference`.
+"""Write docs/api.md, docs/keys.md, docs/recipes.md and the rooms in docs/architecture.md; run by `make reference`.
 
-docs/api.md has the names that stay, with their signatures; docs/keys.md every key of both recipes. A name that is gone,
-or a key that its class does not explain under ``Attributes:``, ends the command.
+All but docs/recipes.md, which `gallery` writes, come from docstrings: docs/api.md has the names that stay, with their
+signatures; docs/keys.md every key of both recipes. A name that is gone, or a key that its class does not explain under
+``Attributes:``, ends the command.
 """
 
 from __future__ import annotations
