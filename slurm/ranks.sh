@@ -57,6 +57,7 @@ run_step() {
   local status
   srun --cpu-bind=none "$@" &
   step=$!
+  [ "$stopping" = 0 ] || kill -USR1 "$step" # told before there was a step to tell
   while true; do
     wait "$step"
     status=$?
@@ -68,7 +69,7 @@ run_step() {
 
 # Ends the job, or hands it back to the queue. The copy of the corpus goes first: a requeued job is ended by SLURM.
 finish() {
-  [ -z "$staged" ] || srun "${a_task_a_node[@]}" bash "$here/stage.sh" remove "$staged"
+  [ -z "$staged" ] || srun "${a_task_a_node[@]}" bash "$here/stage.sh" remove "$staged" "$corpus"
   if [ "$1" != 0 ] && { [ "$stopping" = 1 ] || [ "$1" = "$saved" ]; }; then
     echo "stopped with status $1; requeueing job $SLURM_JOB_ID"
     scontrol requeue "$SLURM_JOB_ID" && exit 0
@@ -104,8 +105,9 @@ if [ "$nodes" != 1 ]; then
 fi
 [ "$stopping" = 0 ] || finish "$saved"
 
-# Once one rank has ended, the others have a minute to end too.
+# Once one rank has ended, the others have ten minutes to end too: the first scores all, and draws the report. Ranks that
+# know nothing of each other (slurm/predict.sbatch) have no limit.
 # shellcheck disable=SC2016  # a rank knows its own number
-run_step --ntasks="$WORLD_SIZE" --ntasks-per-node="$LOCAL_WORLD_SIZE" --cpus-per-task="$cpus" --wait=60 \
-  bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' - "${launch[@]}" python "$@"
+run_step --ntasks="$WORLD_SIZE" --ntasks-per-node="$LOCAL_WORLD_SIZE" --cpus-per-task="$cpus" \
+  --wait="${RANKS_WAIT_S:-600}" bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' - "${launch[@]}" python "$@"
 finish $?

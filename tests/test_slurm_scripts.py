@@ -8,8 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -68,7 +66,7 @@ def test_one_rank_a_gpu_with_its_share_of_the_cores(job: Job, tmp_path: Path) ->
     done = job("slurm/pretrain.sbatch", "--out", "RUN", SLURM_GPUS_ON_NODE="2")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"ranks at 127.0.0.1:\d+, 2 of 2\n", done.stdout)
-    assert {"--ntasks=2", "--ntasks-per-node=2", "--cpus-per-task=8", "--wait=60"} <= set(asked(tmp_path))
+    assert {"--ntasks=2", "--ntasks-per-node=2", "--cpus-per-task=8", "--wait=600"} <= set(asked(tmp_path))
     assert asked(tmp_path)[-4:] == ["python", "ssl/pretrain.py", "--out", "RUN"]
     assert done.stderr == ""
 
@@ -120,44 +118,6 @@ def test_a_port_of_the_users_own_is_taken_if_it_is_free(job: Job) -> None:
         assert done.stderr.startswith(f"error: MASTER_PORT={port}: taken on ")
     assert f":{port}," in job("slurm/pretrain.sbatch", MASTER_PORT=port, SLURM_GPUS_ON_NODE="1").stdout
     assert "no port" in job("slurm/pretrain.sbatch", MASTER_PORT="many", SLURM_GPUS_ON_NODE="1").stderr
-
-
-@pytest.fixture
-def node() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """One of two nodes that try whether they can meet."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-
-    def run(rank: int, patience_s: float) -> subprocess.CompletedProcess[str]:
-        given = {
-            "SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "SLURMD_NODENAME": f"node-{rank + 1}", "HEADSPARK_MEET_S": str(patience_s),
-        }  # fmt: skip
-        words = [sys.executable, "-I", str(SLURM / "meet.py"), "meet"]
-        return subprocess.run(words, env=os.environ | given, capture_output=True, text=True, timeout=60)
-
-    return run
-
-
-def test_nodes_that_reach_each_other_say_nothing(node: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    ended: list[subprocess.CompletedProcess[str]] = []
-    threads = [threading.Thread(target=lambda rank=rank: ended.append(node(rank, 30))) for rank in (1, 0)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [(done.returncode, done.stdout, done.stderr) for done in ended] == [(0, "", "")] * 2
-
-
-def test_nodes_that_do_not_say_so_within_a_minute_not_within_six_hours(
-    node: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    first, second = node(0, 0.3), node(1, 0.3)
-    assert (first.returncode, second.returncode) == (2, 2)
-    assert first.stderr.startswith("error: node-1: 1 of 1 nodes did not call at port ")
-    assert second.stderr.startswith("error: node-2: cannot reach the first node at 127.0.0.1:")
-    assert "Connection refused" in second.stderr
 
 
 def test_the_site_names_modules_and_a_container(job: Job, tmp_path: Path) -> None:
@@ -212,7 +172,7 @@ def test_a_ready_site_fits(site: Path, job: Job, tmp_path: Path) -> None:
 def running_srun(job: Job, tmp_path: Path) -> Job:
     """As `job`; what srun is to start, it starts."""
     (tmp_path / "bin/srun").write_text('#!/bin/bash\nwhile [ "$1" != bash ]; do shift; done\nexec "$@"\n')
-    (tmp_path / "bin/squeue").write_text('#!/bin/bash\n[ "${*: -1}" != 6 ] || echo running\n')
+    (tmp_path / "bin/squeue").write_text('#!/bin/bash\n[ "${SQUEUE:-up}" = up ] && printf "6\\n7\\n"\n')
     (tmp_path / "bin/squeue").chmod(0o755)
     (tmp_path / "bin/python").write_text(
         f'#!/bin/bash\ncase "$*" in *meet.py*) exec {sys.executable} "$@" ;; esac\n'
@@ -240,6 +200,33 @@ def test_a_corpus_is_copied_to_the_nodes_own_disk_on_request_and_removed_again(
     if words[1]:
         assert done.stdout.splitlines()[-4:] == ["700", "images", "metadata.parquet", "rows"]
     assert {path.name for path in scratch.iterdir()} == {f"{own}-6", "another"}
+
+
+def test_what_other_jobs_copied_stays_where_slurm_does_not_say_which_jobs_there_are(
+    running_srun: Job, tmp_path: Path
+) -> None:
+    other = tmp_path / f"scratch/headspark-{os.getuid()}-5"
+    other.mkdir(parents=True)
+    given = {"HEADSPARK_SCRATCH": str(other.parent), "STAGE": "1", "SLURM_GPUS_ON_NODE": "1", "SQUEUE": "down"}
+    done = running_srun("slurm/pretrain.sbatch", "--out", "RUN", "--corpus", "CORPUS", **given)
+    assert (done.returncode, list(other.parent.iterdir())) == (0, [other]), done.stderr
+
+
+def test_folds_that_a_run_dealt_in_a_copy_go_back_into_the_corpus(running_srun: Job, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "bin/python").write_text(
+        f'#!/bin/bash\ncase "$*" in *meet.py*) exec {sys.executable} "$@" ;; esac\necho "$FOLDS" > "$4/folds.parquet"\n'
+    )
+    given = {"HEADSPARK_SCRATCH": str(tmp_path / "scratch"), "STAGE": "1", "SLURM_GPUS_ON_NODE": "1"}
+    for folds in ("dealt", "dealt again"):
+        done = running_srun("slurm/finetune.sbatch", "--corpus", "CORPUS", FOLDS=folds, **given)
+        assert (done.returncode, list((tmp_path / "scratch").iterdir())) == (0, []), done.stderr
+        assert {path.name for path in (tmp_path / "CORPUS").iterdir()} == {
+            "images",
+            "metadata.parquet",
+            "folds.parquet",
+        }
+        assert (tmp_path / "CORPUS/folds.parquet").read_text() == "dealt\n", "what the corpus has, it keeps"
 
 
 @pytest.mark.parametrize(
@@ -301,8 +288,14 @@ def test_shards_are_the_tasks_of_a_whole_array(job: Job, tmp_path: Path) -> None
     assert "give a source, its raw folder and the corpus" in job(*words[:3], **ARRAY, SLURM_ARRAY_TASK_COUNT="4").stderr
 
 
+def test_ranks_that_predict_a_part_each_do_not_end_one_another(job: Job, tmp_path: Path) -> None:
+    done = job("slurm/predict.sbatch", "FT", "FOLDER", "--out", "predictions.csv", SLURM_GPUS_ON_NODE="2")
+    assert done.returncode == 0, done.stderr
+    assert "--wait=0" in asked(tmp_path)
+
+
 def test_a_task_embeds_with_its_encoder_and_the_job_behind_probes_all(job: Job, tmp_path: Path) -> None:
-    (tmp_path / "ENCODERS.txt").write_text("RUNS/large\n\nuser/small\nRUNS/tiny\n")
+    (tmp_path / "ENCODERS.txt").write_text("RUNS/large\r\n\nuser/small \nRUNS/tiny\n")
     words = ("slurm/probe.sbatch", "ENCODERS.txt", "PROBES", "--corpus", "CORPUS")
     given = {"SLURM_GPUS_ON_NODE": "1"}
     done = job(*words, "--batch", "4", **given, SLURM_ARRAY_TASK_ID="2")
@@ -310,6 +303,7 @@ def test_a_task_embeds_with_its_encoder_and_the_job_behind_probes_all(job: Job, 
     expected = ["-m", "headspark.cli", "embed", "CORPUS", "--encoder", "user/small", "--out", "PROBES/2/small.parquet"]
     assert asked(tmp_path)[-10:] == [*expected, "--batch", "4"]
     done = job(*words, **given, SLURM_ARRAY_TASK_ID="4")
+    assert "submit the array without it" in job(*words, **given, SLURM_ARRAY_TASK_ID="1", STAGE="1").stderr
     assert (done.returncode, done.stderr) == (2, "error: task 4: the list has 3 encoders; sbatch --array=1-3\n")
     for name in ("1/large", "2/small"):
         (tmp_path / f"PROBES/{name}.parquet").parent.mkdir(exist_ok=True)
