@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -25,14 +26,14 @@ def docker() -> tuple[str, list[str]]:
     """What an image starts from, and the commands that make it."""
     lines = (ROOT / "slurm/Dockerfile").read_text().splitlines()
     (base,) = [line.removeprefix("FROM ") for line in lines if line.startswith("FROM ")]
-    assert f"COPY . {AT}" in lines
+    assert f"COPY .git {AT}.git" in lines
     return base, [line.removeprefix("RUN ") for line in lines if line.startswith("RUN ")]
 
 
 def apptainer() -> tuple[str, list[str]]:
     text = (ROOT / "slurm/headspark.def").read_text()
     sections = dict(re.findall(r"^%(\w+)\n((?: {4}.*\n)+)", text, re.MULTILINE))
-    assert sections["files"].split() == [".", AT]
+    assert sections["files"].split() == [".git", f"{AT}.git"]
     (base,) = re.findall(r"^From: (.*)$", text, re.MULTILINE)
     return base, [line.strip() for line in sections["post"].splitlines()]
 
@@ -47,7 +48,19 @@ def pip_words() -> list[str]:
 
 def test_both_images_are_made_by_the_same_commands() -> None:
     assert docker() == apptainer()
-    assert len(docker()[1]) == 2
+    assert len(docker()[1]) == 3
+
+
+def test_what_lies_in_the_checkout_and_is_not_of_it_stays_at_home(tmp_path: Path) -> None:
+    (clone,) = [shlex.split(line) for line in docker()[1] if line.startswith("git ")]
+    checkout, image = tmp_path / "checkout", tmp_path / "image"
+    subprocess.run(["git", "clone", "--quiet", ROOT, checkout], check=True)
+    (checkout / "CORPUS").mkdir()
+    (checkout / "CORPUS/scan.nii.gz").touch()
+    shutil.copytree(checkout / ".git", f"{image}{AT}.git")
+    subprocess.run([word.replace(AT, f"{image}{AT}") for word in clone], check=True)
+    assert (image / AT.strip("/") / "pyproject.toml").is_file()
+    assert not list(image.rglob("scan.nii.gz"))
 
 
 def test_what_they_install_is_what_this_repository_has() -> None:
