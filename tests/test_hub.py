@@ -285,6 +285,21 @@ def test_without_a_network_what_the_cache_lacks_is_one_line(
         assert time.monotonic() - start < 3.0
 
 
+def test_a_hub_that_was_too_slow_for_what_the_cache_has_gets_its_time_for_what_it_lacks(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def asked(address: str, within_s: float) -> str:
+        given.append(within_s)
+        return "is slow"
+
+    monkeypatch.setattr(reach, "_asked", asked)
+    for within_s in (reach.QUICK_S, reach.QUICK_S, reach.PATIENT_S, reach.QUICK_S, reach.PATIENT_S):
+        assert reach.why_away(within_s) == "is slow"
+    assert given == [reach.QUICK_S, reach.PATIENT_S]
+
+
 def test_a_commit_in_the_cache_is_taken_without_asking(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     has(hub, "user/encoder", FIXTURES / "encoder")
     commit = hub.repos["user/encoder"].sha

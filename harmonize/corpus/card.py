@@ -32,7 +32,7 @@ import hashlib
 
 def is_held_out(row, share=0.1, seed=0):  # as `headspark pretrain` divides
     key = f"{seed}/{row['source']}/{row['subject']}".encode()
-    return int.from_bytes(hashlib.sha256(key).digest()[:8]) < share * 2**64
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < share * 2**64
 
 
 train = streamed.filter(lambda row: not is_held_out(row))

@@ -23,7 +23,8 @@ QUICK_S, PATIENT_S = 0.7, 8.0
 REMEMBERED_S = 60.0
 """For so long a Hub that was away is taken to be away still: a command may want several files of it."""
 
-_away: dict[str, tuple[float, str]] = {}
+_away: dict[str, tuple[float, float, str]] = {}
+"""By address: until when, how long it was given to answer, and why it is away."""
 
 
 @contextmanager
@@ -108,13 +109,13 @@ def why_away(within_s: float, endpoint: str | None = None) -> str | None:
     """
     address = endpoint or constants.ENDPOINT
     known = _away.get(address)
-    if known is not None and time.monotonic() < known[0]:
-        return known[1]
+    if known is not None and time.monotonic() < known[0] and within_s <= known[1]:
+        return known[2]
     found = _asked(address, within_s)
     if found is None:
         _away.pop(address, None)
     else:
-        _away[address] = (time.monotonic() + REMEMBERED_S, found)
+        _away[address] = (time.monotonic() + REMEMBERED_S, within_s, found)
     return found
 
 
