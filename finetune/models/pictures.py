@@ -13,7 +13,6 @@ from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from torch import Tensor, nn
 
 from harmonize.errors import UserError, WrongUse
-from harmonize.hub import HUB_ERRORS, first_line, reached
 from headspark.config.checks import require
 from headspark.encoder.base import MOST_CHANNELS
 
@@ -147,6 +146,8 @@ def _features(backbone: Any, x_nCHW: Tensor) -> Tensor:
 def _backbone(config: TimmConfig, pretrained: bool) -> nn.Module:
     name = config.backbone
     import timm  # slow to load, and no volume needs it
+
+    from harmonize.hub import HUB_ERRORS, first_line, reached  # slow as well, and no part of a prediction
 
     if not timm.is_model(name.partition(".")[0]):
         nearest = ", ".join(timm.list_models(f"*{name.partition('_')[0]}*")[:5]) or "none like it"
