@@ -89,7 +89,7 @@ def test_the_packed_folder_answers_the_gateway_by_itself(packed: Path, models: l
         f"print(*(name for name in {NOT_NEEDED!r} if name in sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-B", "-c", program],
+        [sys.executable, "-I", "-c", program],
         env=clean_environment(
             KAGGLE_IS_COMPETITION_RERUN="1", GATEWAY_SERIES=str(series), GATEWAY_SHARED=str(shared),
             GATEWAY_OUT=str(out), GATEWAY_QUOTA=str(int(1.5 * largest)),
@@ -111,6 +111,7 @@ def test_the_packed_folder_answers_the_gateway_by_itself(packed: Path, models: l
         assert rows[name] == dict.fromkeys(LABELS, MEDIAN)
     assert done.stderr.count("answered with the default row") == 2
     assert list(shared.iterdir()) == []
+    assert [*packed.rglob("__pycache__")] == [], "what is asked stays what was packed, or no other pack replaces it"
 
 
 class Hanging:

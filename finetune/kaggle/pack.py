@@ -65,6 +65,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.dont_write_bytecode = True  # this folder stays what was packed: it is uploaded, and may be packed again
 HERE = Path(__file__).resolve().parent
 PACK = json.loads((HERE / "pack.json").read_text())
 
