@@ -67,6 +67,7 @@ def test_the_page_s_file_is_a_source_in_every_process(raw: Path, tmp_path: Path)
         ("gone.py", None, "gone.py: no such file"),
         ("My-Data.py", "", "give it a name such as mydata.py"),
         ("tcia.py", "", "there is a source tcia already; rename the file"),
+        ("verify.py", ARRAYS, "verify.py: there is a command verify; rename the file"),
         ("wrong.py", "import nowhere_at_all", "cannot be loaded: ModuleNotFoundError"),
         ("empty.py", "x = 1", "has no SOURCE"),
         ("half.py", ARRAYS.replace("def load", "def loads"), "has no function load"),

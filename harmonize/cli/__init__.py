@@ -69,9 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def commands() -> dict[str, Command]:
-    """All commands by name, in the order of the help."""
+    """All commands by name, in the order of the help.
+
+    Raises:
+        WrongUse: A source of the user's own has the name of one.
+    """
     of_sources = (command_of(name, entry) for name, entry in sources.SOURCES.items())
-    return {each.name: each for each in (*of_sources, PHANTOM, MERGE, VERIFY, REPORT, LOCATE, FETCH, PUBLISH)}
+    found: dict[str, Command] = {}
+    for each in (*of_sources, PHANTOM, MERGE, VERIFY, REPORT, LOCATE, FETCH, PUBLISH):
+        if each.name in found:
+            raise WrongUse(f"{sources.own.VARIABLE}: {each.name}.py: there is a command {each.name}; rename the file")
+        found[each.name] = each
+    return found
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
