@@ -13,6 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd) || exit 2
 saved=75 # exit status of a run that was told to stop and wrote its checkpoint (EX_TEMPFAIL)
 feeding=8 # cores a GPU: the step, its loader (data.workers), and what the system wants
 
+: "${SLURM_JOB_NODELIST:?runs inside a job: sbatch slurm/pretrain.sbatch ...}"
 nodes=${SLURM_JOB_NUM_NODES:-1} gpus=${SLURM_GPUS_ON_NODE:-0}
 export LOCAL_WORLD_SIZE=${RANKS_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 export WORLD_SIZE=$((LOCAL_WORLD_SIZE * nodes))
@@ -29,7 +30,7 @@ fi
 [ "$cpus" -gt 0 ] || cpus=1
 
 # Where the ranks meet: the first node, by its name or else by the address by which SLURM itself reaches it.
-first=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?runs inside a job: sbatch slurm/pretrain.sbatch ...}" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$first
 if ! getent hosts "$first" >/dev/null; then
   MASTER_ADDR=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')

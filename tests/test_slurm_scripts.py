@@ -257,6 +257,13 @@ def test_a_corpus_that_cannot_be_copied_is_refused(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_a_script_that_is_no_job_asks_slurm_for_none(job: Job, tmp_path: Path) -> None:
+    done = job("slurm/pretrain.sbatch", SLURM_JOB_NODELIST="", SLURM_GPUS_ON_NODE="1")
+    assert done.returncode != 0
+    assert "runs inside a job: sbatch slurm/pretrain.sbatch" in done.stderr
+    assert not (tmp_path / "srun.txt").exists()
+
+
 def test_a_rank_that_was_killed_and_a_job_that_may_not_be_requeued_say_what_to_do(job: Job, tmp_path: Path) -> None:
     (tmp_path / "bin/srun").write_text("#!/bin/bash\nexit ${ENDS}\n")
     done = job("slurm/pretrain.sbatch", SLURM_GPUS_ON_NODE="1", ENDS="137")
