@@ -289,12 +289,7 @@ def test_a_hub_that_was_too_slow_for_what_the_cache_has_gets_its_time_for_what_i
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[float] = []
-
-    def asked(address: str, within_s: float) -> str:
-        given.append(within_s)
-        return "is slow"
-
-    monkeypatch.setattr(reach, "_asked", asked)
+    monkeypatch.setattr(reach, "_asked", lambda address, within_s: [given.append(within_s), "is slow"][1])
     for within_s in (reach.QUICK_S, reach.QUICK_S, reach.PATIENT_S, reach.QUICK_S, reach.PATIENT_S):
         assert reach.why_away(within_s) == "is slow"
     assert given == [reach.QUICK_S, reach.PATIENT_S]
@@ -306,6 +301,17 @@ def test_a_commit_in_the_cache_is_taken_without_asking(hub: Hub, monkeypatch: py
     load_encoder("user/encoder", revision=commit)
     monkeypatch.setattr(reach, "why_away", lambda *words: pytest.fail("asked"))
     assert load_encoder("user/encoder", revision=commit).channels
+
+
+def test_a_commit_of_a_model_in_the_cache_does_not_wait_for_a_hub_that_is_silent(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: (FIXTURES / "finetuned" / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    hub.repos["user/model"] = Repo(private=False, commits=[{}, files])
+    commit = hub.repos["user/model"].sha
+    found = fetch_model("user/model", revision=commit)
+    with away(takes_and_is_silent, monkeypatch):  # which the client would ask without a limit of time
+        assert fetch_model("user/model", revision=commit) == found
 
 
 def refusal(load: Callable[[], object]) -> str:

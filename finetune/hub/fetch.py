@@ -55,7 +55,7 @@ def fetch_model(repo: str, *, revision: str | None = None) -> Path:
         predictor = Predictor(fetch_model("user/name", revision="v1"))
     """
     try:
-        with reached(repo, CONFIG, revision=revision, else_=NO_FOLDER):
+        with reached(repo, CONFIG, revision=revision, else_=NO_FOLDER, listed=True):
             folder = _fetch(repo, revision)
     except HUB_ERRORS as error:
         name = repo if revision is None else f"{repo}@{revision}"

@@ -36,6 +36,7 @@ def reached(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     else_: str = "",
+    listed: bool = False,
 ) -> Iterator[None]:
     """Ask the Hub for a repository; where it does not answer, have the client take its cache at once.
 
@@ -46,6 +47,7 @@ def reached(
         revision: Branch, tag or commit.
         cache_dir: Of the client.
         else_: What else it could have been and is not, such as "no such folder, and ".
+        listed: Whether the files of the repository will be listed: the client asks for that whatever the cache has.
 
     Raises:
         UserError: The Hub does not answer, and the cache does not have it.
@@ -59,7 +61,8 @@ def reached(
         yield
         return
     is_cached = in_cache(repo, needed, kind=kind, revision=revision, cache_dir=cache_dir)
-    if is_cached and REGEX_COMMIT_HASH.fullmatch(revision or ""):
+    is_commit = REGEX_COMMIT_HASH.fullmatch(revision or "") is not None
+    if is_cached and is_commit and not listed:
         yield  # a commit does not change, and the client asks nobody
         return
     why = why_away(QUICK_S if is_cached else PATIENT_S)
@@ -68,7 +71,7 @@ def reached(
         return
     if not is_cached:
         raise UserError(f"{repo}: {else_}the cache lacks it, and {hub_name()} {why}; connect, then try again")
-    warn(f"warning: {hub_name()} {why}; {repo} is taken from the cache, which may be older")
+    warn(f"warning: {hub_name()} {why}; {repo} is taken from the cache{'' if is_commit else ', which may be older'}")
     with _offline():
         yield
 
