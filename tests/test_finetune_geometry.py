@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from finetune.cli import main
 from finetune.finder.survey import Survey
 from finetune.geometry import GeometryReader, read_geometry, save_geometry
 from finetune.geometry import lessons as lessons_file
+from finetune.geometry import teach as teach_file
 from finetune.geometry.lessons import Lesson, draw_stack
 from finetune.geometry.network import SHAPE, WAYS, GeometryNetwork, told
 from finetune.geometry.reader import few_voxels, scaled
@@ -173,3 +175,23 @@ def test_a_submission_takes_it_along(reader: GeometryReader, tmp_path: Path) -> 
     )
     assert main(["kaggle", str(tmp_path / "model"), "--geometry", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
     assert not (tmp_path / "b").exists()
+
+
+def test_a_corpus_with_a_damaged_scan_teaches_by_the_others(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, corpus)
+    first, *_ = sorted((corpus / "images").rglob("*.nii.gz"))
+    first.write_bytes(b"no image")
+    words = ["geometry", "--corpus", str(corpus), "--out", str(tmp_path / "geometry"), "--steps", "1"]
+    assert main(words) == 1
+    assert "subjects are too few" in capsys.readouterr().err
+    assert not (tmp_path / "geometry").exists()
+    monkeypatch.setattr(teach_file, "FEWEST", 4)
+    assert main(words) == 0
+    assert "note: 1 of 6 scans left out, the first: " in capsys.readouterr().err
+    assert read_geometry(tmp_path / "geometry").facts["series"] == 4
+    assert main([*words, "--scans", "3"]) == 1
+    assert "subjects are too few" in capsys.readouterr().err
+    assert read_geometry(tmp_path / "geometry").facts["series"] == 4, "what was there stays"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 from typing import Any
 
 from harmonize.terminal import say, warn
+
+SCANS = 2000
+"""Half a MB of each stays in memory."""
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -24,6 +28,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="FOLDER", help="a new folder; a network that was there is replaced"
     )
     parser.add_argument("--steps", type=int, help="of 16 stacks; default 1200")
+    parser.add_argument(
+        "--scans", type=int, default=SCANS, help="learn from so many, drawn where there are more; default %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn; default %(default)s")
     parser.set_defaults(run=run)
 
@@ -39,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from finetune.geometry.lessons import read_lesson
     from finetune.geometry.teach import STEPS, teach
     from harmonize.corpus import Corpus
+    from harmonize.errors import UserError
     from harmonize.progress import Progress
     from headspark.config.checks import require
     from headspark.folders import refuse_foreign, replaced
@@ -46,21 +54,27 @@ def run(options: argparse.Namespace) -> int:
 
     steps = STEPS if options.steps is None else options.steps
     require(steps >= 1, f"--steps {steps}: must be 1 or more")
+    require(options.scans >= 1, f"--scans {options.scans}: must be 1 or more")
     foreign: dict[str, Any] = {"names": GEOMETRY_FILES, "is_ours": is_geometry_folder, "what": "geometry network"}
     refuse_foreign(options.out, **foreign)
     corpus = Corpus.open(options.corpus)
-    rows = corpus.scans.to_dict("records")
+    rows = chosen(corpus.scans.to_dict("records"), options.scans, options.seed)
     reader = None
     try:
         with interrupts() as interrupt:
             interrupt.begin()
-            lessons = []
+            lessons, faults = [], []
             with Progress("read", total=len(rows), unit="scans") as progress:
                 for row in rows:
                     if interrupt:
                         break
-                    lessons.append(read_lesson(corpus, row))
+                    try:
+                        lessons.append(read_lesson(corpus, row))
+                    except UserError as fault:  # one damaged file, and there are others to learn from
+                        faults.append(fault)
                     progress.advance()
+            if faults:
+                warn(f"note: {len(faults)} of {len(rows)} scans left out, the first: {faults[0]}")
             if not interrupt:
                 reader = teach(lessons, steps=steps, seed=options.seed, asked=lambda: bool(interrupt))
     except Interrupted:
@@ -78,3 +92,8 @@ def run(options: argparse.Namespace) -> int:
     )
     say(options.out)
     return 0
+
+
+def chosen(rows: list[Any], most: int, seed: int) -> list[Any]:
+    """All rows, or as many as wanted of them, each as likely as the others."""
+    return rows if len(rows) <= most else random.Random(seed).sample(rows, most)
