@@ -20,14 +20,19 @@ if [ -n "${HEADSPARK_SITE:-}" ]; then
 fi
 if [ -n "${HEADSPARK_MODULES:-}" ]; then
   command -v module >/dev/null || fail "HEADSPARK_MODULES=$HEADSPARK_MODULES: this node has no command 'module'"
+  strict=$-
+  set +u # module files read variables that nobody has set
   # shellcheck disable=SC2086  # several words
   module load $HEADSPARK_MODULES || fail "HEADSPARK_MODULES: 'module load $HEADSPARK_MODULES' failed on ${SLURMD_NODENAME:-this node}"
+  case $strict in *u*) set -u ;; esac
 fi
 launch=()
 if [ -n "${HEADSPARK_CONTAINER:-}" ]; then
   [ -e "$HEADSPARK_CONTAINER" ] || fail "HEADSPARK_CONTAINER=$HEADSPARK_CONTAINER: no such file"
   command -v apptainer >/dev/null || fail "HEADSPARK_CONTAINER: no apptainer on ${SLURMD_NODENAME:-this node}; load its module by HEADSPARK_MODULES"
-  launch=(apptainer exec --bind "$PWD,${HEADSPARK_BIND:-$PWD}${HEADSPARK_SCRATCH:+,$HEADSPARK_SCRATCH}")
+  scratch=${HEADSPARK_SCRATCH:-}
+  [ -d "$scratch" ] || scratch= # a folder of the first node's alone cannot be bound
+  launch=(apptainer exec --bind "$PWD,${HEADSPARK_BIND:-$PWD}${scratch:+,$scratch}")
   [ -z "${SLURM_GPUS_ON_NODE:-}" ] || launch+=(--nv)
   launch+=("$HEADSPARK_CONTAINER")
 else

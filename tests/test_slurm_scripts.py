@@ -122,9 +122,10 @@ def test_a_port_of_the_users_own_is_taken_if_it_is_free(job: Job) -> None:
 
 def test_the_site_names_modules_and_a_container(job: Job, tmp_path: Path) -> None:
     (tmp_path / "image.sif").touch()
+    (tmp_path / "scratch").mkdir()
     (tmp_path / "slurm/site.env").write_text(
-        "module() { echo \"module $*\" >&2; }\nHEADSPARK_MODULES='gcc cuda'\nHEADSPARK_CONTAINER=image.sif\n"
-        "HEADSPARK_SCRATCH=/scratch\n"
+        "module() { echo \"module $*$NOBODY_SET_THIS\" >&2; }\nHEADSPARK_MODULES='gcc cuda'\n"
+        f"HEADSPARK_CONTAINER=image.sif\nHEADSPARK_SCRATCH={tmp_path}/scratch\n"
     )
     (tmp_path / "bin/apptainer").write_text(
         '#!/bin/bash\nwhile [ "$1" != image.sif ]; do shift; done\nshift\nexec "$@"\n'
@@ -135,7 +136,7 @@ def test_the_site_names_modules_and_a_container(job: Job, tmp_path: Path) -> Non
     assert done.stderr == "module load gcc cuda\n"
     words = asked(tmp_path)
     begin = words.index("apptainer")
-    bound = f"{tmp_path},{tmp_path},/scratch"
+    bound = f"{tmp_path},{tmp_path},{tmp_path}/scratch"
     expected = ["apptainer", "exec", "--bind", bound, "--nv", "image.sif", "python", "-m", "finetune.train"]
     assert words[begin : begin + len(expected)] == expected
 
