@@ -47,7 +47,7 @@ NO_KEYS = {
 """Files, attributes, and names of tensors, that look like keys of a recipe."""
 
 OPTIONS_OF_OTHERS = {
-    "--array", "--bind_all", "--cpus-per-task", "--exclusive", "--gres", "--logdir", "--mem", "--nnodes",
+    "--array", "--bind_all", "--cpus-per-task", "--exclusive", "--gres", "--install", "--logdir", "--mem", "--nnodes",
     "--no-requeue", "--nproc_per_node", "--nthreads", "--num_processes", "--nv", "--partition", "--rdzv-backend",
     "--signal",
 }  # fmt: skip

@@ -42,6 +42,8 @@ def job(tmp_path: Path) -> Job:
     )
     program("getent", '[ "$2" = 10.0.0.1 ]')
     program("srun", SAYING)
+    program("harmonize", "exit 1")  # an environment with headspark is active
+    program("python", f'exec {sys.executable} "$@"')
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MASTER_", "HEADSPARK_"))
     }

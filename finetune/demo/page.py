@@ -293,9 +293,9 @@ def _wide(page: Page, figure: Figure, *, caption: str) -> None:
 
 def _ranged(estimate: Estimate) -> str:
     low, high = estimate.interval.low, estimate.interval.high
-    if np.isnan(estimate.value) or np.isnan(low):
+    if np.isnan(estimate.value):
         return number(estimate.value)
-    return f"{estimate.value:.2f} ({low:.2f} to {high:.2f})"
+    return f"{estimate.value:.2f}" + ("" if np.isnan(low) else f" ({low:.2f} to {high:.2f})")
 
 
 def _first_pair(root: Path, name: str, corpus: Corpus) -> tuple[Scan, StoredVolume, Mapping[Any, Any]] | None:
