@@ -137,7 +137,7 @@ def test_a_second_job_into_the_folder_of_a_run_is_refused(slurm: Cluster, jobs: 
 
 
 @pytest.mark.parametrize("kind", STEPS)
-@pytest.mark.parametrize(("case", "said"), [("told", "DUE TO JOB REQUEUE"), ("timed", "DUE TO TIME LIMIT")])
+@pytest.mark.parametrize(("case", "said"), [("told", "told to stop (restart 0)"), ("timed", "DUE TO TIME LIMIT")])
 def test_a_job_that_is_stopped_comes_back_and_ends_with_the_weights_of_an_undisturbed_one(
     kind: str, case: str, said: str, slurm: Cluster, jobs: dict[str, str], project: Path
 ) -> None:
