@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "docs" / "benchmarks"
-CONTEXT_GB = 1.0
+CONTEXT_GIB = 1.0
 """What CUDA and its libraries take before anything is computed."""
 
 HEAD = """\
@@ -104,7 +104,7 @@ def gallery() -> str:
     for group in GROUPS:
         mine = [path for path in paths if re.fullmatch(group.names, path.stem)]
         left -= {path.stem for path in mine}
-        names = ("minutes",) if group.cpu else ("GPU memory, GB", "GPU hours, at least")
+        names = ("minutes",) if group.cpu else ("GPU memory, GiB", "GPU hours, at least")
         lines += [
             f"## {group.title}",
             "",
@@ -149,7 +149,7 @@ def data(name: str) -> str:
 
 def memory(cost: dict[str, Any]) -> str:
     """Estimated memory of a GPU."""
-    return f"~{math.ceil(cost['gpu_gib'] + CONTEXT_GB)}"
+    return f"~{math.ceil(cost['gpu_gib'] + CONTEXT_GIB)}"
 
 
 def hours(cost: dict[str, Any]) -> str:

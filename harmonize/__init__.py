@@ -1,4 +1,4 @@
-"""Turn raw head CT and MRI of four sources into one corpus of RAS, isotropic NIfTI."""
+"""Turn raw head CT and MRI of public sources, and of your own, into one corpus of RAS, isotropic NIfTI."""
 
 from pathlib import Path
 
