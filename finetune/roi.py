@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW
 
 from finetune.augment import AugmentConfig, draw_pose, draw_variation, vary_intensity
+from finetune.brief_training import Plan, train_briefly
 from finetune.finder import Finder
 from finetune.finder.find import fit
 from finetune.finder.landmarks import places_of_mask, places_of_points, shows_outline
@@ -24,7 +24,6 @@ from finetune.tasks import Task
 from finetune.views import View
 from finetune.views.roi import RoiView
 from harmonize.errors import UserError
-from harmonize.progress import Progress
 from headspark.data.decoders import read_corpus_file
 
 STEPS, BATCH = 400, 8
@@ -129,19 +128,14 @@ def teach(
         raise UserError("none of the training series has a mask or a point: there is nothing to find a box by")
     torch.manual_seed(seed)
     network = FinderNetwork(task.places).to(memory_format=torch.channels_last_3d)
-    optimizer = AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
-    with Progress("roi", total=steps, unit="steps") as progress:
-        for step in range(steps):
-            if asked():
-                return None
-            decay = 0.5 * (1 + np.cos(np.pi * step / steps))
-            optimizer.param_groups[0]["lr"] = RATE * min(1.0, (step + 1) / WARMUP) * max(decay, 0.01)
-            loss, error_mm = _loss(network, _batch(lessons, weights_N, task, [seed, step]))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            progress.advance(loss=f"{loss.item():.2f}", mm=f"{error_mm:.1f}")
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, str]]:
+        loss, error_mm = _loss(network, _batch(lessons, weights_N, task, [seed, step]))
+        return loss, {"mm": f"{error_mm:.1f}"}
+
+    plan = Plan(steps=steps, rate=RATE, warmup=WARMUP, weight_decay=1e-4)
+    if not train_briefly(network, plan, loss_of, name="roi", asked=asked):
+        return None
     return _measured(network.eval().requires_grad_(False), lessons, task, seed)
 
 

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW
 
+from finetune.brief_training import Plan, train_briefly
 from finetune.geometry.lessons import Lesson, Stack, draw_stack
 from finetune.geometry.network import WAYS, GeometryNetwork, Read
 from finetune.geometry.reader import TURNED, GeometryReader
 from harmonize.errors import UserError
-from harmonize.progress import Progress
 
 STEPS, BATCH = 1200, 16
 RATE, WARMUP = 2e-3, 20
@@ -55,21 +54,15 @@ def teach(
     training = [one for one in lessons if one.subject not in kept]
     torch.manual_seed(seed)
     network = GeometryNetwork()
-    optimizer = AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)
-    with Progress("geometry", total=steps, unit="steps") as progress:
-        for step in range(steps):
-            if asked():
-                return None
-            decay = 0.5 * (1 + np.cos(np.pi * step / steps))
-            optimizer.param_groups[0]["lr"] = RATE * min(1.0, (step + 1) / WARMUP) * max(decay, 0.01)
-            generator = np.random.default_rng([seed, step])
-            stacks = [draw_stack(training[generator.integers(len(training))], generator) for _ in range(BATCH)]
-            loss = _loss(_read(network, stacks), stacks)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            progress.advance(loss=f"{loss.item():.2f}")
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, str]]:
+        generator = np.random.default_rng([seed, step])
+        stacks = [draw_stack(training[generator.integers(len(training))], generator) for _ in range(BATCH)]
+        return _loss(_read(network, stacks), stacks), {}
+
+    plan = Plan(steps=steps, rate=RATE, warmup=WARMUP, weight_decay=1e-2)
+    if not train_briefly(network, plan, loss_of, name="geometry", asked=asked):
+        return None
     held = [one for one in lessons if one.subject in kept]
     return _measured(network.eval().requires_grad_(False), held, len(training), seed)
 
@@ -100,7 +93,9 @@ def _measured(network: GeometryNetwork, held: Sequence[Lesson], learned_from: in
     """The network with what it is worth on scans that it did not learn from."""
     generator = np.random.default_rng([seed, 2**31])
     stacks = [draw_stack(one, generator) for one in held for _ in range(DRAWS)]
-    read = _read(network, stacks)
+    # Hundreds of scans are held out of a large corpus: a few stacks at a time.
+    parts = [_read(network, stacks[first : first + BATCH]) for first in range(0, len(stacks), BATCH)]
+    read = Read(*(torch.cat(values) for values in zip(*parts, strict=True)))
     off_B2 = _off(read, stacks)
     # Two thirds of what is off shall lie within one standard deviation.
     spread_2 = torch.quantile((off_B2 / read.log_sigmas_B2.exp()).abs(), 0.68, dim=0).clamp(min=0.5)
