@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from harmonize.labels import LOCATIONS
-from harmonize.phantom.arteries import MAX_DIAMETER_MM, MIN_DIAMETER_MM, Flow, draw_locations, grow_tree
 from harmonize.phantom.randomness import rng_of
+from harmonize.phantom.vessels import MAX_DIAMETER_MM, MIN_DIAMETER_MM, Flow, draw_locations, grow_tree
 
 SEEDS = range(12)
 

@@ -11,11 +11,11 @@ from scipy import ndimage
 
 from harmonize.labels import LOCATIONS, MASK_VALUES
 from harmonize.phantom.anatomy import Head
-from harmonize.phantom.arteries import Vessel
 from harmonize.phantom.canvas import Tissue
 from harmonize.phantom.contrast import Contrast
 from harmonize.phantom.randomness import rotation, smooth_field
-from harmonize.phantom.tubes import distances
+from harmonize.phantom.vessels import Vessel
+from harmonize.phantom.vessels.tubes import distances
 from harmonize.scan import AIR_HU
 
 _VESSEL_STEP_MM = 0.8

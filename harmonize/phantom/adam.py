@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, Grid, make_grid, place_of, resolution_for, scan_head
 from harmonize.phantom.anatomy import make_head
-from harmonize.phantom.arteries import LOCATION_WEIGHTS, Aneurysm, draw_locations
 from harmonize.phantom.contrast import CONTRASTS
 from harmonize.phantom.openmind import save_nifti
 from harmonize.phantom.randomness import rng_of
 from harmonize.phantom.rsna_plan import SITE_STRATA
+from harmonize.phantom.vessels import LOCATION_WEIGHTS, Aneurysm, draw_locations
 
 FIELD_MM = (190.0, 215.0, 110.0)
 """A slab of the head, right to left, front to back, up and down."""

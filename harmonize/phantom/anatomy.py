@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.phantom.arteries import VesselTree, grow_tree
 from harmonize.phantom.brain import paint_brain
 from harmonize.phantom.canvas import Canvas, Tissue
 from harmonize.phantom.randomness import rng_of, rotation, smooth_field
@@ -26,6 +25,7 @@ from harmonize.phantom.skull import (
     paint_soft_tissue,
     skin_distance,
 )
+from harmonize.phantom.vessels import Difficulty, VesselTree, grow_tree
 
 BOX_LOW_MM = (-94.0, -120.0, -140.0)
 BOX_HIGH_MM = (94.0, 120.0, 88.0)
@@ -56,7 +56,9 @@ class Head:
 
 
 @lru_cache(maxsize=1)
-def make_head(*names: object, resolution_mm: float = 1.5, locations: tuple[str, ...] = ()) -> Head:
+def make_head(
+    *names: object, resolution_mm: float = 1.5, locations: tuple[str, ...] = (), difficulty: Difficulty = "easy"
+) -> Head:
     """Draw the head that belongs to `names` (a seed first), with one aneurysm at each of `locations`.
 
     The same names give the same anatomy at any resolution. The last head is remembered, because several series of a
@@ -72,14 +74,16 @@ def make_head(*names: object, resolution_mm: float = 1.5, locations: tuple[str, 
         inside_XYZ=inside_XYZ,
         affine=canvas.affine,
         pose=pose,
-        vessels=draw_vessels(*names, pose=pose, locations=locations),
+        vessels=draw_vessels(*names, pose=pose, locations=locations, difficulty=difficulty),
         resolution_mm=resolution_mm,
     )
 
 
-def draw_vessels(*names: object, pose: NDArray[np.float64], locations: tuple[str, ...]) -> VesselTree:
+def draw_vessels(
+    *names: object, pose: NDArray[np.float64], locations: tuple[str, ...], difficulty: Difficulty = "easy"
+) -> VesselTree:
     """The vessels of the head that `names` stand for, in scanner mm, with an aneurysm at each of `locations`."""
-    return grow_tree(rng_of(*names, "vessels"), locations).moved(pose)
+    return grow_tree(rng_of(*names, "vessels"), locations, difficulty=difficulty).moved(pose)
 
 
 def draw_pose(*names: object) -> NDArray[np.float64]:

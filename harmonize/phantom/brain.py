@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonize.phantom.canvas import Canvas, Field, Tissue, ramp
-from harmonize.phantom.tubes import Tube, spline
+from harmonize.phantom.vessels.tubes import Tube, spline
 
 _CORTEX_MM = 3.0
 _FOLD_DEPTH_MM = 17.0

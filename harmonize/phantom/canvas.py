@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harmonize.phantom.randomness import smooth_field
-from harmonize.phantom.tubes import FAR_MM, Tube, distances, spline
+from harmonize.phantom.vessels.tubes import FAR_MM, Tube, distances, spline
 
 Field = NDArray[np.float32]
 """A value a voxel, shape (X, Y, Z) or broadcasting to it; distances are in mm and negative inside."""

@@ -13,8 +13,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.phantom.arteries import Flow
 from harmonize.phantom.canvas import Tissue
+from harmonize.phantom.vessels import Flow
 
 _ORDER = tuple(Tissue)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from harmonize.errors import WrongUse
 from harmonize.labels import LOCATIONS
-from harmonize.phantom.arteries import LOCATION_WEIGHTS, draw_locations
 from harmonize.phantom.randomness import rng_of, uid_of
+from harmonize.phantom.vessels import LOCATION_WEIGHTS, draw_locations
 from harmonize.sources.tables import number_of, read_table
 
 PAIRS = ("CTA", "MRA", "MRI T2", "MRI T1post", "CTA", "MRA", "CTA", "MRI T2")

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonize.phantom.canvas import UNION_MARGIN_MM, Canvas, Field, Tissue, ramp, union
-from harmonize.phantom.tubes import spline
+from harmonize.phantom.vessels.tubes import spline
 
 CRANIUM_CENTRE_MM = (0.0, -4.0, 0.0)
 CRANIUM_MM = (67.0, 83.0, 65.0)

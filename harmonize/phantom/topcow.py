@@ -20,11 +20,11 @@ from harmonize.phantom.acquisition import (
     scan_head,
 )
 from harmonize.phantom.anatomy import Head, make_head
-from harmonize.phantom.arteries import Flow, Vessel
 from harmonize.phantom.contrast import CONTRASTS
 from harmonize.phantom.openmind import save_nifti
 from harmonize.phantom.randomness import rng_of
-from harmonize.phantom.tubes import Tube
+from harmonize.phantom.vessels import Flow, Vessel
+from harmonize.phantom.vessels.tubes import Tube
 
 LABELS = {
     1: "BA", 2: "R-PCA", 3: "L-PCA", 4: "R-ICA", 5: "R-MCA", 6: "L-ICA", 7: "L-MCA", 8: "R-Pcom", 9: "L-Pcom",

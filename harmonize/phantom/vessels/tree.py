@@ -7,18 +7,17 @@ textbook anatomy; every node is displaced by chance, separately on the two sides
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harmonize.labels import LOCATIONS
-from harmonize.phantom.tubes import Tube, spline
+from harmonize.phantom.vessels.parts import Aneurysm, Difficulty, Flow, Vessel, VesselTree, as_point
+from harmonize.phantom.vessels.tubes import Tube, spline
 
 MIN_DIAMETER_MM = 2.0
 MAX_DIAMETER_MM = 12.0
-MEDIAN_DIAMETER_MM = 6.0
+MEDIANS_MM: Mapping[Difficulty, float] = {"easy": 6.0, "hard": 4.5}
 
 _NODE_JITTER_MM = 1.0
 _NODE_JITTER_NEAR_MIDLINE_MM = 0.5
@@ -30,61 +29,15 @@ LOCATION_WEIGHTS = (4.0, 5.0, 14.0, 14.0, 11.0, 13.0, 16.0, 3.0, 3.0, 5.0, 5.0, 
 """How often each of `LOCATIONS` is drawn; uneven as in the clinic, but no place so rare that a demo never sees it."""
 
 
-class Flow(Enum):
-    """What runs in a vessel, which decides its brightness."""
-
-    ARTERY = "artery"
-    VEIN = "vein"
-    SAC = "sac"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vessel:
-    """One branch: its course, what it is called in the competition (or None), what runs in it, and its own name."""
-
-    tube: Tube
-    location: str | None
-    flow: Flow
-    branch: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Aneurysm:
-    """A saccular aneurysm: competition name, centre of the sac in mm and its diameter in mm."""
-
-    location: str
-    centre_mm: tuple[float, float, float]
-    diameter_mm: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VesselTree:
-    """All vessels of a head, sacs included."""
-
-    vessels: tuple[Vessel, ...]
-    aneurysms: tuple[Aneurysm, ...]
-
-    def moved(self, affine: NDArray[np.float64]) -> VesselTree:
-        """The same tree after `affine` (4, 4); calibres and diameters stay."""
-        return VesselTree(
-            vessels=tuple(replace(vessel, tube=vessel.tube.moved(affine)) for vessel in self.vessels),
-            aneurysms=tuple(
-                Aneurysm(
-                    location=a.location,
-                    centre_mm=_as_point(affine[:3, :3] @ np.asarray(a.centre_mm) + affine[:3, 3]),
-                    diameter_mm=a.diameter_mm,
-                )
-                for a in self.aneurysms
-            ),
-        )
-
-
-def grow_tree(rng: np.random.Generator, locations: Sequence[str] = ()) -> VesselTree:
+def grow_tree(
+    rng: np.random.Generator, locations: Sequence[str] = (), *, difficulty: Difficulty = "easy"
+) -> VesselTree:
     """Draw a tree with one aneurysm at each of `locations`.
 
     Args:
         rng: Where the chance comes from.
         locations: Names out of `harmonize.labels.LOCATIONS`, without repetition.
+        difficulty: Whether sacs are as small as in the clinic.
 
     Returns:
         The tree in template coordinates.
@@ -102,7 +55,7 @@ def grow_tree(rng: np.random.Generator, locations: Sequence[str] = ()) -> Vessel
     ]
     aneurysms = []
     for location in locations:
-        aneurysm, parts = _blow(rng, location, nodes)
+        aneurysm, parts = _blow(rng, location, nodes, MEDIANS_MM[difficulty])
         aneurysms.append(aneurysm)
         vessels.extend(parts)
     return VesselTree(vessels=tuple(vessels), aneurysms=tuple(aneurysms))
@@ -275,7 +228,7 @@ def _full_name(place: str | None, side: str) -> str | None:
 
 
 def _blow(
-    rng: np.random.Generator, location: str, nodes: Mapping[str, NDArray[np.float64]]
+    rng: np.random.Generator, location: str, nodes: Mapping[str, NDArray[np.float64]], median_mm: float
 ) -> tuple[Aneurysm, list[Vessel]]:
     """One sac at `location`: a ball on a short neck, sometimes with a daughter sac."""
     first, _, rest = location.partition(" ")
@@ -293,20 +246,15 @@ def _blow(
         towards[0] = _SIGNS[side] * max(abs(towards[0]), 0.35)
     towards /= np.linalg.norm(towards)
     diameter = float(
-        np.clip(np.exp(rng.normal(np.log(MEDIAN_DIAMETER_MM), _DIAMETER_SIGMA_LOG)), MIN_DIAMETER_MM, MAX_DIAMETER_MM)
+        np.clip(np.exp(rng.normal(np.log(median_mm), _DIAMETER_SIGMA_LOG)), MIN_DIAMETER_MM, MAX_DIAMETER_MM)
     )
     radius = diameter / 2
     centre = root + towards * (0.6 * parent_mm + 0.9 * radius)
     neck = Tube(points_N3=np.stack([root, centre]), radii_N=np.array([0.7 * parent_mm, 0.55 * radius]))
     parts = [Tube(points_N3=centre[None], radii_N=np.array([radius])), neck]
-    if diameter > MEDIAN_DIAMETER_MM and rng.random() < 0.4:
+    if diameter > median_mm and rng.random() < 0.4:
         aside = towards + rng.normal(scale=0.5, size=3)
         bleb = centre + aside / np.linalg.norm(aside) * 0.9 * radius
         parts.append(Tube(points_N3=bleb[None], radii_N=np.array([0.35 * radius])))
-    aneurysm = Aneurysm(location=location, centre_mm=_as_point(centre), diameter_mm=diameter)
+    aneurysm = Aneurysm(location=location, centre_mm=as_point(centre), diameter_mm=diameter)
     return aneurysm, [Vessel(tube=part, location=location, flow=Flow.SAC) for part in parts]
-
-
-def _as_point(xyz: NDArray[np.float64]) -> tuple[float, float, float]:
-    x, y, z = (float(value) for value in xyz)
-    return x, y, z

@@ -1,0 +1,80 @@
+"""What a tree of vessels is made of: branches and what runs in them, sacs, and what merely looks like a sac."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize.phantom.vessels.tubes import Tube
+
+Difficulty = Literal["easy", "hard"]
+"""``easy``: sacs are balls at fixed nodes, and nothing else looks like one; ``hard``: as in the clinic."""
+DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
+
+Point = tuple[float, float, float]
+
+
+class Flow(Enum):
+    """What runs in a vessel, which decides its brightness."""
+
+    ARTERY = "artery"
+    VEIN = "vein"
+    SAC = "sac"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vessel:
+    """One branch: its course, what it is called in the competition (or None), what runs in it, and its own name."""
+
+    tube: Tube
+    location: str | None
+    flow: Flow
+    branch: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aneurysm:
+    """A saccular aneurysm: competition name, centre of the sac in mm and its diameter in mm."""
+
+    location: str
+    centre_mm: Point
+    diameter_mm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mimic:
+    """What looks like a sac and is none: its kind and its centre in mm."""
+
+    kind: str
+    centre_mm: Point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VesselTree:
+    """All vessels of a head, sacs included, and what of them merely looks like a sac."""
+
+    vessels: tuple[Vessel, ...]
+    aneurysms: tuple[Aneurysm, ...]
+    mimics: tuple[Mimic, ...] = ()
+
+    def moved(self, affine: NDArray[np.float64]) -> VesselTree:
+        """The same tree after `affine` (4, 4); calibres and diameters stay."""
+
+        def moved(centre_mm: Point) -> Point:
+            return as_point(affine[:3, :3] @ np.asarray(centre_mm) + affine[:3, 3])
+
+        return VesselTree(
+            vessels=tuple(replace(vessel, tube=vessel.tube.moved(affine)) for vessel in self.vessels),
+            aneurysms=tuple(replace(a, centre_mm=moved(a.centre_mm)) for a in self.aneurysms),
+            mimics=tuple(replace(mimic, centre_mm=moved(mimic.centre_mm)) for mimic in self.mimics),
+        )
+
+
+def as_point(xyz: NDArray[np.float64]) -> Point:
+    """Three plain numbers."""
+    x, y, z = (float(value) for value in xyz)
+    return x, y, z
