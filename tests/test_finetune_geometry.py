@@ -27,7 +27,7 @@ from finetune.kaggle.packed import read_pack
 from harmonize.dicom.estimate import estimate_stack
 from harmonize.errors import UserError, WrongUse
 from harmonize.phantom import rsna
-from harmonize.phantom.rsna_plan import plan_series
+from harmonize.phantom.rsna.plan import plan_series
 from harmonize.sources.dicom_series import load_series
 
 MM = 4.0
@@ -165,7 +165,7 @@ def test_a_submission_takes_it_along(reader: GeometryReader, tmp_path: Path) -> 
     assert main([*words, "--out", str(tmp_path / "pack")]) == 0
     asked = read_pack(tmp_path / "pack").predictor()
     plan = replace(plan_series(0, seed=3), multiframe=True, segmented=False)
-    rsna._write_series(tmp_path / "raw", plan, 24, "protocol")
+    rsna.write_series(tmp_path / "raw", plan, 24, "protocol")
     stripped = strip_series(tmp_path / "raw" / "series" / plan.uid, tmp_path / "stripped")
     scan = load_series(stripped, asked.estimate)
     (told_of,) = (line for line in asked.answer(stripped).warnings if "by the head that is seen" in line)

@@ -15,7 +15,7 @@ from standin_series import save_model
 from finetune.predict import Answer, Predictor
 from harmonize.dicom.estimate import estimate_stack
 from harmonize.phantom import rsna
-from harmonize.phantom.rsna_plan import MODALITIES, plan_series
+from harmonize.phantom.rsna.plan import MODALITIES, plan_series
 from harmonize.sources.dicom_series import load_series
 
 MOST_CHANGED = 0.03
@@ -38,7 +38,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], P
         plan = next(one for k in range(16) if (one := plan_series(k, seed=SEED)).modality == modality)
         for multiframe in (False, True):
             root = folder / f"{modality}{multiframe}"
-            rsna._write_series(root, replace(plan, multiframe=multiframe, segmented=False), SIZE, "protocol")
+            rsna.write_series(root, replace(plan, multiframe=multiframe, segmented=False), SIZE, "protocol")
             found[modality, multiframe] = root / "series" / plan.uid
     return found
 
@@ -62,7 +62,7 @@ def test_what_the_gateway_strips_of_multiframe_files_hardly_changes_an_answer(
     seed: int, index: int, asked: Predictor, tmp_path: Path
 ) -> None:
     plan = replace(plan_series(index, seed=seed), multiframe=True, segmented=False)
-    rsna._write_series(tmp_path / "raw", plan, SIZE, "protocol")
+    rsna.write_series(tmp_path / "raw", plan, SIZE, "protocol")
     whole = tmp_path / "raw" / "series" / plan.uid
     stripped = asked.answer(strip_series(whole, tmp_path / "stripped"))
     assert change(asked.answer(whole), stripped) < MOST_CHANGED

@@ -19,7 +19,7 @@ from harmonize.phantom.anatomy import draw_pose, draw_vessels, make_head
 from harmonize.phantom.contrast import CONTRASTS
 from harmonize.phantom.dicom_files import CT_UNSIGNED, pixels_of, write_slices
 from harmonize.phantom.randomness import rng_of
-from harmonize.phantom.rsna_plan import plan_series
+from harmonize.phantom.rsna.plan import plan_series
 
 SCANS, SEED = 4, 3
 

@@ -15,8 +15,8 @@ from harmonize.errors import WrongUse
 from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, Grid, place_of
 from harmonize.phantom.anatomy import draw_pose, draw_vessels
 from harmonize.phantom.randomness import rng_of
-from harmonize.phantom.rsna_coverage import MARGIN_MM, turned, varied_grid
-from harmonize.phantom.rsna_plan import plan_series
+from harmonize.phantom.rsna.coverage import MARGIN_MM, turned, varied_grid
+from harmonize.phantom.rsna.plan import plan_series
 
 SEED = 11
 

@@ -13,8 +13,8 @@ from harmonize import pool, sources
 from harmonize.corpus.target import check_folder
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import temporary_beside
-from harmonize.phantom.rsna_coverage import COVERAGES, Coverage
-from harmonize.phantom.rsna_plan import read_prevalence
+from harmonize.phantom.rsna.coverage import COVERAGES, Coverage
+from harmonize.phantom.rsna.plan import read_prevalence
 from harmonize.progress import Progress
 
 ALL, RSNA = "all", "rsna"

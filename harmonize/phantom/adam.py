@@ -13,7 +13,7 @@ from harmonize.phantom.anatomy import make_head
 from harmonize.phantom.contrast import CONTRASTS
 from harmonize.phantom.openmind import save_nifti
 from harmonize.phantom.randomness import rng_of
-from harmonize.phantom.rsna_plan import SITE_STRATA
+from harmonize.phantom.rsna.plan import SITE_STRATA
 from harmonize.phantom.vessels import LOCATION_WEIGHTS, Aneurysm, draw_locations
 
 FIELD_MM = (190.0, 215.0, 110.0)

@@ -29,7 +29,7 @@ from finetune.predict import Answer, Predictor
 from harmonize.dicom.estimate import WAYS, Estimate, Estimator, estimate_stack
 from harmonize.files import write_json
 from harmonize.phantom import rsna
-from harmonize.phantom.rsna_plan import plan_series
+from harmonize.phantom.rsna.plan import plan_series
 from harmonize.sources.dicom_series import load_series
 from harmonize.terminal import say
 
@@ -126,7 +126,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for index in range(options.series):
             plan = replace(plan_series(index, seed=options.seed), multiframe=True, segmented=False)
             root = Path(name) / str(index)
-            rsna._write_series(root, plan, options.size, "protocol")
+            rsna.write_series(root, plan, options.size, "protocol")
             whole = root / "series" / plan.uid
             stripped, true = strip_series(whole, Path(name) / f"{index}-stripped"), true_geometry(whole)
             said: dict[str, Estimator] = {}

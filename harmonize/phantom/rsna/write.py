@@ -34,8 +34,8 @@ from harmonize.phantom.dicom_files import (
     write_slices,
 )
 from harmonize.phantom.randomness import rng_of, uid_of
-from harmonize.phantom.rsna_coverage import MARGIN_MM, Coverage, turned, varied_grid
-from harmonize.phantom.rsna_plan import EVEN, Prevalence, SeriesPlan, plan_series
+from harmonize.phantom.rsna.coverage import MARGIN_MM, Coverage, turned, varied_grid
+from harmonize.phantom.rsna.plan import EVEN, Prevalence, SeriesPlan, plan_series
 from harmonize.scan import AIR_HU
 
 MAX_SPACING_MM = 2.0
@@ -75,7 +75,7 @@ def write_scan(
     Returns:
         Its row of ``train.csv``, and a row an aneurysm for ``train_localizers.csv`` and `SIZES`.
     """
-    return _write_series(root, plan_series(index, seed=seed, prevalence=prevalence), size, coverage)
+    return write_series(root, plan_series(index, seed=seed, prevalence=prevalence), size, coverage)
 
 
 def write_tables(root: Path, found: Sequence[tuple[dict[str, object], list[dict[str, object]]]]) -> None:
@@ -95,9 +95,10 @@ def write_beside(folder: Path, found: Sequence[tuple[dict[str, object], list[dic
         pd.DataFrame(rows, columns=list(_SIZE_COLUMNS)).to_csv(temporary, index=False, lineterminator="\n")
 
 
-def _write_series(
+def write_series(
     root: Path, series: SeriesPlan, size: int, coverage: Coverage
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """Write one planned series as `write_scan` does."""
     rng = rng_of(*series.names, "series")
     spacing = float(np.clip(rng.uniform(180, 220) / size, 0.4, max(MAX_SPACING_MM, MIN_FIELD_MM / size)))
     if coverage == "varied":
