@@ -14,7 +14,7 @@ from harmonize.phantom.anatomy import Head
 from harmonize.phantom.canvas import Tissue
 from harmonize.phantom.contrast import Contrast
 from harmonize.phantom.randomness import rotation, smooth_field
-from harmonize.phantom.vessels import Vessel
+from harmonize.phantom.vessels import LAYERS, Flow, Vessel
 from harmonize.phantom.vessels.tubes import distances
 from harmonize.scan import AIR_HU
 
@@ -118,8 +118,13 @@ def scan_head(head: Head, grid: Grid, contrast: Contrast, rng: np.random.Generat
         float32, shape `grid.shape`: HU for CT, positive arbitrary units for MR, Bq/ml for PET.
     """
     image = _sample_tissues(head, grid, contrast)
-    share, part = _vessel_share(head, grid, contrast)
-    image += part - share * image
+    for layer in LAYERS:
+        vessels = [v for v in head.vessels.vessels if v.flow in layer and v.flow in contrast.vessel]
+        if vessels:
+            # Arteries and veins are everywhere; what lies under or over them fills a small part of the grid.
+            box, within = (..., grid) if Flow.ARTERY in layer else _cropped(grid, vessels)
+            share, part = _vessel_share(vessels, within, contrast)
+            image[box] += part - share * image[box]
     if contrast.blur_mm:
         image = ndimage.gaussian_filter(image, [contrast.blur_mm / step for step in grid.spacing], truncate=3.0)
     if contrast.bias:
@@ -198,12 +203,13 @@ def _sample_tissues(head: Head, grid: Grid, contrast: Contrast) -> NDArray[np.fl
     return _block_mean(sampled, factors)
 
 
-def _vessel_share(head: Head, grid: Grid, contrast: Contrast) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _vessel_share(
+    vessels: Sequence[Vessel], grid: Grid, contrast: Contrast
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Share of each voxel that is vessel, and what the vessel part of the voxel adds to its value."""
     factors = [int(np.clip(round(step / _VESSEL_STEP_MM), 1, _MOST_VESSEL_PIECES)) for step in grid.spacing]
     fine = _refined(grid, factors)
     edge = np.float32(np.mean(fine.spacing))
-    vessels = head.vessels.vessels
     distance, nearest = distances([vessel.tube for vessel in vessels], fine.affine, fine.shape, float(edge) / 2)
     # Vessels fill little of a head: gather the few pieces that have some, and add them up voxel by voxel.
     pieces = np.flatnonzero(nearest)
@@ -216,6 +222,23 @@ def _vessel_share(head: Head, grid: Grid, contrast: Contrast) -> tuple[NDArray[n
         for weights in (shares, shares * value)
     )
     return share.reshape(grid.shape), part.reshape(grid.shape)
+
+
+def _cropped(grid: Grid, vessels: Sequence[Vessel]) -> tuple[tuple[slice, ...], Grid]:
+    """The part of a grid that some vessels reach into: where it lies in the grid, and its own grid."""
+    tubes = [vessel.tube for vessel in vessels]
+    points_N3 = np.concatenate([tube.points_N3 for tube in tubes]) - grid.affine[:3, 3]
+    indices_N3 = np.linalg.solve(grid.affine[:3, :3], points_N3.T).T
+    reach_mm = np.concatenate([tube.radii_N for tube in tubes]).max() + max(grid.spacing)
+    reach = reach_mm * np.linalg.norm(np.linalg.inv(grid.affine[:3, :3]), axis=1)
+    last = np.asarray(grid.shape) - 1
+    low = np.clip(np.floor(indices_N3.min(axis=0) - reach), 0, last).astype(int)
+    high = np.clip(np.ceil(indices_N3.max(axis=0) + reach), low, last).astype(int)
+    affine = grid.affine.copy()
+    affine[:3, 3] = grid.world(low)
+    a, b, c = (int(count) for count in high - low + 1)
+    box = tuple(slice(first, first + count) for first, count in zip(low, (a, b, c), strict=True))
+    return box, Grid(shape=(a, b, c), affine=affine)
 
 
 def _refined(grid: Grid, factors: Sequence[int]) -> Grid:

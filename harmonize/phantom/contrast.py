@@ -17,6 +17,8 @@ from harmonize.phantom.canvas import Tissue
 from harmonize.phantom.vessels import Flow
 
 _ORDER = tuple(Tissue)
+_FLOWING = (Flow.ARTERY, Flow.VEIN, Flow.SAC)
+_STILL = (Flow.THROMBUS, Flow.CALCIUM, Flow.METAL, Flow.BLOOM, Flow.BLOOD, Flow.OLD_BLOOD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,7 @@ class Contrast:
         family: ``CT``, ``MR`` or ``PT``.
         tissue: Mean value of each `Tissue`, in its order.
         texture: Amplitude of the unevenness of each `Tissue`, as a part of its mean for MR and PT, in HU for CT.
-        vessel: Value of each `Flow`.
+        vessel: Value of each `Flow` that it shows.
         noise: Standard deviation, in the unit of the values.
         bias: Amplitude of the smooth multiplicative field, 0 for CT.
         blur_mm: Standard deviation of the point spread beyond that of the voxel.
@@ -46,11 +48,17 @@ class Contrast:
         noise = self.noise * float(rng.uniform(0.7, 1.5))
         if self.family == "CT":
             enhancement = float(rng.uniform(0.85, 1.2))
-            vessel = {flow: 45 + (value - 45) * enhancement for flow, value in self.vessel.items()}
+            vessel = {
+                flow: 45 + (value - 45) * enhancement if flow in _FLOWING else value
+                for flow, value in self.vessel.items()
+            }
             return _replace(self, tissue=self.tissue, vessel=vessel, noise=noise)
         gain = float(np.exp(rng.uniform(np.log(0.4), np.log(2.5)))) if self.family == "MR" else 1.0
         tissue = self.tissue * rng.normal(1.0, 0.04, size=self.tissue.shape).astype(np.float32) * np.float32(gain)
-        vessel = {flow: value * gain * float(rng.normal(1.0, 0.04)) for flow, value in self.vessel.items()}
+        vessel = {
+            flow: value * gain * (float(rng.normal(1.0, 0.04)) if flow in _FLOWING else 1.0)
+            for flow, value in self.vessel.items()
+        }
         return _replace(self, tissue=tissue, vessel=vessel, noise=noise * gain)
 
 
@@ -73,17 +81,19 @@ def _make(
     values: tuple[float, ...],
     texture: tuple[float, ...],
     vessel: tuple[float, float, float],
+    still: tuple[float | None, ...],
     noise: float,
     bias: float = 0.0,
     blur_mm: float = 0.0,
 ) -> Contrast:
     if not len(values) == len(texture) == len(_ORDER):
         raise ValueError(f"a contrast needs {len(_ORDER)} tissues, got {len(values)} and {len(texture)}")
+    filled = dict(zip((*_FLOWING, *_STILL), (*vessel, *still), strict=True))
     return Contrast(
         family=family,
         tissue=np.array(values, dtype=np.float32),
         texture=np.array(texture, dtype=np.float32),
-        vessel=MappingProxyType(dict(zip((Flow.ARTERY, Flow.VEIN, Flow.SAC), vessel, strict=True))),
+        vessel=MappingProxyType({flow: value for flow, value in filled.items() if value is not None}),
         noise=noise,
         bias=bias,
         blur_mm=blur_mm,
@@ -105,18 +115,28 @@ _MR_TEX = (      0, 0.10, 0.08, 0.10, 0.2, 0.15, .03, .05, 0.04, .02, 0.10,  0.1
 _PET = (        20,  900, 300, 1300,  500,  900, 700, 9000, 3600, 900, 2200, 2500, 700,    0)
 _PET_TEX = (     0, 0.20, 0.2, 0.25, 0.2,   0.2, 0.1, 0.20, 0.15, 0.1, 0.4,   0.4, 0.2,    0)
 
+#                THROMBUS CALCIUM METAL BLOOM BLOOD OLD_BLOOD
+_CT_STILL = (          55,    800, 3000, None,   70,       35)
+_T1_STILL = (         450,     60,    5,    8,  470,      950)
+_T2_STILL = (         330,     60,    5,    8,  260,      900)
+_FLAIR_STILL = (      420,     60,    5,    8,  620,      900)
+_PD_STILL = (         500,     90,    5,    8,  520,      860)
+_T2STAR_STILL = (     160,     20,    4,    6,   90,      520)
+_TOF_STILL = (        260,     20,    4,    6,  250,      760)
+_PET_STILL = (        700,    500,  300, None, 1500,     1200)
+
 CONTRASTS: Mapping[str, Contrast] = MappingProxyType({
     #                                 artery, vein, sac; noise
-    "CT": _make("CT", _CT, _CT_TEX, (42.0, 52.0, 42.0), 6.0),
-    "CTA": _make("CT", _CT, _CT_TEX, (340.0, 170.0, 335.0), 11.0),
-    "PT": _make("PT", _PET, _PET_TEX, (1800.0, 1800.0, 1800.0), 350.0, blur_mm=2.5),
-    "T1w": _make("MR", _T1, _MR_TEX, (160.0, 330.0, 220.0), 14.0, bias=0.25),
-    "T1post": _make("MR", _T1POST, _MR_TEX, (960.0, 1080.0, 1000.0), 16.0, bias=0.25),
-    "T2w": _make("MR", _T2, _MR_TEX, (35.0, 300.0, 45.0), 14.0, bias=0.22),
-    "FLAIR": _make("MR", _FLAIR, _MR_TEX, (60.0, 320.0, 80.0), 16.0, bias=0.22),
-    "PDw": _make("MR", _PD, _MR_TEX, (90.0, 520.0, 120.0), 14.0, bias=0.2),
-    "T2starw": _make("MR", _T2STAR, _MR_TEX, (420.0, 120.0, 420.0), 18.0, bias=0.25),
-    "MRA": _make("MR", _TOF, _MR_TEX, (980.0, 180.0, 930.0), 16.0, bias=0.2),
+    "CT": _make("CT", _CT, _CT_TEX, (42.0, 52.0, 42.0), _CT_STILL, 6.0),
+    "CTA": _make("CT", _CT, _CT_TEX, (340.0, 170.0, 335.0), _CT_STILL, 11.0),
+    "PT": _make("PT", _PET, _PET_TEX, (1800.0, 1800.0, 1800.0), _PET_STILL, 350.0, blur_mm=2.5),
+    "T1w": _make("MR", _T1, _MR_TEX, (160.0, 330.0, 220.0), _T1_STILL, 14.0, bias=0.25),
+    "T1post": _make("MR", _T1POST, _MR_TEX, (960.0, 1080.0, 1000.0), _T1_STILL, 16.0, bias=0.25),
+    "T2w": _make("MR", _T2, _MR_TEX, (35.0, 300.0, 45.0), _T2_STILL, 14.0, bias=0.22),
+    "FLAIR": _make("MR", _FLAIR, _MR_TEX, (60.0, 320.0, 80.0), _FLAIR_STILL, 16.0, bias=0.22),
+    "PDw": _make("MR", _PD, _MR_TEX, (90.0, 520.0, 120.0), _PD_STILL, 14.0, bias=0.2),
+    "T2starw": _make("MR", _T2STAR, _MR_TEX, (420.0, 120.0, 420.0), _T2STAR_STILL, 18.0, bias=0.25),
+    "MRA": _make("MR", _TOF, _MR_TEX, (980.0, 180.0, 930.0), _TOF_STILL, 16.0, bias=0.2),
 })
 """By the name that the scans carry: CT kinds, PT, and MR contrasts."""
 # fmt: on

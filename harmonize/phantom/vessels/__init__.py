@@ -2,6 +2,7 @@
 
 from harmonize.phantom.vessels.parts import (
     DIFFICULTIES,
+    LAYERS,
     Aneurysm,
     Difficulty,
     Flow,
@@ -19,6 +20,7 @@ from harmonize.phantom.vessels.tree import (
 
 __all__ = [
     "DIFFICULTIES",
+    "LAYERS",
     "LOCATION_WEIGHTS",
     "MAX_DIAMETER_MM",
     "MIN_DIAMETER_MM",

@@ -19,11 +19,29 @@ Point = tuple[float, float, float]
 
 
 class Flow(Enum):
-    """What runs in a vessel, which decides its brightness."""
+    """What a tube is filled with, which decides its brightness; those after `SAC` are of hard trees alone."""
 
     ARTERY = "artery"
     VEIN = "vein"
     SAC = "sac"
+    THROMBUS = "thrombus"
+    CALCIUM = "calcium"
+    METAL = "metal"
+    BLOOM = "bloom"
+    """The signal that MR loses around metal; CT shows none of it."""
+    BLOOD = "blood"
+    """Outside the vessels, and fresh: dense in CT, dark in T2."""
+    OLD_BLOOD = "old blood"
+    """Methaemoglobin: bright in T1, and so in a time-of-flight MRA."""
+
+
+LAYERS = (
+    frozenset({Flow.BLOOD, Flow.OLD_BLOOD, Flow.THROMBUS}),
+    frozenset({Flow.ARTERY, Flow.VEIN, Flow.SAC}),
+    frozenset({Flow.CALCIUM}),
+    frozenset({Flow.METAL, Flow.BLOOM}),
+)
+"""What is drawn over what, the lowest first: arteries run through blood, calcium lies in their walls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
