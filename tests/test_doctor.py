@@ -141,8 +141,21 @@ def test_a_broken_library_is_named_and_ends_with_1(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "note: headspark.train cannot be imported: ImportError: libcudart.so.13: cannot open" in done.stdout
+    assert "install headspark again" in done.stdout
     assert done.stdout.endswith("headspark cannot run here: see the notes\n")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_AS"), reason="Linux alone limits addresses")
+def test_too_few_addresses_are_no_broken_installation() -> None:
+    code = (
+        "import psutil, sys; psutil.Process().rlimit(psutil.RLIMIT_AS, (10**9, 10**9));"
+        "from headspark.cli import main; sys.exit(main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "`ulimit -v` leaves a process 0.9 GiB of addresses" in done.stdout
+    assert "install headspark again" not in done.stdout
 
 
 def test_a_gpu_that_another_process_has_alone_is_said_beside_all_else(

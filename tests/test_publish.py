@@ -22,6 +22,7 @@ from harmonize.cli import main
 from harmonize.corpus import Corpus
 from harmonize.corpus.lock import exclusive
 from harmonize.corpus.publish import LOCK
+from harmonize.hub import large
 
 REPO, THERE = "user/heads", "datasets/user/heads"
 
@@ -74,6 +75,23 @@ def test_a_scan_that_was_withdrawn_is_gone_from_the_hub_too(hub: standin_hub.Hub
     assert publish(corpus) == 0
     assert gone["image_file_name"] not in hub.repos[THERE].files
     assert rest[0]["image_file_name"] in hub.repos[THERE].files
+
+
+def test_an_upload_that_is_cut_in_the_middle_of_a_scan_sends_each_part_once(
+    hub: standin_hub.Hub, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {row["image_file_name"]: (corpus / row["image_file_name"]).stat().st_size for row in rows_of(corpus)}
+    name, size = max(sizes.items(), key=lambda one: one[1])
+    monkeypatch.setattr(large, "LARGE", size)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    hub.part_bytes = size // 8
+    hub.break_upload_after = size // 2
+    assert publish(corpus) == 1
+    assert "give the command again, what has arrived is not sent again" in capsys.readouterr().err
+    hub.break_upload_after = None
+    assert publish(corpus) == 0
+    assert "of 9 parts have arrived" in capsys.readouterr().err
+    assert hub.repos[THERE].files[name] == (corpus / name).read_bytes()
 
 
 @pytest.mark.parametrize("source", ["tcia", "deeplesion", "rsna"])

@@ -88,6 +88,19 @@ def test_a_file_that_is_no_source_is_named_in_one_line(
     assert len(said.splitlines()) == 1
 
 
+def test_of_two_files_of_one_name_none_is_silently_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / folder / "arrays.py" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(ARRAYS)
+    monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
+    monkeypatch.setenv("HARMONIZE_SOURCES", os.pathsep.join(map(str, paths)))
+    assert main(["verify", str(tmp_path)]) == 2
+    assert f"{paths[1]}: {paths[0]} has the same name; rename one of the two files" in capsys.readouterr().err
+
+
 def test_a_name_that_no_file_has_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HARMONIZE_SOURCES", raising=False)
     with pytest.raises(UserError, match="source 'arrays': unknown; use one of openmind"):

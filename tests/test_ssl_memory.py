@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,6 +131,18 @@ def test_a_limit_that_a_container_hides_is_told_by_the_statistics(tmp_path: Path
     group(tmp_path / "sys/fs/cgroup/memory", own)
     asking = process(tmp_path, groups=["4:memory:/kubepods/pod"], mounts=[V1_MOUNT.format(shown="/kubepods/pod")])
     assert free_memory(asking, tmp_path) == 3 * GIB
+
+
+def test_ulimit_leaves_a_process_less_than_the_machine_has() -> None:
+    """In a process of its own: a limit cannot be taken back by whoever is not root."""
+    code = (
+        "import psutil; from headspark.data.memory import free_memory, address_limit; process = psutil.Process();"
+        "before = address_limit(); limit = process.memory_info().vms + 300 * 2**20;"
+        "process.rlimit(psutil.RLIMIT_AS, (limit, limit));"
+        "print(before, free_memory() <= 300 * 2**20, address_limit() == limit)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["None", "True", "True"]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Without the program's name; None takes the process's own.
 
     Returns:
-        Exit code: 0 done, 1 not finished, 2 wrong use, 75 a run that was asked to stop and has saved its work.
+        Exit code: 0 done, 1 not finished, 2 wrong use, 75 asked to stop: the same command goes on.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in WITH_RECIPES:

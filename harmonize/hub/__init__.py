@@ -2,6 +2,7 @@
 
 from harmonize.hub.download import fetch_file
 from harmonize.hub.faults import HUB_ERRORS, UPLOAD_ERRORS, first_line, not_had, refused
+from harmonize.hub.large import send_large
 from harmonize.hub.names import check_repo, repo_of
 from harmonize.hub.reach import check_reached, reached
 from harmonize.hub.upload import push_folder
@@ -18,4 +19,5 @@ __all__ = [
     "reached",
     "refused",
     "repo_of",
+    "send_large",
 ]

@@ -42,13 +42,14 @@ def has_xet() -> bool:
     return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
 
 
-def send_large(paths: Sequence[Path], repo: str, *, kind: str) -> None:
+def send_large(paths: Sequence[Path], repo: str, *, kind: str, endpoint: str | None = None) -> None:
     """Bring large files into the store, before the client commits them: it then finds that they are there.
 
     Args:
         paths: Files; small ones are left to the client.
         repo: ``user/name``, which is there.
         kind: Of repository.
+        endpoint: Address of the Hub; None: the client's.
 
     Raises:
         HTTPError: The connection broke, or the Hub refused; given again, it sends what is missing.
@@ -56,12 +57,13 @@ def send_large(paths: Sequence[Path], repo: str, *, kind: str) -> None:
     large = [] if has_xet() else [path for path in paths if path.stat().st_size >= LARGE]
     for path in large:
         facts = UploadInfo.from_path(str(path))
-        objects, _, _ = post_lfs_batch_info([facts], token=None, repo_type=kind, repo_id=repo)
+        objects, _, _ = post_lfs_batch_info([facts], token=None, repo_type=kind, repo_id=repo, endpoint=endpoint)
         for one in objects:
             upload = one.get("actions", {}).get("upload")
             offered = None if upload is None else _offered(upload, facts.size)
             if offered is not None:
-                _send(path, facts, _place(repo, kind, facts.sha256.hex()), offered)
+                place = _place(endpoint or constants.ENDPOINT, repo, kind, facts.sha256.hex())
+                _send(path, facts, place, offered)
 
 
 def _offered(upload: Mapping[str, Any], size: int) -> dict[str, Any] | None:
@@ -78,9 +80,9 @@ def _offered(upload: Mapping[str, Any], size: int) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _place(repo: str, kind: str, oid: str) -> Path:
+def _place(endpoint: str, repo: str, kind: str, oid: str) -> Path:
     """The record of a file on its way to a repository."""
-    name = hashlib.sha256(f"{constants.ENDPOINT}/{kind}/{repo}/{oid}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{endpoint}/{kind}/{repo}/{oid}".encode()).hexdigest()[:32]
     return Path(constants.HF_HOME) / UPLOADS / f"{name}.json"
 
 

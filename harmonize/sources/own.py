@@ -31,12 +31,15 @@ def add(known: dict[str, Source]) -> None:
     Raises:
         UserError: A file cannot be a source; says which and why.
     """
+    named: dict[str, Path] = {}
     for word in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
         path = Path(word).absolute()
         module = f"harmonize_source_{path.stem}"
+        where = f"{VARIABLE}: {word}"
+        if named.setdefault(path.stem, path) != path:
+            raise WrongUse(f"{where}: {named[path.stem]} has the same name; rename one of the two files")
         if path.stem in known and known[path.stem].module == module:
             continue
-        where = f"{VARIABLE}: {word}"
         if not re.fullmatch(r"[a-z][a-z0-9_]*", path.stem) or path.suffix != ".py":
             raise WrongUse(f"{where}: give it a name such as mydata.py, which the command is then called by")
         if path.stem in known:

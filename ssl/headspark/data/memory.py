@@ -59,7 +59,7 @@ def free_memory(process: Path = PROCESS, root: Path = Path("/"), environment: Ma
 
     Returns:
         The least of what is free on the machine, what each control group around the process leaves, and what SLURM
-        granted the job on this node, without what this process has of it already.
+        granted the job on this node and ``ulimit -v`` the process, without what this process has of it already.
     """
     free = psutil.virtual_memory().available
     for group in control_groups("memory", process, root):
@@ -68,7 +68,19 @@ def free_memory(process: Path = PROCESS, root: Path = Path("/"), environment: Ma
     granted = slurm_memory(os.environ if environment is None else environment)
     if granted is not None:
         free = min(free, granted - psutil.Process().memory_info().rss)
+    addresses = address_limit()
+    if addresses is not None:
+        free = min(free, addresses - psutil.Process().memory_info().vms)
     return max(free, 0)
+
+
+def address_limit() -> int | None:
+    """Bytes of addresses that ``ulimit -v`` leaves each process, which libraries take more of than of memory; None
+    without such a limit, and where there are none."""
+    if not hasattr(psutil, "RLIMIT_AS"):  # Linux alone counts them
+        return None
+    limit = psutil.Process().rlimit(psutil.RLIMIT_AS)[0]
+    return None if limit == psutil.RLIM_INFINITY else int(limit)
 
 
 def slurm_memory(environment: Mapping[str, str]) -> int | None:

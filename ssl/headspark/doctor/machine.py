@@ -10,7 +10,7 @@ import psutil
 
 from harmonize.control_groups import core_limit
 from harmonize.pool import cores
-from headspark.data.memory import free_memory, slurm_memory
+from headspark.data.memory import address_limit, free_memory, slurm_memory
 from headspark.doctor.section import GIB, Section, gib
 
 LITTLE_MEMORY = 4 * GIB
@@ -39,7 +39,7 @@ def examine_memory() -> Section:
     machine, free, granted = psutil.virtual_memory(), free_memory(), slurm_memory(os.environ)
     found.facts = {
         "free": free, "machine_free": machine.available, "machine_total": machine.total, "slurm": granted,
-        "limited_by_job": free < 0.98 * machine.available,
+        "limited_by_job": free < 0.98 * machine.available, "address_limit": address_limit(),
     }  # fmt: skip
     slurm = "" if granted is None else f", SLURM granted {gib(granted)}"
     found.text = [f"{gib(free)} free for this job (machine: {gib(machine.available)} of {gib(machine.total)}{slurm})"]

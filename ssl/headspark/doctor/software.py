@@ -16,11 +16,14 @@ from pathlib import Path
 from harmonize import __version__
 from harmonize.provenance import DISTRIBUTION, git_revision, library_versions
 from harmonize.system import NEWEST_PYTHON
-from headspark.doctor.section import Section
+from headspark.data.memory import address_limit
+from headspark.doctor.section import GIB, Section, gib
 
 PACKAGES = ("harmonize", "headspark", "finetune")
 NEEDED = ("harmonize.engine", "headspark.train")
 """What loads all that harmonizing and pretraining need."""
+LEAST_ADDRESSES = 5 * GIB
+"""What these take of addresses, with a PyTorch for CUDA: its libraries are mapped as a whole."""
 
 
 def examine_software() -> Section:
@@ -65,9 +68,7 @@ def examine_imports() -> Section:
         except Exception as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
             found.fatal = True
-            found.findings.append(
-                f"{name} cannot be imported: {type(error).__name__}: {lines[0]}; install headspark again"
-            )
+            found.findings.append(f"{name} cannot be imported: {type(error).__name__}: {lines[0]}; {_mend()}")
     seconds = round(time.monotonic() - began, 1)
     found.facts = {"works": not found.fatal, "seconds": seconds}
     found.text = ["broken" if found.fatal else f"work, in {seconds} s"]
@@ -91,6 +92,16 @@ def examine_ssl() -> Section:
         for where in shadowed
     ]
     return found
+
+
+def _mend() -> str:
+    limit = address_limit()
+    if limit is None or limit >= LEAST_ADDRESSES:
+        return "install headspark again"
+    return (
+        f"`ulimit -v` leaves a process {gib(limit)} of addresses, and the libraries alone take about "
+        f"{gib(LEAST_ADDRESSES)}: raise it, or have memory limited by the job"
+    )
 
 
 def _places() -> dict[str, str]:
