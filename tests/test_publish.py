@@ -15,6 +15,7 @@ import huggingface_hub.constants as hub_constants
 import pytest
 import standin_hub
 from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.utils import get_session
 from pages import blocks
 
 from harmonize import corpus as layout
@@ -22,7 +23,7 @@ from harmonize.cli import main
 from harmonize.corpus import Corpus
 from harmonize.corpus.lock import exclusive
 from harmonize.corpus.publish import LOCK
-from harmonize.hub import large
+from harmonize.hub import large, reach
 
 REPO, THERE = "user/heads", "datasets/user/heads"
 
@@ -92,6 +93,18 @@ def test_an_upload_that_is_cut_in_the_middle_of_a_scan_sends_each_part_once(
     assert publish(corpus) == 0
     assert "of 9 parts have arrived" in capsys.readouterr().err
     assert hub.repos[THERE].files[name] == (corpus / name).read_bytes()
+
+
+def test_a_hub_that_falls_silent_is_not_waited_for_for_ever(
+    hub: standin_hub.Hub, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reach, "SILENCE_S", 0.5)
+    hub.silent.set()
+    assert publish(corpus) == 1
+    hub.silent.clear()
+    assert "timed out; give the command again" in capsys.readouterr().err
+    assert get_session().timeout.read is None  # as the client has it for all others
+    assert publish(corpus) == 0
 
 
 @pytest.mark.parametrize("source", ["tcia", "deeplesion", "rsna"])

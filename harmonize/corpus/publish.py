@@ -13,7 +13,7 @@ from harmonize.corpus.lock import exclusive
 from harmonize.corpus.publishable import FOLDERS, publishable
 from harmonize.corpus.terms import terms_of
 from harmonize.errors import UserError
-from harmonize.hub import UPLOAD_ERRORS, check_reached, check_repo, refused, send_large
+from harmonize.hub import UPLOAD_ERRORS, bounded_silence, check_reached, check_repo, refused, send_large
 from harmonize.identity import HASH_LENGTH
 from harmonize.salt import is_quickly_guessed, is_unsalted
 from harmonize.terminal import careful_log, warn, without_secrets
@@ -55,7 +55,7 @@ def publish(
         # refused above, or is named to stay at home.
         top = [name for name in found.files if "/" not in name]
         try:
-            with careful_log("huggingface_hub"):
+            with careful_log("huggingface_hub"), bounded_silence():
                 hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
                 send_large([path / name for name in found.files], repo, kind="dataset", endpoint=hub.endpoint)
                 hub.upload_folder(

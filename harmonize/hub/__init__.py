@@ -4,12 +4,13 @@ from harmonize.hub.download import fetch_file
 from harmonize.hub.faults import HUB_ERRORS, UPLOAD_ERRORS, first_line, not_had, refused
 from harmonize.hub.large import send_large
 from harmonize.hub.names import check_repo, repo_of
-from harmonize.hub.reach import check_reached, reached
+from harmonize.hub.reach import bounded_silence, check_reached, reached
 from harmonize.hub.upload import push_folder
 
 __all__ = [
     "HUB_ERRORS",
     "UPLOAD_ERRORS",
+    "bounded_silence",
     "check_reached",
     "check_repo",
     "fetch_file",

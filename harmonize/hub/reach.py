@@ -23,6 +23,9 @@ QUICK_S, PATIENT_S = 0.7, 8.0
 REMEMBERED_S = 60.0
 """For so long a Hub that was away is taken to be away still: a command may want several files of it."""
 
+SILENCE_S = 300.0
+"""Seconds without a byte after which a connection counts as broken; the client itself would wait for ever."""
+
 _away: dict[str, tuple[float, float, str]] = {}
 """By address: until when, how long it was given to answer, and why it is away."""
 
@@ -137,6 +140,17 @@ def _asked(address: str, within_s: float) -> str | None:
     asking.start()
     asking.join(within_s)
     return said[0] if said else f"gives no answer within {within_s:g} s"
+
+
+@contextmanager
+def bounded_silence() -> Iterator[None]:
+    """Have the client give up a connection on which nothing has moved for `SILENCE_S`: a job would hang to its end."""
+    session = get_session()
+    before, session.timeout = session.timeout, SILENCE_S
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def hub_name(endpoint: str | None = None) -> str:

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants
 
 from harmonize.hub.faults import MODEL, UPLOAD_ERRORS, refused
 from harmonize.hub.large import send_large
-from harmonize.hub.reach import check_reached
+from harmonize.hub.reach import bounded_silence, check_reached
 from harmonize.terminal import careful_log
 
 
@@ -59,7 +59,7 @@ def push_folder(
     check_reached()
     api = HfApi(endpoint=constants.ENDPOINT)
     try:
-        with careful_log("huggingface_hub"):
+        with careful_log("huggingface_hub"), bounded_silence():
             api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
             send_large(sorted(path for path in folder.rglob("*") if path.is_file()), repo, kind=kind)
             done = api.upload_folder(

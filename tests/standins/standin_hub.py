@@ -11,6 +11,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -119,6 +120,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             path, body = unquote(urlparse(self.path).path), self.body()
+            while hub.silent.is_set():
+                time.sleep(0.05)
             found = API.fullmatch(path)
             if path == "/api/validate-yaml":
                 return self.answer({"errors": [], "warnings": []})

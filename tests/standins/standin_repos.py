@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,7 @@ class Hub:
         sent: Bytes of files that went out.
         break_upload_after: Each connection is cut that would make `received` larger.
         break_download_after: Likewise for `sent`.
+        silent: Set: whatever is asked to be written is taken, and never answered.
     """
 
     url: str = ""
@@ -58,6 +60,7 @@ class Hub:
     part_bytes: int | None = None
     forgets_parts: bool = False
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    silent: threading.Event = field(default_factory=threading.Event)
     received: int = 0
     sent: int = 0
     break_upload_after: int | None = None
