@@ -35,6 +35,7 @@ if [ -n "${HEADSPARK_CONTAINER:-}" ]; then
   launch=(apptainer exec --bind "$PWD,${HEADSPARK_BIND:-$PWD}${scratch:+,$scratch}")
   [ -z "${SLURM_GPUS_ON_NODE:-}" ] || launch+=(--nv)
   launch+=("$HEADSPARK_CONTAINER")
+  export PYTHONSAFEPATH=1 # the image's code alone, without what Python would find in the checkout
 else
   PATH=$PWD/.venv/bin:$PATH
   command -v harmonize >/dev/null ||

@@ -130,12 +130,13 @@ def test_the_site_names_modules_and_a_container(job: Job, tmp_path: Path) -> Non
         f"HEADSPARK_CONTAINER=image.sif\nHEADSPARK_SCRATCH={tmp_path}/scratch\n"
     )
     (tmp_path / "bin/apptainer").write_text(
-        '#!/bin/bash\nwhile [ "$1" != image.sif ]; do shift; done\nshift\nexec "$@"\n'
+        '#!/bin/bash\necho "safe path $PYTHONSAFEPATH" >&2\n'
+        'while [ "$1" != image.sif ]; do shift; done\nshift\nexec "$@"\n'
     )
     (tmp_path / "bin/apptainer").chmod(0o755)
     done = job("slurm/finetune.sbatch", "--out", "FT", SLURM_GPUS_ON_NODE="1")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "module load gcc cuda\n"
+    assert done.stderr.startswith("module load gcc cuda\nsafe path 1\n")
     words = asked(tmp_path)
     begin = words.index("apptainer")
     bound = f"{tmp_path},{tmp_path},{tmp_path}/scratch"
