@@ -26,40 +26,25 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import toy_runs
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:0] = [str(ROOT), str(ROOT / "ssl")]
 
 CORPUS = ROOT / "tests" / "fixtures" / "v0_1_0" / "corpus"
-TIMES = {"seconds", "samples_per_second", "data_wait_share"}
-"""What of a line of metrics.jsonl depends on how long things took."""
-
 HANGS_S = 600.0
 REFUSED, FINISHED = 2, "this run is finished"
 """How a run answers that has nothing left to do."""
 
-TRAIN: dict[str, Any] = {
-    "batch": 1, "accumulate": 2, "threads": 1, "log_every": 1, "validate_every": 4, "checkpoint_every": 2, "ema": 0.5,
-}  # fmt: skip
-ENCODER: dict[str, Any] = {"features": [4, 8], "blocks": [1, 1], "strides": [1, 2]}
-PRETRAINING: dict[str, Any] = {
-    "data": {"patch": 16, "workers": 1, "val_share": 0.3},
-    "augment": {"rotate": 20.0, "noise": 0.1, "contrast": 0.2},
-    "encoder": {**ENCODER, "drop_path": 0.2},
-    "mask": {"block": 8, "ratio": [0.3, 0.7]},
-    "decoder": {"stop_stride": 2, "width": 8},
-    "train": {**TRAIN, "steps": 24, "val_samples": 2, "picture_every": 8, "trackers": []},
+TRAIN = {"log_every": 1, "validate_every": 4, "checkpoint_every": 2}
+PRETRAINING = toy_runs.PRETRAINING | {
+    "train": {**toy_runs.PRETRAINING["train"], **TRAIN, "steps": 24, "picture_every": 8},
 }
-FINE_TUNING: dict[str, Any] = {
-    "data": {"patch": [16, 16, 16], "folds": 2, "mirror": False, "workers": 1},
-    "scratch": ENCODER,
-    "head": {"stride": 2, "width": 4, "top": 2, "dropout": 0.2},
-    "stages": [
-        {"name": "head", "steps": 8, "head_lr": 0.01},
-        {"name": "deep", "steps": 8, "head_lr": 0.01, "encoder_lr": 0.001, "layers": 1},
-        {"name": "all", "steps": 8, "head_lr": 0.01, "encoder_lr": 0.01, "layers": "all"},
-    ],
-    "train": TRAIN,
+FINE_TUNING = toy_runs.FINE_TUNING | {
+    "stages": [stage | {"steps": 8} for stage in toy_runs.FINE_TUNING["stages"]],
+    "train": toy_runs.TRAIN | TRAIN,
 }
+"""Long enough to be killed again and again, and with a checkpoint every other step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +160,7 @@ def _run_content(out: Path) -> dict[str, str]:
         if path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             for number, line in enumerate(lines, start=1):
-                found[f"{name}:{number}"] = json.dumps({key: line[key] for key in line if key not in TIMES})
+                found[f"{name}:{number}"] = json.dumps({key: line[key] for key in line if key not in toy_runs.TIMES})
         elif path.name == "training.pt":
             found |= {f"{name} {key}": value for key, value in _values(_unpickled(path))}
         elif path.name == "checkpoint.json":
