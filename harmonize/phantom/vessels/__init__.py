@@ -1,8 +1,10 @@
 """Vessels of a head: arteries around the circle of Willis, veins, aneurysms, and what only looks like one."""
 
+from harmonize.phantom.vessels.easy import MAX_DIAMETER_MM, MIN_DIAMETER_MM
 from harmonize.phantom.vessels.parts import (
     DIFFICULTIES,
     LAYERS,
+    MIMIC_KINDS,
     Aneurysm,
     Difficulty,
     Flow,
@@ -12,8 +14,7 @@ from harmonize.phantom.vessels.parts import (
 )
 from harmonize.phantom.vessels.tree import (
     LOCATION_WEIGHTS,
-    MAX_DIAMETER_MM,
-    MIN_DIAMETER_MM,
+    SITE_WEIGHTS,
     draw_locations,
     grow_tree,
 )
@@ -23,7 +24,9 @@ __all__ = [
     "LAYERS",
     "LOCATION_WEIGHTS",
     "MAX_DIAMETER_MM",
+    "MIMIC_KINDS",
     "MIN_DIAMETER_MM",
+    "SITE_WEIGHTS",
     "Aneurysm",
     "Difficulty",
     "Flow",

@@ -15,6 +15,12 @@ Difficulty = Literal["easy", "hard"]
 """``easy``: sacs are balls at fixed nodes, and nothing else looks like one; ``hard``: as in the clinic."""
 DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
 
+Shape = Literal["saccular", "lobulated", "fusiform"]
+MimicKind = Literal[
+    "infundibulum", "bulb", "ectasia", "loop", "kink", "fenestration", "vein", "calcium", "clip", "coil", "blood"
+]
+MIMIC_KINDS: tuple[MimicKind, ...] = get_args(MimicKind)
+
 Point = tuple[float, float, float]
 
 
@@ -56,28 +62,50 @@ class Vessel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aneurysm:
-    """A saccular aneurysm: competition name, centre of the sac in mm and its diameter in mm."""
+    """An aneurysm; all but its first three attributes say what those of hard trees may be.
+
+    Attributes:
+        location: Its name in the competition.
+        centre_mm: Centre of its sac.
+        diameter_mm: Its largest extent, without daughter sacs; of a fusiform one, its largest width.
+        shape: ``saccular``, ``lobulated`` (with daughter sacs) or ``fusiform`` (the artery itself widens).
+        at_branching: Whether it grows where arteries part, or else from the side of one.
+        thrombosed: Whether a clot fills the larger part of it.
+        calcified: Whether there is calcium in its wall.
+    """
 
     location: str
     centre_mm: Point
     diameter_mm: float
+    shape: Shape = "saccular"
+    at_branching: bool = True
+    thrombosed: bool = False
+    calcified: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mimic:
-    """What looks like a sac and is none: its kind and its centre in mm."""
+    """What looks like a sac and is none: its kind, one of `MIMIC_KINDS`, and its centre in mm."""
 
-    kind: str
+    kind: MimicKind
     centre_mm: Point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VesselTree:
-    """All vessels of a head, sacs included, and what of them merely looks like a sac."""
+    """All vessels of a head.
+
+    Attributes:
+        vessels: Sacs and mimics included.
+        aneurysms: What of them is a sac.
+        mimics: What of them merely looks like one.
+        variants: How its circle of Willis departs from the textbook, as `variants.draw_variants` names it.
+    """
 
     vessels: tuple[Vessel, ...]
     aneurysms: tuple[Aneurysm, ...]
     mimics: tuple[Mimic, ...] = ()
+    variants: frozenset[str] = frozenset()
 
     def moved(self, affine: NDArray[np.float64]) -> VesselTree:
         """The same tree after `affine` (4, 4); calibres and diameters stay."""
@@ -85,7 +113,8 @@ class VesselTree:
         def moved(centre_mm: Point) -> Point:
             return as_point(affine[:3, :3] @ np.asarray(centre_mm) + affine[:3, 3])
 
-        return VesselTree(
+        return replace(
+            self,
             vessels=tuple(replace(vessel, tube=vessel.tube.moved(affine)) for vessel in self.vessels),
             aneurysms=tuple(replace(a, centre_mm=moved(a.centre_mm)) for a in self.aneurysms),
             mimics=tuple(replace(mimic, centre_mm=moved(mimic.centre_mm)) for mimic in self.mimics),

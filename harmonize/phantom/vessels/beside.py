@@ -1,0 +1,161 @@
+"""Mimics of hard trees that are no arteries: veins beside them, calcium in their walls, clips, coils and blood.
+
+How often each is seen is a round figure, and higher than in the clinic: see `walls`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonize.labels import LOCATIONS
+from harmonize.phantom.vessels.courses import across, place_at
+from harmonize.phantom.vessels.parts import Aneurysm, Flow, Mimic, Vessel, as_point
+from harmonize.phantom.vessels.sacs import draw_diameter, draw_site
+from harmonize.phantom.vessels.template import SIGNS, Nodes
+from harmonize.phantom.vessels.tubes import Tube, spline
+
+Found = tuple[list[Mimic], list[Vessel]]
+
+CAVERNOUS_FILLED = 0.35
+"""Of sides: the contrast has reached the sinus that the carotid runs through."""
+VARICES_A_HEAD = 1.0
+CALCIFIED_HEADS, PLAQUES_A_HEAD = 0.5, 4.0
+CLIPPED_HEADS, COILED_HEADS = 0.04, 0.06
+BLEEDING_HEADS, HAEMATOMAS, OLD = 0.05, 0.04, 0.3
+"""Of heads: blood around the arteries; within the brain; and of those, the share that is some days old."""
+
+_BLOOM_MM = (1.0, 2.5)
+"""How far around metal MR loses its signal."""
+
+_JITTER_MM = 1.0
+_VEINS: Mapping[str, tuple[tuple[tuple[float, float, float], ...], tuple[float, ...]]] = {
+    "basal vein": (
+        ((12, 7, -21), (15.5, -8, -18), (17, -22, -11), (9, -32, 2), (0.5, -33, 8)), (0.7, 0.9, 1.1, 1.2, 1.3),
+    ),
+    "sylvian vein": (((46, -2, -3), (36, 13, -13), (25, 17, -21), (15, 13, -31)), (0.8, 1.0, 1.1, 1.2)),
+    "internal cerebral vein": (((2, 6, 11), (2, -14, 12), (1, -32, 8)), (0.8, 1.0, 1.2)),
+}  # fmt: skip
+"""Right side: nodes in template mm, and the radius at each."""
+_CAVERNOUS = ("lacerum", "siphon_back", "siphon_front", "genu")
+
+_CALCIFIED = (("ica_infra", 0.45, 1.0), ("ica_supra", 0.0, 0.6), ("vertebral", 0.85, 1.0), ("basilar", 0.0, 1.0))
+_CISTERNS: Sequence[tuple[tuple[tuple[float, float, float], ...], float]] = (
+    (((0, 10, -21), (0, 2, -22)), 5.0),
+    (((0, 1, -30), (0, -2, -44)), 4.0),
+    (((0, 24, -13), (0, 36, 0)), 2.5),
+    (((12, 12, -19), (24, 12, -17), (35, 9, -11)), 3.0),
+    (((-12, 12, -19), (-24, 12, -17), (-35, 9, -11)), 3.0),
+)
+"""Where blood gathers around the arteries: courses in template mm and radius."""
+
+
+def draw_veins(rng: np.random.Generator, nodes: Nodes) -> Found:
+    """Veins that run beside arteries, the cavernous sinus where it is filled, and wide places of them."""
+    mimics, vessels = [], []
+    for side, sign in SIGNS.items():
+        for name, (course, radii) in _VEINS.items():
+            points = [np.array(point) * (sign, 1, 1) + rng.normal(scale=_JITTER_MM, size=3) for point in course]
+            tube = spline(points, np.array(radii) * rng.uniform(0.7, 1.3))
+            vessels.append(_vein(tube, f"{side} {name}"))
+        chance, width = rng.random(), rng.uniform(1.3, 2.6)
+        beside = rng.normal((3.4 * sign, 0, 0), 0.5)
+        if chance < CAVERNOUS_FILLED:
+            points = [nodes[f"{side} {node}"] + beside for node in _CAVERNOUS]
+            vessels.append(_vein(spline(points, width * rng.uniform(0.7, 1.2, size=4), 2.5), f"{side} cavernous sinus"))
+    courses = list(vessels)
+    mimics = [
+        Mimic(kind="vein", centre_mm=as_point(place_at(vein.tube, 0.5).point_3))
+        for vein in courses
+        if "cavernous" in vein.branch
+    ]
+    for _ in range(int(rng.poisson(VARICES_A_HEAD))):
+        vein = courses[int(rng.integers(len(courses)))]
+        place = place_at(vein.tube, float(rng.uniform(0.1, 0.7)))
+        ball = Tube(
+            points_N3=place.point_3[None], radii_N=np.array([max(1.5 * place.radius_mm, draw_diameter(rng) / 2)])
+        )
+        vessels.append(_vein(ball, "varix"))
+        mimics.append(Mimic(kind="vein", centre_mm=as_point(place.point_3)))
+    return mimics, vessels
+
+
+def calcify(rng: np.random.Generator, arteries: Mapping[str, Vessel]) -> Found:
+    """Plaques in the walls of the carotid, vertebral and basilar arteries, in the heads that have any."""
+    mimics: list[Mimic] = []
+    vessels: list[Vessel] = []
+    if rng.random() >= CALCIFIED_HEADS:
+        return mimics, vessels
+    parts = [(v, low, high) for base, low, high in _CALCIFIED for n, v in arteries.items() if n.split()[-1] == base]
+    for _ in range(1 + int(rng.poisson(PLAQUES_A_HEAD))):
+        artery, low, high = parts[int(rng.integers(len(parts)))]
+        place = place_at(artery.tube, float(rng.uniform(low, high)))
+        centre = place.point_3 + across(rng, place.along_3) * place.radius_mm
+        half = place.along_3 * float(rng.uniform(0.3, 2.5))
+        plaque = Tube(points_N3=np.stack([centre - half, centre + half]), radii_N=rng.uniform(0.4, 1.2, size=2))
+        vessels.append(Vessel(tube=plaque, location=artery.location, flow=Flow.CALCIUM, branch="plaque"))
+        mimics.append(Mimic(kind="calcium", centre_mm=as_point(centre)))
+    return mimics, vessels
+
+
+def treat(rng: np.random.Generator, nodes: Nodes, arteries: Mapping[str, Vessel], sites: Sequence[Aneurysm]) -> Found:
+    """Clips and coils of aneurysms that were treated; where one would hide a place of `sites` there is none."""
+    mimics: list[Mimic] = []
+    vessels: list[Vessel] = []
+    for kind, share in (("clip", CLIPPED_HEADS), ("coil", COILED_HEADS)):
+        chance, location, bloom = rng.random(), str(rng.choice(LOCATIONS)), float(rng.uniform(*_BLOOM_MM))
+        site = draw_site(rng, location, nodes, arteries)
+        if kind == "coil":
+            reach = draw_diameter(rng) / 2
+            centre = site.place.point_3 + site.towards_3 * (0.8 * site.place.radius_mm + reach)
+            metal = Tube(points_N3=centre[None], radii_N=np.array([reach]))
+        else:
+            reach = float(rng.uniform(3.5, 6.0))
+            centre = site.place.point_3 + site.towards_3 * (site.place.radius_mm + reach)
+            half = site.towards_3 * reach
+            metal = Tube(points_N3=np.stack([centre - half, centre + half]), radii_N=np.array([0.7, 1.1]))
+        if chance >= share or _hides(centre, reach + bloom, sites):
+            continue
+        around = Tube(points_N3=metal.points_N3, radii_N=metal.radii_N + bloom)
+        vessels += [
+            Vessel(tube=tube, location=None, flow=flow, branch=kind)
+            for tube, flow in ((metal, Flow.METAL), (around, Flow.BLOOM))
+        ]
+        mimics.append(Mimic(kind="clip" if kind == "clip" else "coil", centre_mm=as_point(centre)))
+    return mimics, vessels
+
+
+def bleed(rng: np.random.Generator) -> Found:
+    """Blood in the cisterns around the arteries, and within the brain."""
+    mimics: list[Mimic] = []
+    vessels: list[Vessel] = []
+
+    def spill(tube: Tube, flow: Flow) -> None:
+        vessels.append(Vessel(tube=tube, location=None, flow=flow, branch="blood"))
+        mimics.append(Mimic(kind="blood", centre_mm=as_point(place_at(tube, 0.5).point_3)))
+
+    flow = Flow.OLD_BLOOD if rng.random() < OLD else Flow.BLOOD
+    around, within = rng.random() < BLEEDING_HEADS, rng.random() < HAEMATOMAS
+    if around:
+        reached = rng.random(len(_CISTERNS)) < 0.6
+        reached[int(rng.integers(len(_CISTERNS)))] = True
+        for (course, radius), wet in zip(_CISTERNS, reached, strict=True):
+            if wet:
+                points = np.array(course) + rng.normal(scale=1.5, size=(len(course), 3))
+                spill(spline(points, radius * rng.uniform(0.5, 1.3, size=len(course))), flow)
+    if within:
+        start = rng.uniform((12, -55, -5), (42, 45, 35)) * (rng.choice((-1, 1)), 1, 1)
+        steps = np.cumsum(rng.normal(scale=3.5, size=(4, 3)), axis=0)
+        spill(Tube(points_N3=start + steps, radii_N=rng.uniform(3.0, 10.0, size=4)), flow)
+    return mimics, vessels
+
+
+def _vein(tube: Tube, name: str) -> Vessel:
+    return Vessel(tube=tube, location=None, flow=Flow.VEIN, branch=name)
+
+
+def _hides(centre_3: NDArray[np.float64], reach_mm: float, sites: Sequence[Aneurysm]) -> bool:
+    gaps = (float(np.linalg.norm(centre_3 - site.centre_mm)) - site.diameter_mm / 2 for site in sites)
+    return any(gap < reach_mm + 1 for gap in gaps)

@@ -1,0 +1,189 @@
+"""Aneurysms of hard trees: where they grow, how large they are, and what they look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from harmonize.phantom.vessels.courses import Place, across, length, place_at, stretch, widened, widest_past
+from harmonize.phantom.vessels.parts import Aneurysm, Flow, Shape, Vessel, as_point
+from harmonize.phantom.vessels.template import SIGNS, Nodes, node_of, side_of, sites_of
+from harmonize.phantom.vessels.tubes import Tube
+
+SMALLEST_MM, LARGEST_MM = 2.0, 16.0
+MEDIAN_MM, SIGMA_LOG = 4.5, 0.5
+"""Diameters: log-normal between the two ends. UCAS Japan (New England Journal of Medicine 2012; 366: 2474) found 5.7 mm
+on average, standard deviation 3.6, among those of 3 mm and more; with smaller ones the median is near 4.5."""
+
+ALONG_AN_ARTERY = 0.25
+FUSIFORM_ALONG_AN_ARTERY = 0.30
+LOBULATED = 0.20
+"""Shares of all, of those along an artery, and of sacs: round figures, as are the two below."""
+LARGE_MM = 8.0
+THROMBOSED = (0.03, 0.25)
+CALCIFIED = (0.06, 0.25)
+"""Of smaller ones, and from `LARGE_MM` on."""
+
+_TURN = 0.35
+"""Standard deviation of a sac's direction along each axis, against the unit vector of its site."""
+
+_ALONG: Mapping[str, Sequence[tuple[str, float, float]]] = {
+    "Infraclinoid Internal Carotid Artery": (("ica_infra", 0.45, 0.95),),
+    "Supraclinoid Internal Carotid Artery": (("ica_supra", 0.10, 0.90),),
+    "Middle Cerebral Artery": (("mca", 0.15, 0.90), ("m2_up", 0.05, 0.40), ("m2_low", 0.05, 0.40)),
+    "Anterior Cerebral Artery": (("a1", 0.15, 0.90), ("a2", 0.10, 0.60)),
+    "Posterior Communicating Artery": (("pcom", 0.15, 0.85),),
+    "Anterior Communicating Artery": (("acom", 0.25, 0.75),),
+    "Other Posterior Circulation": (
+        ("basilar", 0.10, 0.90), ("p1", 0.25, 0.80), ("p2", 0.05, 0.50), ("sca", 0.05, 0.50), ("aica", 0.05, 0.40),
+        ("vertebral", 0.88, 0.98), ("pica", 0.05, 0.50),
+    ),
+}  # fmt: skip
+"""From the side of which arteries sacs grow, and between which parts of their length; the basilar tip is none."""
+
+
+class Site(NamedTuple):
+    """Where a sac grows: the place on its parent artery, the way that it points to, and the artery if it has one."""
+
+    place: Place
+    towards_3: NDArray[np.float64]
+    parent: tuple[Vessel, float] | None
+
+
+def blow_sac(
+    rng: np.random.Generator, location: str, nodes: Nodes, arteries: Mapping[str, Vessel]
+) -> tuple[Aneurysm, list[Vessel]]:
+    """Draw an aneurysm at `location`, and the tubes that it is made of.
+
+    Args:
+        rng: Where the chance comes from.
+        location: Its name in the competition.
+        nodes: Places of the head's nodes.
+        arteries: The head's named arteries by branch, as they run.
+    """
+    diameter = draw_diameter(rng)
+    site = draw_site(rng, location, nodes, arteries)
+    if site.parent and rng.random() < FUSIFORM_ALONG_AN_ARTERY and diameter > 3 * site.place.radius_mm:
+        tube = _fusiform(rng, *site.parent, diameter)
+        shape: Shape = "fusiform"
+        centre, body, blebs = site.place.point_3, [tube], []
+    else:
+        centre, body = _sac(rng, site, diameter)
+        blebs = list(_blebs(rng, centre, body[0], site.towards_3)) if rng.random() < LOBULATED else []
+        shape = "lobulated" if blebs else "saccular"
+    large = int(diameter >= LARGE_MM)
+    thrombosed = shape != "fusiform" and rng.random() < THROMBOSED[large]
+    calcified = rng.random() < CALCIFIED[large]
+    fillings = [(tube, Flow.SAC) for tube in (*body, *blebs)]
+    if thrombosed:
+        fillings = [*_clot(rng, site, centre, body), *((tube, Flow.THROMBUS) for tube in blebs)]
+    if calcified:
+        fillings += [(tube, Flow.CALCIUM) for tube in shells(rng, centre, diameter / 2)]
+    aneurysm = Aneurysm(
+        location=location,
+        centre_mm=as_point(centre),
+        diameter_mm=diameter,
+        shape=shape,
+        at_branching=site.parent is None,
+        thrombosed=thrombosed,
+        calcified=calcified,
+    )
+    return aneurysm, [Vessel(tube=tube, location=location, flow=flow, branch="sac") for tube, flow in fillings]
+
+
+def draw_diameter(rng: np.random.Generator) -> float:
+    """Diameter of a sac in mm: log-normal, cut at `SMALLEST_MM` and `LARGEST_MM`."""
+    low, high = special.ndtr(np.log(np.array([SMALLEST_MM, LARGEST_MM]) / MEDIAN_MM) / SIGMA_LOG)
+    return float(MEDIAN_MM * np.exp(SIGMA_LOG * special.ndtri(rng.uniform(low, high))))
+
+
+def shells(rng: np.random.Generator, centre_3: NDArray[np.float64], radius_mm: float) -> Iterator[Tube]:
+    """Two to four plaques in the wall of a ball."""
+    for _ in range(int(rng.integers(2, 5))):
+        start = rng.normal(size=3)
+        ends = np.stack([start, start + rng.normal(scale=0.5, size=3) * np.linalg.norm(start)])
+        ends *= radius_mm / np.linalg.norm(ends, axis=1, keepdims=True)
+        yield Tube(points_N3=centre_3 + ends, radii_N=rng.uniform(0.3, 0.6, size=2))
+
+
+def draw_site(rng: np.random.Generator, location: str, nodes: Nodes, arteries: Mapping[str, Vessel]) -> Site:
+    """Draw where a sac grows at a place in the competition; the arguments are those of `blow_sac`."""
+    side = side_of(location) or str(rng.choice(list(SIGNS)))
+    name = location if side_of(location) is None else location.partition(" ")[2]
+    stretches = [
+        (arteries[branch], low, high)
+        for base, low, high in _ALONG.get(name, ())
+        if (branch := base if base in arteries else f"{side} {base}") in arteries
+    ]
+    if rng.random() < ALONG_AN_ARTERY and stretches:
+        parent, low, high = stretches[int(rng.integers(len(stretches)))]
+        fraction = float(rng.uniform(low, high))
+        place = place_at(parent.tube, fraction)
+        return Site(place, _outward(across(rng, place.along_3), side, place), (parent, fraction))
+    if location == "Anterior Communicating Artery":
+        roots = [((nodes["left acom"] + nodes["right acom"]) / 2, towards) for _, towards, _ in sites_of(location)]
+    else:
+        roots = [(nodes[node_of(node, side)], towards) for node, towards, _ in sites_of(location)]
+    # An artery that is missing bears no sac.
+    order = (roots[index] for index in rng.permutation(len(roots)))
+    place, towards = next((at[1], way) for root, way in order if (at := widest_past(root, arteries.values())))
+    way = np.asarray(towards) * (SIGNS[side], 1, 1) + rng.normal(scale=_TURN, size=3)
+    return Site(place, _outward(way / np.linalg.norm(way), side, place), None)
+
+
+def _outward(way_3: NDArray[np.float64], side: str, place: Place) -> NDArray[np.float64]:
+    """A sac of one side stays on that side, even where its artery runs along the midline."""
+    if abs(place.point_3[0]) > LARGEST_MM:
+        return way_3
+    turned = way_3.copy()
+    turned[0] = SIGNS[side] * abs(way_3[0])
+    return turned
+
+
+def _fusiform(rng: np.random.Generator, parent: Vessel, fraction: float, diameter: float) -> Tube:
+    long = diameter * float(rng.uniform(1.5, 2.5))
+    factor = diameter / 2 / place_at(parent.tube, fraction).radius_mm
+    wide = widened(parent.tube, fraction, long, factor)
+    return stretch(wide, fraction, min(long, length(wide)))
+
+
+def _sac(rng: np.random.Generator, site: Site, diameter: float) -> tuple[NDArray[np.float64], list[Tube]]:
+    """A pear or a ball on a neck: its centre, and its body before its neck."""
+    longer = float(rng.uniform(0.0, 0.3))
+    radius = diameter / 2 / (1 + longer)
+    centre = site.place.point_3 + site.towards_3 * (0.85 * site.place.radius_mm + 0.85 * diameter / 2)
+    axis = site.towards_3 + rng.normal(scale=0.6, size=3)
+    reach = axis / np.linalg.norm(axis) * longer * radius
+    body = Tube(points_N3=np.stack([centre - reach, centre + reach]), radii_N=np.full(2, radius))
+    neck = float(rng.uniform(0.45, 0.8)) * radius
+    stalk = Tube(points_N3=np.stack([site.place.point_3, centre]), radii_N=np.full(2, neck))
+    return centre, [body, stalk]
+
+
+def _blebs(
+    rng: np.random.Generator, centre_3: NDArray[np.float64], body: Tube, towards_3: NDArray[np.float64]
+) -> Iterator[Tube]:
+    """One to three daughter sacs, away from the neck."""
+    radius = float(body.radii_N[0])
+    for _ in range(int(rng.integers(1, 4))):
+        way = towards_3 + rng.normal(scale=0.7, size=3)
+        at = centre_3 + way / np.linalg.norm(way) * 0.9 * radius
+        yield Tube(points_N3=at[None], radii_N=np.array([float(rng.uniform(0.35, 0.6)) * radius]))
+
+
+def _clot(
+    rng: np.random.Generator, site: Site, centre_3: NDArray[np.float64], body: Sequence[Tube]
+) -> list[tuple[Tube, Flow]]:
+    """A body that a clot fills but for a ball of blood beside the neck."""
+    radius = float(body[0].radii_N[0])
+    open_mm = radius * float(rng.uniform(0.45, 0.7))
+    lumen = Tube(points_N3=(centre_3 - site.towards_3 * (radius - open_mm))[None], radii_N=np.array([open_mm]))
+    short = Tube(
+        points_N3=np.stack([site.place.point_3, lumen.points_N3[0]]),
+        radii_N=np.full(2, min(body[1].radii_N[0], open_mm)),
+    )
+    return [(body[0], Flow.THROMBUS), (lumen, Flow.SAC), (short, Flow.SAC)]
