@@ -15,7 +15,8 @@ from standin_series import save_model
 from finetune.predict import Answer, Predictor
 from harmonize.dicom.estimate import estimate_stack
 from harmonize.phantom import rsna
-from harmonize.phantom.rsna.plan import MODALITIES, plan_series
+from harmonize.phantom.rsna.plan import plan_series
+from harmonize.phantom.rsna.prevalence import MODALITIES
 from harmonize.sources.dicom_series import load_series
 
 MOST_CHANGED = 0.03

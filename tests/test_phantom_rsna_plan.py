@@ -16,7 +16,8 @@ from harmonize import phantom
 from harmonize.errors import WrongUse
 from harmonize.labels import LOCATIONS, PRESENT
 from harmonize.phantom.rsna import draw_grid
-from harmonize.phantom.rsna.plan import MODALITIES, Prevalence, SeriesPlan, plan_series, read_prevalence
+from harmonize.phantom.rsna.plan import SeriesPlan, plan_series
+from harmonize.phantom.rsna.prevalence import MODALITIES, Prevalence, read_prevalence
 
 COMMONEST = "Anterior Communicating Artery"
 

@@ -13,7 +13,7 @@ from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
 from harmonize.sources.tables import age_of, columns_of, number_of, sex_of
 
-SCANNERS = frozenset({"scanner", "manufacturer", "scanner_model", "site", "vendor", "device"})
+SCANNERS = frozenset({"hospital", "scanner", "manufacturer", "scanner_model", "site", "vendor", "device"})
 """Columns of a table that say where a scan was made, in lower case."""
 
 SEX, AGE = ("sex", "gender"), ("age",)

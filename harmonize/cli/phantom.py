@@ -30,8 +30,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--prevalence",
         type=Path,
         metavar="TABLE.csv",
-        help="columns modality, prevalence (share of RSNA's series with an aneurysm) and, if wanted, a weight a site; "
-        "default half of each modality",
+        help="columns modality, prevalence (share of RSNA's series with an aneurysm) and, if wanted, hospital and a "
+        "weight a site; default half of each modality",
     )
     parser.add_argument(
         "--coverage",
@@ -39,6 +39,33 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="protocol",
         help="of RSNA's series: fields of view as the protocols have them, or varied ones, with necks, cut vertices, "
         "odd slices and turned heads; default %(default)s",
+    )
+    parser.add_argument(
+        "--difficulty",
+        choices=("easy", "hard"),
+        default="easy",
+        help="of RSNA's series: easy, with round sacs and nothing that looks like one, or hard, as in the clinic: "
+        "small and odd sacs, mimics, hospitals, artefacts; default %(default)s",
+    )
+    parser.add_argument(
+        "--hospital",
+        metavar="NAME",
+        help="the only one that scans: north, east, south, west or island; with --difficulty hard; default all but "
+        "island, which scans unlike the others",
+    )
+    parser.add_argument(
+        "--label-noise",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the series, whose labels are wrong: missed, invented, wrong side or site; rsna_truth.csv beside the "
+        "tree has the right ones; with --difficulty hard; default 0",
+    )
+    parser.add_argument(
+        "--counterfactuals",
+        action="store_true",
+        help="each two series are one head, scanned alike, with one sac and without; rsna_counterfactuals.csv beside "
+        "the tree names the pairs; with --difficulty hard",
     )
     add_workers(parser)
 
@@ -55,6 +82,10 @@ def _write(options: argparse.Namespace) -> int:
         workers=options.workers,
         prevalence=options.prevalence,
         coverage=options.coverage,
+        difficulty=options.difficulty,
+        hospital=options.hospital,
+        label_noise=options.label_noise,
+        counterfactuals=options.counterfactuals,
     )
     for root in roots:
         say(root)

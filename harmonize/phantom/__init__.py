@@ -13,8 +13,8 @@ from harmonize import pool, sources
 from harmonize.corpus.target import check_folder
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import temporary_beside
-from harmonize.phantom.rsna.coverage import COVERAGES, Coverage
-from harmonize.phantom.rsna.plan import read_prevalence
+from harmonize.phantom.rsna import Coverage, TreeOptions, read_prevalence
+from harmonize.phantom.vessels import Difficulty
 from harmonize.progress import Progress
 
 ALL, RSNA = "all", "rsna"
@@ -32,6 +32,10 @@ def write(
     workers: int = 1,
     prevalence: Path | None = None,
     coverage: Coverage = "protocol",
+    difficulty: Difficulty = "easy",
+    hospital: str | None = None,
+    label_noise: float = 0.0,
+    counterfactuals: bool = False,
 ) -> list[Path]:
     """Write the raw tree of one source, of all, or of a data set that a source reads, to `out`/<source>.
 
@@ -49,9 +53,15 @@ def write(
             each modality.
         coverage: Fields of view of RSNA's tree: those of its protocols, or ``varied`` ones (necks, cut vertices, small
             and off-centre fields, odd slices, turned heads).
+        difficulty: Of RSNA's tree: ``easy``, or ``hard`` as in the clinic, with sacs of all sizes, with what merely
+            looks like one, with hospitals and artefacts; see docs/phantom.md.
+        hospital: The only one that scans RSNA's hard tree; None for all but the odd one.
+        label_noise: Share of the series of RSNA's hard tree whose labels are wrong.
+        counterfactuals: Makes each two series of RSNA's hard tree one head, with and without a sac.
 
     Returns:
-        The root of each tree. RSNA's has a table of the aneurysms' sizes beside it, `harmonize.phantom.rsna.SIZES`.
+        The root of each tree. RSNA's has tables beside it, `harmonize.phantom.rsna.beside`: the sizes of the sacs and,
+        if it is hard, hospitals, mimics, true labels and pairs.
 
     Raises:
         UserError: For an unknown source, a number out of range, a table that says nothing, a tree that exists already,
@@ -65,26 +75,41 @@ def write(
         raise WrongUse(f"--scans is {scans}: ask for at least 1")
     if size < SMALLEST_SIZE:
         raise WrongUse(f"--size is {size}: ask for at least {SMALLEST_SIZE} voxels")
-    options: dict[str, dict[str, Any]] = {}
-    if prevalence is not None:
-        if source not in (RSNA, ALL):
-            raise WrongUse(f"--prevalence {prevalence}: does nothing with --source {source}")
-        options[RSNA] = {"prevalence": read_prevalence(prevalence)}
-    if coverage != COVERAGES[0]:
-        if source not in (RSNA, ALL):
-            raise WrongUse(f"--coverage {coverage}: does nothing with --source {source}")
-        options[RSNA] = {**options.get(RSNA, {}), "coverage": coverage}
+    if counterfactuals and scans % 2:
+        raise WrongUse(f"--scans {scans} with --counterfactuals: ask for an even number, two a pair")
+    asked = {
+        f"--prevalence {prevalence}": prevalence is not None,
+        f"--coverage {coverage}": coverage != TreeOptions().coverage,
+        f"--difficulty {difficulty}": difficulty != TreeOptions().difficulty,
+        f"--hospital {hospital}": hospital is not None,
+        f"--label-noise {label_noise:g}": label_noise != 0,
+        "--counterfactuals": counterfactuals,
+    }
+    ignored = [name for name, is_asked in asked.items() if is_asked and source not in (RSNA, ALL)]
+    if ignored:
+        raise WrongUse(f"{ignored[0]}: does nothing with --source {source}")
+    tree = TreeOptions(
+        prevalence=TreeOptions().prevalence if prevalence is None else read_prevalence(prevalence),
+        coverage=coverage,
+        difficulty=difficulty,
+        hospital=hospital,
+        label_noise=label_noise,
+        counterfactuals=counterfactuals,
+    )
+    options: dict[str, TreeOptions] = {RSNA: tree}
     check_folder(Path(out))
     chosen = known if source == ALL else (source,)
     roots = [Path(out) / name for name in chosen]
     for name, root in zip(chosen, roots, strict=True):
         # A link that leads nowhere would be found out only when the tree is whole.
-        for path in (root, *(root.with_name(other) for other in _beside(name))):
+        for path in (root, *(root.with_name(other) for other in _beside(name, options.get(name)))):
             if os.path.lexists(path):
                 raise WrongUse(f"{path} exists already: choose another --out or remove it")
     with Progress("phantom", total=scans * len(chosen)) as progress:
         for name, root in zip(chosen, roots, strict=True):
-            arguments = {"scans": scans, "size": size, "seed": seed, **options.get(name, {})}
+            arguments: dict[str, Any] = {"scans": scans, "size": size, "seed": seed}
+            if name in options:
+                arguments["options"] = options[name]
             _write_whole(name, root, arguments, workers=workers, progress=progress)
     return roots
 
@@ -113,13 +138,13 @@ def _write_whole(name: str, root: Path, arguments: dict[str, Any], *, workers: i
     except BaseException:
         shutil.rmtree(partial_root)
         raise
-    if _beside(name):
-        writer.write_beside(root.parent, of_all)
+    if "options" in arguments:
+        writer.write_beside(root.parent, of_all, arguments["options"])
 
 
-def _beside(name: str) -> tuple[str, ...]:
+def _beside(name: str, options: TreeOptions | None) -> tuple[str, ...]:
     """Files that the phantom of a source writes beside its tree, for they are no part of what the source publishes."""
-    return getattr(_writer(name), "BESIDE", ())
+    return () if options is None else tuple(_writer(name).beside(options))
 
 
 def _writer(name: str) -> Any:

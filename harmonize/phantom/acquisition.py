@@ -13,7 +13,7 @@ from harmonize.labels import LOCATIONS, MASK_VALUES
 from harmonize.phantom.anatomy import Head
 from harmonize.phantom.canvas import Tissue
 from harmonize.phantom.contrast import Contrast
-from harmonize.phantom.randomness import rotation, smooth_field
+from harmonize.phantom.randomness import COIL_MM, rotation, smooth_field
 from harmonize.phantom.vessels import LAYERS, Flow, Vessel
 from harmonize.phantom.vessels.tubes import distances
 from harmonize.scan import AIR_HU
@@ -37,12 +37,26 @@ CIRCLE_OF_WILLIS_MM = (0.0, 4.0, -22.0)
 """Middle of a field of view for the vessels, in template mm."""
 
 
+FlowLoss = Callable[
+    [Sequence[Vessel], NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]
+]
+"""Share of the signal that is left in pieces of vessels: all vessels, and of each piece P the number of its vessel, its
+depth below the wall and its height in the scanner in mm."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Where the voxels of an acquisition lie: their number, and voxel index to RAS+ mm (may be sheared)."""
+    """Where the voxels of an acquisition lie.
+
+    Attributes:
+        shape: Their number along each axis.
+        affine: (4, 4), voxel index to RAS+ mm; may be sheared.
+        first: Index of the first voxel: not 0 in a part of a larger grid, which has the affine of the whole.
+    """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
+    first: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -117,19 +131,39 @@ def scan_head(head: Head, grid: Grid, contrast: Contrast, rng: np.random.Generat
     Returns:
         float32, shape `grid.shape`: HU for CT, positive arbitrary units for MR, Bq/ml for PET.
     """
-    image = _sample_tissues(head, grid, contrast)
-    for layer in LAYERS:
-        vessels = [v for v in head.vessels.vessels if v.flow in layer and v.flow in contrast.vessel]
-        if vessels:
-            # Arteries and veins are everywhere; what lies under or over them fills a small part of the grid.
-            box, within = (..., grid) if Flow.ARTERY in layer else _cropped(grid, vessels)
-            share, part = _vessel_share(vessels, within, contrast)
-            image[box] += part - share * image[box]
+    image = sample_tissues(tissue_values(head, contrast), head, grid, contrast)
+    add_vessels(image, head.vessels.vessels, grid, contrast)
     if contrast.blur_mm:
         image = ndimage.gaussian_filter(image, [contrast.blur_mm / step for step in grid.spacing], truncate=3.0)
     if contrast.bias:
         image *= np.exp(np.float32(contrast.bias) * _bias_field(grid, rng))
     return _add_noise(image, contrast, rng)
+
+
+def add_vessels(
+    image_XYZ: NDArray[np.float32],
+    vessels: Sequence[Vessel],
+    grid: Grid,
+    contrast: Contrast,
+    flow_loss: FlowLoss | None = None,
+) -> None:
+    """Lay vessels, and what else tubes are filled with, over an image of tissues, in place and layer by layer.
+
+    Args:
+        image_XYZ: Values, shape `grid.shape`.
+        vessels: In scanner mm.
+        grid: Where the image lies.
+        contrast: What each `Flow` looks like; those that it does not name are not drawn.
+        flow_loss: Share of its signal that flowing blood keeps; None for all of it.
+    """
+    for layer in LAYERS:
+        chosen = [v for v in vessels if v.flow in layer and v.flow in contrast.vessel]
+        if chosen:
+            # Arteries and veins are everywhere; what lies under or over them fills a small part of the grid.
+            flowing = Flow.ARTERY in layer
+            box, within = (..., grid) if flowing else _cropped(grid, chosen)
+            share, part = _vessel_share(chosen, within, contrast, flow_loss if flowing else None)
+            image_XYZ[box] += part - share * image_XYZ[box]
 
 
 def vessel_mask(head: Head, grid: Grid) -> NDArray[np.uint8]:
@@ -148,7 +182,7 @@ def label_vessels(head: Head, grid: Grid, value_of: Callable[[Vessel], int | Non
     """
     named = [(vessel.tube, value) for vessel in head.vessels.vessels if (value := value_of(vessel)) is not None]
     tolerance = _MASK_TOLERANCE * float(np.mean(grid.spacing))
-    distance, nearest = distances([tube for tube, _ in named], grid.affine, grid.shape, 2 * tolerance)
+    distance, nearest = distances([tube for tube, _ in named], grid.affine, grid.shape, 2 * tolerance, grid.first)
     values = np.array([0, *(value for _, value in named)], dtype=np.uint8)
     return np.where(distance < tolerance, values[nearest], 0).astype(np.uint8)
 
@@ -162,7 +196,7 @@ def hemisphere_mask(head: Head, grid: Grid) -> NDArray[np.uint8]:
     """1 in the brain's left half, 2 in its right one, cerebellum and stem included; 0 elsewhere, and in its fluid."""
     brain = _nearest(head, grid, np.isin(head.tissue_XYZ, (Tissue.GREY, Tissue.WHITE, Tissue.LESION)))
     to_template = (np.linalg.inv(head.pose) @ grid.affine)[0]
-    i, j, k = np.ogrid[: grid.shape[0], : grid.shape[1], : grid.shape[2]]
+    i, j, k = _indices(grid)
     right = to_template[0] * i + to_template[1] * j + to_template[2] * k + to_template[3] > 0
     return np.where(brain, 1 + right, 0).astype(np.uint8)
 
@@ -170,10 +204,15 @@ def hemisphere_mask(head: Head, grid: Grid) -> NDArray[np.uint8]:
 def face_mask(head: Head, grid: Grid) -> NDArray[np.bool_]:
     """True where a defacing program would cut: everything before and below a plane under the forehead."""
     to_template = np.linalg.inv(head.pose) @ grid.affine
-    i, j, k = np.ogrid[: grid.shape[0], : grid.shape[1], : grid.shape[2]]
+    i, j, k = _indices(grid)
     y, z = (row[0] * i + row[1] * j + row[2] * k + row[3] for row in to_template[1:3])
     # From the glabella (y 84, z -18) to behind the chin (y 22, z -112).
     return np.asarray((94 * (y - 84) - 62 * (z + 18) > 0) & (z < -18))
+
+
+def _indices(grid: Grid) -> tuple[NDArray[np.int_], ...]:
+    """Index of each voxel along each axis; they broadcast to the grid's shape."""
+    return np.ix_(*(np.arange(start, start + count) for start, count in zip(grid.first, grid.shape, strict=True)))
 
 
 def _to_voxels(head: Head, affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -182,40 +221,57 @@ def _to_voxels(head: Head, affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _nearest(head: Head, grid: Grid, volume: NDArray[np.bool_]) -> NDArray[np.bool_]:
     matrix = _to_voxels(head, grid.affine)
+    offset = matrix[:3, :3] @ grid.first + matrix[:3, 3]
     found = ndimage.affine_transform(
-        volume.astype(np.uint8), matrix[:3, :3], matrix[:3, 3], grid.shape, order=0, mode="constant"
+        volume.astype(np.uint8), matrix[:3, :3], offset, grid.shape, order=0, mode="constant"
     )
     return found.astype(bool)
 
 
-def _sample_tissues(head: Head, grid: Grid, contrast: Contrast) -> NDArray[np.float32]:
+def tissue_values(head: Head, contrast: Contrast) -> NDArray[np.float32]:
+    """The value of each voxel of a head as it is drawn, vessels left out."""
     values = contrast.tissue[head.tissue_XYZ]
     amplitude = contrast.texture if contrast.family == "CT" else contrast.texture * contrast.tissue
     values += amplitude[head.tissue_XYZ] * head.texture_XYZ
+    return values
+
+
+def sample_tissues(values_XYZ: NDArray[np.float32], head: Head, grid: Grid, contrast: Contrast) -> NDArray[np.float32]:
+    """Sample the `tissue_values` of a head into a grid, float32 of `grid.shape`."""
     # Trilinear sampling of the fine head averages over one of its voxels; thicker ones are cut into such pieces.
     factors = [max(1, round(step / head.resolution_mm)) for step in grid.spacing]
     fine = _refined(grid, factors)
     matrix = _to_voxels(head, fine.affine)
+    offset = matrix[:3, :3] @ fine.first + matrix[:3, 3]
     sampled = ndimage.affine_transform(
-        values, matrix[:3, :3], matrix[:3, 3], fine.shape, order=1, mode="constant",
+        values_XYZ, matrix[:3, :3], offset, fine.shape, order=1, mode="constant",
         cval=float(contrast.tissue[Tissue.AIR]), output=np.float32,
     )  # fmt: skip
     return _block_mean(sampled, factors)
 
 
 def _vessel_share(
-    vessels: Sequence[Vessel], grid: Grid, contrast: Contrast
+    vessels: Sequence[Vessel], grid: Grid, contrast: Contrast, flow_loss: FlowLoss | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Share of each voxel that is vessel, and what the vessel part of the voxel adds to its value."""
     factors = [int(np.clip(round(step / _VESSEL_STEP_MM), 1, _MOST_VESSEL_PIECES)) for step in grid.spacing]
     fine = _refined(grid, factors)
     edge = np.float32(np.mean(fine.spacing))
-    distance, nearest = distances([vessel.tube for vessel in vessels], fine.affine, fine.shape, float(edge) / 2)
+    distance, nearest = distances(
+        [vessel.tube for vessel in vessels], fine.affine, fine.shape, float(edge) / 2, fine.first
+    )
     # Vessels fill little of a head: gather the few pieces that have some, and add them up voxel by voxel.
     pieces = np.flatnonzero(nearest)
     shares = np.clip(np.float32(0.5) - distance.ravel()[pieces] / edge, 0, 1)
-    value = np.array([0.0, *(contrast.vessel[vessel.flow] for vessel in vessels)])[nearest.ravel()[pieces]]
-    coarse = [index // factor for index, factor in zip(np.unravel_index(pieces, fine.shape), factors, strict=True)]
+    number = nearest.ravel()[pieces]
+    value = np.array([0.0, *(contrast.vessel[vessel.flow] for vessel in vessels)])[number]
+    places = np.unravel_index(pieces, fine.shape)
+    if flow_loss is not None:
+        up, height = fine.affine[2], fine.affine[2, 3]
+        for axis in range(3):
+            height = height + up[axis] * (places[axis] + fine.first[axis])
+        value *= flow_loss(vessels, number.astype(np.int64) - 1, -distance.ravel()[pieces], height)
+    coarse = [index // factor for index, factor in zip(places, factors, strict=True)]
     voxels = np.ravel_multi_index(tuple(coarse), grid.shape)
     share, part = (
         (np.bincount(voxels, weights, minlength=int(np.prod(grid.shape))) / np.prod(factors)).astype(np.float32)
@@ -231,14 +287,12 @@ def _cropped(grid: Grid, vessels: Sequence[Vessel]) -> tuple[tuple[slice, ...], 
     indices_N3 = np.linalg.solve(grid.affine[:3, :3], points_N3.T).T
     reach_mm = np.concatenate([tube.radii_N for tube in tubes]).max() + max(grid.spacing)
     reach = reach_mm * np.linalg.norm(np.linalg.inv(grid.affine[:3, :3]), axis=1)
-    last = np.asarray(grid.shape) - 1
-    low = np.clip(np.floor(indices_N3.min(axis=0) - reach), 0, last).astype(int)
+    last = np.add(grid.first, grid.shape) - 1
+    low = np.clip(np.floor(indices_N3.min(axis=0) - reach), grid.first, last).astype(int)
     high = np.clip(np.ceil(indices_N3.max(axis=0) + reach), low, last).astype(int)
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.world(low)
-    a, b, c = (int(count) for count in high - low + 1)
-    box = tuple(slice(first, first + count) for first, count in zip(low, (a, b, c), strict=True))
-    return box, Grid(shape=(a, b, c), affine=affine)
+    (x, y, z), (a, b, c) = low.tolist(), (high - low + 1).tolist()
+    box = tuple(slice(start, start + count) for start, count in zip(low - grid.first, (a, b, c), strict=True))
+    return box, Grid(shape=(a, b, c), affine=grid.affine, first=(x, y, z))
 
 
 def _refined(grid: Grid, factors: Sequence[int]) -> Grid:
@@ -247,7 +301,8 @@ def _refined(grid: Grid, factors: Sequence[int]) -> Grid:
     # The first piece begins half a voxel before the centre of the first voxel.
     affine[:3, 3] = grid.world([(1 / factor - 1) / 2 for factor in factors])
     a, b, c = (count * factor for count, factor in zip(grid.shape, factors, strict=True))
-    return Grid(shape=(a, b, c), affine=affine)
+    x, y, z = (start * factor for start, factor in zip(grid.first, factors, strict=True))
+    return Grid(shape=(a, b, c), affine=affine, first=(x, y, z))
 
 
 def _block_mean(volume: NDArray[np.float32], factors: Sequence[int]) -> NDArray[np.float32]:
@@ -263,7 +318,7 @@ def _bias_field(grid: Grid, rng: np.random.Generator) -> NDArray[np.float32]:
         np.arange(count, dtype=np.float32) * np.float32(step)
         for count, step in zip(grid.shape, grid.spacing, strict=True)
     ]
-    return np.clip(smooth_field(axes, 300.0, rng), -2, 2)
+    return np.clip(smooth_field(axes, COIL_MM, rng), -2, 2)
 
 
 def _add_noise(image: NDArray[np.float32], contrast: Contrast, rng: np.random.Generator) -> NDArray[np.float32]:

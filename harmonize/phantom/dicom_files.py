@@ -6,9 +6,10 @@ coordinates in DICOM are LPS, so the first two components change sign (PS3.3 C.7
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,7 +73,7 @@ class Slice:
 
 def write_slices(
     folder: Path,
-    voxels_XYZ: NDArray[np.float32],
+    voxels_XYZ: NDArray[np.float32] | Iterable[NDArray[np.float32]],
     grid: Grid,
     header: Mapping[str, object],
     coding: Coding,
@@ -85,7 +86,8 @@ def write_slices(
 
     Args:
         folder: Where the files go.
-        voxels_XYZ: Values, shape `grid.shape`.
+        voxels_XYZ: Values, shape `grid.shape`; or the slices one after the other, each (X, Y), where all of them would
+            be too much for the memory.
         grid: The geometry.
         header: Elements of every file by keyword; `Modality`, `SeriesInstanceUID` and `ImageType` among them.
         coding: How values are stored.
@@ -105,32 +107,51 @@ def write_slices(
         dataset.SliceThickness = _ds(grid.spacing[2])
     _describe_pixels(dataset, grid, coding)
     written = []
-    for place, k in enumerate(kept):
-        instance = len(kept) - place if head_first else place + 1
-        slope = _slope_of(voxels_XYZ[:, :, k], coding)
+    places = {k: place for place, k in enumerate(kept)}
+    for k, plane_XY in enumerate(planes_of(voxels_XYZ)):
+        if k not in places:
+            continue
+        instance = len(kept) - places[k] if head_first else places[k] + 1
+        slope = _slope_of(plane_XY, coding)
         name_instance(dataset, uid_of(dataset.SeriesInstanceUID, k))
         dataset.InstanceNumber = instance
         dataset.ImagePositionPatient = _position(grid, k)
         if coding.rescale:
             dataset.RescaleIntercept, dataset.RescaleSlope = _ds(coding.intercept), _ds(slope)
-        dataset.PixelData = _stored(voxels_XYZ[:, :, k], coding, slope).tobytes()
+        dataset.PixelData = _stored(plane_XY, coding, slope).tobytes()
         path = folder / file_name(instance, dataset.SOPInstanceUID)
         dcmwrite(path, dataset, enforce_file_format=True)
         written.append(Slice(path=path, sop_uid=str(dataset.SOPInstanceUID), index=k))
     return written
 
 
+def planes_of(voxels_XYZ: NDArray[np.float32] | Iterable[NDArray[np.float32]]) -> Iterable[NDArray[np.float32]]:
+    """The slices of a volume, or of what already comes slice by slice."""
+    return np.moveaxis(voxels_XYZ, 2, 0) if isinstance(voxels_XYZ, np.ndarray) else voxels_XYZ
+
+
 def write_multiframe(
-    path: Path, voxels_XYZ: NDArray[np.float32], grid: Grid, header: Mapping[str, object], coding: Coding, sop_uid: str
+    path: Path,
+    voxels_XYZ: NDArray[np.float32] | Iterable[NDArray[np.float32]],
+    grid: Grid,
+    header: Mapping[str, object],
+    coding: Coding,
+    sop_uid: str,
 ) -> None:
-    """Write the whole volume as one enhanced file, frame f being slice f; arguments as in `write_slices`."""
+    """Write the whole volume as one enhanced file, frame f being slice f; arguments as in `write_slices`.
+
+    Raises:
+        ValueError: `coding` gives each slice a slope of its own, which one file of all slices has no place for.
+    """
+    if coding.slope is None:
+        raise ValueError("a multi-frame file has one slope")
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset = new_dataset(header, ENHANCED_STORAGE[str(header["Modality"])])
     name_instance(dataset, sop_uid)
     dataset.InstanceNumber = 1
     dataset.NumberOfFrames = grid.shape[2]
     _describe_pixels(dataset, grid, coding)
-    slope = _slope_of(voxels_XYZ, coding)
+    slope = coding.slope
     orientation, spacing = _plane(grid)
     shared = Dataset()
     shared.PixelMeasuresSequence = [_item(PixelSpacing=spacing, SliceThickness=_ds(grid.spacing[2]))]
@@ -158,8 +179,12 @@ def write_multiframe(
         frame.PlanePositionSequence = [_item(ImagePositionPatient=_position(grid, k))]
         frames.append(frame)
     dataset.PerFrameFunctionalGroupsSequence = frames
-    dataset.PixelData = b"".join(_stored(voxels_XYZ[:, :, k], coding, slope).tobytes() for k in range(grid.shape[2]))
-    dcmwrite(path, dataset, enforce_file_format=True)
+    with TemporaryFile(dir=path.parent) as pixels:
+        for plane_XY in planes_of(voxels_XYZ):
+            pixels.write(_stored(plane_XY, coding, slope).tobytes())
+        pixels.seek(0)
+        dataset.add_new("PixelData", "OW", pixels)
+        dcmwrite(path, dataset, enforce_file_format=True)
 
 
 def new_dataset(header: Mapping[str, object], storage_class: str) -> Dataset:

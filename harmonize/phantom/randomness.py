@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,9 @@ from harmonize.voxels.affines import turns
 
 UID_ROOT = "1.2.826.0.1.3680043.8.498."
 """The root that pydicom uses for example objects, as the competition's own UIDs do."""
+
+COIL_MM = 300.0
+"""Length of a typical wave of the unevenness of a coil."""
 
 _BSPLINE_STD = (151 / 315) ** 1.5
 """Standard deviation of unit white noise after a cubic B-spline in three dimensions (mean of summed squares, 3/2)."""
@@ -64,6 +67,31 @@ def smooth_field(
         # Contract the first axis and append the result as the last: after three turns the order is restored.
         field = np.tensordot(field, basis, axes=([0], [1]))
     return np.ascontiguousarray(field / np.float32(_BSPLINE_STD))
+
+
+def bias_planes(
+    shape: Sequence[int], spacing: Sequence[float], rng: np.random.Generator
+) -> Callable[[int], NDArray[np.float32]]:
+    """Draw the smooth field of a receiving coil; gives it slice by slice.
+
+    Args:
+        shape: Voxels along the three axes, the slices along the last.
+        spacing: Their size in mm.
+        rng: Where the chance comes from.
+
+    Returns:
+        What gives the field in slice k, (X, Y) float32 of zero mean and about unit variance, at most 2 either way.
+    """
+    axes_mm = [np.arange(count, dtype=np.float64) * step for count, step in zip(shape, spacing, strict=True)]
+    bases = [_bspline_basis(axis_mm, COIL_MM / 2) for axis_mm in axes_mm]
+    lattice = rng.standard_normal([basis.shape[1] for basis in bases]).astype(np.float32)
+    field_CXY = np.einsum("abc,xa,yb->cxy", lattice, bases[0], bases[1]) / _BSPLINE_STD
+
+    def plane(k: int) -> NDArray[np.float32]:
+        summed_XY = np.tensordot(bases[2][k].astype(np.float64), field_CXY, axes=1)
+        return np.clip(summed_XY, -2, 2).astype(np.float32)
+
+    return plane
 
 
 def rotation(angles_deg: ArrayLike) -> NDArray[np.float64]:

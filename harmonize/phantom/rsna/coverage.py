@@ -5,16 +5,11 @@ What finds a place in a head must find it in these too. Every site that has or c
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import numpy as np
 from numpy.typing import NDArray
 
 from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, Grid, make_grid, place_of
 from harmonize.phantom.randomness import rotation
-
-Coverage = Literal["protocol", "varied"]
-COVERAGES: tuple[Coverage, ...] = get_args(Coverage)
 
 MARGIN_MM = 10.0
 """Every aneurysm lies at least this far inside the field of view."""

@@ -1,50 +1,34 @@
 """What each series of the phantom of RSNA 2025 is: its modality, its aneurysms, its files; no voxel is drawn for it.
 
-Whether there is an aneurysm, and where, says nothing about the modality, the layout of the files or the masks, and the
-other way round: each is drawn for itself. It is drawn in strata among the series of one modality, so that few series
-already have the shares that are asked for: of each pair of one modality one is ill, of each four one is multi-frame.
+Whether there is an aneurysm, and where, says nothing about the modality, the hospital, the layout of the files or the
+masks, and the other way round: each is drawn for itself. It is drawn in strata among the series of one modality, so
+that few series already have the shares that are asked for: of each pair of one modality one is ill, of each four one
+is multi-frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from harmonize.errors import WrongUse
+import numpy as np
+
 from harmonize.labels import LOCATIONS
 from harmonize.phantom.randomness import rng_of, uid_of
-from harmonize.phantom.vessels import LOCATION_WEIGHTS, draw_locations
-from harmonize.sources.tables import number_of, read_table
+from harmonize.phantom.rsna.hospitals import BY_NAME, HOSPITALS, Protocol
+from harmonize.phantom.rsna.options import EASY, TreeOptions
+from harmonize.phantom.rsna.prevalence import EVEN, Prevalence
+from harmonize.phantom.vessels import Difficulty, draw_locations
 
 PAIRS = ("CTA", "MRA", "MRI T2", "MRI T1post", "CTA", "MRA", "CTA", "MRI T2")
 """Modality of each two series in turn, by the competition's names, in about its proportions (1804, 1252, 982 and 310 of
 4348)."""
 
-MODALITIES = tuple(dict.fromkeys(PAIRS))
-PREVALENCE = 0.5
 SEGMENTED_SHARE = 1 / 2
 """Real masks are rarer (178 of 4348); a small phantom would have none."""
 MULTIFRAME_SHARE = 1 / 4
 SITE_STRATA = 16
 """Of so many pairs of one modality, the first aneurysms are spread over the sites as their weights say."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prevalence:
-    """How common aneurysms are in each modality.
-
-    Attributes:
-        ill: Share of the series that have an aneurysm, by modality; 0 to 1.
-        sites: How often each of `LOCATIONS` has an aneurysm, relative to each other, by modality.
-    """
-
-    ill: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(MODALITIES, PREVALENCE))
-    sites: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: dict.fromkeys(MODALITIES, LOCATION_WEIGHTS))
-
-
-EVEN = Prevalence()
-"""Half of the series of each modality, at the same sites."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +42,10 @@ class SeriesPlan:
         segmented: Whether it has a vessel mask.
         ill: Whether it has an aneurysm.
         sites: Where its aneurysms are, or would be; out of `LOCATIONS`.
-        names: What its randomness is named by.
+        names: What its randomness is named by; the two series of a counterfactual pair share them.
+        difficulty: Of its vessels and pictures.
+        hospital: Name of that where a hard one is scanned; None for an easy one.
+        pair: Number of its counterfactual pair, or None.
     """
 
     uid: str
@@ -68,15 +55,36 @@ class SeriesPlan:
     ill: bool
     sites: tuple[str, ...]
     names: tuple[object, ...]
+    difficulty: Difficulty = "easy"
+    hospital: str | None = None
+    pair: int | None = None
 
     @property
     def locations(self) -> tuple[str, ...]:
         """Where it has an aneurysm."""
         return self.sites if self.ill else ()
 
+    @property
+    def protocol(self) -> Protocol:
+        """How its hospital scans it.
+
+        Raises:
+            ValueError: It is an easy one, which no hospital scans.
+        """
+        if self.hospital is None:
+            raise ValueError("an easy series has no hospital")
+        return BY_NAME[self.hospital].protocols[self.modality]
+
+
+def planned(index: int, *, seed: int, options: TreeOptions = EASY) -> SeriesPlan:
+    """What series `index` of a tree is; a pure function of its arguments."""
+    if options.difficulty == "easy":
+        return plan_series(index, seed=seed, prevalence=options.prevalence)
+    return _plan_pair(index, seed, options) if options.counterfactuals else _plan_hard(index, seed, options)
+
 
 def plan_series(index: int, *, seed: int, prevalence: Prevalence = EVEN) -> SeriesPlan:
-    """What series `index` is; a pure function of its arguments.
+    """What series `index` of an easy tree is; a pure function of its arguments.
 
     Args:
         index: From 0.
@@ -84,9 +92,8 @@ def plan_series(index: int, *, seed: int, prevalence: Prevalence = EVEN) -> Seri
         prevalence: How common aneurysms are.
     """
     names = (seed, "rsna", index)
-    modality = PAIRS[index // 2 % len(PAIRS)]
-    rounds, pair = divmod(index // 2, len(PAIRS))
-    number = 2 * (rounds * PAIRS.count(modality) + PAIRS[:pair].count(modality)) + index % 2
+    modality, couple = _couple(index // 2)
+    number = 2 * couple + index % 2
 
     def drawn(what: str, strata: int, place: int = number) -> float:
         return _stratified(place, strata, seed, "rsna", modality, what)
@@ -105,6 +112,87 @@ def plan_series(index: int, *, seed: int, prevalence: Prevalence = EVEN) -> Seri
     )
 
 
+def _plan_hard(index: int, seed: int, options: TreeOptions) -> SeriesPlan:
+    names = (*_tree(seed, options), index)
+    modality, couple = _couple(index // 2)
+    strata = _Strata(names[:-1], modality, 2 * couple + index % 2)
+    hospital = strata.hospital(options)
+    common = options.prevalence.of(hospital)
+    return SeriesPlan(
+        uid=uid_of(*names, "series"),
+        modality=modality,
+        multiframe=strata.share("multiframe", MULTIFRAME_SHARE),
+        segmented=strata.share("segmented", SEGMENTED_SHARE),
+        ill=strata.drawn("ill", 2) < common.ill[modality],
+        sites=draw_locations(
+            rng_of(*names, "locations"), strata.drawn("site", 2 * SITE_STRATA), common.sites[modality]
+        ),
+        names=names,
+        difficulty="hard",
+        hospital=hospital,
+    )
+
+
+def _plan_pair(index: int, seed: int, options: TreeOptions) -> SeriesPlan:
+    """One of two series of one head that differ in a single sac: the first has it."""
+    pair, second = divmod(index, 2)
+    names = (*_tree(seed, options), "pair", pair)
+    modality, couple = _couple(pair)
+    strata = _Strata(names[:-1], modality, couple)
+    hospital = strata.hospital(options)
+    weights = options.prevalence.of(hospital).sites[modality]
+    return SeriesPlan(
+        uid=uid_of(*names, "without" if second else "series"),
+        modality=modality,
+        multiframe=strata.share("multiframe", MULTIFRAME_SHARE),
+        segmented=strata.share("segmented", SEGMENTED_SHARE),
+        ill=not second,
+        sites=(_site(strata.drawn("site", SITE_STRATA), weights),),
+        names=names,
+        difficulty="hard",
+        hospital=hospital,
+        pair=pair,
+    )
+
+
+def _site(place: float, weights: Sequence[float]) -> str:
+    """The site at a place in [0, 1) of all that are as wide as their weights."""
+    reached = np.cumsum(weights)
+    return LOCATIONS[int(np.searchsorted(reached, place * reached[-1], side="right"))]
+
+
+def _tree(seed: int, options: TreeOptions) -> tuple[object, ...]:
+    """What the randomness of a hard tree is named by: no two trees share a head."""
+    return (seed, "rsna", "hard", options.hospital or "hospitals")
+
+
+def _couple(pair: int) -> tuple[str, int]:
+    """Modality of the `pair`-th two series, and how many twos of that modality come before."""
+    modality = PAIRS[pair % len(PAIRS)]
+    rounds, place = divmod(pair, len(PAIRS))
+    return modality, rounds * PAIRS.count(modality) + PAIRS[:place].count(modality)
+
+
+@dataclass(frozen=True, slots=True)
+class _Strata:
+    """What is drawn in strata for the `number`-th series of one modality of a tree, each thing for itself."""
+
+    tree: tuple[object, ...]
+    modality: str
+    number: int
+
+    def drawn(self, what: str, strata: int) -> float:
+        return _stratified(self.number, strata, *self.tree, self.modality, what)
+
+    def share(self, what: str, share: float) -> bool:
+        return self.drawn(what, round(1 / share)) < share
+
+    def hospital(self, options: TreeOptions) -> str:
+        if options.hospital is not None:
+            return options.hospital
+        return HOSPITALS[int(self.drawn("hospital", len(HOSPITALS)) * len(HOSPITALS))].name
+
+
 def _stratified(number: int, strata: int, *names: object) -> float:
     """A number in [0, 1) for the `number`-th of a row, of which each `strata` successive ones lie in different strata.
 
@@ -115,49 +203,3 @@ def _stratified(number: int, strata: int, *names: object) -> float:
     block, place = divmod(number, strata)
     rng = rng_of(*names, block)
     return float((rng.permutation(strata)[place] + rng.random(strata)[place]) / strata)
-
-
-def read_prevalence(path: Path) -> Prevalence:
-    """Read how common aneurysms are from a CSV table: ``modality``, ``prevalence``, and a weight a site if it likes.
-
-    Modalities that it does not name keep one half, and the sites of the default.
-
-    Raises:
-        WrongUse: It is no such table; names what is wrong.
-    """
-    try:
-        table = read_table(path, ("modality", "prevalence"), LOCATIONS)
-    except OSError as error:
-        raise WrongUse(f"--prevalence {path}: cannot be read ({error.strerror})") from error
-
-    def wrong(what: str) -> WrongUse:
-        return WrongUse(f"--prevalence {path}: {what}")
-
-    if table.damaged:
-        raise wrong(f"{table.damaged} damaged rows; save it as CSV again")
-    strange = [name for name in table.columns if name not in ("modality", "prevalence", *LOCATIONS)]
-    if strange:
-        raise wrong(f"its column {strange[0]!r} is no site; use modality, prevalence and sites as train.csv names them")
-    lacking = [name for name in LOCATIONS if name not in table.columns]
-    if 0 < len(lacking) < len(LOCATIONS):
-        raise wrong(f"names some sites and not {lacking[0]!r}; give a column to all {len(LOCATIONS)} or to none")
-    ill, sites = dict(EVEN.ill), dict(EVEN.sites)
-    named: set[str] = set()
-    for row in table.rows:
-        modality = row["modality"].strip()
-        if modality not in MODALITIES:
-            raise wrong(f"{modality!r} is no modality; use {', '.join(MODALITIES)}")
-        if modality in named:
-            raise wrong(f"{modality} has several rows; keep one")
-        named.add(modality)
-        share = number_of(row["prevalence"])
-        if share is None or not 0 <= share <= 1:
-            raise wrong(f"the prevalence of {modality} is {row['prevalence']!r}; give a number from 0 to 1")
-        ill[modality] = share
-        if lacking:
-            continue
-        weights = [number_of(row[name]) for name in LOCATIONS]
-        if any(weight is None or weight < 0 for weight in weights) or not any(weights):
-            raise wrong(f"the sites of {modality} need weights of 0 or more, and not all 0")
-        sites[modality] = tuple(weight or 0.0 for weight in weights)
-    return Prevalence(ill=ill, sites=sites)

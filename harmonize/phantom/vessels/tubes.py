@@ -62,7 +62,11 @@ def spline(control_N3: ArrayLike, radii_N: ArrayLike, step_mm: float = 4.0) -> T
 
 
 def distances(
-    tubes: Sequence[Tube], affine: NDArray[np.float64], shape: Sequence[int], margin_mm: float
+    tubes: Sequence[Tube],
+    affine: NDArray[np.float64],
+    shape: Sequence[int],
+    margin_mm: float,
+    first: Sequence[int] = (0, 0, 0),
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Signed distance from each voxel centre to the nearest tube wall.
 
@@ -71,6 +75,7 @@ def distances(
         affine: (4, 4), voxel index to the mm in which the tubes are given; may be sheared.
         shape: Voxels along each axis.
         margin_mm: The distance is evaluated up to this far outside the walls and is `FAR_MM` beyond.
+        first: Index of the first voxel, by which a part of a larger grid is the same to the last bit.
 
     Returns:
         distance_XYZ: float32 in mm, negative inside.
@@ -88,11 +93,12 @@ def distances(
         growths = tube.radii_N[-len(starts) :] - radii
         corners = np.stack([starts, starts + steps]) @ inverse[:3, :3].T + inverse[:3, 3]
         pad = (np.maximum(radii, radii + growths)[:, None] + margin_mm) * reach_per_mm
-        lows = np.clip(np.floor(corners.min(axis=0) - pad), 0, shape).astype(int)
-        highs = np.clip(np.ceil(corners.max(axis=0) + pad) + 1, 0, shape).astype(int)
+        end = np.add(first, shape)
+        lows = np.clip(np.floor(corners.min(axis=0) - pad), first, end).astype(int)
+        highs = np.clip(np.ceil(corners.max(axis=0) + pad) + 1, first, end).astype(int)
         for index in np.flatnonzero(np.all(lows < highs, axis=1)):
             low, high = lows[index], highs[index]
-            box = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
+            box = tuple(slice(a, b) for a, b in zip(low - first, high - first, strict=True))
             offsets = _offsets(affine, low, high, starts[index])
             found = _capsule_distance(offsets, steps[index], float(radii[index]), float(growths[index]))
             closer = found < distance_XYZ[box]
