@@ -32,6 +32,7 @@ for name in ABSENT:
 for name in ("fork", "O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "getuid", "sched_getaffinity", "posix_fallocate"):
     if hasattr(os, name):
         delattr(os, name)
+os.process_cpu_count = os.cpu_count  # Python 3.13's, as it is where there is no affinity
 sys.platform = "win32"
 """
 OLD_PYTHON = "import sys\nsys.version_info = (3, 10, 4, 'final', 0)\n"
@@ -41,6 +42,7 @@ import os, sys
 for name in ("sched_getaffinity", "sched_setaffinity", "posix_fallocate", "posix_fadvise"):
     if hasattr(os, name):
         delattr(os, name)
+os.process_cpu_count = os.cpu_count  # Python 3.13's, as it is where there is no affinity
 """
 """For every process, those that are started by ours too: what macOS has not."""
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harmonize.labels import LOCATIONS
 from harmonize.phantom.vessels.courses import across, place_at
-from harmonize.phantom.vessels.parts import Aneurysm, Flow, Mimic, Vessel, as_point
-from harmonize.phantom.vessels.sacs import draw_diameter, draw_site
+from harmonize.phantom.vessels.parts import Aneurysm, Flow, Mimic, MimicKind, Vessel, as_point
+from harmonize.phantom.vessels.sacs import Site, draw_diameter, draw_site
 from harmonize.phantom.vessels.template import SIGNS, Nodes
 from harmonize.phantom.vessels.tubes import Tube, spline
 
@@ -29,6 +28,9 @@ BLEEDING_HEADS, HAEMATOMAS, OLD = 0.05, 0.04, 0.3
 
 _BLOOM_MM = (1.0, 2.5)
 """How far around metal MR loses its signal."""
+
+_TRIES = 8
+"""Places that are tried for metal that must hide no sac."""
 
 _JITTER_MM = 1.0
 _VEINS: Mapping[str, tuple[tuple[tuple[float, float, float], ...], tuple[float, ...]]] = {
@@ -101,29 +103,22 @@ def calcify(rng: np.random.Generator, arteries: Mapping[str, Vessel]) -> Found:
 
 
 def treat(rng: np.random.Generator, nodes: Nodes, arteries: Mapping[str, Vessel], sites: Sequence[Aneurysm]) -> Found:
-    """Clips and coils of aneurysms that were treated; where one would hide a place of `sites` there is none."""
+    """Clips and coils of aneurysms that were treated, where they hide none of `sites`, the places of sacs."""
     mimics: list[Mimic] = []
     vessels: list[Vessel] = []
-    for kind, share in (("clip", CLIPPED_HEADS), ("coil", COILED_HEADS)):
-        chance, location, bloom = rng.random(), str(rng.choice(LOCATIONS)), float(rng.uniform(*_BLOOM_MM))
-        site = draw_site(rng, location, nodes, arteries)
-        if kind == "coil":
-            reach = draw_diameter(rng) / 2
-            centre = site.place.point_3 + site.towards_3 * (0.8 * site.place.radius_mm + reach)
-            metal = Tube(points_N3=centre[None], radii_N=np.array([reach]))
-        else:
-            reach = float(rng.uniform(3.5, 6.0))
-            centre = site.place.point_3 + site.towards_3 * (site.place.radius_mm + reach)
-            half = site.towards_3 * reach
-            metal = Tube(points_N3=np.stack([centre - half, centre + half]), radii_N=np.array([0.7, 1.1]))
-        if chance >= share or _hides(centre, reach + bloom, sites):
+    kinds: tuple[tuple[MimicKind, float], ...] = (("clip", CLIPPED_HEADS), ("coil", COILED_HEADS))
+    for kind, share in kinds:
+        chance, bloom = rng.random(), float(rng.uniform(*_BLOOM_MM))
+        tries = [_metal(rng, kind, draw_site(rng, str(rng.choice(LOCATIONS)), nodes, arteries)) for _ in range(_TRIES)]
+        metal = next((tube for tube in tries if not _hides(tube, sites)), None)
+        if chance >= share or metal is None:
             continue
         around = Tube(points_N3=metal.points_N3, radii_N=metal.radii_N + bloom)
         vessels += [
             Vessel(tube=tube, location=None, flow=flow, branch=kind)
             for tube, flow in ((metal, Flow.METAL), (around, Flow.BLOOM))
         ]
-        mimics.append(Mimic(kind="clip" if kind == "clip" else "coil", centre_mm=as_point(centre)))
+        mimics.append(Mimic(kind=kind, centre_mm=as_point(metal.points_N3.mean(axis=0))))
     return mimics, vessels
 
 
@@ -156,6 +151,20 @@ def _vein(tube: Tube, name: str) -> Vessel:
     return Vessel(tube=tube, location=None, flow=Flow.VEIN, branch=name)
 
 
-def _hides(centre_3: NDArray[np.float64], reach_mm: float, sites: Sequence[Aneurysm]) -> bool:
-    gaps = (float(np.linalg.norm(centre_3 - site.centre_mm)) - site.diameter_mm / 2 for site in sites)
-    return any(gap < reach_mm + 1 for gap in gaps)
+def _metal(rng: np.random.Generator, kind: MimicKind, site: Site) -> Tube:
+    """A ball of coils of the size of a sac, or a clip across the neck of one."""
+    root, towards, wall = site.place.point_3, site.towards_3, site.place.radius_mm
+    if kind == "coil":
+        radius = draw_diameter(rng) / 2
+        return Tube(points_N3=(root + towards * (0.8 * wall + radius))[None], radii_N=np.array([radius]))
+    ends = wall + np.array([0.0, rng.uniform(7.0, 12.0)])
+    return Tube(points_N3=root + ends[:, None] * towards, radii_N=np.array([0.7, 1.1]))
+
+
+def _hides(metal: Tube, sites: Sequence[Aneurysm]) -> bool:
+    """Whether metal reaches into the inner half of a sac."""
+    for site in sites:
+        gaps = np.linalg.norm(np.linspace(metal.points_N3[0], metal.points_N3[-1], 5) - site.centre_mm, axis=1)
+        if gaps.min() < metal.radii_N.max() + site.diameter_mm / 4:
+            return True
+    return False

@@ -28,6 +28,17 @@ THROMBOSED = (0.03, 0.25)
 CALCIFIED = (0.06, 0.25)
 """Of smaller ones, and from `LARGE_MM` on."""
 
+LONGER = (0.0, 0.3)
+"""By how much a sac is longer than wide."""
+NECK = (0.45, 0.80)
+"""Width of the neck, of the sac's."""
+BLEB = (0.35, 0.60)
+"""Width of a daughter sac, of the sac's; there are one to three."""
+LUMEN = (0.45, 0.70)
+"""Width of what a clot leaves open, of the sac's."""
+FUSIFORM_LENGTH = (1.5, 2.5)
+"""Of its width. The five ranges are evenly drawn round figures."""
+
 _TURN = 0.35
 """Standard deviation of a sac's direction along each axis, against the unit vector of its site."""
 
@@ -145,7 +156,7 @@ def _outward(way_3: NDArray[np.float64], side: str, place: Place) -> NDArray[np.
 
 
 def _fusiform(rng: np.random.Generator, parent: Vessel, fraction: float, diameter: float) -> Tube:
-    long = diameter * float(rng.uniform(1.5, 2.5))
+    long = diameter * float(rng.uniform(*FUSIFORM_LENGTH))
     factor = diameter / 2 / place_at(parent.tube, fraction).radius_mm
     wide = widened(parent.tube, fraction, long, factor)
     return stretch(wide, fraction, min(long, length(wide)))
@@ -153,13 +164,13 @@ def _fusiform(rng: np.random.Generator, parent: Vessel, fraction: float, diamete
 
 def _sac(rng: np.random.Generator, site: Site, diameter: float) -> tuple[NDArray[np.float64], list[Tube]]:
     """A pear or a ball on a neck: its centre, and its body before its neck."""
-    longer = float(rng.uniform(0.0, 0.3))
+    longer = float(rng.uniform(*LONGER))
     radius = diameter / 2 / (1 + longer)
     centre = site.place.point_3 + site.towards_3 * (0.85 * site.place.radius_mm + 0.85 * diameter / 2)
     axis = site.towards_3 + rng.normal(scale=0.6, size=3)
     reach = axis / np.linalg.norm(axis) * longer * radius
     body = Tube(points_N3=np.stack([centre - reach, centre + reach]), radii_N=np.full(2, radius))
-    neck = float(rng.uniform(0.45, 0.8)) * radius
+    neck = float(rng.uniform(*NECK)) * radius
     stalk = Tube(points_N3=np.stack([site.place.point_3, centre]), radii_N=np.full(2, neck))
     return centre, [body, stalk]
 
@@ -172,7 +183,7 @@ def _blebs(
     for _ in range(int(rng.integers(1, 4))):
         way = towards_3 + rng.normal(scale=0.7, size=3)
         at = centre_3 + way / np.linalg.norm(way) * 0.9 * radius
-        yield Tube(points_N3=at[None], radii_N=np.array([float(rng.uniform(0.35, 0.6)) * radius]))
+        yield Tube(points_N3=at[None], radii_N=np.array([float(rng.uniform(*BLEB)) * radius]))
 
 
 def _clot(
@@ -180,7 +191,7 @@ def _clot(
 ) -> list[tuple[Tube, Flow]]:
     """A body that a clot fills but for a ball of blood beside the neck."""
     radius = float(body[0].radii_N[0])
-    open_mm = radius * float(rng.uniform(0.45, 0.7))
+    open_mm = radius * float(rng.uniform(*LUMEN))
     lumen = Tube(points_N3=(centre_3 - site.towards_3 * (radius - open_mm))[None], radii_N=np.array([open_mm]))
     short = Tube(
         points_N3=np.stack([site.place.point_3, lumen.points_N3[0]]),

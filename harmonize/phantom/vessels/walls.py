@@ -19,7 +19,7 @@ from harmonize.phantom.vessels.tubes import Tube
 
 INFUNDIBULA = {"pcom": 0.15, "acha": 0.10}
 """Share of the arteries of each kind that leave the carotid by a funnel."""
-INFUNDIBULUM_MM = (2.2, 3.4)
+INFUNDIBULUM_MM = (2.2, 3.0)
 """Its width at the mouth; by convention it has 3 mm or less, and the artery leaves from its tip."""
 
 BULBS_A_HEAD, STRETCHES_A_HEAD, WINDINGS_A_HEAD = 2.0, 2.5, 1.5
@@ -29,7 +29,7 @@ geometric, as a Poisson number is whose mean differs from head to head."""
 _BULBS = ("bifurcation", "terminus", "tip", "join", "acom", "a2_genu", "supra", "m1", "basilar_sca", "v4", "p1", "p2")
 _WIDE = ("ica_infra", "ica_supra", "mca", "basilar", "vertebral", "a1", "p1", "p2", "m2_up", "m2_low")
 _WINDING = ("ica_infra", "ica_neck", "mca", "a1", "m2_up", "m2_low", "p2", "vertebral", "a2", "sca")
-_WIDEST_MM = 5.5
+_WIDEST_MM = 5.0
 """Radius that no wide stretch exceeds."""
 _FROM = {"vertebral": 0.8, "ica_infra": 0.3}
 """Where the part of an artery begins that is near the circle, as a share of its length."""
@@ -89,10 +89,10 @@ def widen(rng: np.random.Generator, arteries: Arteries) -> list[Mimic]:
         vessel = arteries[name]
         at = float(rng.uniform(*_near(name)))
         place = place_at(vessel.tube, at)
-        most = max(_WIDEST_MM / place.radius_mm, 1.1)
-        factor = min(float(np.clip(1 + rng.lognormal(np.log(0.7), 0.5), 1.2, 2.8)), most)
+        factor = float(np.clip(1 + rng.lognormal(np.log(0.7), 0.5), 1.2, 2.8))
         long = 2 * factor * place.radius_mm * float(rng.uniform(3.0, 5.0))
-        arteries[name] = replace(vessel, tube=widened(vessel.tube, at, min(long, length(vessel.tube)), factor))
+        wide = widened(vessel.tube, at, min(long, length(vessel.tube)), factor)
+        arteries[name] = replace(vessel, tube=replace(wide, radii_N=np.minimum(wide.radii_N, _WIDEST_MM)))
         mimics.append(Mimic(kind="ectasia", centre_mm=as_point(place.point_3)))
     return mimics
 
