@@ -71,6 +71,16 @@ def test_sacs_are_as_small_as_in_the_clinic_with_a_tail_to_both_sides(trees: lis
     assert 0.02 < np.mean(diameters > 10) < 0.07
 
 
+def test_hard_series_have_their_sacs_where_published_series_have_them() -> None:
+    count = 600
+    series = [planned(index, seed=0, options=TreeOptions(difficulty="hard")) for index in range(count)]
+    single = [one.sites[0] for one in series if len(one.sites) == 1]
+    weights = dict(zip(LOCATIONS, SITE_WEIGHTS["hard"], strict=True))
+    for name in ("Middle Cerebral Artery", "Anterior Communicating Artery", "Posterior Communicating Artery"):
+        expected = sum(weight for site, weight in weights.items() if site.endswith(name)) / sum(weights.values())
+        assert near(float(np.mean([site.endswith(name) for site in single])), expected, len(single))
+
+
 def test_sacs_have_the_shapes_and_contents_that_are_asked_for(trees: list[VesselTree]) -> None:
     found = [aneurysm for tree in trees for aneurysm in tree.aneurysms]
     # The basilar tip is a place where arteries part.

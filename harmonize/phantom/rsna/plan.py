@@ -107,7 +107,7 @@ def plan_series(index: int, *, seed: int, prevalence: Prevalence = EVEN) -> Seri
         multiframe=drawn("multiframe", round(1 / MULTIFRAME_SHARE)) < MULTIFRAME_SHARE,
         segmented=drawn("segmented", round(1 / SEGMENTED_SHARE)) < SEGMENTED_SHARE,
         ill=illness < prevalence.ill[modality],
-        sites=draw_locations(rng_of(*names, "locations"), site, prevalence.sites[modality]),
+        sites=draw_locations(rng_of(*names, "locations"), site, prevalence.site_weights(modality, "easy")),
         names=names,
     )
 
@@ -125,7 +125,9 @@ def _plan_hard(index: int, seed: int, options: TreeOptions) -> SeriesPlan:
         segmented=strata.share("segmented", SEGMENTED_SHARE),
         ill=strata.drawn("ill", 2) < common.ill[modality],
         sites=draw_locations(
-            rng_of(*names, "locations"), strata.drawn("site", 2 * SITE_STRATA), common.sites[modality]
+            rng_of(*names, "locations"),
+            strata.drawn("site", 2 * SITE_STRATA),
+            common.site_weights(modality, "hard"),
         ),
         names=names,
         difficulty="hard",
@@ -140,7 +142,7 @@ def _plan_pair(index: int, seed: int, options: TreeOptions) -> SeriesPlan:
     modality, couple = _couple(pair)
     strata = _Strata(names[:-1], modality, couple)
     hospital = strata.hospital(options)
-    weights = options.prevalence.of(hospital).sites[modality]
+    weights = options.prevalence.of(hospital).site_weights(modality, "hard")
     return SeriesPlan(
         uid=uid_of(*names, "without" if second else "series"),
         modality=modality,

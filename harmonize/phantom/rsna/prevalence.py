@@ -9,7 +9,7 @@ from pathlib import Path
 from harmonize.errors import WrongUse
 from harmonize.labels import LOCATIONS
 from harmonize.phantom.rsna.hospitals import BY_NAME
-from harmonize.phantom.vessels import LOCATION_WEIGHTS
+from harmonize.phantom.vessels import SITE_WEIGHTS, Difficulty
 from harmonize.sources.tables import number_of, read_table
 
 MODALITIES = ("CTA", "MRA", "MRI T2", "MRI T1post")
@@ -23,17 +23,22 @@ class Prevalence:
 
     Attributes:
         ill: Share of the series that have an aneurysm, by modality; 0 to 1.
-        sites: How often each of `LOCATIONS` has an aneurysm, relative to each other, by modality.
+        sites: How often each of `LOCATIONS` has an aneurysm, relative to each other, by modality; where a modality is
+            missing, as is usual for the difficulty.
         hospitals: The same of hospitals that differ, by their names.
     """
 
     ill: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(MODALITIES, SHARE))
-    sites: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: dict.fromkeys(MODALITIES, LOCATION_WEIGHTS))
+    sites: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     hospitals: Mapping[str, Prevalence] = field(default_factory=dict)
 
     def of(self, hospital: str | None) -> Prevalence:
         """What holds in a hospital."""
         return self.hospitals.get(hospital, self) if hospital is not None else self
+
+    def site_weights(self, modality: str, difficulty: Difficulty) -> tuple[float, ...]:
+        """How often each of `LOCATIONS` has an aneurysm in a modality."""
+        return self.sites.get(modality, SITE_WEIGHTS[difficulty])
 
 
 EVEN = Prevalence()
@@ -85,7 +90,7 @@ def read_prevalence(path: Path) -> Prevalence:
         if any(weight is None or weight < 0 for weight in weights) or not any(weights):
             raise wrong(f"the sites of {modality} need weights of 0 or more, and not all 0")
         sites.setdefault(hospital, {})[modality] = tuple(weight or 0.0 for weight in weights)
-    everywhere = Prevalence(ill={**EVEN.ill, **ill.get("", {})}, sites={**EVEN.sites, **sites.get("", {})})
+    everywhere = Prevalence(ill={**EVEN.ill, **ill.get("", {})}, sites=sites.get("", {}))
     return Prevalence(
         ill=everywhere.ill,
         sites=everywhere.sites,
