@@ -16,6 +16,8 @@ from harmonize.phantom.acquisition import Grid, make_grid, scan_head, vessel_mas
 from harmonize.phantom.anatomy import Head, make_head
 from harmonize.phantom.contrast import CONTRASTS
 from harmonize.phantom.randomness import rng_of
+from harmonize.phantom.rsna.options import TreeOptions
+from harmonize.phantom.rsna.plan import planned
 from harmonize.phantom.vessels import (
     MIMIC_KINDS,
     SITE_WEIGHTS,
