@@ -35,10 +35,10 @@ from finetune.views.pictures import PicturesView
 from finetune.views.posing import pose_slabs, pose_values
 from finetune.views.stack import StackConfig
 from finetune.views.top_slices import TopSlicesConfig, TopSlicesView
-from finetune.views.vesselness import laplacian_of_gaussian
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError, WrongUse
 from harmonize.scan import HU
+from harmonize.voxels.vesselness import laplacian_of_gaussian
 from headspark.channels import CtWindow
 
 BACKBONE = "test_efficientnet_gn"
@@ -395,11 +395,11 @@ def test_slices_of_finer_voxels_are_chosen_by_a_coarser_guide() -> None:
 def test_the_laplacian_is_scipys() -> None:
     values = torch.randn(20, 18, 16, generator=torch.Generator().manual_seed(0))
     expected = ndimage.gaussian_laplace(values.numpy().astype(np.float64), 2.0, mode="nearest")
-    even = laplacian_of_gaussian(values, (1.0, 1.0, 1.0), 2.0).numpy()
+    even = laplacian_of_gaussian(values.numpy(), (1.0, 1.0, 1.0), 2.0)
     inside = (slice(2, -2),) * 3
     assert np.corrcoef(even[inside].ravel(), expected[inside].ravel())[0, 1] > 0.99
     smooth = torch.nn.functional.interpolate(values[None, None], size=(40, 18, 16), mode="trilinear")[0, 0]
-    uneven = laplacian_of_gaussian(smooth, (0.5, 1.0, 1.0), 2.0).numpy()[::2]
+    uneven = laplacian_of_gaussian(smooth.numpy(), (0.5, 1.0, 1.0), 2.0)[::2]
     assert np.corrcoef(even[3:-3].ravel(), uneven[3:-3].ravel())[0, 1] > 0.95
 
 

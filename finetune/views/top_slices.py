@@ -14,9 +14,9 @@ from finetune.series import UPRIGHT, Case, Pose, Region
 from finetune.views.bone import RULES, block_means, bone_of, coarsening
 from finetune.views.pictures import PicturesView, between, check_pictures, on_screen, percentiles_of
 from finetune.views.posing import pose_slabs
-from finetune.views.vesselness import WIDTHS_MM, vesselness
 from harmonize.scan import HU
 from harmonize.voxels.stored import real_value
+from harmonize.voxels.vesselness import WIDTHS_MM, vesselness
 from headspark.config.checks import require
 from headspark.page_locked import copied
 
@@ -98,8 +98,8 @@ class TopSlicesView(PicturesView):
             low, high = percentiles_of(region, self.percentiles).tolist()
             shades_XYZ = between(real_value(stored_XYZ, region.slope, region.inter), low, high)
         coarse_mm = [factor * mm for factor, mm in zip(factors, region.spacing, strict=True)]
-        found = vesselness(block_means(shades_XYZ, factors), coarse_mm, dark_too=region.unit != HU)
-        return replace(region, guide_XYZ=(found / GUIDE_STEP).round().to(torch.int16))
+        found = vesselness(block_means(shades_XYZ, factors).numpy(), coarse_mm, dark_too=region.unit != HU)
+        return replace(region, guide_XYZ=torch.from_numpy(found / GUIDE_STEP).round().to(torch.int16))
 
     def key(self, case: Case) -> str:
         """All that a series' region and its guide depend on, as a text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,15 +76,108 @@ def draw_mask(
         >>> mask.shape, mask.flatten(1).sum(1).tolist()
         (torch.Size([2, 4, 4, 4]), [16, 16])
     """
-    cells = grid[0] * grid[1] * grid[2]
-    if cells < 2:
-        raise UserError(f"a mask grid of {grid} has nothing to hide: use a larger patch or a smaller mask.block")
     low, high = ratio_bounds(ratio)
     hidden = low if low == high else low + (high - low) * torch.rand((), generator=generator).item()
-    count = min(max(round(cells * (1 - hidden)), 1), cells - 1)
+    cells, count = grid[0] * grid[1] * grid[2], visible_count(grid, hidden)
     order_BL = torch.rand(batch, cells, generator=generator).argsort(dim=1, stable=True)
     mask_BL = torch.zeros(batch, cells, dtype=torch.bool).scatter_(1, order_BL[:, :count], True)
     return mask_BL.view(batch, *grid)
+
+
+def visible_count(grid: tuple[int, int, int], hidden: float) -> int:
+    """How many blocks of a patch are visible; at least one is, and one is not.
+
+    Args:
+        grid: Blocks along each axis.
+        hidden: Share that is hidden.
+
+    Raises:
+        UserError: There is one block only.
+    """
+    cells = grid[0] * grid[1] * grid[2]
+    if cells < 2:
+        raise UserError(f"a mask grid of {grid} has nothing to hide: use a larger patch or a smaller mask.block")
+    return min(max(round(cells * (1 - hidden)), 1), cells - 1)
+
+
+def draw_uneven_mask(marked_dhw: Tensor, hidden: float, odds: float, generator: torch.Generator) -> Tensor:
+    """Draw a mask that hides some blocks more often than others, and as many in all as `draw_mask` does.
+
+    Each block's chance is exact: blocks are drawn systematically (Madow 1949, Annals of Mathematical Statistics
+    20:333) from a random order.
+
+    Args:
+        marked_dhw: bool; the blocks that are hidden more often.
+        hidden: Share of blocks that is hidden.
+        odds: The odds (chance by counter-chance) that a marked block is hidden, by those of another. Chances
+            themselves cannot rise without end: at a share of 0.75, every block is hidden 1.33 times as often at most.
+        generator: Source of the randomness, on the CPU.
+
+    Returns:
+        mask_dhw: True where the encoder sees the block.
+
+    Example:
+        >>> marked = torch.arange(64).view(4, 4, 4) < 16
+        >>> int(draw_uneven_mask(marked, 0.75, 3.0, torch.Generator().manual_seed(0)).sum())
+        16
+    """
+    grid = (marked_dhw.shape[0], marked_dhw.shape[1], marked_dhw.shape[2])
+    marked_L, count = marked_dhw.flatten(), visible_count(grid, hidden)
+    shown, rarely = visible_chances(len(marked_L), int(marked_L.sum()), count, odds)
+    order_L = torch.randperm(len(marked_L), generator=generator)
+    chances_L = torch.where(marked_L[order_L], rarely, shown).double()
+    # Each whole number that the running sum passes makes a block visible; rounding may not cost or give the last.
+    ends_L = chances_L.cumsum(0).sub(torch.rand((), generator=generator, dtype=torch.float64))
+    passed_L = ends_L.floor().long().add(1).clamp(max=count)
+    passed_L[-1] = count
+    mask_L = torch.zeros(len(marked_L), dtype=torch.bool)
+    mask_L[order_L] = passed_L.diff(prepend=passed_L.new_zeros(1)) > 0
+    return mask_L.view(grid)
+
+
+def visible_chances(cells: int, marked: int, count: int, odds: float) -> tuple[float, float]:
+    """The chances of blocks that are not marked and of those that are to be visible, of which `count` shall be.
+
+    Args:
+        cells: Blocks.
+        marked: Of them.
+        count: Visible ones, less than all.
+        odds: Of being hidden, of a marked block by those of another.
+
+    Example:
+        >>> [round(chance, 3) for chance in visible_chances(64, 16, 16, 3.0)]
+        [0.293, 0.121]
+    """
+    # With the odds x of an unmarked block to be visible: (cells - marked) x / (1 + x) + marked x / (odds + x) = count.
+    second, first, last = cells - count, (cells - marked - count) * odds + marked - count, -count * odds
+    x = (-first + math.sqrt(first * first - 4 * second * last)) / (2 * second)
+    return x / (1 + x), x / (odds + x)
+
+
+def draw_second_mask(mask_dhw: Tensor, preferred_dhw: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Draw a second mask of the same patch, whose visible blocks are hidden under the first.
+
+    Args:
+        mask_dhw: The first, True where the encoder sees the block.
+        preferred_dhw: bool; blocks that are taken before others: those with something to see.
+        share: Visible blocks, by those of the first mask; there are two at least, or all that the first hides.
+        generator: Source of the randomness, on the CPU.
+
+    Returns:
+        second_dhw: True where the encoder sees the block the second time.
+
+    Example:
+        >>> first = draw_mask(1, (4, 4, 4), 0.75, torch.Generator().manual_seed(0))[0]
+        >>> second = draw_second_mask(first, torch.ones_like(first), 0.25, torch.Generator().manual_seed(0))
+        >>> int(second.sum()), int((first & second).sum())
+        (4, 0)
+    """
+    visible = int(mask_dhw.sum())
+    count = min(max(round(share * visible), 2), mask_dhw.numel() - visible)
+    drawn_L = torch.rand(mask_dhw.numel(), generator=generator) + preferred_dhw.flatten() - 2 * mask_dhw.flatten().int()
+    second_L = torch.zeros_like(mask_dhw.flatten())
+    second_L[drawn_L.argsort(descending=True, stable=True)[:count]] = True
+    return second_L.view(mask_dhw.shape)
 
 
 def expand_cells(cells_Bdhw: Tensor, shape_DHW: tuple[int, ...]) -> Tensor:

@@ -8,12 +8,15 @@ from typing import Literal
 from headspark.config.checks import MOST_THREADS, require
 from headspark.data.augment import AugmentConfig
 from headspark.data.config import DataConfig
+from headspark.data.decoders import SCANS, SCANS_WITH_VESSELS, ScanDecoder
 from headspark.data.samples import Sampling
 from headspark.decoder import DecoderConfig
 from headspark.encoder import EncoderConfig
+from headspark.hybrid import HybridConfig
 from headspark.masking import MaskConfig
 from headspark.optim import LARGEST_SEED, OptimConfig
 from headspark.spark import SparKConfig
+from headspark.vessels import VesselConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -109,6 +112,8 @@ class Recipe:
         mask: What it does not see.
         decoder: The network that fills it in.
         spark: How what it fills in is scored.
+        vessels: What is hidden and predicted of vessels in particular.
+        hybrid: A second objective beside the masked one.
         optim: How the weights move.
         train: How long, and what is written down.
     """
@@ -119,6 +124,8 @@ class Recipe:
     mask: MaskConfig = field(default_factory=MaskConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     spark: SparKConfig = field(default_factory=SparKConfig)
+    vessels: VesselConfig = field(default_factory=VesselConfig)
+    hybrid: HybridConfig = field(default_factory=HybridConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -151,4 +158,11 @@ class Recipe:
             mask=self.mask,
             seed=self.train.seed,
             val_samples=self.train.val_samples,
+            vessels=self.vessels,
+            hybrid=self.hybrid,
         )
+
+    @property
+    def decoder_of_scans(self) -> ScanDecoder:
+        """How scans are read from the corpus."""
+        return SCANS_WITH_VESSELS if self.vessels.wanted else SCANS

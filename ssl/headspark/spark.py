@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from headspark.decoder import DecoderConfig, build_decoder
 from headspark.encoder import MaskableEncoder
 from headspark.encoder.base import NORM_EPS
+from headspark.hybrid import EmbeddingHead, HybridConfig
 from headspark.masking import expand_cells
 from headspark.packed import Backend, MaskedMap, MaskGeometry, TokenMap, encode_visible
+from headspark.vessels import UNKNOWN, VesselConfig, nearness
 
 TARGET_EPS = 1e-6
 """Added to the variance of a patch when targets are normalised per patch (MAE, arXiv 2111.06377)."""
@@ -34,18 +37,38 @@ class SparKConfig:
     normalise_targets: bool = False
 
 
+AGREEMENT_TERMS = ("agreement", "embedding_std")
+"""Of hybrid pretraining: its second term, and how far the embeddings of heads differ."""
+
+
+class Term(NamedTuple):
+    """One part of a loss, or what is watched beside it.
+
+    Attributes:
+        value: Its mean in this pass.
+        weight: By which the means of passes are averaged: over how many things it was taken.
+    """
+
+    value: Tensor
+    weight: Tensor
+
+
 class SparKOutput(NamedTuple):
     """What a forward pass gives.
 
     Attributes:
-        loss: Mean squared error over hidden, scored voxels and all channels; 0 where none is scored.
-        scored_voxels: How many voxels that were.
+        loss: What is to be made small: the squared error, and the other terms by their weights.
+        scored_voxels: How many voxels were scored.
         prediction_BCDHW: The whole predicted volume, in the space of the targets.
+        error: Mean squared error over hidden, scored voxels and all channels; 0 where none is scored.
+        terms: What else was measured, by the names of `SparK.terms`.
     """
 
     loss: Tensor
     scored_voxels: Tensor
     prediction_BCDHW: Tensor
+    error: Tensor
+    terms: dict[str, Term]
 
 
 class SparK(nn.Module):
@@ -56,6 +79,11 @@ class SparK(nn.Module):
         decoder: The decoder's configuration.
         config: Backend and targets.
         in_channels: Channels of the volume.
+        vessels: Whether a channel that tells how near vessels are is predicted too.
+        hybrid: Whether a second masking is encoded and compared.
+
+    Attributes:
+        terms: What a training pass measures beside the squared error, by name.
 
     Example:
         >>> from headspark.encoder import PRESETS, build_encoder
@@ -75,11 +103,16 @@ class SparK(nn.Module):
         config: SparKConfig | None = None,
         *,
         in_channels: int = 3,
+        vessels: VesselConfig | None = None,
+        hybrid: HybridConfig | None = None,
     ) -> None:
         super().__init__()
         self.config = config or SparKConfig()
+        self.vessels, self.hybrid = vessels or VesselConfig(), hybrid or HybridConfig()
+        self.in_channels = in_channels
+        tells_distance = self.vessels.distance_weight > 0
         self.encoder = encoder
-        self.decoder = build_decoder(decoder, encoder.channels, encoder.strides, in_channels)
+        self.decoder = build_decoder(decoder, encoder.channels, encoder.strides, in_channels + tells_distance)
         self._decodes_scored = decoder.where == "scored"
         scales, widths = self.decoder.scales, self.decoder.widths
         transferable = decoder.kind == "unet"
@@ -87,6 +120,8 @@ class SparK(nn.Module):
             ProjectSkip(encoder.channels[scale], width, project=not transferable)
             for scale, width in zip(scales, widths, strict=True)
         )
+        self.embed = EmbeddingHead(encoder.channels[-1], self.hybrid) if self.hybrid.weight > 0 else None
+        self.terms = (("vessel_distance",) if tells_distance else ()) + (AGREEMENT_TERMS if self.embed else ())
         self.to(memory_format=torch.channels_last_3d)  # the layout of packed blocks; matrix products take it as it is
 
     def forward(
@@ -95,6 +130,8 @@ class SparK(nn.Module):
         geometry: MaskGeometry,
         scored_B1DHW: Tensor | None = None,
         wanted: MaskGeometry | None = None,
+        steps_B1DHW: Tensor | None = None,
+        second: MaskGeometry | None = None,
     ) -> SparKOutput:
         """Predict the hidden voxels and score the prediction.
 
@@ -104,17 +141,39 @@ class SparK(nn.Module):
             scored_B1DHW: Voxels that may be scored: neither background nor defaced. None scores all hidden voxels.
             wanted: Blocks that hold a hidden one of them, for whom it saves a wait for the accelerator to tell; only a
                 decoder of scored blocks asks. None: they are looked for.
+            steps_B1DHW: Distances to vessels, float, as `headspark.vessels.distance_map` counts them; only whoever
+                predicts them asks.
+            second: A second masking, of which little is visible; only hybrid pretraining asks.
         """
         geometry = geometry.to(x_BCDHW.device)
         hidden_B1DHW = ~_seen(x_BCDHW, geometry)
         if scored_B1DHW is not None:
             hidden_B1DHW &= scored_B1DHW.bool()
-        prediction_BCDHW = self.predict(x_BCDHW, geometry, self._wanted(hidden_B1DHW, geometry, wanted))
+        maps = encode_visible(self.encoder, x_BCDHW, geometry, self.config.backend)
+        decoded_BCDHW = self.decode(maps, self._wanted(hidden_B1DHW, geometry, wanted))
+        prediction_BCDHW, near_B1DHW = self._parted(decoded_BCDHW)
         target_BCDHW = x_BCDHW
         if self.config.normalise_targets:
             target_BCDHW, _, _ = normalise_patches(x_BCDHW, geometry.grid)
-        loss, scored = masked_mse(prediction_BCDHW, target_BCDHW, hidden_B1DHW)
-        return SparKOutput(loss, scored, prediction_BCDHW)
+        error, scored = masked_mse(prediction_BCDHW, target_BCDHW, hidden_B1DHW)
+        loss = error
+        terms: dict[str, Term] = {}
+        if near_B1DHW is not None and steps_B1DHW is not None:
+            known_B1DHW = hidden_B1DHW & (steps_B1DHW < UNKNOWN)
+            term = Term(*masked_mse(near_B1DHW, nearness(steps_B1DHW, self.vessels.reach_mm), known_B1DHW))
+            # By all scored voxels, which is what a step divides by: a scan without known vessels has no say.
+            loss = loss + self.vessels.distance_weight * term.value * term.weight / scored.clamp(min=1)
+            terms["vessel_distance"] = term
+        if self.embed is not None and second is not None:
+            seconds = encode_visible(self.encoder, x_BCDHW, second.to(x_BCDHW.device), self.config.backend)
+            agreement = self.embed(maps[-1], seconds[-1], scored)
+            # A step adds up what ranks give by their scored voxels: so each takes its part for the voxels of all.
+            loss = loss + self.hybrid.weight * agreement.loss * (agreement.voxels / scored.clamp(min=1))
+            passes = agreement.spread.new_ones(())
+            terms |= dict(
+                zip(AGREEMENT_TERMS, (Term(agreement.loss, passes), Term(agreement.spread, passes)), strict=True)
+            )
+        return SparKOutput(loss, scored, prediction_BCDHW, error, terms)
 
     def predict(self, x_BCDHW: Tensor, geometry: MaskGeometry, wanted: MaskGeometry | None = None) -> Tensor:
         """Return the predicted volume (B, C, D, H, W) in the space of the targets.
@@ -125,8 +184,18 @@ class SparK(nn.Module):
             wanted: Hidden blocks that are predicted alone, by a decoder that can; None: everything.
         """
         maps = encode_visible(self.encoder, x_BCDHW, geometry, self.config.backend)
+        return self._parted(self.decode(maps, wanted))[0]
+
+    def decode(self, maps: Sequence[MaskedMap], wanted: MaskGeometry | None = None) -> Tensor:
+        """Return what the decoder makes of the encoder's maps: the volume, and behind it the nearness of vessels."""
         skips = [project(maps[scale]) for project, scale in zip(self.densify, self.decoder.scales, strict=True)]
         return self.decoder(skips) if wanted is None else self.decoder(skips, wanted)
+
+    def _parted(self, decoded_BCDHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The volume and the nearness of vessels in what was decoded."""
+        if self.vessels.distance_weight == 0:
+            return decoded_BCDHW, None
+        return decoded_BCDHW[:, : self.in_channels], decoded_BCDHW[:, self.in_channels :]
 
     def _wanted(
         self, hidden_B1DHW: Tensor, geometry: MaskGeometry, told: MaskGeometry | None = None

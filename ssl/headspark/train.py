@@ -7,7 +7,7 @@ holds no generator, and a run that was killed ends with the same weights as one 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
 from math import isfinite
@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from harmonize.corpus import Corpus
-from headspark.data.batches import PretrainBatch, network_input, train_batches
+from headspark.data.batches import PretrainBatch, network_input, train_batches, vessel_steps
 from headspark.data.cache import Store, cached
-from headspark.data.cohort import Cohort, idle_weights, read_cohort
+from headspark.data.cohort import Cohort, idle_weights, read_cohort, without_vessels
 from headspark.data.crops import NOISE, generator
 from headspark.data.samples import TrainSamples
 from headspark.pretraining.evaluate import Evaluator
@@ -34,6 +35,7 @@ from headspark.run.metrics_log import MetricsLog, check_trackers
 from headspark.run.profiling import profiled
 from headspark.run.resume import check_result, resume, save
 from headspark.run.state import StepResult, counts, due
+from headspark.spark import SparKOutput, Term
 
 __all__ = ["train", "train_step"]
 
@@ -123,6 +125,7 @@ def train_step(state: PretrainState, batches: Iterator[PretrainBatch], interrupt
     # Keeps the sums near 1, within the reach of fp16.
     nominal_voxels = plan.batch * data.patch**3
     totals_2 = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    errors_T2 = torch.zeros(len(state.terms), 2, dtype=torch.float64, device=accelerator.device)
     waited = 0.0
     scan_ids: list[str] = []
 
@@ -136,21 +139,25 @@ def train_step(state: PretrainState, batches: Iterator[PretrainBatch], interrupt
             batch, data.windows, recipe.augment, patch=data.patch, mri_scaling=data.scaling
         )
         last = part == plan.accumulate - 1
+        steps_B1DHW = vessel_steps(batch, recipe.augment, patch=data.patch)
         with nullcontext() if last else accelerator.no_sync(state.model):
-            output = state.model(x_BCDHW, batch.geometry, scored_B1DHW, batch.wanted)
+            output = state.model(x_BCDHW, batch.geometry, scored_B1DHW, batch.wanted, steps_B1DHW, batch.second)
             accelerator.backward(output.loss * (output.scored_voxels / nominal_voxels))
         totals_2[0] += output.loss.detach().double() * output.scored_voxels
         totals_2[1] += output.scored_voxels
+        if state.terms:
+            errors_T2 += sums_of_terms(output, state.terms)
 
     # One small exchange a step: the loss, its voxels, whether any rank was asked to stop, and how long they waited.
     # What it gives, and the norm, are read in one go: then alone the host waits for an accelerator.
     host = [totals_2.new_full((1,), number) for number in (float(interrupt.name is not None), waited / plan.ranks)]
-    totals_4 = accelerator.reduce(torch.cat([totals_2, *host]), "sum")
+    totals = accelerator.reduce(torch.cat([totals_2, *host, errors_T2.flatten()]), "sum")
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-    torch._foreach_mul_(gradients, (plan.ranks * nominal_voxels / totals_4[1].clamp(min=1.0)).float())
+    torch._foreach_mul_(gradients, (plan.ranks * nominal_voxels / totals[1].clamp(min=1.0)).float())
     norm = accelerator.clip_grad_norm_(state.model.parameters(), recipe.train.clip or float("inf"))
-    error, voxels, asked, waited, norm = torch.cat([totals_4, norm.double().view(1)]).tolist()
-    numbers = {"loss": error / max(voxels, 1.0), "norm": norm}
+    error, voxels, asked, waited, *sums, norm = torch.cat([totals, norm.double().view(1)]).tolist()
+    means = [total / max(count, 1.0) for total, count in zip(sums[::2], sums[1::2], strict=True)]
+    numbers = {"loss": error / max(voxels, 1.0), **dict(zip(state.terms, means, strict=True)), "norm": norm}
     finite = counts(numbers)
 
     state.update(finite=finite)
@@ -160,6 +167,13 @@ def train_step(state: PretrainState, batches: Iterator[PretrainBatch], interrupt
         waited=waited,
         skipped_scans=() if finite else tuple(sorted(set(gather_object(scan_ids)))),
     )
+
+
+def sums_of_terms(output: SparKOutput, names: Sequence[str]) -> Tensor:
+    """Of what a pass measured beside the loss, the sum and the count, [terms, 2] float64; zero where it had none."""
+    none = output.loss.new_zeros(()).double()
+    found = [output.terms.get(name, Term(none, none)) for name in names]
+    return torch.stack([torch.stack([one.value.detach().double() * one.weight, one.weight.double()]) for one in found])
 
 
 def record(state: PretrainState, log: MetricsLog, result: StepResult) -> None:
@@ -172,7 +186,8 @@ def record(state: PretrainState, log: MetricsLog, result: StepResult) -> None:
     log.collect(result, patience=settings.non_finite_patience)
     if step == 1 or due(step, settings.log_every) or step == settings.steps:
         lr, norm = state.optimizer.param_groups[0]["lr"], state.pending[-1]["norm"]
-        log.line(loss=log.means()["loss"], lr=lr, grad_norm=norm)
+        means = log.means()
+        log.line(**{name: means[name] for name in ("loss", *state.terms)}, lr=lr, grad_norm=norm)
 
 
 def evaluate(state: PretrainState, log: MetricsLog, evaluator: Evaluator, out: Path, interrupt: Interrupt) -> bool:
@@ -187,16 +202,16 @@ def evaluate(state: PretrainState, log: MetricsLog, evaluator: Evaluator, out: P
     probes = settings.probe_every > 0 and (last or due(step, settings.probe_every))
     if validates or draws or probes:
         path = out / PICTURES / f"step_{step:06d}.png"
-        loss = evaluator.validation_loss(model) if validates else None
+        losses = evaluator.validation_losses(model) if validates else {}
         if draws and state.accelerator.is_main_process:
             evaluator.draw(path, model, step=step)
         scores = evaluator.probe(model.encoder) if probes else {}
         if state.any_rank(bool(interrupt)):
             return False
         if validates:
-            state.held_out_loss = loss
-        if loss is not None:
-            log.write(val_loss=loss)
+            state.held_out_loss = losses.get("val_loss")
+        if losses:
+            log.write(**losses)
         if draws and state.accelerator.is_main_process:
             log.picture(path)
         if probes:
@@ -211,9 +226,13 @@ def fill_cache(cohort: Cohort, state: PretrainState, log: MetricsLog, out: Path)
     if idle:
         log.say(f"data.weights: no scan is of {', '.join(idle)}")
     log.say(f"{len(cohort.train)} scans to train on, {len(cohort.val)} held out")
+    plain = without_vessels(cohort.scans) if state.recipe.vessels.wanted else None
+    if plain is not None:
+        log.say(plain)
     return cached(
         cohort.scans,
         state.recipe.data,
+        decoder=state.recipe.decoder_of_scans,
         run_name=str(out.resolve()),
         local_rank=state.accelerator.local_process_index,
         local_ranks=local_ranks(),

@@ -278,7 +278,8 @@ def item(path: Path, shape: tuple[int, int, int]) -> ScanItem:
     name = path.name.removesuffix(".nii.gz")
     return ScanItem(
         scan_id=name, source="bench", subject=name, modality="CT", unit="HU", image=path, mask=None,
-        sha256=sha256_of(path), mask_sha256="", shape=shape, fill=-1024.0, channels=1, labels={},
+        sha256=sha256_of(path), mask_sha256="", shape=shape, spacing=(1.0, 1.0, 1.0), fill=-1024.0,
+        channels=1, labels={},
         box=(0, shape[0], 0, shape[1], 0, shape[2]),
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from headspark.data.config import DataConfig, WorkerKind
 from headspark.data.samples import Sample, TrainSamples
 from headspark.masking import expand_cells
 from headspark.packed import MaskGeometry
+from headspark.vessels import UNKNOWN
 
 _NAME_OF_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
 
@@ -41,7 +42,8 @@ PREFETCH = 4
 class PretrainBatch:
     """Samples stacked: int16 and bool only, so that little travels to the accelerator; and what is visible of them.
 
-    Of ``wanted``, the hidden blocks that hold a voxel which is scored, nothing is known where nobody asked for it.
+    Of ``wanted``, the hidden blocks that hold a voxel which is scored, of the steps to the next vessel and of the
+    second mask nothing is known where nobody asked for it.
     """
 
     stored_BXYZ: Tensor
@@ -54,20 +56,26 @@ class PretrainBatch:
     varied_BN: Tensor
     scan_ids: tuple[str, ...]
     wanted: MaskGeometry | None = None
+    steps_B1XYZ: Tensor | None = None
+    second: MaskGeometry | None = None
 
     def __len__(self) -> int:
         return len(self.scan_ids)
 
     def to(self, device: torch.device) -> PretrainBatch:
         """The same batch on another device; the tables of its mask follow when they are asked for."""
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
+        return replace(self, **{name: one.to(device, non_blocking=True) for name, one in self._tensors().items()})
 
     def pin_memory(self) -> PretrainBatch:
         """The same batch in page-locked memory: the DataLoader calls this."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+        return replace(self, **{name: one.pin_memory() for name, one in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        return {name: one for name, one in tensors.items() if one is not None}
 
 
-_TENSORS = ("stored_BXYZ", "slope_B", "inter_B", "scored_B1XYZ", "varied_BN")
+_TENSORS = ("stored_BXYZ", "slope_B", "inter_B", "scored_B1XYZ", "varied_BN", "steps_B1XYZ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +134,8 @@ def stack(samples: Sequence[Sample], *, find_wanted: bool = False) -> PretrainBa
     mask_Bdhw = torch.stack([sample.mask_dhw for sample in samples])
     grid = tuple(mask_Bdhw.shape[1:])
     wanted = MaskGeometry(expand_cells(scored_B1XYZ[:, 0], grid)[:, 0] & ~mask_Bdhw).ahead() if find_wanted else None
+    steps = [sample.steps_XYZ for sample in samples if sample.steps_XYZ is not None]
+    seconds = [sample.second_dhw for sample in samples if sample.second_dhw is not None]
     return PretrainBatch(
         stored_BXYZ=torch.from_numpy(np.stack(stored)),
         slope_B=torch.tensor([sample.voxels.slope for sample in samples], dtype=torch.float32),
@@ -137,6 +147,8 @@ def stack(samples: Sequence[Sample], *, find_wanted: bool = False) -> PretrainBa
         variations=variations,
         varied_BN=numbers_of(variations),
         scan_ids=tuple(sample.scan_id for sample in samples),
+        steps_B1XYZ=torch.from_numpy(np.stack(steps)).unsqueeze(1) if steps else None,
+        second=MaskGeometry(torch.stack(seconds)).ahead() if seconds else None,
     )
 
 
@@ -172,6 +184,31 @@ def network_input(
         scored_B1DHW = turn(scored_B1DHW.float(), matrix_B33, size=patch, mode="nearest") > 0.5
         scored_B1DHW &= within(matrix_B33, size=patch, source_size=source_size)
     return vary_intensity(x_BCDHW, batch.varied_BN, batch.variations), scored_B1DHW
+
+
+def vessel_steps(batch: PretrainBatch, augment: AugmentConfig, *, patch: int) -> Tensor | None:
+    """How far the voxels of the network's input are from vessels, on the batch's own device.
+
+    Args:
+        batch: As it was stacked.
+        augment: How samples are varied: what magnifies them makes distances longer.
+        patch: Edge of what comes out, in voxels.
+
+    Returns:
+        steps_B1DHW: float32, as of `headspark.vessels.distance_map`; None where the batch has none.
+    """
+    if batch.steps_B1XYZ is None:
+        return None
+    steps_B1DHW = batch.steps_B1XYZ.float()
+    if not batch.variations or not augment.turns:
+        return steps_B1DHW
+    matrix_B33 = matrices_of(batch.varied_BN)
+    known_B1DHW = turn((steps_B1DHW < UNKNOWN).float(), matrix_B33, size=patch, mode="nearest") > 0.5
+    first_B3, second_B3, third_B3 = matrix_B33.unbind(1)
+    volume_B = (first_B3 * torch.linalg.cross(second_B3, third_B3)).sum(1)  # the determinant, without a wait for it
+    magnified_B = volume_B.abs().pow(-1 / 3)
+    turned_B1DHW = turn(steps_B1DHW, matrix_B33, size=patch, mode="bilinear") * magnified_B.view(-1, 1, 1, 1, 1)
+    return torch.where(known_B1DHW, turned_B1DHW.clamp(max=UNKNOWN - 1), turned_B1DHW.new_full((), UNKNOWN))
 
 
 def train_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from headspark.channels import check_unit
 from headspark.data.config import DataConfig
 from headspark.data.crops import Box
 from headspark.data.split import held_out
+from headspark.vessels import look_of
 
 LABELS = ("source", "modality", "sex")
 """Columns that a probe may ask for."""
@@ -41,6 +43,7 @@ class ScanItem:
         sha256: Of the image file.
         mask_sha256: Of the mask file; empty if there is none.
         shape: Voxels.
+        spacing: Of them, mm.
         box: Foreground, half open, voxels.
         fill: Real value that stands for outside: air, or the darkest of the foreground.
         channels: Values of a voxel: 1, or the windows that were baked in.
@@ -57,6 +60,7 @@ class ScanItem:
     sha256: str
     mask_sha256: str
     shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
     box: Box
     fill: float
     channels: int
@@ -118,6 +122,18 @@ def idle_weights(scans: Sequence[ScanItem], weights: Mapping[str, float]) -> lis
     return sorted(set(weights) - names)
 
 
+def without_vessels(scans: Sequence[ScanItem]) -> str | None:
+    """One line about scans whose vessels do not stand out, or whose contrast is not known; None if there are none."""
+    counts = Counter(item.modality for item in scans if look_of(item.modality) is None)
+    if not counts:
+        return None
+    which = ", ".join(f"{count} {modality}" for modality, count in sorted(counts.items()))
+    return (
+        f"vessels: not looked for in {counts.total()} of {len(scans)} scans, of contrasts in which they do not stand "
+        f"out or that are not known ({which}): masked evenly, and without distances"
+    )
+
+
 def scan_item(folder: Path, row: Mapping[Any, Any]) -> ScanItem:
     """One scan of a corpus's manifest.
 
@@ -127,6 +143,7 @@ def scan_item(folder: Path, row: Mapping[Any, Any]) -> ScanItem:
     """
     mask = row["mask_file_name"] if row["mask_kind"] == ANATOMY else None
     x, y, z = (int(size) for size in row["shape"])
+    x_mm, y_mm, z_mm = (float(mm) for mm in row["spacing"])
     x0, x1, y0, y1, z0, z1 = (int(edge) for edge in row["foreground_box"])
     return ScanItem(
         scan_id=row["scan_id"],
@@ -139,6 +156,7 @@ def scan_item(folder: Path, row: Mapping[Any, Any]) -> ScanItem:
         sha256=row["sha256"],
         mask_sha256="" if mask is None else row["mask_sha256"],
         shape=(x, y, z),
+        spacing=(x_mm, y_mm, z_mm),
         box=(x0, x1, y0, y1, z0, z1),
         fill=_OUTSIDE.get(row["unit"], float(row["intensity_percentiles"][PERCENTILES.index(0.5)])),
         channels=len(CT_WINDOWS) if row["unit"] == WINDOWED else 1,

@@ -17,6 +17,7 @@ from harmonize.errors import UserError
 from harmonize.pipeline import HEAD
 from harmonize.voxels.stored import StoredVolume, StoredVoxels
 from headspark.data.cohort import ScanItem
+from headspark.vessels import VERSION, Look, distance_map, look_of
 
 T_contra = TypeVar("T_contra", contravariant=True)
 D_co = TypeVar("D_co", covariant=True)
@@ -29,10 +30,13 @@ class Decoded:
     Attributes:
         voxels: int16, as its file holds them.
         scored_XYZ: bool, where the loss may look; None: within the foreground box.
+        steps_XYZ: uint8, distances to vessels as of `headspark.vessels.distance_map`; None: nobody asks for them, or
+            vessels do not stand out.
     """
 
     voxels: StoredVoxels
     scored_XYZ: NDArray[np.bool_] | None
+    steps_XYZ: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +84,17 @@ class Decoder(Protocol[T_contra, D_co]):
 
 
 class ScanDecoder:
-    """Whole scans with the mask of where the loss may look, as pretraining needs them; methods as of `Decoder`."""
+    """Whole scans with the mask of where the loss may look, as pretraining needs them; methods as of `Decoder`.
+
+    Args:
+        vessels: Whether the distances to vessels are wanted too, where these stand out.
+    """
+
+    def __init__(self, *, vessels: bool = False) -> None:
+        self._vessels = vessels
 
     def parts(self, item: ScanItem) -> list[Part]:
-        """Voxels, slope and intercept, and the mask."""
+        """Voxels, slope and intercept, the mask, and the distances to vessels."""
         name = f"{item.sha256[:2]}/{item.sha256}"
         parts = [
             Part(name=f"{name}.npy", dtype=np.dtype(np.int16), shape=stored_shape(item)),
@@ -91,10 +102,13 @@ class ScanDecoder:
         ]
         if item.mask is not None:
             parts.append(Part(name=f"{name}.{item.mask_sha256}.npy", dtype=np.dtype(np.bool_), shape=item.shape))
+        look = self._look(item)
+        if look is not None:
+            parts.append(Part(name=f"{name}.{look}-{VERSION}.npy", dtype=np.dtype(np.uint8), shape=item.shape))
         return parts
 
     def decode(self, item: ScanItem, *, row_major: bool) -> list[NDArray[Any]]:
-        """Read a scan and its mask.
+        """Read a scan and its mask, and look for its vessels.
 
         NIfTI runs along X first, patches for the network along Z: turned once, a patch is copied three times as fast.
         """
@@ -103,18 +117,26 @@ class ScanDecoder:
         arrays = [decoded.voxels.stored_XYZ, scale]
         if decoded.scored_XYZ is not None:
             arrays.append(decoded.scored_XYZ)
+        look = self._look(item)
+        if look is not None:
+            arrays.append(distance_map(decoded.voxels.values(), item.spacing, unit=item.unit, look=look))
         return [np.ascontiguousarray(array) for array in arrays] if row_major else arrays
 
     def assemble(self, item: ScanItem, arrays: Sequence[NDArray[Any]]) -> Decoded:
-        """Voxels with their scale, and the mask."""
-        stored_XYZ, (slope, inter), *mask = arrays
+        """Voxels with their scale, the mask, and the distances."""
+        stored_XYZ, (slope, inter), *further = arrays
         return Decoded(
             voxels=StoredVoxels(stored_XYZ=stored_XYZ, slope=float(slope), inter=float(inter)),
-            scored_XYZ=mask[0] if mask else None,
+            scored_XYZ=None if item.mask is None else further[0],
+            steps_XYZ=None if self._look(item) is None else further[-1],
         )
+
+    def _look(self, item: ScanItem) -> Look | None:
+        return look_of(item.modality) if self._vessels else None
 
 
 SCANS = ScanDecoder()
+SCANS_WITH_VESSELS = ScanDecoder(vessels=True)
 
 
 def stored_shape(scan: ScanItem) -> tuple[int, ...]:

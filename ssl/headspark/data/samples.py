@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from harmonize.voxels.stored import INT16, StoredVoxels, stored_value
 from headspark.data.augment import AugmentConfig, Variation, draw_variation
+from headspark.data.blocks import marked_in_blocks, thinned
 from headspark.data.cache import Store
 from headspark.data.cohort import Cohort
 from headspark.data.config import DataConfig
@@ -28,7 +30,16 @@ from headspark.data.crops import (
     draw_crop,
     generator,
 )  # fmt: skip
-from headspark.masking import MaskConfig, draw_mask, mask_grid, ratio_bounds
+from headspark.hybrid import HybridConfig
+from headspark.masking import (
+    MaskConfig,
+    draw_mask,
+    draw_second_mask,
+    draw_uneven_mask,
+    mask_grid,
+    ratio_bounds,
+)  # fmt: skip
+from headspark.vessels import NEAR_SHARE, UNKNOWN, VesselConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +53,8 @@ class Sample:
         mask_dhw: bool, the blocks that the encoder sees.
         variation: What else was drawn for it.
         scan_id: Where it comes from.
+        steps_XYZ: uint8, distances to vessels as of `headspark.vessels.distance_map`; None: nobody asks for them.
+        second_dhw: bool, the blocks that the encoder sees the second time; None: it does not.
     """
 
     voxels: StoredVoxels
@@ -50,6 +63,8 @@ class Sample:
     mask_dhw: Tensor
     variation: Variation | None
     scan_id: str
+    steps_XYZ: np.ndarray | None = None
+    second_dhw: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +77,8 @@ class Sampling:
         mask: What the encoder does not see.
         seed: Of scans, crops, masks and variations.
         val_samples: Samples of a validation.
+        vessels: What is hidden more often, and whether distances are asked for.
+        hybrid: Whether training samples are seen twice.
     """
 
     data: DataConfig
@@ -69,6 +86,8 @@ class Sampling:
     mask: MaskConfig
     seed: int
     val_samples: int
+    vessels: VesselConfig
+    hybrid: HybridConfig
 
 
 class TrainSamples(Dataset[Sample]):
@@ -103,8 +122,10 @@ class TrainSamples(Dataset[Sample]):
         ratio = float(
             generator(how.seed, RATIO, index // self._samples_per_step).uniform(*ratio_bounds(how.mask.ratio))
         )
-        mask_dhw = _mask(rng, how, ratio)
-        return cut_sample(self._cohort, self._store, scan, crop, mask_dhw=mask_dhw, variation=variation)
+        twice = how.hybrid.weight > 0
+        return cut_sample(
+            self._cohort, self._store, scan, crop, how=how, rng=rng, ratio=ratio, variation=variation, twice=twice
+        )
 
 
 class ValidationSamples(Dataset[Sample]):
@@ -129,8 +150,7 @@ class ValidationSamples(Dataset[Sample]):
         item = self._cohort.scans[scan]
         rng = generator(how.data.val_seed, VALIDATION, index)
         crop = draw_crop(rng, shape=item.shape, box=item.box, size=how.data.patch, foreground_share=1.0, mirror=0.0)
-        mask_dhw = _mask(rng, how, sum(ratio_bounds(how.mask.ratio)) / 2)
-        return cut_sample(self._cohort, self._store, scan, crop, mask_dhw=mask_dhw, variation=None)
+        return cut_sample(self._cohort, self._store, scan, crop, how=how, rng=rng, ratio=_mean_ratio(how))
 
 
 class CentralSamples(Dataset[Sample]):
@@ -156,8 +176,7 @@ class CentralSamples(Dataset[Sample]):
         how, item = self._sampling, self._cohort.scans[self._scans[index]]
         crop = central_crop(shape=item.shape, box=item.box, size=how.data.patch)
         rng = generator(how.data.val_seed, CENTRAL, index)
-        mask_dhw = _mask(rng, how, sum(ratio_bounds(how.mask.ratio)) / 2)
-        return cut_sample(self._cohort, self._store, self._scans[index], crop, mask_dhw=mask_dhw, variation=None)
+        return cut_sample(self._cohort, self._store, self._scans[index], crop, how=how, rng=rng, ratio=_mean_ratio(how))
 
     def label(self, index: int, name: str) -> str | None:
         """A column of the manifest for sample number `index`."""
@@ -165,17 +184,29 @@ class CentralSamples(Dataset[Sample]):
 
 
 def cut_sample(
-    cohort: Cohort, store: Store, scan: int, crop: Crop, *, mask_dhw: Tensor, variation: Variation | None
+    cohort: Cohort,
+    store: Store,
+    scan: int,
+    crop: Crop,
+    *,
+    how: Sampling,
+    rng: np.random.Generator,
+    ratio: float,
+    variation: Variation | None = None,
+    twice: bool = False,
 ) -> Sample:
-    """Cut one patch of a scan, and the part of it where the loss may look.
+    """Cut one patch of a scan, and the part of it where the loss may look; and draw what is hidden of it.
 
     Args:
         cohort: The scans.
         store: Their voxels.
         scan: Number of the scan in both.
         crop: The patch; outside of the scan lies its `fill`, which is not scored.
-        mask_dhw: bool, the blocks that the encoder sees.
+        how: Patch, blocks, and which of them are hidden more often.
+        rng: Of the sample; the masks are drawn from it.
+        ratio: Share of blocks that is hidden.
         variation: How the patch is varied later, on the accelerator; None: not at all.
+        twice: Whether there is a second mask.
     """
     item, decoded = cohort.scans[scan], store[scan]
     voxels = decoded.voxels
@@ -184,6 +215,18 @@ def cut_sample(
         scored_XYZ = box_mask(crop, item.box)
     else:
         scored_XYZ = cut(decoded.scored_XYZ, crop, fill=False)
+    steps_XYZ = None if decoded.steps_XYZ is None else cut(decoded.steps_XYZ, crop, fill=UNKNOWN)
+    near_dhw = None if steps_XYZ is None else _blocks(how, variation, steps_XYZ == 0, NEAR_SHARE * how.mask.block**3)
+    draws = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    mask_dhw, second_dhw = _mask(how, ratio, near_dhw, draws), None
+    if twice:
+        second_dhw = draw_second_mask(
+            mask_dhw, _blocks(how, variation, thinned(scored_XYZ), 0), how.hybrid.share, draws
+        )
+    if how.vessels.distance_weight == 0:
+        steps_XYZ = None
+    elif steps_XYZ is None:
+        steps_XYZ = np.full(scored_XYZ.shape, UNKNOWN, dtype=np.uint8)
     return Sample(
         voxels=StoredVoxels(
             stored_XYZ=cut(voxels.stored_XYZ, crop, fill=min(max(fill, INT16.min), INT16.max)),
@@ -195,6 +238,8 @@ def cut_sample(
         mask_dhw=mask_dhw,
         variation=variation,
         scan_id=item.scan_id,
+        steps_XYZ=steps_XYZ,
+        second_dhw=second_dhw,
     )
 
 
@@ -203,6 +248,19 @@ def _spread(scans: Sequence[int], limit: int) -> list[int]:
     return [scans[place * len(scans) // limit] for place in range(limit)] if len(scans) > limit else list(scans)
 
 
-def _mask(rng: np.random.Generator, how: Sampling, ratio: float) -> Tensor:
-    grid = mask_grid((how.data.patch,) * 3, how.mask.block)
-    return draw_mask(1, grid, ratio, torch.Generator().manual_seed(int(rng.integers(2**63))))[0]
+def _mean_ratio(how: Sampling) -> float:
+    return sum(ratio_bounds(how.mask.ratio)) / 2
+
+
+def _mask(how: Sampling, ratio: float, near_dhw: Tensor | None, draws: torch.Generator) -> Tensor:
+    """The blocks that are seen: those near vessels less often, where the recipe says so and vessels are known."""
+    if near_dhw is None or how.vessels.mask_odds == 1:
+        return draw_mask(1, mask_grid((how.data.patch,) * 3, how.mask.block), ratio, draws)[0]
+    return draw_uneven_mask(near_dhw, ratio, how.vessels.mask_odds, draws)
+
+
+def _blocks(how: Sampling, variation: Variation | None, marked_XYZ: NDArray[np.bool_], more_than: float) -> Tensor:
+    """The blocks of a patch that hold more marked voxels than so many, bool (d, h, w)."""
+    matrix = None if variation is None else variation.matrix
+    counts = marked_in_blocks(marked_XYZ, patch=how.data.patch, block=how.mask.block, matrix=matrix)
+    return torch.from_numpy(counts > more_than)

@@ -16,6 +16,7 @@ from headspark.hub.model_card import preprocessing_of, write_card
 from headspark.hub.probe_table import read_probe
 from headspark.interop.nnssl import write_nnssl
 from headspark.pretraining.origin import check_state
+from headspark.pretraining.state import spark_of
 from headspark.recipe import Recipe
 from headspark.run.checkpoint import load_newest
 from headspark.run.diverged import all_finite, divergence
@@ -73,9 +74,7 @@ def export_run(folder: Path, *, decoder: bool = False, probe: Path | None = None
         raise UserError(f"{folder}: no checkpoint yet; let the run reach train.checkpoint_every")
     weights = checkpoint.model if checkpoint.ema is None else checkpoint.ema
     model = build_with(
-        lambda: SparK(
-            build_encoder(recipe.encoder), recipe.decoder, recipe.spark, in_channels=recipe.encoder.in_channels
-        ),
+        lambda: spark_of(recipe, build_encoder(recipe.encoder)),
         weights,
         where=f"{folder}, step {checkpoint.step}",
         wanted=f"its {RECIPE}",

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headspark.data.batches import PretrainBatch, network_input, stack
+from headspark.data.batches import PretrainBatch, network_input, stack, vessel_steps
 from headspark.data.cache import Store
 from headspark.data.cohort import Cohort
 from headspark.data.samples import CentralSamples, ValidationSamples
@@ -19,7 +19,7 @@ from headspark.masking import expand_cells
 from headspark.pretraining.pictures import Triptych, write_triptychs
 from headspark.pretraining.probe import knn_score
 from headspark.recipe import Recipe
-from headspark.spark import SparK
+from headspark.spark import SparK, Term
 
 PICTURE_ROWS = 3
 PROBED_SCANS = 64
@@ -46,16 +46,17 @@ class Evaluator:
         self._recipe, self._accelerator, self._asked = recipe, accelerator, asked
 
     @torch.no_grad()
-    def validation_loss(self, model: SparK) -> float | None:
-        """Mean squared error over the scored, hidden voxels of all validation patches, shared out over the ranks.
+    def validation_losses(self, model: SparK) -> dict[str, float]:
+        """What the model is worth on the validation patches, which are shared out over the ranks.
 
         Returns:
-            None where nothing was held out.
+            ``val_loss``, the mean squared error over scored, hidden voxels; and ``val_vessel_distance``, where the
+            model predicts that and vessels are known. Empty where nothing was held out.
         """
         if not len(self._held_out):
-            return None
+            return {}
         accelerator, size = self._accelerator, self._recipe.train.batch
-        totals_2 = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        totals_4 = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
         mine = range(accelerator.process_index, len(self._held_out), accelerator.num_processes)
         for first in range(0, len(mine), size):
             if self._asked():
@@ -63,10 +64,15 @@ class Evaluator:
             batch = stack([self._held_out[index] for index in mine[first : first + size]]).to(accelerator.device)
             x_BCDHW, scored_B1DHW = self._input(batch)
             with accelerator.autocast():
-                output = model(x_BCDHW, batch.geometry, scored_B1DHW)
-            totals_2 += torch.stack([output.loss.double() * output.scored_voxels, output.scored_voxels.double()])
-        error, scored = accelerator.reduce(totals_2, "sum").tolist()
-        return error / scored if scored else None
+                steps_B1DHW = vessel_steps(batch, self._recipe.augment, patch=self._recipe.data.patch)
+                output = model(x_BCDHW, batch.geometry, scored_B1DHW, None, steps_B1DHW)
+            for place, term in enumerate((Term(output.error, output.scored_voxels), *output.terms.values())):
+                totals_4[2 * place : 2 * place + 2] += torch.stack(
+                    [term.value.double() * term.weight, term.weight.double()]
+                )
+        error, scored, distance, known = accelerator.reduce(totals_4, "sum").tolist()
+        found = {"val_loss": error / scored} if scored else {}
+        return found | ({"val_vessel_distance": distance / known} if known else {})
 
     @torch.no_grad()
     def draw(self, path: Path, model: SparK, *, step: int) -> None:

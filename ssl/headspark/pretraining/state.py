@@ -13,8 +13,8 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from headspark.encoder import build_encoder
-from headspark.masking import draw_mask, mask_grid, ratio_bounds
+from headspark.encoder import MaskableEncoder, build_encoder
+from headspark.masking import draw_mask, draw_second_mask, mask_grid, ratio_bounds
 from headspark.optim import make_optimizer, make_schedule
 from headspark.packed import MaskGeometry
 from headspark.recipe import Recipe
@@ -40,6 +40,16 @@ class PretrainState(TrainState[SparK]):
 
     recipe: Recipe
     schedule: Scheduler
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What a step measures beside the loss and the gradient's norm."""
+        return self.unwrapped.terms
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what a step measures: the loss first, the gradient's norm last."""
+        return ("loss", *self.terms, "norm")
 
 
 def prepare(recipe: Recipe, accelerator: Accelerator) -> PretrainState:
@@ -80,7 +90,19 @@ def make_model(recipe: Recipe) -> SparK:
     torch.manual_seed(recipe.train.seed)
     encoder = build_encoder(recipe.encoder)
     encoder.set_grad_checkpointing(recipe.train.activation_checkpointing)
-    return SparK(encoder, recipe.decoder, recipe.spark, in_channels=recipe.encoder.in_channels)
+    return spark_of(recipe, encoder)
+
+
+def spark_of(recipe: Recipe, encoder: MaskableEncoder) -> SparK:
+    """An encoder with what a recipe pretrains it with."""
+    return SparK(
+        encoder,
+        recipe.decoder,
+        recipe.spark,
+        in_channels=recipe.encoder.in_channels,
+        vessels=recipe.vessels,
+        hybrid=recipe.hybrid,
+    )
 
 
 def try_step(recipe: Recipe, accelerator: Accelerator, batch: int) -> None:
@@ -92,8 +114,14 @@ def try_step(recipe: Recipe, accelerator: Accelerator, batch: int) -> None:
     hold_what_later_steps_hold(model, optimizer)
     mask_Bdhw = draw_mask(batch, mask_grid((patch,) * 3, recipe.mask.block), ratio_bounds(recipe.mask.ratio)[0])
     x_BCDHW = torch.randn(batch, recipe.encoder.in_channels, patch, patch, patch, device=device)
+    steps_B1DHW = torch.zeros_like(x_BCDHW[:, :1]) if recipe.vessels.distance_weight > 0 else None
+    second = None
+    if recipe.hybrid.weight > 0:
+        draws, everywhere = torch.Generator().manual_seed(0), torch.ones_like(mask_Bdhw[0])
+        seconds = [draw_second_mask(mask_dhw, everywhere, recipe.hybrid.share, draws) for mask_dhw in mask_Bdhw]
+        second = MaskGeometry(torch.stack(seconds))
     with accelerator.autocast():
-        loss = model(x_BCDHW, MaskGeometry(mask_Bdhw)).loss
+        loss = model(x_BCDHW, MaskGeometry(mask_Bdhw), None, None, steps_B1DHW, second).loss
     loss.backward()
     optimizer.step()
     if average is not None:
