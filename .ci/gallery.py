@@ -76,7 +76,7 @@ GROUPS = (
 CIRCLE = "RSNA 2025: 4,348 series; a corpus of boxes at 0.5 mm, 96 GB"
 HEADS = "RSNA 2025: 4,348 series; a corpus of heads at 0.5 mm, 260 GB"
 DATA: tuple[tuple[str, str], ...] = (
-    (r"demo", "8 phantom scans of each source"),
+    (r"demo|demo_vessels|demo_hybrid", "8 phantom scans of each source"),
     (r"demo_rsna", "96 phantom series"),
     (r"rsna_phantom_roi", "240 phantom series of every field of view"),
     (r"rsna_phantom\w*", "240 phantom series"),

@@ -22,6 +22,7 @@ from harmonize import control_groups, pool
 from headspark.cli import main
 from headspark.data import memory
 from headspark.data.config import DataConfig
+from headspark.recipe import Recipe
 from headspark.doctor import disk, machine, plan, software
 from headspark.doctor.section import nameless
 
@@ -171,8 +172,8 @@ def test_a_gpu_that_another_process_has_alone_is_said_beside_all_else(
 
 
 def test_a_cache_that_the_recipe_names_is_told_as_it_says() -> None:
-    assert plan._cache(DataConfig(cache="disk"), None) == "cache disk: as the recipe says"
-    assert plan._cache(DataConfig(), None).startswith("cache ram for up to ")
+    assert plan._cache(Recipe(data=DataConfig(cache="disk")), None) == "cache disk: as the recipe says"
+    assert plan._cache(Recipe(), None).startswith("cache ram for up to ")
 
 
 def test_a_file_that_shadows_ssl_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

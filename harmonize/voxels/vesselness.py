@@ -15,7 +15,7 @@ WIDTHS_MM = (1.0, 2.0)
 TRUNCATED = 3.0
 """Standard deviations after which a Gaussian ends."""
 
-CANDIDATES = 5.0
+CANDIDATES = 10.0
 """So many times more voxels than are wanted are looked at closely: those that the Laplacian answers most to."""
 
 

@@ -39,7 +39,7 @@ class HybridConfig:
     """
 
     weight: float = 0.0
-    share: float = 0.2
+    share: float = 0.15
     width: int = 128
 
     def __post_init__(self) -> None:
@@ -97,7 +97,9 @@ class EmbeddingHead(nn.Module):
             voxels: Scored voxels of this rank.
         """
         with torch.autocast(first.device.type, enabled=False):
-            embedded_B2K = torch.stack([self.project(pooled(map_).float()) for map_ in (first, second)], dim=1)
+            embedded_B2K = torch.stack(
+                [self.project(pooled(map_).to(self.memory_M2K.dtype)) for map_ in (first, second)], dim=1
+            )
             all_N2K, all_voxels = _of_all_ranks(embedded_B2K, voxels)
             loss, spread = vicreg(all_N2K, self.memory_M2K, self.held)
         if self.training:
@@ -117,7 +119,7 @@ class EmbeddingHead(nn.Module):
 def pooled(map_: MaskedMap) -> Tensor:
     """The mean of a map over its visible cells, x_BC."""
     seen_B1DHW = map_.voxel_mask()
-    total_BC = map_.dense().sum((2, 3, 4), dtype=torch.float32)
+    total_BC = map_.dense().sum((2, 3, 4), dtype=torch.promote_types(map_.dtype, torch.float32))
     return total_BC / seen_B1DHW.sum((2, 3, 4)).clamp(min=1)
 
 
@@ -137,7 +139,7 @@ def vicreg(embedded_N2K: Tensor, memory_M2K: Tensor, held: Tensor) -> tuple[Tens
     """
     invariance = F.mse_loss(embedded_N2K[:, 0], embedded_N2K[:, 1])
     new, width = len(embedded_N2K), embedded_N2K.shape[-1]
-    counted_L = torch.cat([held.new_ones(new), torch.arange(len(memory_M2K), device=held.device) < held]).float()
+    counted_L = torch.cat([held.new_ones(new), torch.arange(len(memory_M2K), device=held.device) < held])
     count = counted_L.sum()
     counted_L11 = counted_L.view(-1, 1, 1)
     every_L2K = torch.cat([embedded_N2K, memory_M2K])

@@ -160,7 +160,7 @@ def draw_second_mask(mask_dhw: Tensor, preferred_dhw: Tensor, share: float, gene
     Args:
         mask_dhw: The first, True where the encoder sees the block.
         preferred_dhw: bool; blocks that are taken before others: those with something to see.
-        share: Visible blocks, by those of the first mask; there are two at least, or all that the first hides.
+        share: Visible blocks, by those of the first mask.
         generator: Source of the randomness, on the CPU.
 
     Returns:
@@ -172,12 +172,22 @@ def draw_second_mask(mask_dhw: Tensor, preferred_dhw: Tensor, share: float, gene
         >>> int(second.sum()), int((first & second).sum())
         (4, 0)
     """
-    visible = int(mask_dhw.sum())
-    count = min(max(round(share * visible), 2), mask_dhw.numel() - visible)
+    count = second_count(mask_dhw.numel(), int(mask_dhw.sum()), share)
     drawn_L = torch.rand(mask_dhw.numel(), generator=generator) + preferred_dhw.flatten() - 2 * mask_dhw.flatten().int()
     second_L = torch.zeros_like(mask_dhw.flatten())
     second_L[drawn_L.argsort(descending=True, stable=True)[:count]] = True
     return second_L.view(mask_dhw.shape)
+
+
+def second_count(cells: int, visible: int, share: float) -> int:
+    """How many blocks a second mask shows: one at least, and no more than the first hides.
+
+    Args:
+        cells: Blocks of a patch.
+        visible: Of them, under the first mask.
+        share: As of `draw_second_mask`.
+    """
+    return min(max(round(share * visible), 1), cells - visible)
 
 
 def expand_cells(cells_Bdhw: Tensor, shape_DHW: tuple[int, ...]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +14,7 @@ from headspark.data.samples import Sampling
 from headspark.decoder import DecoderConfig
 from headspark.encoder import EncoderConfig
 from headspark.hybrid import HybridConfig
-from headspark.masking import MaskConfig
+from headspark.masking import MaskConfig, ratio_bounds, second_count, visible_count
 from headspark.optim import LARGEST_SEED, OptimConfig
 from headspark.spark import SparKConfig
 from headspark.vessels import VesselConfig
@@ -142,6 +143,15 @@ class Recipe:
             block % stride == 0 or stride % block == 0,
             f"mask.block {block}: must divide the encoder's total stride {stride} or be a multiple of it",
         )
+        if self.hybrid.weight > 0 and block < 2 * stride:
+            cells = (patch // block) ** 3
+            visible = visible_count((patch // block,) * 3, ratio_bounds(self.mask.ratio)[1])
+            require(
+                second_count(cells, visible, self.hybrid.share) >= 2,
+                f"hybrid.share {self.hybrid.share}: one block is all that is seen the second time of data.patch "
+                f"{patch}, one cell of the encoder's last map, which its norm makes the same whatever it is; the "
+                f"nearest that shows two is {math.ceil(150 / visible) / 100:g}, or take a larger data.patch",
+            )
         windows, channels = len(self.data.ct_windows), self.encoder.in_channels
         require(windows == channels, f"encoder.in_channels {channels}: data.ct_windows names {windows} channels")
         require(

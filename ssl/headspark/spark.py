@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from headspark.decoder import DecoderConfig, build_decoder
+from headspark.decoder import DecoderConfig, UNetDecoder, build_decoder
 from headspark.encoder import MaskableEncoder
 from headspark.encoder.base import NORM_EPS
 from headspark.hybrid import EmbeddingHead, HybridConfig
@@ -190,6 +190,17 @@ class SparK(nn.Module):
         """Return what the decoder makes of the encoder's maps: the volume, and behind it the nearness of vessels."""
         skips = [project(maps[scale]) for project, scale in zip(self.densify, self.decoder.scales, strict=True)]
         return self.decoder(skips) if wanted is None else self.decoder(skips, wanted)
+
+    def volume_decoder(self) -> UNetDecoder | None:
+        """Return nnU-Net's decoder of the volume alone, for whoever takes it along; None where this is a light one."""
+        decoder = self.decoder
+        if not isinstance(decoder, UNetDecoder) or self.vessels.distance_weight == 0:
+            return decoder if isinstance(decoder, UNetDecoder) else None
+        weights = decoder.state_dict()
+        cut = {name: value[: self.in_channels] for name, value in weights.items() if name.startswith("seg_layers.")}
+        volume = UNetDecoder(self.encoder.channels, self.encoder.strides, self.in_channels)
+        volume.load_state_dict(weights | cut)
+        return volume.train(decoder.training)
 
     def _parted(self, decoded_BCDHW: Tensor) -> tuple[Tensor, Tensor | None]:
         """The volume and the nearness of vessels in what was decoded."""

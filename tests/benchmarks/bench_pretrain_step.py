@@ -3,6 +3,8 @@
     python tests/benchmarks/bench_pretrain_step.py --json step.json --patch 96 --ratio 0.75
     python tests/benchmarks/bench_pretrain_step.py --json step.json --peer PATH_TO_NNSSL_CHECKOUT
     python tests/benchmarks/bench_pretrain_step.py --json step.json --preset demo --patch 64 --rounds 2   # in a minute
+    python tests/benchmarks/bench_pretrain_step.py --json step.json \
+        --variants packed_light packed_light_vessels packed_light_hybrid      # what other objectives cost
 
 A step is mask, encode, densify, decode, loss, backward, clip, SGD. The variants take turns in one process, forwards in
 one round and backwards in the next; medians are reported. Peak memory is measured in a process of its own for each
@@ -35,9 +37,11 @@ from torch import Tensor, nn
 
 from headspark.decoder import DecoderConfig
 from headspark.encoder import PRESETS, EncoderConfig, build_encoder
-from headspark.masking import draw_mask, expand_cells
+from headspark.hybrid import HybridConfig
+from headspark.masking import draw_mask, draw_second_mask, expand_cells
 from headspark.packed import MaskGeometry, encode_visible
 from headspark.spark import SparK, SparKConfig
+from headspark.vessels import VesselConfig
 
 KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000000"}
 SLEEP = {"OMP_WAIT_POLICY": "passive"}
@@ -53,6 +57,9 @@ of the patch and 75 % of its blocks are head, as on average where patches are dr
 
 PLACES = ("json", "peer")
 """What is asked on the command line but is no setting: paths of this machine."""
+
+OBJECTIVES = ("packed_light_vessels", "packed_light_hybrid", "packed_unet_hybrid")
+"""Variants that are measured only if they are named."""
 
 Step = Callable[[], None]
 
@@ -89,6 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--patch", type=int, default=96)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--ratio", type=float, default=0.75)
+    parser.add_argument("--share", type=float, default=HybridConfig().share, help="of the second masking")
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds; one more warms up")
     parser.add_argument("--threads", type=int, default=1)
@@ -97,7 +105,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true", help="our encoders recompute activations")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time")
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--variants", nargs="+", choices=sorted(VARIANTS), default=list(VARIANTS))
+    parser.add_argument(
+        "--variants", nargs="+", choices=sorted(VARIANTS), default=[name for name in VARIANTS if name not in OBJECTIVES]
+    )
     parser.add_argument("--peak-of", choices=sorted(VARIANTS), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -120,12 +130,34 @@ def packed_light(arguments: argparse.Namespace) -> Step:
     return spark_step(arguments, "packed", "light")
 
 
+def packed_light_vessels(arguments: argparse.Namespace) -> Step:
+    """The same with a further channel that tells how near vessels are."""
+    return spark_step(arguments, "packed", "light", vessels=VesselConfig(distance_weight=1.0))
+
+
+def packed_light_hybrid(arguments: argparse.Namespace) -> Step:
+    """SparK with packed blocks, the light decoder and a second masking, compared with the first."""
+    return spark_step(arguments, "packed", "light", hybrid=HybridConfig(weight=1.0, share=arguments.share))
+
+
+def packed_unet_hybrid(arguments: argparse.Namespace) -> Step:
+    """The same with nnU-Net's decoder."""
+    return spark_step(arguments, "packed", "unet", hybrid=HybridConfig(weight=1.0, share=arguments.share))
+
+
 def emulated_unet(arguments: argparse.Namespace) -> Step:
     """SparK by dense emulation and nnU-Net's decoder."""
     return spark_step(arguments, "emulated", "unet")
 
 
-def spark_step(arguments: argparse.Namespace, backend: str, decoder: str, where: str = "all") -> Step:
+def spark_step(
+    arguments: argparse.Namespace,
+    backend: str,
+    decoder: str,
+    where: str = "all",
+    vessels: VesselConfig | None = None,
+    hybrid: HybridConfig | None = None,
+) -> Step:
     """Build the step of our own model."""
     config = encoder_config(arguments)
     encoder = build_encoder(config)
@@ -135,11 +167,22 @@ def spark_step(arguments: argparse.Namespace, backend: str, decoder: str, where:
         DecoderConfig(kind=decoder, where=where),  # type: ignore[arg-type]
         SparKConfig(backend=backend),  # type: ignore[arg-type]
         in_channels=config.in_channels,
+        vessels=vessels,
+        hybrid=hybrid,
     )
     model = to_device(model, arguments)
     x, mask = patch_and_mask(arguments)
     head = head_of(arguments)
-    return train_step(arguments, model, lambda: model(x, MaskGeometry(mask), head).loss)
+    steps_B1DHW = torch.randint(0, 200, head.shape, device=arguments.device).float() if vessels else None
+    if hybrid is None:
+        return train_step(arguments, model, lambda: model(x, MaskGeometry(mask), head, None, steps_B1DHW).loss)
+    # What the first hides must be there to be seen.
+    x, in_head = torch.randn_like(x), expand_cells(head[:, 0], tuple(mask.shape[1:]))[:, 0].cpu()
+    draws = torch.Generator().manual_seed(1)
+    second = torch.stack([draw_second_mask(*one, hybrid.share, draws) for one in zip(mask, in_head, strict=True)])
+    return train_step(
+        arguments, model, lambda: model(x, MaskGeometry(mask), head, None, None, MaskGeometry(second)).loss
+    )
 
 
 def packed_encoder(arguments: argparse.Namespace) -> Step:
@@ -215,6 +258,9 @@ VARIANTS: dict[str, Callable[[argparse.Namespace], Step]] = {
         packed_unet,
         packed_unet_scored,
         packed_light,
+        packed_light_vessels,
+        packed_light_hybrid,
+        packed_unet_hybrid,
         packed_encoder,
         oracle_encoder,
         dense_encoder,

@@ -88,11 +88,13 @@ def of_pretraining(path: Path) -> dict[str, Any]:
     with torch.device("meta"):
         encoder = build_encoder(recipe.encoder).to(dtype)
         channels = recipe.encoder.in_channels
-        decoder = build_decoder(recipe.decoder, encoder.channels, encoder.strides, channels).to(dtype)
+        predicted = channels + (recipe.vessels.distance_weight > 0)
+        decoder = build_decoder(recipe.decoder, encoder.channels, encoder.strides, predicted).to(dtype)
         encoder.set_grad_checkpointing(train.activation_checkpointing)
         x = torch.empty((1, channels, edge, edge, edge), dtype=dtype)
         ratio = recipe.mask.ratio
         visible = 1 - (ratio if isinstance(ratio, float | int) else sum(ratio) / 2)
+        visible *= 1 + (recipe.hybrid.share if recipe.hybrid.weight > 0 else 0)  # what is seen the second time
         skips = [
             torch.empty((1, width, *[edge // encoder.strides[scale]] * 3), dtype=dtype, requires_grad=True)
             for scale, width in zip(decoder.scales, decoder.widths, strict=True)

@@ -13,8 +13,7 @@ from harmonize.pool import cores
 from headspark.config import read_recipe
 from headspark.data.cache import MEMORY_SHARE, choose_cache
 from headspark.data.cohort import read_cohort
-from headspark.data.config import DataConfig
-from headspark.data.decoders import SCANS, decoded_bytes
+from headspark.data.decoders import decoded_bytes
 from headspark.data.memory import free_memory
 from headspark.doctor.section import Section, gib
 from headspark.pretraining.state import prepare
@@ -40,7 +39,7 @@ def examine_plan(config: Path | None, corpus: Path | None) -> Section:
         recipe = Recipe() if config is None else read_recipe(Recipe, config)
         name = "a recipe of only defaults" if config is None else config.name
         batch, accumulate, tried = _batch(recipe)
-        cache = _cache(recipe.data, corpus)
+        cache = _cache(recipe, corpus)
     except WrongUse:
         raise
     except (UserError, RuntimeError) as error:  # also a GPU that is full, or another process's alone
@@ -79,14 +78,15 @@ def _batch(recipe: Recipe) -> tuple[int, int, bool]:
     return plan.batch, plan.accumulate, True
 
 
-def _cache(data: DataConfig, corpus: Path | None) -> str:
+def _cache(recipe: Recipe, corpus: Path | None) -> str:
     """Which cache and why, in one line."""
+    data = recipe.data
     if corpus is None and data.cache != "auto":
         return f"cache {data.cache}: as the recipe says"
     if corpus is None:
         most = MEMORY_SHARE * free_memory()
         return f"cache ram for up to {gib(most)} of decoded scans: about {most / SCAN:.0f} whole heads at 1 mm"
-    needed = decoded_bytes(read_cohort(Corpus.open(corpus), data).scans, SCANS)
+    needed = decoded_bytes(read_cohort(Corpus.open(corpus), data).scans, recipe.decoder_of_scans)
     folder = None if data.cache_dir is None else Path(data.cache_dir)
     choice = choose_cache(data.cache, needed=needed, local_ranks=1, cache_dir=folder, run_name=str(corpus))
     return choice.reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from harmonize.errors import UserError, WrongUse
 from harmonize.terminal import warn
@@ -95,7 +95,7 @@ def export_run(folder: Path, *, decoder: bool = False, probe: Path | None = None
         recipe=recipe,
         preprocessing=preprocessing_of(recipe, state["corpus"]),
         card=write_card(recipe, state, metrics, step=checkpoint.step, picture=picture, decoder=decoder, probe=probed),
-        decoder=cast(UNetDecoder, model.decoder) if decoder else None,
+        decoder=model.volume_decoder() if decoder else None,
     )
 
 
@@ -105,14 +105,14 @@ def write_nnunet(exported: Exported, folder: Path) -> Path:
     Raises:
         WrongUse: nnU-Net has no such encoder.
     """
-    encoder, decoder = exported.model.encoder, exported.model.decoder
+    encoder = exported.model.encoder
     if not isinstance(encoder, ResidualEncoder):
         raise WrongUse(f"--format nnunet: nnU-Net has no {exported.recipe.encoder.kind} encoder")
     x, y, z = exported.preprocessing["spacing_mm"]
     return write_nnssl(
         folder,
         encoder,
-        decoder=decoder if isinstance(decoder, UNetDecoder) else None,
+        decoder=exported.model.volume_decoder(),
         patch=(exported.recipe.data.patch,) * 3,
         spacing=(x, y, z),
     )

@@ -15,10 +15,17 @@ from numpy.typing import NDArray
 
 from harmonize.figures import take_literally
 from harmonize.files import atomic_path
-from headspark.run.curves import plot_metric
+from headspark.run.curves import has_number, plot_metric
 
 PANEL_INCH = 2.4
 DPI = 110
+TERMS = {
+    "vessel_distance": "nearness of vessels",
+    "val_vessel_distance": "the same, held out",
+    "agreement": "agreement of two maskings",
+    "embedding_std": "spread of embeddings",
+}
+"""What metrics.jsonl may have beside the losses, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +66,23 @@ def write_triptychs(path: Path, rows: Sequence[Triptych], *, title: str) -> None
 
 
 def figure_losses(metrics: Sequence[Mapping[Any, Any]]) -> Figure:
-    """Training and held-out loss of a pretraining run by step, and its learning rate.
+    """Training and held-out loss of a pretraining run by step, its other terms if it has any, and its learning rate.
 
     Args:
         metrics: The lines of metrics.jsonl.
     """
-    figure = Figure(figsize=(8, 3), dpi=DPI, layout="constrained")
-    losses, rates = figure.subplots(1, 2)
+    others = [name for name in TERMS if any(has_number(line, name) for line in metrics)]
+    figure = Figure(figsize=(12 if others else 8, 3), dpi=DPI, layout="constrained")
+    losses, *terms, rates = figure.subplots(1, 3 if others else 2)
+    for axes in terms:
+        for name in others:
+            plot_metric(axes, metrics, name, label=TERMS[name], style="o-" if name.startswith("val_") else "-")
+        axes.set(xlabel="step", ylabel="other terms, unweighted")
+        axes.legend()
     plot_metric(losses, metrics, "loss", label="training")
     plot_metric(losses, metrics, "val_loss", label="held out, fixed masks", style="o-")
     plot_metric(rates, metrics, "lr", label="learning rate")
-    losses.set(xlabel="step", ylabel="squared error on hidden voxels")
+    losses.set(xlabel="step", ylabel="loss" if others else "squared error on hidden voxels")
     losses.legend()
     rates.set(xlabel="step", ylabel="learning rate")
     return figure
