@@ -22,9 +22,9 @@ from harmonize import control_groups, pool
 from headspark.cli import main
 from headspark.data import memory
 from headspark.data.config import DataConfig
-from headspark.recipe import Recipe
 from headspark.doctor import disk, machine, plan, software
 from headspark.doctor.section import nameless
+from headspark.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
