@@ -83,7 +83,13 @@ def draw_vessels(
     *names: object, pose: NDArray[np.float64], locations: tuple[str, ...], difficulty: Difficulty = "easy"
 ) -> VesselTree:
     """The vessels of the head that `names` stand for, in scanner mm, with an aneurysm at each of `locations`."""
-    return grow_tree(rng_of(*names, "vessels"), locations, difficulty=difficulty).moved(pose)
+    return _grown(names, locations, difficulty).moved(pose)
+
+
+@lru_cache(maxsize=2)
+def _grown(names: tuple[object, ...], locations: tuple[str, ...], difficulty: Difficulty) -> VesselTree:
+    """A tree before it is posed; remembered, because its sites are asked for before the head is drawn."""
+    return grow_tree(rng_of(*names, "vessels"), locations, difficulty=difficulty)
 
 
 def draw_pose(*names: object) -> NDArray[np.float64]:

@@ -1,0 +1,85 @@
+"""No shortcut solves the hard phantom, and an observer that knows the places does; tests/benchmarks/bench_phantom.py.
+
+The bounds of 600 series without voxels are those of the benchmark; few coarse pictures can tell coarse shortcuts alone.
+"""
+
+from __future__ import annotations
+
+import bench_phantom as bench
+import numpy as np
+import pytest
+
+GUESS = 0.5
+ERROR_OF_600 = 0.024
+"""Standard error of the area of a guess about 300 ill and 300 healthy series (Hanley and McNeil 1982)."""
+
+
+@pytest.fixture(scope="module")
+def planned() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Geometry, illness and modality of 600 hard series."""
+    series = bench.series_of(600, 0, "hard")
+    geometry_NF = np.array([bench.geometry_of(one, bench.grid_of(one, bench.SIZE)) for one in series])
+    return geometry_NF, np.array([one.ill for one in series]), [one.modality for one in series]
+
+
+def test_neither_modality_nor_geometry_nor_hospital_tells_who_is_ill(
+    planned: tuple[np.ndarray, np.ndarray, list[str]],
+) -> None:
+    geometry_NF, ill_N, modalities_N = planned
+    low, high = bench.SHORTCUT_BOUNDS
+    known_NF = np.array([[float(one == name) for name in bench.MODALITIES] for one in modalities_N])
+    assert low <= bench.area(known_NF, ill_N, modalities_N, "logistic") <= high
+    assert low <= bench.area(geometry_NF, ill_N, modalities_N, "logistic") <= high
+
+
+def test_geometry_that_tells_is_found_out(planned: tuple[np.ndarray, np.ndarray, list[str]]) -> None:
+    """The same question, were fields of view of the ill a third of their spread larger."""
+    geometry_NF, ill_N, modalities_N = planned
+    leaking_NF = geometry_NF.copy()
+    leaking_NF[:, 6:9] += 0.7 * ill_N[:, None] * geometry_NF[:, 6:9].std(axis=0)
+    assert bench.area(leaking_NF, ill_N, modalities_N, "logistic") > bench.SHORTCUT_BOUNDS[1]
+
+
+@pytest.fixture(scope="module")
+def looked() -> list[bench.Seen]:
+    """Coarse looks at 32 hard series, of each modality both ill and healthy."""
+    return bench.collect(bench.series_of(32, 5, "hard"), None, size=96)
+
+
+def test_who_knows_the_places_finds_the_sacs(looked: list[bench.Seen]) -> None:
+    assert bench.within(looked, bench.known) > 0.8
+
+
+def test_no_single_number_of_intensities_or_blobs_tells_who_is_ill(looked: list[bench.Seen]) -> None:
+    """Areas of 16 ill and 16 healthy have a standard error of 0.10: each stays within three of a guess."""
+    ill_N = bench.ill_of(looked)
+    blobs_NF = np.array([row.blobs for row in looked])
+    spread = 3 * ERROR_OF_600 * np.sqrt(600 / len(looked))
+    for column in range(blobs_NF.shape[1]):
+        assert abs(bench.roc_auc_score(ill_N, blobs_NF[:, column]) - GUESS) < spread
+    for place in range(len(bench.PERCENTILES)):
+        value_N = np.array([row.intensities[place] for row in looked])
+        areas = bench.within(
+            looked,
+            lambda some, at=place: bench.roc_auc_score(  # type: ignore[misc]
+                bench.ill_of(some), [row.intensities[at] for row in some]
+            ),
+        )
+        assert len(np.unique(value_N)) > len(looked) // 2
+        assert abs(areas - GUESS) < spread
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path_factory: pytest.TempPathFactory) -> None:
+    kept = tmp_path_factory.mktemp("rows") / "rows"
+    series = bench.series_of(3, 0, "easy")
+    first = bench.collect(series[:2], kept, size=32)
+    lines = kept.read_text().splitlines()
+    again = bench.collect(series, kept, size=32)
+    assert again[:2] == first
+    assert kept.read_text().splitlines()[:2] == lines
+    assert len(again) == 3
+
+
+def test_areas_out_of_their_bounds_are_named() -> None:
+    told = bench.faults({"modality": 0.5, "blobs, forest": 0.64, "observer within modality": 0.8, "observer, CTA": 0.7})
+    assert told == ["blobs, forest: 0.640, not in 0.45 to 0.6", "observer within modality: 0.800, not above 0.9"]
