@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -16,9 +17,10 @@ from harmonize import phantom
 from harmonize.errors import WrongUse
 from harmonize.labels import LABELS, LOCATIONS, PRESENT
 from harmonize.phantom.acquisition import Grid
+from harmonize.phantom.anatomy import draw_pose
 from harmonize.phantom.randomness import rng_of
 from harmonize.phantom.rsna import TreeOptions, beside
-from harmonize.phantom.rsna.grids import hospital_grid
+from harmonize.phantom.rsna.grids import hospital_grid, would_be
 from harmonize.phantom.rsna.hospitals import BY_NAME, HOSPITALS, ODD_HOSPITAL
 from harmonize.phantom.rsna.images import hard_picture
 from harmonize.phantom.rsna.plan import SeriesPlan, planned
@@ -120,11 +122,17 @@ def test_a_picture_is_the_same_in_any_slabs(index: int) -> None:
         np.testing.assert_array_equal(voxels(series, slab_voxels=slab_voxels), whole)
 
 
-def test_the_field_of_view_tells_neither_modality_nor_hospital() -> None:
+def test_the_field_of_view_holds_every_site_and_tells_neither_illness_nor_modality_nor_hospital() -> None:
     """What a picture shows from side to side, front to back and top to bottom; slices may differ in thickness."""
     found: dict[str, list[float]] = {}
     for one in plans(144):
         grid = phantom_grid(one)
+        healthy = phantom_grid(replace(one, ill=not one.ill))
+        assert grid.shape == healthy.shape
+        np.testing.assert_array_equal(grid.affine, healthy.affine)
+        for sac in would_be(one, draw_pose(*one.names)).aneurysms:
+            inside_mm = np.minimum(grid.index(sac.centre_mm), np.subtract(grid.shape, 1) - grid.index(sac.centre_mm))
+            assert (inside_mm * grid.spacing > 8).all()
         extent = np.abs(grid.affine[:3, :3]) @ np.asarray(grid.shape)
         for key in (one.modality, str(one.hospital)):
             found.setdefault(key, []).append(float(extent[2]))

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, Grid, make_grid, place_of
 from harmonize.phantom.anatomy import draw_pose, draw_vessels
+from harmonize.phantom.randomness import rotation
 from harmonize.phantom.rsna.coverage import MARGIN_MM, varied_grid
 from harmonize.phantom.rsna.plan import SeriesPlan
 from harmonize.phantom.vessels import VesselTree
@@ -73,9 +74,9 @@ def hospital_grid(series: SeriesPlan, size: int, rng: np.random.Generator) -> Gr
     middle = place_of(pose, CIRCLE_OF_WILLIS_MM, [rng.uniform(*side) for side in _SHIFT_MM])
     tilt = rng.uniform(-1, 1, size=3) * (protocol.tilt_deg, protocol.tilt_deg / 3, protocol.tilt_deg / 3)
     axes, step = str(rng.choice(protocol.axes)), float(rng.uniform(*protocol.step_mm))
-    low, high = bounds_of(series, pose)
-    reach = 2 * (np.max(np.abs(np.stack([low, high]) - middle), axis=0) + MARGIN_MM)
-    along = np.maximum((field_mm, field_mm, height_mm), reach)
+    sites_N3 = np.array([place_of(pose, CIRCLE_OF_WILLIS_MM), *(s.centre_mm for s in would_be(series, pose).aneurysms)])
+    offsets_N3 = (sites_N3 - middle) @ rotation(tilt)  # in the axes of the slices
+    along = np.maximum((field_mm, field_mm, height_mm), 2 * (np.abs(offsets_N3).max(axis=0) + MARGIN_MM))
     extent = [float(along[next(n for n, pair in enumerate(_PAIRS) if letter in pair)]) for letter in axes]
     pixel = max(extent[0], extent[1]) / size
     spacings = [pixel, pixel, max(step, extent[2] / size)]
