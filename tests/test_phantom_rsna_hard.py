@@ -14,6 +14,7 @@ import pydicom
 import pytest
 
 from harmonize import phantom
+from harmonize.cli import main
 from harmonize.errors import WrongUse
 from harmonize.labels import LABELS, LOCATIONS, PRESENT
 from harmonize.phantom.acquisition import Grid
@@ -110,6 +111,15 @@ def test_what_does_not_go_together_is_refused_in_one_line(
         phantom.write(out=tmp_path / "raw", **asked)  # type: ignore[arg-type]
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "raw").exists()
+
+
+def test_the_command_hands_its_options_on(tmp_path: Path) -> None:
+    told = ["phantom", "--source", "rsna", "--out", str(tmp_path), "--scans", "2", "--size", "24"]
+    assert main([*told, "--difficulty", "hard", "--hospital", "island", "--counterfactuals"]) == 0
+    (pair,) = pd.read_csv(tmp_path / "rsna_counterfactuals.csv").itertuples()
+    assert pair.hospital == "island"
+    assert set(pd.read_csv(tmp_path / "rsna_hospitals.csv")["hospital"]) == {"island"}
+    assert main([*told, "--difficulty", "easy", "--label-noise", "0.2"]) == 2
 
 
 @pytest.mark.parametrize("index", [0, 2, 4, 6])
