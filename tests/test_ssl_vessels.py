@@ -293,6 +293,7 @@ def test_a_run_learns_where_vessels_are_says_what_it_knows_nothing_of_and_resume
     assert [name for name, value in whole.model.items() if not torch.equal(value, stopped.model[name])] == []
     exported = export_run(tmp_path / "whole")
     assert exported.model.terms == ("vessel_distance",)
+    assert "How near vessels are was predicted too (weight 10)." in exported.card.text
 
 
 def test_caches_keep_distances_beside_the_voxels(vessel_corpus: Path, tmp_path: Path) -> None:

@@ -137,8 +137,22 @@ def _opening(recipe: Recipe, state: Mapping[str, Any], step: int) -> str:
         f"# 3D encoder for head CT and MRI ({recipe.encoder.kind})\n\n"
         f"Pretrained by headspark on {count} scans from {sources}, without labels, by masked modelling (SparK): "
         f"{_percent(ratio_bounds(recipe.mask.ratio))} of each patch was hidden and a decoder filled it in. "
-        f"Step {step} of {recipe.train.steps}."
+        f"{_beside(recipe)}Step {step} of {recipe.train.steps}."
     )
+
+
+def _beside(recipe: Recipe) -> str:
+    """What was asked of the encoder beside filling in."""
+    said = ""
+    if recipe.vessels.mask_odds != 1:
+        said += (
+            f"The odds that blocks with vessels were hidden were {recipe.vessels.mask_odds:g} times those of others. "
+        )
+    if recipe.vessels.distance_weight > 0:
+        said += f"How near vessels are was predicted too (weight {recipe.vessels.distance_weight:g}). "
+    if recipe.hybrid.weight > 0:
+        said += f"Embeddings of two maskings of a head were made alike (VICReg, weight {recipe.hybrid.weight:g}). "
+    return said
 
 
 def _warning(state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
