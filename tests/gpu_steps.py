@@ -52,10 +52,12 @@ from headspark.data.config import DataConfig
 from headspark.data.samples import Sample
 from headspark.decoder import DecoderConfig as PretrainDecoderConfig
 from headspark.encoder import PRESETS, EncoderConfig
+from headspark.hybrid import HybridConfig
 from headspark.masking import MaskConfig, draw_mask
 from headspark.recipe import Recipe, TrainConfig
 from headspark.run.device import make_accelerator
 from headspark.run.interrupt import Interrupt
+from headspark.vessels import VesselConfig
 
 BATCH = 2
 UPRIGHT = PretrainAugmentConfig(contrast=0.1, brightness=0.1)
@@ -78,14 +80,19 @@ def pretraining(
     where: str = "all",
     augment: PretrainAugmentConfig = VARIED,
     checkpointing: bool = False,
+    vessels: VesselConfig | None = None,
+    hybrid: HybridConfig | None = None,
 ) -> Stepped:
     """A pretraining run in bf16 with a moving average; without a GPU that is pretended, on what there is."""
+    vessels, hybrid = vessels or VesselConfig(), hybrid or HybridConfig()
     recipe = Recipe(
         data=DataConfig(patch=patch),
         augment=augment,
         encoder=encoder,
         mask=MaskConfig(ratio=0.75),
         decoder=PretrainDecoderConfig(kind=decoder, where=where),  # type: ignore[arg-type]
+        vessels=vessels,
+        hybrid=hybrid,
         train=TrainConfig(batch=BATCH, precision="bf16", ema=0.99, trackers=(), activation_checkpointing=checkpointing),
     )
     rng = np.random.default_rng(0)
@@ -98,6 +105,8 @@ def pretraining(
             mask_dhw=draw_mask(1, (patch // 16,) * 3, 0.75, torch.Generator().manual_seed(number))[0],
             variation=draw_pretrain_variation(rng, augment),
             scan_id=f"scan-{number}",
+            steps_XYZ=np.full((size, size, size), number, dtype=np.uint8) if vessels.wanted else None,
+            second_dhw=torch.arange((patch // 16) ** 3).view((patch // 16,) * 3) < 2 if hybrid.weight else None,
         )
         for number, unit in enumerate(["HU", "zscore"][:BATCH])
     ]
@@ -177,6 +186,8 @@ CASES: dict[str, Callable[[FakeGpu], Stepped]] = {
     "demo_drop_path": lambda gpu: pretraining(gpu, replace(DEMO, drop_path=0.2), checkpointing=True),
     "demo_unet": lambda gpu: pretraining(gpu, DEMO, decoder="unet"),
     "demo_scored": lambda gpu: pretraining(gpu, DEMO, decoder="unet", where="scored", augment=UPRIGHT),
+    "demo_vessels": lambda gpu: pretraining(gpu, DEMO, vessels=VesselConfig(distance_weight=1.0)),
+    "demo_hybrid": lambda gpu: pretraining(gpu, DEMO, hybrid=HybridConfig(weight=1.0)),
     "resenc_l": lambda gpu: pretraining(gpu, PRESETS["resenc_l"], patch=64),
     "finetune": lambda gpu: finetuning(gpu, DEMO),
     "finetune_vessels": lambda gpu: finetuning(gpu, DEMO, masked=True, **VESSELS),

@@ -24,8 +24,8 @@ REQUIRED = "HEADSPARK_FAKE_GPU"
 """Set to ``required`` where these tests must not be skipped."""
 
 QUICK = (
-    "demo", "demo_unet", "demo_group", "demo_batch", "demo_drop_path", "demo_scored", "resenc_l",
-    "finetune", "finetune_vessels", "finetune_masks",
+    "demo", "demo_unet", "demo_group", "demo_batch", "demo_drop_path", "demo_scored", "demo_vessels", "demo_hybrid",
+    "resenc_l", "finetune", "finetune_vessels", "finetune_masks",
 )  # fmt: skip
 SLOW = ("resenc_l_160", "resenc_l_160_unet")
 MARGIN = 1.05

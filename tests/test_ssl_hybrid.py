@@ -184,6 +184,7 @@ def test_two_ranks_have_the_gradient_of_one_with_all_heads(tmp_path: Path) -> No
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, parts[0][name] + parts[1][name], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sum(part["loss"] for part in parts), (out.loss * out.scored_voxels).detach())
     for part in parts:
         torch.testing.assert_close(part["agreement"], out.terms["agreement"].value.detach())
         torch.testing.assert_close(part["memory"], model.embed.memory_M2K)  # type: ignore[union-attr]
@@ -202,6 +203,7 @@ def _gradient_of_rank(rank: int, folder: Path) -> None:
     out = model(x[mine], first, None, None, None, second)
     (out.loss * out.scored_voxels).backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    found |= {"loss": (out.loss * out.scored_voxels).detach()}
     found |= {"agreement": out.terms["agreement"].value.detach(), "memory": model.embed.memory_M2K}  # type: ignore[union-attr]
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -167,8 +167,9 @@ class SparK(nn.Module):
         if self.embed is not None and second is not None:
             seconds = encode_visible(self.encoder, x_BCDHW, second.to(x_BCDHW.device), self.config.backend)
             agreement = self.embed(maps[-1], seconds[-1], scored)
-            # A step adds up what ranks give by their scored voxels: so each takes its part for the voxels of all.
-            loss = loss + self.hybrid.weight * agreement.loss * (agreement.voxels / scored.clamp(min=1))
+            # A step adds up what ranks give by their scored voxels: the term once, but of its gradient all parts.
+            of_all = agreement.loss * (agreement.voxels / scored.clamp(min=1))
+            loss = loss + self.hybrid.weight * (of_all + (agreement.loss - of_all).detach())
             passes = agreement.spread.new_ones(())
             terms |= dict(
                 zip(AGREEMENT_TERMS, (Term(agreement.loss, passes), Term(agreement.spread, passes)), strict=True)
