@@ -18,8 +18,13 @@ from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors
 from headspark.config import run_command
 
-TRAIN, CROSS_VALIDATE, ROI = "train", "cv", "roi"
-WITH_RECIPES = {TRAIN: "finetune.train", CROSS_VALIDATE: "finetune.cross_validation", ROI: "finetune.cli.roi"}
+TRAIN, CROSS_VALIDATE, ROI, STUDY = "train", "cv", "roi", "study"
+WITH_RECIPES = {
+    TRAIN: "finetune.train",
+    CROSS_VALIDATE: "finetune.cross_validation",
+    ROI: "finetune.cli.roi",
+    STUDY: "finetune.cli.study",
+}
 """Modules with a ``main`` of their own, loaded when they are asked for, because torch takes seconds."""
 
 COMMANDS = (predict, evaluate, compare, baselines, report, export, probe, push, geometry, kaggle)
@@ -56,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(TRAIN, help="fine-tune on one device; `accelerate launch -m finetune.train` on several")
     commands.add_parser(CROSS_VALIDATE, help="train on all folds but one, in turn, and gather what they say")
     commands.add_parser(ROI, help="teach a finder of the arteries' box, for view.kind roi and resized")
+    commands.add_parser(STUDY, help="pretrain on phantoms, fine-tune with and without that, and say what it changed")
     for command in COMMANDS:
         command.add(commands, common)
     return parser

@@ -1,0 +1,161 @@
+"""What the arms of a study are worth, and how they differ from the first: paired draws of patients and of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from finetune.evaluation.areas import Estimate, drawn_within
+from finetune.evaluation.compare import OVERALL, WITHIN, Comparison, Difference, Scores
+from finetune.evaluation.predictions import ID, MODALITY, SUBJECT, TARGET_PREFIX
+from finetune.metrics import Times, draw_patients, drawn_areas, percentile_interval, undrawn
+from finetune.study.seeds import Floats, mean_over_seeds, seed_deviation
+from finetune.study.table import ARM, LABELLED, PAIRS, SEED, SPLIT, Study
+from finetune.tasks.aneurysm import PRESENT
+
+MEASURES = (WITHIN, OVERALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """The arms at one number of labelled series, on one split.
+
+    Attributes:
+        labelled: That number.
+        split: Whose series.
+        comparison: Of the arms, each the mean over its seeds.
+        by_seed: Of each arm the within-modality area of each seed, by seed.
+        errors: Standard error of each arm's difference to the first one, within modality, as the draws have it.
+    """
+
+    labelled: int
+    split: str
+    comparison: Comparison
+    by_seed: Mapping[str, Mapping[int, float]]
+    errors: Mapping[str, float]
+
+    def score(self, arm: str, measure: str = WITHIN) -> Estimate:
+        """Of an arm."""
+        return next(one.scores[measure] for one in self.comparison.runs if one.name == arm)
+
+    def difference(self, arm: str, measure: str = WITHIN) -> Estimate:
+        """Of an arm to the first one."""
+        first = self.comparison.runs[0].name
+        found = (one for one in self.comparison.differences if (one.name, one.baseline) == (arm, first))
+        return next(found).differences[measure]
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "labelled": self.labelled,
+            "split": self.split,
+            **self.comparison.facts(),
+            "by_seed": {arm: {str(seed): value for seed, value in own.items()} for arm, own in self.by_seed.items()},
+            "errors_of_differences": dict(self.errors),
+        }
+
+
+def compare_arms(study: Study, *, seed: int = 0) -> list[Compared]:
+    """Compare the arms at each number of labelled series, on each split that is no set of pairs.
+
+    Each arm is the mean over its seeds, and arms are compared on the seeds that all of them have. An interval speaks of
+    other patients, drawn with replacement and the same for all arms, and of other seeds (`finetune.study.seeds`).
+
+    Args:
+        study: With its predictions.
+        seed: Of the draws.
+    """
+    splits = [split for split in study.splits if split != PAIRS]
+    found = (
+        compare_at(study, labelled, split, seed=seed) for labelled in study.config.design.labels for split in splits
+    )
+    return [one for one in found if one is not None]
+
+
+def compare_at(study: Study, labelled: int, split: str, *, seed: int = 0) -> Compared | None:
+    """As `compare_arms`, at one of them; None where fewer than two arms share a seed."""
+    rows = study.rows[(study.rows[LABELLED] == labelled) & (study.rows[SPLIT] == split)]
+    arms, seeds = shared_seeds(rows, study.arms)
+    if len(arms) < 2 or not seeds:
+        return None
+    series = rows[(rows[ARM] == arms[0]) & (rows[SEED] == seeds[0])].sort_values(ID)
+    truth_N = series[f"{TARGET_PREFIX}{PRESENT}"].to_numpy(np.int64)
+    modalities_N = series[MODALITY].to_numpy(str)
+    draws = study.config.design.draws
+    times_ND = draw_patients(tuple(series[SUBJECT]), draws=draws, seed=seed)
+    measured = {
+        arm: {name: _areas(name, truth_N, scores_of(rows, arm, seeds), modalities_N, times_ND) for name in MEASURES}
+        for arm in arms
+    }
+
+    def estimate(value_S: Floats, drawn_SD: Floats) -> Estimate:
+        value_1, drawn_D = mean_over_seeds(value_S, drawn_SD, seed=seed)
+        return Estimate(value=float(value_1[0]), interval=percentile_interval(drawn_D))
+
+    def differ(arm: str, name: str) -> tuple[Floats, Floats]:
+        """By seed: the same patients, the same labelled series, the same order."""
+        own, first = measured[arm][name], measured[arms[0]][name]
+        return own[0] - first[0], own[1] - first[1]
+
+    comparison = Comparison(
+        series=len(truth_N),
+        patients=series[SUBJECT].nunique(),
+        draws=draws,
+        notes=(),
+        measures=MEASURES,
+        runs=tuple(
+            Scores(name=arm, scores={name: estimate(*own) for name, own in measured[arm].items()}) for arm in arms
+        ),
+        differences=tuple(
+            Difference(
+                name=arm, baseline=arms[0], differences={name: estimate(*differ(arm, name)) for name in MEASURES}
+            )
+            for arm in arms[1:]
+        ),
+    )
+    errors = {arm: _error(*differ(arm, WITHIN)) for arm in arms[1:]}
+    by_seed = {arm: dict(zip(seeds, measured[arm][WITHIN][0].tolist(), strict=True)) for arm in arms}
+    return Compared(labelled=labelled, split=split, comparison=comparison, by_seed=by_seed, errors=errors)
+
+
+def shared_seeds(rows: pd.DataFrame, arms: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The arms that have predictions here, and the seeds that all of these have."""
+    have = {arm: set(rows.loc[rows[ARM] == arm, SEED]) for arm in arms}
+    named = [arm for arm in arms if have[arm]]
+    return named, sorted(set.intersection(*(have[arm] for arm in named))) if named else []
+
+
+def scores_of(rows: pd.DataFrame, arm: str, seeds: Sequence[int]) -> NDArray[np.float64]:
+    """(S, N): what an arm says of `PRESENT` with each seed, of series in the order of their ids."""
+    own = rows[rows[ARM] == arm]
+    return np.stack([own[own[SEED] == seed].sort_values(ID)[PRESENT].to_numpy(np.float64) for seed in seeds])
+
+
+def _areas(
+    name: str,
+    truth_N: NDArray[np.int64],
+    scores_SN: Floats,
+    modalities_N: NDArray[np.str_],
+    times_ND: Times,
+) -> tuple[Floats, Floats]:
+    """A measure with each seed, (S,), and in each draw of patients, (S, D)."""
+
+    def drawn(times_ND: Times) -> Floats:
+        if name == WITHIN:
+            return np.stack([drawn_within(truth_N, own_N, modalities_N, times_ND) for own_N in scores_SN])
+        return np.stack([drawn_areas(truth_N, own_N, times_ND) for own_N in scores_SN])
+
+    return drawn(undrawn(len(truth_N)))[:, 0], drawn(times_ND)
+
+
+def _error(value_S: Floats, drawn_SD: Floats) -> float:
+    """Standard error of the mean over seeds: of patients, and of what is left between seeds."""
+    mean_D, seeds = drawn_SD.mean(0), len(value_S)
+    mean_D = mean_D[np.isfinite(mean_D)]
+    patients = float(mean_D.std()) if len(mean_D) else float("nan")
+    return float(np.hypot(patients, seed_deviation(value_S, drawn_SD) / np.sqrt(seeds) if seeds > 1 else 0.0))

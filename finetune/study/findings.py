@@ -1,0 +1,151 @@
+"""What the numbers of a study say and do not say, in sentences that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from finetune.evaluation.areas import Estimate
+from finetune.evaluation.compare import OVERALL, WITHIN
+from finetune.metrics import LEVEL
+from finetune.study.compared import Compared
+from finetune.study.config import PROBE, StudyConfig
+from finetune.study.pairs import ALL, Detected
+from finetune.study.plan import powers
+from finetune.study.table import INSIDE, OUTSIDE
+
+WHERE = {INSIDE: "in distribution", OUTSIDE: "out of distribution"}
+"""Splits in words."""
+
+HELPS, HARMS, UNSHOWN, UNDEFINED = "helps", "harms", "no difference shown", "undefined"
+
+
+def verdict(difference: Estimate) -> str:
+    """What an interval of a difference to the first arm says.
+
+    Example:
+        >>> from finetune.metrics import Interval
+        >>> verdict(Estimate(value=0.1, interval=Interval(low=0.02, high=0.18, defined=1.0)))
+        'helps'
+    """
+    low, high = difference.interval.low, difference.interval.high
+    if not low <= high:  # NaN
+        return UNDEFINED
+    return HELPS if low > 0 else HARMS if high < 0 else UNSHOWN
+
+
+def pretrained_arms(config: StudyConfig, one: Compared) -> list[str]:
+    """The arms that begin with the pretrained encoder, as far as they were compared."""
+    known = {run.name for run in one.comparison.runs}
+    return [arm.name for arm in config.arms if arm.pretrained and arm.name in known]
+
+
+def sentences(config: StudyConfig, compared: Sequence[Compared], detected: Sequence[Detected]) -> Iterator[str]:
+    """What a reader should take away, the answer first."""
+    yield answer(config, compared)
+    yield from _differences(config, compared)
+    yield from _chance(config, compared)
+    yield from _detection(config, detected)
+    yield limits(config)
+
+
+def answer(config: StudyConfig, compared: Sequence[Compared]) -> str:
+    """The answer to the question of the study in one sentence or two."""
+    verdicts = {
+        (one.labelled, one.split, arm): verdict(one.difference(arm))
+        for one in compared
+        for arm in pretrained_arms(config, one)
+    }
+    if not verdicts:
+        return "No arm with pretraining has been compared with the one without yet."
+    if set(verdicts.values()) == {UNDEFINED}:
+        return "Too few series or seeds: none of the comparisons has an interval."
+    count = {kind: sum(one == kind for one in verdicts.values()) for kind in (HELPS, HARMS, UNSHOWN, UNDEFINED)}
+    total = len(verdicts)
+    if count[HELPS] and not count[HARMS]:
+        begins = f"Pretraining helped in {count[HELPS]} of {total} comparisons of within-modality AUC"
+    elif count[HARMS] and not count[HELPS]:
+        begins = f"Pretraining harmed in {count[HARMS]} of {total} comparisons of within-modality AUC"
+    elif count[HELPS]:
+        begins = (
+            f"Pretraining helped in {count[HELPS]} and harmed in {count[HARMS]} of {total} comparisons of "
+            "within-modality AUC"
+        )
+    else:
+        begins = (
+            f"This study does not show that pretraining changes the within-modality AUC in any of {total} comparisons"
+        )
+    rest = f"; in {count[UNSHOWN]} no difference is shown" if count[UNSHOWN] and count[UNSHOWN] < total else ""
+    undefined = f"; {count[UNDEFINED]} have no interval" if count[UNDEFINED] else ""
+    return f"{begins}{rest}{undefined}."
+
+
+def _differences(config: StudyConfig, compared: Sequence[Compared]) -> Iterator[str]:
+    first, seen = config.arms[0].name, powers(config)
+    for one in compared:
+        for arm in pretrained_arms(config, one):
+            within, overall = one.difference(arm), one.difference(arm, OVERALL)
+            said = verdict(within)
+            where = f"With {one.labelled} labelled series, {WHERE[one.split]}, {arm} minus {first}"
+            numbers = f"{signed(within)} within modality, {signed(overall)} over all series"
+            scratch, own = one.score(first).value, one.score(arm).value
+            level = f" ({scratch:.3f} without pretraining, {own:.3f} with it)"
+            if said == UNSHOWN:
+                more = (
+                    f": no difference is shown. A benefit above {max(within.interval.high, 0):.3f} is excluded at "
+                    f"{LEVEL:.0%}, one of up to that is not; beforehand {seen[one.split].smallest:.3f} was said to be "
+                    "the smallest difference that would be seen."
+                )
+            elif said == UNDEFINED:
+                more = ": too few series or seeds for an interval."
+            else:
+                more = f": pretraining {said}."
+            yield f"{where}: {numbers}{level}{more}"
+
+
+def _chance(config: StudyConfig, compared: Sequence[Compared]) -> Iterator[str]:
+    count = sum(len(pretrained_arms(config, one)) for one in compared)
+    if count > 1:
+        yield (
+            f"Of {count} intervals at {LEVEL:.0%}, {count * (1 - LEVEL):.1f} leave out 0 by chance where nothing "
+            "differs: a single one that does is weak evidence."
+        )
+    guesses = [
+        f"{one.labelled} labelled series, {WHERE[one.split]}"
+        for one in compared
+        if all(run.scores[WITHIN].interval.low <= 0.5 for run in one.comparison.runs if not run.name.startswith(PROBE))
+    ]
+    if guesses:
+        yield (
+            f"No arm is better than a guess with {'; '.join(guesses)}: arms that have learned nothing cannot differ, "
+            "and that they do not says nothing of pretraining there."
+        )
+
+
+def _detection(config: StudyConfig, detected: Sequence[Detected]) -> Iterator[str]:
+    arms = {arm.name for arm in config.arms if arm.pretrained}
+    for one in detected:
+        if one.by != ALL or one.arm not in arms:
+            continue
+        said = {HELPS: "more often", HARMS: "less often", UNSHOWN: "not shown to differ", UNDEFINED: "undefined"}
+        yield (
+            f"Of {one.pairs} heads with and without a sac, {one.arm} after {one.labelled} labelled series scores "
+            f"{one.share.value:.0%} higher with it, {signed(one.share_more)} against {config.arms[0].name}: "
+            f"{said[verdict(one.share_more)]}."
+        )
+
+
+def limits(config: StudyConfig) -> str:
+    """What the study cannot say, whatever its numbers are."""
+    seeds = len(config.design.seeds)
+    return (
+        "What this does not say: the heads are phantoms, one pretraining of one small network was tried "
+        f"({config.pretrain.recipe}), all arms took {config.arms[0].steps} steps whatever would have suited each, and "
+        f"{seeds} seeds tell little of how much training runs differ. It does not carry over to real "
+        "scans, larger networks, longer pretraining or other targets."
+    )
+
+
+def signed(estimate: Estimate) -> str:
+    """A difference with its interval in a sentence."""
+    low, high = estimate.interval.low, estimate.interval.high
+    return f"{estimate.value:+.3f} ({low:+.3f} to {high:+.3f})" if low <= high else f"{estimate.value:+.3f}"

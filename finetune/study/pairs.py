@@ -1,0 +1,166 @@
+"""Detectability by counterfactual pairs: how often a head with a sac gets a higher score than the same without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import logit
+
+from finetune.evaluation.areas import Estimate
+from finetune.evaluation.detection import SIZE_EDGES_MM, size_name
+from finetune.evaluation.predictions import ID, MODALITY, SUBJECT, TARGET_PREFIX
+from finetune.metrics import Times, draw_patients, percentile_interval, undrawn
+from finetune.study.compared import scores_of, shared_seeds
+from finetune.study.seeds import Floats, mean_over_seeds
+from finetune.study.table import ARM, DIAMETER, LABELLED, PAIR, PAIRS, SEED, SPACING, SPLIT, Study
+from finetune.tasks.aneurysm import LABELS, PRESENT
+
+ALL = "all pairs"
+SPACING_EDGES_MM = (0.0, 1.0, 2.0, np.inf)
+"""Bounds of the groups of raw voxels, by their longest edge."""
+
+CLIP = 1e-6
+"""Probabilities nearer to 0 or 1 than this have the logit of this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detected:
+    """What an arm makes of a group of pairs.
+
+    Attributes:
+        labelled: Series that it learned from.
+        arm: Its name.
+        by: What the pairs are grouped by; `ALL`: they are not.
+        group: The group.
+        pairs: How many.
+        share: Of pairs whose score is higher with the sac; a tie counts half. 0.5 is a guess.
+        share_more: That share minus that of the first arm.
+        logits: Mean difference of the logits with and without.
+    """
+
+    labelled: int
+    arm: str
+    by: str
+    group: str
+    pairs: int
+    share: Estimate
+    share_more: Estimate
+    logits: Estimate
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "labelled": self.labelled,
+            "arm": self.arm,
+            "by": self.by,
+            "group": self.group,
+            "pairs": self.pairs,
+            "share": self.share.facts(),
+            "share_minus_first": self.share_more.facts(),
+            "logits": self.logits.facts(),
+        }
+
+
+def detect(study: Study, *, seed: int = 0) -> list[Detected]:
+    """Detectability of each arm at each number of labelled series, of all pairs and of groups of them.
+
+    Args:
+        study: With its predictions.
+        seed: Of the draws of patients and of seeds.
+    """
+    return [one for labelled in study.config.design.labels for one in _detect_at(study, labelled, seed)]
+
+
+def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
+    rows = study.rows[(study.rows[LABELLED] == labelled) & (study.rows[SPLIT] == PAIRS)]
+    arms, seeds = shared_seeds(rows, study.arms)
+    if not seeds:
+        return
+    series = rows[(rows[ARM] == arms[0]) & (rows[SEED] == seeds[0])].sort_values(ID).reset_index(drop=True)
+    with_P, without_P = pairs_of(series)
+    if not len(with_P):
+        return
+    times_PD = draw_patients(tuple(series[SUBJECT].iloc[with_P]), draws=study.config.design.draws, seed=seed)
+    scores = {arm: scores_of(rows, arm, seeds) for arm in arms}
+    for by, group, rows_P in groups_of(series.iloc[with_P]):
+        first: tuple[Floats, Floats] | None = None
+        for arm in arms:
+            higher_SP = np.sign(scores[arm][:, with_P] - scores[arm][:, without_P])[:, rows_P] / 2 + 0.5
+            clipped_SN = np.clip(scores[arm], CLIP, 1 - CLIP)
+            logits_SP = (logit(clipped_SN[:, with_P]) - logit(clipped_SN[:, without_P]))[:, rows_P]
+            share = _means(higher_SP, times_PD[rows_P])
+            first = first or share
+            yield Detected(
+                labelled=labelled,
+                arm=arm,
+                by=by,
+                group=group,
+                pairs=int(rows_P.sum()),
+                share=_estimate(*share, seed=seed),
+                share_more=_estimate(share[0] - first[0], share[1] - first[1], seed=seed),
+                logits=_estimate(*_means(logits_SP, times_PD[rows_P]), seed=seed),
+            )
+
+
+def pairs_of(series: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the series with a sac, and of the same heads without it, (P,) each; what has no partner is left out.
+
+    Args:
+        series: A row a series, with `PAIR` and the truth of `PRESENT`.
+    """
+    ill_N = series[f"{TARGET_PREFIX}{PRESENT}"].to_numpy(np.int64)
+    by_pair: dict[str, list[int]] = {}
+    for row, name in enumerate(series[PAIR]):
+        if isinstance(name, str) and name:
+            by_pair.setdefault(name, []).append(row)
+    both = [sorted(rows, key=lambda row: -ill_N[row]) for rows in by_pair.values() if len(rows) == 2]
+    both = [rows for rows in both if ill_N[rows[0]] == 1 and ill_N[rows[1]] == 0]
+    with_without_P2 = np.array(both, dtype=np.int64).reshape(-1, 2)
+    return with_without_P2[:, 0], with_without_P2[:, 1]
+
+
+def groups_of(ill: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """What groups pairs, the name of each group, and which pairs are in it; groups without pairs are left out.
+
+    Args:
+        ill: The series with a sac, a row a pair.
+    """
+    sizes_P, spacings_P = ill[DIAMETER].to_numpy(np.float64), ill[SPACING].to_numpy(np.float64)
+    found: list[tuple[str, str, NDArray[np.bool_]]] = [(ALL, ALL, np.ones(len(ill), dtype=bool))]
+    found += [("size", size_name(*edges), _between(sizes_P, *edges)) for edges in pairwise(SIZE_EDGES_MM)]
+    found += [("site", label, ill[f"{TARGET_PREFIX}{label}"].to_numpy() == 1) for label in LABELS if label != PRESENT]
+    found += [("raw voxel", size_name(*edges), _between(spacings_P, *edges)) for edges in pairwise(SPACING_EDGES_MM)]
+    found += [
+        ("modality", str(name), (ill[MODALITY] == name).to_numpy()) for name in sorted(set(ill[MODALITY].astype(str)))
+    ]
+    yield from (one for one in found if one[2].any())
+
+
+def _between(values_P: NDArray[np.float64], low: float, high: float) -> NDArray[np.bool_]:
+    return (values_P >= low) & (values_P < high)
+
+
+def _means(values_SP: Floats, times_PD: Times) -> tuple[Floats, Floats]:
+    """The mean over pairs with each seed, (S,), and in each draw, (S, D); NaN where a draw has no pair."""
+
+    def over_pairs(times_PD: Times) -> Floats:
+        counts_D, summed_SD = times_PD.sum(0), values_SP @ times_PD
+        return np.divide(summed_SD, counts_D, out=np.full(summed_SD.shape, np.nan), where=counts_D > 0)
+
+    return over_pairs(undrawn(values_SP.shape[1]))[:, 0], over_pairs(times_PD)
+
+
+def _estimate(value_S: Floats, drawn_SD: Floats, *, seed: int) -> Estimate:
+    value_1, drawn_D = mean_over_seeds(value_S, drawn_SD, seed=seed)
+    return Estimate(value=float(value_1[0]), interval=percentile_interval(drawn_D))
+
+
+def arms_in(found: Sequence[Detected]) -> list[str]:
+    """The arms, in their order."""
+    return list(dict.fromkeys(one.arm for one in found))

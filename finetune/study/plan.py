@@ -1,0 +1,81 @@
+"""What is said before the first run: what will be compared, and the smallest difference that can be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from finetune.evaluation.text import table
+from finetune.metrics import LEVEL
+from finetune.study.config import StudyConfig
+from finetune.study.power import Power, power_of
+from finetune.study.table import INSIDE, OUTSIDE
+from harmonize.files import write_json
+from headspark.config import to_plain
+
+PLAN = "plan.json"
+"""In the folder of a study, written before its first cell is run; it is never written again."""
+
+
+def powers(config: StudyConfig) -> dict[str, Power]:
+    """What can be seen in the held-out series of each split."""
+    sizes = {INSIDE: config.data.inside, OUTSIDE: config.data.outside_series}
+    return {
+        split: power_of(config.power, series=count, seeds=len(config.design.seeds)) for split, count in sizes.items()
+    }
+
+
+def comparisons(config: StudyConfig) -> int:
+    """Differences to the first arm that are shown with an interval, in one measure."""
+    return len(config.design.labels) * (len(config.arms) - 1) * len(powers(config))
+
+
+def facts(config: StudyConfig) -> dict[str, Any]:
+    """All of it for JSON."""
+    return {
+        "study": to_plain(config),
+        "cells": [cell.name for cell in config.cells()],
+        "comparisons": comparisons(config),
+        "level": LEVEL,
+        "assumed": asdict(config.power),
+        "power": {split: asdict(one) for split, one in powers(config).items()},
+    }
+
+
+def write_plan(config: StudyConfig, out: Path) -> None:
+    """Write the plan where there is none yet."""
+    if not (out / PLAN).exists():
+        write_json(out / PLAN, facts(config))
+
+
+def plan_lines(config: StudyConfig) -> Iterator[str]:
+    """The plan for a terminal."""
+    arms = ", ".join(arm.name for arm in config.arms)
+    labels, seeds = ", ".join(map(str, config.design.labels)), ", ".join(map(str, config.design.seeds))
+    yield f"{len(list(config.fine_tunings()))} fine-tunings: {labels} labelled series x {arms} x seeds {seeds}"
+    yield f"each of {config.arms[0].steps} steps; {len(list(config.probings()))} linear probes of frozen encoders"
+    assumed = config.power
+    yield (
+        f"assumed: area {assumed.auc:g}; correlations {assumed.same_seed:g} (one seed, two arms), {assumed.same_arm:g} "
+        f"(one arm, two seeds), {assumed.neither:g} (neither); deviation over seeds {assumed.seed_sd:g}"
+    )
+    rows = [
+        [
+            split,
+            one.series,
+            f"{one.area_error:.3f}",
+            f"{one.difference_error:.3f}",
+            f"{one.half_interval:.3f}",
+            f"{one.smallest:.3f}",
+        ]
+        for split, one in powers(config).items()
+    ]
+    columns = ["held out", "series", "error of an area", "of a difference", "half of its interval", "can be seen"]
+    yield from table(columns, rows)
+    yield (
+        f"can be seen: a true difference of two arms' areas that the 95 % interval leaves 0 out of with a chance of "
+        f"{assumed.power:.0%}. Of {comparisons(config)} such intervals {comparisons(config) * (1 - LEVEL):.1f} leave "
+        "out 0 by chance where nothing differs."
+    )

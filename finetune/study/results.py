@@ -1,0 +1,71 @@
+"""The section of results in a page of the documentation, between two marks; whatever stands around it stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from finetune.evaluation.text import difference, interval
+from finetune.study.compared import MEASURES, Compared
+from finetune.study.findings import WHERE, sentences
+from finetune.study.pairs import ALL, Detected
+from finetune.study.table import Study
+from harmonize.errors import WrongUse
+from harmonize.files import write_text
+
+BEGIN, END = "<!-- results of finetune study -->", "<!-- end of results -->"
+
+
+def write_section(path: Path, study: Study, compared: Sequence[Compared], detected: Sequence[Detected]) -> None:
+    """Write what a study says between the marks of a page.
+
+    Args:
+        path: Of the page, which has both marks.
+        study: Whose.
+        compared: Its comparisons.
+        detected: Its detectability.
+
+    Raises:
+        WrongUse: The page lacks a mark.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise WrongUse(f"--docs {path}: wants the lines `{BEGIN}` and `{END}`, once each; add them where results go")
+    before, _, rest = text.partition(BEGIN)
+    lines = "\n".join(section(study, compared, detected))
+    write_text(path, f"{before}{BEGIN}\n\n{lines}\n\n{END}{rest.partition(END)[2]}")
+
+
+def section(study: Study, compared: Sequence[Compared], detected: Sequence[Detected]) -> Iterator[str]:
+    """Lines of Markdown."""
+    import textwrap
+
+    config = study.config
+    for sentence in sentences(config, compared, detected):
+        yield from textwrap.wrap(sentence, 120, break_long_words=False, break_on_hyphens=False)
+        yield ""
+    if study.missing:
+        yield f"{len(study.missing)} of {len(config.cells())} cells are not finished."
+        yield ""
+    first = config.arms[0].name
+    yield f"| labelled | held out | arm | {' | '.join(MEASURES)} | minus {first}, {MEASURES[0]} |"
+    yield "|---:|---|---|---|---|---|"
+    for one in compared:
+        for run in one.comparison.runs:
+            more = "" if run.name == first else difference(one.difference(run.name))
+            cells = [
+                one.labelled,
+                WHERE.get(one.split, one.split),
+                run.name,
+                *(interval(run.scores[name]) for name in MEASURES),
+                more,
+            ]
+            yield f"| {' | '.join(map(str, cells))} |".replace("  |", " |")
+    whole = [one for one in detected if one.by in (ALL, "size")]
+    if whole:
+        yield ""
+        yield "| labelled | pairs | how many | arm | higher with the sac | minus " + first + " |"
+        yield "|---:|---|---:|---|---|---|"
+        for pair in whole:
+            cells = [pair.labelled, pair.group, pair.pairs, pair.arm, interval(pair.share), difference(pair.share_more)]
+            yield f"| {' | '.join(map(str, cells))} |"
