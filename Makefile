@@ -4,11 +4,12 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+STUDY_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo site test test-slow test-cluster lint reference constraints dist clean
+.PHONY: demo transfer-study site test test-slow test-cluster lint reference constraints dist clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headspark needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
@@ -20,6 +21,10 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/python -m finetune.demo --out demo
+
+# Does pretraining help? Hours; the same command goes on. STUDY_ARGS is handed to it: --full, --out, --config ...
+transfer-study: $(STAMP)
+	$(BIN)/python -m finetune.cli study $(STUDY_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -65,4 +70,4 @@ dist: $(STAMP)
 	$(BIN)/python -m hatchling build
 
 clean:
-	rm -rf $(VENV) demo site dist
+	rm -rf $(VENV) demo study site dist

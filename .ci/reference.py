@@ -63,7 +63,11 @@ PROMISED = {
 """Names that other people's code may use; behind some, the only methods and properties that are promised."""
 
 PACKAGES = {"harmonize": "harmonize", "headspark": "ssl/headspark", "finetune": "finetune"}
-RECIPES = {"Pretraining": "headspark.recipe", "Fine-tuning": "finetune.recipe"}
+RECIPES = {
+    "Pretraining": ("headspark.recipe", "Recipe"),
+    "Fine-tuning": ("finetune.recipe", "Recipe"),
+    "Transfer study": ("finetune.study.config", "StudyConfig"),
+}
 
 
 def api() -> str:
@@ -191,9 +195,9 @@ def keys() -> str:
         "# Recipe keys", "", NEWS,
         "Each is an option of the command line too: `--train.steps 5000`, `--mask.ratio \"[0.6, 0.9]\"`.", "",
     ]  # fmt: skip
-    for title, module in RECIPES.items():
-        recipe = importlib.import_module(module).Recipe
-        lines += [f"## {title}", "", *wrapped(f"`{module}.Recipe`: {first_sentence(recipe)}"), ""]
+    for title, (module, name) in RECIPES.items():
+        recipe = getattr(importlib.import_module(module), name)
+        lines += [f"## {title}", "", *wrapped(f"`{module}.{name}`: {first_sentence(recipe)}"), ""]
         hints, meanings = typing.get_type_hints(recipe), explained(recipe)
         for field in dataclasses.fields(recipe):
             section, in_list = section_of(hints[field.name])
@@ -263,6 +267,8 @@ def written(value: Any) -> str:
 def kind(hint: Any) -> str:
     """A type in the words of a recipe."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return "keys as above"
     if origin is typing.Literal:
         return ", ".join(f"`{one}`" for one in inner)
     if origin in (typing.Union, types.UnionType):

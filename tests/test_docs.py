@@ -19,6 +19,7 @@ from pages import CONSOLE, PAGES, ROOT, TEXT, Block, blocks, commands, inline_co
 
 import finetune.recipe
 import headspark.recipe
+from finetune.study import StudyConfig
 from headspark import Encoder, load_encoder, save_encoder
 from headspark.config import from_plain, recipe_keys, to_plain
 from headspark.decoder import UNetDecoder
@@ -27,7 +28,7 @@ from headspark.encoder import EncoderConfig, build_encoder
 FIXTURES = ROOT / "tests" / "fixtures" / "v0_1_0"
 WIDTH = 120
 LANGUAGES = {CONSOLE, TEXT, "python", "yaml"}
-KEYS = {*recipe_keys(headspark.recipe.Recipe), *recipe_keys(finetune.recipe.Recipe)}
+KEYS = {key for recipe in (headspark.recipe.Recipe, finetune.recipe.Recipe, StudyConfig) for key in recipe_keys(recipe)}
 PROGRAMS = {*command_lines.SCRIPTS, "accelerate", "make", "python"}
 
 EXAMPLES = {"SOURCE": "tcia", "NAME": "tcia", "RECIPE": "recipes/demo.yaml"}

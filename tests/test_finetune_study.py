@@ -23,7 +23,7 @@ from finetune.study import StudyConfig, run_study, write_results
 from finetune.study import run as runner
 from finetune.study.compared import Compared, compare_at
 from finetune.study.config import Cell, PowerConfig
-from finetune.study.counterfactuals import COUNTERFACTUALS, read_pairs
+from finetune.study.counterfactuals import read_pairs
 from finetune.study.findings import HARMS, HELPS, UNSHOWN, sentences, verdict
 from finetune.study.pairs import ALL, detect
 from finetune.study.plan import PLAN
@@ -34,6 +34,7 @@ from finetune.study.seeds import mean_over_seeds
 from finetune.study.table import INSIDE, OUTSIDE, PAIRS, SCHEMA, TARGETS, Study, cell_path, gather, write_cell
 from harmonize.errors import UserError, WrongUse
 from harmonize.labels import LABELS, PRESENT
+from harmonize.phantom.rsna.tables import COUNTERFACTUALS
 from headspark.config import from_plain, read_recipe, to_plain, to_yaml
 from headspark.recipe import Recipe as PretrainRecipe
 
@@ -44,20 +45,21 @@ TOY = {
     "design": {"labels": [4], "seeds": [0], "draws": 50},
     "data": {
         "phantom": ["--workers", "1"],
+        "outside": ["--coverage", "varied"],
         "harmonize": ["--spacing", "4", "--region", "circle", "--region-mm", "80", "--workers", "1"],
         "size": 28,
         "inside": 6,
         "outside_series": 4,
         "validation": 2,
     },
-    "pretrain": {
+    "pretraining": {
         "options": [
             "--train.steps", "2", "--data.patch", "16", "--encoder.features", "[4, 4]", "--encoder.blocks", "[1, 1]",
             "--encoder.strides", "[1, 2]", "--decoder.width", "4", "--train.val_samples", "1", "--optim.warmup", "0",
             "--data.val_share", "0.2",
         ]
     },
-    "finetune": {
+    "finetuning": {
         "options": [
             "--data.patch", "[16, 16, 16]", "--data.spacing", "4", "--data.folds", "2", "--head.width", "4",
             "--train.batch", "1",
@@ -141,7 +143,7 @@ def test_a_recipe_of_a_study_names_runs_that_fit_each_other(path: Path, tmp_path
     config = read_recipe(StudyConfig, path)
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert read_recipe(StudyConfig, tmp_path / "again.yaml") == config
-    pretraining, base = read_run(PretrainRecipe, config.pretrain), read_run(FinetuneRecipe, config.finetune)
+    pretraining, base = read_run(PretrainRecipe, config.pretraining), read_run(FinetuneRecipe, config.finetuning)
     assert pretraining.encoder == base.scratch
     assert pretraining.data.windows == base.data.windows
     words = config.data.harmonize

@@ -14,7 +14,8 @@ from headspark.run.folder import read_metrics, read_state
 from headspark.train import train
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-PRETRAINING = sorted(path for path in RECIPES.rglob("*.yaml") if "stages" not in yaml.safe_load(path.read_text()))
+PLAIN = {path: yaml.safe_load(path.read_text()) for path in sorted(RECIPES.rglob("*.yaml"))}
+PRETRAINING = [path for path, plain in PLAIN.items() if not {"stages", "arms"} & set(plain)]  # no fine-tuning, no study
 MAX_FEATURES = 8
 
 

@@ -19,7 +19,7 @@ from finetune.regions import RegionStore
 from finetune.series import Case, Region
 from finetune.study import data
 from finetune.study.config import Cell, StudyConfig
-from finetune.study.counterfactuals import COUNTERFACTUALS, read_pairs
+from finetune.study.counterfactuals import read_pairs
 from finetune.study.table import CELLS, DIAMETER, INSIDE, OUTSIDE, PAIR, PAIRS, SPACING, SPLIT
 from finetune.tasks import make_task
 from finetune.train import train
@@ -27,7 +27,7 @@ from finetune.validation import predict_cases
 from finetune.views import make_view
 from harmonize.corpus import Corpus
 from harmonize.errors import UserError
-from harmonize.phantom.rsna import SIZES
+from harmonize.phantom.rsna.tables import COUNTERFACTUALS, SIZES
 from headspark.run.folder import FINISHED, read_state
 
 RUN = "run"

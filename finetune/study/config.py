@@ -35,9 +35,9 @@ class DataConfig:
     """
 
     phantom: tuple[str, ...] = ()
-    outside: tuple[str, ...] = ("--coverage", "varied")
+    outside: tuple[str, ...] = ()
     counterfactuals: tuple[str, ...] = ()
-    harmonize: tuple[str, ...] = ("--spacing", "2", "--region", "circle", "--region-mm", "116")
+    harmonize: tuple[str, ...] = ()
     size: int = 96
     seed: int = 100
     unlabelled: int = 0
@@ -192,16 +192,16 @@ class StudyConfig:
     Attributes:
         design: What is varied.
         data: The heads.
-        pretrain: The pretraining, once for all arms.
-        finetune: What all fine-tunings share.
+        pretraining: Of the encoder, once for all arms.
+        finetuning: What all fine-tunings share.
         arms: The first one begins at random, and is what the others are compared with.
         power: What is assumed beforehand.
     """
 
     design: DesignConfig = field(default_factory=DesignConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    pretraining: PretrainConfig = field(default_factory=PretrainConfig)
+    finetuning: FinetuneConfig = field(default_factory=FinetuneConfig)
     arms: tuple[ArmConfig, ...] = ()
     power: PowerConfig = field(default_factory=PowerConfig)
 

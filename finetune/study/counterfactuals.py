@@ -7,9 +7,6 @@ from pathlib import Path
 from harmonize.errors import UserError
 from harmonize.sources.tables import read_table
 
-COUNTERFACTUALS = "rsna_counterfactuals.csv"
-"""Beside the tree: a row a pair, with the series that has the sac and the one that lacks it."""
-
 
 def read_pairs(path: Path) -> dict[str, str]:
     """Name of the pair of each series.

@@ -139,7 +139,7 @@ def limits(config: StudyConfig) -> str:
     seeds = len(config.design.seeds)
     return (
         "What this does not say: the heads are phantoms, one pretraining of one small network was tried "
-        f"({config.pretrain.recipe}), all arms took {config.arms[0].steps} steps whatever would have suited each, and "
+        f"({config.pretraining.recipe}), all arms took {config.arms[0].steps} steps whatever would have suited each, and "
         f"{seeds} seeds tell little of how much training runs differ. It does not carry over to real "
         "scans, larger networks, longer pretraining or other targets."
     )

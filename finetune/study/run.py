@@ -60,8 +60,8 @@ def run_study(config: StudyConfig, out: Path, *, only: Sequence[str] = (), devic
     """
     cells = _chosen(config.cells(), only)
     _check_same(config, out)
-    base = read_run(Recipe, config.finetune)
-    pretraining = read_run(PretrainRecipe, config.pretrain)
+    base = read_run(Recipe, config.finetuning)
+    pretraining = read_run(PretrainRecipe, config.pretraining)
     _check_alike(base, pretraining)
     write_plan(config, out)
     left = [cell for cell in cells if not cell_path(out, cell).is_file()]
@@ -183,7 +183,7 @@ def _check_alike(base: Recipe, pretraining: PretrainRecipe) -> None:
         WrongUse: Says which keys differ.
     """
     if base.view.pictures:
-        raise WrongUse(f"finetune.recipe: view.kind {base.view.kind} shows pictures, and a pretrained encoder volumes")
+        raise WrongUse(f"finetuning.recipe: view.kind {base.view.kind} shows pictures, and a pretrained encoder volumes")
     if base.data.windows != pretraining.data.windows:
         raise WrongUse("data.ct_windows: the recipes of pretraining and of fine-tuning cut other windows")
 
