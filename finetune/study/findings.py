@@ -10,7 +10,7 @@ from finetune.metrics import LEVEL
 from finetune.study.compared import Compared
 from finetune.study.config import PROBE, StudyConfig
 from finetune.study.pairs import ALL, Detected
-from finetune.study.plan import powers
+from finetune.study.plan import percent, powers
 from finetune.study.table import INSIDE, OUTSIDE
 
 WHERE = {INSIDE: "in distribution", OUTSIDE: "out of distribution"}
@@ -92,8 +92,8 @@ def _differences(config: StudyConfig, compared: Sequence[Compared]) -> Iterator[
             if said == UNSHOWN:
                 more = (
                     f": no difference is shown. A benefit above {max(within.interval.high, 0):.3f} is excluded at "
-                    f"{LEVEL:.0%}, one of up to that is not; beforehand {seen[one.split].smallest:.3f} was said to be "
-                    "the smallest difference that would be seen."
+                    f"{percent(LEVEL)}, one of up to that is not; beforehand {seen[one.split].smallest:.3f} was said "
+                    "to be the smallest difference that would be seen."
                 )
             elif said == UNDEFINED:
                 more = ": too few series or seeds for an interval."
@@ -106,18 +106,19 @@ def _chance(config: StudyConfig, compared: Sequence[Compared]) -> Iterator[str]:
     count = sum(len(pretrained_arms(config, one)) for one in compared)
     if count > 1:
         yield (
-            f"Of {count} intervals at {LEVEL:.0%}, {count * (1 - LEVEL):.1f} leave out 0 by chance where nothing "
+            f"Of {count} intervals at {percent(LEVEL)}, {count * (1 - LEVEL):.1f} leave out 0 by chance where nothing "
             "differs: a single one that does is weak evidence."
         )
     guesses = [
         f"{one.labelled} labelled series, {WHERE[one.split]}"
         for one in compared
         if all(run.scores[WITHIN].interval.low <= 0.5 for run in one.comparison.runs if not run.name.startswith(PROBE))
+        and all(verdict(one.difference(arm)) == UNSHOWN for arm in pretrained_arms(config, one))
     ]
     if guesses:
         yield (
-            f"No arm is better than a guess with {'; '.join(guesses)}: arms that have learned nothing cannot differ, "
-            "and that they do not says nothing of pretraining there."
+            f"No arm is shown to be better than a guess with {'; '.join(guesses)}: arms that have learned nothing "
+            "cannot differ, and that they do not says nothing of pretraining there."
         )
 
 
@@ -128,8 +129,9 @@ def _detection(config: StudyConfig, detected: Sequence[Detected]) -> Iterator[st
             continue
         said = {HELPS: "more often", HARMS: "less often", UNSHOWN: "not shown to differ", UNDEFINED: "undefined"}
         yield (
-            f"Of {one.pairs} heads with and without a sac, {one.arm} after {one.labelled} labelled series scores "
-            f"{one.share.value:.0%} higher with it, {signed(one.share_more)} against {config.arms[0].name}: "
+            f"{one.arm} after {one.labelled} labelled series scores {percent(one.share.value)} of {one.pairs} heads "
+            f"higher with a sac than without it; the share minus that of "
+            f"{config.arms[0].name} is {signed(one.share_more)}: "
             f"{said[verdict(one.share_more)]}."
         )
 
@@ -139,8 +141,8 @@ def limits(config: StudyConfig) -> str:
     seeds = len(config.design.seeds)
     return (
         "What this does not say: the heads are phantoms, one pretraining of one small network was tried "
-        f"({config.pretraining.recipe}), all arms took {config.arms[0].steps} steps whatever would have suited each, and "
-        f"{seeds} seeds tell little of how much training runs differ. It does not carry over to real "
+        f"({config.pretraining.recipe}), all arms took {config.arms[0].steps} steps whatever would have suited each, "
+        f"and {seeds} seeds tell little of how much training runs differ. It does not carry over to real "
         "scans, larger networks, longer pretraining or other targets."
     )
 

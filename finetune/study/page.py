@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 
 from finetune.evaluation.text import difference, interval
@@ -11,9 +12,9 @@ from finetune.metrics import LEVEL
 from finetune.study.compared import MEASURES, Compared, compare_arms
 from finetune.study.config import StudyConfig
 from finetune.study.figures import figure_detected, figure_differences, figure_scores
-from finetune.study.findings import WHERE, answer, pretrained_arms, sentences
+from finetune.study.findings import WHERE, pretrained_arms, sentences
 from finetune.study.pairs import Detected, detect
-from finetune.study.plan import powers
+from finetune.study.plan import percent, powers
 from finetune.study.results import write_section
 from finetune.study.table import CELLS, Study, gather, read_study
 from harmonize.files import write_json
@@ -21,6 +22,7 @@ from harmonize.page import Page
 from headspark.config import read_recipe, to_plain
 from headspark.run.folder import without_odd_numbers
 
+STYLE = ".answer { border-left: 4px solid var(--mark); padding: .1rem 0 .1rem .9rem; font-size: 1.1rem; }"
 PAGE, NUMBERS, STUDY = "study.html", "study.json", "study.yaml"
 """In the folder of a study; the last is its recipe, as it began."""
 
@@ -68,18 +70,20 @@ def page_of(study: Study, compared: Sequence[Compared], detected: Sequence[Detec
     page = Page(
         "Does pretraining help?",
         lead=f"A study on phantoms: {', '.join(map(str, config.design.labels))} labelled series, "
-        f"{len(config.design.seeds)} seeds, {config.arms[0].steps} steps in each arm. Intervals hold {LEVEL:.0%} of "
-        f"{config.design.draws} draws of patients, the same for all arms, and allow for other seeds.",
+        f"{len(config.design.seeds)} seeds, {config.arms[0].steps} steps in each arm. Intervals hold "
+        f"{percent(LEVEL)} of {config.design.draws} draws of patients, the same for all arms, and allow for other "
+        "seeds.",
+        style=STYLE,
     )
-    page.markup("<div class=answer>")
-    page.text(said[0])
-    page.markup("</div>")
-    for sentence in said[1:]:
-        page.text(sentence)
+    page.markup(f"<p class=answer>{escape(said[0])}</p>")
+    page.text(said[-1])
     if study.missing:
         page.text(f"Not finished: {len(study.missing)} of {len(config.cells())} cells ({', '.join(study.missing)}).")
     if compared:
         _add_scores(page, config, compared)
+        page.heading("In words")
+        for sentence in said[1:-1]:
+            page.text(sentence)
     if detected:
         _add_detected(page, detected)
     page.heading("What was said beforehand")
@@ -201,6 +205,3 @@ def _stages(stages: Sequence[object]) -> Iterator[str]:
     for stage in stages:
         rate = f", encoder {stage.encoder_lr:g} on {stage.layers} layers" if stage.encoder_lr else ", encoder frozen"  # type: ignore[attr-defined]
         yield f"{stage.name}: {stage.steps} steps, head {stage.head_lr:g}{rate}"  # type: ignore[attr-defined]
-
-
-__all__ = ["answer", "page_of", "write_results"]

@@ -74,8 +74,19 @@ def plan_lines(config: StudyConfig) -> Iterator[str]:
     ]
     columns = ["held out", "series", "error of an area", "of a difference", "half of its interval", "can be seen"]
     yield from table(columns, rows)
+    count = comparisons(config)
     yield (
         f"can be seen: a true difference of two arms' areas that the 95 % interval leaves 0 out of with a chance of "
-        f"{assumed.power:.0%}. Of {comparisons(config)} such intervals {comparisons(config) * (1 - LEVEL):.1f} leave "
-        "out 0 by chance where nothing differs."
+        f"{percent(assumed.power)}. Of {count} such intervals {count * (1 - LEVEL):.1f} leave out 0 by chance where "
+        "nothing differs."
     )
+
+
+def percent(share: float) -> str:
+    """A share in a sentence.
+
+    Example:
+        >>> percent(0.95)
+        '95 %'
+    """
+    return f"{100 * share:.0f} %"

@@ -183,7 +183,9 @@ def _check_alike(base: Recipe, pretraining: PretrainRecipe) -> None:
         WrongUse: Says which keys differ.
     """
     if base.view.pictures:
-        raise WrongUse(f"finetuning.recipe: view.kind {base.view.kind} shows pictures, and a pretrained encoder volumes")
+        raise WrongUse(
+            f"finetuning.recipe: view.kind {base.view.kind} shows pictures, and a pretrained encoder volumes"
+        )
     if base.data.windows != pretraining.data.windows:
         raise WrongUse("data.ct_windows: the recipes of pretraining and of fine-tuning cut other windows")
 
