@@ -58,7 +58,7 @@ def two_masks(batch: int) -> tuple[MaskGeometry, MaskGeometry]:
     draws = torch.Generator().manual_seed(0)
     first = draw_mask(batch, (4, 4, 4), 0.7, draws)
     second = torch.stack([draw_second_mask(one, torch.ones_like(one), 0.25, draws) for one in first])
-    return MaskGeometry(first), MaskGeometry(second)
+    return MaskGeometry(first), MaskGeometry(torch.cat([first, second]))
 
 
 def filled(memory: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,11 +139,11 @@ def test_pooling_is_the_mean_of_visible_cells() -> None:
 
 
 def test_both_backends_give_the_same_terms_and_gradients() -> None:
-    x, (first, second) = torch.randn(3, 2, 16, 16, 16, dtype=torch.float64), two_masks(3)
+    x, (first, twice) = torch.randn(3, 2, 16, 16, 16, dtype=torch.float64), two_masks(3)
     found = []
     for backend in ("packed", "emulated"):
         model = model_of(backend)
-        out = model(x, first, None, None, None, second)
+        out = model(x, first, None, None, None, twice)
         out.loss.backward()
         gradients = {name: one.grad for name, one in model.named_parameters()}
         assert [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()] == []
@@ -177,9 +177,9 @@ def test_two_ranks_have_the_gradient_of_one_with_all_heads(tmp_path: Path) -> No
     for member in members:
         member.join(60)
         assert member.exitcode == 0
-    x, (first, second) = _four_heads()
+    x, (first, twice) = _four_heads()
     model = model_of()
-    out = model(x, first, None, None, None, second)
+    out = model(x, first, None, None, None, twice)
     (out.loss * out.scored_voxels).backward()
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, parameter in model.named_parameters():
@@ -198,9 +198,10 @@ def _gradient_of_rank(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     x, masks = _four_heads()
     mine = slice(2 * rank, 2 * rank + 2)
-    first, second = (MaskGeometry(mask.mask_Bdhw[mine]) for mask in masks)
+    first, second = masks[0].mask_Bdhw[mine], masks[1].mask_Bdhw[4:][mine]
+    twice = MaskGeometry(torch.cat([first, second]))
     model = model_of()
-    out = model(x[mine], first, None, None, None, second)
+    out = model(x[mine], MaskGeometry(first), None, None, None, twice)
     (out.loss * out.scored_voxels).backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     found |= {"loss": (out.loss * out.scored_voxels).detach()}

@@ -115,6 +115,7 @@ class SparK(nn.Module):
         self.decoder = build_decoder(decoder, encoder.channels, encoder.strides, in_channels + tells_distance)
         self._decodes_scored = decoder.where == "scored"
         scales, widths = self.decoder.scales, self.decoder.widths
+        self._read = frozenset((*scales, len(encoder.channels) - 1))
         transferable = decoder.kind == "unet"
         self.densify = nn.ModuleList(
             ProjectSkip(encoder.channels[scale], width, project=not transferable)
@@ -131,7 +132,7 @@ class SparK(nn.Module):
         scored_B1DHW: Tensor | None = None,
         wanted: MaskGeometry | None = None,
         steps_B1DHW: Tensor | None = None,
-        second: MaskGeometry | None = None,
+        twice: MaskGeometry | None = None,
     ) -> SparKOutput:
         """Predict the hidden voxels and score the prediction.
 
@@ -143,13 +144,14 @@ class SparK(nn.Module):
                 decoder of scored blocks asks. None: they are looked for.
             steps_B1DHW: Distances to vessels, float, as `headspark.vessels.distance_map` counts them; only whoever
                 predicts them asks.
-            second: A second masking, of which little is visible; only hybrid pretraining asks.
+            twice: The mask, and behind it a second one of the same samples, of which little is visible; only hybrid
+                pretraining asks.
         """
         geometry = geometry.to(x_BCDHW.device)
         hidden_B1DHW = ~_seen(x_BCDHW, geometry)
         if scored_B1DHW is not None:
             hidden_B1DHW &= scored_B1DHW.bool()
-        maps = encode_visible(self.encoder, x_BCDHW, geometry, self.config.backend)
+        maps, second = self._encode_twice(x_BCDHW, geometry, twice)
         decoded_BCDHW = self.decode(maps, self._wanted(hidden_B1DHW, geometry, wanted))
         prediction_BCDHW, near_B1DHW = self._parted(decoded_BCDHW)
         target_BCDHW = x_BCDHW
@@ -165,8 +167,7 @@ class SparK(nn.Module):
             loss = loss + self.vessels.distance_weight * term.value * term.weight / scored.clamp(min=1)
             terms["vessel_distance"] = term
         if self.embed is not None and second is not None:
-            seconds = encode_visible(self.encoder, x_BCDHW, second.to(x_BCDHW.device), self.config.backend)
-            agreement = self.embed(maps[-1], seconds[-1], scored)
+            agreement = self.embed(maps[-1], second, scored)
             # A step adds up what ranks give by their scored voxels: the term once, but of its gradient all parts.
             of_all = agreement.loss * (agreement.voxels / scored.clamp(min=1))
             loss = loss + self.hybrid.weight * (of_all + (agreement.loss - of_all).detach())
@@ -175,6 +176,17 @@ class SparK(nn.Module):
                 zip(AGREEMENT_TERMS, (Term(agreement.loss, passes), Term(agreement.spread, passes)), strict=True)
             )
         return SparKOutput(loss, scored, prediction_BCDHW, error, terms)
+
+    def _encode_twice(
+        self, x_BCDHW: Tensor, geometry: MaskGeometry, twice: MaskGeometry | None
+    ) -> tuple[list[MaskedMap], MaskedMap | None]:
+        """Return the maps under the first mask, and the coarsest under the second; one pass encodes both."""
+        if self.embed is None or twice is None:
+            return encode_visible(self.encoder, x_BCDHW, geometry, self.config.backend), None
+        batch = len(x_BCDHW)
+        maps = encode_visible(self.encoder, torch.cat([x_BCDHW, x_BCDHW]), twice, self.config.backend)
+        first = [maps[scale].samples(0, batch) if scale in self._read else maps[scale] for scale in range(len(maps))]
+        return first, maps[-1].samples(batch, 2 * batch)
 
     def predict(self, x_BCDHW: Tensor, geometry: MaskGeometry, wanted: MaskGeometry | None = None) -> Tensor:
         """Return the predicted volume (B, C, D, H, W) in the space of the targets.

@@ -181,7 +181,9 @@ def spark_step(
     draws = torch.Generator().manual_seed(1)
     second = torch.stack([draw_second_mask(*one, hybrid.share, draws) for one in zip(mask, in_head, strict=True)])
     return train_step(
-        arguments, model, lambda: model(x, MaskGeometry(mask), head, None, None, MaskGeometry(second)).loss
+        arguments,
+        model,
+        lambda: model(x, MaskGeometry(mask), head, None, None, MaskGeometry(torch.cat([mask, second]))).loss,
     )
 
 

@@ -42,8 +42,8 @@ PREFETCH = 4
 class PretrainBatch:
     """Samples stacked: int16 and bool only, so that little travels to the accelerator; and what is visible of them.
 
-    Of ``wanted``, the hidden blocks that hold a voxel which is scored, of the steps to the next vessel and of the
-    second mask nothing is known where nobody asked for it.
+    Of ``wanted``, the hidden blocks that hold a voxel which is scored, of the steps to the next vessel and of
+    ``twice``, the masks and behind them the second ones, nothing is known where nobody asked for it.
     """
 
     stored_BXYZ: Tensor
@@ -57,7 +57,7 @@ class PretrainBatch:
     scan_ids: tuple[str, ...]
     wanted: MaskGeometry | None = None
     steps_B1XYZ: Tensor | None = None
-    second: MaskGeometry | None = None
+    twice: MaskGeometry | None = None
 
     def __len__(self) -> int:
         return len(self.scan_ids)
@@ -148,7 +148,7 @@ def stack(samples: Sequence[Sample], *, find_wanted: bool = False) -> PretrainBa
         varied_BN=numbers_of(variations),
         scan_ids=tuple(sample.scan_id for sample in samples),
         steps_B1XYZ=torch.from_numpy(np.stack(steps)).unsqueeze(1) if steps else None,
-        second=MaskGeometry(torch.stack(seconds)).ahead() if seconds else None,
+        twice=MaskGeometry(torch.cat([mask_Bdhw, torch.stack(seconds)])).ahead() if seconds else None,
     )
 
 

@@ -125,6 +125,13 @@ class PackedBlocks(MaskedMap):
         """Return other data on the same blocks."""
         return PackedBlocks(data, self.geometry, self.channels_last)
 
+    def samples(self, first: int, last: int) -> PackedBlocks:
+        """Return the map of the samples from ``first`` to before ``last``; their blocks lie side by side."""
+        counts, whole = self.geometry.counts, self.geometry
+        geometry = whole.small(("samples", first, last), lambda: MaskGeometry(whole.mask_Bdhw[first:last]))
+        here = whole.here(("samples", first, last), lambda: geometry.to(whole.device))
+        return PackedBlocks(self.data[sum(counts[:first]) : sum(counts[:last])], here, self.channels_last)
+
     def same_blocks(self, other: PackedBlocks) -> bool:
         """Tell whether another map has the same blocks at the same scale."""
         same = self.geometry is other.geometry or (self.geometry.is_whole and other.geometry.is_whole)

@@ -63,6 +63,10 @@ class MaskedVolume(MaskedMap):
         """Shape of the volume."""
         return self.data.shape
 
+    def samples(self, first: int, last: int) -> MaskedVolume:
+        """Return the map of the samples from ``first`` to before ``last``."""
+        return MaskedVolume(self.data[first:last], self.mask_Bdhw[first:last], self.channels_last)
+
     def permute(self, *axes: int) -> MaskedVolume:
         """Move the channels behind, or back."""
         return MaskedVolume(self.data.permute(*axes), self.mask_Bdhw, not self.channels_last)

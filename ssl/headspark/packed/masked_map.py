@@ -50,6 +50,10 @@ class MaskedMap(ABC):
         """Return the mask at the scale of this map, bool (B, 1, D, H, W); True where the map exists."""
 
     @abstractmethod
+    def samples(self, first: int, last: int) -> Self:
+        """Return the map of the samples from ``first`` to before ``last``."""
+
+    @abstractmethod
     def permute(self, *axes: int) -> Self:
         """Move the channels behind, or back."""
 

@@ -115,13 +115,13 @@ def try_step(recipe: Recipe, accelerator: Accelerator, batch: int) -> None:
     mask_Bdhw = draw_mask(batch, mask_grid((patch,) * 3, recipe.mask.block), ratio_bounds(recipe.mask.ratio)[0])
     x_BCDHW = torch.randn(batch, recipe.encoder.in_channels, patch, patch, patch, device=device)
     steps_B1DHW = torch.zeros_like(x_BCDHW[:, :1]) if recipe.vessels.distance_weight > 0 else None
-    second = None
+    twice = None
     if recipe.hybrid.weight > 0:
         draws, everywhere = torch.Generator().manual_seed(0), torch.ones_like(mask_Bdhw[0])
         seconds = [draw_second_mask(mask_dhw, everywhere, recipe.hybrid.share, draws) for mask_dhw in mask_Bdhw]
-        second = MaskGeometry(torch.stack(seconds))
+        twice = MaskGeometry(torch.cat([mask_Bdhw, torch.stack(seconds)]))
     with accelerator.autocast():
-        loss = model(x_BCDHW, MaskGeometry(mask_Bdhw), None, None, steps_B1DHW, second).loss
+        loss = model(x_BCDHW, MaskGeometry(mask_Bdhw), None, None, steps_B1DHW, twice).loss
     loss.backward()
     optimizer.step()
     if average is not None:
