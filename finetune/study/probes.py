@@ -21,7 +21,7 @@ from finetune.study.config import Cell
 from finetune.study.table import LABELS, SPLIT, TARGETS
 from finetune.tasks.aneurysm import PRESENT
 from harmonize.corpus import Corpus
-from headspark.embedding import Embeddings, embed_corpus
+from headspark.embedding import Embeddings, Pooling, embed_corpus
 from headspark.hub import load_encoder
 
 EMBEDDINGS = "embeddings"
@@ -39,7 +39,9 @@ def vectors_of(encoder: Path, corpus: str, out: Path, *, device: torch.device) -
     """
     opened = Corpus.open(data.corpus_path(out, corpus))
     path = out / EMBEDDINGS / f"{encoder.name}_{corpus}.parquet"
-    return embed_corpus(load_encoder(str(encoder)), opened, path, name=encoder.name, device=device)
+    edges = tuple(max(int(shape[axis]) for shape in opened.scans["shape"]) for axis in range(3))
+    pooling = Pooling(patch=edges)  # one tile a series: they are boxes of one size, and tiles would overlap
+    return embed_corpus(load_encoder(str(encoder)), opened, path, name=encoder.name, pooling=pooling, device=device)
 
 
 def probe(
