@@ -139,10 +139,11 @@ def _detection(config: StudyConfig, detected: Sequence[Detected]) -> Iterator[st
 def limits(config: StudyConfig) -> str:
     """What the study cannot say, whatever its numbers are."""
     seeds = len(config.design.seeds)
+    told = "one seed tells nothing" if seeds == 1 else f"{seeds} seeds tell little"
     return (
         "What this does not say: the heads are phantoms, one pretraining of one small network was tried "
         f"({config.pretraining.recipe}), all arms took {config.arms[0].steps} steps whatever would have suited each, "
-        f"and {seeds} seeds tell little of how much training runs differ. It does not carry over to real "
+        f"and {told} of how much training runs differ. It does not carry over to real "
         "scans, larger networks, longer pretraining or other targets."
     )
 
