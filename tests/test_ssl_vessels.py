@@ -14,8 +14,10 @@ import headspark.train as module
 from harmonize import corpus as corpora
 from harmonize.errors import WrongUse
 from harmonize.files import sha256_of
+from harmonize.pipeline import WINDOWED
 from harmonize.scan import HU
 from harmonize.settings import PERCENTILES, Settings
+from harmonize.voxels.intensity import CT_WINDOWS, window
 from harmonize.voxels.stored import StoredVolume
 from harmonize.voxels.vesselness import brightest_tubes
 from headspark.config import from_plain
@@ -35,7 +37,7 @@ from headspark.run.checkpoint import load_newest
 from headspark.run.folder import read_metrics
 from headspark.spark import SparK, SparKConfig
 from headspark.train import train
-from headspark.vessels import STEP_MM, UNKNOWN, VesselConfig, distance_map, find_vessels, nearness
+from headspark.vessels import STEP_MM, UNKNOWN, VesselConfig, distance_map, nearness
 
 EDGE, SPACING, RADIUS_MM = 44, 1.5, 1.8
 """Of the heads here: a ball, and in it an artery that runs straight up."""
@@ -151,10 +153,12 @@ def test_bone_of_a_ct_is_no_vessel() -> None:
     values, true_mm = head(2)
     hu = np.where(values < -1, -1000, 40 + 100 * (values - 1)).astype(np.float32)
     hu[20:24, 30:33] = 1200
-    found = find_vessels(hu, [SPACING] * 3, unit=HU, look="bright")
-    assert found.any()
-    assert not found[18:26, 29:34].any()
-    assert (true_mm[found] < SPACING).mean() > 0.9
+    windowed = np.stack([window(hu, *one) for one in CT_WINDOWS.values()], axis=-1)
+    for values_of_ct, unit in ((hu, HU), (windowed, WINDOWED)):
+        found = distance_map(values_of_ct, [SPACING] * 3, unit=unit, look="bright") == 0
+        assert found.any()
+        assert not found[18:26, 29:34].any()
+        assert (true_mm[found] < SPACING).mean() > 0.9
 
 
 def test_blocks_are_counted_where_a_turned_patch_has_them() -> None:

@@ -42,7 +42,7 @@ SHELL_STEP_MM = 4.0
 STEP_MM = 0.25
 """Of distances as they are kept, in one byte."""
 
-VERSION = 1
+VERSION = 2
 """Of all this: what is kept of one is not taken for another's."""
 
 UNKNOWN = 255
@@ -118,8 +118,10 @@ def distance_map(values_XYZ: NDArray[Any], spacing: Sequence[float], *, unit: st
         uint8, steps of `STEP_MM`, 0 within vessels, 254 also for what is farther; `UNKNOWN` everywhere if
         there are none.
     """
-    if unit == WINDOWED:  # the widest window, in which arteries are not saturated
-        values_XYZ = values_XYZ[..., list(CT_WINDOWS).index("bone")]
+    if unit == WINDOWED:  # back from the widest window, in which arteries are not saturated
+        width, level = CT_WINDOWS["bone"]
+        values_XYZ = values_XYZ[..., list(CT_WINDOWS).index("bone")] * width + (level - width / 2)
+        unit = HU
     vessels_XYZ = find_vessels(values_XYZ, spacing, unit=unit, look=look)
     if not vessels_XYZ.any():
         return np.full(vessels_XYZ.shape, UNKNOWN, dtype=np.uint8)
