@@ -270,6 +270,20 @@ def test_a_hard_tree_is_read_as_any_other(mislabelled: Path) -> None:
         assert 5 <= len(np.unique(np.asarray(mask.dataobj))) <= 14
 
 
+def test_mimics_are_told_of_where_the_picture_shows_them(mislabelled: Path) -> None:
+    """Outside of it there is no slice to name; the nearest shows nothing of the kind."""
+    told = pd.read_csv(mislabelled / "rsna_mimics.csv").groupby("SeriesInstanceUID")["kind"].agg(list)
+    outside = 0
+    for series in plans(12, TreeOptions(difficulty="hard", label_noise=0.5), seed=2):
+        grid = hospital_grid(series, 24, rng_of(*series.names, "grid"))
+        mimics = would_be(series, draw_pose(*series.names)).mimics
+        places_N3 = np.array([grid.index(mimic.centre_mm) for mimic in mimics])
+        shown_N = ((places_N3 > -0.5) & (places_N3 < np.array(grid.shape) - 0.5)).all(axis=1)
+        assert told.get(series.uid, []) == [mimic.kind for mimic, shown in zip(mimics, shown_N, strict=True) if shown]
+        outside += int((~shown_N).sum())
+    assert outside
+
+
 def test_two_processes_write_the_same_bytes(tmp_path: Path, mislabelled: Path) -> None:
     phantom.write("rsna", tmp_path, scans=3, size=24, seed=2, difficulty="hard", label_noise=0.5, workers=2)
     series = {path.name for path in (tmp_path / "rsna" / "series").iterdir()}

@@ -73,6 +73,11 @@ class Grid:
         offset = np.asarray(world_mm, dtype=np.float64) - self.affine[:3, 3]
         return np.asarray(np.linalg.solve(self.affine[:3, :3], offset), dtype=np.float64)
 
+    def shows(self, world_mm: ArrayLike) -> bool:
+        """Whether a place in RAS+ mm lies in a voxel."""
+        index = np.rint(self.index(world_mm)) - self.first
+        return bool(((index >= 0) & (index < self.shape)).all())
+
 
 def make_grid(
     *,

@@ -85,10 +85,11 @@ def _said(
     uid: Row = {"SeriesInstanceUID": series.uid}
     vessels = head.vessels
     sacs = vessels.aneurysms
+    mimics = [mimic for mimic in vessels.mimics if grid.shows(mimic.centre_mm)]
     reading = Reading(findings=tuple((sac.location, sac.centre_mm) for sac in sacs))
     if label_noise:
         sites = would_be(series, head.pose).aneurysms
-        reading = read_by(label_noise, sacs, sites, vessels.mimics, rng_of(*series.names, "reader"))
+        reading = read_by(label_noise, sacs, sites, mimics, rng_of(*series.names, "reader"))
 
     def place(centre_mm: tuple[float, float, float]) -> Row:
         column, line, k = pixels_of(grid, centre_mm)
@@ -126,7 +127,7 @@ def _said(
         points=tuple({**uid, **place(centre), "location": site} for site, centre in reading.findings),
         sizes=tuple({**uid, **size} for size in sizes),
         hospital={**uid, **hospital},
-        mimics=tuple({**uid, **place(mimic.centre_mm), "kind": mimic.kind} for mimic in vessels.mimics),
+        mimics=tuple({**uid, **place(mimic.centre_mm), "kind": mimic.kind} for mimic in mimics),
         truth={**uid, **_labels(series.locations), "mistake": reading.error},
         pair=pair,
     )
