@@ -113,6 +113,17 @@ def test_a_killed_study_goes_on_and_its_predictions_alone_are_enough(
         run_study(config, out, only=["none"])
 
 
+@pytest.mark.parametrize(
+    ("option", "said"), [("--data.ct_windows=[brain]", "cut other windows"), ("--view.kind=mip", "shows pictures")]
+)
+def test_runs_that_do_not_fit_are_refused_and_may_be_put_right(option: str, said: str, tmp_path: Path) -> None:
+    config = from_plain(StudyConfig, TOY)
+    wrong = replace(config.finetuning, options=(option, "--scratch.in_channels=1"))
+    with pytest.raises(WrongUse, match=said):
+        run_study(replace(config, finetuning=wrong), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(WrongUse, match=r"holds mine\.txt and no study"):

@@ -14,7 +14,7 @@ from finetune.study.config import StudyConfig
 from finetune.study.figures import figure_detected, figure_differences, figure_scores
 from finetune.study.findings import WHERE, pretrained_arms, sentences
 from finetune.study.pairs import Detected, detect
-from finetune.study.plan import percent, powers
+from finetune.study.plan import NUMBERS, PAGE, STUDY, percent, powers
 from finetune.study.results import write_section
 from finetune.study.table import CELLS, Study, gather, read_study
 from harmonize.files import write_json
@@ -23,8 +23,6 @@ from headspark.config import read_recipe, to_plain
 from headspark.run.folder import without_odd_numbers
 
 STYLE = ".answer { border-left: 4px solid var(--mark); padding: .1rem 0 .1rem .9rem; font-size: 1.1rem; }"
-PAGE, NUMBERS, STUDY = "study.html", "study.json", "study.yaml"
-"""In the folder of a study; the last is its recipe, as it began."""
 
 
 def write_results(out: Path, *, docs: Path | None = None) -> list[str]:

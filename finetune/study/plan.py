@@ -18,6 +18,9 @@ from headspark.config import to_plain
 PLAN = "plan.json"
 """In the folder of a study, written before its first cell is run; it is never written again."""
 
+STUDY, PAGE, NUMBERS = "study.yaml", "study.html", "study.json"
+"""Beside it: the study's recipe, as it began; and what it says, as a page and as numbers."""
+
 
 def powers(config: StudyConfig) -> dict[str, Power]:
     """What can be seen in the held-out series of each split."""

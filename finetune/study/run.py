@@ -19,7 +19,7 @@ from finetune.recipe import Recipe
 from finetune.study import data
 from finetune.study.cells import Held, ask, fine_tune, labelled_cases, read_held, recipe_of_cell, run_folder
 from finetune.study.config import PRETRAINED, PROBE, Cell, RunConfig, StudyConfig
-from finetune.study.plan import PLAN, write_plan
+from finetune.study.plan import NUMBERS, PAGE, PLAN, STUDY, write_plan
 from finetune.study.probes import probe
 from finetune.study.table import CELLS, cell_path, gather, write_cell
 from harmonize.corpus import Corpus
@@ -36,11 +36,8 @@ from headspark.run.folder import FINISHED, read_state
 from headspark.run.interrupt import Interrupted, interrupts
 from headspark.train import train as pretrain
 
-STUDY = "study.yaml"
-"""In the folder of a study: its recipe, as it began."""
-
 PRETRAINING, ENCODERS, SECONDS = "pretraining", "encoders", "seconds.json"
-_OURS = {CELLS, PREDICTIONS, PLAN, SECONDS}
+_OURS = {CELLS, PREDICTIONS, PLAN, PAGE, NUMBERS, SECONDS}
 
 
 def run_study(config: StudyConfig, out: Path, *, only: Sequence[str] = (), device: torch.device | None = None) -> bool:
@@ -59,10 +56,10 @@ def run_study(config: StudyConfig, out: Path, *, only: Sequence[str] = (), devic
         UserError: The folder is another study's, or a part of it failed.
     """
     cells = _chosen(config.cells(), only)
-    _check_same(config, out)
     base = read_run(Recipe, config.finetuning)
     pretraining = read_run(PretrainRecipe, config.pretraining)
     _check_alike(base, pretraining)
+    _check_same(config, out)  # last, for it writes the recipe of a new study down
     write_plan(config, out)
     left = [cell for cell in cells if not cell_path(out, cell).is_file()]
     if left:
