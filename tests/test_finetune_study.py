@@ -154,7 +154,9 @@ def test_the_small_study_has_eighteen_fine_tunings_in_whole_comparisons() -> Non
     assert len(cells) == 18
     assert [cell.arm for cell in cells[:3]] == ["scratch", "lp_ft", "three_stage"]
     assert len({(cell.labelled, cell.seed) for cell in cells[:3]}) == 1
-    assert len({cell.name for cell in config.cells()}) == len(config.cells())
+    assert len({cell.name for cell in config.cells()}) == len(config.cells()) == 30
+    # A study that is stopped has whole seeds, their probes among them.
+    assert [cell.seed for cell in config.cells()] == [0] * 10 + [1] * 10 + [2] * 10
 
 
 @pytest.mark.parametrize(

@@ -235,5 +235,5 @@ class StudyConfig:
                     yield Cell(labelled=labelled, arm=f"{PROBE} {encoder}", seed=seed)
 
     def cells(self) -> list[Cell]:
-        """All of them."""
-        return [*self.fine_tunings(), *self.probings()]
+        """All of them, seed by seed: arms are compared on the seeds that all have, the probes among them."""
+        return sorted([*self.fine_tunings(), *self.probings()], key=lambda cell: self.design.seeds.index(cell.seed))
