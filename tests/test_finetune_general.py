@@ -10,7 +10,7 @@ import pytest
 from harmonize.labels import LABELS, LOCATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN = ("finetune/tasks/aneurysm.py", "finetune/kaggle/", "finetune/demo/")
+OWN = ("finetune/tasks/aneurysm.py", "finetune/kaggle/", "finetune/demo/", "finetune/study/")
 FILES = [
     path
     for folder in ("finetune", "ssl/headspark")

@@ -17,11 +17,14 @@ from finetune.recipe import Recipe as FinetuneRecipe
 from finetune.study import StudyConfig, run_study, write_results
 from finetune.study import run as runner
 from finetune.study.config import Cell, PowerConfig
+from finetune.study.data import beside, trees
 from finetune.study.plan import PLAN
-from finetune.study.run import read_run
+from finetune.study.run import LOCK, read_run
 from finetune.study.table import INSIDE, OUTSIDE, cell_path
-from harmonize.errors import WrongUse
+from harmonize.corpus.lock import exclusive
+from harmonize.errors import UserError, WrongUse
 from harmonize.labels import PRESENT
+from harmonize.phantom.rsna.tables import SIZES
 from headspark.config import from_plain, read_recipe, to_yaml
 from headspark.recipe import Recipe as PretrainRecipe
 
@@ -124,6 +127,33 @@ def test_runs_that_do_not_fit_are_refused_and_may_be_put_right(option: str, said
     assert not (tmp_path / "study").exists()
 
 
+def test_two_processes_do_not_make_the_same_heads_at_once(tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path / LOCK, "busy"),
+        pytest.raises(UserError, match="another process makes its heads and its encoder; wait for that"),
+    ):
+        run_study(from_plain(StudyConfig, TOY), tmp_path)
+
+
+def test_tables_of_heads_whose_writing_was_stopped_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = from_plain(StudyConfig, TOY)
+    stale = beside(tmp_path, INSIDE, SIZES)
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of a tree that never got its name")
+    inside = [one for one in trees(config, folds=2) if one.name == INSIDE]
+    monkeypatch.setattr(runner.data, "trees", lambda config, *, folds: inside)
+    runner.data.make(config, tmp_path, folds=2)
+    assert len(pd.read_csv(stale)) >= 3
+
+
+def test_a_recipe_that_is_not_there_is_told_by_its_key(tmp_path: Path) -> None:
+    config = from_plain(StudyConfig, TOY)
+    with pytest.raises(UserError, match=r"pretraining\.recipe nope"):
+        run_study(replace(config, pretraining=replace(config.pretraining, recipe="nope")), tmp_path / "study")
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(WrongUse, match=r"holds mine\.txt and no study"):
@@ -140,7 +170,10 @@ def test_a_recipe_of_a_study_names_runs_that_fit_each_other(path: Path, tmp_path
     config = read_recipe(StudyConfig, path)
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert read_recipe(StudyConfig, tmp_path / "again.yaml") == config
-    pretraining, base = read_run(PretrainRecipe, config.pretraining), read_run(FinetuneRecipe, config.finetuning)
+    pretraining, base = (
+        read_run(PretrainRecipe, config.pretraining, ""),
+        read_run(FinetuneRecipe, config.finetuning, ""),
+    )
     assert pretraining.encoder == base.scratch
     assert pretraining.data.windows == base.data.windows
     words = config.data.harmonize

@@ -78,7 +78,7 @@ PROGRAMS = {
         module=headspark.train,
         config=headspark.recipe.Recipe,
         toy=PRETRAINING,
-        evaluating=(headspark.pretraining.evaluate.Evaluator, "validation_loss"),
+        evaluating=(headspark.pretraining.evaluate.Evaluator, "validation_losses"),
     ),
     "fine-tuning": Program(
         module=finetune.train,

@@ -125,3 +125,15 @@ def test_a_tree_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="disk full"):
         phantom.write("rsna", tmp_path, scans=2, size=24, seed=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tree_that_cannot_get_its_name_takes_its_tables_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, target: Path) -> Path:
+        assert (tmp_path / "rsna_sizes.csv").is_file(), "whoever finds the tree finds its tables"
+        raise OSError("disk gone")
+
+    original = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, to: fail(self, to) if to.name == "rsna" else original(self, to))
+    with pytest.raises(OSError, match="disk gone"):
+        phantom.write("rsna", tmp_path, scans=2, size=24, seed=0)
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from finetune.study.table import INSIDE, OUTSIDE, PAIRS
 from harmonize.cli import main as harmonize
 from harmonize.errors import UserError
 from harmonize.files import write_json
+from harmonize.phantom.rsna.tables import BESIDE
 from harmonize.terminal import say
 
 RAW, CORPORA = "raw", "corpora"
@@ -115,11 +116,15 @@ def make(config: StudyConfig, out: Path, *, folds: int) -> None:
         if done.exists():
             continue
         words = list(commands(config, tree, out))
+        if not raw.exists():  # tables are written before the tree has its name: these are of one that was stopped
+            for table in BESIDE:
+                beside(out, tree.name, table).unlink(missing_ok=True)
         for command in words[1:] if raw.exists() else words:
             say(f"$ {shlex.join(command)}")
             code = harmonize(command[1:])
             if code:
-                raise UserError(f"study: `{shlex.join(command)}` ended with {code}; fix that, then run it again")
+                said = "did not come to its end, as said above; the same study goes on from here"
+                raise UserError(f"study: `{shlex.join(command)}` {said}")
         write_json(done, {"series": tree.series, "commands": [shlex.join(command) for command in words]})
         if not config.data.keep_raw:
             shutil.rmtree(raw)

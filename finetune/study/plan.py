@@ -13,6 +13,8 @@ from finetune.study.config import StudyConfig
 from finetune.study.power import Power, power_of
 from finetune.study.table import INSIDE, OUTSIDE
 from harmonize.files import write_json
+from harmonize.phantom.rsna.plan import PAIRS
+from harmonize.phantom.rsna.prevalence import MODALITIES
 from headspark.config import to_plain
 
 PLAN = "plan.json"
@@ -23,10 +25,12 @@ STUDY, PAGE, NUMBERS = "study.yaml", "study.html", "study.json"
 
 
 def powers(config: StudyConfig) -> dict[str, Power]:
-    """What can be seen in the held-out series of each split."""
+    """What can be seen in the held-out series of each split, of areas within modality."""
     sizes = {INSIDE: config.data.inside, OUTSIDE: config.data.outside_series}
+    shares = [PAIRS.count(modality) / len(PAIRS) for modality in MODALITIES]
     return {
-        split: power_of(config.power, series=count, seeds=len(config.design.seeds)) for split, count in sizes.items()
+        split: power_of(config.power, series=count, seeds=len(config.design.seeds), shares=shares)
+        for split, count in sizes.items()
     }
 
 

@@ -18,6 +18,7 @@ seeds in one arm, r3 of neither in common. All of them are over draws of other h
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -46,7 +47,7 @@ class Power:
     smallest: float
 
 
-def area_variance(auc: float, ill: int, healthy: int) -> float:
+def area_variance(auc: float, ill: float, healthy: float) -> float:
     """Variance of an area under the ROC curve (Hanley and McNeil 1982).
 
     Args:
@@ -56,22 +57,23 @@ def area_variance(auc: float, ill: int, healthy: int) -> float:
 
     Example:
         >>> round(area_variance(0.75, 150, 150) ** 0.5, 4)
-        0.028
+        0.0281
     """
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     return (auc * (1 - auc) + (ill - 1) * (q1 - auc**2) + (healthy - 1) * (q2 - auc**2)) / (ill * healthy)
 
 
-def power_of(config: PowerConfig, *, series: int, seeds: int) -> Power:
+def power_of(config: PowerConfig, *, series: int, seeds: int, shares: Sequence[float] = (1.0,)) -> Power:
     """What a comparison can see.
 
     Args:
         config: What is assumed.
         series: Held-out ones, half of them ill.
         seeds: Of each arm.
+        shares: Of the series, by modality, where the area is the mean of the areas within modalities.
     """
-    ill = max(1, series // 2)
-    variance = area_variance(config.auc, ill, max(1, series - ill))
+    halves = [max(1.0, share * series / 2) for share in shares]
+    variance = sum(area_variance(config.auc, half, half) for half in halves) / len(halves) ** 2
     shared = 1 - config.same_seed + (seeds - 1) * (config.same_arm - config.neither)
     error = math.sqrt(2 / seeds * (config.seed_sd**2 + variance * shared))
     normal = NormalDist()

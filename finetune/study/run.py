@@ -23,6 +23,7 @@ from finetune.study.plan import NUMBERS, PAGE, PLAN, STUDY, write_plan
 from finetune.study.probes import probe
 from finetune.study.table import CELLS, cell_path, gather, write_cell
 from harmonize.corpus import Corpus
+from harmonize.corpus.lock import exclusive
 from harmonize.errors import WrongUse
 from harmonize.files import write_json, write_text
 from harmonize.terminal import warn
@@ -37,7 +38,9 @@ from headspark.run.interrupt import Interrupted, interrupts
 from headspark.train import train as pretrain
 
 PRETRAINING, ENCODERS, SECONDS = "pretraining", "encoders", "seconds.json"
-_OURS = {CELLS, PREDICTIONS, PLAN, PAGE, NUMBERS, SECONDS}
+LOCK = ".lock"
+"""Held while heads and encoder are made; cells may be run by several processes, each other ones."""
+_OURS = {CELLS, PREDICTIONS, PLAN, PAGE, NUMBERS, SECONDS, LOCK}
 
 
 def run_study(config: StudyConfig, out: Path, *, only: Sequence[str] = (), device: torch.device | None = None) -> bool:
@@ -56,8 +59,8 @@ def run_study(config: StudyConfig, out: Path, *, only: Sequence[str] = (), devic
         UserError: The folder is another study's, or a part of it failed.
     """
     cells = _chosen(config.cells(), only)
-    base = read_run(Recipe, config.finetuning)
-    pretraining = read_run(PretrainRecipe, config.pretraining)
+    base = read_run(Recipe, config.finetuning, "finetuning.recipe")
+    pretraining = read_run(PretrainRecipe, config.pretraining, "pretraining.recipe")
     _check_alike(base, pretraining)
     _check_same(config, out)  # last, for it writes the recipe of a new study down
     write_plan(config, out)
@@ -78,12 +81,13 @@ def _run_cells(
     out: Path,
     device: torch.device,
 ) -> bool:
-    with _timed(out, "data"):
+    busy = f"{out}: another process makes its heads and its encoder; wait for that, then give the command again"
+    with exclusive(out / LOCK, busy), _timed(out, "data"):
         data.make(config, out, folds=base.data.folds)
     try:
         with interrupts() as interrupt:
             interrupt.begin()
-            with _timed(out, PRETRAINING):
+            with exclusive(out / LOCK, busy), _timed(out, PRETRAINING):
                 if not _pretrained(pretraining, out):
                     return False
             held = read_held(base, out)
@@ -156,17 +160,18 @@ def encoder_of(cell: Cell, out: Path, *, pretrained: bool) -> Path:
     return begun
 
 
-def read_run(recipe_class: Any, config: RunConfig) -> Any:
+def read_run(recipe_class: Any, config: RunConfig, key: str) -> Any:
     """The recipe of a run, with the study's changes.
 
     Args:
         recipe_class: Of pretraining or fine-tuning.
         config: Names it.
+        key: Of the study's recipe that does.
 
     Raises:
         UserError: There is none, or a key does not fit.
     """
-    path = locate_recipe(Path(config.recipe), option="recipe ")
+    path = locate_recipe(Path(config.recipe), option=f"{key} ")
     if not config.options:
         return read_recipe(recipe_class, path)
     parser = recipe_parser(recipe_class, prog="recipe", description="")

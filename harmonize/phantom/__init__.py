@@ -134,12 +134,14 @@ def _write_whole(name: str, root: Path, arguments: dict[str, Any], *, workers: i
             progress.advance(source=name)
         of_all = [found[index] for index in scans]
         writer.write_tables(partial_root, of_all)
+        if "options" in arguments:  # before the tree has its name: whoever finds it finds them too
+            writer.write_beside(root.parent, of_all, arguments["options"])
         partial_root.rename(root)
     except BaseException:
         shutil.rmtree(partial_root)
+        for table in _beside(name, arguments.get("options")):
+            root.with_name(table).unlink(missing_ok=True)
         raise
-    if "options" in arguments:
-        writer.write_beside(root.parent, of_all, arguments["options"])
 
 
 def _beside(name: str, options: TreeOptions | None) -> tuple[str, ...]:

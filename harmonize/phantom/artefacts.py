@@ -18,6 +18,8 @@ from harmonize.phantom.vessels import Flow, Vessel
 
 _FLOWING_MM = 1.5
 """Blood flows so far from the wall of a sac as it does in arteries; what lies deeper turns slowly."""
+_FLOWING_IN_ARTERIES_MM = 2.5
+"""Likewise in an artery, which is that wide only where it is stretched."""
 _SLOW_MM = 3.0
 """From there on it takes so many mm more until all that can fade has faded."""
 _ONE_METAL_MM = 12.0
@@ -36,7 +38,7 @@ class ArtefactRates:
         ghost: Signal that motion sends elsewhere at most, as a share.
         pulsation: Share of T2 and contrast-enhanced T1 series in which pulsing arteries throw ghosts.
         pulse: Signal of such a ghost at most, as a share of the artery's contrast.
-        slow: Signal that a time-of-flight MRA loses in the middle of a large sac at most.
+        slow: Signal that a time-of-flight MRA loses in the middle of a large sac, or of a wide artery, at most.
         in_plane: Likewise in arteries that run within a slice.
         saturation: Likewise at the upper end of a slab.
         slab_mm: Thickness of its slabs.
@@ -87,10 +89,10 @@ class Ghosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FadingFlow:
-    """What a time-of-flight MRA loses of flowing blood: in sacs, in arteries along a slice, and far up a slab.
+    """What a time-of-flight MRA loses of flowing blood: deep in what is wide, in arteries along a slice, far up a slab.
 
     Attributes:
-        slow: Share lost in the middle of a large sac.
+        slow: Share lost in the middle of a large sac, or of an artery that is stretched as wide.
         in_plane: Share lost where an artery runs within the slice.
         saturation: Share lost at the upper end of a slab.
         slab_mm: Thickness of a slab.
@@ -115,7 +117,8 @@ class FadingFlow:
         """Share of the signal that is left in each piece; see `harmonize.phantom.acquisition.FlowLoss`."""
         across = np.array([self._across(vessel) for vessel in vessels])
         is_sac = np.array([vessel.flow is Flow.SAC for vessel in vessels])[number_P]
-        slow = self.slow * is_sac * np.clip((depth_P - _FLOWING_MM) / _SLOW_MM, 0, 1)
+        flowing_mm = np.where(is_sac, _FLOWING_MM, _FLOWING_IN_ARTERIES_MM)
+        slow = self.slow * np.clip((depth_P - flowing_mm) / _SLOW_MM, 0, 1)
         way_up = (height_P - self.low_mm) / self.slab_mm % 1
         left = (1 - slow) * (1 - self.in_plane * (1 - across[number_P]) * ~is_sac) * (1 - self.saturation * way_up)
         return np.asarray(left, dtype=np.float64)

@@ -49,6 +49,8 @@ from harmonize.terminal import say
 SHORTCUT_BOUNDS, OBSERVER_BOUND = (0.45, 0.60), 0.90
 
 SIZE = 160
+LEAST = 64
+"""With fewer series some modality has too few of a kind to be divided into folds."""
 HALF_BOX_MM = (46.0, 46.0, 36.0)
 """Half the box that is looked at: to the right, to the front, up."""
 HEAD_MM = 2.5
@@ -284,6 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--difficulties", nargs="+", default=["easy", "hard"])
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args(arguments)
+    if given.series < LEAST:
+        parser.error(f"--series {given.series}: ask for at least {LEAST}, or some modality has too few for its folds")
     found: dict[str, Any] = {}
     for difficulty in given.difficulties:
         start = time.perf_counter()

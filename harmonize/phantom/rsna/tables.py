@@ -68,6 +68,10 @@ def write_tables(root: Path, found: Sequence[Written]) -> None:
     _write(root / "train_localizers.csv", [point for one in found for point in one.points], _POINTS)
 
 
+BESIDE = (SIZES, HOSPITALS_TABLE, MIMICS, TRUTH, COUNTERFACTUALS)
+"""Names of all tables that may lie beside a tree."""
+
+
 def beside(options: TreeOptions) -> tuple[str, ...]:
     """Names of the tables that lie beside a tree, since the competition has none of them."""
     if options.difficulty == "easy":
