@@ -19,9 +19,8 @@ from finetune.evaluation.compare import OVERALL, WITHIN
 from finetune.study import StudyConfig, write_results
 from finetune.study.compared import Compared, compare_at
 from finetune.study.config import PowerConfig
-from finetune.study.counterfactuals import read_pairs
 from finetune.study.findings import HARMS, HELPS, UNSHOWN, sentences, verdict
-from finetune.study.pairs import ALL, detect
+from finetune.study.pairs import ALL, detect, read_pairs
 from finetune.study.power import area_variance, power_of
 from finetune.study.results import BEGIN, END
 from finetune.study.seeds import mean_over_seeds

@@ -19,7 +19,7 @@ from finetune.regions import RegionStore
 from finetune.series import Case, Region
 from finetune.study import data
 from finetune.study.config import Cell, StudyConfig
-from finetune.study.counterfactuals import read_pairs
+from finetune.study.pairs import read_pairs
 from finetune.study.table import CELLS, DIAMETER, INSIDE, OUTSIDE, PAIR, PAIRS, SPACING, SPLIT
 from finetune.tasks import make_task
 from finetune.train import train

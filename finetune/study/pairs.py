@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from finetune.study.compared import scores_of, shared_seeds
 from finetune.study.seeds import Floats, mean_over_seeds
 from finetune.study.table import ARM, DIAMETER, LABELLED, PAIR, PAIRS, SEED, SPACING, SPLIT, Study
 from finetune.tasks.aneurysm import LABELS, PRESENT
+from harmonize.errors import UserError
+from harmonize.sources.tables import read_table
 
 ALL = "all pairs"
 SPACING_EDGES_MM = (0.0, 1.0, 2.0, np.inf)
@@ -106,6 +109,24 @@ def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
                 share_more=_estimate(share[0] - first[0], share[1] - first[1], seed=seed),
                 logits=_estimate(*_means(logits_SP, times_PD[rows_P]), seed=seed),
             )
+
+
+def read_pairs(path: Path) -> dict[str, str]:
+    """Name of the pair of each series.
+
+    Args:
+        path: Of the table, with the columns ``pair``, ``with_sac`` and ``without_sac``.
+
+    Raises:
+        UserError: A series stands in two pairs.
+        OSError: There is no such table.
+    """
+    pairs: dict[str, str] = {}
+    for row in read_table(path, ("pair", "with_sac", "without_sac")).rows:
+        for column in ("with_sac", "without_sac"):
+            if pairs.setdefault(row[column], row["pair"]) != row["pair"]:
+                raise UserError(f"{path}: a series stands in two pairs; write the tree again")
+    return pairs
 
 
 def pairs_of(series: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -144,7 +144,11 @@ def _asked(address: str, within_s: float) -> str | None:
 
 @contextmanager
 def bounded_silence() -> Iterator[None]:
-    """Have the client give up a connection on which nothing has moved for `SILENCE_S`: a job would hang to its end."""
+    """Have the client give up a connection on which nothing has moved for `SILENCE_S`: a job would hang to its end.
+
+    It holds for the session that there is; the one that the client makes after a connection failed waits as it always
+    does.
+    """
     session = get_session()
     before, session.timeout = session.timeout, SILENCE_S
     try:

@@ -12,7 +12,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from harmonize.phantom.vessels.courses import across, bent, length, looped, place_at, stretch, widened, widest_past
+from harmonize.phantom.vessels.courses import (
+    Place,
+    across,
+    bent,
+    length,
+    looped,
+    place_at,
+    stretch,
+    widened,
+    widest_past,
+)
 from harmonize.phantom.vessels.parts import Flow, Mimic, MimicKind, Vessel, as_point
 from harmonize.phantom.vessels.template import SIGNS, Nodes, node_of
 from harmonize.phantom.vessels.tubes import Tube
@@ -60,10 +70,8 @@ def wind(rng: np.random.Generator, arteries: Arteries) -> list[Mimic]:
     """Wind arteries into loops and kinks; changes `arteries`."""
     mimics = []
     for _ in range(_number(rng, WINDINGS_A_HEAD)):
-        name = _one_of(rng, _WINDING, arteries)
+        name, at, place = _spot(rng, _WINDING, arteries)
         vessel = arteries[name]
-        at = float(rng.uniform(*_near(name)))
-        place = place_at(vessel.tube, at)
         aside = across(rng, place.along_3)
         # Not over the midline, where the arteries of the other side are.
         aside[0] = abs(aside[0]) * (1 if place.point_3[0] > 0 else -1)
@@ -85,10 +93,8 @@ def widen(rng: np.random.Generator, arteries: Arteries) -> list[Mimic]:
     """Make stretches of arteries wide, without a neck and longer than a fusiform aneurysm; changes `arteries`."""
     mimics = []
     for _ in range(_number(rng, STRETCHES_A_HEAD)):
-        name = _one_of(rng, _WIDE, arteries)
+        name, at, place = _spot(rng, _WIDE, arteries)
         vessel = arteries[name]
-        at = float(rng.uniform(*_near(name)))
-        place = place_at(vessel.tube, at)
         factor = float(np.clip(1 + rng.lognormal(np.log(0.7), 0.5), 1.2, 2.8))
         long = 2 * factor * place.radius_mm * float(rng.uniform(3.0, 5.0))
         wide = widened(vessel.tube, at, min(long, length(vessel.tube)), factor)
@@ -138,10 +144,12 @@ def _number(rng: np.random.Generator, mean: float) -> int:
     return int(rng.geometric(1 / (1 + mean))) - 1
 
 
-def _one_of(rng: np.random.Generator, names: tuple[str, ...], arteries: Arteries) -> str:
-    """One of the arteries that a head has; the left and the right of a pair are as likely."""
+def _spot(rng: np.random.Generator, names: tuple[str, ...], arteries: Arteries) -> tuple[str, float, Place]:
+    """A place on one of the arteries that a head has, and where on it; left and right of a pair are as likely."""
     here = [name for name in arteries if name.split()[-1] in names]
-    return here[int(rng.integers(len(here)))]
+    name = here[int(rng.integers(len(here)))]
+    at = float(rng.uniform(*_near(name)))
+    return name, at, place_at(arteries[name].tube, at)
 
 
 def _near(name: str) -> tuple[float, float]:
