@@ -21,10 +21,10 @@ class TreeOptions:
     Attributes:
         prevalence: How common aneurysms are.
         coverage: Fields of view of the protocols, or ``varied`` ones of turned heads.
-        difficulty: ``easy``, or ``hard`` as in the clinic.
-        hospital: The only one that scans; None for all but the odd one. Of hard trees.
-        label_noise: Share of the series whose labels are wrong. Of hard trees.
-        counterfactuals: Whether each two series are one head with and without a sac. Of hard trees.
+        difficulty: ``easy``, ``hard`` as in the clinic, or ``medium`` between the two.
+        hospital: The only one that scans; None for all but the odd one. Not of easy trees.
+        label_noise: Share of the series whose labels are wrong. Not of easy trees.
+        counterfactuals: Whether each two series are one head with and without a sac. Not of easy trees.
 
     Raises:
         WrongUse: For what does not go together, or a value out of range.
@@ -42,7 +42,7 @@ class TreeOptions:
         if self.coverage not in COVERAGES:
             raise WrongUse(f"--coverage {self.coverage}: choose {' or '.join(COVERAGES)}")
         if self.difficulty not in DIFFICULTIES:
-            raise WrongUse(f"--difficulty {self.difficulty}: choose {' or '.join(DIFFICULTIES)}")
+            raise WrongUse(f"--difficulty {self.difficulty}: choose {', '.join(DIFFICULTIES)}")
         if self.hospital is not None and self.hospital not in BY_NAME:
             raise WrongUse(f"--hospital {self.hospital}: there is no such one; choose {', '.join(BY_NAME)}")
         if not 0 <= self.label_noise <= 1:
@@ -54,8 +54,8 @@ class TreeOptions:
             "--prevalence with a column hospital": bool(self.prevalence.hospitals),
         }
         asked = [name for name, is_asked in hard.items() if is_asked]
-        if asked and self.difficulty != "hard":
-            raise WrongUse(f"{asked[0]}: does nothing without --difficulty hard")
+        if asked and self.difficulty == "easy":
+            raise WrongUse(f"{asked[0]}: does nothing without --difficulty medium or hard")
         if self.counterfactuals and self.label_noise:
             raise WrongUse("--counterfactuals with --label-noise: pairs are there to be told apart; leave one out")
 

@@ -127,10 +127,10 @@ def _plan_hard(index: int, seed: int, options: TreeOptions) -> SeriesPlan:
         sites=draw_locations(
             rng_of(*names, "locations"),
             strata.drawn("site", 2 * SITE_STRATA),
-            common.site_weights(modality, "hard"),
+            common.site_weights(modality, options.difficulty),
         ),
         names=names,
-        difficulty="hard",
+        difficulty=options.difficulty,
         hospital=hospital,
     )
 
@@ -142,7 +142,7 @@ def _plan_pair(index: int, seed: int, options: TreeOptions) -> SeriesPlan:
     modality, couple = _couple(pair)
     strata = _Strata(names[:-1], modality, couple)
     hospital = strata.hospital(options)
-    weights = options.prevalence.of(hospital).site_weights(modality, "hard")
+    weights = options.prevalence.of(hospital).site_weights(modality, options.difficulty)
     return SeriesPlan(
         uid=uid_of(*names, "without" if second else "series"),
         modality=modality,
@@ -151,7 +151,7 @@ def _plan_pair(index: int, seed: int, options: TreeOptions) -> SeriesPlan:
         ill=not second,
         sites=(_site(strata.drawn("site", SITE_STRATA), weights),),
         names=names,
-        difficulty="hard",
+        difficulty=options.difficulty,
         hospital=hospital,
         pair=pair,
     )
@@ -164,8 +164,8 @@ def _site(place: float, weights: Sequence[float]) -> str:
 
 
 def _tree(seed: int, options: TreeOptions) -> tuple[object, ...]:
-    """What the randomness of a hard tree is named by: no two trees share a head."""
-    return (seed, "rsna", "hard", options.hospital or "hospitals")
+    """What the randomness of a medium or hard tree is named by: no two trees share a head."""
+    return (seed, "rsna", options.difficulty, options.hospital or "hospitals")
 
 
 def _couple(pair: int) -> tuple[str, int]:

@@ -53,7 +53,7 @@ def write_scan(index: int, *, root: Path, scans: int, size: int, seed: int, opti
 
 def write_series(root: Path, series: SeriesPlan, size: int, coverage: Coverage, *, label_noise: float = 0.0) -> Written:
     """Write one planned series as `write_scan` does; `label_noise` is how often a hard one is labelled wrongly."""
-    hard = series.difficulty == "hard"
+    hard = series.difficulty != "easy"
     rng = rng_of(*series.names, "series")
     picture = hard_picture(series, size, coverage) if hard else easy_picture(series, size, coverage, rng)
     head, grid, planes = picture.head, picture.grid, picture.planes
@@ -99,7 +99,7 @@ def _said(
         return {"SOPInstanceUID": slices[k].sop_uid, "coordinates": str(coordinates)}
 
     hospital: Row = {"hospital": series.hospital or ""}
-    looks = LOOKS if series.difficulty == "hard" else ()
+    looks = LOOKS if series.difficulty != "easy" else ()
     sizes: list[Row] = [
         {
             "location": sac.location,
@@ -162,7 +162,7 @@ def _write_masks(
     nested = int(rng_of(*series.names, "layout").integers(2)) == 1
     place = folder / series.uid if nested else folder
     place.mkdir(parents=True, exist_ok=True)
-    at_once = SLAB_VOXELS if series.difficulty == "hard" else int(np.prod(grid.shape))
+    at_once = SLAB_VOXELS if series.difficulty != "easy" else int(np.prod(grid.shape))
     labelled = (plane for _, slab in slabs_of(grid, at_once) for plane in np.moveaxis(vessel_mask(head, slab), 2, 0))
     for _ in _saved(place / f"{series.uid}_cowseg.nii", labelled, grid, np.uint8):
         pass

@@ -11,7 +11,7 @@ import numpy as np
 
 from harmonize.labels import LOCATIONS
 from harmonize.phantom.vessels.courses import across, place_at
-from harmonize.phantom.vessels.parts import Aneurysm, Flow, Mimic, MimicKind, Vessel, as_point
+from harmonize.phantom.vessels.parts import Aneurysm, Clinic, Flow, Mimic, MimicKind, Vessel, as_point
 from harmonize.phantom.vessels.sacs import Site, draw_diameter, draw_site
 from harmonize.phantom.vessels.template import SIGNS, Nodes
 from harmonize.phantom.vessels.tubes import Tube, spline
@@ -54,7 +54,7 @@ _CISTERNS: Sequence[tuple[tuple[tuple[float, float, float], ...], float]] = (
 """Where blood gathers around the arteries: courses in template mm and radius."""
 
 
-def draw_veins(rng: np.random.Generator, nodes: Nodes) -> Found:
+def draw_veins(rng: np.random.Generator, nodes: Nodes, clinic: Clinic) -> Found:
     """Veins that run beside arteries, the cavernous sinus where it is filled, and wide places of them."""
     mimics, vessels = [], []
     for side, sign in SIGNS.items():
@@ -73,12 +73,11 @@ def draw_veins(rng: np.random.Generator, nodes: Nodes) -> Found:
         for vein in courses
         if "cavernous" in vein.branch
     ]
-    for _ in range(int(rng.poisson(VARICES_A_HEAD))):
+    for _ in range(int(rng.poisson(clinic.wide_places * VARICES_A_HEAD))):
         vein = courses[int(rng.integers(len(courses)))]
         place = place_at(vein.tube, float(rng.uniform(0.1, 0.7)))
-        ball = Tube(
-            points_N3=place.point_3[None], radii_N=np.array([max(1.5 * place.radius_mm, draw_diameter(rng) / 2)])
-        )
+        radius = max(1.5 * place.radius_mm, draw_diameter(rng, clinic.median_mm) / 2)
+        ball = Tube(points_N3=place.point_3[None], radii_N=np.array([radius]))
         vessels.append(_vein(ball, "varix"))
         mimics.append(Mimic(kind="vein", centre_mm=as_point(place.point_3)))
     return mimics, vessels
@@ -102,14 +101,21 @@ def calcify(rng: np.random.Generator, arteries: Mapping[str, Vessel]) -> Found:
     return mimics, vessels
 
 
-def treat(rng: np.random.Generator, nodes: Nodes, arteries: Mapping[str, Vessel], sites: Sequence[Aneurysm]) -> Found:
+def treat(
+    rng: np.random.Generator,
+    nodes: Nodes,
+    arteries: Mapping[str, Vessel],
+    sites: Sequence[Aneurysm],
+    median_mm: float,
+) -> Found:
     """Clips and coils of aneurysms that were treated, where they hide none of `sites`, the places of sacs."""
     mimics: list[Mimic] = []
     vessels: list[Vessel] = []
     kinds: tuple[tuple[MimicKind, float], ...] = (("clip", CLIPPED_HEADS), ("coil", COILED_HEADS))
     for kind, share in kinds:
         chance, bloom = rng.random(), float(rng.uniform(*_BLOOM_MM))
-        tries = [_metal(rng, kind, draw_site(rng, str(rng.choice(LOCATIONS)), nodes, arteries)) for _ in range(_TRIES)]
+        sites_drawn = (draw_site(rng, str(rng.choice(LOCATIONS)), nodes, arteries) for _ in range(_TRIES))
+        tries = [_metal(rng, kind, site, median_mm) for site in sites_drawn]
         metal = next((tube for tube in tries if not _hides(tube, sites)), None)
         if chance >= share or metal is None:
             continue
@@ -151,11 +157,11 @@ def _vein(tube: Tube, name: str) -> Vessel:
     return Vessel(tube=tube, location=None, flow=Flow.VEIN, branch=name)
 
 
-def _metal(rng: np.random.Generator, kind: MimicKind, site: Site) -> Tube:
+def _metal(rng: np.random.Generator, kind: MimicKind, site: Site, median_mm: float) -> Tube:
     """A ball of coils of the size of a sac, or a clip across the neck of one."""
     root, towards, wall = site.place.point_3, site.towards_3, site.place.radius_mm
     if kind == "coil":
-        radius = draw_diameter(rng) / 2
+        radius = draw_diameter(rng, median_mm) / 2
         return Tube(points_N3=(root + towards * (0.8 * wall + radius))[None], radii_N=np.array([radius]))
     ends = wall + np.array([0.0, rng.uniform(7.0, 12.0)])
     return Tube(points_N3=root + ends[:, None] * towards, radii_N=np.array([0.7, 1.1]))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from harmonize.labels import LOCATIONS
 from harmonize.phantom.vessels import beside, walls
 from harmonize.phantom.vessels.courses import place_at
-from harmonize.phantom.vessels.parts import Flow, Vessel, VesselTree
+from harmonize.phantom.vessels.parts import Clinic, Flow, Vessel, VesselTree
 from harmonize.phantom.vessels.sacs import blow_sac
 from harmonize.phantom.vessels.template import SIGNS, Branch, branches, draw_factors, draw_nodes, lay
 from harmonize.phantom.vessels.tubes import spline
@@ -32,8 +32,8 @@ _THIN: Mapping[str, tuple[float, tuple[tuple[float, float, float], ...], tuple[f
 """Arteries that leave the carotid: at which share of its upper part, further nodes on the right side, radii in mm."""
 
 
-def grow_hard(rng: np.random.Generator, locations: Sequence[str]) -> VesselTree:
-    """Draw a hard tree in template coordinates with one aneurysm at each of `locations`.
+def grow_hard(rng: np.random.Generator, locations: Sequence[str], clinic: Clinic) -> VesselTree:
+    """Draw a hard or medium tree in template coordinates with one aneurysm at each of `locations`.
 
     Each of the thirteen places has a sac of its own, drawn by itself and only kept where it is asked for, so that trees
     of one `rng` differ by whole sacs and by nothing else.
@@ -47,20 +47,20 @@ def grow_hard(rng: np.random.Generator, locations: Sequence[str]) -> VesselTree:
     arteries = {name: vessel for name, vessel in arteries.items() if vessel.flow is Flow.ARTERY}
     mimics = [
         *walls.fenestrate(alike, arteries, variants),
-        *walls.widen(alike, arteries),
-        *walls.wind(alike, arteries),
+        *walls.widen(alike, arteries, often=clinic.wide_places),
+        *walls.wind(alike, arteries, often=clinic.wide_places),
     ]
     sacs = {
-        location: blow_sac(np.random.default_rng(seed), location, nodes, arteries)
+        location: blow_sac(np.random.default_rng(seed), location, nodes, arteries, clinic.median_mm)
         for location, seed in zip(LOCATIONS, seeds[2:], strict=True)
     }
     vessels = [*arteries.values(), *veins]
     for found, parts in (
-        walls.swell(alike, arteries, nodes),
+        walls.swell(alike, arteries, nodes, often=clinic.wide_places),
         walls.funnel(alike, arteries),
-        beside.draw_veins(alike, nodes),
+        beside.draw_veins(alike, nodes, clinic),
         beside.calcify(alike, arteries),
-        beside.treat(alike, nodes, arteries, [aneurysm for aneurysm, _ in sacs.values()]),
+        beside.treat(alike, nodes, arteries, [aneurysm for aneurysm, _ in sacs.values()], clinic.median_mm),
         beside.bleed(alike),
     ):
         mimics += found

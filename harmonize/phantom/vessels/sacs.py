@@ -15,9 +15,8 @@ from harmonize.phantom.vessels.template import SIGNS, Nodes, node_of, side_of, s
 from harmonize.phantom.vessels.tubes import Tube
 
 SMALLEST_MM, LARGEST_MM = 2.0, 16.0
-MEDIAN_MM, SIGMA_LOG = 4.5, 0.5
-"""Diameters: log-normal between the two ends. UCAS Japan (New England Journal of Medicine 2012; 366: 2474) found 5.7 mm
-on average, standard deviation 3.6, among those of 3 mm and more; with smaller ones the median is near 4.5."""
+SIGMA_LOG = 0.5
+"""Diameters: log-normal between the two ends; `CLINICS` has the medians."""
 
 ALONG_AN_ARTERY = 0.25
 FUSIFORM_ALONG_AN_ARTERY = 0.30
@@ -66,7 +65,7 @@ class Site(NamedTuple):
 
 
 def blow_sac(
-    rng: np.random.Generator, location: str, nodes: Nodes, arteries: Mapping[str, Vessel]
+    rng: np.random.Generator, location: str, nodes: Nodes, arteries: Mapping[str, Vessel], median_mm: float
 ) -> tuple[Aneurysm, list[Vessel]]:
     """Draw an aneurysm at `location`, and the tubes that it is made of.
 
@@ -75,8 +74,9 @@ def blow_sac(
         location: Its name in the competition.
         nodes: Places of the head's nodes.
         arteries: The head's named arteries by branch, as they run.
+        median_mm: Of the diameters.
     """
-    diameter = draw_diameter(rng)
+    diameter = draw_diameter(rng, median_mm)
     site = draw_site(rng, location, nodes, arteries)
     if site.parent and rng.random() < FUSIFORM_ALONG_AN_ARTERY and diameter > 3 * site.place.radius_mm:
         tube = _fusiform(rng, *site.parent, diameter)
@@ -106,10 +106,10 @@ def blow_sac(
     return aneurysm, [Vessel(tube=tube, location=location, flow=flow, branch="sac") for tube, flow in fillings]
 
 
-def draw_diameter(rng: np.random.Generator) -> float:
+def draw_diameter(rng: np.random.Generator, median_mm: float) -> float:
     """Diameter of a sac in mm: log-normal, cut at `SMALLEST_MM` and `LARGEST_MM`."""
-    low, high = special.ndtr(np.log(np.array([SMALLEST_MM, LARGEST_MM]) / MEDIAN_MM) / SIGMA_LOG)
-    return float(MEDIAN_MM * np.exp(SIGMA_LOG * special.ndtri(rng.uniform(low, high))))
+    low, high = special.ndtr(np.log(np.array([SMALLEST_MM, LARGEST_MM]) / median_mm) / SIGMA_LOG)
+    return float(median_mm * np.exp(SIGMA_LOG * special.ndtri(rng.uniform(low, high))))
 
 
 def shells(rng: np.random.Generator, centre_3: NDArray[np.float64], radius_mm: float) -> Iterator[Tube]:

@@ -9,7 +9,7 @@ import numpy as np
 from harmonize.labels import LOCATIONS
 from harmonize.phantom.vessels.easy import grow_easy
 from harmonize.phantom.vessels.hard import grow_hard
-from harmonize.phantom.vessels.parts import Difficulty, VesselTree
+from harmonize.phantom.vessels.parts import CLINICS, Difficulty, VesselTree
 
 _COUNT_PROBABILITIES = (0.8, 0.16, 0.04)
 """Of one, two and three aneurysms in a head that has any."""
@@ -17,13 +17,15 @@ _COUNT_PROBABILITIES = (0.8, 0.16, 0.04)
 LOCATION_WEIGHTS = (4.0, 5.0, 14.0, 14.0, 11.0, 13.0, 16.0, 3.0, 3.0, 5.0, 5.0, 6.0, 6.0)
 """How often each of `LOCATIONS` is drawn; uneven as in the clinic, but no place so rare that a demo never sees it."""
 
+_CLINICAL = (3.3, 3.3, 6.0, 6.0, 18.0, 18.0, 15.5, 2.0, 2.0, 7.75, 7.75, 5.0, 5.4)
 SITE_WEIGHTS: Mapping[Difficulty, tuple[float, ...]] = {
     "easy": LOCATION_WEIGHTS,
-    "hard": (3.3, 3.3, 6.0, 6.0, 18.0, 18.0, 15.5, 2.0, 2.0, 7.75, 7.75, 5.0, 5.4),
+    "medium": _CLINICAL,
+    "hard": _CLINICAL,
 }
-"""Of hard trees in percent, after the 6697 aneurysms of UCAS Japan (New England Journal of Medicine 2012; 366: 2474):
-36 % at the middle cerebral artery, 34 % at the internal carotid, of which nearly half where the posterior communicating
-artery leaves. How its other groups are split over the competition's places is a round figure."""
+"""Of medium and hard trees in percent, after the 6697 aneurysms of UCAS Japan (New England Journal of Medicine 2012;
+366: 2474): 36 % at the middle cerebral artery, 34 % at the internal carotid, of which nearly half where the posterior
+communicating artery leaves. How its other groups are split over the competition's places is a round figure."""
 
 
 def grow_tree(
@@ -34,13 +36,14 @@ def grow_tree(
     Args:
         rng: Where the chance comes from.
         locations: Names out of `harmonize.labels.LOCATIONS`, without repetition.
-        difficulty: What the sacs are like, and whether something else looks like them. A hard tree has the same
-            branches, variants and mimics, and the same sac at each place, whatever `locations` are.
+        difficulty: What the sacs are like, and whether something else looks like them. A medium or hard tree has the
+            same branches, variants and mimics, and the same sac at each place, whatever `locations` are.
 
     Returns:
         The tree in template coordinates.
     """
-    return grow_hard(rng, locations) if difficulty == "hard" else grow_easy(rng, locations)
+    clinic = CLINICS.get(difficulty)
+    return grow_easy(rng, locations) if clinic is None else grow_hard(rng, locations, clinic)
 
 
 def draw_locations(

@@ -66,10 +66,10 @@ def fenestrate(rng: np.random.Generator, arteries: Arteries, variants: Set[str])
     return mimics
 
 
-def wind(rng: np.random.Generator, arteries: Arteries) -> list[Mimic]:
+def wind(rng: np.random.Generator, arteries: Arteries, *, often: float = 1.0) -> list[Mimic]:
     """Wind arteries into loops and kinks; changes `arteries`."""
     mimics = []
-    for _ in range(_number(rng, WINDINGS_A_HEAD)):
+    for _ in range(_number(rng, often * WINDINGS_A_HEAD)):
         name, at, place = _spot(rng, _WINDING, arteries)
         vessel = arteries[name]
         aside = across(rng, place.along_3)
@@ -89,10 +89,10 @@ def wind(rng: np.random.Generator, arteries: Arteries) -> list[Mimic]:
     return mimics
 
 
-def widen(rng: np.random.Generator, arteries: Arteries) -> list[Mimic]:
+def widen(rng: np.random.Generator, arteries: Arteries, *, often: float = 1.0) -> list[Mimic]:
     """Make stretches of arteries wide, without a neck and longer than a fusiform aneurysm; changes `arteries`."""
     mimics = []
-    for _ in range(_number(rng, STRETCHES_A_HEAD)):
+    for _ in range(_number(rng, often * STRETCHES_A_HEAD)):
         name, at, place = _spot(rng, _WIDE, arteries)
         vessel = arteries[name]
         factor = float(np.clip(1 + rng.lognormal(np.log(0.7), 0.5), 1.2, 2.8))
@@ -103,10 +103,12 @@ def widen(rng: np.random.Generator, arteries: Arteries) -> list[Mimic]:
     return mimics
 
 
-def swell(rng: np.random.Generator, arteries: Arteries, nodes: Nodes) -> tuple[list[Mimic], list[Vessel]]:
+def swell(
+    rng: np.random.Generator, arteries: Arteries, nodes: Nodes, *, often: float = 1.0
+) -> tuple[list[Mimic], list[Vessel]]:
     """Bulbs where arteries part: round, on the axis of their parent, with no neck."""
     mimics, vessels = [], []
-    for _ in range(_number(rng, BULBS_A_HEAD)):
+    for _ in range(_number(rng, often * BULBS_A_HEAD)):
         node = node_of(str(rng.choice(_BULBS)), str(rng.choice(list(SIGNS))))
         factor = float(rng.uniform(1.3, 2.0))
         found = widest_past(nodes[node], arteries.values())
