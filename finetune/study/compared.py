@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from finetune.evaluation.areas import Estimate, drawn_within
-from finetune.evaluation.compare import OVERALL, WITHIN, Comparison, Difference, Scores
+from finetune.evaluation.compare import OVERALL, SITES, WITHIN, Comparison, Difference, Scores
 from finetune.evaluation.predictions import ID, MODALITY, SUBJECT, TARGET_PREFIX
 from finetune.metrics import Times, draw_patients, drawn_areas, percentile_interval, undrawn
 from finetune.study.seeds import Floats, mean_over_seeds, seed_deviation
 from finetune.study.table import ARM, LABELLED, PAIRS, SEED, SPLIT, Study
-from finetune.tasks.aneurysm import PRESENT
+from finetune.tasks.aneurysm import LOCATIONS, PRESENT
 
-MEASURES = (WITHIN, OVERALL)
+ASKED = (WITHIN, SITES)
+"""The measures that the answer is given in: whether a head is ill, and where."""
+MEASURES = (*ASKED, OVERALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +32,16 @@ class Compared:
         labelled: That number.
         split: Whose series.
         comparison: Of the arms, each the mean over its seeds.
-        by_seed: Of each arm the within-modality area of each seed, by seed.
-        errors: Standard error of each arm's difference to the first one, within modality, as the draws have it.
+        by_seed: Of each measure of `ASKED` and arm, the area of each seed, by seed.
+        errors: Standard error of each arm's difference to the first one, in each measure of `ASKED`, as the draws have
+            it.
     """
 
     labelled: int
     split: str
     comparison: Comparison
-    by_seed: Mapping[str, Mapping[int, float]]
-    errors: Mapping[str, float]
+    by_seed: Mapping[str, Mapping[str, Mapping[int, float]]]
+    errors: Mapping[str, Mapping[str, float]]
 
     def score(self, arm: str, measure: str = WITHIN) -> Estimate:
         """Of an arm."""
@@ -55,8 +59,11 @@ class Compared:
             "labelled": self.labelled,
             "split": self.split,
             **self.comparison.facts(),
-            "by_seed": {arm: {str(seed): value for seed, value in own.items()} for arm, own in self.by_seed.items()},
-            "errors_of_differences": dict(self.errors),
+            "by_seed": {
+                measure: {arm: {str(seed): value for seed, value in own.items()} for arm, own in arms.items()}
+                for measure, arms in self.by_seed.items()
+            },
+            "errors_of_differences": {measure: dict(arms) for measure, arms in self.errors.items()},
         }
 
 
@@ -84,14 +91,9 @@ def compare_at(study: Study, labelled: int, split: str, *, seed: int = 0) -> Com
     if len(arms) < 2 or not seeds:
         return None
     series = rows[(rows[ARM] == arms[0]) & (rows[SEED] == seeds[0])].sort_values(ID)
-    truth_N = series[f"{TARGET_PREFIX}{PRESENT}"].to_numpy(np.int64)
-    modalities_N = series[MODALITY].to_numpy(str)
     draws = study.config.design.draws
     times_ND = draw_patients(tuple(series[SUBJECT]), draws=draws, seed=seed)
-    measured = {
-        arm: {name: _areas(name, truth_N, scores_of(rows, arm, seeds), modalities_N, times_ND) for name in MEASURES}
-        for arm in arms
-    }
+    measured = {arm: {name: _areas(name, series, rows, arm, seeds, times_ND) for name in MEASURES} for arm in arms}
 
     def estimate(value_S: Floats, drawn_SD: Floats) -> Estimate:
         value_1, drawn_D = mean_over_seeds(value_S, drawn_SD, seed=seed)
@@ -103,7 +105,7 @@ def compare_at(study: Study, labelled: int, split: str, *, seed: int = 0) -> Com
         return own[0] - first[0], own[1] - first[1]
 
     comparison = Comparison(
-        series=len(truth_N),
+        series=len(series),
         patients=series[SUBJECT].nunique(),
         draws=draws,
         notes=(),
@@ -118,9 +120,16 @@ def compare_at(study: Study, labelled: int, split: str, *, seed: int = 0) -> Com
             for arm in arms[1:]
         ),
     )
-    errors = {arm: _error(*differ(arm, WITHIN)) for arm in arms[1:]}
-    by_seed = {arm: dict(zip(seeds, measured[arm][WITHIN][0].tolist(), strict=True)) for arm in arms}
-    return Compared(labelled=labelled, split=split, comparison=comparison, by_seed=by_seed, errors=errors)
+    return Compared(
+        labelled=labelled,
+        split=split,
+        comparison=comparison,
+        by_seed={
+            name: {arm: dict(zip(seeds, measured[arm][name][0].tolist(), strict=True)) for arm in arms}
+            for name in ASKED
+        },
+        errors={name: {arm: _error(*differ(arm, name)) for arm in arms[1:]} for name in ASKED},
+    )
 
 
 def shared_seeds(rows: pd.DataFrame, arms: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -130,27 +139,38 @@ def shared_seeds(rows: pd.DataFrame, arms: Sequence[str]) -> tuple[list[str], li
     return named, sorted(set.intersection(*(have[arm] for arm in named))) if named else []
 
 
-def scores_of(rows: pd.DataFrame, arm: str, seeds: Sequence[int]) -> NDArray[np.float64]:
-    """(S, N): what an arm says of `PRESENT` with each seed, of series in the order of their ids."""
+def scores_of(rows: pd.DataFrame, arm: str, seeds: Sequence[int], label: str = PRESENT) -> NDArray[np.float64]:
+    """(S, N): what an arm says of a label with each seed, of series in the order of their ids."""
     own = rows[rows[ARM] == arm]
-    return np.stack([own[own[SEED] == seed].sort_values(ID)[PRESENT].to_numpy(np.float64) for seed in seeds])
+    return np.stack([own[own[SEED] == seed].sort_values(ID)[label].to_numpy(np.float64) for seed in seeds])
 
 
 def _areas(
-    name: str,
-    truth_N: NDArray[np.int64],
-    scores_SN: Floats,
-    modalities_N: NDArray[np.str_],
-    times_ND: Times,
+    name: str, series: pd.DataFrame, rows: pd.DataFrame, arm: str, seeds: Sequence[int], times_ND: Times
 ) -> tuple[Floats, Floats]:
-    """A measure with each seed, (S,), and in each draw of patients, (S, D)."""
+    """A measure of an arm with each seed, (S,), and in each draw of patients, (S, D); NaN of labels it says nothing of.
 
-    def drawn(times_ND: Times) -> Floats:
-        if name == WITHIN:
+    The mean over sites is that of sites that have both classes in the draw, as the competition's metric takes it.
+    """
+    times_ND = np.concatenate([undrawn(len(series)), times_ND], axis=1)
+    modalities_N = series[MODALITY].to_numpy(str)
+
+    def drawn(label: str, measure: str) -> Floats:
+        truth_N = series[f"{TARGET_PREFIX}{label}"].to_numpy(np.int64)
+        scores_SN = scores_of(rows, arm, seeds, label)
+        if np.isnan(scores_SN).any():
+            return np.full((len(seeds), times_ND.shape[1]), np.nan)
+        if measure == WITHIN:
             return np.stack([drawn_within(truth_N, own_N, modalities_N, times_ND) for own_N in scores_SN])
         return np.stack([drawn_areas(truth_N, own_N, times_ND) for own_N in scores_SN])
 
-    return drawn(undrawn(len(truth_N)))[:, 0], drawn(times_ND)
+    if name == SITES:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+            found_SD = np.nanmean([drawn(site, OVERALL) for site in LOCATIONS], axis=0)
+    else:
+        found_SD = drawn(PRESENT, name)
+    return found_SD[:, 0], found_SD[:, 1:]
 
 
 def _error(value_S: Floats, drawn_SD: Floats) -> float:

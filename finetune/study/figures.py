@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -30,7 +31,9 @@ def figure_scores(config: StudyConfig, compared: Sequence[Compared], *, measure:
     splits = list(dict.fromkeys(one.split for one in compared))
     figure = Figure(figsize=(WIDE, 3.0 * len(splits) + 0.8), layout="constrained")
     panels = figure.subplots(len(splits), 1, sharex=True, squeeze=False)[:, 0]
-    names = list(dict.fromkeys(run.name for one in compared for run in one.comparison.runs))
+    names = list(dict.fromkeys(
+        run.name for one in compared for run in one.comparison.runs if np.isfinite(run.scores[measure].value)
+    ))  # fmt: skip
     for panel, split in zip(panels, splits, strict=True):
         own = [one for one in compared if one.split == split]
         panel.axhline(0.5, color=GREY, linewidth=1, linestyle="--")
@@ -75,10 +78,10 @@ def _score(one: Compared, arm: str, measure: str) -> Estimate | None:
     return next((run.scores[measure] for run in one.comparison.runs if run.name == arm), None)
 
 
-def figure_differences(config: StudyConfig, compared: Sequence[Compared]) -> Figure:
-    """Each pretrained arm minus the first, within modality, with paired intervals; the line is no difference."""
+def figure_differences(config: StudyConfig, compared: Sequence[Compared], *, measure: str = WITHIN) -> Figure:
+    """Each pretrained arm minus the first, with paired intervals; the line is no difference."""
     rows = [
-        (f"{one.labelled}, {WHERE.get(one.split, one.split)}: {arm}", one.difference(arm))
+        (f"{one.labelled}, {WHERE.get(one.split, one.split)}: {arm}", one.difference(arm, measure))
         for one in compared
         for arm in pretrained_arms(config, one)
     ]
@@ -88,7 +91,7 @@ def figure_differences(config: StudyConfig, compared: Sequence[Compared]) -> Fig
     bounds = [abs(bound) for _, one in rows for bound in (one.interval.low, one.interval.high) if bound == bound]
     reach = 1.1 * max([0.02, *bounds])
     axis.set_xlim(-reach, reach)
-    axis.set_xlabel(f"difference of {WITHIN} to {config.arms[0].name}", fontsize=9)
+    axis.set_xlabel(f"difference of {measure} to {config.arms[0].name}", fontsize=9)
     return figure
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from finetune.evaluation.areas import Estimate
-from finetune.evaluation.compare import OVERALL, WITHIN
 from finetune.metrics import LEVEL
-from finetune.study.compared import Compared
+from finetune.study.compared import ASKED, Compared
 from finetune.study.config import PROBE, StudyConfig
 from finetune.study.pairs import ALL, Detected
 from finetune.study.plan import percent, powers
@@ -51,29 +51,24 @@ def sentences(config: StudyConfig, compared: Sequence[Compared], detected: Seque
 def answer(config: StudyConfig, compared: Sequence[Compared]) -> str:
     """The answer to the question of the study in one sentence or two."""
     verdicts = {
-        (one.labelled, one.split, arm): verdict(one.difference(arm))
-        for one in compared
-        for arm in pretrained_arms(config, one)
+        measure: [verdict(one.difference(arm, measure)) for one in compared for arm in pretrained_arms(config, one)]
+        for measure in ASKED
     }
-    if not verdicts:
+    if not any(verdicts.values()):
         return "No arm with pretraining has been compared with the one without yet."
-    if set(verdicts.values()) == {UNDEFINED}:
+    if {one for own in verdicts.values() for one in own} == {UNDEFINED}:
         return "Too few series or seeds: none of the comparisons has an interval."
-    count = {kind: sum(one == kind for one in verdicts.values()) for kind in (HELPS, HARMS, UNSHOWN, UNDEFINED)}
-    total = len(verdicts)
-    if count[HELPS] and not count[HARMS]:
-        begins = f"Pretraining helped in {count[HELPS]} of {total} comparisons of within-modality AUC"
-    elif count[HARMS] and not count[HELPS]:
-        begins = f"Pretraining harmed in {count[HARMS]} of {total} comparisons of within-modality AUC"
-    elif count[HELPS]:
-        begins = (
-            f"Pretraining helped in {count[HELPS]} and harmed in {count[HARMS]} of {total} comparisons of "
-            "within-modality AUC"
-        )
+    return " ".join(_counted(measure, own) for measure, own in verdicts.items())
+
+
+def _counted(measure: str, verdicts: Sequence[str]) -> str:
+    """What a measure says in all comparisons."""
+    count, total = Counter(verdicts), len(verdicts)
+    changed = [f"{did} in {count[kind]}" for kind, did in ((HELPS, "helped"), (HARMS, "harmed")) if count[kind]]
+    if changed:
+        begins = f"Pretraining {' and '.join(changed)} of {total} comparisons of {measure}"
     else:
-        begins = (
-            f"This study does not show that pretraining changes the within-modality AUC in any of {total} comparisons"
-        )
+        begins = f"This study does not show that pretraining changes {measure} in any of {total} comparisons"
     rest = f"; in {count[UNSHOWN]} no difference is shown" if count[UNSHOWN] and count[UNSHOWN] < total else ""
     undefined = f"; {count[UNDEFINED]} have no interval" if count[UNDEFINED] else ""
     return f"{begins}{rest}{undefined}."
@@ -83,37 +78,40 @@ def _differences(config: StudyConfig, compared: Sequence[Compared]) -> Iterator[
     first, seen = config.arms[0].name, powers(config)
     for one in compared:
         for arm in pretrained_arms(config, one):
-            within, overall = one.difference(arm), one.difference(arm, OVERALL)
-            said = verdict(within)
             where = f"With {one.labelled} labelled series, {WHERE[one.split]}, {arm} minus {first}"
-            numbers = f"{signed(within)} within modality, {signed(overall)} over all series"
-            scratch, own = one.score(first).value, one.score(arm).value
-            level = f" ({scratch:.3f} without pretraining, {own:.3f} with it)"
-            if said == UNSHOWN:
-                more = (
-                    f": no difference is shown. A benefit above {max(within.interval.high, 0):.3f} is excluded at "
-                    f"{percent(LEVEL)}, one of up to that is not; beforehand {seen[one.split].smallest:.3f} was said "
-                    "to be the smallest difference that would be seen."
-                )
-            elif said == UNDEFINED:
-                more = ": too few series or seeds for an interval."
-            else:
-                more = f": pretraining {said}."
-            yield f"{where}: {numbers}{level}{more}"
+            said = "; ".join(_said(one, measure, arm, first, seen[measure, one.split].smallest) for measure in ASKED)
+            yield f"{where}: {said}."
+
+
+def _said(one: Compared, measure: str, arm: str, first: str, smallest: float) -> str:
+    """What a measure says of an arm."""
+    found = one.difference(arm, measure)
+    scratch, own = one.score(first, measure).value, one.score(arm, measure).value
+    numbers = f"{measure} {signed(found)} ({scratch:.3f} without pretraining, {own:.3f} with it)"
+    said = verdict(found)
+    if said == UNDEFINED:
+        return f"{numbers}, too few series or seeds for an interval"
+    if said == UNSHOWN:
+        return (
+            f"{numbers}, no difference is shown (a benefit above {max(found.interval.high, 0):.3f} is excluded at "
+            f"{percent(LEVEL)}, one of up to that is not; {smallest:.3f} was said to be the smallest to be seen)"
+        )
+    return f"{numbers}, pretraining {said}"
 
 
 def _chance(config: StudyConfig, compared: Sequence[Compared]) -> Iterator[str]:
-    count = sum(len(pretrained_arms(config, one)) for one in compared)
+    count = len(ASKED) * sum(len(pretrained_arms(config, one)) for one in compared)
     if count > 1:
         yield (
             f"Of {count} intervals at {percent(LEVEL)}, {count * (1 - LEVEL):.1f} leave out 0 by chance where nothing "
             "differs: a single one that does is weak evidence."
         )
     guesses = [
-        f"{one.labelled} labelled series, {WHERE[one.split]}"
+        f"{one.labelled} labelled series, {WHERE[one.split]}, by {measure}"
         for one in compared
-        if all(run.scores[WITHIN].interval.low <= 0.5 for run in one.comparison.runs if not run.name.startswith(PROBE))
-        and all(verdict(one.difference(arm)) == UNSHOWN for arm in pretrained_arms(config, one))
+        for measure in ASKED
+        if all(run.scores[measure].interval.low <= 0.5 for run in one.comparison.runs if not run.name.startswith(PROBE))
+        and all(verdict(one.difference(arm, measure)) == UNSHOWN for arm in pretrained_arms(config, one))
     ]
     if guesses:
         yield (

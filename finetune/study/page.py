@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
-from finetune.evaluation.text import difference, interval
+from finetune.evaluation.compare import SITES, WITHIN
+from finetune.evaluation.text import difference, interval, number
 from finetune.metrics import LEVEL
-from finetune.study.compared import MEASURES, Compared, compare_arms
+from finetune.study.compared import ASKED, MEASURES, Compared, compare_arms
 from finetune.study.config import StudyConfig
 from finetune.study.figures import figure_detected, figure_differences, figure_scores
 from finetune.study.findings import WHERE, pretrained_arms, sentences
 from finetune.study.pairs import Detected, detect
-from finetune.study.plan import NUMBERS, PAGE, STUDY, percent, powers
+from finetune.study.plan import NUMBERS, PAGE, STUDY, percent, power_facts, powers
 from finetune.study.results import write_section
 from finetune.study.table import CELLS, Study, gather, read_study
 from harmonize.files import write_json
@@ -55,7 +55,7 @@ def facts(study: Study, compared: Sequence[Compared], detected: Sequence[Detecte
         "study": to_plain(study.config),
         "missing_cells": list(study.missing),
         "says": list(sentences(study.config, compared, detected)),
-        "planned": {split: asdict(one) for split, one in powers(study.config).items()},
+        "planned": power_facts(study.config),
         "compared": [one.facts() for one in compared],
         "detected": [one.facts() for one in detected],
     }
@@ -97,17 +97,21 @@ def page_of(study: Study, compared: Sequence[Compared], detected: Sequence[Detec
 
 def _add_scores(page: Page, config: StudyConfig, compared: Sequence[Compared]) -> None:
     page.heading("Score against labels")
-    page.figure(
-        figure_scores(config, compared),
-        caption="AUC of any aneurysm within modality, the mean over seeds; the dashed line is a guess.",
-    )
+    captions = {
+        WITHIN: "AUC of any aneurysm within modality, the mean over seeds; the dashed line is a guess.",
+        SITES: "Mean AUC of the thirteen sites; probes say nothing of them.",
+    }
+    for measure in ASKED:
+        page.figure(figure_scores(config, compared, measure=measure), caption=captions[measure])
     page.table(*scores(compared))
     page.heading("Paired differences")
     if any(pretrained_arms(config, one) for one in compared):
-        page.figure(
-            figure_differences(config, compared),
-            caption="Each pretrained arm minus the one without pretraining, on the same series, seeds and draws.",
-        )
+        for measure in ASKED:
+            page.figure(
+                figure_differences(config, compared, measure=measure),
+                caption=f"{measure}: each pretrained arm minus the one without pretraining, on the same series, seeds "
+                "and draws.",
+            )
     page.text("* the interval leaves out 0.")
     page.table(*differences(config, compared))
     page.heading("Seed by seed")
@@ -152,19 +156,21 @@ def differences(config: StudyConfig, compared: Sequence[Compared]) -> Table:
 
 
 def by_seed(compared: Sequence[Compared]) -> Table:
-    """Columns and rows: the within-modality area of each seed."""
-    seeds = sorted({seed for one in compared for own in one.by_seed.values() for seed in own})
+    """Columns and rows: the areas of each seed."""
+    seeds = sorted({seed for one in compared for own in one.by_seed[WITHIN].values() for seed in own})
     rows: list[list[object]] = [
         [
+            measure,
             one.labelled,
             WHERE.get(one.split, one.split),
             arm,
-            *(f"{own[seed]:.3f}" if seed in own else "-" for seed in seeds),
+            *(number(own.get(seed, float("nan"))) for seed in seeds),
         ]
+        for measure in ASKED
         for one in compared
-        for arm, own in one.by_seed.items()
+        for arm, own in one.by_seed[measure].items()
     ]
-    return ["labelled", "held out", "arm", *(f"seed {seed}" for seed in seeds)], rows
+    return ["measure", "labelled", "held out", "arm", *(f"seed {seed}" for seed in seeds)], rows
 
 
 def detections(detected: Sequence[Detected]) -> Table:
@@ -180,15 +186,14 @@ def detections(detected: Sequence[Detected]) -> Table:
 def planned(config: StudyConfig, compared: Sequence[Compared]) -> Table:
     """Columns and rows: what was expected to be seen, beside the errors that were found."""
     rows: list[list[object]] = []
-    for split, one in powers(config).items():
-        found = [
-            f"{error:.3f}" for own in compared if own.split == split for arm, error in own.errors.items()
-            if arm in pretrained_arms(config, own)
-        ]  # fmt: skip
-        rows.append(
-            [WHERE[split], one.series, f"{one.difference_error:.3f}", f"{one.smallest:.3f}", ", ".join(found) or "-"]
-        )
-    return ["held out", "series", "expected error", "smallest difference to be seen", "errors found"], rows
+    for (measure, split), one in powers(config).items():
+        found = ", ".join(
+            f"{own.errors[measure][arm]:.3f}" for own in compared if own.split == split
+            for arm in pretrained_arms(config, own)
+        )  # fmt: skip
+        numbers = [f"{one.difference_error:.3f}", f"{one.smallest:.3f}"]
+        rows.append([measure, WHERE[split], one.series, *numbers, found or "-"])
+    return ["measure", "held out", "series", "expected error", "smallest difference to be seen", "errors found"], rows
 
 
 def arms(config: StudyConfig) -> Table:

@@ -7,14 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from finetune.evaluation.compare import SITES, WITHIN
 from finetune.evaluation.text import table
 from finetune.metrics import LEVEL
+from finetune.study.compared import ASKED
 from finetune.study.config import StudyConfig
 from finetune.study.power import Power, power_of
 from finetune.study.table import INSIDE, OUTSIDE
 from harmonize.files import write_json
 from harmonize.phantom.rsna.plan import PAIRS
-from harmonize.phantom.rsna.prevalence import MODALITIES
+from harmonize.phantom.rsna.prevalence import MODALITIES, SHARE
+from harmonize.phantom.vessels import MEAN_COUNT, SITE_WEIGHTS
 from headspark.config import to_plain
 
 PLAN = "plan.json"
@@ -24,18 +27,26 @@ STUDY, PAGE, NUMBERS = "study.yaml", "study.html", "study.json"
 """Beside it: the study's recipe, as it began; and what it says, as a page and as numbers."""
 
 
-def powers(config: StudyConfig) -> dict[str, Power]:
-    """What can be seen in the held-out series of each split, of areas within modality."""
+def powers(config: StudyConfig) -> dict[tuple[str, str], Power]:
+    """What can be seen by each measure of `ASKED` in the held-out series of each split."""
     sizes = {INSIDE: config.data.inside, OUTSIDE: config.data.outside_series}
-    shares = [PAIRS.count(modality) / len(PAIRS) for modality in MODALITIES]
+    of_modality = [PAIRS.count(modality) / len(PAIRS) / 2 for modality in MODALITIES]
+    shares = {WITHIN: [(half, half) for half in of_modality], SITES: [(ill, 1 - ill) for ill in site_shares()]}
     return {
-        split: power_of(config.power, series=count, seeds=len(config.design.seeds), shares=shares)
+        (measure, split): power_of(config.power, series=count, seeds=len(config.design.seeds), shares=shares[measure])
+        for measure in ASKED
         for split, count in sizes.items()
     }
 
 
+def site_shares() -> list[float]:
+    """Share of the series of a phantom that have an aneurysm at each site, half of them having any."""
+    weights = SITE_WEIGHTS["hard"]
+    return [SHARE * MEAN_COUNT * weight / sum(weights) for weight in weights]
+
+
 def comparisons(config: StudyConfig) -> int:
-    """Differences to the first arm that are shown with an interval, in one measure."""
+    """Differences to the first arm that are shown with an interval."""
     return len(config.design.labels) * (len(config.arms) - 1) * len(powers(config))
 
 
@@ -47,8 +58,16 @@ def facts(config: StudyConfig) -> dict[str, Any]:
         "comparisons": comparisons(config),
         "level": LEVEL,
         "assumed": asdict(config.power),
-        "power": {split: asdict(one) for split, one in powers(config).items()},
+        "power": power_facts(config),
     }
+
+
+def power_facts(config: StudyConfig) -> dict[str, dict[str, Any]]:
+    """`powers` for JSON: measure, then split."""
+    found: dict[str, dict[str, Any]] = {}
+    for (measure, split), one in powers(config).items():
+        found.setdefault(measure, {})[split] = asdict(one)
+    return found
 
 
 def write_plan(config: StudyConfig, out: Path) -> None:
@@ -70,6 +89,7 @@ def plan_lines(config: StudyConfig) -> Iterator[str]:
     )
     rows = [
         [
+            measure,
             split,
             one.series,
             f"{one.area_error:.3f}",
@@ -77,9 +97,17 @@ def plan_lines(config: StudyConfig) -> Iterator[str]:
             f"{one.half_interval:.3f}",
             f"{one.smallest:.3f}",
         ]
-        for split, one in powers(config).items()
+        for (measure, split), one in powers(config).items()
     ]
-    columns = ["held out", "series", "error of an area", "of a difference", "half of its interval", "can be seen"]
+    columns = [
+        "measure",
+        "held out",
+        "series",
+        "error of an area",
+        "of a difference",
+        "half of its interval",
+        "can be seen",
+    ]
     yield from table(columns, rows)
     count = comparisons(config)
     yield (

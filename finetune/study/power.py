@@ -63,17 +63,20 @@ def area_variance(auc: float, ill: float, healthy: float) -> float:
     return (auc * (1 - auc) + (ill - 1) * (q1 - auc**2) + (healthy - 1) * (q2 - auc**2)) / (ill * healthy)
 
 
-def power_of(config: PowerConfig, *, series: int, seeds: int, shares: Sequence[float] = (1.0,)) -> Power:
+def power_of(
+    config: PowerConfig, *, series: int, seeds: int, shares: Sequence[tuple[float, float]] = ((0.5, 0.5),)
+) -> Power:
     """What a comparison can see.
 
     Args:
         config: What is assumed.
-        series: Held-out ones, half of them ill.
+        series: Held-out ones.
         seeds: Of each arm.
-        shares: Of the series, by modality, where the area is the mean of the areas within modalities.
+        shares: Of the series, the positive and the negative ones of each area that the measure is the mean of: of each
+            modality, or of each site. The errors of these areas are taken as independent.
     """
-    halves = [max(1.0, share * series / 2) for share in shares]
-    variance = sum(area_variance(config.auc, half, half) for half in halves) / len(halves) ** 2
+    groups = [(max(1.0, ill * series), max(1.0, healthy * series)) for ill, healthy in shares]
+    variance = sum(area_variance(config.auc, ill, healthy) for ill, healthy in groups) / len(groups) ** 2
     shared = 1 - config.same_seed + (seeds - 1) * (config.same_arm - config.neither)
     error = math.sqrt(2 / seeds * (config.seed_sd**2 + variance * shared))
     normal = NormalDist()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finetune.evaluation.text import difference, interval
-from finetune.study.compared import MEASURES, Compared
+from finetune.study.compared import ASKED, MEASURES, Compared
 from finetune.study.findings import WHERE, sentences
 from finetune.study.pairs import ALL, Detected
 from finetune.study.table import Study
@@ -48,17 +48,20 @@ def section(study: Study, compared: Sequence[Compared], detected: Sequence[Detec
         yield f"{len(study.missing)} of {len(config.cells())} cells are not finished."
         yield ""
     first = config.arms[0].name
-    yield f"| labelled | held out | arm | {' | '.join(MEASURES)} | minus {first}, {MEASURES[0]} |"
-    yield "|---:|---|---|---|---|---|"
+    minus = " | ".join(f"minus {first}, {name}" for name in ASKED)
+    yield f"| labelled | held out | arm | {' | '.join(MEASURES)} | {minus} |"
+    yield "|---:|---|---|" + "---|" * (len(MEASURES) + len(ASKED))
     for one in compared:
         for run in one.comparison.runs:
-            more = "" if run.name == first else difference(one.difference(run.name))
+            more = [""] * len(ASKED)
+            if run.name != first:
+                more = [difference(one.difference(run.name, name)) for name in ASKED]
             cells = [
                 one.labelled,
                 WHERE.get(one.split, one.split),
                 run.name,
                 *(interval(run.scores[name]) for name in MEASURES),
-                more,
+                *more,
             ]
             yield f"| {' | '.join(map(str, cells))} |".replace("  |", " |")
     whole = [one for one in detected if one.by in (ALL, "size")]

@@ -14,6 +14,7 @@ from harmonize.phantom.vessels.parts import (
 )
 from harmonize.phantom.vessels.tree import (
     LOCATION_WEIGHTS,
+    MEAN_COUNT,
     SITE_WEIGHTS,
     draw_locations,
     grow_tree,
@@ -24,6 +25,7 @@ __all__ = [
     "LAYERS",
     "LOCATION_WEIGHTS",
     "MAX_DIAMETER_MM",
+    "MEAN_COUNT",
     "MIMIC_KINDS",
     "MIN_DIAMETER_MM",
     "SITE_WEIGHTS",
