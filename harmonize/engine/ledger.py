@@ -55,16 +55,17 @@ class Ledger:
             standing.append(record)
             new[key] = record
         if new:
-            journal.append(self._stream, *new.values())
+            # First in memory: what a stop finds in the journal alone, the tables that it writes would forget.
             self.records |= new
+            journal.append(self._stream, *new.values())
         return standing
 
     def note(self, records: Iterable[Record]) -> None:
         """Take in more about scans whose outcome stays."""
         noted = list(records)
         if noted:
-            journal.append(self._stream, *noted)
             self.records |= {(record.source, record.raw_hash): record for record in noted}
+            journal.append(self._stream, *noted)
 
     def drop(self, keys: Iterable[Key]) -> None:
         """Forget scans and remove their files; the journal forgets them when it is compacted."""
