@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
 from test_finetune_study import TOY
 
-from finetune.evaluation.compare import OVERALL, WITHIN
+from finetune.evaluation.compare import OVERALL, SITES, WITHIN
 from finetune.study import StudyConfig, write_results
 from finetune.study.compared import Compared, compare_at
 from finetune.study.config import PowerConfig
@@ -26,7 +27,7 @@ from finetune.study.results import BEGIN, END
 from finetune.study.seeds import mean_over_seeds
 from finetune.study.table import INSIDE, OUTSIDE, PAIRS, SCHEMA, TARGETS, Study, cell_path, gather, write_cell
 from harmonize.errors import UserError, WrongUse
-from harmonize.labels import LABELS, PRESENT
+from harmonize.labels import LABELS, LOCATIONS, PRESENT
 from harmonize.phantom.rsna.tables import COUNTERFACTUALS
 from headspark.config import from_plain, to_plain
 
@@ -89,7 +90,9 @@ def test_a_planted_difference_is_found_and_one_that_is_not_there_is_not(tmp_path
     assert verdict(same.difference("lp_ft")) == UNSHOWN
     assert verdict(same.difference("lp_ft", OVERALL)) == UNSHOWN
     text = " ".join(sentences(config, [same], []))
-    assert text.startswith("This study does not show that pretraining changes within-modality AUC in any of 1 comparisons.")
+    assert text.startswith(
+        "This study does not show that pretraining changes within-modality AUC in any of 1 comparisons."
+    )
     assert "no difference is shown (a benefit above" in text
 
 
@@ -100,6 +103,35 @@ def test_the_intervals_are_those_of_pairs(tmp_path: Path) -> None:
     paired = one.difference("lp_ft").interval
     assert paired.high - paired.low < 0.6 * np.hypot(width["scratch"], width["lp_ft"])
     assert one.score("lp_ft", WITHIN).value == pytest.approx(np.mean(list(one.by_seed[WITHIN]["lp_ft"].values())))
+
+
+def test_sites_are_the_mean_of_their_areas_and_probes_have_none(tmp_path: Path) -> None:
+    plain = {**TOY, "design": {"labels": [32], "seeds": [0, 1], "probes": True, "draws": 100}}
+    config, rng, count = from_plain(StudyConfig, plain), np.random.default_rng(2), 120
+    ill_N = np.arange(count) % 2
+    site_N = rng.integers(12, size=count)  # the thirteenth is never ill, and does not count
+    truth_NS = (site_N[:, None] == np.arange(13)) & (ill_N[:, None] == 1)
+    for cell in config.cells():
+        seen = 1.5 * (cell.arm == "lp_ft")  # which arm alone knows where, and none whether
+        scores_NS = norm.cdf(seen * truth_NS + rng.normal(size=(count, 13)))
+        rows = rows_of(ill_N, norm.cdf(rng.normal(size=count)), INSIDE)
+        for number, site in enumerate(LOCATIONS):
+            rows[site] = np.nan if cell.arm.startswith("probe") else scores_NS[:, number]
+            rows[f"target: {site}"] = truth_NS[:, number].astype(int)
+        write_cell(tmp_path, cell, rows)
+    study = gather(config, tmp_path)
+    one = at(study)
+    assert verdict(one.difference("lp_ft", SITES)) == HELPS
+    assert verdict(one.difference("lp_ft", WITHIN)) == UNSHOWN
+    own = study.rows[(study.rows["arm"] == "lp_ft") & (study.rows["seed"] == 1)]
+    areas = [roc_auc_score(own[f"target: {site}"], own[site]) for site in LOCATIONS[:12]]
+    assert one.by_seed[SITES]["lp_ft"][1] == pytest.approx(np.mean(areas))
+    probes = [arm for arm in study.arms if arm.startswith("probe")]
+    assert probes
+    assert all(np.isnan(one.score(arm, SITES).value) for arm in probes)
+    said = " ".join(sentences(config, [one], []))
+    assert "Pretraining helped in 1 of 1 comparisons of mean AUC of sites." in said
+    write_results(tmp_path)  # draws it all
 
 
 @pytest.mark.parametrize(("spread", "least"), [(0.0, 0.91), (0.06, 0.9), (0.5, 0.78)])

@@ -59,6 +59,18 @@ def test_the_odd_hospital_scans_alone_and_heads_of_its_own() -> None:
     assert not {one.uid for one in easy} & {one.uid for one in plans(40)}
 
 
+def test_medium_heads_are_scanned_in_the_same_hospitals_and_are_in_no_hard_tree() -> None:
+    medium = plans(160, TreeOptions(difficulty="medium"))
+    assert {one.difficulty for one in medium} == {"medium"}
+    assert {one.hospital for one in medium} == {hospital.name for hospital in HOSPITALS}
+    assert not {one.uid for one in medium} & {one.uid for one in plans(160)}
+    assert not {one.names for one in medium} & {one.names for one in plans(160)}
+    pair = plans(2, TreeOptions(difficulty="medium", counterfactuals=True))
+    with_sac, without = (hard_picture(one, SIZE, "protocol").head.vessels for one in pair)
+    assert [len(tree.aneurysms) for tree in (with_sac, without)] == [1, 0]
+    assert with_sac.mimics == without.mimics
+
+
 def test_the_odd_hospital_is_noisier_and_thicker_than_all_others() -> None:
     for modality, protocol in ODD_HOSPITAL.protocols.items():
         others = [hospital.protocols[modality] for hospital in HOSPITALS]
@@ -77,7 +89,7 @@ def test_a_table_may_name_a_hospital(tmp_path: Path) -> None:
     assert not any(shares["MRA", "west"])
     assert np.mean(shares["CTA", "east"]) == pytest.approx(0.25, abs=0.08)
     assert np.mean(shares["MRA", "east"]) == pytest.approx(0.5, abs=0.08)
-    with pytest.raises(WrongUse, match="column hospital: does nothing without --difficulty hard"):
+    with pytest.raises(WrongUse, match="column hospital: does nothing without --difficulty medium or hard"):
         TreeOptions(prevalence=stated.prevalence)
     path.write_text("modality,prevalence,hospital\nCTA,1,moon\n")
     with pytest.raises(WrongUse, match="'moon' is no hospital; use north, east, south, west, island"):
@@ -87,13 +99,13 @@ def test_a_table_may_name_a_hospital(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"difficulty": "harder"}, "--difficulty harder: choose easy or hard"),
-        ({"hospital": "west"}, "--hospital west: does nothing without --difficulty hard"),
+        ({"difficulty": "harder"}, "--difficulty harder: choose easy, medium or hard"),
+        ({"hospital": "west"}, "--hospital west: does nothing without --difficulty medium or hard"),
         ({"difficulty": "hard", "hospital": "moon"}, "--hospital moon: there is no such one; choose north, east,"),
-        ({"label_noise": 0.1}, "--label-noise 0.1: does nothing without --difficulty hard"),
+        ({"label_noise": 0.1}, "--label-noise 0.1: does nothing without --difficulty medium or hard"),
         ({"difficulty": "hard", "label_noise": 1.5}, "--label-noise 1.5: give a share"),
         ({"difficulty": "hard", "label_noise": float("nan")}, "--label-noise nan: give a share"),
-        ({"counterfactuals": True}, "--counterfactuals: does nothing without --difficulty hard"),
+        ({"counterfactuals": True}, "--counterfactuals: does nothing without --difficulty medium or hard"),
         ({"difficulty": "hard", "counterfactuals": True, "label_noise": 0.1}, "leave one out"),
         (
             {"difficulty": "hard", "counterfactuals": True, "scans": 3},

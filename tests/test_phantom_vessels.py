@@ -122,6 +122,19 @@ def test_every_sac_touches_an_artery_and_stays_on_its_side(trees: list[VesselTre
             assert gap(np.array([aneurysm.centre_mm]), arteries)[0] < aneurysm.diameter_mm / 2
 
 
+def test_medium_trees_have_larger_sacs_and_fewer_wide_places(trees: list[VesselTree]) -> None:
+    medium = [grow_tree(rng_of(seed, "hard"), LOCATIONS, difficulty="medium") for seed in range(HEADS)]
+    assert 6.5 < np.median([aneurysm.diameter_mm for tree in medium for aneurysm in tree.aneurysms]) < 7.5
+
+    def count(some: list[VesselTree], kinds: tuple[str, ...]) -> int:
+        return sum(mimic.kind in kinds for tree in some for mimic in tree.mimics)
+
+    wide = ("bulb", "ectasia", "loop", "kink")
+    assert 0.2 < count(medium, wide) / count(trees, wide) < 0.4
+    others = ("calcium", "infundibulum", "clip", "coil", "blood")
+    assert 0.8 < count(medium, others) / count(trees, others) < 1.2
+
+
 def test_sites_on_both_sides_are_mirror_images(trees: list[VesselTree]) -> None:
     for name in (name.removeprefix("Left ") for name in LOCATIONS if name.startswith("Left")):
         places = {

@@ -1,4 +1,4 @@
-"""Whether the hard phantom of RSNA can be solved by what is not its pictures, and whether it can be solved at all.
+"""Whether the phantoms of RSNA can be solved by what is not their pictures, and whether they can be solved at all.
 
     python tests/benchmarks/bench_phantom.py --series 600 --json phantom.json
 
@@ -42,7 +42,7 @@ from harmonize.phantom.rsna.options import TreeOptions
 from harmonize.phantom.rsna.plan import SeriesPlan, planned
 from harmonize.phantom.rsna.prevalence import MODALITIES
 from harmonize.phantom.slabs import scan_slabs
-from harmonize.phantom.vessels import Aneurysm, Difficulty, Flow, VesselTree
+from harmonize.phantom.vessels import DIFFICULTIES, Aneurysm, Difficulty, Flow, VesselTree
 from harmonize.phantom.vessels.tubes import distances
 from harmonize.terminal import say
 
@@ -96,7 +96,7 @@ def series_of(count: int, seed: int, difficulty: Difficulty) -> list[SeriesPlan]
 
 def grid_of(series: SeriesPlan, size: int) -> Grid:
     """Where the slices of a series lie."""
-    if series.difficulty == "hard":
+    if series.difficulty != "easy":
         return hospital_grid(series, size, rng_of(*series.names, "grid"))
     rng = rng_of(*series.names, "series")
     return draw_grid(series, size, float(np.clip(rng.uniform(180, 220) / size, 0.4, 2.0)), rng)
@@ -118,7 +118,7 @@ def look_at(series: SeriesPlan, size: int = SIZE) -> Seen:
     pose = draw_pose(*series.names)
     box = around(grid, place_of(pose, CIRCLE_OF_WILLIS_MM))
     head = make_head(*series.names, resolution_mm=HEAD_MM, locations=series.locations, difficulty=series.difficulty)
-    if series.difficulty == "hard":
+    if series.difficulty != "easy":
         contrast, artefacts = hard_look(series, head, grid)
         planes = scan_slabs(head, box, contrast, artefacts, series.names, grain=series.protocol.grain)
         image_XYZ = np.stack(list(planes), axis=2)
@@ -278,12 +278,12 @@ def collect(series: Sequence[SeriesPlan], kept: Path | None, size: int = SIZE) -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure both difficulties, and say whether the hard one keeps its bounds."""
+    """Measure all difficulties, and say whether the medium and the hard one keep their bounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=SIZE)
-    parser.add_argument("--difficulties", nargs="+", default=["easy", "hard"])
+    parser.add_argument("--difficulties", nargs="+", default=[*DIFFICULTIES], choices=DIFFICULTIES)
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args(arguments)
     if given.series < LEAST:
@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"{difficulty}: {len(rows)} series in {time.perf_counter() - start:.0f} s")
         for name, value in found[difficulty].items():
             say(f"  {name:45} {value:.3f}")
-    broken = faults(found.get("hard", {}))
+    broken = [f"{difficulty}: {fault}" for difficulty, areas in found.items() for fault in faults(areas, difficulty)]
     for line in broken:
         say(line)
     if given.json is not None:
@@ -306,11 +306,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if broken else 0
 
 
-def faults(areas: dict[str, float]) -> list[str]:
-    """Which areas are out of their bounds."""
+def faults(areas: dict[str, float], difficulty: Difficulty = "hard") -> list[str]:
+    """Which areas are out of their bounds: an easy phantom has none, and blobs may show the sacs of a medium one."""
     low, high = SHORTCUT_BOUNDS
-    told = []
+    told: list[str] = []
+    if difficulty == "easy":
+        return told
     for name, value in areas.items():
+        if difficulty == "medium" and name.startswith("blobs"):
+            continue
         observes = name.startswith("observer")
         if observes and name == "observer within modality" and value <= OBSERVER_BOUND:
             told.append(f"{name}: {value:.3f}, not above {OBSERVER_BOUND:g}")

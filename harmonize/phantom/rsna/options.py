@@ -42,7 +42,8 @@ class TreeOptions:
         if self.coverage not in COVERAGES:
             raise WrongUse(f"--coverage {self.coverage}: choose {' or '.join(COVERAGES)}")
         if self.difficulty not in DIFFICULTIES:
-            raise WrongUse(f"--difficulty {self.difficulty}: choose {', '.join(DIFFICULTIES)}")
+            *some, last = DIFFICULTIES
+            raise WrongUse(f"--difficulty {self.difficulty}: choose {', '.join(some)} or {last}")
         if self.hospital is not None and self.hospital not in BY_NAME:
             raise WrongUse(f"--hospital {self.hospital}: there is no such one; choose {', '.join(BY_NAME)}")
         if not 0 <= self.label_noise <= 1:
