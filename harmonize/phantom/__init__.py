@@ -53,15 +53,17 @@ def write(
             each modality.
         coverage: Fields of view of RSNA's tree: those of its protocols, or ``varied`` ones (necks, cut vertices, small
             and off-centre fields, odd slices, turned heads).
-        difficulty: Of RSNA's tree: ``easy``, or ``hard`` as in the clinic, with sacs of all sizes, with what merely
-            looks like one, with hospitals and artefacts; see docs/phantom.md.
-        hospital: The only one that scans RSNA's hard tree; None for all but the odd one.
-        label_noise: Share of the series of RSNA's hard tree whose labels are wrong.
-        counterfactuals: Makes each two series of RSNA's hard tree one head, with and without a sac.
+        difficulty: Of RSNA's tree: ``easy``; ``hard`` as in the clinic, with sacs of all sizes, with what merely
+            looks like one, with hospitals and artefacts; or ``medium``, as hard, with larger sacs and fewer mimics; see
+            docs/phantom.md.
+        hospital: The only one that scans RSNA's tree; None for all but the odd one. Like the next two, not of easy
+            trees.
+        label_noise: Share of the series of RSNA's tree whose labels are wrong.
+        counterfactuals: Makes each two series of RSNA's tree one head, with and without a sac.
 
     Returns:
         The root of each tree. RSNA's has tables beside it, `harmonize.phantom.rsna.beside`: the sizes of the sacs and,
-        if it is hard, hospitals, mimics, true labels and pairs.
+        if it is medium or hard, hospitals, mimics, true labels and pairs.
 
     Raises:
         UserError: For an unknown source, a number out of range, a table that says nothing, a tree that exists already,
