@@ -213,6 +213,27 @@ def test_pairs_say_whether_a_sac_is_seen_by_size_and_modality(tmp_path: Path) ->
     assert {"CTA", "MRA", "T2w", "T1post"} <= {group for _, group in found}
 
 
+def test_a_sac_that_is_seen_counts_where_another_place_is_higher(tmp_path: Path) -> None:
+    plain = {**TOY, "design": {"labels": [32], "seeds": [0], "probes": True, "draws": 100}}
+    config, rng, pairs = from_plain(StudyConfig, plain), np.random.default_rng(4), 30
+    ill_N, names = np.tile([1, 0], pairs), np.repeat([f"pair-{number:02d}" for number in range(pairs)], 2)
+    site_N = np.repeat(rng.integers(13, size=pairs), 2)
+    for cell in config.cells():
+        rows = rows_of(ill_N, np.full(2 * pairs, 0.9), PAIRS, pair=names)  # presence: a false alarm elsewhere
+        base_N = np.repeat(rng.uniform(0.1, 0.4, size=pairs), 2)
+        for number, site in enumerate(LOCATIONS):
+            here_N = (site_N == number) & (ill_N == 1)
+            rows[f"target: {site}"] = here_N.astype(int)
+            rows[site] = base_N + 0.2 * here_N * (cell.arm == "lp_ft")
+            if cell.arm.startswith("probe"):
+                rows[site] = np.nan
+        write_cell(tmp_path, cell, rows)
+    found = {(one.arm, one.group): one for one in detect(gather(config, tmp_path))}
+    assert found["lp_ft", ALL].share.value == 1
+    assert found["scratch", ALL].share.value == 0.5
+    assert {found[arm, ALL].share.value for arm, _ in found if arm.startswith("probe")} == {0.5}
+
+
 def test_the_pairs_of_a_tree_are_read(tmp_path: Path) -> None:
     path = tmp_path / COUNTERFACTUALS
     path.write_text("pair,with_sac,without_sac,location\n0,a,b,Basilar Tip\n1,c,d,Basilar Tip\n")

@@ -127,8 +127,8 @@ def _detection(config: StudyConfig, detected: Sequence[Detected]) -> Iterator[st
             continue
         said = {HELPS: "more often", HARMS: "less often", UNSHOWN: "not shown to differ", UNDEFINED: "undefined"}
         yield (
-            f"{one.arm} after {one.labelled} labelled series scores {percent(one.share.value)} of {one.pairs} heads "
-            f"higher with a sac than without it; the share minus that of "
+            f"{one.arm} after {one.labelled} labelled series scores the sac's site higher with the sac than without "
+            f"it in {percent(one.share.value)} of {one.pairs} heads; the share minus that of "
             f"{config.arms[0].name} is {signed(one.share_more)}: "
             f"{said[verdict(one.share_more)]}."
         )

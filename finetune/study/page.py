@@ -122,7 +122,8 @@ def _add_detected(page: Page, detected: Sequence[Detected]) -> None:
     page.heading("Heads with and without a sac")
     page.text(
         "Each pair is one head, one noise and one scanner with and without the sac. 0.5 is a guess; how often the "
-        "score is higher with it says whether a sac is seen at all, whatever else differs between patients."
+        "score of the sac's site is higher with it says whether a sac is seen at all, whatever else differs between "
+        "patients. Probes say nothing of sites: theirs is the score of presence."
     )
     for by in ("size", "modality"):
         page.figure(figure_detected(detected, by=by), caption=f"By {by}; in brackets how many pairs there are.")

@@ -1,4 +1,8 @@
-"""Detectability by counterfactual pairs: how often a head with a sac gets a higher score than the same without it."""
+"""Detectability by counterfactual pairs: how often a head with a sac gets a higher score than the same without it.
+
+The score is that of the site where the sac is. Presence is the highest of all places, and where another one is, a sac
+that is seen changes nothing. Probes say nothing of sites, so theirs is that of presence.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from finetune.metrics import Times, draw_patients, percentile_interval, undrawn
 from finetune.study.compared import scores_of, shared_seeds
 from finetune.study.seeds import Floats, mean_over_seeds
 from finetune.study.table import ARM, DIAMETER, LABELLED, PAIR, PAIRS, SEED, SPACING, SPLIT, Study
-from finetune.tasks.aneurysm import LABELS, PRESENT
+from finetune.tasks.aneurysm import LABELS, LOCATIONS, PRESENT
 from harmonize.errors import UserError
 from harmonize.sources.tables import read_table
 
@@ -90,13 +94,15 @@ def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
     if not len(with_P):
         return
     times_PD = draw_patients(tuple(series[SUBJECT].iloc[with_P]), draws=study.config.design.draws, seed=seed)
-    scores = {arm: scores_of(rows, arm, seeds) for arm in arms}
+    sites_PL = series.iloc[with_P][[f"{TARGET_PREFIX}{site}" for site in LOCATIONS]].to_numpy(np.int64) == 1
+    scores = {arm: [site_scores(rows, arm, seeds, sites_PL, rows_P) for rows_P in (with_P, without_P)] for arm in arms}
     for by, group, rows_P in groups_of(series.iloc[with_P]):
         first: tuple[Floats, Floats] | None = None
         for arm in arms:
-            higher_SP = np.sign(scores[arm][:, with_P] - scores[arm][:, without_P])[:, rows_P] / 2 + 0.5
-            clipped_SN = np.clip(scores[arm], CLIP, 1 - CLIP)
-            logits_SP = (logit(clipped_SN[:, with_P]) - logit(clipped_SN[:, without_P]))[:, rows_P]
+            with_SP, without_SP = (own_SP[:, rows_P] for own_SP in scores[arm])
+            higher_SP = np.sign(with_SP - without_SP) / 2 + 0.5
+            with_SP, without_SP = (np.clip(own_SP, CLIP, 1 - CLIP) for own_SP in (with_SP, without_SP))
+            logits_SP = logit(with_SP) - logit(without_SP)
             share = _means(higher_SP, times_PD[rows_P])
             first = first or share
             yield Detected(
@@ -109,6 +115,25 @@ def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
                 share_more=_estimate(share[0] - first[0], share[1] - first[1], seed=seed),
                 logits=_estimate(*_means(logits_SP, times_PD[rows_P]), seed=seed),
             )
+
+
+def site_scores(
+    rows: pd.DataFrame, arm: str, seeds: Sequence[int], sites_PL: NDArray[np.bool_], rows_P: NDArray[np.int64]
+) -> Floats:
+    """(S, P): what an arm says of a series of each pair with each seed, at the site of the sac; the highest of several.
+
+    Args:
+        rows: Of all cells at one number of labelled series.
+        arm: Which.
+        seeds: Those.
+        sites_PL: Where the series with the sac has one, by `LOCATIONS`.
+        rows_P: The series, by their place in the order of ids.
+    """
+    said_LSP = np.stack([scores_of(rows, arm, seeds, site)[:, rows_P] for site in LOCATIONS])
+    if np.isnan(said_LSP).any() or not sites_PL.any(1).all():
+        return scores_of(rows, arm, seeds)[:, rows_P]
+    found_SP: Floats = np.where(sites_PL.T[:, None], said_LSP, -np.inf).max(0)
+    return found_SP
 
 
 def read_pairs(path: Path) -> dict[str, str]:
