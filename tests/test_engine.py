@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -314,80 +309,3 @@ def test_a_root_without_scans_is_wrong_use(tmp_path: Path) -> None:
 def test_a_corpus_inside_its_own_raw_folder_is_wrong_use(root: Path) -> None:
     with pytest.raises(UserError, match="inside the raw folder"):
         run(root, root / "corpus")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_keeps_what_it_has_and_goes_on_later(tmp_path: Path, number: signal.Signals) -> None:
-    root, out = lay_out(tmp_path / "raw", count=12), tmp_path / "corpus"
-    process = start(root, out)
-    wait_for_records(process, out, 1)  # an image whose scan is not in the journal yet is made again
-    # Ctrl-C reaches the whole group, SIGTERM the process alone.
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 1
-    assert "the same command goes on" in said
-    assert "Traceback" not in said
-    assert len(Corpus.open(out).scans) >= 1
-    assert not list(out.rglob(".tmp-*"))
-    run(root, out)
-    run(root, tmp_path / "whole")
-    assert content(out) == content(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("images_before_the_kill", [1, 6])
-def test_a_run_killed_with_9_and_started_again_ends_with_the_same_bytes(
-    tmp_path: Path, images_before_the_kill: int
-) -> None:
-    root, killed = lay_out(tmp_path / "raw", count=12), tmp_path / "killed"
-    run(root, tmp_path / "whole")
-    process = start(root, killed)
-    wait_for_images(process, killed, images_before_the_kill)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    # A worker that is in the middle of a scan ends by itself, because its parent is gone.
-    (killed / "images" / ".tmp-1-left.nii.gz").write_bytes(b"half")
-    deadline = time.monotonic() + 60
-    while _group_lives(process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    run(root, killed)
-    assert content(killed) == content(tmp_path / "whole")
-
-
-def start(root: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "harmonize", "openmind", str(root), "--out", str(out)]
-    command += ["--spacing", "3", "--mri-norm", "zscore", "--workers", "1"]
-    return subprocess.Popen(
-        command,
-        start_new_session=True,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test run in the background ignores SIGINT, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def wait_for_records(process: subprocess.Popen[str], out: Path, count: int) -> None:
-    wait(process, lambda: sum(path.read_bytes().count(b"\n") for path in out.glob("records/*.jsonl")) >= count)
-
-
-def wait_for_images(process: subprocess.Popen[str], out: Path, count: int) -> None:
-    wait(process, lambda: len(list(out.rglob("*.nii.gz"))) >= count)
-
-
-def wait(process: subprocess.Popen[str], until: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not until() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def _group_lives(group: int) -> bool:
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            return True
-    return False

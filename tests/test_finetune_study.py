@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from finetune.cli.study import main, with_recipe
+from finetune.evaluation.compare import WITHIN
 from finetune.recipe import Recipe as FinetuneRecipe
 from finetune.study import StudyConfig, run_study, write_results
 from finetune.study import run as runner
@@ -81,7 +82,7 @@ def test_a_killed_study_goes_on_and_its_predictions_alone_are_enough(
     monkeypatch.setattr(runner, "ask", killed)
     with pytest.raises(KeyboardInterrupt):
         run_study(config, out)
-    assert json.loads((out / PLAN).read_text())["power"]["inside"]["series"] == 6
+    assert json.loads((out / PLAN).read_text())["power"][WITHIN]["inside"]["series"] == 6
     assert cell_path(out, first).is_file()
     assert not cell_path(out, second).is_file()
     weights = out / "cells" / second.name / "run" / "model.safetensors"

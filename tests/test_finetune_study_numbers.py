@@ -21,7 +21,8 @@ from finetune.study import StudyConfig, write_results
 from finetune.study.compared import Compared, compare_at
 from finetune.study.config import PowerConfig
 from finetune.study.findings import HARMS, HELPS, UNSHOWN, sentences, verdict
-from finetune.study.pairs import ALL, detect, read_pairs
+from finetune.study.pairs import ALL, detect, read_pairs, site_scores
+from finetune.study.plan import powers
 from finetune.study.power import area_variance, power_of
 from finetune.study.results import BEGIN, END
 from finetune.study.seeds import mean_over_seeds
@@ -29,7 +30,7 @@ from finetune.study.table import INSIDE, OUTSIDE, PAIRS, SCHEMA, TARGETS, Study,
 from harmonize.errors import UserError, WrongUse
 from harmonize.labels import LABELS, LOCATIONS, PRESENT
 from harmonize.phantom.rsna.tables import COUNTERFACTUALS
-from headspark.config import from_plain, to_plain
+from headspark.config import from_plain, read_recipe, to_plain
 
 MODALITIES = ("CTA", "MRA", "T2w", "T1post")
 
@@ -109,7 +110,8 @@ def test_sites_are_the_mean_of_their_areas_and_probes_have_none(tmp_path: Path) 
     plain = {**TOY, "design": {"labels": [32], "seeds": [0, 1], "probes": True, "draws": 100}}
     config, rng, count = from_plain(StudyConfig, plain), np.random.default_rng(2), 120
     ill_N = np.arange(count) % 2
-    site_N = rng.integers(12, size=count)  # the thirteenth is never ill, and does not count
+    site_N = rng.permutation(count) % 12  # the thirteenth is ill twice, too seldom to count
+    site_N[[1, 3]] = 12
     truth_NS = (site_N[:, None] == np.arange(13)) & (ill_N[:, None] == 1)
     for cell in config.cells():
         seen = 1.5 * (cell.arm == "lp_ft")  # which arm alone knows where, and none whether
@@ -124,13 +126,18 @@ def test_sites_are_the_mean_of_their_areas_and_probes_have_none(tmp_path: Path) 
     assert verdict(one.difference("lp_ft", SITES)) == HELPS
     assert verdict(one.difference("lp_ft", WITHIN)) == UNSHOWN
     own = study.rows[(study.rows["arm"] == "lp_ft") & (study.rows["seed"] == 1)]
-    areas = [roc_auc_score(own[f"target: {site}"], own[site]) for site in LOCATIONS[:12]]
+    sacs = {site: int(own[f"target: {site}"].sum()) for site in LOCATIONS}
+    assert sacs[LOCATIONS[12]] == 2
+    counted = [site for site in LOCATIONS if sacs[site] >= 5]
+    assert list(one.sites) == counted
+    areas = [roc_auc_score(own[f"target: {site}"], own[site]) for site in counted]
     assert one.by_seed[SITES]["lp_ft"][1] == pytest.approx(np.mean(areas))
     probes = [arm for arm in study.arms if arm.startswith("probe")]
     assert probes
     assert all(np.isnan(one.score(arm, SITES).value) for arm in probes)
     said = " ".join(sentences(config, [one], []))
     assert "Pretraining helped in 1 of 1 comparisons of mean AUC of sites." in said
+    assert "nan" not in said
     write_results(tmp_path)  # draws it all
 
 
@@ -220,18 +227,41 @@ def test_a_sac_that_is_seen_counts_where_another_place_is_higher(tmp_path: Path)
     site_N = np.repeat(rng.integers(13, size=pairs), 2)
     for cell in config.cells():
         rows = rows_of(ill_N, np.full(2 * pairs, 0.9), PAIRS, pair=names)  # presence: a false alarm elsewhere
-        base_N = np.repeat(rng.uniform(0.1, 0.4, size=pairs), 2)
+        base_N = np.repeat(rng.uniform(0.3, 0.4, size=pairs), 2)
         for number, site in enumerate(LOCATIONS):
             here_N = (site_N == number) & (ill_N == 1)
             rows[f"target: {site}"] = here_N.astype(int)
             rows[site] = base_N + 0.2 * here_N * (cell.arm == "lp_ft")
+            rows.loc[(site_N + 1) % 13 == number, site] = 0.9  # a false alarm in both
+            rows.loc[((site_N + 2) % 13 == number) & (ill_N == 1), site] = 0.1  # falls with the sac
             if cell.arm.startswith("probe"):
                 rows[site] = np.nan
         write_cell(tmp_path, cell, rows)
     found = {(one.arm, one.group): one for one in detect(gather(config, tmp_path))}
     assert found["lp_ft", ALL].share.value == 1
     assert found["scratch", ALL].share.value == 0.5
-    assert {found[arm, ALL].share.value for arm, _ in found if arm.startswith("probe")} == {0.5}
+    assert found["lp_ft", ALL].share_more.value == 0.5
+    probes = [found[arm, ALL] for arm, group in found if arm.startswith("probe") and group == ALL]
+    assert {one.share.value for one in probes} == {0.5}
+    assert all(np.isnan(one.share_more.value) for one in probes), "presence is not compared with a site"
+
+
+def test_of_several_sites_the_highest_counts() -> None:
+    rows = pd.DataFrame({"arm": "a", "seed": 0, "scan_id": ["x", "y"], **{site: [0.1, 0.2] for site in LOCATIONS}})
+    rows[LOCATIONS[3]], rows[LOCATIONS[5]], rows[LOCATIONS[7]] = [0.3, 0.4], [0.6, 0.5], [0.9, 0.9]
+    sites_PL = np.isin(np.arange(13), (3, 5))[None]
+    assert site_scores(rows, "a", [0], sites_PL, np.array([0])).tolist() == [[0.6]]
+    assert site_scores(rows, "a", [0], sites_PL, np.array([1])).tolist() == [[0.5]]
+
+
+def test_the_smallest_difference_that_the_documentation_promises_is_that_of_the_recipe() -> None:
+    config = read_recipe(StudyConfig, Path(__file__).parents[1] / "recipes" / "transfer_study.yaml")
+    found = {key: f"{one.smallest:.3f}" for key, one in powers(config).items()}
+    assert found[WITHIN, INSIDE] == "0.074"
+    assert found[WITHIN, OUTSIDE] == "0.113"
+    page = (Path(__file__).parents[1] / "docs" / "transfer.md").read_text()
+    for smallest in found.values():
+        assert smallest in page.partition("## What it can see")[2].partition("## ")[0]
 
 
 def test_the_pairs_of_a_tree_are_read(tmp_path: Path) -> None:

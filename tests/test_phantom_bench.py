@@ -83,3 +83,6 @@ def test_a_run_that_was_stopped_goes_on(tmp_path_factory: pytest.TempPathFactory
 def test_areas_out_of_their_bounds_are_named() -> None:
     told = bench.faults({"modality": 0.5, "blobs, forest": 0.64, "observer within modality": 0.8, "observer, CTA": 0.7})
     assert told == ["blobs, forest: 0.640, not in 0.45 to 0.6", "observer within modality: 0.800, not above 0.9"]
+    wrong = {"modality": 0.7, "blobs, forest": 0.7}
+    assert bench.faults(wrong, "medium") == ["modality: 0.700, not in 0.45 to 0.6"], "its sacs are blobs"
+    assert bench.faults(wrong, "easy") == []

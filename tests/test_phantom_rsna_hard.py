@@ -125,9 +125,14 @@ def test_what_does_not_go_together_is_refused_in_one_line(
     assert not (tmp_path / "raw").exists()
 
 
-def test_the_command_hands_its_options_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("difficulty", ["medium", "hard"])
+def test_the_command_hands_its_options_on(tmp_path: Path, difficulty: str) -> None:
     told = ["phantom", "--source", "rsna", "--out", str(tmp_path), "--scans", "2", "--size", "24"]
-    assert main([*told, "--difficulty", "hard", "--hospital", "island", "--counterfactuals"]) == 0
+    assert main([*told, "--difficulty", difficulty, "--hospital", "island", "--counterfactuals"]) == 0
+    sizes = pd.read_csv(tmp_path / "rsna_sizes.csv")
+    assert len(sizes) == 1
+    assert {"shape", "at_branching"} <= set(sizes.columns)
+    assert (tmp_path / "rsna_mimics.csv").is_file()
     (pair,) = pd.read_csv(tmp_path / "rsna_counterfactuals.csv").itertuples()
     assert pair.hospital == "island"
     assert set(pd.read_csv(tmp_path / "rsna_hospitals.csv")["hospital"]) == {"island"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,9 @@ ASKED = (WITHIN, SITES)
 """The measures that the answer is given in: whether a head is ill, and where."""
 MEASURES = (*ASKED, OVERALL)
 
+LEAST_SACS = 5
+"""Held-out series with a sac at a site that counts: draws of fewer do not tell how uncertain its area is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
@@ -32,6 +34,7 @@ class Compared:
         labelled: That number.
         split: Whose series.
         comparison: Of the arms, each the mean over its seeds.
+        sites: Those that the mean over sites is of.
         by_seed: Of each measure of `ASKED` and arm, the area of each seed, by seed.
         errors: Standard error of each arm's difference to the first one, in each measure of `ASKED`, as the draws have
             it.
@@ -40,6 +43,7 @@ class Compared:
     labelled: int
     split: str
     comparison: Comparison
+    sites: Sequence[str]
     by_seed: Mapping[str, Mapping[str, Mapping[int, float]]]
     errors: Mapping[str, Mapping[str, float]]
 
@@ -59,6 +63,7 @@ class Compared:
             "labelled": self.labelled,
             "split": self.split,
             **self.comparison.facts(),
+            "sites": list(self.sites),
             "by_seed": {
                 measure: {arm: {str(seed): value for seed, value in own.items()} for arm, own in arms.items()}
                 for measure, arms in self.by_seed.items()
@@ -124,6 +129,7 @@ def compare_at(study: Study, labelled: int, split: str, *, seed: int = 0) -> Com
         labelled=labelled,
         split=split,
         comparison=comparison,
+        sites=counted_sites(series),
         by_seed={
             name: {arm: dict(zip(seeds, measured[arm][name][0].tolist(), strict=True)) for arm in arms}
             for name in ASKED
@@ -150,7 +156,8 @@ def _areas(
 ) -> tuple[Floats, Floats]:
     """A measure of an arm with each seed, (S,), and in each draw of patients, (S, D); NaN of labels it says nothing of.
 
-    The mean over sites is that of sites that have both classes in the draw, as the competition's metric takes it.
+    The mean over sites is that of sites with `LEAST_SACS`, the same in each draw. A draw that leaves one of them
+    without any is undefined: a mean over other sites would be another number.
     """
     times_ND = np.concatenate([undrawn(len(series)), times_ND], axis=1)
     modalities_N = series[MODALITY].to_numpy(str)
@@ -165,12 +172,20 @@ def _areas(
         return np.stack([drawn_areas(truth_N, own_N, times_ND) for own_N in scores_SN])
 
     if name == SITES:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-            found_SD = np.nanmean([drawn(site, OVERALL) for site in LOCATIONS], axis=0)
+        areas = [drawn(site, OVERALL) for site in counted_sites(series)]
+        found_SD = np.mean(areas, axis=0) if areas else np.full((len(seeds), times_ND.shape[1]), np.nan)
     else:
         found_SD = drawn(PRESENT, name)
     return found_SD[:, 0], found_SD[:, 1:]
+
+
+def counted_sites(series: pd.DataFrame) -> list[str]:
+    """The sites that the mean over sites is of.
+
+    Args:
+        series: A row a series, with the truth of all labels.
+    """
+    return [site for site in LOCATIONS if int((series[f"{TARGET_PREFIX}{site}"] == 1).sum()) >= LEAST_SACS]
 
 
 def _error(value_S: Floats, drawn_SD: Floats) -> float:

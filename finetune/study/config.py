@@ -113,11 +113,11 @@ class PowerConfig:
     """What is assumed beforehand to say which difference the study can see (`finetune.study.power`).
 
     Attributes:
-        auc: Area under the ROC curve of both arms.
+        auc: Area under the ROC curve of both arms, in both measures.
         same_seed: Correlation of the areas of two arms with one seed, over other held-out series.
         same_arm: Of one arm with two seeds.
         neither: Of two arms with two seeds.
-        seed_sd: Standard deviation of an arm's area over seeds, without what all arms of a seed share.
+        seed_sd: Standard deviation of an arm's measure over seeds, without what all arms of a seed share.
         power: Chance with which a difference shall be seen.
     """
 

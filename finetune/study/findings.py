@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from finetune.evaluation.areas import Estimate
+from finetune.evaluation.text import number
 from finetune.metrics import LEVEL
 from finetune.study.compared import ASKED, Compared
 from finetune.study.config import PROBE, StudyConfig
 from finetune.study.pairs import ALL, Detected
 from finetune.study.plan import percent, powers
+from finetune.study.power import Power
 from finetune.study.table import INSIDE, OUTSIDE
 
 WHERE = {INSIDE: "in distribution", OUTSIDE: "out of distribution"}
@@ -64,6 +66,8 @@ def answer(config: StudyConfig, compared: Sequence[Compared]) -> str:
 def _counted(measure: str, verdicts: Sequence[str]) -> str:
     """What a measure says in all comparisons."""
     count, total = Counter(verdicts), len(verdicts)
+    if count[UNDEFINED] == total:
+        return f"No comparison of {measure} has an interval."
     changed = [f"{did} in {count[kind]}" for kind, did in ((HELPS, "helped"), (HARMS, "harmed")) if count[kind]]
     if changed:
         begins = f"Pretraining {' and '.join(changed)} of {total} comparisons of {measure}"
@@ -79,22 +83,23 @@ def _differences(config: StudyConfig, compared: Sequence[Compared]) -> Iterator[
     for one in compared:
         for arm in pretrained_arms(config, one):
             where = f"With {one.labelled} labelled series, {WHERE[one.split]}, {arm} minus {first}"
-            said = "; ".join(_said(one, measure, arm, first, seen[measure, one.split].smallest) for measure in ASKED)
+            said = "; ".join(_said(one, measure, arm, first, seen.get((measure, one.split))) for measure in ASKED)
             yield f"{where}: {said}."
 
 
-def _said(one: Compared, measure: str, arm: str, first: str, smallest: float) -> str:
+def _said(one: Compared, measure: str, arm: str, first: str, power: Power | None) -> str:
     """What a measure says of an arm."""
     found = one.difference(arm, measure)
     scratch, own = one.score(first, measure).value, one.score(arm, measure).value
-    numbers = f"{measure} {signed(found)} ({scratch:.3f} without pretraining, {own:.3f} with it)"
+    numbers = f"{measure} {signed(found)} ({number(scratch)} without pretraining, {number(own)} with it)"
     said = verdict(found)
     if said == UNDEFINED:
         return f"{numbers}, too few series or seeds for an interval"
     if said == UNSHOWN:
+        smallest = "" if power is None else f"; {power.smallest:.3f} was said to be the smallest to be seen"
         return (
             f"{numbers}, no difference is shown (a benefit above {max(found.interval.high, 0):.3f} is excluded at "
-            f"{percent(LEVEL)}, one of up to that is not; {smallest:.3f} was said to be the smallest to be seen)"
+            f"{percent(LEVEL)}, one of up to that is not{smallest})"
         )
     return f"{numbers}, pretraining {said}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune.evaluation.compare import SITES, WITHIN
 from finetune.evaluation.text import difference, interval, number
 from finetune.metrics import LEVEL
-from finetune.study.compared import ASKED, MEASURES, Compared, compare_arms
+from finetune.study.compared import ASKED, LEAST_SACS, MEASURES, Compared, compare_arms
 from finetune.study.config import StudyConfig
 from finetune.study.figures import figure_detected, figure_differences, figure_scores
 from finetune.study.findings import WHERE, pretrained_arms, sentences
@@ -97,9 +97,12 @@ def page_of(study: Study, compared: Sequence[Compared], detected: Sequence[Detec
 
 def _add_scores(page: Page, config: StudyConfig, compared: Sequence[Compared]) -> None:
     page.heading("Score against labels")
+    sites = {one.split: len(one.sites) for one in compared}
     captions = {
         WITHIN: "AUC of any aneurysm within modality, the mean over seeds; the dashed line is a guess.",
-        SITES: "Mean AUC of the thirteen sites; probes say nothing of them.",
+        SITES: f"Mean AUC of the sites with {LEAST_SACS} sacs or more "
+        f"({', '.join(f'{WHERE.get(split, split)} {count}' for split, count in sites.items())}); probes say nothing of "
+        "them.",
     }
     for measure in ASKED:
         page.figure(figure_scores(config, compared, measure=measure), caption=captions[measure])
@@ -189,7 +192,7 @@ def planned(config: StudyConfig, compared: Sequence[Compared]) -> Table:
     rows: list[list[object]] = []
     for (measure, split), one in powers(config).items():
         found = ", ".join(
-            f"{own.errors[measure][arm]:.3f}" for own in compared if own.split == split
+            number(own.errors[measure][arm]) for own in compared if own.split == split
             for arm in pretrained_arms(config, own)
         )  # fmt: skip
         numbers = [f"{one.difference_error:.3f}", f"{one.smallest:.3f}"]

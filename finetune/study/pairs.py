@@ -1,7 +1,8 @@
 """Detectability by counterfactual pairs: how often a head with a sac gets a higher score than the same without it.
 
-The score is that of the site where the sac is. Presence is the highest of all places, and where another one is, a sac
-that is seen changes nothing. Probes say nothing of sites, so theirs is that of presence.
+The score is that of the site where the sac is: presence is the score of the highest spot anywhere in the head, and
+where a false alarm is higher, a sac that is seen changes nothing. Probes say nothing of sites, so theirs is that of
+presence.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Detected:
         group: The group.
         pairs: How many.
         share: Of pairs whose score is higher with the sac; a tie counts half. 0.5 is a guess.
-        share_more: That share minus that of the first arm.
+        share_more: That share minus that of the first arm; NaN where these are shares of different scores.
         logits: Mean difference of the logits with and without.
     """
 
@@ -94,8 +95,15 @@ def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
     if not len(with_P):
         return
     times_PD = draw_patients(tuple(series[SUBJECT].iloc[with_P]), draws=study.config.design.draws, seed=seed)
-    sites_PL = series.iloc[with_P][[f"{TARGET_PREFIX}{site}" for site in LOCATIONS]].to_numpy(np.int64) == 1
-    scores = {arm: [site_scores(rows, arm, seeds, sites_PL, rows_P) for rows_P in (with_P, without_P)] for arm in arms}
+    sites_PL = sites_of(series)[with_P]
+    of_sites = {arm: speaks_of_sites(rows, arm) for arm in arms}
+    scores = {
+        arm: [
+            site_scores(rows, arm, seeds, sites_PL, rows_P) if of_sites[arm] else scores_of(rows, arm, seeds)[:, rows_P]
+            for rows_P in (with_P, without_P)
+        ]
+        for arm in arms
+    }
     for by, group, rows_P in groups_of(series.iloc[with_P]):
         first: tuple[Floats, Floats] | None = None
         for arm in arms:
@@ -105,6 +113,8 @@ def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
             logits_SP = logit(with_SP) - logit(without_SP)
             share = _means(higher_SP, times_PD[rows_P])
             first = first or share
+            more = [own - its if of_sites[arm] == of_sites[arms[0]] else np.full_like(own, np.nan)
+                    for own, its in zip(share, first, strict=True)]  # fmt: skip
             yield Detected(
                 labelled=labelled,
                 arm=arm,
@@ -112,7 +122,7 @@ def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
                 group=group,
                 pairs=int(rows_P.sum()),
                 share=_estimate(*share, seed=seed),
-                share_more=_estimate(share[0] - first[0], share[1] - first[1], seed=seed),
+                share_more=_estimate(more[0], more[1], seed=seed),
                 logits=_estimate(*_means(logits_SP, times_PD[rows_P]), seed=seed),
             )
 
@@ -120,20 +130,28 @@ def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
 def site_scores(
     rows: pd.DataFrame, arm: str, seeds: Sequence[int], sites_PL: NDArray[np.bool_], rows_P: NDArray[np.int64]
 ) -> Floats:
-    """(S, P): what an arm says of a series of each pair with each seed, at the site of the sac; the highest of several.
+    """(S, P): what an arm says with each seed of a series of each pair, at the site of the sac; the highest of several.
 
     Args:
         rows: Of all cells at one number of labelled series.
         arm: Which.
         seeds: Those.
-        sites_PL: Where the series with the sac has one, by `LOCATIONS`.
+        sites_PL: Where the series with the sac has one, by `LOCATIONS`; in one place at least.
         rows_P: The series, by their place in the order of ids.
     """
     said_LSP = np.stack([scores_of(rows, arm, seeds, site)[:, rows_P] for site in LOCATIONS])
-    if np.isnan(said_LSP).any() or not sites_PL.any(1).all():
-        return scores_of(rows, arm, seeds)[:, rows_P]
     found_SP: Floats = np.where(sites_PL.T[:, None], said_LSP, -np.inf).max(0)
     return found_SP
+
+
+def sites_of(series: pd.DataFrame) -> NDArray[np.bool_]:
+    """(N, L): where series have a sac, by `LOCATIONS`."""
+    return np.asarray(series[[f"{TARGET_PREFIX}{site}" for site in LOCATIONS]].to_numpy(np.int64) == 1, dtype=bool)
+
+
+def speaks_of_sites(rows: pd.DataFrame, arm: str) -> bool:
+    """Whether an arm says anything of sites; probes do not."""
+    return bool(rows.loc[rows[ARM] == arm, list(LOCATIONS)].notna().to_numpy().all())
 
 
 def read_pairs(path: Path) -> dict[str, str]:
@@ -158,15 +176,16 @@ def pairs_of(series: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]
     """Rows of the series with a sac, and of the same heads without it, (P,) each; what has no partner is left out.
 
     Args:
-        series: A row a series, with `PAIR` and the truth of `PRESENT`.
+        series: A row a series, with `PAIR` and the truth of all labels.
     """
+    has_site_N = np.asarray(sites_of(series).any(1), dtype=bool)
     ill_N = series[f"{TARGET_PREFIX}{PRESENT}"].to_numpy(np.int64)
     by_pair: dict[str, list[int]] = {}
     for row, name in enumerate(series[PAIR]):
         if isinstance(name, str) and name:
             by_pair.setdefault(name, []).append(row)
     both = [sorted(rows, key=lambda row: -ill_N[row]) for rows in by_pair.values() if len(rows) == 2]
-    both = [rows for rows in both if ill_N[rows[0]] == 1 and ill_N[rows[1]] == 0]
+    both = [rows for rows in both if ill_N[rows[0]] == 1 and ill_N[rows[1]] == 0 and has_site_N[rows[0]]]
     with_without_P2 = np.array(both, dtype=np.int64).reshape(-1, 2)
     return with_without_P2[:, 0], with_without_P2[:, 1]
 

@@ -10,7 +10,7 @@ from typing import Any
 from finetune.evaluation.compare import SITES, WITHIN
 from finetune.evaluation.text import table
 from finetune.metrics import LEVEL
-from finetune.study.compared import ASKED
+from finetune.study.compared import ASKED, LEAST_SACS
 from finetune.study.config import StudyConfig
 from finetune.study.power import Power, power_of
 from finetune.study.table import INSIDE, OUTSIDE
@@ -31,23 +31,27 @@ def powers(config: StudyConfig) -> dict[tuple[str, str], Power]:
     """What can be seen by each measure of `ASKED` in the held-out series of each split."""
     sizes = {INSIDE: config.data.inside, OUTSIDE: config.data.outside_series}
     of_modality = [PAIRS.count(modality) / len(PAIRS) / 2 for modality in MODALITIES]
-    shares = {WITHIN: [(half, half) for half in of_modality], SITES: [(ill, 1 - ill) for ill in site_shares()]}
+    seeds = len(config.design.seeds)
+    found = {}
+    for split, count in sizes.items():
+        of_site = [(ill, 1 - ill) for ill in site_shares() if ill * count >= LEAST_SACS]
+        for measure, shares in ((WITHIN, [(half, half) for half in of_modality]), (SITES, of_site)):
+            if shares:
+                found[measure, split] = power_of(config.power, series=count, seeds=seeds, shares=shares)
     return {
-        (measure, split): power_of(config.power, series=count, seeds=len(config.design.seeds), shares=shares[measure])
-        for measure in ASKED
-        for split, count in sizes.items()
+        (measure, split): found[measure, split] for measure in ASKED for split in sizes if (measure, split) in found
     }
 
 
 def site_shares() -> list[float]:
-    """Share of the series of a phantom that have an aneurysm at each site, half of them having any."""
+    """Share of the series that have an aneurysm at each site: of medium and hard phantoms, half of them having any."""
     weights = SITE_WEIGHTS["hard"]
     return [SHARE * MEAN_COUNT * weight / sum(weights) for weight in weights]
 
 
 def comparisons(config: StudyConfig) -> int:
     """Differences to the first arm that are shown with an interval."""
-    return len(config.design.labels) * (len(config.arms) - 1) * len(powers(config))
+    return len(config.design.labels) * (len(config.arms) - 1) * len(ASKED) * 2
 
 
 def facts(config: StudyConfig) -> dict[str, Any]:

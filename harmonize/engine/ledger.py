@@ -55,7 +55,8 @@ class Ledger:
             standing.append(record)
             new[key] = record
         if new:
-            # First in memory: what a stop finds in the journal alone, the tables that it writes would forget.
+            # Memory first: a stop between the two would leave a scan in the journal that the tables, made of memory,
+            # lack.
             self.records |= new
             journal.append(self._stream, *new.values())
         return standing

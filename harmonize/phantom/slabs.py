@@ -1,4 +1,4 @@
-"""Scan a hard head slab by slab: its slices one after the other, so that memory does not grow with their number.
+"""Scan a head slab by slab: its slices one after the other, so that memory does not grow with their number.
 
 Each slice has noise of its own name, and everything else is a function of the place alone: how many slices are made at
 once changes nothing.

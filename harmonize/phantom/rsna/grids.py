@@ -18,7 +18,7 @@ MIN_FIELD_MM = 110.0
 
 _PAIRS = ("RL", "AP", "SI")
 _FIELD_MM = (140.0, 220.0)
-"""A hard series shows so much from left to right and from front to back, whatever its modality and its hospital."""
+"""A series of a hospital shows so much from left to right and from front to back, whatever its modality."""
 _HEIGHT_MM = (90.0, 170.0)
 """And so much from top to bottom."""
 _SHIFT_MM = ((-6.0, 6.0), (-8.0, 4.0), (-4.0, 16.0))

@@ -1,4 +1,4 @@
-"""The hospitals of the hard phantom of RSNA 2025: how each of them scans, which says nothing about who is ill.
+"""The hospitals of the phantom of RSNA 2025: how each of them scans, which says nothing about who is ill.
 
 A hospital has a protocol a modality: the distance of its slices, how they lie, how sharp and how noisy its pictures
 are, how uneven its coils, how early it scans after the contrast agent. All numbers are round figures within what
@@ -116,7 +116,7 @@ HOSPITALS: tuple[Hospital, ...] = (
         Protocol(step_mm=(0.8, 1.0), axes=("PIL", "LPS"), tilt_deg=8, noise=1.2, bias=0.9),
     ),
 )
-"""Those that a hard tree is drawn from, each as often."""
+"""Those that a tree is drawn from, each as often."""
 
 ODD_HOSPITAL = _hospital(
     "island",
@@ -125,7 +125,7 @@ ODD_HOSPITAL = _hospital(
     Protocol(step_mm=(5.0, 6.0), axes=("LIP",), noise=1.6, bias=1.8, blur_mm=0.4),
     Protocol(step_mm=(1.2, 1.6), axes=("LIP", "PIL"), noise=1.8, bias=1.8, arteries=(0.7, 0.9), veins=(0.7, 0.9)),
 )
-"""The one that scans unlike all others (thick slices, noise, faint arteries, late timing): held out of hard trees, for
+"""The one that scans unlike all others (thick slices, noise, faint arteries, late timing): held out of trees, for
 what is learned there to be tried on."""
 
 BY_NAME: Mapping[str, Hospital] = MappingProxyType({one.name: one for one in (*HOSPITALS, ODD_HOSPITAL)})

@@ -62,7 +62,7 @@ def easy_picture(series: SeriesPlan, size: int, coverage: Coverage, rng: np.rand
 def hard_picture(
     series: SeriesPlan, size: int, coverage: Coverage = "protocol", *, slab_voxels: int = SLAB_VOXELS
 ) -> Picture:
-    """Scan the head of a hard series in its hospital, slab by slab.
+    """Scan the head of a medium or hard series in its hospital, slab by slab.
 
     Args:
         series: What is scanned.
@@ -85,7 +85,7 @@ def hard_picture(
 
 
 def hard_look(series: SeriesPlan, head: Head, grid: Grid) -> tuple[Contrast, Artefacts]:
-    """How a hard series looks on its day in its hospital, and what its scanner adds or loses; a sac changes neither."""
+    """How a series looks on its day in its hospital, and what its scanner adds or loses; a sac changes neither."""
     contrast = series.protocol.look(CONTRASTS[CONTRAST_OF[series.modality]], rng_of(*series.names, "look"))
     artefacts = draw_artefacts(series.modality, grid, head.vessels.vessels, rng_of(*series.names, "artefacts"))
     return contrast, artefacts

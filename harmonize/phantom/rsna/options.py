@@ -48,13 +48,13 @@ class TreeOptions:
             raise WrongUse(f"--hospital {self.hospital}: there is no such one; choose {', '.join(BY_NAME)}")
         if not 0 <= self.label_noise <= 1:
             raise WrongUse(f"--label-noise {self.label_noise:g}: give a share of the series, from 0 to 1")
-        hard = {
+        clinical = {
             f"--hospital {self.hospital}": self.hospital is not None,
             f"--label-noise {self.label_noise:g}": self.label_noise > 0,
             "--counterfactuals": self.counterfactuals,
             "--prevalence with a column hospital": bool(self.prevalence.hospitals),
         }
-        asked = [name for name, is_asked in hard.items() if is_asked]
+        asked = [name for name, is_asked in clinical.items() if is_asked]
         if asked and self.difficulty == "easy":
             raise WrongUse(f"{asked[0]}: does nothing without --difficulty medium or hard")
         if self.counterfactuals and self.label_noise:

@@ -44,7 +44,7 @@ class SeriesPlan:
         sites: Where its aneurysms are, or would be; out of `LOCATIONS`.
         names: What its randomness is named by; the two series of a counterfactual pair share them.
         difficulty: Of its vessels and pictures.
-        hospital: Name of that where a hard one is scanned; None for an easy one.
+        hospital: Name of that where it is scanned; None for an easy one.
         pair: Number of its counterfactual pair, or None.
     """
 
@@ -80,7 +80,7 @@ def planned(index: int, *, seed: int, options: TreeOptions = EASY) -> SeriesPlan
     """What series `index` of a tree is; a pure function of its arguments."""
     if options.difficulty == "easy":
         return plan_series(index, seed=seed, prevalence=options.prevalence)
-    return _plan_pair(index, seed, options) if options.counterfactuals else _plan_hard(index, seed, options)
+    return _plan_pair(index, seed, options) if options.counterfactuals else _plan_clinical(index, seed, options)
 
 
 def plan_series(index: int, *, seed: int, prevalence: Prevalence = EVEN) -> SeriesPlan:
@@ -112,7 +112,7 @@ def plan_series(index: int, *, seed: int, prevalence: Prevalence = EVEN) -> Seri
     )
 
 
-def _plan_hard(index: int, seed: int, options: TreeOptions) -> SeriesPlan:
+def _plan_clinical(index: int, seed: int, options: TreeOptions) -> SeriesPlan:
     names = (*_tree(seed, options), index)
     modality, couple = _couple(index // 2)
     strata = _Strata(names[:-1], modality, 2 * couple + index % 2)

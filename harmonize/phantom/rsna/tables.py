@@ -21,7 +21,7 @@ TRUTH = "rsna_truth.csv"
 COUNTERFACTUALS = "rsna_counterfactuals.csv"
 
 LOOKS = ("shape", "at_branching", "thrombosed", "calcified")
-"""What tells the sacs of hard trees apart besides their size."""
+"""What tells the sacs of medium and hard trees apart besides their size."""
 
 Row = dict[str, object]
 

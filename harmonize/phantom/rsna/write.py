@@ -52,10 +52,10 @@ def write_scan(index: int, *, root: Path, scans: int, size: int, seed: int, opti
 
 
 def write_series(root: Path, series: SeriesPlan, size: int, coverage: Coverage, *, label_noise: float = 0.0) -> Written:
-    """Write one planned series as `write_scan` does; `label_noise` is how often a hard one is labelled wrongly."""
-    hard = series.difficulty != "easy"
+    """Write one planned series as `write_scan` does; `label_noise`: how often one of a hospital is labelled wrongly."""
+    clinical = series.difficulty != "easy"
     rng = rng_of(*series.names, "series")
-    picture = hard_picture(series, size, coverage) if hard else easy_picture(series, size, coverage, rng)
+    picture = hard_picture(series, size, coverage) if clinical else easy_picture(series, size, coverage, rng)
     head, grid, planes = picture.head, picture.grid, picture.planes
     is_ct = series.modality == "CTA"
     coding = (CT_SIGNED_PADDED if rng.random() < 0.3 else CT_UNSIGNED) if is_ct else MR_UNSIGNED

@@ -1,4 +1,4 @@
-"""Mimics of hard trees that are no arteries: veins beside them, calcium in their walls, clips, coils and blood.
+"""Mimics that are no arteries: veins beside them, calcium in their walls, clips, coils and blood.
 
 How often each is seen is a round figure, and higher than in the clinic: see `walls`.
 """

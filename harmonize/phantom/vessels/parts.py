@@ -49,7 +49,7 @@ Point = tuple[float, float, float]
 
 
 class Flow(Enum):
-    """What a tube is filled with, which decides its brightness; those after `SAC` are of hard trees alone."""
+    """What a tube is filled with, which decides its brightness; those after `SAC` are not of easy trees."""
 
     ARTERY = "artery"
     VEIN = "vein"
@@ -86,7 +86,7 @@ class Vessel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aneurysm:
-    """An aneurysm; all but its first three attributes say what those of hard trees may be.
+    """An aneurysm; all but its first three attributes say what those that are not easy may be.
 
     Attributes:
         location: Its name in the competition.

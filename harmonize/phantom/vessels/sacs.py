@@ -1,4 +1,4 @@
-"""Aneurysms of hard trees: where they grow, how large they are, and what they look like."""
+"""Aneurysms of medium and hard trees: where they grow, how large they are, and what they look like."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from harmonize.phantom.vessels.parts import CLINICS, Difficulty, VesselTree
 _COUNT_PROBABILITIES = (0.8, 0.16, 0.04)
 """Of one, two and three aneurysms in a head that has any."""
 MEAN_COUNT = sum(count * chance for count, chance in enumerate(_COUNT_PROBABILITIES, start=1))
+"""Aneurysms of a head that has any, on average."""
 
 LOCATION_WEIGHTS = (4.0, 5.0, 14.0, 14.0, 11.0, 13.0, 16.0, 3.0, 3.0, 5.0, 5.0, 6.0, 6.0)
 """How often each of `LOCATIONS` is drawn; uneven as in the clinic, but no place so rare that a demo never sees it."""

@@ -1,4 +1,4 @@
-"""Mimics of hard trees that are arteries themselves: funnels, bulbs, wide stretches, loops, kinks, two channels.
+"""Mimics that are arteries themselves: funnels, bulbs, wide stretches, loops, kinks, two channels.
 
 In people each is rarer than here: funnels where the posterior communicating artery leaves are found in about one of ten
 (a round figure). Here a head has about as many blobs as would hide one more, so that their number tells nothing. How
@@ -66,7 +66,7 @@ def fenestrate(rng: np.random.Generator, arteries: Arteries, variants: Set[str])
     return mimics
 
 
-def wind(rng: np.random.Generator, arteries: Arteries, *, often: float = 1.0) -> list[Mimic]:
+def wind(rng: np.random.Generator, arteries: Arteries, *, often: float) -> list[Mimic]:
     """Wind arteries into loops and kinks; changes `arteries`."""
     mimics = []
     for _ in range(_number(rng, often * WINDINGS_A_HEAD)):
@@ -89,7 +89,7 @@ def wind(rng: np.random.Generator, arteries: Arteries, *, often: float = 1.0) ->
     return mimics
 
 
-def widen(rng: np.random.Generator, arteries: Arteries, *, often: float = 1.0) -> list[Mimic]:
+def widen(rng: np.random.Generator, arteries: Arteries, *, often: float) -> list[Mimic]:
     """Make stretches of arteries wide, without a neck and longer than a fusiform aneurysm; changes `arteries`."""
     mimics = []
     for _ in range(_number(rng, often * STRETCHES_A_HEAD)):
@@ -104,7 +104,7 @@ def widen(rng: np.random.Generator, arteries: Arteries, *, often: float = 1.0) -
 
 
 def swell(
-    rng: np.random.Generator, arteries: Arteries, nodes: Nodes, *, often: float = 1.0
+    rng: np.random.Generator, arteries: Arteries, nodes: Nodes, *, often: float
 ) -> tuple[list[Mimic], list[Vessel]]:
     """Bulbs where arteries part: round, on the axis of their parent, with no neck."""
     mimics, vessels = [], []
