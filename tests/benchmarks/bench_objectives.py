@@ -110,7 +110,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of corpora, runs and finished cells")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["masked", "vessels", "hybrid", "random"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1500, help="of the masked arm; default %(default)s")
+    parser.add_argument("--steps", type=int, default=1000, help="of the masked arm; default %(default)s")
     parser.add_argument("--unlabelled", type=int, default=160, help="series to pretrain on; default %(default)s")
     parser.add_argument("--pairs", type=int, default=60, help="heads that are asked about; default %(default)s")
     parser.add_argument("--size", type=int, default=160, help="voxels of a raw scan's longest side")
