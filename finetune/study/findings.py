@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from finetune.evaluation.areas import Estimate
 from finetune.evaluation.text import number
@@ -41,10 +41,20 @@ def pretrained_arms(config: StudyConfig, one: Compared) -> list[str]:
     return [arm.name for arm in config.arms if arm.pretrained and arm.name in known]
 
 
-def sentences(config: StudyConfig, compared: Sequence[Compared], detected: Sequence[Detected]) -> Iterator[str]:
-    """What a reader should take away, the answer first."""
+def sentences(
+    config: StudyConfig, compared: Sequence[Compared], detected: Sequence[Detected], *, each: bool = True
+) -> Iterator[str]:
+    """What a reader should take away, the answer first and the limits last.
+
+    Args:
+        config: The study's.
+        compared: Its comparisons.
+        detected: Its detectability.
+        each: Whether each difference is said, as a table has it.
+    """
     yield answer(config, compared)
-    yield from _differences(config, compared)
+    if each:
+        yield from _differences(config, compared)
     yield from _chance(config, compared)
     yield from _detection(config, detected)
     yield limits(config)
@@ -53,22 +63,29 @@ def sentences(config: StudyConfig, compared: Sequence[Compared], detected: Seque
 def answer(config: StudyConfig, compared: Sequence[Compared]) -> str:
     """The answer to the question of the study in one sentence or two."""
     verdicts = {
-        measure: [verdict(one.difference(arm, measure)) for one in compared for arm in pretrained_arms(config, one)]
+        measure: {
+            f"{arm} with {one.labelled} labelled series, {WHERE[one.split]}": verdict(one.difference(arm, measure))
+            for one in compared
+            for arm in pretrained_arms(config, one)
+        }
         for measure in ASKED
     }
     if not any(verdicts.values()):
         return "No arm with pretraining has been compared with the one without yet."
-    if {one for own in verdicts.values() for one in own} == {UNDEFINED}:
+    if {one for own in verdicts.values() for one in own.values()} == {UNDEFINED}:
         return "Too few series or seeds: none of the comparisons has an interval."
     return " ".join(_counted(measure, own) for measure, own in verdicts.items())
 
 
-def _counted(measure: str, verdicts: Sequence[str]) -> str:
-    """What a measure says in all comparisons."""
-    count, total = Counter(verdicts), len(verdicts)
+def _counted(measure: str, verdicts: Mapping[str, str]) -> str:
+    """What a measure says in all comparisons, which are named."""
+    count, total = Counter(verdicts.values()), len(verdicts)
     if count[UNDEFINED] == total:
         return f"No comparison of {measure} has an interval."
-    changed = [f"{did} in {count[kind]}" for kind, did in ((HELPS, "helped"), (HARMS, "harmed")) if count[kind]]
+    named = {kind: "; ".join(name for name, own in verdicts.items() if own == kind) for kind in (HELPS, HARMS)}
+    changed = [
+        f"{did} in {count[kind]} ({named[kind]})" for kind, did in ((HELPS, "helped"), (HARMS, "harmed")) if count[kind]
+    ]
     if changed:
         begins = f"Pretraining {' and '.join(changed)} of {total} comparisons of {measure}"
     else:

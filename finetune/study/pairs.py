@@ -121,8 +121,8 @@ def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
                 by=by,
                 group=group,
                 pairs=int(rows_P.sum()),
-                share=_estimate(*share, seed=seed),
-                share_more=_estimate(more[0], more[1], seed=seed),
+                share=_estimate(*share, seed=seed, within=(0.0, 1.0)),
+                share_more=_estimate(more[0], more[1], seed=seed, within=(-1.0, 1.0)),
                 logits=_estimate(*_means(logits_SP, times_PD[rows_P]), seed=seed),
             )
 
@@ -221,9 +221,11 @@ def _means(values_SP: Floats, times_PD: Times) -> tuple[Floats, Floats]:
     return over_pairs(undrawn(values_SP.shape[1]))[:, 0], over_pairs(times_PD)
 
 
-def _estimate(value_S: Floats, drawn_SD: Floats, *, seed: int) -> Estimate:
+def _estimate(
+    value_S: Floats, drawn_SD: Floats, *, seed: int, within: tuple[float, float] = (-np.inf, np.inf)
+) -> Estimate:
     value_1, drawn_D = mean_over_seeds(value_S, drawn_SD, seed=seed)
-    return Estimate(value=float(value_1[0]), interval=percentile_interval(drawn_D))
+    return Estimate(value=float(value_1[0]), interval=percentile_interval(np.clip(drawn_D, *within)))
 
 
 def arms_in(found: Sequence[Detected]) -> list[str]:

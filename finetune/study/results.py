@@ -1,23 +1,30 @@
-"""The section of results in a page of the documentation, between two marks; whatever stands around it stays."""
+"""The section of results in a page of the documentation, between two marks, and its plots; the rest of it stays."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from finetune.evaluation.compare import SITES, WITHIN
 from finetune.evaluation.text import difference, interval
 from finetune.study.compared import ASKED, MEASURES, Compared
+from finetune.study.figures import figure_scores
 from finetune.study.findings import WHERE, sentences
 from finetune.study.pairs import ALL, Detected
 from finetune.study.table import Study
 from harmonize.errors import WrongUse
-from harmonize.files import write_text
+from harmonize.files import atomic_path, write_text
+from harmonize.page import png_of
+
+IMAGES = "images"
+PLOTS = {WITHIN: "presence", SITES: "sites"}
+"""What is plotted, and the names of the files."""
 
 BEGIN, END = "<!-- results of finetune study -->", "<!-- end of results -->"
 
 
 def write_section(path: Path, study: Study, compared: Sequence[Compared], detected: Sequence[Detected]) -> None:
-    """Write what a study says between the marks of a page.
+    """Write what a study says between the marks of a page, and its plots beside it, ``images/PAGE-*.png``.
 
     Args:
         path: Of the page, which has both marks.
@@ -32,16 +39,38 @@ def write_section(path: Path, study: Study, compared: Sequence[Compared], detect
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise WrongUse(f"--docs {path}: wants the lines `{BEGIN}` and `{END}`, once each; add them where results go")
     before, _, rest = text.partition(BEGIN)
-    lines = "\n".join(section(study, compared, detected))
+    plots = []
+    if compared:
+        (path.parent / IMAGES).mkdir(exist_ok=True)
+        for measure, name in PLOTS.items():
+            plots.append(f"{IMAGES}/{path.stem}-{name}.png")
+            with atomic_path(path.parent / plots[-1]) as temporary:
+                temporary.write_bytes(png_of(figure_scores(study.config, compared, measure=measure), dpi=90))
+    lines = "\n".join(section(study, compared, detected, plots))
     write_text(path, f"{before}{BEGIN}\n\n{lines}\n\n{END}{rest.partition(END)[2]}")
 
 
-def section(study: Study, compared: Sequence[Compared], detected: Sequence[Detected]) -> Iterator[str]:
-    """Lines of Markdown."""
+def section(
+    study: Study, compared: Sequence[Compared], detected: Sequence[Detected], plots: Sequence[str] = ()
+) -> Iterator[str]:
+    """Lines of Markdown.
+
+    Args:
+        study: Whose.
+        compared: Its comparisons.
+        detected: Its detectability.
+        plots: Where those of `PLOTS` lie, in their order.
+    """
     import textwrap
 
     config = study.config
-    for sentence in sentences(config, compared, detected):
+    first_sentence, *more_sentences = sentences(config, compared, detected, each=False)
+    yield from textwrap.wrap(first_sentence, 120, break_long_words=False, break_on_hyphens=False)
+    yield ""
+    for place, measure in zip(plots, PLOTS, strict=False):
+        yield f"![{measure} against the number of labelled series, with intervals]({place})"
+        yield ""
+    for sentence in more_sentences:
         yield from textwrap.wrap(sentence, 120, break_long_words=False, break_on_hyphens=False)
         yield ""
     if study.missing:
@@ -64,11 +93,13 @@ def section(study: Study, compared: Sequence[Compared], detected: Sequence[Detec
                 *more,
             ]
             yield f"| {' | '.join(map(str, cells))} |".replace("  |", " |")
-    whole = [one for one in detected if one.by in (ALL, "size")]
+    names = {arm.name for arm in config.arms}
+    whole = [one for one in detected if one.by in (ALL, "size") and one.arm in names]
     if whole:
         yield ""
         yield "| labelled | pairs | how many | arm | higher with the sac | minus " + first + " |"
         yield "|---:|---|---:|---|---|---|"
         for pair in whole:
-            cells = [pair.labelled, pair.group, pair.pairs, pair.arm, interval(pair.share), difference(pair.share_more)]
-            yield f"| {' | '.join(map(str, cells))} |"
+            gain = "" if pair.arm == first else difference(pair.share_more)
+            cells = [pair.labelled, pair.group, pair.pairs, pair.arm, interval(pair.share), gain]
+            yield f"| {' | '.join(map(str, cells))} |".replace("  |", " |")
