@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetune.evaluation.compare import SITES, WITHIN
+from finetune.evaluation.compare import WITHIN
 from finetune.evaluation.text import table
 from finetune.metrics import LEVEL
 from finetune.study.compared import ASKED, LEAST_SACS
@@ -30,28 +30,31 @@ STUDY, PAGE, NUMBERS = "study.yaml", "study.html", "study.json"
 def powers(config: StudyConfig) -> dict[tuple[str, str], Power]:
     """What can be seen by each measure of `ASKED` in the held-out series of each split."""
     sizes = {INSIDE: config.data.inside, OUTSIDE: config.data.outside_series}
-    of_modality = [PAIRS.count(modality) / len(PAIRS) / 2 for modality in MODALITIES]
-    seeds = len(config.design.seeds)
-    found = {}
-    for split, count in sizes.items():
-        of_site = [(ill, 1 - ill) for ill in site_shares() if ill * count >= LEAST_SACS]
-        for measure, shares in ((WITHIN, [(half, half) for half in of_modality]), (SITES, of_site)):
-            if shares:
-                found[measure, split] = power_of(config.power, series=count, seeds=seeds, shares=shares)
     return {
-        (measure, split): found[measure, split] for measure in ASKED for split in sizes if (measure, split) in found
+        (measure, split): power_of(config.power, series=count, seeds=len(config.design.seeds), shares=shares)
+        for measure in ASKED
+        for split, count in sizes.items()
+        if (shares := areas_of(measure, count))
     }
 
 
-def site_shares() -> list[float]:
-    """Share of the series that have an aneurysm at each site: of medium and hard phantoms, half of them having any."""
+def areas_of(measure: str, series: int) -> list[tuple[float, float]]:
+    """The areas that a measure is the mean of: share of the series that are positive in each, and negative.
+
+    Half of a phantom's series are ill. Sites are as frequent as in medium and hard ones; only those count that
+    `LEAST_SACS` are expected at.
+    """
+    if measure == WITHIN:
+        halves = [PAIRS.count(modality) / len(PAIRS) / 2 for modality in MODALITIES]
+        return [(half, half) for half in halves]
     weights = SITE_WEIGHTS["hard"]
-    return [SHARE * MEAN_COUNT * weight / sum(weights) for weight in weights]
+    shares = [SHARE * MEAN_COUNT * weight / sum(weights) for weight in weights]
+    return [(share, 1 - share) for share in shares if share * series >= LEAST_SACS]
 
 
 def comparisons(config: StudyConfig) -> int:
     """Differences to the first arm that are shown with an interval."""
-    return len(config.design.labels) * (len(config.arms) - 1) * len(ASKED) * 2
+    return len(config.design.labels) * (len(config.arms) - 1) * len(ASKED) * len((INSIDE, OUTSIDE))
 
 
 def facts(config: StudyConfig) -> dict[str, Any]:
