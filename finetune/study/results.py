@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from finetune.evaluation.compare import SITES, WITHIN
 from finetune.evaluation.text import difference, interval
@@ -61,17 +62,18 @@ def section(
         detected: Its detectability.
         plots: Where those of `PLOTS` lie, in their order.
     """
-    import textwrap
-
     config = study.config
-    first_sentence, *more_sentences = sentences(config, compared, detected, each=False)
-    yield from textwrap.wrap(first_sentence, 120, break_long_words=False, break_on_hyphens=False)
-    yield ""
-    for place, measure in zip(plots, PLOTS, strict=False):
-        yield f"![{measure} against the number of labelled series, with intervals]({place})"
-        yield ""
-    for sentence in more_sentences:
-        yield from textwrap.wrap(sentence, 120, break_long_words=False, break_on_hyphens=False)
+    answer, *more = sentences(config, compared, detected, each=False)
+    pictures = (
+        f"![{measure} against the number of labelled series, with intervals]({place})"
+        for place, measure in zip(plots, PLOTS, strict=False)
+    )
+    for paragraph in (answer, *pictures, *more):
+        yield from (
+            [paragraph]
+            if paragraph.startswith("!")
+            else wrap(paragraph, 120, break_long_words=False, break_on_hyphens=False)
+        )
         yield ""
     if study.missing:
         yield f"{len(study.missing)} of {len(config.cells())} cells are not finished."
@@ -82,15 +84,15 @@ def section(
     yield "|---:|---|---|" + "---|" * (len(MEASURES) + len(ASKED))
     for one in compared:
         for run in one.comparison.runs:
-            more = [""] * len(ASKED)
+            gains = [""] * len(ASKED)
             if run.name != first:
-                more = [difference(one.difference(run.name, name)) for name in ASKED]
+                gains = [difference(one.difference(run.name, name)) for name in ASKED]
             cells = [
                 one.labelled,
                 WHERE.get(one.split, one.split),
                 run.name,
                 *(interval(run.scores[name]) for name in MEASURES),
-                *more,
+                *gains,
             ]
             yield f"| {' | '.join(map(str, cells))} |".replace("  |", " |")
     names = {arm.name for arm in config.arms}
