@@ -66,6 +66,7 @@ def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[
         with interrupts() as interrupt:
             interrupt.begin()
             for number in wanted:
+                interrupt.check()
                 own = replace(recipe, data=replace(recipe.data, fold=number))
                 if _is_finished(own, sources, out / FOLD_FOLDER.format(number)):
                     continue
@@ -80,7 +81,7 @@ def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[
                     pseudo_labels=sources.pseudo_labels,
                     labels=sources.labels,
                 )
-                if score is None or interrupt:
+                if score is None:
                     return False
     except Interrupted:
         return False

@@ -14,6 +14,7 @@ import pytest
 from test_engine import content, lay_out, run
 
 from harmonize.corpus import RECORDS, Corpus, journal
+from harmonize.engine.interrupt import interruptible
 from harmonize.engine.ledger import Ledger
 from harmonize.errors import Reason, Rejection
 
@@ -113,3 +114,17 @@ def _group_lives(group: int) -> bool:
         if int(fields[2]) == group and fields[0] != "Z":
             return True
     return False
+
+
+def test_a_caller_that_handles_sigterm_itself_is_the_one_that_hears_of_it() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with interruptible(), pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import yaml
 from finetune.cli.study import main, with_recipe
 from finetune.evaluation.compare import WITHIN
 from finetune.recipe import Recipe as FinetuneRecipe
-from finetune.study import StudyConfig, run_study, write_results
+from finetune.study import StudyConfig, cells, run_study, write_results
 from finetune.study import run as runner
-from finetune.study.config import Cell, PowerConfig
+from finetune.study.config import PowerConfig
 from finetune.study.data import beside, trees
 from finetune.study.plan import PLAN
 from finetune.study.run import LOCK, read_run
 from finetune.study.table import INSIDE, OUTSIDE, cell_path
+from harmonize import phantom
 from harmonize.corpus.lock import exclusive
 from harmonize.errors import UserError, WrongUse
 from harmonize.labels import PRESENT
@@ -72,23 +74,26 @@ def test_a_killed_study_goes_on_and_its_predictions_alone_are_enough(
 ) -> None:
     config, out = from_plain(StudyConfig, TOY), tmp_path / "study"
     first, second, *_ = config.cells()
-    whole = runner.ask
+    with monkeypatch.context() as patch:
+        patch.setattr(phantom.pool, "run", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        assert not run_study(config, out), "stopped while heads are written"
+    whole = cells.predict_cases
+    asked: list[int] = []
 
-    def killed(out: Path, cell: Cell, *arguments: Any, **more: Any) -> pd.DataFrame:
-        if cell == second:
-            raise KeyboardInterrupt
-        return whole(out, cell, *arguments, **more)
+    def told_to_stop(*arguments: Any, **more: Any) -> pd.DataFrame:
+        asked.append(len(asked))
+        if len(asked) == 3:  # of two splits each
+            signal.raise_signal(signal.SIGTERM)
+        return whole(*arguments, **more)
 
-    monkeypatch.setattr(runner, "ask", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run_study(config, out)
+    monkeypatch.setattr(cells, "predict_cases", told_to_stop)
+    assert not run_study(config, out), "stopped while the second cell is asked"
     assert json.loads((out / PLAN).read_text())["power"][WITHIN]["inside"]["series"] == 6
     assert cell_path(out, first).is_file()
     assert not cell_path(out, second).is_file()
     weights = out / "cells" / second.name / "run" / "model.safetensors"
     times = [path.stat().st_mtime_ns for path in (weights, cell_path(out, first))]
 
-    monkeypatch.setattr(runner, "ask", whole)
     assert run_study(config, out)
     assert [path.stat().st_mtime_ns for path in (weights, cell_path(out, first))] == times, "nothing was done twice"
     said = pd.read_parquet(out / "predictions.parquet")

@@ -169,9 +169,11 @@ def test_what_is_not_finite_is_not_remembered_and_evaluation_remembers_nothing()
     assert int(head.held) == 2
 
 
-def test_two_ranks_have_the_gradient_of_one_with_all_heads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scored_heads", [4, 2])
+def test_two_ranks_have_the_gradient_of_one_with_all_heads(tmp_path: Path, scored_heads: int) -> None:
+    """Also where one of them scores no voxel."""
     ranks = multiprocessing.get_context("fork")
-    members = [ranks.Process(target=_gradient_of_rank, args=(rank, tmp_path)) for rank in range(2)]
+    members = [ranks.Process(target=_gradient_of_rank, args=(rank, tmp_path, scored_heads)) for rank in range(2)]
     for member in members:
         member.start()
     for member in members:
@@ -179,8 +181,8 @@ def test_two_ranks_have_the_gradient_of_one_with_all_heads(tmp_path: Path) -> No
         assert member.exitcode == 0
     x, (first, twice) = _four_heads()
     model = model_of()
-    out = model(x, first, None, None, None, twice)
-    (out.loss * out.scored_voxels).backward()
+    out = model(x, first, _scored(scored_heads), None, None, twice)
+    out.summed_loss.backward()
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, parts[0][name] + parts[1][name], rtol=1e-6, atol=1e-6)
@@ -194,15 +196,19 @@ def _four_heads() -> tuple[torch.Tensor, tuple[MaskGeometry, MaskGeometry]]:
     return torch.randn(4, 2, 16, 16, 16, generator=torch.Generator().manual_seed(1)).double(), two_masks(4)
 
 
-def _gradient_of_rank(rank: int, folder: Path) -> None:
+def _scored(heads: int) -> torch.Tensor:
+    return (torch.arange(4) < heads).view(4, 1, 1, 1, 1).expand(4, 1, 16, 16, 16)
+
+
+def _gradient_of_rank(rank: int, folder: Path, scored_heads: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     x, masks = _four_heads()
     mine = slice(2 * rank, 2 * rank + 2)
     first, second = masks[0].mask_Bdhw[mine], masks[1].mask_Bdhw[4:][mine]
     twice = MaskGeometry(torch.cat([first, second]))
     model = model_of()
-    out = model(x[mine], MaskGeometry(first), None, None, None, twice)
-    (out.loss * out.scored_voxels).backward()
+    out = model(x[mine], MaskGeometry(first), _scored(scored_heads)[mine], None, None, twice)
+    out.summed_loss.backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     found |= {"loss": (out.loss * out.scored_voxels).detach()}
     found |= {"agreement": out.terms["agreement"].value.detach(), "memory": model.embed.memory_M2K}  # type: ignore[union-attr]

@@ -41,7 +41,12 @@ def _command(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--cells", default=None, help="names of cells with commas between; default: all")
     parser.add_argument("--docs", type=Path, default=None, help="a page whose section of results is written too")
-    parser.add_argument("--device", default=None, help="such as cpu or cuda:1; default: the GPU, or the CPU")
+    parser.add_argument(
+        "--device",
+        default=None,
+        help="where probes and predictions are computed, such as cpu or cuda:1; default: the GPU, or the CPU. "
+        "Trainings run where accelerate has them",
+    )
     config, options = parse_recipe(parser, StudyConfig, with_recipe(argv))
     if options.plan:
         say(*plan_lines(config))

@@ -29,6 +29,7 @@ from harmonize.corpus import Corpus
 from harmonize.errors import UserError
 from harmonize.phantom.rsna.tables import COUNTERFACTUALS, SIZES
 from headspark.run.folder import FINISHED, read_state
+from headspark.run.interrupt import Interrupt
 
 RUN = "run"
 """Folder of the fine-tuning in that of its cell."""
@@ -150,7 +151,9 @@ def _facts(corpus: Corpus, cases: list[Case], sizes: Mapping[str, float], pairs:
     return pd.DataFrame(rows, columns=[ID, PAIR, DIAMETER, SPACING])
 
 
-def ask(out: Path, cell: Cell, held: list[Held], *, device: torch.device) -> pd.DataFrame:
+def ask(
+    out: Path, cell: Cell, held: list[Held], *, device: torch.device, interrupt: Interrupt | None = None
+) -> pd.DataFrame:
     """What the model of a cell says of all held-out series; columns as `finetune.study.table.write_cell` wants them.
 
     Args:
@@ -158,7 +161,13 @@ def ask(out: Path, cell: Cell, held: list[Held], *, device: torch.device) -> pd.
         cell: Whose fine-tuning is finished.
         held: The series.
         device: Where to compute.
+        interrupt: Whether to stop.
+
+    Raises:
+        Interrupted: That was asked for.
     """
+    interrupt = interrupt or Interrupt()
+    interrupt.check()
     folder = run_folder(out, cell)
     bundle = read_bundle(folder)
     model = load_model(folder, bundle).to(device)
@@ -171,6 +180,7 @@ def ask(out: Path, cell: Cell, held: list[Held], *, device: torch.device) -> pd.
             one.regions.clear()  # of another way to cut
             one.regions[key] = [view.load(case) for case in one.cases]
         store = RegionStore(one.cases, view, one.regions[key])
-        said = predict_cases(model, store, bundle.data, task, device, shown=True)
+        said = predict_cases(model, store, bundle.data, task, device, asked=lambda: bool(interrupt), shown=True)
+        interrupt.check()
         tables.append(said.merge(one.facts, on=ID, how="left").assign(**{SPLIT: one.split}))
     return pd.concat(tables, ignore_index=True)

@@ -23,12 +23,15 @@ from finetune.tasks.aneurysm import PRESENT
 from harmonize.corpus import Corpus
 from headspark.embedding import Embeddings, Pooling, embed_corpus
 from headspark.hub import load_encoder
+from headspark.run.interrupt import Interrupt
 
 EMBEDDINGS = "embeddings"
 """Folder of the vectors, a table an encoder and corpus."""
 
 
-def vectors_of(encoder: Path, corpus: str, out: Path, *, device: torch.device) -> Embeddings:
+def vectors_of(
+    encoder: Path, corpus: str, out: Path, *, device: torch.device, interrupt: Interrupt | None = None
+) -> Embeddings:
     """What a frozen encoder says of a corpus; made once.
 
     Args:
@@ -36,16 +39,31 @@ def vectors_of(encoder: Path, corpus: str, out: Path, *, device: torch.device) -
         corpus: Name of the corpus.
         out: The study's folder.
         device: Where to compute.
+        interrupt: Whether to stop.
+
+    Raises:
+        Interrupted: That was asked for; what was embedded is kept.
     """
+    interrupt = interrupt or Interrupt()
     opened = Corpus.open(data.corpus_path(out, corpus))
     path = out / EMBEDDINGS / f"{encoder.name}_{corpus}.parquet"
     edges = tuple(max(int(shape[axis]) for shape in opened.scans["shape"]) for axis in range(3))
     pooling = Pooling(patch=edges)  # one tile a series: they are boxes of one size, and tiles would overlap
-    return embed_corpus(load_encoder(str(encoder)), opened, path, name=encoder.name, pooling=pooling, device=device)
+    network, asked = load_encoder(str(encoder)), lambda: bool(interrupt)
+    found = embed_corpus(network, opened, path, name=encoder.name, pooling=pooling, device=device, asked=asked)
+    interrupt.check()
+    return found
 
 
 def probe(
-    encoder: Path, cell: Cell, training: list[Case], held: list[Held], out: Path, *, device: torch.device
+    encoder: Path,
+    cell: Cell,
+    training: list[Case],
+    held: list[Held],
+    out: Path,
+    *,
+    device: torch.device,
+    interrupt: Interrupt | None = None,
 ) -> pd.DataFrame:
     """What a probe says of all held-out series; columns as `finetune.study.table.write_cell` wants them.
 
@@ -56,11 +74,15 @@ def probe(
         held: The series that it is asked about.
         out: The study's folder.
         device: Where to compute.
+        interrupt: Whether to stop.
+
+    Raises:
+        Interrupted: That was asked for.
     """
-    told = vectors_of(encoder, data.labelled_name(cell.seed), out, device=device).vectors
+    told = vectors_of(encoder, data.labelled_name(cell.seed), out, device=device, interrupt=interrupt).vectors
     tables = []
     for one in held:
-        asked = vectors_of(encoder, one.split, out, device=device).vectors
+        asked = vectors_of(encoder, one.split, out, device=device, interrupt=interrupt).vectors
         cases = [*training, *one.cases]
         features_NE = np.stack([
             *(told[case.source, case.scan_id] for case in training),

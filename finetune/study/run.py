@@ -34,7 +34,7 @@ from headspark.hub import load_encoder, save_encoder
 from headspark.hub.export import export_run
 from headspark.recipe import Recipe as PretrainRecipe
 from headspark.run.folder import FINISHED, read_state
-from headspark.run.interrupt import Interrupted, interrupts
+from headspark.run.interrupt import Interrupt, Interrupted, interrupts
 from headspark.train import train as pretrain
 
 PRETRAINING, ENCODERS, SECONDS = "pretraining", "encoders", "seconds.json"
@@ -82,9 +82,9 @@ def _run_cells(
     device: torch.device,
 ) -> bool:
     busy = f"{out}: another process makes its heads and its encoder; wait for that, then give the command again"
-    with exclusive(out / LOCK, busy), _timed(out, "data"):
-        data.make(config, out, folds=base.data.folds)
     try:
+        with interrupts(), exclusive(out / LOCK, busy), _timed(out, "data"):
+            data.make(config, out, folds=base.data.folds)
         with interrupts() as interrupt:
             interrupt.begin()
             with exclusive(out / LOCK, busy), _timed(out, PRETRAINING):
@@ -92,34 +92,43 @@ def _run_cells(
                     return False
             held = read_held(base, out)
             for number, cell in enumerate(cells, start=1):
+                interrupt.check()
                 warn(f"cell {number} of {len(cells)}: {cell.name}")
                 with _timed(out, cell.name):
-                    rows = _run_cell(config, base, cell, held, out, device)
+                    rows = _run_cell(config, base, cell, held, out, device, interrupt)
                     if rows is None:
                         return False
                     write_cell(out, cell, rows)
-                if interrupt:
-                    return False
     except Interrupted:
         return False
     return True
 
 
 def _run_cell(
-    config: StudyConfig, base: Recipe, cell: Cell, held: list[Held], out: Path, device: torch.device
+    config: StudyConfig,
+    base: Recipe,
+    cell: Cell,
+    held: list[Held],
+    out: Path,
+    device: torch.device,
+    interrupt: Interrupt,
 ) -> pd.DataFrame | None:
-    """What a cell says of all held-out series; None after a signal."""
+    """What a cell says of all held-out series; None after a signal.
+
+    Raises:
+        Interrupted: Or this.
+    """
     if cell.arm.startswith(PROBE):
         recipe = recipe_of_cell(base, config, replace(cell, arm=config.arms[0].name))
         corpus = Corpus.open(data.corpus_path(out, data.labelled_name(cell.seed)))
         training = labelled_cases(recipe, corpus, run_folder(out, cell))
         drawn = replace(cell, seed=config.design.seeds[0])  # one random encoder, since each embeds all series
         encoder = encoder_of(drawn, out, pretrained=cell.arm.endswith(PRETRAINED))
-        return probe(encoder, cell, training, held, out, device=device)
+        return probe(encoder, cell, training, held, out, device=device, interrupt=interrupt)
     encoder = encoder_of(cell, out, pretrained=config.arm(cell.arm).pretrained)
     if not fine_tune(recipe_of_cell(base, config, cell), cell, out, encoder=encoder):
         return None
-    return ask(out, cell, held, device=device)
+    return ask(out, cell, held, device=device, interrupt=interrupt)
 
 
 def _pretrained(recipe: PretrainRecipe, out: Path) -> bool:

@@ -70,6 +70,14 @@ class SparKOutput(NamedTuple):
     error: Tensor
     terms: dict[str, Term]
 
+    @property
+    def summed_loss(self) -> Tensor:
+        """The loss as a sum over voxels: what passes and ranks add up, and a step divides by all their voxels.
+
+        A pass that scores none has no error, but its part in the gradient of a term over all ranks.
+        """
+        return self.loss * self.scored_voxels.clamp(min=1)
+
 
 class SparK(nn.Module):
     """An encoder with what it needs to be pretrained.

@@ -142,7 +142,7 @@ def train_step(state: PretrainState, batches: Iterator[PretrainBatch], interrupt
         steps_B1DHW = vessel_steps(batch, recipe.augment, patch=data.patch)
         with nullcontext() if last else accelerator.no_sync(state.model):
             output = state.model(x_BCDHW, batch.geometry, scored_B1DHW, batch.wanted, steps_B1DHW, batch.twice)
-            accelerator.backward(output.loss * (output.scored_voxels / nominal_voxels))
+            accelerator.backward(output.summed_loss / nominal_voxels)
         totals_2[0] += output.loss.detach().double() * output.scored_voxels
         totals_2[1] += output.scored_voxels
         if state.terms:

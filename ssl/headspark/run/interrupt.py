@@ -26,9 +26,12 @@ GRACE_S = 10.0
 WATCH_S = 0.5
 """Seconds between two looks at the launcher."""
 
+_innermost: Interrupt | None = None
+"""Who is told of a signal now."""
 
-class Interrupted(BaseException):
-    """A run was asked to stop before it began, when there is nothing to save. No `Exception`, so nobody swallows it."""
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop where nothing is left to save. No `Exception`, so nobody swallows it."""
 
 
 class Interrupt:
@@ -49,6 +52,15 @@ class Interrupt:
     def begin(self) -> None:
         """From now on there is work to save: a request is noted, and obeyed by whoever asks this object."""
         self._starting = False
+
+    def check(self) -> None:
+        """End the work here if that was asked for.
+
+        Raises:
+            Interrupted: It was.
+        """
+        if self:
+            raise Interrupted
 
     def note(self, name: str) -> None:
         """Take a request; while a run starts, which may take an hour, it ends here.
@@ -74,19 +86,24 @@ class Interrupt:
 def interrupts() -> Iterator[Interrupt]:
     """Note `SIGNALS` instead of dying of them, and the end of the launcher; the former handlers come back afterwards.
 
+    Where one of these lies within another, as a fold's in that of a cross-validation, the outer one is told in the end:
+    work that was about to be finished anyhow says nothing of it.
+
     A signal that is ignored (as SIGHUP under ``nohup``) stays so. Begin this before data workers are forked, so that a
     signal to the whole process group leaves them alive.
 
     Raises:
         Interrupted: A request came before `Interrupt.begin`.
     """
-    interrupt = Interrupt()
+    global _innermost
+    interrupt, outer = Interrupt(), _innermost
 
     def note(number: int, frame: FrameType | None) -> None:
         interrupt.note(signal.Signals(number).name)
 
     taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     former = {number: signal.signal(number, note) for number in taken}
+    _innermost = interrupt
     ended = threading.Event()
     if LAUNCHER is not None:
         threading.Thread(target=_watch, args=(LAUNCHER, ended), name="launcher", daemon=True).start()
@@ -102,6 +119,9 @@ def interrupts() -> Iterator[Interrupt]:
     finally:
         ended.set()
         interrupt.close()
+        _innermost = outer
+        if outer is not None:
+            outer.name = outer.name or interrupt.name
         for number, handler in former.items():
             signal.signal(number, handler)
 
