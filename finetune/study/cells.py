@@ -151,9 +151,7 @@ def _facts(corpus: Corpus, cases: list[Case], sizes: Mapping[str, float], pairs:
     return pd.DataFrame(rows, columns=[ID, PAIR, DIAMETER, SPACING])
 
 
-def ask(
-    out: Path, cell: Cell, held: list[Held], *, device: torch.device, interrupt: Interrupt | None = None
-) -> pd.DataFrame:
+def ask(out: Path, cell: Cell, held: list[Held], *, device: torch.device, interrupt: Interrupt) -> pd.DataFrame:
     """What the model of a cell says of all held-out series; columns as `finetune.study.table.write_cell` wants them.
 
     Args:
@@ -166,7 +164,6 @@ def ask(
     Raises:
         Interrupted: That was asked for.
     """
-    interrupt = interrupt or Interrupt()
     interrupt.check()
     folder = run_folder(out, cell)
     bundle = read_bundle(folder)

@@ -29,9 +29,7 @@ EMBEDDINGS = "embeddings"
 """Folder of the vectors, a table an encoder and corpus."""
 
 
-def vectors_of(
-    encoder: Path, corpus: str, out: Path, *, device: torch.device, interrupt: Interrupt | None = None
-) -> Embeddings:
+def vectors_of(encoder: Path, corpus: str, out: Path, *, device: torch.device, interrupt: Interrupt) -> Embeddings:
     """What a frozen encoder says of a corpus; made once.
 
     Args:
@@ -44,7 +42,6 @@ def vectors_of(
     Raises:
         Interrupted: That was asked for; what was embedded is kept.
     """
-    interrupt = interrupt or Interrupt()
     opened = Corpus.open(data.corpus_path(out, corpus))
     path = out / EMBEDDINGS / f"{encoder.name}_{corpus}.parquet"
     edges = tuple(max(int(shape[axis]) for shape in opened.scans["shape"]) for axis in range(3))
@@ -63,7 +60,7 @@ def probe(
     out: Path,
     *,
     device: torch.device,
-    interrupt: Interrupt | None = None,
+    interrupt: Interrupt,
 ) -> pd.DataFrame:
     """What a probe says of all held-out series; columns as `finetune.study.table.write_cell` wants them.
 
