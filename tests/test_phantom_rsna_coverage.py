@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, Grid, place_of
 from harmonize.phantom.anatomy import draw_pose, draw_vessels
 from harmonize.phantom.randomness import rng_of
 from harmonize.phantom.rsna.coverage import MARGIN_MM, turned, varied_grid
-from harmonize.phantom.rsna.plan import plan_series
+from harmonize.phantom.rsna.grids import hospital_grid
+from harmonize.phantom.rsna.images import hard_picture
+from harmonize.phantom.rsna.options import TreeOptions
+from harmonize.phantom.rsna.plan import plan_series, planned
 
 SEED = 11
 
@@ -74,6 +78,28 @@ def test_localizers_of_a_turned_head_lie_on_its_sacs(tmp_path: Path) -> None:
                 np.array(header.ImagePositionPatient, dtype=float) + along * columns * at["x"] + down * rows * at["y"]
             )
             assert np.linalg.norm(place * (-1, -1, 1) - sac.centre_mm) < 6.0  # half a slice of 24
+
+
+def test_a_varied_hard_series_has_a_field_of_no_hospital_and_the_look_of_its_own() -> None:
+    options = TreeOptions(difficulty="hard", coverage="varied")
+    series = next(one for index in range(8) if (one := planned(index, seed=SEED, options=options)).ill)
+    picture, island = (hard_picture(one, 32, "varied") for one in (series, replace(series, hospital="island")))
+    values, noisy = (np.stack(list(one.planes), axis=2) for one in (picture, island))
+    grid, protocol = picture.grid, hospital_grid(series, 32, rng_of(*series.names, "grid"))
+    assert values.shape == grid.shape
+    np.testing.assert_array_equal(grid.affine, island.grid.affine)
+    assert not np.array_equal(values, noisy)
+    assert not np.allclose(grid.affine, protocol.affine)
+    assert picture.head.vessels.aneurysms
+    for sac in picture.head.vessels.aneurysms:
+        at = grid.index(sac.centre_mm)
+        inside_mm = np.minimum(at + 0.5, np.array(grid.shape) - 0.5 - at) * grid.spacing
+        assert (inside_mm >= MARGIN_MM - np.array(grid.spacing)).all()
+
+
+def test_varied_fields_and_a_hospitals_slices_are_not_asked_for_at_once(tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match=r"--coverage varied with --hospital west: .* leave one out"):
+        phantom.write("rsna", tmp_path, scans=1, size=24, seed=0, difficulty="hard", coverage="varied", hospital="west")
 
 
 def test_coverage_is_of_one_source_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ from harmonize import phantom
 from harmonize.errors import WrongUse
 from harmonize.labels import LOCATIONS, PRESENT
 from harmonize.phantom.rsna import draw_grid
-from harmonize.phantom.rsna.plan import SeriesPlan, plan_series
+from harmonize.phantom.rsna.options import TreeOptions
+from harmonize.phantom.rsna.plan import SeriesPlan, plan_series, planned
 from harmonize.phantom.rsna.prevalence import MODALITIES, Prevalence, read_prevalence
 
 COMMONEST = "Anterior Communicating Artery"
@@ -109,8 +111,10 @@ def test_a_table_states_how_common_aneurysms_are_and_where(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("modality\nCTA\n", "no column prevalence"),
+        ("modality\nCTA\n", "--prevalence .*: no column prevalence; it needs modality, prevalence"),
+        ("modality,prevalence\n", "no row below its header; give it a row a modality"),
         ("modality,prevalence\nCTA,0.5\nCTA,0.4\n", "CTA has several rows"),
+        ("modality,prevalence,hospital\nCTA,1,\nCTA,1,north\nCTA,0,north\n", "CTA of north has several rows; keep one"),
         ("modality,prevalence\nCT,0.5\n", "'CT' is no modality; use CTA, MRA, MRI T2, MRI T1post"),
         ("modality,prevalence\nCTA,50%\n", "the prevalence of CTA is '50%'; give a number from 0 to 1"),
         ("modality,prevalence\nCTA,1.5\n", "the prevalence of CTA is '1.5'"),
@@ -119,7 +123,7 @@ def test_a_table_states_how_common_aneurysms_are_and_where(tmp_path: Path) -> No
         ("modality,prevalence,Basilar\nMRA,0.5,1\n", "its column 'Basilar' is no site"),
         (f"modality,prevalence,{','.join(LOCATIONS)}\nMRA,0.5{',0' * 13}\n", "the sites of MRA need weights"),
         (f"modality,prevalence,{','.join(LOCATIONS)}\nMRA,0.5{',-1' * 13}\n", "the sites of MRA need weights"),
-        ("", "empty"),
+        ("", "--prevalence .*: empty; save it as CSV again"),
     ],
 )
 def test_a_table_that_says_nothing_is_refused_in_one_line(tmp_path: Path, text: str, fault: str) -> None:
@@ -137,6 +141,49 @@ def test_a_table_that_is_not_there_or_not_wanted_is_refused(tmp_path: Path) -> N
     path = table(tmp_path, "modality,prevalence\nCTA,1\n")
     with pytest.raises(WrongUse, match="does nothing with --source tcia"):
         phantom.write("tcia", tmp_path / "raw", scans=1, size=24, seed=0, prevalence=path)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "fault"),
+    [
+        (
+            "modality,prevalence\nCTA,1\n",
+            {"counterfactuals": True},
+            "does nothing with --counterfactuals, of which half are ill, but for weights of sites",
+        ),
+        (
+            "modality,prevalence,hospital\nCTA,1,\nCTA,1,island\n",
+            {},
+            "its rows of island do nothing without --hospital island; delete them",
+        ),
+        (
+            "modality,prevalence,hospital\nCTA,1,west\nCTA,1,north\n",
+            {"hospital": "west"},
+            "its rows of north do nothing with --hospital west; delete them",
+        ),
+    ],
+)
+def test_what_of_a_table_would_change_nothing_is_refused(
+    tmp_path: Path, text: str, options: dict[str, Any], fault: str
+) -> None:
+    asked: dict[str, Any] = {"scans": 2, "size": 24, "seed": 0, "difficulty": "hard", **options}
+    with pytest.raises(WrongUse, match=f"^--prevalence.*: {fault}") as refusal:
+        phantom.write("rsna", tmp_path / "raw", prevalence=table(tmp_path, text), **asked)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "raw").exists()
+
+
+def test_pairs_have_their_sacs_where_a_table_says(tmp_path: Path) -> None:
+    weights = ",".join(str(int(name == "Basilar Tip")) for name in LOCATIONS)
+    rows = f"CTA,0.5,{weights},\nCTA,0.5,{weights[:-1]}1,west\n"
+    stated = read_prevalence(table(tmp_path, f"modality,prevalence,{','.join(LOCATIONS)},hospital\n{rows}"))
+    assert stated.states_sites
+    options = TreeOptions(difficulty="hard", counterfactuals=True, prevalence=stated)
+    pairs = [planned(index, seed=0, options=options) for index in range(64)]
+    east = {one.sites for one in pairs if (one.modality, one.hospital) == ("CTA", "east")}
+    assert east == {("Basilar Tip",)}
+    assert len({one.sites for one in pairs if (one.modality, one.hospital) == ("CTA", "west")}) == 2
+    assert not read_prevalence(table(tmp_path, "modality,prevalence,hospital\nCTA,1,west\n")).states_sites
 
 
 def test_ill_and_healthy_heads_are_scanned_alike() -> None:

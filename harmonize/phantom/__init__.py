@@ -98,6 +98,11 @@ def write(
         label_noise=label_noise,
         counterfactuals=counterfactuals,
     )
+    if counterfactuals and prevalence is not None and not tree.prevalence.states_sites:
+        raise WrongUse(
+            f"--prevalence {prevalence}: does nothing with --counterfactuals, of which half are ill, but for weights "
+            "of sites; give it some or leave one out"
+        )
     options: dict[str, TreeOptions] = {RSNA: tree}
     check_folder(Path(out))
     chosen = known if source == ALL else (source,)

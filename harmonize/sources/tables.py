@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import WrongUse
@@ -55,24 +55,36 @@ class Table:
     damaged: int = 0
 
 
-def read_table(path: Path, needed: Sequence[str], wanted: Iterable[str] = ()) -> Table:
+class _Said(NamedTuple):
+    """How a table is spoken of: what it is called, and what to do about one that is damaged, or is another one."""
+
+    name: str
+    damaged: str = "download it again"
+    other: str = "is it the data set's own table?"
+
+
+def read_table(path: Path, needed: Sequence[str], wanted: Iterable[str] = (), *, option: str = "") -> Table:
     """Read a CSV table: UTF-8, UTF-16 or Latin-1, parted by commas, semicolons, tabs or bars.
 
     Args:
         path: The table.
         needed: Columns without which it is another table.
         wanted: Columns that may be absent.
+        option: By which the user gave a table of their own, for what is said of it; "" for a data set's.
 
     Raises:
         UserError: It is empty, in no encoding, lacks a needed column, or has more rows than any such table.
     """
-    text = _text(path)
-    with _any_width(path):
-        return _parse(path, text, needed, tuple(wanted))
+    said = _Said(str(path))
+    if option:
+        said = _Said(f"{option} {path}", "save it as CSV again", f"it needs {', '.join(needed)}")
+    text = _text(path, said)
+    with _any_width(said):
+        return _parse(said, text, needed, tuple(wanted))
 
 
 @contextmanager
-def _any_width(path: Path) -> Iterator[None]:
+def _any_width(said: _Said) -> Iterator[None]:
     """Fields may have any length; what is no table is the user's fault.
 
     Raises:
@@ -82,7 +94,7 @@ def _any_width(path: Path) -> Iterator[None]:
     try:
         yield
     except csv.Error as error:
-        raise WrongUse(f"{path}: not a CSV table ({error}); download it again") from error
+        raise WrongUse(f"{said.name}: not a CSV table ({error}); {said.damaged}") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -96,8 +108,9 @@ def columns_of(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: As `read_table`.
     """
-    text = _without_sep(_text(path))
-    with _any_width(path):
+    said = _Said(str(path))
+    text = _without_sep(_text(path, said))
+    with _any_width(said):
         return max((tuple(_header(text, each)) for each in DELIMITERS), key=len)
 
 
@@ -151,16 +164,16 @@ def is_absent(text: str) -> bool:
     return text.strip().casefold() in ABSENT
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, said: _Said) -> str:
     raw = path.read_bytes()
     if not raw.strip():
-        raise WrongUse(f"{path}: empty; download it again")
+        raise WrongUse(f"{said.name}: empty; {said.damaged}")
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if raw.startswith(mark)), None) or _guess(raw)
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
-            raise WrongUse(f"{path}: damaged, it is no {encoding}; download it again") from error
+            raise WrongUse(f"{said.name}: damaged, it is no {encoding}; {said.damaged}") from error
     log.warning("%s is not UTF-8: read as Latin-1", printable(path.name))
     return raw.decode("latin-1")
 
@@ -174,12 +187,12 @@ def _guess(raw: bytes) -> str:
     return "utf-8"
 
 
-def _parse(path: Path, text: str, needed: Sequence[str], wanted: Sequence[str]) -> Table:
+def _parse(said: _Said, text: str, needed: Sequence[str], wanted: Sequence[str]) -> Table:
     text = _without_sep(text)
     delimiter = max(DELIMITERS, key=lambda each: len(set(needed) & set(_header(text, each))))
     found = _rows(text if text.endswith("\n") else f"{text}\n", delimiter)
     columns = tuple(name.strip() for name in next(found, None) or ())
-    _check(path, columns, needed, wanted)
+    _check(said, columns, needed, wanted)
     places = [(name, columns.index(name)) for name in (*needed, *wanted) if name in columns]
     absent = dict.fromkeys((name for name in wanted if name not in columns), "")
     rows: list[dict[str, str]] = []
@@ -188,7 +201,7 @@ def _parse(path: Path, text: str, needed: Sequence[str], wanted: Sequence[str]) 
         if row is None or any(row[len(columns) :]) or (has_nul and any("\0" in cell for cell in row)):
             damaged += 1
         elif len(rows) >= MAX_ROWS:
-            raise WrongUse(f"{path}: more than {MAX_ROWS} rows; is it the data set's own table?")
+            raise WrongUse(f"{said.name}: more than {MAX_ROWS} rows; {said.other}")
         else:
             rows.append({name: row[place] if place < len(row) else "" for name, place in places} | absent)
     return Table(columns=columns, rows=rows, damaged=damaged)
@@ -265,10 +278,10 @@ def _header(text: str, delimiter: str) -> list[str]:
     return [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
 
 
-def _check(path: Path, columns: Sequence[str], needed: Sequence[str], wanted: Sequence[str]) -> None:
+def _check(said: _Said, columns: Sequence[str], needed: Sequence[str], wanted: Sequence[str]) -> None:
     lacking = [name for name in needed if name not in columns]
     if lacking:
-        raise WrongUse(f"{path}: no column {', '.join(lacking)}; is it the data set's own table?")
+        raise WrongUse(f"{said.name}: no column {', '.join(lacking)}; {said.other}")
     twice = [name for name in (*needed, *wanted) if columns.count(name) > 1]
     if twice:
-        raise WrongUse(f"{path}: the column {twice[0]} stands twice; keep one of them")
+        raise WrongUse(f"{said.name}: the column {twice[0]} stands twice; keep one of them")

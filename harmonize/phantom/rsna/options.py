@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from harmonize.errors import WrongUse
-from harmonize.phantom.rsna.hospitals import BY_NAME
+from harmonize.phantom.rsna.hospitals import BY_NAME, HOSPITALS
 from harmonize.phantom.rsna.prevalence import EVEN, Prevalence
 from harmonize.phantom.vessels import DIFFICULTIES, Difficulty
 
@@ -57,6 +57,19 @@ class TreeOptions:
         asked = [name for name, is_asked in clinical.items() if is_asked]
         if asked and self.difficulty == "easy":
             raise WrongUse(f"{asked[0]}: does nothing without --difficulty medium or hard")
+        scanning = [self.hospital] if self.hospital else [hospital.name for hospital in HOSPITALS]
+        idle = [name for name in self.prevalence.hospitals if name not in scanning]
+        if idle and self.hospital:
+            raise WrongUse(
+                f"--prevalence: its rows of {idle[0]} do nothing with --hospital {self.hospital}; delete them"
+            )
+        if idle:
+            raise WrongUse(f"--prevalence: its rows of {idle[0]} do nothing without --hospital {idle[0]}; delete them")
+        if self.hospital and self.coverage != "protocol":
+            raise WrongUse(
+                f"--coverage {self.coverage} with --hospital {self.hospital}: its fields and slices are no hospital's; "
+                "leave one out"
+            )
         if self.counterfactuals and self.label_noise:
             raise WrongUse("--counterfactuals with --label-noise: pairs are there to be told apart; leave one out")
 

@@ -32,6 +32,11 @@ class Prevalence:
     sites: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     hospitals: Mapping[str, Prevalence] = field(default_factory=dict)
 
+    @property
+    def states_sites(self) -> bool:
+        """Whether it says how often any site has an aneurysm, and does not leave all to the difficulty."""
+        return any(one.sites for one in (self, *self.hospitals.values()))
+
     def of(self, hospital: str | None) -> Prevalence:
         """What holds in a hospital."""
         return self.hospitals.get(hospital, self) if hospital is not None else self
@@ -55,7 +60,7 @@ def read_prevalence(path: Path) -> Prevalence:
         WrongUse: It is no such table; names what is wrong.
     """
     try:
-        table = read_table(path, (_MODALITY, _SHARE), (*LOCATIONS, _HOSPITAL))
+        table = read_table(path, (_MODALITY, _SHARE), (*LOCATIONS, _HOSPITAL), option="--prevalence")
     except OSError as error:
         raise WrongUse(f"--prevalence {path}: cannot be read ({error.strerror})") from error
 
@@ -64,6 +69,8 @@ def read_prevalence(path: Path) -> Prevalence:
 
     if table.damaged:
         raise wrong(f"{table.damaged} damaged rows; save it as CSV again")
+    if not table.rows:
+        raise wrong("no row below its header; give it a row a modality")
     strange = [name for name in table.columns if name not in (_MODALITY, _SHARE, _HOSPITAL, *LOCATIONS)]
     if strange:
         raise wrong(f"its column {strange[0]!r} is no site; use modality, prevalence and sites as train.csv names them")
@@ -78,17 +85,18 @@ def read_prevalence(path: Path) -> Prevalence:
             raise wrong(f"{modality!r} is no modality; use {', '.join(MODALITIES)}")
         if hospital and hospital not in BY_NAME:
             raise wrong(f"{hospital!r} is no hospital; use {', '.join(BY_NAME)}")
+        where = f"{modality} of {hospital}" if hospital else modality
         if modality in ill.setdefault(hospital, {}):
-            raise wrong(f"{modality} has several rows; keep one")
+            raise wrong(f"{where} has several rows; keep one")
         share = number_of(row[_SHARE])
         if share is None or not 0 <= share <= 1:
-            raise wrong(f"the prevalence of {modality} is {row[_SHARE]!r}; give a number from 0 to 1")
+            raise wrong(f"the prevalence of {where} is {row[_SHARE]!r}; give a number from 0 to 1")
         ill[hospital][modality] = share
         if lacking:
             continue
         weights = [number_of(row[name]) for name in LOCATIONS]
         if any(weight is None or weight < 0 for weight in weights) or not any(weights):
-            raise wrong(f"the sites of {modality} need weights of 0 or more, and not all 0")
+            raise wrong(f"the sites of {where} need weights of 0 or more, and not all 0")
         sites.setdefault(hospital, {})[modality] = tuple(weight or 0.0 for weight in weights)
     everywhere = Prevalence(ill={**EVEN.ill, **ill.get("", {})}, sites=sites.get("", {}))
     return Prevalence(
