@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
 
 from harmonize import phantom, sources
 from harmonize.errors import UserError
+from harmonize.phantom.rsna import BESIDE
 
 OPENMIND = (
     "unique_id,image_path,modality,anon_mask_path,anat_mask_path,image_quality_score,derived_from,is_brain_extract,age,"
@@ -110,11 +112,12 @@ def test_an_existing_tree_is_never_overwritten(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["deeplesion"]
 
 
-def test_sizes_of_another_tree_are_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "rsna_sizes.csv").write_text("mine")
-    with pytest.raises(UserError, match=r"rsna_sizes\.csv exists already"):
+@pytest.mark.parametrize("table", BESIDE)
+def test_a_table_of_another_tree_is_neither_overwritten_nor_left_beside_a_new_one(tmp_path: Path, table: str) -> None:
+    (tmp_path / table).write_text("mine")
+    with pytest.raises(UserError, match=f"{re.escape(table)} exists already"):
         phantom.write("rsna", tmp_path, scans=1, size=24, seed=0)
-    assert [path.name for path in tmp_path.iterdir()] == ["rsna_sizes.csv"]
+    assert [path.name for path in tmp_path.iterdir()] == [table]
 
 
 def test_a_tree_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

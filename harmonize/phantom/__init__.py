@@ -13,7 +13,7 @@ from harmonize import pool, sources
 from harmonize.corpus.target import check_folder
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import temporary_beside
-from harmonize.phantom.rsna import Coverage, TreeOptions, read_prevalence
+from harmonize.phantom.rsna import BESIDE, Coverage, TreeOptions, read_prevalence
 from harmonize.phantom.vessels import Difficulty
 from harmonize.progress import Progress
 
@@ -109,7 +109,8 @@ def write(
     roots = [Path(out) / name for name in chosen]
     for name, root in zip(chosen, roots, strict=True):
         # A link that leads nowhere would be found out only when the tree is whole.
-        for path in (root, *(root.with_name(other) for other in _beside(name, options.get(name)))):
+        # A table of an older tree beside a new one would be taken for its own.
+        for path in (root, *(root.with_name(other) for other in (BESIDE if name in options else ()))):
             if os.path.lexists(path):
                 raise WrongUse(f"{path} exists already: choose another --out or remove it")
     with Progress("phantom", total=scans * len(chosen)) as progress:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from harmonize.phantom.rsna.grids import draw_grid
 from harmonize.phantom.rsna.options import COVERAGES, Coverage, TreeOptions
 from harmonize.phantom.rsna.prevalence import read_prevalence
-from harmonize.phantom.rsna.tables import beside, write_beside, write_tables
+from harmonize.phantom.rsna.tables import BESIDE, beside, write_beside, write_tables
 from harmonize.phantom.rsna.write import write_scan, write_series
 
 __all__ = [
+    "BESIDE",
     "COVERAGES",
     "Coverage",
     "TreeOptions",
