@@ -5,10 +5,15 @@ The bounds of 600 series without voxels are those of the benchmark; few coarse p
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import bench_phantom as bench
 import numpy as np
 import pytest
 
+from harmonize.errors import WrongUse
 from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, place_of
 from harmonize.phantom.anatomy import draw_pose, draw_vessels
 from harmonize.phantom.rsna.plan import SeriesPlan
@@ -92,15 +97,40 @@ def test_no_single_number_of_intensities_tells_who_is_ill(looked: list[bench.See
         assert abs(areas - GUESS) < spread
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path_factory: pytest.TempPathFactory) -> None:
-    kept = tmp_path_factory.mktemp("rows") / "rows"
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "rows"
     series = bench.series_of(3, 0, "easy")
     first = bench.collect(series[:2], kept, size=32)
     lines = kept.read_text().splitlines()
+    assert len(lines) == 3
+    kept.write_text(kept.read_text()[:-9])  # killed while it wrote the second
+    looked_at: list[str] = []
+    look_at = bench.look_at
+    monkeypatch.setattr(bench, "look_at", lambda one, size: looked_at.append(one.uid) or look_at(one, size))
     again = bench.collect(series, kept, size=32)
+    assert looked_at == [one.uid for one in series[1:]]
     assert again[:2] == first
-    assert kept.read_text().splitlines()[:2] == lines
-    assert len(again) == 3
+    assert kept.read_text().splitlines()[:3] == lines
+    assert bench.collect(series, kept, size=32) == again
+    assert len(looked_at) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "other"),
+    [({"seed": 7}, "seed"), ({"size": 64}, "size"), ({"difficulty": "hard"}, "difficulty"), ({"code": ""}, "code")],
+)
+def test_rows_of_something_else_are_not_gone_on_with(tmp_path: Path, said: dict[str, object], other: str) -> None:
+    kept = tmp_path / "phantom.easy.rows"
+    (one,) = bench.series_of(1, 0, "easy")
+    left = json.dumps({**bench.rows_of(one, 32), **said}) + "\n"
+    kept.write_text(left)
+    with pytest.raises(WrongUse, match=f"{re.escape(str(kept))}: its rows are of another {other}; delete it"):
+        bench.collect([one], kept, size=32)
+    assert kept.read_text() == left
+    given = ["--series", "64", "--size", "32", "--difficulties", "easy", "--json", str(tmp_path / "phantom.json")]
+    with pytest.raises(SystemExit):
+        bench.main(given)
+    assert kept.read_text() == left
 
 
 def test_areas_out_of_their_bounds_are_named() -> None:

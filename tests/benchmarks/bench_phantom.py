@@ -6,7 +6,8 @@ Presence of an aneurysm is guessed from (a) the modality, (b) the geometry and t
 each modality, (d) blobs in the mask of all arteries, sacs among them; and (e) by an observer that knows where a sac is
 or would be, and how large. ROC areas are of folds that were not learned from, and only series of one
 fold are ranked. Each series is scanned as its hospital does it, in a box around the circle of Willis. What was found
-of a series is kept in FILE.rows, so that a run that was stopped goes on.
+of a series is kept in FILE.DIFFICULTY.rows, below a line that says what it is of, so that a run that was stopped goes
+on; rows of another seed, size or phantom are refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from bench_harmonize import describe_machine
+from kept_rows import resumed, version_of
 from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.ensemble import RandomForestClassifier
@@ -31,6 +33,8 @@ from sklearn.model_selection import RepeatedStratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import harmonize.phantom
+from harmonize.errors import WrongUse
 from harmonize.files import write_json
 from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, Grid, place_of, scan_head
 from harmonize.phantom.anatomy import draw_pose, make_head
@@ -77,7 +81,6 @@ class Seen:
         intensities: `PERCENTILES` of its values.
         blobs: What a detector of blobs finds in its arteries; see `blobs_of`.
         contrast: What the observer sees at the places that it knows; their mean.
-        diameter_mm: Of the largest sac that there is or would be.
     """
 
     modality: str
@@ -86,7 +89,6 @@ class Seen:
     intensities: list[float]
     blobs: list[float]
     contrast: float
-    diameter_mm: float
 
 
 def series_of(count: int, seed: int, difficulty: Difficulty) -> list[SeriesPlan]:
@@ -133,7 +135,6 @@ def look_at(series: SeriesPlan, size: int = SIZE) -> Seen:
         intensities=np.percentile(image_XYZ, PERCENTILES).tolist(),
         blobs=blobs_of(head.vessels, place_of(pose, CIRCLE_OF_WILLIS_MM)),
         contrast=float(np.mean([contrast_at(image_XYZ, box, sac, sites, series.modality) for sac in sites.aneurysms])),
-        diameter_mm=max(sac.diameter_mm for sac in sites.aneurysms),
     )
 
 
@@ -265,16 +266,25 @@ def strata(rows: Sequence[Seen]) -> list[str]:
 
 
 def collect(series: Sequence[SeriesPlan], kept: Path | None, size: int = SIZE) -> list[Seen]:
-    """Look at all series; those that `kept` has are not looked at again."""
-    rows: list[Seen] = []
-    if kept is not None and kept.exists():
-        rows = [Seen(**json.loads(line)) for line in kept.read_text().splitlines()][: len(series)]
+    """Look at all series; those that `kept` has are not looked at again.
+
+    Raises:
+        WrongUse: `kept` has rows of something else.
+    """
+    lines = [] if kept is None else resumed(kept, rows_of(series[0], size))
+    rows = [Seen(**json.loads(line)) for line in lines[: len(series)]]
     for one in series[len(rows) :]:
         rows.append(look_at(one, size))
         if kept is not None:
             with kept.open("a") as stream:
                 stream.write(json.dumps(asdict(rows[-1])) + "\n")
     return rows
+
+
+def rows_of(series: SeriesPlan, size: int) -> dict[str, object]:
+    """What the rows of a series and its like are of; other rows say nothing of them."""
+    files = [*Path(harmonize.phantom.__file__).parent.rglob("*.py"), Path(__file__)]
+    return {"seed": series.names[0], "size": size, "difficulty": series.difficulty, **version_of(files)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -292,7 +302,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for difficulty in given.difficulties:
         start = time.perf_counter()
         kept = None if given.json is None else given.json.with_suffix(f".{difficulty}.rows")
-        rows = collect(series_of(given.series, given.seed, difficulty), kept, given.size)
+        try:
+            rows = collect(series_of(given.series, given.seed, difficulty), kept, given.size)
+        except WrongUse as error:
+            parser.error(str(error))
         found[difficulty] = {name: round(value, 3) for name, value in areas_of(rows).items()}
         say(f"{difficulty}: {len(rows)} series in {time.perf_counter() - start:.0f} s")
         for name, value in found[difficulty].items():
