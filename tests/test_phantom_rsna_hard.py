@@ -25,6 +25,7 @@ from harmonize.phantom.rsna.grids import hospital_grid, would_be
 from harmonize.phantom.rsna.hospitals import BY_NAME, HOSPITALS, ODD_HOSPITAL
 from harmonize.phantom.rsna.images import hard_picture
 from harmonize.phantom.rsna.plan import SeriesPlan, planned
+from harmonize.phantom.rsna.prevalence import MODALITIES
 
 HARD = TreeOptions(difficulty="hard")
 PAIRED = TreeOptions(difficulty="hard", counterfactuals=True)
@@ -149,29 +150,39 @@ def test_a_picture_is_the_same_in_any_slabs(index: int) -> None:
         np.testing.assert_array_equal(voxels(series, slab_voxels=slab_voxels), whole)
 
 
-def test_the_field_of_view_holds_every_site_and_tells_neither_illness_nor_modality_nor_hospital() -> None:
+@pytest.mark.parametrize(("size", "widest_mm"), [(160, 220), (96, 192)])
+def test_the_field_of_view_holds_every_site_and_tells_neither_illness_nor_modality_nor_hospital(
+    size: int, widest_mm: float
+) -> None:
     """What a picture shows from side to side, front to back and top to bottom; slices may differ in thickness."""
-    found: dict[str, list[float]] = {}
-    for one in plans(144):
-        grid = phantom_grid(one)
-        healthy = phantom_grid(replace(one, ill=not one.ill))
+    shown = []
+    for one in plans(64):
+        grid = phantom_grid(one, size)
+        healthy = phantom_grid(replace(one, ill=not one.ill), size)
         assert grid.shape == healthy.shape
         np.testing.assert_array_equal(grid.affine, healthy.affine)
         for sac in would_be(one, draw_pose(*one.names)).aneurysms:
             inside_mm = np.minimum(grid.index(sac.centre_mm), np.subtract(grid.shape, 1) - grid.index(sac.centre_mm))
             assert (inside_mm * grid.spacing > 8).all()
-        extent = np.abs(grid.affine[:3, :3]) @ np.asarray(grid.shape)
-        for key in (one.modality, str(one.hospital)):
-            found.setdefault(key, []).append(float(extent[2]))
-    means = {key: np.mean(values) for key, values in found.items()}
-    errors = {key: np.std(values) / np.sqrt(len(values)) for key, values in found.items()}
-    overall = np.mean([value for values in found.values() for value in values])
-    for key, mean in means.items():
-        assert abs(mean - overall) < 4 * errors[key] + 6, key
+        sides_mm, voxel_mm = sides(grid)
+        for modality in MODALITIES:
+            for hospital in BY_NAME:
+                other_mm, step_mm = sides(phantom_grid(replace(one, modality=modality, hospital=hospital), size))
+                assert (np.abs(other_mm - sides_mm) <= np.maximum(voxel_mm, step_mm)).all()
+        shown.append(sides_mm)
+    lowest, highest = np.min(shown, axis=0), np.max(shown, axis=0)
+    assert lowest == pytest.approx((140, 140, 90), abs=4)
+    assert highest == pytest.approx((widest_mm, widest_mm, 170), abs=4)
 
 
-def phantom_grid(series: SeriesPlan) -> Grid:
-    return hospital_grid(series, 96, rng_of(*series.names, "grid"))
+def sides(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """What a grid shows along R, A and S, or whichever of its own axes is nearest, and its voxels' size there."""
+    order = np.argsort(np.argmax(np.abs(grid.affine[:3, :3]) / grid.spacing, axis=0))
+    return (np.array(grid.shape) * grid.spacing)[order], np.array(grid.spacing)[order]
+
+
+def phantom_grid(series: SeriesPlan, size: int) -> Grid:
+    return hospital_grid(series, size, rng_of(*series.names, "grid"))
 
 
 @pytest.fixture(scope="module")
