@@ -108,6 +108,16 @@ def make_grid(
     return Grid(shape=(shape[0], shape[1], shape[2]), affine=affine)
 
 
+def order_of(axes: str) -> list[int]:
+    """Which of x, y and z each voxel axis runs along, by the letters of `make_grid`.
+
+    Example:
+        >>> order_of("PIL")
+        [1, 2, 0]
+    """
+    return [next(number for number, pair in enumerate(("RL", "AP", "SI")) if letter in pair) for letter in axes]
+
+
 def resolution_for(spacing_mm: float) -> float:
     """Voxel size in mm at which a head is drawn for a scan: somewhat finer than the raw spacing.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, Grid, make_grid, place_of
+from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, Grid, make_grid, order_of, place_of
 from harmonize.phantom.randomness import rotation
 
 MARGIN_MM = 10.0
@@ -62,9 +62,7 @@ def varied_grid(
     offsets_N3 = (sites_N3 - circle_mm) @ rotation(tilt)  # in the axes of the slices
     low = np.minimum(-reach[:, 0], offsets_N3.min(0, initial=0) - MARGIN_MM)
     high = np.maximum(reach[:, 1], offsets_N3.max(0, initial=0) + MARGIN_MM)
-    letters = ["RL", "AP", "SI"]
-    order = [next(number for number, pair in enumerate(letters) if letter in pair) for letter in axes]
-    extent = (high - low)[order]
+    extent = (high - low)[order_of(axes)]
     spacing = np.maximum(extent / size, (0.6, 0.6, rng.uniform(*_STEP_MM[modality])))
     return make_grid(
         extent_mm=extent.tolist(),

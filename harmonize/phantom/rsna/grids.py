@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, Grid, make_grid, place_of
+from harmonize.phantom.acquisition import CIRCLE_OF_WILLIS_MM, Grid, make_grid, order_of, place_of
 from harmonize.phantom.anatomy import draw_pose, draw_vessels
 from harmonize.phantom.randomness import rotation
 from harmonize.phantom.rsna.coverage import MARGIN_MM, varied_grid
@@ -16,7 +16,6 @@ MAX_SPACING_MM = 2.0
 """An aneurysm of a few mm must stay visible, so few voxels mean a smaller field of view, not larger voxels."""
 MIN_FIELD_MM = 110.0
 
-_PAIRS = ("RL", "AP", "SI")
 _FIELD_MM = (140.0, 220.0)
 """A series of a hospital shows so much from left to right and from front to back, whatever its modality."""
 _HEIGHT_MM = (90.0, 170.0)
@@ -46,16 +45,14 @@ def draw_grid(series: SeriesPlan, size: int, spacing: float, rng: np.random.Gene
         height, step = float(rng.uniform(120, 160)), max(float(rng.uniform(0.8, 1.2)), spacing * 0.6)
         tilt = rng.uniform(-3, 3, size=3)
     middle = place_of(pose, CIRCLE_OF_WILLIS_MM, (0, back, rise))
-    across = ("RL", "AP", "SI")
     low, high = bounds_of(series, pose)
     # Extents by anatomical axis: wide enough for every aneurysm, and no more slices than asked for.
-    wanted = dict(zip(across, (field, field, field), strict=True))
-    slice_axis = next(pair for pair in across if axes[2] in pair)
-    wanted[slice_axis] = min(height, size * max(step, spacing))
-    for axis, pair in enumerate(across):
+    order, wanted = order_of(axes), [field, field, field]
+    wanted[order[2]] = min(height, size * max(step, spacing))
+    for axis in range(3):
         reach = 2 * float(np.max(np.abs(np.stack([low, high])[:, axis] - middle[axis])) + MARGIN_MM)
-        wanted[pair] = max(wanted[pair], reach)
-    extent = [wanted[next(pair for pair in across if letter in pair)] for letter in axes]
+        wanted[axis] = max(wanted[axis], reach)
+    extent = [wanted[axis] for axis in order]
     spacings = [max(extent[0] / size, spacing), max(extent[1] / size, spacing), max(step, extent[2] / size)]
     return make_grid(extent_mm=extent, spacing_mm=spacings, centre_mm=middle, axes=axes, tilt_deg=tilt)
 
@@ -77,7 +74,7 @@ def hospital_grid(series: SeriesPlan, size: int, rng: np.random.Generator) -> Gr
     sites_N3 = np.array([place_of(pose, CIRCLE_OF_WILLIS_MM), *(s.centre_mm for s in would_be(series, pose).aneurysms)])
     offsets_N3 = (sites_N3 - middle) @ rotation(tilt)  # in the axes of the slices
     along = np.maximum((field_mm, field_mm, height_mm), 2 * (np.abs(offsets_N3).max(axis=0) + MARGIN_MM))
-    extent = [float(along[next(n for n, pair in enumerate(_PAIRS) if letter in pair)]) for letter in axes]
+    extent = along[order_of(axes)].tolist()
     pixel = max(extent[0], extent[1]) / size
     spacings = [pixel, pixel, max(step, extent[2] / size)]
     return make_grid(extent_mm=extent, spacing_mm=spacings, centre_mm=middle, axes=axes, tilt_deg=tilt)
