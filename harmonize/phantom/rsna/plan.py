@@ -164,7 +164,10 @@ def _site(place: float, weights: Sequence[float]) -> str:
 
 
 def _tree(seed: int, options: TreeOptions) -> tuple[object, ...]:
-    """What the randomness of a medium or hard tree is named by: no two trees share a head."""
+    """What the randomness of a medium or hard tree is named by: trees that differ in any of it share no head.
+
+    Trees that differ in prevalence, coverage, label noise or size alone do share them.
+    """
     return (seed, "rsna", options.difficulty, options.hospital or "hospitals")
 
 

@@ -90,7 +90,7 @@ class Aneurysm:
 
     Attributes:
         location: Its name in the competition.
-        centre_mm: Centre of its sac.
+        centre_mm: Centre of its sac, in the frame of its tree: the template's as it is drawn, the scanner's once moved.
         diameter_mm: Its largest extent, without daughter sacs; of a fusiform one, its largest width.
         shape: ``saccular``, ``lobulated`` (with daughter sacs) or ``fusiform`` (the artery itself widens).
         at_branching: Whether it grows where arteries part, or else from the side of one.
@@ -109,7 +109,7 @@ class Aneurysm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mimic:
-    """What looks like a sac and is none: its kind, one of `MIMIC_KINDS`, and its centre in mm."""
+    """What looks like a sac and is none: its kind, one of `MIMIC_KINDS`, and its centre in mm in its tree's frame."""
 
     kind: MimicKind
     centre_mm: Point
@@ -117,7 +117,7 @@ class Mimic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VesselTree:
-    """All vessels of a head.
+    """All vessels of a head, in template coordinates as they are drawn, in the scanner's once they are `moved`.
 
     Attributes:
         vessels: Sacs and mimics included.

@@ -52,6 +52,7 @@ def draw_variants(rng: np.random.Generator) -> frozenset[str]:
             found.add(f"{side} {name}")
     for name, share in OF_A_SIDE.items():
         for side in sides:
+            # "thin p1" is drawn before any "absent pcom": a side may have both.
             taken = name != "thin transverse" and (f"{side} fetal pca" in found or f"{side} absent pcom" in found)
             if rng.random() < share and not taken:
                 found.add(f"{side} {name}")
