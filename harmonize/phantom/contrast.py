@@ -7,7 +7,7 @@ in real scans; each scan varies them a little.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -52,28 +52,14 @@ class Contrast:
                 flow: 45 + (value - 45) * enhancement if flow in _FLOWING else value
                 for flow, value in self.vessel.items()
             }
-            return _replace(self, tissue=self.tissue, vessel=vessel, noise=noise)
+            return replace(self, vessel=MappingProxyType(vessel), noise=noise)
         gain = float(np.exp(rng.uniform(np.log(0.4), np.log(2.5)))) if self.family == "MR" else 1.0
         tissue = self.tissue * rng.normal(1.0, 0.04, size=self.tissue.shape).astype(np.float32) * np.float32(gain)
         vessel = {
             flow: value * gain * (float(rng.normal(1.0, 0.04)) if flow in _FLOWING else 1.0)
             for flow, value in self.vessel.items()
         }
-        return _replace(self, tissue=tissue, vessel=vessel, noise=noise * gain)
-
-
-def _replace(
-    contrast: Contrast, *, tissue: NDArray[np.float32], vessel: Mapping[Flow, float], noise: float
-) -> Contrast:
-    return Contrast(
-        family=contrast.family,
-        tissue=tissue,
-        texture=contrast.texture,
-        vessel=MappingProxyType(dict(vessel)),
-        noise=noise,
-        bias=contrast.bias,
-        blur_mm=contrast.blur_mm,
-    )
+        return replace(self, tissue=tissue, vessel=MappingProxyType(vessel), noise=noise * gain)
 
 
 def _make(

@@ -10,7 +10,7 @@ import numpy as np
 from harmonize.labels import LABELS, LOCATIONS, MIRRORED
 from harmonize.phantom.vessels import Aneurysm, Mimic
 
-TRUE, MISSED, WRONG_SIDE, WRONG_SITE, INVENTED = "", "missed", "wrong side", "wrong site", "invented"
+NO_MISTAKE, MISSED, WRONG_SIDE, WRONG_SITE, INVENTED = "", "missed", "wrong side", "wrong site", "invented"
 _CHANCES = {MISSED: 0.5, WRONG_SIDE: 0.2, WRONG_SITE: 0.3}
 """Of the mistakes about one aneurysm; round figures."""
 
@@ -39,7 +39,7 @@ class Reading:
     """
 
     findings: tuple[tuple[str, Point], ...]
-    error: str = TRUE
+    error: str = NO_MISTAKE
 
 
 def read_by(
