@@ -77,7 +77,7 @@ def out_of_fold(
                 rng = np.random.default_rng([seed, int(fold), columns[0]])
                 train = few(train, target_N, subjects_N, shots, rng, classes=kind != "regression")
             held_out = folds_N == fold
-            said_NL[np.ix_(held_out, columns)] = _fit_and_ask(
+            said_NL[np.ix_(held_out, columns)] = fit_and_ask(
                 probe, kind, features_NE[train], target_N[train], subjects_N[train], features_NE[held_out], len(columns)
             )
     return said_NL
@@ -114,16 +114,29 @@ def few(
     return np.asarray(one_each[taken + rest[: max(0, shots - len(taken))]])
 
 
-def _fit_and_ask(
+def fit_and_ask(
     probe: Probe,
     kind: Kind,
     train_NE: Floats,
     target_N: Floats,
     subjects_N: NDArray[np.str_],
     asked_ME: Floats,
-    columns: int,
+    columns: int = 1,
 ) -> Floats:
-    """(M, columns) answers; NaN where there is one class alone."""
+    """Fit a probe on some scans and ask it about others; features, and what is chosen, as for `out_of_fold`.
+
+    Args:
+        probe: As for `out_of_fold`.
+        kind: Of the label.
+        train_NE: Features of the scans that are learned from.
+        target_N: Class or number of each of these.
+        subjects_N: The patient of each of these.
+        asked_ME: Features of the scans that are asked about.
+        columns: Of the answer: a class each where there are several, else one.
+
+    Returns:
+        (M, columns) probabilities or numbers; NaN where there is one class alone.
+    """
     if kind != "regression" and len(np.unique(target_N)) < 2:
         return np.full((len(asked_ME), columns), np.nan)
     scale_E = train_NE.std(0)

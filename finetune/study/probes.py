@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from finetune.evaluation.predictions import ID, MODALITY, SUBJECT
-from finetune.probing.fit import out_of_fold
+from finetune.probing.fit import Floats, fit_and_ask
 from finetune.series import Case
 from finetune.study import data
 from finetune.study.cells import Held
@@ -76,25 +76,29 @@ def probe(
     Raises:
         Interrupted: That was asked for.
     """
-    told = vectors_of(encoder, data.labelled_name(cell.seed), out, device=device, interrupt=interrupt).vectors
-    tables = []
-    for one in held:
-        asked = vectors_of(encoder, one.split, out, device=device, interrupt=interrupt).vectors
-        cases = [*training, *one.cases]
-        features_NE = np.stack([
-            *(told[case.source, case.scan_id] for case in training),
-            *(asked[case.source, case.scan_id] for case in one.cases),
-        ]).astype(np.float64)  # fmt: skip
-        truth_NL = np.array([[case.labels[LABELS.index(PRESENT)]] for case in cases], dtype=np.float64)
-        folds_N = np.repeat([0, 1], [len(training), len(one.cases)])
-        said_NL = out_of_fold(
-            "linear", "binary", features_NE, truth_NL, folds_N, np.array([case.subject for case in cases])
-        )
-        tables.append(_table(one, said_NL[len(training) :, 0]))
+    told = vectors_of(encoder, data.labelled_name(cell.seed), out, device=device, interrupt=interrupt)
+    asked = [
+        features(vectors_of(encoder, one.split, out, device=device, interrupt=interrupt), one.cases) for one in held
+    ]
+    said_N = fit_and_ask(
+        "linear",
+        "binary",
+        features(told, training),
+        np.array([case.labels[LABELS.index(PRESENT)] for case in training], dtype=np.float64),
+        np.array([case.subject for case in training]),
+        np.concatenate(asked),
+    )[:, 0]
+    ends = np.cumsum([len(one.cases) for one in held])[:-1]
+    tables = [_table(one, own_N) for one, own_N in zip(held, np.split(said_N, ends), strict=True)]
     return pd.concat(tables, ignore_index=True)
 
 
-def _table(held: Held, said_N: np.ndarray) -> pd.DataFrame:
+def features(embeddings: Embeddings, cases: list[Case]) -> Floats:
+    """(N, E): the vectors of series."""
+    return np.stack([embeddings.vectors[case.source, case.scan_id] for case in cases]).astype(np.float64)
+
+
+def _table(held: Held, said_N: Floats) -> pd.DataFrame:
     rows = [
         {
             ID: case.scan_id,
