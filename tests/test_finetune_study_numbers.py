@@ -86,7 +86,7 @@ def test_a_planted_difference_is_found_and_one_that_is_not_there_is_not(tmp_path
     same = at(study)
     assert verdict(same.difference("lp_ft")) == UNSHOWN
     assert verdict(same.difference("lp_ft", OVERALL)) == UNSHOWN
-    text = " ".join(sentences(config, [same], []))
+    text = " ".join(sentences(study, [same], []))
     assert text.startswith(
         "This study does not show that pretraining changes within-modality AUC in any of 1 comparisons."
     )
@@ -131,7 +131,7 @@ def test_sites_are_the_mean_of_their_areas_and_probes_have_none(tmp_path: Path) 
     probes = [arm for arm in study.arms if arm.startswith("probe")]
     assert probes
     assert all(np.isnan(one.score(arm, SITES).value) for arm in probes)
-    said = " ".join(sentences(config, [one], []))
+    said = " ".join(sentences(study, [one], []))
     assert (
         "Pretraining helped in 1 (lp_ft with 32 labelled series, in distribution) of 1 comparisons of mean AUC of"
         in said

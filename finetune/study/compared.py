@@ -47,15 +47,18 @@ class Compared:
     by_seed: Mapping[str, Mapping[str, Mapping[int, float]]]
     errors: Mapping[str, Mapping[str, float]]
 
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Those that are compared, the first one of the recipe first."""
+        return tuple(one.name for one in self.comparison.runs)
+
     def score(self, arm: str, measure: str = WITHIN) -> Estimate:
         """Of an arm."""
         return next(one.scores[measure] for one in self.comparison.runs if one.name == arm)
 
     def difference(self, arm: str, measure: str = WITHIN) -> Estimate:
         """Of an arm to the first one."""
-        first = self.comparison.runs[0].name
-        found = (one for one in self.comparison.differences if (one.name, one.baseline) == (arm, first))
-        return next(found).differences[measure]
+        return next(one.differences[measure] for one in self.comparison.differences if one.name == arm)
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
@@ -90,10 +93,10 @@ def compare_arms(study: Study, *, seed: int = 0) -> list[Compared]:
 
 
 def compare_at(study: Study, labelled: int, split: str, *, seed: int = 0) -> Compared | None:
-    """As `compare_arms`, at one of them; None where fewer than two arms share a seed."""
+    """As `compare_arms`, at one of them; None where the first arm of the recipe shares no seed with another."""
     rows = study.rows[(study.rows[LABELLED] == labelled) & (study.rows[SPLIT] == split)]
     arms, seeds = shared_seeds(rows, study.arms)
-    if len(arms) < 2 or not seeds:
+    if study.config.arms[0].name not in arms or len(arms) < 2 or not seeds:
         return None
     series = rows[(rows[ARM] == arms[0]) & (rows[SEED] == seeds[0])].sort_values(ID)
     draws = study.config.design.draws

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,7 +39,8 @@ def figure_scores(config: StudyConfig, compared: Sequence[Compared], *, measure:
         own = [one for one in compared if one.split == split]
         panel.axhline(0.5, color=GREY, linewidth=1, linestyle="--")
         for place, name in enumerate(names):
-            _curve(panel, [(one.labelled, _score(one, name, measure)) for one in own], name, place, len(names))
+            points = [(one.labelled, one.score(name, measure)) for one in own if name in one.arms]
+            _curve(panel, points, name, place, len(names))
         panel.set_xscale("log", base=2)
         panel.set_xticks(list(config.design.labels), [str(count) for count in config.design.labels], fontsize=9)
         panel.minorticks_off()
@@ -47,35 +49,28 @@ def figure_scores(config: StudyConfig, compared: Sequence[Compared], *, measure:
         panel.grid(alpha=0.3)
         panel.tick_params(labelsize=9)
     panels[-1].set_xlabel("labelled series", fontsize=9)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
-    )
+    _add_legend(figure, panels)
     return figure
 
 
-def _curve(panel: Axes, points: Sequence[tuple[int, Estimate | None]], name: str, place: int, count: int) -> None:
-    known = [(labelled, one) for labelled, one in points if one is not None]
-    if not known:
+def _curve(panel: Axes, points: Sequence[tuple[int, Estimate]], name: str, place: int, count: int) -> None:
+    if not points:
         return
     colour, is_probe = COLOURS[place % len(COLOURS)], name.startswith(PROBE)
-    x = [labelled * (1 + DODGE * (place - (count - 1) / 2)) for labelled, _ in known]
-    lows, highs = ([getattr(one.interval, bound) for _, one in known] for bound in ("low", "high"))
+    x = [labelled * (1 + DODGE * (place - (count - 1) / 2)) for labelled, _ in points]
+    lows, highs = ([getattr(one.interval, bound) for _, one in points] for bound in ("low", "high"))
     if not is_probe:
         panel.fill_between(x, lows, highs, color=colour, alpha=0.12, linewidth=0)
     panel.vlines(x, lows, highs, color=colour, linewidth=1.2)
     panel.plot(
         x,
-        [one.value for _, one in known],
+        [one.value for _, one in points],
         marker=MARKERS[place % len(MARKERS)],
         linestyle=":" if is_probe else DASHES[place % len(DASHES)],
         color=colour,
         markersize=5,
         label=printable(name),
     )
-
-
-def _score(one: Compared, arm: str, measure: str) -> Estimate | None:
-    return next((run.scores[measure] for run in one.comparison.runs if run.name == arm), None)
 
 
 def figure_differences(config: StudyConfig, compared: Sequence[Compared], *, measure: str = WITHIN) -> Figure:
@@ -106,6 +101,8 @@ def figure_detected(found: Sequence[Detected], *, by: str) -> Figure:
         panel.axhline(0.5, color=GREY, linewidth=1, linestyle="--")
         for place, arm in enumerate(arms):
             own = {one.group: one.share for one in found if (one.by, one.labelled, one.arm) == (by, labelled, arm)}
+            if not own:
+                continue
             x = [number + 0.12 * (place - (len(arms) - 1) / 2) for number, _ in enumerate(own_groups)]
             shares = [own[group] for group, _ in own_groups]
             colour = COLOURS[place % len(COLOURS)]
@@ -119,7 +116,12 @@ def figure_detected(found: Sequence[Detected], *, by: str) -> Figure:
         panel.set_ylabel("higher with the sac", fontsize=9)
         panel.set_title(f"{labelled} labelled series", loc="left", fontsize=10)
         panel.grid(alpha=0.3, axis="y")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
-    )
+    _add_legend(figure, panels)
     return figure
+
+
+def _add_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """Of all panels: an arm may be missing in one."""
+    handles, labels = zip(*(panel.get_legend_handles_labels() for panel in panels), strict=True)
+    named = dict(zip(chain(*labels), chain(*handles), strict=True))
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=2, frameon=False, fontsize=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,9 +12,8 @@ from finetune.metrics import LEVEL
 from finetune.study.compared import ASKED, Compared
 from finetune.study.config import PROBE, StudyConfig
 from finetune.study.pairs import ALL, Detected
-from finetune.study.plan import percent, powers
-from finetune.study.power import Power
-from finetune.study.table import INSIDE, OUTSIDE
+from finetune.study.plan import COMPUTED_NOW, Planned, percent, planned
+from finetune.study.table import ARM, INSIDE, LABELLED, OUTSIDE, Study
 
 WHERE = {INSIDE: "in distribution", OUTSIDE: "out of distribution"}
 """Splits in words."""
@@ -37,24 +37,25 @@ def verdict(difference: Estimate) -> str:
 
 def pretrained_arms(config: StudyConfig, one: Compared) -> list[str]:
     """The arms that begin with the pretrained encoder, as far as they were compared."""
-    known = {run.name for run in one.comparison.runs}
-    return [arm.name for arm in config.arms if arm.pretrained and arm.name in known]
+    return [arm.name for arm in config.arms if arm.pretrained and arm.name in one.arms]
 
 
 def sentences(
-    config: StudyConfig, compared: Sequence[Compared], detected: Sequence[Detected], *, each: bool = True
+    study: Study, compared: Sequence[Compared], detected: Sequence[Detected], *, each: bool = True
 ) -> Iterator[str]:
     """What a reader should take away, the answer first and the limits last.
 
     Args:
-        config: The study's.
+        study: Whose.
         compared: Its comparisons.
         detected: Its detectability.
         each: Whether each difference is said, as a table has it.
     """
+    config = study.config
     yield answer(config, compared)
+    yield from _uncompared(study, compared)
     if each:
-        yield from _differences(config, compared)
+        yield from _differences(config, compared, planned(study))
     yield from _chance(config, compared)
     yield from _detection(config, detected)
     yield limits(config)
@@ -95,16 +96,32 @@ def _counted(measure: str, verdicts: Mapping[str, str]) -> str:
     return f"{begins}{rest}{undefined}."
 
 
-def _differences(config: StudyConfig, compared: Sequence[Compared]) -> Iterator[str]:
-    first, seen = config.arms[0].name, powers(config)
+def _uncompared(study: Study, compared: Sequence[Compared]) -> Iterator[str]:
+    """Where nothing is compared, and why."""
+    first = study.config.arms[0].name
+    for labelled in study.config.design.labels:
+        if any(one.labelled == labelled for one in compared):
+            continue
+        arms = [arm for arm in study.arms if (study.rows.loc[study.rows[LABELLED] == labelled, ARM] == arm).any()]
+        if first not in arms:
+            why = f"{first} has no predictions there"
+        elif arms == [first]:
+            why = f"no arm but {first} has predictions there"
+        else:
+            why = f"of no seed have {', '.join(arms)} all predictions there"
+        yield f"With {labelled} labelled series nothing is compared: {why}."
+
+
+def _differences(config: StudyConfig, compared: Sequence[Compared], plan: Planned) -> Iterator[str]:
+    first = config.arms[0].name
     for one in compared:
         for arm in pretrained_arms(config, one):
             where = f"With {one.labelled} labelled series, {WHERE[one.split]}, {arm} minus {first}"
-            said = "; ".join(_said(one, measure, arm, first, seen.get((measure, one.split))) for measure in ASKED)
+            said = "; ".join(_said(one, measure, arm, first, plan) for measure in ASKED)
             yield f"{where}: {said}."
 
 
-def _said(one: Compared, measure: str, arm: str, first: str, power: Power | None) -> str:
+def _said(one: Compared, measure: str, arm: str, first: str, plan: Planned) -> str:
     """What a measure says of an arm."""
     found = one.difference(arm, measure)
     scratch, own = one.score(first, measure).value, one.score(arm, measure).value
@@ -113,7 +130,9 @@ def _said(one: Compared, measure: str, arm: str, first: str, power: Power | None
     if said == UNDEFINED:
         return f"{numbers}, too few series or seeds for an interval"
     if said == UNSHOWN:
-        smallest = "" if power is None else f"; {power.smallest:.3f} was said to be the smallest to be seen"
+        least = plan.smallest(measure, one.split)
+        said = "was said beforehand to be" if plan.beforehand else f"is, {COMPUTED_NOW},"
+        smallest = "" if least is None else f"; {least:.3f} {said} the smallest to be seen"
         return (
             f"{numbers}, no difference is shown (a benefit above {max(found.interval.high, 0):.3f} is excluded at "
             f"{percent(LEVEL)}, one of up to that is not{smallest})"
@@ -171,4 +190,6 @@ def limits(config: StudyConfig) -> str:
 def signed(estimate: Estimate) -> str:
     """A difference with its interval in a sentence."""
     low, high = estimate.interval.low, estimate.interval.high
+    if math.isnan(estimate.value):
+        return UNDEFINED
     return f"{estimate.value:+.3f} ({low:+.3f} to {high:+.3f})" if low <= high else f"{estimate.value:+.3f}"

@@ -14,7 +14,7 @@ from finetune.study.config import StudyConfig
 from finetune.study.figures import figure_detected, figure_differences, figure_scores
 from finetune.study.findings import WHERE, pretrained_arms, sentences
 from finetune.study.pairs import Detected, detect
-from finetune.study.plan import NUMBERS, PAGE, STUDY, percent, power_facts, powers
+from finetune.study.plan import COMPUTED_NOW, NUMBERS, PAGE, STUDY, Planned, percent, planned
 from finetune.study.results import write_section
 from finetune.study.table import CELLS, Study, gather, read_study
 from harmonize.files import write_json
@@ -45,7 +45,7 @@ def write_results(out: Path, *, docs: Path | None = None) -> list[str]:
     write_json(out / NUMBERS, without_odd_numbers(facts(study, compared, detected)))
     if docs is not None:
         write_section(docs, study, compared, detected)
-    lines = [*sentences(study.config, compared, detected), f"{out / PAGE}: the page"]
+    lines = [*sentences(study, compared, detected), f"{out / PAGE}: the page"]
     return lines if docs is None else [*lines, f"{docs}: its section of results"]
 
 
@@ -54,8 +54,8 @@ def facts(study: Study, compared: Sequence[Compared], detected: Sequence[Detecte
     return {
         "study": to_plain(study.config),
         "missing_cells": list(study.missing),
-        "says": list(sentences(study.config, compared, detected)),
-        "planned": power_facts(study.config),
+        "says": list(sentences(study, compared, detected)),
+        "planned": planned(study).facts(),
         "compared": [one.facts() for one in compared],
         "detected": [one.facts() for one in detected],
     }
@@ -63,8 +63,8 @@ def facts(study: Study, compared: Sequence[Compared], detected: Sequence[Detecte
 
 def page_of(study: Study, compared: Sequence[Compared], detected: Sequence[Detected]) -> Page:
     """The page."""
-    config = study.config
-    said = list(sentences(config, compared, detected))
+    config, plan = study.config, planned(study)
+    said = list(sentences(study, compared, detected))
     page = Page(
         "Does pretraining help?",
         lead=f"A study on phantoms: {', '.join(map(str, config.design.labels))} labelled series, "
@@ -79,17 +79,22 @@ def page_of(study: Study, compared: Sequence[Compared], detected: Sequence[Detec
         page.text(f"Not finished: {len(study.missing)} of {len(config.cells())} cells ({', '.join(study.missing)}).")
     if compared:
         _add_scores(page, config, compared)
+    if said[1:-1]:
         page.heading("In words")
-        for sentence in said[1:-1]:
-            page.text(sentence)
+    for sentence in said[1:-1]:
+        page.text(sentence)
     if detected:
         _add_detected(page, detected)
-    page.heading("What was said beforehand")
-    page.table(*planned(config, compared))
+    page.heading("What was said beforehand" if plan.beforehand else "What it could see")
+    page.table(*expected(config, compared, plan))
     page.text(
-        "The standard error of a difference was computed from assumed areas and correlations, and is beside the one "
-        "that the draws of patients and seeds then had."
+        f"The standard error of a difference was computed {'' if plan.beforehand else f'{COMPUTED_NOW} '}from assumed "
+        "areas and correlations "
+        f"({', '.join(f'{name} {value:g}' for name, value in plan.assumed.items())}), and is beside the one that the "
+        "draws of patients and seeds then had."
     )
+    if not plan.beforehand:
+        page.text("What was said before the first cell was not kept with the predictions.")
     page.heading("Arms")
     page.table(*arms(config))
     return page
@@ -187,16 +192,16 @@ def detections(detected: Sequence[Detected]) -> Table:
     return ["labelled", "pairs", "how many", "arm", "higher with the sac", "minus the first arm", "logits"], rows
 
 
-def planned(config: StudyConfig, compared: Sequence[Compared]) -> Table:
+def expected(config: StudyConfig, compared: Sequence[Compared], plan: Planned) -> Table:
     """Columns and rows: what was expected to be seen, beside the errors that were found."""
     rows: list[list[object]] = []
-    for (measure, split), one in powers(config).items():
+    for measure, split, one in ((name, split, one) for name, own in plan.power.items() for split, one in own.items()):
         found = ", ".join(
-            number(own.errors[measure][arm]) for own in compared if own.split == split
+            number(own.errors[measure][arm]) for own in compared if own.split == split and measure in own.errors
             for arm in pretrained_arms(config, own)
         )  # fmt: skip
-        numbers = [f"{one.difference_error:.3f}", f"{one.smallest:.3f}"]
-        rows.append([measure, WHERE[split], one.series, *numbers, found or "-"])
+        numbers = [f"{one['difference_error']:.3f}", f"{one['smallest']:.3f}"]
+        rows.append([measure, WHERE.get(split, split), one["series"], *numbers, found or "-"])
     return ["measure", "held out", "series", "expected error", "smallest difference to be seen", "errors found"], rows
 
 

@@ -78,6 +78,8 @@ class Detected:
 def detect(study: Study, *, seed: int = 0) -> list[Detected]:
     """Detectability of each arm at each number of labelled series, of all pairs and of groups of them.
 
+    Of a number of labelled series at which the first arm of the recipe has no predictions nothing is said.
+
     Args:
         study: With its predictions.
         seed: Of the draws of patients and of seeds.
@@ -88,7 +90,7 @@ def detect(study: Study, *, seed: int = 0) -> list[Detected]:
 def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
     rows = study.rows[(study.rows[LABELLED] == labelled) & (study.rows[SPLIT] == PAIRS)]
     arms, seeds = shared_seeds(rows, study.arms)
-    if not seeds:
+    if study.config.arms[0].name not in arms or not seeds:
         return
     series = rows[(rows[ARM] == arms[0]) & (rows[SEED] == seeds[0])].sort_values(ID).reset_index(drop=True)
     with_P, without_P = pairs_of(series)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,50 @@ from finetune.metrics import LEVEL
 from finetune.study.compared import ASKED, LEAST_SACS
 from finetune.study.config import StudyConfig
 from finetune.study.power import Power, power_of
-from finetune.study.table import INSIDE, OUTSIDE
+from finetune.study.table import INSIDE, OUTSIDE, PLAN, Study, cell_path
 from harmonize.files import write_json
 from harmonize.phantom.rsna.plan import PAIRS
 from harmonize.phantom.rsna.prevalence import MODALITIES, SHARE
 from harmonize.phantom.vessels import MEAN_COUNT, SITE_WEIGHTS
 from headspark.config import to_plain
 
-PLAN = "plan.json"
-"""In the folder of a study, written before its first cell is run; it is never written again."""
-
 STUDY, PAGE, NUMBERS = "study.yaml", "study.html", "study.json"
-"""Beside it: the study's recipe, as it began; and what it says, as a page and as numbers."""
+"""Beside `PLAN`: the study's recipe, as it began; and what it says, as a page and as numbers."""
+
+COMPUTED_NOW = "by the formulas of this version"
+"""What is said of numbers that should have been kept from before the first cell, and were not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What a study should be able to see.
+
+    Attributes:
+        beforehand: Whether that was said before its first cell; else it was computed with its results.
+        assumed: As `finetune.study.config.PowerConfig` has it.
+        power: By measure, then split: ``series``, ``difference_error``, ``smallest``, and more.
+    """
+
+    beforehand: bool
+    assumed: Mapping[str, float]
+    power: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    def smallest(self, measure: str, split: str) -> float | None:
+        """The smallest true difference that can be seen; None where nothing was said of it."""
+        found = self.power.get(measure, {}).get(split)
+        return None if found is None else float(found["smallest"])
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        said = "beforehand" if self.beforehand else COMPUTED_NOW
+        return {"said": said, "assumed": dict(self.assumed), "power": self.power}
+
+
+def planned(study: Study) -> Planned:
+    """What was said before the first cell of a study; computed where that was not kept."""
+    if study.planned is not None:
+        return Planned(beforehand=True, **study.planned)
+    return Planned(beforehand=False, assumed=asdict(study.config.power), power=power_facts(study.config))
 
 
 def powers(config: StudyConfig) -> dict[tuple[str, str], Power]:
@@ -78,8 +110,8 @@ def power_facts(config: StudyConfig) -> dict[str, dict[str, Any]]:
 
 
 def write_plan(config: StudyConfig, out: Path) -> None:
-    """Write the plan where there is none yet."""
-    if not (out / PLAN).exists():
+    """Write the plan where there is none yet, and nothing to be said beforehand of."""
+    if not (out / PLAN).exists() and not any(cell_path(out, cell).is_file() for cell in config.cells()):
         write_json(out / PLAN, facts(config))
 
 

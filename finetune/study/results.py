@@ -63,7 +63,7 @@ def section(
         plots: Where those of `PLOTS` lie, in their order.
     """
     config = study.config
-    answer, *more = sentences(config, compared, detected, each=False)
+    answer, *more = sentences(study, compared, detected, each=False)
     pictures = (
         f"![{measure} against the number of labelled series, with intervals]({place})"
         for place, measure in zip(plots, PLOTS, strict=False)
@@ -79,6 +79,23 @@ def section(
         yield f"{len(study.missing)} of {len(config.cells())} cells are not finished."
         yield ""
     first = config.arms[0].name
+    if compared:
+        yield from _scores(first, compared)
+    names = {arm.name for arm in config.arms}
+    whole = [one for one in detected if one.by in (ALL, "size") and one.arm in names]
+    if compared and whole:
+        yield ""
+    if whole:
+        yield "| labelled | pairs | how many | arm | higher with the sac | minus " + first + " |"
+        yield "|---:|---|---:|---|---|---|"
+        for pair in whole:
+            gain = "" if pair.arm == first else difference(pair.share_more)
+            cells = [pair.labelled, pair.group, pair.pairs, pair.arm, interval(pair.share), gain]
+            yield f"| {' | '.join(map(str, cells))} |".replace("  |", " |")
+
+
+def _scores(first: str, compared: Sequence[Compared]) -> Iterator[str]:
+    """The table of scores, and of differences to the first arm."""
     minus = " | ".join(f"minus {first}, {name}" for name in ASKED)
     yield f"| labelled | held out | arm | {' | '.join(MEASURES)} | {minus} |"
     yield "|---:|---|---|" + "---|" * (len(MEASURES) + len(ASKED))
@@ -94,14 +111,4 @@ def section(
                 *(interval(run.scores[name]) for name in MEASURES),
                 *gains,
             ]
-            yield f"| {' | '.join(map(str, cells))} |".replace("  |", " |")
-    names = {arm.name for arm in config.arms}
-    whole = [one for one in detected if one.by in (ALL, "size") and one.arm in names]
-    if whole:
-        yield ""
-        yield "| labelled | pairs | how many | arm | higher with the sac | minus " + first + " |"
-        yield "|---:|---|---:|---|---|---|"
-        for pair in whole:
-            gain = "" if pair.arm == first else difference(pair.share_more)
-            cells = [pair.labelled, pair.group, pair.pairs, pair.arm, interval(pair.share), gain]
             yield f"| {' | '.join(map(str, cells))} |".replace("  |", " |")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from finetune.evaluation.predictions import ID, MODALITY, PREDICTIONS, SUBJECT, TARGET_PREFIX
 from finetune.study.config import Cell, StudyConfig
 from finetune.tasks.aneurysm import LABELS, PRESENT
+from harmonize.bounded_files import fits, parse_json, read_small_json
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import atomic_path
 from harmonize.parquet import read_parquet
@@ -31,8 +33,20 @@ PAIR, DIAMETER, SPACING = "pair", "diameter_mm", "spacing_mm"
 CELLS = "cells"
 """Folder of the cells in that of a study."""
 
-FACTS = b"finetune.study"
-"""Where the metadata of the table hold the study's recipe, as JSON."""
+PLAN = "plan.json"
+"""In the folder of a study, written before its first cell is run; it is never written again."""
+
+FACTS, PLANNED = b"finetune.study", b"finetune.study.planned"
+"""Where the metadata of the table hold the study's recipe, and what its plan said beforehand, as JSON."""
+
+ENCODER = b"finetune.study.encoder"
+"""Where the metadata of a cell's predictions hold the hash of the pretrained encoder that it began with."""
+
+_PLANNED = {
+    "assumed": lambda assumed: _each(assumed, float),
+    "power": lambda power: _each(power, lambda splits: _each(splits, _POWER)),
+}
+_POWER = {"series": int, "difference_error": float, "smallest": float}
 
 TARGETS = tuple(f"{TARGET_PREFIX}{label}" for label in LABELS)
 SCHEMA = pa.schema(
@@ -62,11 +76,14 @@ class Study:
         config: Its recipe.
         rows: Columns as in `SCHEMA`.
         missing: Cells without predictions.
+        planned: What was said before its first cell was run: what was ``assumed``, and the ``power`` of its
+            comparisons, by measure and split; None where that was not kept.
     """
 
     config: StudyConfig
     rows: pd.DataFrame
     missing: tuple[str, ...] = ()
+    planned: Mapping[str, Any] | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -85,30 +102,81 @@ def cell_path(out: Path, cell: Cell) -> Path:
     return out / CELLS / cell.name / PREDICTIONS
 
 
-def write_cell(out: Path, cell: Cell, rows: pd.DataFrame) -> None:
-    """Write the predictions of a cell; columns as in `SCHEMA` without the cell's own."""
+def write_cell(out: Path, cell: Cell, rows: pd.DataFrame, *, encoder: str | None = None) -> None:
+    """Write the predictions of a cell.
+
+    Args:
+        out: The study's folder.
+        cell: Which.
+        rows: Columns as in `SCHEMA` without the cell's own.
+        encoder: Hash of the pretrained encoder that it began with; None: it began with none.
+    """
     rows = rows.copy()
     rows[LABELLED], rows[ARM], rows[SEED] = cell.labelled, cell.arm, cell.seed
     rows = rows.sort_values([SPLIT, ID], ignore_index=True)
-    _write(cell_path(out, cell), rows, {})
+    _write(cell_path(out, cell), rows, {} if encoder is None else {ENCODER: encoder.encode()})
 
 
 def gather(config: StudyConfig, out: Path) -> Study:
     """Put the predictions of all finished cells into one table, ``predictions.parquet``.
 
     Raises:
-        UserError: A cell's predictions are damaged, or two cells disagree about a series.
+        UserError: A cell's predictions are damaged, two cells disagree about a series, or began with two pretrained
+            encoders.
     """
     cells = config.cells()
     there = [cell for cell in cells if cell_path(out, cell).is_file()]
     if not there:
         raise WrongUse(f"{out}: no cell of the study has predictions yet; run it first")
     rows = pd.concat([_read(cell_path(out, cell)) for cell in there], ignore_index=True)
+    check_encoders(config, out)
     study = Study(
-        config=config, rows=_checked(rows, out), missing=tuple(cell.name for cell in cells if cell not in there)
+        config=config,
+        rows=_checked(rows, out),
+        missing=tuple(cell.name for cell in cells if cell not in there),
+        planned=_read_plan(out / PLAN),
     )
-    _write(out / PREDICTIONS, study.rows, {FACTS: json.dumps(to_plain(config), sort_keys=True).encode()})
+    told = {FACTS: json.dumps(to_plain(config), sort_keys=True).encode()}
+    if study.planned is not None:
+        told[PLANNED] = json.dumps(study.planned).encode()  # in its order
+    _write(out / PREDICTIONS, study.rows, told)
     return study
+
+
+def check_encoders(config: StudyConfig, out: Path, *, now: str | None = None) -> None:
+    """Refuse finished cells of two pretrained encoders; of a cell of an older version none is known, and it is taken.
+
+    Args:
+        config: The study's.
+        out: Its folder.
+        now: Hash of the pretrained encoder there, which the next cells begin with; None: it is not known.
+
+    Raises:
+        UserError: Names the cells to delete: all that began with another encoder than that, or else than the most.
+    """
+    paths = {cell.name: cell_path(out, cell) for cell in config.cells()}
+    began = {name: _metadata(path).get(ENCODER, b"").decode() for name, path in paths.items() if path.is_file()}
+    known = Counter(encoder for encoder in began.values() if encoder)
+    taken = now or max(known, key=lambda encoder: known[encoder], default="")
+    others = [name for name, encoder in began.items() if encoder not in ("", taken)]
+    if others:
+        raise UserError(
+            f"{out / CELLS}: {', '.join(others)} began with another pretrained encoder than "
+            f"{'that of this folder' if now else 'the others'}; delete them and run them again"
+        )
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    """What a plan says that can be held against what was found; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        plan = read_small_json(path)
+    except (OSError, ValueError):
+        plan = None
+    if not fits(plan, _PLANNED):
+        raise UserError(f"{path}: damaged, or not the plan of a study; delete it, and it will not be told of")
+    return {key: plan[key] for key in _PLANNED}
 
 
 def read_study(path: Path) -> Study:
@@ -125,13 +193,16 @@ def read_study(path: Path) -> Study:
         raise WrongUse(f"{path}: no such table; `finetune study --out FOLDER` writes one there")
     rows = _checked(_read(path), path)
     try:
-        facts = json.loads((pq.read_schema(path).metadata or {})[FACTS])
-        config = from_plain(StudyConfig, facts)
+        metadata = _metadata(path)
+        config = from_plain(StudyConfig, json.loads(metadata[FACTS]))
+        planned = parse_json(metadata[PLANNED]) if PLANNED in metadata else None  # older tables have none
+        if not fits(planned, (type(None), _PLANNED)):
+            raise ValueError("its plan is none")
     except (KeyError, ValueError, TypeError, UserError) as error:
         raise UserError(f"{path}: does not say which study it is of; gather it again from its cells") from error
     known = set(rows[[LABELLED, ARM, SEED]].itertuples(index=False, name=None))
     missing = [cell.name for cell in config.cells() if (cell.labelled, cell.arm, cell.seed) not in known]
-    return Study(config=config, rows=rows, missing=tuple(missing))
+    return Study(config=config, rows=rows, missing=tuple(missing), planned=planned)
 
 
 def _checked(rows: pd.DataFrame, where: Path) -> pd.DataFrame:
@@ -164,6 +235,16 @@ def _read(path: Path) -> pd.DataFrame:
         fault = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: damaged, or no predictions of a study ({fault}); delete it to run that cell again") \
             from error  # fmt: skip
+
+
+def _each(value: Any, shape: Any) -> bool:
+    """Whether a plain value is a mapping to values of a shape."""
+    return isinstance(value, dict) and fits(list(value.values()), [shape])
+
+
+def _metadata(path: Path) -> Mapping[bytes, bytes]:
+    """Of a table that can be read."""
+    return dict(pq.read_schema(path).metadata or {})
 
 
 def _write(path: Path, rows: pd.DataFrame, facts: Mapping[bytes, bytes]) -> None:
