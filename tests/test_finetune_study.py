@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -18,11 +19,11 @@ from finetune.evaluation.compare import WITHIN
 from finetune.recipe import Recipe as FinetuneRecipe
 from finetune.study import StudyConfig, cells, run_study, write_results
 from finetune.study import run as runner
+from finetune.study.begun import pretrained_sha256
 from finetune.study.config import PowerConfig
 from finetune.study.data import beside, trees
-from finetune.study.plan import PLAN
 from finetune.study.run import LOCK, read_run
-from finetune.study.table import INSIDE, OUTSIDE, cell_path
+from finetune.study.table import ENCODER, INSIDE, OUTSIDE, PLAN, cell_path
 from harmonize import phantom
 from harmonize.corpus.lock import exclusive
 from harmonize.errors import UserError, WrongUse
@@ -104,10 +105,18 @@ def test_a_killed_study_goes_on_and_its_predictions_alone_are_enough(
     assert (said["diameter_mm"].notna() == ill).all()
     assert (said["spacing_mm"] > 0).all()
     assert not (out / "raw" / "inside" / "rsna").exists(), "raw trees are deleted"
-    told = [json.loads((out / "cells" / cell.name / "run" / "run.json").read_text()) for cell in (first, second)]
-    assert told[0]["results"]["trained_on"] == told[1]["results"]["trained_on"], "both arms saw the same series"
+    runs = [json.loads((out / "cells" / cell.name / "run" / "run.json").read_text()) for cell in (first, second)]
+    assert runs[0]["results"]["trained_on"] == runs[1]["results"]["trained_on"], "both arms saw the same series"
+
+    keys = [pq.read_schema(cell_path(out, cell)).metadata.get(ENCODER, b"").decode() for cell in config.cells()]
+    pretrained = pretrained_sha256(out)
+    assert keys == ["", pretrained, "", pretrained], "of scratch, lp_ft, and the probes"
+    told = json.loads((out / "cells" / second.name / "run" / "run.json").read_text())["origin"]["encoder"]
+    assert told["sha256"] == pretrained
 
     moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.copy(out / PLAN, moved)
     for cell in config.cells():
         cell_path(moved, cell).parent.mkdir(parents=True)
         shutil.copy(cell_path(out, cell), cell_path(moved, cell))
@@ -116,7 +125,7 @@ def test_a_killed_study_goes_on_and_its_predictions_alone_are_enough(
     assert write_results(moved)[:-1] == write_results(out)[:-1]
     assert (moved / "study.html").read_bytes() == (out / "study.html").read_bytes()
 
-    with pytest.raises(WrongUse, match="this study began with another recipe"):
+    with pytest.raises(WrongUse, match=r"this study began with power\.auc 0\.75, now 0\.8 is asked for"):
         run_study(replace(config, power=PowerConfig(auc=0.8)), out)
     with pytest.raises(WrongUse, match=r"--cells none: there is none; choose of 0004_scratch_0"):
         run_study(config, out, only=["none"])

@@ -17,17 +17,18 @@ from finetune.evaluation.predictions import PREDICTIONS
 from finetune.probing.features import random_like
 from finetune.recipe import Recipe
 from finetune.study import data
+from finetune.study.begun import ENCODERS, RECIPES, check_encoder, check_same, encoder_of_cell
 from finetune.study.cells import Held, ask, fine_tune, labelled_cases, read_held, recipe_of_cell, run_folder
 from finetune.study.config import PRETRAINED, PROBE, Cell, RunConfig, StudyConfig
-from finetune.study.plan import NUMBERS, PAGE, PLAN, STUDY, write_plan
+from finetune.study.plan import NUMBERS, PAGE, write_plan
 from finetune.study.probes import probe
-from finetune.study.table import CELLS, cell_path, gather, write_cell
+from finetune.study.table import CELLS, PLAN, cell_path, gather, write_cell
 from harmonize.corpus import Corpus
 from harmonize.corpus.lock import exclusive
 from harmonize.errors import WrongUse
-from harmonize.files import write_json, write_text
+from harmonize.files import write_json
 from harmonize.terminal import warn
-from headspark.config import parse_recipe, read_recipe, recipe_parser, to_yaml
+from headspark.config import parse_recipe, read_recipe, recipe_parser
 from headspark.config.shipped import locate_recipe
 from headspark.embed import device_of
 from headspark.hub import load_encoder, save_encoder
@@ -37,10 +38,10 @@ from headspark.run.folder import FINISHED, read_state
 from headspark.run.interrupt import Interrupt, Interrupted, interrupts
 from headspark.train import train as pretrain
 
-PRETRAINING, ENCODERS, SECONDS = "pretraining", "encoders", "seconds.json"
+PRETRAINING, SECONDS = "pretraining", "seconds.json"
 LOCK = ".lock"
 """Held while heads and encoder are made; cells may be run by several processes, each other ones."""
-_OURS = {CELLS, PREDICTIONS, PLAN, PAGE, NUMBERS, SECONDS, LOCK}
+_OURS = {CELLS, PREDICTIONS, PLAN, PAGE, NUMBERS, SECONDS, LOCK, *RECIPES}
 
 
 def run_study(config: StudyConfig, out: Path, *, only: Sequence[str] = (), device: torch.device | None = None) -> bool:
@@ -62,7 +63,8 @@ def run_study(config: StudyConfig, out: Path, *, only: Sequence[str] = (), devic
     base = read_run(Recipe, config.finetuning, "finetuning.recipe")
     pretraining = read_run(PretrainRecipe, config.pretraining, "pretraining.recipe")
     _check_alike(base, pretraining)
-    _check_same(config, out)  # last, for it writes the recipe of a new study down
+    # Last, for it writes the recipes of a new study down.
+    check_same(out, config, pretraining, base, ours=_OURS)
     write_plan(config, out)
     left = [cell for cell in cells if not cell_path(out, cell).is_file()]
     if left:
@@ -90,6 +92,7 @@ def _run_cells(
             with exclusive(out / LOCK, busy), _timed(out, PRETRAINING):
                 if not _pretrained(pretraining, out):
                     return False
+                check_encoder(config, out)
             held = read_held(base, out)
             for number, cell in enumerate(cells, start=1):
                 interrupt.check()
@@ -98,7 +101,7 @@ def _run_cells(
                     rows = _run_cell(config, base, cell, held, out, device, interrupt)
                     if rows is None:
                         return False
-                    write_cell(out, cell, rows)
+                    write_cell(out, cell, rows, encoder=encoder_of_cell(config, cell, out))
     except Interrupted:
         return False
     return True
@@ -199,23 +202,6 @@ def _check_alike(base: Recipe, pretraining: PretrainRecipe) -> None:
         )
     if base.data.windows != pretraining.data.windows:
         raise WrongUse("data.ct_windows: the recipes of pretraining and of fine-tuning cut other windows")
-
-
-def _check_same(config: StudyConfig, out: Path) -> None:
-    """Keep the recipe of a study, or compare it with that of the folder; predictions alone may have been copied there.
-
-    Raises:
-        WrongUse: The folder holds another study.
-    """
-    path = out / STUDY
-    if not path.is_file():
-        foreign = sorted({one.name for one in out.iterdir()} - _OURS) if out.is_dir() else []
-        if foreign:
-            raise WrongUse(f"{out}: holds {foreign[0]} and no study ({STUDY} is missing); give --out a new folder")
-        write_text(path, to_yaml(config))
-        return
-    if read_recipe(StudyConfig, path) != config:
-        raise WrongUse(f"{path}: this study began with another recipe; give that, or --out a new folder")
 
 
 def _chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,9 @@ __all__ = ["FINISHED", "LOCK", "METRICS", "RECIPE", "STATE", "read_metrics", "re
 RUNNING, INTERRUPTED, DIVERGED = "running", "interrupted", "diverged"
 SAMPLES_PER_STEP = "effective_batch"
 """Name in run.json of how many samples per step there are, as version 0.1.0 wrote it."""
+
+_LONGEST_DIFFERENCE = 400
+"""Characters of two values that a message shows."""
 
 OF_A_STEP = {"train.batch", "train.accumulate"}
 """Keys that may change as long as a step has as many samples as before; a checkpoint knows how many those are."""
@@ -223,10 +226,26 @@ def check_same_recipe(path: Path, recipe: Any, free: frozenset[str] | set[str]) 
     Raises:
         UserError: With exit code 2; names the first key that differs.
     """
-    before, now = (_flat(to_plain(one)) for one in (read_run_recipe(type(recipe), path), recipe))
-    for key, value in now.items():
-        if before[key] != value and key not in free:
-            raise WrongUse(f"{path}: began with {key} {before[key]}, now {value} is asked for; {NEW_FOLDER}")
+    fault = first_difference(read_run_recipe(type(recipe), path), recipe, free)
+    if fault is not None:
+        raise WrongUse(f"{path}: {fault}; {NEW_FOLDER}")
+
+
+def first_difference(before: Any, now: Any, free: Collection[str] = ()) -> str | None:
+    """The first key in which two recipes of one kind differ, in words; None where they are the same.
+
+    Args:
+        before: What something began with.
+        now: What is asked for.
+        free: Keys that may differ.
+    """
+    then, wanted = _flat(to_plain(before)), _flat(to_plain(now))
+    for key in (*wanted, *(key for key in then if key not in wanted)):  # a kind has keys of its own
+        one, other = then.get(key, "nothing"), wanted.get(key, "nothing")
+        if one != other and key not in free:
+            is_long = len(f"{one}{other}") > _LONGEST_DIFFERENCE
+            return f"began with another {key}" if is_long else f"began with {key} {one}, now {other} is asked for"
+    return None
 
 
 def metrics_line(facts: Mapping[str, Any]) -> str:
