@@ -196,15 +196,15 @@ def test_a_recipe_of_a_study_names_runs_that_fit_each_other(path: Path, tmp_path
     assert path.read_text().startswith("# ")
 
 
-def test_the_small_study_has_eighteen_fine_tunings_in_whole_comparisons() -> None:
+def test_the_small_study_has_thirty_fine_tunings_in_whole_comparisons() -> None:
     config = read_recipe(StudyConfig, ROOT / "recipes" / "transfer_study.yaml")
     cells = list(config.fine_tunings())
-    assert len(cells) == 18
-    assert [cell.arm for cell in cells[:3]] == ["scratch", "lp_ft", "three_stage"]
-    assert len({(cell.labelled, cell.seed) for cell in cells[:3]}) == 1
-    assert len({cell.name for cell in config.cells()}) == len(config.cells()) == 30
+    assert len(cells) == 30
+    assert [cell.arm for cell in cells[:5]] == ["scratch", "lp_ft", "three_stage", "lp_ft_fast", "three_stage_fast"]
+    assert len({(cell.labelled, cell.seed) for cell in cells[:5]}) == 1
+    assert len({cell.name for cell in config.cells()}) == len(config.cells()) == 42
     # A study that is stopped has whole seeds, their probes among them.
-    assert [cell.seed for cell in config.cells()] == [0] * 10 + [1] * 10 + [2] * 10
+    assert [cell.seed for cell in config.cells()] == [0] * 14 + [1] * 14 + [2] * 14
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,9 @@ def test_a_study_that_cannot_be_is_refused(change: dict[str, Any], said: str, tm
 def test_the_plan_is_said_without_running_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plan", "--out", str(tmp_path / "none")]) == 0
     said = capsys.readouterr().out
-    assert "18 fine-tunings: 32, 128 labelled series x scratch, lp_ft, three_stage x seeds 0, 1, 2" in said
+    assert (
+        "30 fine-tunings: 32, 128 labelled series x scratch, lp_ft, three_stage, lp_ft_fast, three_stage_fast x" in said
+    )
     assert not (tmp_path / "none").exists()
     assert with_recipe(["--full"])[:2] == ["--config", "transfer_study_full"]
     with pytest.raises(WrongUse, match="leave it out"):
