@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import bench_objectives
 import numpy as np
 import pytest
 import torch
@@ -58,9 +65,12 @@ def cells(rng: np.random.Generator, gain: float) -> list[dict[str, object]]:
 
 
 def test_the_area_under_the_curve_is_that_of_scikit_learn() -> None:
-    scores = np.random.default_rng(0).normal(size=(1, 20, 2)).round(1)
-    truth = np.repeat([1, 0], 20)
-    assert measures(scores, np.zeros((1, 0)))["sac_auc"] == pytest.approx(roc_auc_score(truth, scores[0].T.ravel()))
+    scores = np.random.default_rng(0).normal(size=(20, 2)).round(1)
+    truth, drawn = np.repeat([1, 0], 20), np.random.default_rng(1).integers(20, size=20)
+    times = np.bincount(drawn, minlength=20).astype(np.int32)[:, None]
+    area_S, area_SD = measures([{"sac": scores.tolist(), "vessel": []}], times)["sac_auc"]
+    assert area_S == pytest.approx(roc_auc_score(truth, scores.T.ravel()))
+    assert area_SD == pytest.approx(roc_auc_score(truth, scores[drawn].T.ravel()))
 
 
 def test_a_difference_that_is_there_is_found_and_none_is_not() -> None:
@@ -73,3 +83,66 @@ def test_a_difference_that_is_there_is_found_and_none_is_not() -> None:
     assert found["vessel_auc"]["difference"] == pytest.approx(0.06, abs=0.01)
     for one in differences(same, baseline).values():
         assert one["low"] < 0 < one["high"]
+
+
+# -------------------------------------------------------------------------------------------- a folder that is there
+
+
+Bench = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Run the benchmark with costs and cells that are made up; gives what it wrote, and what it had to make for it."""
+    made: list[object] = []
+    speeds = iter((1.0, 3.0, 5.0))  # each time another machine
+
+    def costs(recipes: Mapping[str, object], corpus: Path) -> dict[str, Any]:
+        made.append(tuple(recipes))
+        second = next(speeds)
+        seconds = {arm: second * (1.5 if arm == "both" else 1.0) for arm in recipes if arm != "random"}
+        return {
+            "step_seconds": seconds,
+            "ratio": {arm: value / seconds["masked"] for arm, value in seconds.items()},
+            "all_seconds": {arm: [value] for arm, value in seconds.items()},
+            "look_seconds_a_scan": 0.0, "scans": 4, "load": (0.0, 0.0, 0.0),
+        }  # fmt: skip
+
+    def judged(arm: str, seed: int, *_: object) -> dict[str, object]:
+        made.append(f"{arm}_{seed}")
+        return cells(np.random.default_rng(seed), 0.0)[0]
+
+    monkeypatch.setattr(bench_objectives, "corpus_of", lambda arguments, name, *_, **__: tmp_path / name)
+    monkeypatch.setattr(bench_objectives, "vessels_found", lambda _: {})
+    monkeypatch.setattr(bench_objectives, "measured_costs", costs)
+    monkeypatch.setattr(bench_objectives, "judged", judged)
+    monkeypatch.setattr("paired_arms.DRAWS", 10)
+
+    def run(*words: str) -> dict[str, Any]:
+        made.clear()
+        found = tmp_path / "found.json"
+        monkeypatch.setattr(sys, "argv", ["bench", "--out", str(tmp_path / "out"), "--json", str(found), *words])
+        bench_objectives.main()
+        return {**json.loads(found.read_text()), "made": list(made)}
+
+    return run
+
+
+def test_further_arms_of_a_folder_are_measured_beside_the_masked_one(bench: Bench) -> None:
+    first = bench("--seeds", "1", "--steps", "30", "--arms", "masked", "random")
+    assert first["made"] == [("masked", "random"), "masked_0", "random_0"]
+    more = bench("--seeds", "1", "--steps", "30", "--arms", "masked", "both")
+    assert more["made"] == [("masked", "both"), "both_0"], "nothing is made twice"
+    assert more["costs"]["step_seconds"] == {"masked": 1.0, "both": 1.5}
+    assert more["steps"] == {"masked": 30, "both": 20}
+    again = bench("--seeds", "2", "--steps", "30", "--arms", "masked", "both")
+    assert again["made"] == ["masked_1", "both_1"]
+
+
+def test_a_folder_of_other_settings_is_refused(bench: Bench) -> None:
+    bench("--seeds", "1", "--arms", "masked")
+    for setting in bench_objectives.SHARED:
+        said = rf"began with --{setting} \d+, not 77; give --out a new folder$"
+        with pytest.raises(SystemExit, match=said) as caught:
+            bench("--seeds", "1", "--arms", "masked", f"--{setting}", "77")
+        assert "\n" not in str(caught.value)

@@ -110,10 +110,10 @@ def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
         first: tuple[Floats, Floats] | None = None
         for arm in arms:
             with_SP, without_SP = (own_SP[:, rows_P] for own_SP in scores[arm])
-            higher_SP = np.sign(with_SP - without_SP) / 2 + 0.5
+            higher_SP = is_higher(with_SP, without_SP)
             with_SP, without_SP = (np.clip(own_SP, CLIP, 1 - CLIP) for own_SP in (with_SP, without_SP))
             logits_SP = logit(with_SP) - logit(without_SP)
-            share = _means(higher_SP, times_PD[rows_P])
+            share = means_over(higher_SP, times_PD[rows_P])
             first = first or share
             more = [own - its if of_sites[arm] == of_sites[arms[0]] else np.full_like(own, np.nan)
                     for own, its in zip(share, first, strict=True)]  # fmt: skip
@@ -125,7 +125,7 @@ def _detect_at(study: Study, labelled: int, seed: int) -> Iterator[Detected]:
                 pairs=int(rows_P.sum()),
                 share=_estimate(*share, seed=seed, within=(0.0, 1.0)),
                 share_more=_estimate(more[0], more[1], seed=seed, within=(-1.0, 1.0)),
-                logits=_estimate(*_means(logits_SP, times_PD[rows_P]), seed=seed),
+                logits=_estimate(*means_over(logits_SP, times_PD[rows_P]), seed=seed),
             )
 
 
@@ -213,7 +213,18 @@ def _between(values_P: NDArray[np.float64], low: float, high: float) -> NDArray[
     return (values_P >= low) & (values_P < high)
 
 
-def _means(values_SP: Floats, times_PD: Times) -> tuple[Floats, Floats]:
+def is_higher(with_SP: Floats, without_SP: Floats) -> Floats:
+    """(S, P): whether a score is higher with the sac than without; a tie counts half.
+
+    Example:
+        >>> is_higher(np.array([[0.2, 0.3, 0.1]]), np.array([[0.1, 0.3, 0.2]])).tolist()
+        [[1.0, 0.5, 0.0]]
+    """
+    higher_SP: Floats = np.sign(with_SP - without_SP) / 2 + 0.5
+    return higher_SP
+
+
+def means_over(values_SP: Floats, times_PD: Times) -> tuple[Floats, Floats]:
     """The mean over pairs with each seed, (S,), and in each draw, (S, D); NaN where a draw has no pair."""
 
     def over_pairs(times_PD: Times) -> Floats:

@@ -18,7 +18,8 @@ cross-validated over heads:
 - `vessel`: does a vessel run here? The mean over series of the area under the curve.
 
 Differences to the masked arm are paired: the same heads and seeds are drawn, 1,000 times. Each cell (arm and seed) is
-kept in `--out`; a run that was stopped goes on with those that are missing.
+kept in `--out`, and so are costs; a run that was stopped, or is given more arms or seeds, goes on with those that are
+missing, and one of other settings is refused.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from paired_arms import differences, summary
 from torch import nn
 
 from harmonize.corpus import Corpus, read_volume
-from harmonize.files import atomic_path
+from harmonize.files import atomic_path, write_json
 from headspark.config import read_recipe, to_yaml
 from headspark.data.batches import train_batches
 from headspark.data.cohort import read_cohort
@@ -65,6 +66,9 @@ ARMS = {"masked": (), "vessels": ("vessels",), "hybrid": ("hybrid",), "both": ("
 MEASURED = ("val_loss", "val_vessel_distance", "agreement", "embedding_std")
 """What is kept of the last lines of a run's metrics.jsonl."""
 
+SHARED = ("steps", "unlabelled", "pairs", "size", "threads")
+"""Settings that all cells in a folder were made with."""
+
 ROUNDS = 12
 """Steps of each arm that are timed, after two that are not."""
 
@@ -74,10 +78,11 @@ def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    check_settings(arguments)
     unlabelled = corpus_of(arguments, "unlabelled", arguments.unlabelled, seed=1)
     pairs = corpus_of(arguments, "pairs", 2 * arguments.pairs, seed=2, extra=["--counterfactuals"])
     recipes = {arm: recipe_of(arm, arguments) for arm in arguments.arms}
-    costs = kept(arguments.out / "costs.json", lambda: measured_costs(recipes, unlabelled))
+    costs = costs_of(recipes, arguments.out / "costs.json", lambda some: measured_costs(some, unlabelled))
     budget = arguments.steps * costs["step_seconds"]["masked"]
     result: dict[str, Any] = {
         "settings": {name: value for name, value in vars(arguments).items() if name not in ("json", "out")},
@@ -123,6 +128,15 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def check_settings(arguments: argparse.Namespace) -> None:
+    """Keep what all cells of a folder share, or leave with one line where it is not what they began with."""
+    now = {name: getattr(arguments, name) for name in SHARED}
+    before = kept(arguments.out / "settings.json", lambda: now)
+    for name, value in now.items():
+        if before.get(name) != value:
+            sys.exit(f"{arguments.out}: began with --{name} {before.get(name)}, not {value}; give --out a new folder")
+
+
 # What is trained ---------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +173,30 @@ def of_length(recipe: Recipe, steps: int, seed: int, **train: Any) -> Recipe:
     return replace(
         recipe, optim=replace(recipe.optim, warmup=warmup), train=replace(recipe.train, steps=steps, seed=seed, **train)
     )
+
+
+def costs_of(
+    recipes: Mapping[str, Recipe], path: Path, measure: Callable[[Mapping[str, Recipe]], dict[str, Any]]
+) -> dict[str, Any]:
+    """What each arm costs: what was kept, and what is measured of the arms that are not in it.
+
+    A machine is not always as fast, so those are timed beside the masked arm again, and take from it their ratio alone.
+
+    Args:
+        recipes: By arm.
+        path: Where costs are kept.
+        measure: As `measured_costs`, of some of them.
+    """
+    costs: dict[str, Any] = kept(path, lambda: measure(recipes))
+    missing = [arm for arm in recipes if arm != "random" and arm not in costs["ratio"]]
+    if missing:
+        found = measure({arm: recipes[arm] for arm in ("masked", *missing)})
+        for arm in missing:
+            costs["ratio"][arm] = found["ratio"][arm]
+            costs["step_seconds"][arm] = found["ratio"][arm] * costs["step_seconds"]["masked"]
+            costs["all_seconds"][arm] = found["all_seconds"][arm]
+        write_json(path, costs)
+    return costs
 
 
 def measured_costs(recipes: Mapping[str, Recipe], corpus: Path) -> dict[str, Any]:
@@ -244,9 +282,7 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     """What lies in a file, or is made and put there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = make()
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(made) + "\n")
+        write_json(path, make())
     return json.loads(path.read_text())
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
-from finetune.study.seeds import mean_over_seeds
+from finetune.metrics import Times, drawn_areas, percentile_interval, undrawn
+from finetune.study.pairs import is_higher, means_over
+from finetune.study.seeds import Floats, mean_over_seeds
 
 DRAWS = 1000
 """Of the bootstrap."""
@@ -17,29 +18,34 @@ DRAWS = 1000
 Cell = dict[str, Any]
 
 
-def measures(sac_SP2: NDArray[np.float64], vessel_SN: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """The numbers of each seed."""
-    pairs = sac_SP2.shape[1]
-    with_sac_SP = rankdata(sac_SP2.transpose(0, 2, 1).reshape(len(sac_SP2), -1), axis=1)[:, :pairs]
-    aucs_S = (with_sac_SP.mean(1) - (pairs + 1) / 2) / pairs  # Mann and Whitney
-    higher_SP = (sac_SP2[..., 0] > sac_SP2[..., 1]) + 0.5 * (sac_SP2[..., 0] == sac_SP2[..., 1])
+def measures(cells: Sequence[Cell], times_PD: Times) -> dict[str, tuple[Floats, Floats]]:
+    """The numbers of each seed, (S,), and in each draw of pairs, (S, D).
+
+    Args:
+        cells: Of an arm, one a seed.
+        times_PD: How often each pair counts in each draw.
+    """
+    sac_SP2, vessel_SN, pair_N = arrays(cells)
+    truth_N, scores_SN = np.repeat([1, 0], len(times_PD)), sac_SP2.transpose(0, 2, 1).reshape(len(sac_SP2), -1)
+    times_ND = np.concatenate([np.concatenate([undrawn(len(times_PD)), times_PD], axis=1)] * 2)
+    areas_SD = np.stack([drawn_areas(truth_N, scores_N, times_ND) for scores_N in scores_SN])
     return {
-        "sac_auc": aucs_S,
-        "sac_pairs": higher_SP.mean(1),
-        "vessel_auc": vessel_SN.mean(1) if vessel_SN.size else np.full(len(vessel_SN), np.nan),
+        "sac_auc": (areas_SD[:, 0], areas_SD[:, 1:]),
+        "sac_pairs": means_over(is_higher(sac_SP2[..., 0], sac_SP2[..., 1]), times_PD),
+        "vessel_auc": means_over(vessel_SN, times_PD[pair_N]),
     }
 
 
-def arrays(cells: Sequence[Cell]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int_]]:
+def arrays(cells: Sequence[Cell]) -> tuple[Floats, Floats, NDArray[np.int_]]:
     """Scores of sacs (seeds, pairs, 2), areas of vessels (seeds, series), and the pair of each series."""
-    vessel = np.array([cell["vessel"] for cell in cells]).reshape(len(cells), -1, 2)
-    return np.array([cell["sac"] for cell in cells]), vessel[..., 1], vessel[0, :, 0].astype(int)
+    vessel = np.array([cell["vessel"] for cell in cells], np.float64).reshape(len(cells), -1, 2)
+    return np.array([cell["sac"] for cell in cells], np.float64), vessel[..., 1], vessel[0, :, 0].astype(int)
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, float]:
     """The numbers of an arm: each the mean over seeds."""
-    sac, vessel, _ = arrays(cells)
-    return {name: float(value_S.mean()) for name, value_S in measures(sac, vessel).items()}
+    none_drawn = np.zeros((len(cells[0]["sac"]), 0), np.int32)
+    return {name: float(value_S.mean()) for name, (value_S, _) in measures(cells, none_drawn).items()}
 
 
 def differences(cells: Sequence[Cell], baseline: Sequence[Cell]) -> dict[str, dict[str, float]]:
@@ -48,20 +54,13 @@ def differences(cells: Sequence[Cell], baseline: Sequence[Cell]) -> dict[str, di
     Pairs are drawn again, the same of both arms and of all seeds; other seeds count as they do in a study
     (`finetune.study.seeds`).
     """
-    rng, (ours, others) = np.random.default_rng(0), (arrays(cells), arrays(baseline))
-    pairs = ours[0].shape[1]
-
-    def less(pair_P: NDArray[np.int_], series_N: NDArray[np.int_]) -> dict[str, NDArray[np.float64]]:
-        one, other = (measures(sac[:, pair_P], vessel[:, series_N]) for sac, vessel, _ in (ours, others))
-        return {name: one[name] - other[name] for name in one}
-
-    drawn = []
-    for _ in range(DRAWS):
-        pair_P = rng.integers(pairs, size=pairs)
-        drawn.append(less(pair_P, np.concatenate([np.flatnonzero(ours[2] == pair) for pair in pair_P]).astype(int)))
+    rng, pairs = np.random.default_rng(0), len(cells[0]["sac"])
+    drawn = [np.bincount(rng.integers(pairs, size=pairs), minlength=pairs) for _ in range(DRAWS)]
+    times_PD = np.stack(drawn, axis=1).astype(np.int32)
+    ours, others = measures(cells, times_PD), measures(baseline, times_PD)
     found = {}
-    for name, value_S in less(np.arange(pairs), np.arange(len(ours[2]))).items():
-        mean_1, mean_D = mean_over_seeds(value_S, np.stack([one[name] for one in drawn], axis=1), seed=0)
-        low, high = np.nanpercentile(mean_D, (2.5, 97.5)).tolist()
-        found[name] = {"difference": float(mean_1[0]), "low": low, "high": high}
+    for name, (value_S, drawn_SD) in ours.items():
+        mean_1, mean_D = mean_over_seeds(value_S - others[name][0], drawn_SD - others[name][1], seed=0)
+        interval = percentile_interval(mean_D)
+        found[name] = {"difference": float(mean_1[0]), "low": interval.low, "high": interval.high}
     return found
