@@ -169,8 +169,14 @@ def hours(cost: dict[str, Any]) -> str:
     return f"~{found:.0f}" if found >= 1 else "less than 1"
 
 
+STUDY_MINUTES = {"transfer_finetune": 3, "transfer_pretrain": 14, "transfer_study": 130}
+"""Of the study that docs/transfer.md has, and of its runs."""
+
+
 def minutes(name: str) -> str:
-    """Minutes of a fold on a CPU, of five that were trained, with where they stand."""
+    """Minutes on a CPU, of a fold of five or of a study, with where they stand."""
+    if name in STUDY_MINUTES:
+        return f"[{STUDY_MINUTES[name]}](transfer.md#what-it-takes)"
     found = json.loads((BENCHMARKS / "baselines.json").read_text(encoding="utf-8"))["contenders"]
     for one in found:
         if one["name"] == name:
