@@ -42,11 +42,11 @@ FACTS, PLANNED = b"finetune.study", b"finetune.study.planned"
 ENCODER = b"finetune.study.encoder"
 """Where the metadata of a cell's predictions hold the hash of the pretrained encoder that it began with."""
 
+_POWER = {"series": int, "difference_error": float, "smallest": float}
 _PLANNED = {
     "assumed": lambda assumed: _each(assumed, float),
     "power": lambda power: _each(power, lambda splits: _each(splits, _POWER)),
 }
-_POWER = {"series": int, "difference_error": float, "smallest": float}
 
 TARGETS = tuple(f"{TARGET_PREFIX}{label}" for label in LABELS)
 SCHEMA = pa.schema(
