@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from finetune.cross_validation import cross_validate, gather
+from finetune.cv_folder import check_folder_of_several
 from finetune.evaluation import read
 from finetune.evaluation.compare import Comparison, compare
 from finetune.evaluation.predictions import FOLD_FOLDER
@@ -80,8 +81,9 @@ def run_all(recipes: dict[str, Recipe], sources: Sources, out: Path, folds: Sequ
         Whether all is done; False after a signal, when what was done has been saved.
 
     Raises:
-        UserError: A run cannot start or go on.
+        UserError: A run cannot start or go on, or the folder holds something else.
     """
+    check_folder_of_several(out, recipes, pages=(PAGE, RESULTS))
     for name, recipe in recipes.items():
         own = replace(sources, encoder=None) if recipe.view.pictures else sources
         if not cross_validate(recipe, own, out / name, folds):

@@ -18,6 +18,7 @@ import pandas as pd
 from accelerate import PartialState
 
 from finetune import candidates
+from finetune.cv_folder import RESULTS, begun_folds, check_folder
 from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS, read_of_run
 from finetune.metrics import Score
 from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of
@@ -38,9 +39,6 @@ from headspark.run.folder import FINISHED, FREE_ON_RESUME, RECIPE, check_same_re
 from headspark.run.interrupt import EXIT_INTERRUPTED, Interrupted, interrupts
 from headspark.weights import weights_sha256
 
-RESULTS = "results.json"
-"""In the folder of a cross-validation: the score of each fold, and of all held-out series together."""
-
 GATHER = "--gather"
 _FREE = frozenset(FREE_ON_RESUME) | FINE_TUNING.free
 
@@ -58,9 +56,10 @@ def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[
         Whether all of these folds are finished; False after a signal, when what was done has been saved.
 
     Raises:
-        UserError: A run cannot start or go on, or a finished one was another's.
+        UserError: A run cannot start or go on, or a finished one was another's; or the folder holds something else.
     """
     wanted = _checked(folds, recipe.data.folds)
+    check_folder(out)
     recipe = recipe.settled(sources.corpus, sources.labels)
     try:
         with interrupts() as interrupt:
@@ -102,16 +101,13 @@ def gather(out: Path, folds: Sequence[int] | None = None) -> Score:
         The score of all held-out series together.
 
     Raises:
-        UserError: A fold is not finished, or two are not of one cross-validation.
+        UserError: A fold is not finished, two are not of one cross-validation, or the folder is another's.
     """
-    begun = sorted(
-        (int(name), path)
-        for path in out.glob(FOLD_FOLDER.format("*"))
-        if (name := path.name.removeprefix(FOLD_FOLDER.format(""))).isdecimal()
-    )
+    begun = begun_folds(out)
     if not begun:
         raise WrongUse(f"{out}: no cross-validation there, but {seen_at(out)}; give the --out of `finetune cv`")
-    first = begun[0][1]
+    check_folder(out)
+    first = next(iter(begun.values()))
     recipe = read_recipe(Recipe, first / RECIPE)
     wanted = _checked(folds, recipe.data.folds)
     missing = [number for number in wanted if not _has_finished(out / FOLD_FOLDER.format(number))]

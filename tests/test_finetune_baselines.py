@@ -103,3 +103,16 @@ def test_a_recipe_of_pictures_takes_no_encoder_of_volumes(tmp_path: Path, capsys
     assert main(["train", *words, "--scratch.in_channels", "3"]) == 2
     said = "scratch.in_channels 3: data.ct_windows names 3 channels, of which view.kind mip makes 4"
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "at"), [("raw", "."), ("finetuned", "."), ("run", "mip")])
+def test_a_folder_of_something_else_is_refused_before_anything_is_trained(
+    name: str, at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(FIXTURES / name, tmp_path / "out" / at)
+    before = sorted(tmp_path.rglob("*"))
+    files = [recipe_at(tmp_path / "box.yaml", BOX), recipe_at(tmp_path / "mip.yaml", MIP)]
+    words = ["--corpus", str(FIXTURES / "corpus"), "--out", str(tmp_path / "out")]
+    assert main(["baselines", *map(str, files), *words]) == 2
+    assert f"{tmp_path / 'out' / at}: no " in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, *files])

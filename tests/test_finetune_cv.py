@@ -15,6 +15,7 @@ import yaml
 
 from finetune import candidates, cross_validation, train
 from finetune.cli import main
+from finetune.cv_folder import RESULTS
 from finetune.evaluation.predictions import PREDICTIONS
 from finetune.report import REPORT
 from finetune.tasks.aneurysm import AneurysmTask
@@ -68,7 +69,7 @@ def cv(recipe: Path, corpus: Path, out: Path, *words: object) -> int:
 
 def results(out: Path) -> dict[str, bytes]:
     """What a cross-validation says, byte by byte."""
-    names = [PREDICTIONS, candidates.TABLE, cross_validation.RESULTS]
+    names = [PREDICTIONS, candidates.TABLE, RESULTS]
     of_folds = (PREDICTIONS, candidates.TABLE, "model.safetensors")
     names += [f"fold_{number}/{name}" for number in range(3) for name in of_folds]
     return {name: (out / name).read_bytes() for name in names}
@@ -98,7 +99,7 @@ def test_every_series_is_predicted_by_the_run_that_held_it_out(undisturbed: Path
     for number, rows in pooled.groupby("fold"):
         own = pd.read_parquet(undisturbed / f"fold_{number}" / PREDICTIONS)
         pd.testing.assert_frame_equal(rows.reset_index(drop=True), own)
-    said = json.loads((undisturbed / cross_validation.RESULTS).read_text())
+    said = json.loads((undisturbed / RESULTS).read_text())
     score = AneurysmTask().score(pooled)
     assert said["pooled"].items() >= without_odd_numbers(score.headline()).items()
     assert said["pooled"]["held_out_series"] == len(pooled)
@@ -242,3 +243,53 @@ def test_folds_of_different_runs_are_not_pooled(
     assert "fold_1: began with another corpus than fold_0" in capsys.readouterr().err
     assert main(["cv", "--gather", str(tmp_path)]) == 2
     assert "no cross-validation there" in capsys.readouterr().err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["raw", "finetuned", "finetuning", "run", "encoder", "corpus"])
+def test_a_folder_of_something_else_is_refused_before_the_first_fold(
+    name: str, corpus: Path, recipe: Path, tmp_path: Path, trained: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(FIXTURES / name, tmp_path / "it")
+    before = contents(tmp_path / "it")
+    assert cv(recipe, corpus, tmp_path / "it") == 2
+    shown = capsys.readouterr().err
+    assert f"{tmp_path / 'it'}: no cross-validation, but " in shown
+    assert len(shown.splitlines()) == 1
+    assert (contents(tmp_path / "it"), trained) == (before, [])
+
+
+def test_folds_inside_a_finished_run_are_not_gathered_over_its_predictions(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(FIXTURES / "finetuned", tmp_path / "it")
+    shutil.copytree(undisturbed / "fold_1", tmp_path / "it" / "fold_1")
+    before = contents(tmp_path / "it")
+    assert main(["cv", "--gather", str(tmp_path / "it"), "--folds", "1"]) == 2
+    assert "no cross-validation, but a fine-tuned model" in capsys.readouterr().err
+    assert contents(tmp_path / "it") == before
+
+
+def test_predictions_of_another_command_are_not_written_over(
+    corpus: Path, recipe: Path, tmp_path: Path, trained: list[int]
+) -> None:
+    (tmp_path / "it").mkdir()
+    shutil.copy(FIXTURES / "finetuned" / PREDICTIONS, tmp_path / "it")
+    assert cv(recipe, corpus, tmp_path / "it") == 2
+    assert trained == []
+
+
+def test_notes_beside_folds_and_what_a_killed_process_left_do_not_stop_it(
+    undisturbed: Path, corpus: Path, recipe: Path, tmp_path: Path, trained: list[int]
+) -> None:
+    out = tmp_path / "cv"
+    shutil.copytree(undisturbed, out)
+    for name in ("notes.txt", "evaluation.json", ".lock", f".tmp-1-{'0' * 16}-{PREDICTIONS}"):
+        (out / name).write_text("mine")
+    assert cv(recipe, corpus, out) == 0
+    assert main(["cv", "--gather", str(out)]) == 0
+    assert trained == []
+    assert results(out) == results(undisturbed)
