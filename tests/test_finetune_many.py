@@ -161,7 +161,10 @@ def test_a_list_is_answered_in_its_order_and_what_is_not_there_is_a_row_of_the_o
     assert predict(model, "list.txt", "--out", "p.csv") == 0
     assert [row[0] for row in rows_of(tmp_path / "p.csv")[1:]] == ["1.2.8.1", "1.2.8.2"]
     refused = rows_of(tmp_path / "p.failed.csv")[1:]
-    assert [row[1:3] for row in refused] == [["nowhere", "missing_file"], [str(tree / "notes"), "not_an_image"]]
+    assert [row[1:3] for row in refused] == [
+        ["list.txt, line 4", "missing_file"],
+        [str(tree / "notes"), "not_an_image"],
+    ]
 
 
 def test_parts_of_a_series_in_several_folders_are_one_series(model: Path, tmp_path: Path) -> None:
@@ -318,6 +321,36 @@ def test_a_file_that_is_no_list_and_a_list_of_nothing_are_refused(
                        (picture, "a file; give the folder that holds it")):  # fmt: skip
         assert predict(model, path, "--out", tmp_path / "p.csv") == 2
         assert said in capsys.readouterr().err
+
+
+LINE = "Doe^Jane,1961-03-02,MRN 4471"
+
+
+def test_a_table_of_patients_that_is_given_by_mistake_is_not_repeated(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text(f"{'a long header, ' * 40}\n{LINE}\n~Doe^Jane\n")
+    for words in ((), ("--out", tmp_path / "p.csv")):
+        assert predict(model, tmp_path / "list.csv", *words) == 2
+        said = capsys.readouterr()
+        assert said.err == (
+            f"error: {tmp_path / 'list.csv'}: no line of it is a folder or an image that is there; give a list of "
+            "these, one a line\n"
+        )
+        assert said.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["list.csv"]
+
+
+def test_a_line_that_is_no_folder_goes_by_its_number(
+    model: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text(f"{tree / 'a'}\n\n{LINE}\n{'long ' * 100}\n~Doe^Jane\n")
+    assert predict(model, tmp_path / "list.txt", "--out", tmp_path / "p.csv") == 0
+    assert [row[1] for row in rows_of(tmp_path / "p.failed.csv")[1:]] == [f"list.txt, line {n}" for n in (3, 4, 5)]
+    assert predict(model, tmp_path / "list.txt") == 0
+    said = capsys.readouterr()
+    written = "".join(path.read_text() for path in tmp_path.iterdir() if path.name != "list.txt")
+    assert "Doe" not in said.out + said.err + written
 
 
 def test_two_runs_do_not_write_to_one_file(

@@ -66,7 +66,7 @@ def find_places(paths: Iterable[Path]) -> list[Place]:
 
     Folders whose first pictures are of one series are one place. What is neither DICOM nor an image is passed over
     without a word, and so are masks and what a BIDS tree has beside its raw images; a folder of a list that is not
-    there, or holds nothing, is a place with a fault.
+    there, or holds nothing, is a place with a fault. One that is not there goes by its line, not by what stands there.
 
     Args:
         paths: Folders, images (NIfTI and what else nibabel reads), and text files that list either, one a line.
@@ -85,11 +85,11 @@ def find_places(paths: Iterable[Path]) -> list[Place]:
     return places
 
 
-def read_list(path: Path) -> list[str]:
-    """The lines of a list of folders; blank ones and those that begin with # are left out.
+def read_list(path: Path) -> dict[int, str]:
+    """The lines of a list of folders by their numbers; blank ones and those that begin with # are left out.
 
     Raises:
-        UserError: It is no such list.
+        UserError: It is no such list; what it says is not repeated, for it may be a table of patients.
     """
     try:
         with path.open("rb") as stream:
@@ -100,19 +100,25 @@ def read_list(path: Path) -> list[str]:
         raise WrongUse(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise WrongUse(f"{path}: no text; give a folder, or a list of folders as text, one a line") from error
-    lines = [line.strip() for line in text.splitlines()]
-    found = [line for line in lines if line and not line.startswith("#")]
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    found = {number: line for number, line in lines if line and not line.startswith("#")}
     if not found or "\0" in text:
         raise WrongUse(f"{path}: lists no folder; write one a line")
+    if not any(os.path.exists(_path_of(line)) for line in found.values()):  # noqa: PTH110 a long line is none either
+        raise WrongUse(f"{path}: no line of it is a folder or an image that is there; give a list of these, one a line")
     return found
+
+
+def _path_of(line: str) -> str:
+    return os.path.expanduser(line)  # noqa: PTH111 pathlib's raises where a line begins with ~ and names nobody
 
 
 def _places_of(path: Path) -> Iterator[Place]:
     if path.is_file() and is_image_name(path.name):
         yield _image(image_of(path), path.parent, path.name, ())
     elif path.is_file():
-        for line in read_list(path):
-            yield from _listed(line)
+        for number, line in read_list(path).items():
+            yield from _listed(line, f"{path.name}, line {number}")
     else:
         yield from _tree(_checked(path), path.resolve().name)
 
@@ -123,9 +129,13 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _listed(line: str) -> Iterator[Place]:
-    """The places below a folder of a list."""
-    path = Path(line).expanduser()
+def _listed(line: str, where: str) -> Iterator[Place]:
+    """The places below a folder of a list; one that is not there goes by where it stands."""
+    path = Path(_path_of(line))
+    if not os.path.exists(path):  # noqa: PTH110 a name that is too long is none either
+        missing = Rejection(Reason.MISSING_FILE, "no such folder", stage=Stage.DISCOVER)
+        yield Place(name=printable(where), root=path, key=_key(path), fault=missing)
+        return
     found = path.is_file() and is_image_name(path.name)
     if found:
         yield _image(image_of(path), path.parent, line, ())
@@ -134,9 +144,11 @@ def _listed(line: str) -> Iterator[Place]:
             found = True
             yield place
     if not found:
-        missing = Rejection(Reason.MISSING_FILE, "no such folder", stage=Stage.DISCOVER)
-        empty = Rejection(Reason.NOT_AN_IMAGE, "the folder holds no DICOM pictures", stage=Stage.DISCOVER)
-        yield Place(name=printable(line), root=path, key=_key(path), fault=empty if path.is_dir() else missing)
+        reason, message = Reason.NOT_AN_IMAGE, "the folder holds no DICOM pictures"
+        if not path.is_dir():
+            reason, message = Reason.MISSING_FILE, "no such folder"
+        fault = Rejection(reason, message, stage=Stage.DISCOVER)
+        yield Place(name=printable(line), root=path, key=_key(path), fault=fault)
 
 
 def _tree(root: Path, name: str) -> Iterator[Place]:
