@@ -49,6 +49,8 @@ def read_pseudo_labels(path: Path, labels: Sequence[str]) -> PseudoLabels:
     Raises:
         UserError: It cannot be read, lacks a column, names a series twice, or has something else than probabilities.
     """
+    if not path.exists():
+        raise WrongUse(f"--pseudo-labels {path}: no such file; give a table that `finetune predict --out` wrote")
     try:
         content = read_small(path, limit=LARGEST_FILE)
         if path.suffix == ".parquet":

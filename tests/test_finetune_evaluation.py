@@ -373,3 +373,34 @@ def test_text_of_a_table_is_only_text_in_a_page(tmp_path: Path) -> None:
 def test_small_probabilities_keep_their_digits() -> None:
     told = [probability(value) for value in (0.5374, 0.1, 0.0123456, 0.00087, 0.0, float("nan"))]
     assert told == ["0.537", "0.100", "0.0123", "0.00087", "0", "-"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("evaluate", "--predictions", "nowhere.csv"), "nowhere.csv: no such file"),
+        (("evaluate", "--predictions", "nowhere.parquet"), "nowhere.parquet: no such file"),
+        (("evaluate", "nowhere"), "nowhere: no such file"),
+        (("evaluate", "--predictions", "there.csv", "--truth", "nowhere.csv"), "--truth nowhere.csv: no such file"),
+        (("compare", "nowhere", "nowhere2"), "nowhere: no such file"),
+        (("report", "nowhere"), "nowhere: no such folder"),
+        (("report", "nowhere", "--sizes", "nowhere.csv"), "--sizes nowhere.csv: no such file"),
+        (("predict", "nowhere", "."), "nowhere: no such folder; give the --out of a finished `finetune train`"),
+    ],
+)
+def test_what_is_not_there_is_wrong_use(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.csv").write_text("scan_id,any\na,0.5\n")
+    assert main(list(words)) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {said}")
+    assert shown.count("\n") == 1
+
+
+def test_what_is_there_and_damaged_is_no_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.parquet").write_bytes(b"PAR1")
+    assert main(["compare", str(tmp_path / "p.parquet")]) == 1
+    assert "damaged, or no table of predictions" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from finetune.models.heads.cells import CellsConfig
 from finetune.origin import windows_of
 from finetune.samples import DataConfig
 from finetune.tasks.aneurysm import AneurysmTask
-from harmonize.errors import UserError
+from harmonize.errors import WRONG_USE, UserError
 from harmonize.settings import Settings
 from headspark import Encoder, save_encoder
 from headspark.encoder import EncoderConfig, build_encoder
@@ -48,9 +48,10 @@ def encoder(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made / "encoder", tmp_path / "encoder")
 
 
-def refusal(name: Path | str) -> str:
+def refusal(name: Path | str, *, exit_code: int | None = None) -> str:
     with pytest.raises(UserError) as error:
         Encoder.from_pretrained(name)
+    assert exit_code in (None, error.value.exit_code)
     assert str(name) in str(error.value)
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -68,7 +69,7 @@ def test_folders_of_another_kind_are_named(made: Path, tiny_corpus: Path, tmp_pa
         made / "nnssl" / "checkpoint_final.pth": "read_nnssl",
         made / "encoder" / "model.safetensors": "a file of weights; its folder is wanted",
         tiny_corpus: r"but a corpus of `harmonize`; `headspark push",
-        tmp_path / "run": r"but a pretraining run \(status finished\); `headspark push` makes an encoder of it",
+        tmp_path / "run": r"but a pretraining run \(status finished\); `headspark push RUN --out ENCODER` writes one$",
         tmp_path / "tuning": r"but a fine-tuning run without a model yet \(status running\)",
         tmp_path / "empty": r"no encoder there \(config\.json is missing\), but an empty folder",
         tmp_path: "but a folder that holds empty, run, tuning",
@@ -76,6 +77,12 @@ def test_folders_of_another_kind_are_named(made: Path, tiny_corpus: Path, tmp_pa
         with pytest.raises(UserError, match=said) as error:
             Encoder.from_pretrained(folder)
         assert str(error.value).startswith(f"{folder}: ")
+        assert error.value.exit_code == WRONG_USE
+
+
+def test_an_encoder_that_is_there_and_damaged_is_no_wrong_use(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is damaged" in refusal(tmp_path, exit_code=1)
 
 
 @pytest.mark.parametrize("name", ["./nowhere/enc", "nowhere", "/nowhere/at/all", "../enc", "a/b/c", "enc oder/x"])
@@ -83,7 +90,7 @@ def test_a_path_that_is_not_there_is_no_question_for_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = refusal(name)
+    said = refusal(name, exit_code=WRONG_USE)
     assert "no such folder" in said
     assert "repo id" not in said.lower()
 

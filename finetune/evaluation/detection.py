@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from finetune.evaluation.areas import Estimate
-from finetune.evaluation.predictions import IDS, Predictions
+from finetune.evaluation.predictions import IDS, Predictions, given
 from finetune.metrics import Interval
 from finetune.series import Case, Spot
 from harmonize.errors import UserError, WrongUse
@@ -96,7 +96,7 @@ def read_sizes(path: Path) -> dict[str, float]:
     Raises:
         UserError: It is another table.
     """
-    columns = read_table(path, (DIAMETER,)).columns
+    columns = read_table(given(path, option="--sizes "), (DIAMETER,)).columns
     named = next((column for column in IDS if column in columns), None)
     if named is None:
         raise WrongUse(f"--sizes {path}: no column names the series; call it {IDS[0]} or {IDS[1]}")
@@ -119,7 +119,7 @@ def read_finding_sizes(path: Path) -> dict[tuple[str, str], float]:
     Raises:
         UserError: It is another table.
     """
-    columns = read_table(path, (DIAMETER,)).columns
+    columns = read_table(given(path, option="--sizes "), (DIAMETER,)).columns
     named = next((column for column in IDS if column in columns), IDS[0])
     label = next((column for column in ("label", "location") if column in columns), None)
     rows = read_table(path, (named, DIAMETER), () if label is None else (label,)).rows

@@ -172,10 +172,21 @@ def read_frame(source: Path) -> tuple[pd.DataFrame, str]:
         UserError: Nothing usable is there.
     """
     if not source.is_dir():
-        return _read(source), source.stem
+        return _read(given(source)), source.stem
     frames = [_read(path) for path in _tables_of(source)]
     frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     return frame, source.resolve().name or str(source)
+
+
+def given(path: Path, *, option: str = "") -> Path:
+    """A table as a user named it, behind an option.
+
+    Raises:
+        WrongUse: It is not there.
+    """
+    if not path.exists():
+        raise WrongUse(f"{option}{path}: no such file; give a table that is there")
+    return path
 
 
 def of_table(
@@ -272,7 +283,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _with_truth(frame: pd.DataFrame, source: Path, truth: Path) -> pd.DataFrame:
     """The table with a column of truth for each label that both tables have, and with the modality if there is one."""
-    known = _read(truth)
+    known = _read(given(truth, option="--truth "))
     shared = [column for column in frame if column in known and column not in {ID, SUBJECT, MODALITY, FOLD}]
     if not shared:
         raise WrongUse(f"--truth {truth}: has none of the labels of {source}; its columns must be called as they are")

@@ -82,11 +82,11 @@ def _seen(path: Path) -> str:
 def _kind_of_folder(path: Path, names: set[str]) -> str | None:
     config, run = read_json(path / CONFIG_NAME), read_json(path / "run.json")
     if is_model_config(config):
-        return "a fine-tuned model (a finished `finetune.train` run)"
+        return "a fine-tuned model (a finished run of `finetune train`)"
     if isinstance(run, dict) and "origin" in run:
         return f"a fine-tuning run without a model yet (status {run.get('status')})"
     if isinstance(run, dict) and "corpus" in run:
-        return f"a pretraining run (status {run.get('status')}); `headspark push` makes an encoder of it"
+        return f"a pretraining run (status {run.get('status')})"
     if is_encoder_config(config):
         return "a pretrained encoder" + ("" if SAFETENSORS_SINGLE_FILE in names else " without its weights")
     if all(name in names for name in CORPUS_MARKS):

@@ -245,9 +245,10 @@ def _check_local(name: str) -> None:
         fault = "missing" if not config.is_file() else "damaged" if read_json(config) is None else "another's"
         is_nnssl = path.name == NNSSL_CHECKPOINT or (path / NNSSL_CHECKPOINT).is_file()
         how = "`headspark.interop.nnssl.read_nnssl` and `save_encoder` make one of it" if is_nnssl else _HOW
-        raise UserError(f"{name}: no encoder there ({CONFIG_NAME} is {fault}), but {seen_at(path)}; {how}")
+        message = f"{name}: no encoder there ({CONFIG_NAME} is {fault}), but {seen_at(path)}; {how}"
+        raise UserError(message) if fault == "damaged" else WrongUse(message)
     if repo_of(name) is None:
-        raise UserError(f"{name}: no such folder; an encoder's folder is wanted, or a repository user/name of the Hub")
+        raise WrongUse(f"{name}: no such folder; an encoder's folder is wanted, or a repository user/name of the Hub")
 
 
 def _is_encoder(folder: Path) -> bool:
