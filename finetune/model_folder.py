@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -144,7 +145,7 @@ def irreproducible(
         return None
     if brain_model is None:
         return (
-            "--apply-brain: prediction must blank all but the brain too; give the same weights to finetune.train as "
+            "--apply-brain: prediction must blank all but the brain too; give the same weights to finetune train as "
             "--brain-model FILE, they go into the model's folder"
         )
     if not brain_model.is_file() or sha256_of(brain_model) != shared["brain_model"]:
@@ -219,17 +220,19 @@ def read_bundle(folder: Path) -> Bundle:
     config = read_json(folder / CONFIG)
     if config is None and (folder / CONFIG).is_file():
         raise UserError(f"{folder / CONFIG}: damaged; train again")
+    if not os.path.lexists(folder):
+        raise WrongUse(f"{folder}: no such folder; give the --out of a finished `finetune train`")
     if not is_model_config(config):
         fault = "is missing" if config is None else "is another's"
         raise WrongUse(
-            f"{folder}: no fine-tuned model there ({CONFIG} {fault}), but {seen_at(folder)}; let finetune.train "
-            "finish, or give its --out",
+            f"{folder}: no fine-tuned model there ({CONFIG} {fault}), but {seen_at(folder)}; let finetune train "
+            "finish, or give its --out"
         )
     if config.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{folder / CONFIG}: written by another version of headspark; train again")
     optional = {APPLIED_BRAIN, CIRCLE}
     if not fits(config, _SHAPE) or config["harmonize"].keys() - _SHAPE["harmonize"].keys() - optional:
-        raise UserError(f"{folder / CONFIG}: damaged, or not written by finetune.train; train again")
+        raise UserError(f"{folder / CONFIG}: damaged, or not written by `finetune train`; train again")
     try:
         bundle = _bundle_of(folder, config)
         if config.get("labels") != list(tasks.make_task(bundle.task).labels):

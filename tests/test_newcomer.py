@@ -232,7 +232,7 @@ MISTAKES = [
         words="finetune predict ENCODER SERIES --out ANSWERS.parquet",
         code=WRONG,
         says="ENCODER: no fine-tuned model there (config.json is another's), but a pretrained encoder; let "
-        "finetune.train finish, or give its --out",
+        "finetune train finish, or give its --out",
     ),
     Mistake(
         words="finetune predict FT SERIES --devic cuda",

@@ -40,7 +40,7 @@ def serve(folder: str | Path, *more: str | Path) -> None:
     """Answer the competition's gateway until it is done.
 
     Args:
-        folder: Of a finished `finetune.train` run, or of a cross-validation. It is loaded before the server starts,
+        folder: Of a finished `finetune train` run, or of a cross-validation. It is loaded before the server starts,
             which has 15 minutes.
         more: Others, which answer together with it.
     """

@@ -28,7 +28,7 @@ class Predictor:
     """Fine-tuned models that are loaded once and asked many times.
 
     Args:
-        folder: Of a finished `finetune.train` run, or of a cross-validation; several answer together, by the mean of
+        folder: Of a finished `finetune train` run, or of a cross-validation; several answer together, by the mean of
             their logits.
         device: Where to compute; None takes a GPU if there is one.
         weights: What the logits of each folder count; None: all models the same.

@@ -137,7 +137,9 @@ def _states(run: Path) -> list[tuple[dict[str, Any], Path]]:
     folders = [run] if read_state(run) is not None else sorted(run.glob(FOLD_FOLDER.format("*")))
     states = [(state, folder) for folder in folders if (state := read_state(folder)) and _has_results(state)]
     if not states:
-        raise WrongUse(f"{run}: no finished run there; let finetune.train finish")
+        if not run.exists():
+            raise WrongUse(f"{run}: no such folder; give that of a finished run")
+        raise WrongUse(f"{run}: no finished run there; let finetune train finish")
     return states
 
 
