@@ -12,9 +12,13 @@ import pytest
 
 from finetune.augment import AugmentConfig as BoxAugmentConfig
 from finetune.augment import draw_pose
+from finetune.cli import main as finetune
 from finetune.recipe import Recipe as FinetuneRecipe
+from finetune.study.config import StudyConfig
 from harmonize.errors import WrongUse
+from headspark.cli import main
 from headspark.config import read_recipe
+from headspark.config.shipped import SECTIONS, shipped_recipes
 from headspark.data.augment import AugmentConfig, draw_variation
 from headspark.recipe import Recipe
 
@@ -114,3 +118,50 @@ def test_keys_of_two_versions_are_not_mixed(kind: Any, text: str, message: str, 
 def test_what_cannot_be_is_refused_in_both(kind: Any, text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match=message):
         read_recipe(kind, write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        (FinetuneRecipe, "demo", r"demo.yaml: is a recipe of `headspark pretrain`; `headspark recipes` lists"),
+        (Recipe, "demo_rsna", r"demo_rsna.yaml: is a recipe of `finetune train`"),
+        (Recipe, "transfer_study", r"transfer_study.yaml: is a recipe of `finetune study`"),
+        (StudyConfig, "demo_rsna", r"demo_rsna.yaml: is a recipe of `finetune train`"),
+    ],
+)
+def test_a_recipe_of_another_command_is_named_as_that(kind: Any, name: str, said: str) -> None:
+    with pytest.raises(WrongUse, match=said):
+        read_recipe(kind, Path(name))
+
+
+def test_each_command_s_recipes_have_sections_of_their_own() -> None:
+    kinds = {"headspark pretrain": Recipe, "finetune train": FinetuneRecipe, "finetune study": StudyConfig}
+    names = {command: {field.name for field in dataclasses.fields(kind)} for command, kind in kinds.items()}
+    for command, own in names.items():
+        others = set().union(*(theirs for other, theirs in names.items() if other != command))
+        assert own - others == SECTIONS[command]
+
+
+def test_recipes_are_listed_by_the_command_that_takes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    of: dict[str, str] = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("# "):
+            command = line.removeprefix("# ").removesuffix(" --config NAME")
+        else:
+            of[line.split()[0]] = command
+    assert of.keys() == shipped_recipes().keys()
+    assert (of["demo"], of["demo_rsna"]) == ("headspark pretrain", "finetune train")
+    assert of["transfer_study"] == "finetune study"
+
+
+@pytest.mark.parametrize("words", [("--config", "demo_rsna"), ("--head.width", "8")])
+def test_a_key_of_another_kind_is_said_to_be_that(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--head.kind", "global", *words, "--corpus", "nowhere", "--out", str(tmp_path / "ft")]
+    assert finetune(["train", *given]) == 2
+    shown = capsys.readouterr().err
+    assert "head.width " in shown
+    assert ": it is one of kind cells, " in shown
+    assert shown.endswith(", not of global; leave it out\n")

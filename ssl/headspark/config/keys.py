@@ -8,12 +8,13 @@ import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from harmonize.errors import WrongUse
-from headspark.config.kinds import KIND, all_classes, class_of, is_list, named_kinds, settled
+from headspark.config.kinds import KIND, all_classes, class_of, is_list, kinds_of, named_kinds, settled
 from headspark.config.shape import check_shape, shown
 from headspark.config.text import LARGEST_INT, check_numbers, walk
 
@@ -87,8 +88,37 @@ def recipe_file(argv: Sequence[str]) -> Path | None:
     return found
 
 
-def check_options(argv: Sequence[str], own: set[str], config_class: Any) -> list[str]:
-    """Refuse keys that do not exist or stand twice; gives the words without the recipe's file."""
+def of_other_kinds(config_class: Any, settled_class: Any) -> dict[str, str]:
+    """The dotted keys that parts of the recipe would have if they were of another kind, and of which.
+
+    Args:
+        config_class: A recipe's.
+        settled_class: The same with the kinds that are asked for.
+    """
+    sections, found = _sections(settled_class), dict[str, str]()
+    for field in dataclasses.fields(config_class):
+        if not kinds_of(field) or is_list(field):
+            continue
+        with_key: dict[str, list[str]] = {}
+        for kind, one in kinds_of(field).items():
+            for key in recipe_keys(one):
+                with_key.setdefault(f"{field.name}.{key}", []).append(kind)
+        asked = " or ".join(kind for kind, one in kinds_of(field).items() if one is sections.get(field.name))
+        found |= {key: f"it is one of kind {', '.join(kinds)}, not of {asked}" for key, kinds in with_key.items()}
+    return found
+
+
+def check_options(
+    argv: Sequence[str], own: set[str], config_class: Any, elsewhere: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """Refuse keys that do not exist or stand twice; gives the words without the recipe's file.
+
+    Args:
+        argv: The words.
+        own: The options that are no keys.
+        config_class: What the keys shall make.
+        elsewhere: As `of_other_kinds` gives it.
+    """
     free, sections = _free_keys(config_class), _sections(config_class)
     valid = {*recipe_keys(config_class), *own, "print_config"}
     seen: set[str] = set()
@@ -99,7 +129,7 @@ def check_options(argv: Sequence[str], own: set[str], config_class: Any) -> list
             rest += words
             continue
         if not any(option.startswith(f"{key}.") for key in free):
-            _check_key(option, valid, where="on the command line", shown="--{}")
+            _check_key(option, valid, where="on the command line", shown="--{}", elsewhere=elsewhere)
         keys = [option]
         if value is not None and option not in own:
             keys += _check_value(option, value, config_class)
@@ -113,7 +143,13 @@ def check_options(argv: Sequence[str], own: set[str], config_class: Any) -> list
 
 
 def check_keys(
-    values: Mapping[Any, Any], config_class: Any, *, where: str, prefix: str = "", more: Collection[str] = ()
+    values: Mapping[Any, Any],
+    config_class: Any,
+    *,
+    where: str,
+    prefix: str = "",
+    more: Collection[str] = (),
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Refuse keys that a configuration class does not have, and sections that are none.
 
@@ -123,6 +159,7 @@ def check_keys(
         where: Names the place in messages.
         prefix: The keys above, with a dot behind.
         more: Other keys that are taken.
+        elsewhere: As `of_other_kinds` gives it.
     """
     hints, valid = typing.get_type_hints(config_class), {*recipe_keys(config_class), *more}
     free = _free_keys(config_class)
@@ -132,7 +169,7 @@ def check_keys(
             item = typing.get_args(_hint_of(within, config_class))[1]
             check_shape(value, item, key=f"{prefix}{name}", where=where)
             continue
-        _check_key(f"{prefix}{name}", {f"{prefix}{key}" for key in valid}, where=where, shown="{}")
+        _check_key(f"{prefix}{name}", {f"{prefix}{key}" for key in valid}, where=where, elsewhere=elsewhere)
         hint = hints.get(name)
         if hint is None:  # a section's key with dots, or an option's
             hint = _hint_of(str(name), config_class)
@@ -141,7 +178,7 @@ def check_keys(
             if not isinstance(value, Mapping):
                 message = f"{prefix}{name} {where}: a section of keys is wanted, it is {shown(value)}"
                 raise WrongUse(message)
-            check_keys(value, hint, where=where, prefix=f"{prefix}{name}.")
+            check_keys(value, hint, where=where, prefix=f"{prefix}{name}.", elsewhere=elsewhere)
         elif items:
             if not isinstance(value, list | tuple):
                 message = f"{prefix}{name} {where}: a list is wanted, it is {shown(value)}"
@@ -242,9 +279,11 @@ def _hint_of(key: str, config_class: Any) -> Any:
     return hint
 
 
-def _check_key(key: str, valid: set[str], *, where: str, shown: str) -> None:
+def _check_key(key: str, valid: set[str], *, where: str, elsewhere: Mapping[str, str], shown: str = "{}") -> None:
     if key in valid:
         return
+    if key in elsewhere:
+        raise WrongUse(f"unknown key {shown.format(key)} {where}: {elsewhere[key]}; leave it out")
     nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     hint = f"; did you mean {shown.format(nearest[0])}?" if nearest else ""
     raise WrongUse(f"unknown key {shown.format(key)} {where}{hint}")

@@ -18,6 +18,7 @@ from headspark.config.keys import (
     check_values,
     kinds_on_command_line,
     names_of,
+    of_other_kinds,
     parted,
     recipe_file,
     recipe_keys,
@@ -26,7 +27,7 @@ from headspark.config.keys import (
 from headspark.config.kinds import KIND, Kinds, class_of, settled
 from headspark.config.plain import to_plain
 from headspark.config.shape import shown
-from headspark.config.shipped import locate_recipe
+from headspark.config.shipped import SECTIONS, command_of, locate_recipe
 from headspark.config.text import check_numbers, read_mapping
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def parse_recipe(parser: ArgumentParser, config_class: type[T], argv: Sequence[s
     settled_class = settled(config_class, kinds)
     if path is not None:
         read, settled_class = _read(locate_recipe(path), config_class, own, kinds)
-    words = check_options(argv, own, settled_class)
+    words = check_options(argv, own, settled_class, of_other_kinds(config_class, settled_class))
     values = {name: value for name, value in read.items() if name not in own}
     others, words = parted(words, own)
     others = [f"--{name}={value}" for name, value in read.items() if name in own] + others
@@ -141,16 +142,27 @@ def part_from_plain(kinds: Kinds, values: Mapping[str, Any], *, default: str, ke
 
 def _read(path: Path, config_class: Any, own: Collection[str], kinds: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """The keys of a recipe file, checked, and the class with the kinds that it names."""
-    values, config_class = upgraded(read_mapping(path), config_class, kinds)
+    values = read_mapping(path)
+    _check_command(path, values, config_class)
+    values, settled_class = upgraded(values, config_class, kinds)
     if "config" in values:
         raise WrongUse(f"{path}: a recipe cannot name another (config)")
     own = set(own) - _OF_THE_COMMAND_LINE
-    check_keys(values, config_class, where=f"in {path}", more=own)
+    elsewhere = of_other_kinds(config_class, settled_class)
+    check_keys(values, settled_class, where=f"in {path}", more=own, elsewhere=elsewhere)
     for name in own & values.keys():
         if not isinstance(values[name], str):
             raise WrongUse(f"{name} in {path}: a text is wanted, it is {shown(values[name])}")
     check_numbers("", values)
-    return values, config_class
+    return values, settled_class
+
+
+def _check_command(path: Path, values: Mapping[Any, Any], config_class: Any) -> None:
+    """Refuse the recipe of another command before its keys are compared with the nearest of this one's."""
+    names, command = set(names_of(config_class)), command_of(values)
+    is_of_a_command = any(sections <= names for sections in SECTIONS.values())
+    if command is not None and is_of_a_command and not SECTIONS[command] <= names:
+        raise WrongUse(f"{path}: is a recipe of `{command}`; `headspark recipes` lists those of each command")
 
 
 @contextmanager

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 from harmonize.errors import WrongUse
 
 HERE = Path(__file__).resolve().parent
 FOLDER, SUFFIX = "recipes", ".yaml"
+
+
+SECTIONS = {
+    "headspark pretrain": frozenset({"encoder", "mask", "decoder", "spark", "vessels", "hybrid", "optim"}),
+    "finetune train": frozenset({"task", "view", "scratch", "head", "auxiliary", "condition", "losses", "stages"}),
+    "finetune study": frozenset({"design", "pretraining", "finetuning", "arms", "power"}),
+}
+"""By command, the sections that its recipes have and no other's."""
+
+
+def command_of(keys: Iterable[object]) -> str | None:
+    """The command whose recipe has such keys, which may be dotted; None where they are of no command, or of several."""
+    sections = {str(key).partition(".")[0] for key in keys}
+    found = [command for command, own in SECTIONS.items() if own & sections]
+    return found[0] if len(found) == 1 else None
 
 
 def shipped_recipes() -> dict[str, Path]:
