@@ -292,11 +292,17 @@ def test_shards_are_the_tasks_of_a_whole_array(job: Job, tmp_path: Path) -> None
     words = ("slurm/harmonize.sbatch", "openmind", "RAW", "CORPUS", "--spacing", "2")
     done = job(*words, **ARRAY, SLURM_ARRAY_TASK_COUNT="4")
     assert done.stdout == "openmind RAW --out CORPUS --shard 2/4 --workers 16 --spacing 2\n"
+    for with_out in (("--out", "CORPUS", "--spacing", "2"), ("--spacing", "2", "--out=CORPUS")):
+        again = job(*words[:3], *with_out, **ARRAY, SLURM_ARRAY_TASK_COUNT="4")
+        assert again.stdout == done.stdout
     done = job(*words, **ARRAY, SLURM_ARRAY_TASK_COUNT="2")
     assert (done.returncode, done.stdout) == (2, "")
     assert "give the whole array again" in done.stderr
     assert "submit this as an array" in job(*words).stderr
-    assert "give a source, its raw folder and the corpus" in job(*words[:3], **ARRAY, SLURM_ARRAY_TASK_COUNT="4").stderr
+    for few in (words[:3], (*words[:3], "--spacing", "2"), (*words[:2], "--out", "CORPUS")):
+        done = job(*few, **ARRAY, SLURM_ARRAY_TASK_COUNT="4")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "give a source, its raw folder and the corpus" in done.stderr
 
 
 def test_ranks_that_predict_a_part_each_do_not_end_one_another(job: Job, tmp_path: Path) -> None:
