@@ -105,14 +105,6 @@ def _cells(outputs: Mapping[str, Tensor]) -> list[Tensor]:
     return [heat_B1dhw, places.float().softmax(1)]
 
 
-def classify_regions(
-    model: nn.Module, regions: Sequence[Region], config: DataConfig, task: Task, view: View, device: torch.device
-) -> Tensor:
-    """The probabilities of the labels of some series, (B, L) float32 on the CPU; arguments as for `look_at`."""
-    found = look_at(model, regions, config, task, view, device, where=False)
-    return torch.stack([one.values_L for one in found])
-
-
 def look_at(
     model: nn.Module,
     regions: Sequence[Region],

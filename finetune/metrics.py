@@ -220,33 +220,6 @@ def percentile_interval(values_D: NDArray[np.float64], *, level: float = LEVEL) 
     return Interval(low=float(low), high=float(high), defined=share)
 
 
-def bootstrap_interval(
-    targets_N: ArrayLike,
-    scores_N: ArrayLike,
-    *,
-    subjects_N: Sequence[object] | None = None,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap, over patients, of the ROC area of one label.
-
-    Args:
-        targets_N: 0 or 1.
-        scores_N: Finite; only their order matters.
-        subjects_N: The patient of each series; None takes each series for a patient of its own.
-        draws: Resamples with replacement. Those with a single class have no area: they are left out and counted.
-        level: Coverage, between 0 and 1.
-        seed: Of the resampling.
-
-    Returns:
-        The interval; NaN bounds where fewer than half of the draws were defined.
-    """
-    targets, scores = np.asarray(targets_N).astype(np.int64), np.asarray(scores_N, dtype=np.float64)
-    times_ND = draw_patients(range(len(targets)) if subjects_N is None else subjects_N, draws=draws, seed=seed)
-    return percentile_interval(drawn_areas(targets, scores, times_ND), level=level)
-
-
 class _Steps(NamedTuple):
     """What a threshold passes on its way over the K different scores of positives, lowest first, in each draw.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -21,6 +22,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
+        self._given: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; what was given is kept for whoever has to say what is wrong with it."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Refuse a command line.
@@ -29,12 +36,20 @@ class Parser(argparse.ArgumentParser):
             WrongUse: Always; with the nearest of what could have been meant.
         """
         meant: list[str] = []
+        if message.startswith("the following arguments are required") and (misspelt := self._misspelt()):
+            message = f"unrecognized arguments: {misspelt}"
         if wrong := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             meant = difflib.get_close_matches(wrong[1].lower(), re.findall(r"[\w-]+", wrong[2]), n=1)
         elif wrong := re.search(r"^unrecognized arguments: (--[^\s=]+)", message):
             meant = difflib.get_close_matches(wrong[1].lower(), sorted(set(_options(self))), n=1)
         message += f"; did you mean {meant[0]}?" if meant else ""
         raise WrongUse(f"{message}; see `{self.prog} --help`")
+
+    def _misspelt(self) -> str | None:
+        """An option that there is not, but one with nearly its name: why something else may seem to be missing."""
+        options = sorted(set(_options(self)))
+        names = (word.split("=")[0] for word in self._given if re.match("--[a-z]", word))
+        return next((one for one in names if one not in options and difflib.get_close_matches(one, options, n=1)), None)
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -80,7 +80,8 @@ class Settings:
             math.isfinite(mm) and MIN_SPACING_MM <= mm <= MAX_SPACING_MM for mm in self.spacing
         ):
             limits = f"{MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm"
-            raise WrongUse(f"--spacing {self.spacing}: give one number or three, each {limits}")
+            said = self.spacing if len(set(self.spacing)) > 1 else self.spacing[:1]
+            raise WrongUse(f"--spacing {','.join(f'{mm:g}' for mm in said)}: give one number or three, each {limits}")
         if self.mri_norm not in MRI_NORMS:
             raise WrongUse(f"--mri-norm {self.mri_norm}: unknown; use one of {', '.join(MRI_NORMS)}")
         if self.apply_brain and self.brain_model is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from finetune.metrics import bootstrap_interval, draw_patients, drawn_areas, drawn_precisions, undrawn
+from finetune.metrics import (
+    DRAWS,
+    Interval,
+    draw_patients,
+    drawn_areas,
+    drawn_precisions,
+    percentile_interval,
+    undrawn,
+)
 from finetune.tasks.aneurysm import WEIGHTS, competition_score
 from harmonize.labels import LABELS, PRESENT
 
@@ -91,6 +100,15 @@ def test_wrong_shapes_and_targets_are_refused() -> None:
         competition_score(targets[:, :13], scores[:, :13])
     with pytest.raises(ValueError, match="0 or 1"):
         competition_score(targets * 2, scores)
+
+
+def bootstrap_interval(
+    targets_N: Any, scores_N: Any, *, subjects_N: Sequence[object] | None = None, draws: int = DRAWS
+) -> Interval:
+    """Of the ROC area of one label, over patients; where none are given, each series is one of its own."""
+    targets, scores = np.asarray(targets_N, dtype=np.int64), np.asarray(scores_N, dtype=np.float64)
+    times_ND = draw_patients(range(len(targets)) if subjects_N is None else subjects_N, draws=draws, seed=0)
+    return percentile_interval(drawn_areas(targets, scores, times_ND))
 
 
 def test_the_bootstrap_interval_is_that_of_resampled_areas() -> None:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from finetune.augment import AugmentConfig, draw_pose, draw_variation, vary_pictures
-from finetune.inference import classify_regions
+from finetune.inference import look_at
 from finetune.losses import TotalLoss
 from finetune.losses.labels import AsymmetricConfig, BinaryConfig
 from finetune.models.assemble import Network
@@ -173,13 +173,17 @@ def test_a_view_teaches_a_network_and_its_mirrored_input_gives_swapped_labels(ki
     assert max(totals[-3:]) < half, totals
     model.eval()
     config = DataConfig(patch=(EDGE,) * 3, mirror=False)
-    cpu = torch.device("cpu")
-    said = classify_regions(model, regions, config, TASK, view, cpu)
+
+    def answers(some: list[Region], config: DataConfig) -> torch.Tensor:
+        found = look_at(model, some, config, TASK, view, torch.device("cpu"), where=False)
+        return torch.stack([one.values_L for one in found])
+
+    said = answers(regions, config)
     flipped = [view.prepared(replace(region, stored_XYZ=region.stored_XYZ.flip(0))) for region in regions]
-    swapped = classify_regions(model, flipped, config, TASK, view, cpu)
+    swapped = answers(flipped, config)
     assert torch.equal((said > 0.5).float(), truth.float())
     assert torch.equal((swapped > 0.5).float(), truth[:, list(MIRROR)].float())
-    both = classify_regions(model, regions, replace(config, mirror=True), TASK, view, cpu)
+    both = answers(regions, replace(config, mirror=True))
     if kind != "dual_stream":  # of which the surest window is asked, each with its own mirror image
         torch.testing.assert_close(both, (said + swapped[:, list(MIRROR)]) / 2, atol=1e-4, rtol=1e-4)
 

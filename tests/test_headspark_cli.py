@@ -99,6 +99,14 @@ def test_a_push_that_cannot_be_meant_so_does_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [headspark, finetune, harmonize])
+def test_a_misspelt_version_is_no_missing_command(
+    command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["--verison"]) == 2
+    assert "--verison; did you mean --version?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from finetune.cli.predict import weights
 from harmonize.terminal import say
 
 
@@ -28,7 +29,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a new folder; a submission that was there is replaced",
     )
-    parser.add_argument("--weights", type=_weights, metavar="W,W", help="what each model's logits count")
+    parser.add_argument("--weights", type=weights, metavar="W,W", help="what each model's logits count")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels of what the competition's machine lacks")
     parser.add_argument(
         "--geometry", type=Path, metavar="FOLDER", help="of `finetune geometry`: sees what stripped series do not say"
@@ -47,10 +48,3 @@ def run(options: argparse.Namespace) -> int:
     pack(options.models, options.out, weights=options.weights, wheels=options.wheels, geometry=options.geometry)
     say(options.out)
     return 0
-
-
-def _weights(text: str) -> list[float]:
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: give numbers with commas between") from None

@@ -47,7 +47,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="of a model that segments: a NIfTI file a scan, on the grid that it was acquired on",
     )
-    parser.add_argument("--weights", type=_weights, metavar="W,W", help="what each model's logits count")
+    parser.add_argument("--weights", type=weights, metavar="W,W", help="what each model's logits count")
     parser.add_argument("--device", help="such as cpu or cuda:0,cuda:1; default: all GPUs, or the CPU")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default %(default)s")
     parser.add_argument("--batch", type=positive, metavar="N", help="series at once; default 4 on a GPU, else 1")
@@ -242,7 +242,12 @@ def _warn_of(where: str, warnings: Sequence[str]) -> None:
         warn(f"warning: {where}: {line}")
 
 
-def _weights(text: str) -> list[float]:
+def weights(text: str) -> list[float]:
+    """Read an option's value that is a number a model.
+
+    Raises:
+        argparse.ArgumentTypeError: It is no list of numbers.
+    """
     try:
         return [float(word) for word in text.split(",")]
     except ValueError:

@@ -176,6 +176,12 @@ def number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
+def behind(estimate: Estimate) -> str:
+    """The interval of a number, to stand behind what the number is; nothing where it is undefined."""
+    low, high = estimate.interval.low, estimate.interval.high
+    return "" if np.isnan(low) else f"; 95 %: {number(low)} to {number(high)}"
+
+
 def probability(value: float) -> str:
     """Three decimals, or three digits where it is small, as those of rare sites are; a dash where it is undefined.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -76,8 +74,3 @@ def heat_targets(places_BP3: Tensor, width_mm: float) -> Tensor:
     """
     squared_BPN = torch.cdist(places_BP3, cell_centres_mm(places_BP3.device)[None]).square()
     return (-squared_BPN / (2 * width_mm**2)).softmax(-1)
-
-
-def least_spread_mm(width_mm: float) -> float:
-    """How far a heat map spreads that is as sure as one that is taught."""
-    return math.hypot(width_mm, CELL_MM / math.sqrt(12))

@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from finetune.evaluation.answers import Measured, Worth
-from finetune.evaluation.areas import Estimate
 from finetune.evaluation.calibration import bins_of
 from finetune.evaluation.measures import HALF, NAMES
 from finetune.evaluation.predictions import MODALITY, Predictions
-from finetune.evaluation.text import interval, number
+from finetune.evaluation.text import behind, interval, number
 from finetune.report.charts import BLUE, COLOURS, GREY, WIDE, figure_labels, name_ticks
 from harmonize.page import Page
 
@@ -24,7 +23,7 @@ PER_ROW = 3
 
 def add_answers(page: Page, found: Worth) -> None:
     """Add the sections: measures, groups, curves or scatter, confusion, calibration, and the worst mistakes."""
-    page.tiles([(number(one.value), f"{NAMES[name]}{_range(one)}") for name, one in found.overall.measures.items()])
+    page.tiles([(number(one.value), f"{NAMES[name]}{behind(one)}") for name, one in found.overall.measures.items()])
     _measures(page, found)
     for group, measured in found.groups.items():
         page.heading(f"By {group}")
@@ -207,8 +206,3 @@ def _panels(count: int, *, height: float) -> tuple[Figure, list[Axes]]:
     for axis in panels[:count]:
         axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
     return figure, panels[:count]
-
-
-def _range(estimate: Estimate) -> str:
-    low, high = estimate.interval.low, estimate.interval.high
-    return "" if np.isnan(low) else f"; 95 %: {number(low)} to {number(high)}"

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from finetune.evaluation import Estimate, Evaluation, Predictions
-from finetune.evaluation.text import interval, number, probability
+from finetune.evaluation import Evaluation, Predictions
+from finetune.evaluation.text import behind, interval, number, probability
 from finetune.evaluation.thresholds import Confusion, averaged, summed
 from finetune.report import charts
 from finetune.report.charts import BLUE
@@ -55,9 +55,9 @@ def tiles(found: Evaluation) -> list[tuple[str, str]]:
     """The numbers at the head of the page, and what they are."""
     overall, within, pooled = found.predictions.overall, found.within.mean, found.within.pooled
     return [
-        (number(within.value), f"AUC within modality, {overall}{_range(within)}"),
-        (number(pooled.value), f"AUC of all series together, {overall}{_range(pooled)}"),
-        (number(found.macro.value), f"mean AUC of the sites{_range(found.macro)}"),
+        (number(within.value), f"AUC within modality, {overall}{behind(within)}"),
+        (number(pooled.value), f"AUC of all series together, {overall}{behind(pooled)}"),
+        (number(found.macro.value), f"mean AUC of the sites{behind(found.macro)}"),
         (number(found.score), f"score: mean of {overall} and of the sites"),
     ]
 
@@ -211,11 +211,6 @@ def add_examples(page: Page, predictions: Predictions, shown: Sequence[str], pic
             figure_series(pictures, shown),
             caption="What the network saw: axial, coronal and sagittal, through a marked point or the middle.",
         )
-
-
-def _range(estimate: Estimate) -> str:
-    low, high = estimate.interval.low, estimate.interval.high
-    return "" if np.isnan(low) else f"; 95 %: {number(low)} to {number(high)}"
 
 
 def _shares(confusion: Confusion) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from finetune.evaluation.overlap import DICE_PREFIX, StructureOverlap, structures
 from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, MODALITY, SUBJECT
-from finetune.evaluation.text import interval, number
+from finetune.evaluation.text import behind, interval, number
 from finetune.model_folder import CONFIG, load_model, read_bundle
 from finetune.models.assemble import Network
 from finetune.report.charts import GREY, forest
@@ -68,7 +68,7 @@ def add_masks(page: Page, run: Path, corpus: Corpus | None, task: Task, table: p
     *each, mean = structures(table, task.labels)
     page.tiles(
         [
-            (number(mean.dice.value), f"mean Dice of {len(task.labels)} structures{_range(mean)}"),
+            (number(mean.dice.value), f"mean Dice of {len(task.labels)} structures{behind(mean.dice)}"),
             (number(mean.distance_mm.value), "mm, mean surface distance"),
             (str(mean.missed), "structures missed as a whole"),
             (str(len(table)), f"held-out series of {table[SUBJECT].nunique()} patients"),
@@ -208,8 +208,3 @@ def _draw(axis: Axes, one: Drawn) -> None:
     axis.set_xlim(-0.5, left - GAP_VOXELS - 0.5)
     axis.set_ylim(-0.5, max(shape[1], shape[2]) - 0.5)
     axis.set_aspect("equal")
-
-
-def _range(one: StructureOverlap) -> str:
-    low, high = one.dice.interval.low, one.dice.interval.high
-    return "" if np.isnan(low) else f"; 95 %: {number(low)} to {number(high)}"

@@ -18,7 +18,8 @@ from finetune.evaluation.measures import Kind
 from finetune.metrics import Score
 from finetune.series import Case, Sample, Selection
 from harmonize.corpus import Corpus
-from harmonize.scan import Scan
+from harmonize.errors import Reason, Rejection
+from harmonize.scan import ACTIVITY, Scan
 
 KNOWN = "_known"
 """Behind a target's name: which series it can be scored in, (B,) bool; without it, all."""
@@ -167,3 +168,13 @@ class TaskConfig(Protocol):
 def known(targets: Mapping[str, Tensor], name: str) -> Tensor | None:
     """Which series a target can be scored in, (B,) bool, or None for all."""
     return targets.get(f"{name}{KNOWN}")
+
+
+def refuse_activity(scan: Scan) -> None:
+    """Refuse counts of decays, which are neither CT nor MR.
+
+    Raises:
+        Rejection: It has them.
+    """
+    if scan.unit == ACTIVITY:
+        raise Rejection(Reason.UNSUPPORTED_MODALITY, "neither CT nor MR")

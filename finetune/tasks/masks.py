@@ -20,9 +20,9 @@ from finetune.evaluation.measures import Kind
 from finetune.evaluation.overlap import DICE, OverlapScore, score_overlap
 from finetune.series import Case, Sample, Selection
 from finetune.targets import class_targets
-from finetune.tasks.base import MASKS, Link
+from finetune.tasks.base import MASKS, Link, refuse_activity
 from harmonize.corpus import Corpus, mask_labels
-from harmonize.errors import Reason, Rejection, UserError, WrongUse
+from harmonize.errors import UserError, WrongUse
 from harmonize.scan import ACTIVITY, Scan
 from headspark.config.checks import require
 
@@ -180,8 +180,7 @@ class MasksTask:
 
     def check_scan(self, scan: Scan) -> None:
         """Refuse counts of decays, which no mask is learned from here."""
-        if scan.unit == ACTIVITY:
-            raise Rejection(Reason.UNSUPPORTED_MODALITY, "neither CT nor MR")
+        refuse_activity(scan)
 
     def _fault(self, row: Mapping[Any, Any]) -> str | None:
         if row["unit"] == ACTIVITY:

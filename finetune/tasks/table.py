@@ -20,9 +20,9 @@ from finetune.label_table import Labels, read_labels
 from finetune.metrics import Score, undrawn
 from finetune.series import Case, Sample, Selection
 from finetune.targets import class_targets
-from finetune.tasks.base import LABELS, Link
+from finetune.tasks.base import LABELS, Link, refuse_activity
 from harmonize.corpus import Corpus
-from harmonize.errors import Reason, Rejection, UserError, WrongUse
+from harmonize.errors import UserError, WrongUse
 from harmonize.scan import ACTIVITY, Scan
 from headspark.config.checks import require
 
@@ -240,8 +240,7 @@ class TableTask:
 
     def check_scan(self, scan: Scan) -> None:
         """Refuse counts of decays, which no table is learned from here."""
-        if scan.unit == ACTIVITY:
-            raise Rejection(Reason.UNSUPPORTED_MODALITY, "neither CT nor MR")
+        refuse_activity(scan)
 
 
 KIND = (TableConfig, TableTask)

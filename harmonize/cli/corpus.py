@@ -42,7 +42,9 @@ def _add_options_of_locate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", choices=names, metavar="SOURCE", help=", ".join(names))
     add_raw(parser)
     add_corpus(parser)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="scan ids or hashes; none: all that were rejected")
+    parser.add_argument(
+        "names", nargs="*", default=[], metavar="NAME", help="scan ids or hashes; none: all that were rejected"
+    )
     add_salt(parser, "the secret that the corpus was made with")
 
 

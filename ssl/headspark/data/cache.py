@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from headspark.data.config import CacheConfig, CacheMode
 from headspark.data.decoders import SCANS, Decoder, decoded_bytes
-from headspark.data.memory import SHARED_MEMORY, free_memory
+from headspark.data.memory import SHARED_MEMORY, free_memory, gib
 from headspark.data.private import folder_name, own_part
 from headspark.data.shared_store import SUFFIX, SharedStore
 from headspark.data.stores import FileStore, MappedStore, Store
@@ -31,7 +31,6 @@ MEMORY_SHARE = 0.6
 """Of the memory that is free now, the cache takes at most this: the rest is for the model, the batches, the others."""
 
 DISK_SHARE = 0.9
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +72,8 @@ def choose_cache(
     shared_folder = SHARED_MEMORY / f"headspark-{run}-{secrets.token_hex(8)}"
     if mode != "auto":
         place = {"shared": shared_folder, "disk": folder}.get(mode)
-        return CacheChoice(mode=mode, folder=place, reason=f"cache {mode}: as the recipe says, {_gib(needed)} decoded")
-    facts = f"{_gib(needed)} decoded, {_gib(memory)} of memory free"
+        return CacheChoice(mode=mode, folder=place, reason=f"cache {mode}: as the recipe says, {gib(needed)} decoded")
+    facts = f"{gib(needed)} decoded, {gib(memory)} of memory free"
     if needed <= MEMORY_SHARE * memory:
         if local_ranks == 1:
             return CacheChoice(mode="ram", folder=None, reason=f"cache ram: {facts}")
@@ -83,14 +82,14 @@ def choose_cache(
             return CacheChoice(
                 mode="shared", folder=shared_folder, reason=f"cache shared: {facts}, one copy for {local_ranks} ranks"
             )
-        facts += f", {_gib(shared)} of it shared between processes"
+        facts += f", {gib(shared)} of it shared between processes"
     disk = _free_space(folder) if disk is None else disk
     if needed <= DISK_SHARE * disk:
-        return CacheChoice(mode="disk", folder=folder, reason=f"cache disk: {facts}; {_gib(disk)} free in {folder}")
+        return CacheChoice(mode="disk", folder=folder, reason=f"cache disk: {facts}; {gib(disk)} free in {folder}")
     return CacheChoice(
         mode="none",
         folder=None,
-        reason=f"cache none: {facts}, {_gib(disk)} free in {folder}; every patch decodes its whole scan, which is "
+        reason=f"cache none: {facts}, {gib(disk)} free in {folder}; every patch decodes its whole scan, which is "
         "slow: set data.cache_dir to a larger disk",
     )
 
@@ -156,7 +155,3 @@ def _free_space(folder: Path) -> int:
     while not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises where another user's folder is in the way
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"

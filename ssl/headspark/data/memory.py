@@ -15,9 +15,14 @@ import psutil
 
 from harmonize.control_groups import PROCESS, control_groups, read_lines
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 SHARED_MEMORY = Path("/dev/shm")
 """Where processes of a machine share memory; Linux alone has it."""
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB."""
+    return f"{size / GIB:.1f} GiB"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

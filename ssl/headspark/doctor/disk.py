@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from harmonize.files import temporary_beside
-from headspark.data.memory import SHARED_MEMORY
-from headspark.doctor.section import GIB, MIB, Section, gib
+from headspark.data.memory import GIB, SHARED_MEMORY, gib
+from headspark.doctor.section import MIB, Section
 
 CHUNK = 4 * MIB
 MOST = 64 * MIB

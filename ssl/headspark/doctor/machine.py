@@ -10,8 +10,8 @@ import psutil
 
 from harmonize.control_groups import core_limit
 from harmonize.pool import cores
-from headspark.data.memory import address_limit, free_memory, slurm_memory
-from headspark.doctor.section import GIB, Section, gib
+from headspark.data.memory import GIB, address_limit, free_memory, gib, slurm_memory
+from headspark.doctor.section import Section
 
 LITTLE_MEMORY = 4 * GIB
 """Less than the demo takes, with the libraries."""

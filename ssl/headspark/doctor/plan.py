@@ -14,8 +14,8 @@ from headspark.config import read_recipe
 from headspark.data.cache import MEMORY_SHARE, choose_cache
 from headspark.data.cohort import read_cohort
 from headspark.data.decoders import decoded_bytes
-from headspark.data.memory import free_memory
-from headspark.doctor.section import Section, gib
+from headspark.data.memory import free_memory, gib
+from headspark.doctor.section import Section
 from headspark.pretraining.state import prepare
 from headspark.recipe import Recipe
 from headspark.run.device import make_accelerator

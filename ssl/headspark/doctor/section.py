@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-GIB = 2**30
 MIB = 2**20
 
 
@@ -56,11 +55,6 @@ def nameless(text: str) -> str:
     except (OSError, KeyError, ImportError):  # a container may run as a number that nobody has named
         return text
     return re.sub(rf"(?<=[/\\]){re.escape(user)}(?=[/\\]|$|[\s:;,])", "USER", text)
-
-
-def gib(size: float) -> str:
-    """Bytes in GiB."""
-    return f"{size / GIB:.1f} GiB"
 
 
 def _plain(value: Any) -> Any:

@@ -16,8 +16,8 @@ from pathlib import Path
 from harmonize import __version__
 from harmonize.provenance import DISTRIBUTION, git_revision, library_versions
 from harmonize.system import NEWEST_PYTHON
-from headspark.data.memory import address_limit
-from headspark.doctor.section import GIB, Section, gib
+from headspark.data.memory import GIB, address_limit, gib
+from headspark.doctor.section import Section
 
 PACKAGES = ("harmonize", "headspark", "finetune")
 NEEDED = ("harmonize.engine", "headspark.train")
