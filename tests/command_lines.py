@@ -120,8 +120,7 @@ def _batched(words: Sequence[str]) -> list[str]:
     assert (ROOT / rest[0]).exists(), words
     given = rest[1:]
     if script[1] == "harmonize":
-        source, raw, corpus, *more = given
-        return ["harmonize", source, raw, "--out", corpus, *more]
+        return ["harmonize", *given]
     if script[1] == "probe":
         _, _, *more = given
         if any(option.startswith("--array") for option in own):
