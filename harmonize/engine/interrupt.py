@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM, which schedulers send, end the run as Ctrl-C does; a caller that handles it itself goes on to."""
+    """Let SIGTERM, which schedulers send, end the run as Ctrl-C does, unless the caller handles it already."""
     if threading.current_thread() is not threading.main_thread() or callable(signal.getsignal(signal.SIGTERM)):
         yield
         return
