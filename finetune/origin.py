@@ -217,8 +217,8 @@ def began_with(
         pseudo: Hash of the file of pseudo-labels; None without one.
 
     Raises:
-        UserError: With exit code 2: something is not the same. With exit code 1: the encoder is needed and cannot be
-            read.
+        UserError: With exit code 2: something is not the same, or the encoder is needed and is not there. With exit
+            code 1: it is damaged.
     """
     if state is None:
         encoder = encoder_facts(given)

@@ -23,7 +23,7 @@ from finetune.study.begun import FINETUNING_RECIPE, PRETRAINING_RECIPE, RECIPES,
 from finetune.study.cells import Held
 from finetune.study.config import Cell, RunConfig
 from finetune.study.run import read_run, run_study
-from finetune.study.table import INSIDE, OUTSIDE, PAIR, check_encoders, gather, write_cell
+from finetune.study.table import INSIDE, OUTSIDE, PAIR, cell_path, check_encoders, gather, write_cell
 from harmonize.errors import UserError, WrongUse
 from harmonize.labels import LABELS, PRESENT
 from headspark.config import from_plain, read_recipe
@@ -51,7 +51,9 @@ def test_cells_of_two_pretrained_encoders_are_refused_and_named(tmp_path: Path) 
     write(tmp_path, {"lp_ft": None})
     gather(CONFIG, tmp_path)  # as older versions wrote it
     write(tmp_path, {"lp_ft": OTHER})
-    with pytest.raises(UserError, match="began with another pretrained encoder than the others; delete them") as caught:
+    with pytest.raises(
+        UserError, match="began with another pretrained encoder than the others; delete their folders"
+    ) as caught:
         gather(CONFIG, tmp_path)
     assert "\n" not in str(caught.value)
     # Those go that the next cells would not agree with, however many they are.
@@ -59,6 +61,9 @@ def test_cells_of_two_pretrained_encoders_are_refused_and_named(tmp_path: Path) 
         check_encoders(CONFIG, tmp_path, now=ONE)
     with pytest.raises(UserError, match=r"cells: 0004_probe_of_the_pretrained_encoder_0 began"):
         check_encoders(CONFIG, tmp_path, now=OTHER)
+    cell_path(tmp_path, CONFIG.cells()[1]).write_bytes(b"")
+    with pytest.raises(UserError, match=r"0004_lp_ft_0.*: damaged, .*; delete it to run that cell again"):
+        check_encoders(CONFIG, tmp_path, now=ONE)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from finetune.recipe import Recipe as FinetuneRecipe
 from finetune.study.config import StudyConfig
 from harmonize.errors import WrongUse
 from headspark.cli import main
-from headspark.config import read_recipe
+from headspark.config import parse_recipe, read_recipe, recipe_parser
 from headspark.config.shipped import SECTIONS, shipped_recipes
 from headspark.data.augment import AugmentConfig, draw_variation
 from headspark.recipe import Recipe
@@ -132,6 +132,15 @@ def test_what_cannot_be_is_refused_in_both(kind: Any, text: str, message: str, t
 def test_a_recipe_of_another_command_is_named_as_that(kind: Any, name: str, said: str) -> None:
     with pytest.raises(WrongUse, match=said):
         read_recipe(kind, Path(name))
+
+
+def test_a_folder_of_the_command_line_in_a_recipe_is_no_section_of_another_command(tmp_path: Path) -> None:
+    """An encoder is a section of pretraining's recipes, and a folder for fine-tuning."""
+    parser = recipe_parser(FinetuneRecipe, prog="train", description="")
+    parser.add_argument("--encoder", type=str, default=None)
+    path = write(tmp_path, "encoder: ENC\ntrain: {batch: 3}\n")
+    recipe, options = parse_recipe(parser, FinetuneRecipe, ["--config", str(path)])
+    assert (recipe.train.batch, options.encoder) == (3, "ENC")
 
 
 def test_each_command_s_recipes_have_sections_of_their_own() -> None:

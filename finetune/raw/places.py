@@ -31,7 +31,7 @@ class Place:
     """A folder that holds DICOM files, several where they hold parts of one series; or an image in files of its own.
 
     Attributes:
-        name: For people: relative to the folder that was given, or as a list names it.
+        name: For people: relative to the folder that was given, or as a list names it; of what is not there the line.
         root: The folder that was given.
         files: Those that may be DICOM, sorted; or those of the image.
         folders: Of an image, below the folder that was given; None of DICOM files.

@@ -17,7 +17,7 @@ from finetune.evaluation.predictions import PREDICTIONS
 from finetune.probing.features import random_like
 from finetune.recipe import Recipe
 from finetune.study import data
-from finetune.study.begun import ENCODERS, RECIPES, check_encoder, check_same, encoder_of_cell
+from finetune.study.begun import ENCODERS, PRETRAINED_ENCODER, RECIPES, check_encoder, check_same, encoder_of_cell
 from finetune.study.cells import Held, ask, fine_tune, labelled_cases, read_held, recipe_of_cell, run_folder
 from finetune.study.config import PRETRAINED, PROBE, Cell, RunConfig, StudyConfig
 from finetune.study.plan import NUMBERS, PAGE, write_plan
@@ -136,7 +136,7 @@ def _run_cell(
 
 def _pretrained(recipe: PretrainRecipe, out: Path) -> bool:
     """Pretrain, and export the encoder; False after a signal."""
-    folder = out / ENCODERS / "pretrained"
+    folder = out / ENCODERS / PRETRAINED_ENCODER
     if (folder / "config.json").is_file():
         return True
     run = out / PRETRAINING
@@ -161,7 +161,7 @@ def encoder_of(cell: Cell, out: Path, *, pretrained: bool) -> Path:
         out: The study's folder.
         pretrained: Which of the two.
     """
-    folder = out / ENCODERS / "pretrained"
+    folder = out / ENCODERS / PRETRAINED_ENCODER
     if pretrained:
         return folder
     begun = out / ENCODERS / f"random_{cell.seed}"

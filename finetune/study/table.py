@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def check_encoders(config: StudyConfig, out: Path, *, now: str | None = None) ->
     if others:
         raise UserError(
             f"{out / CELLS}: {', '.join(others)} began with another pretrained encoder than "
-            f"{'that of this folder' if now else 'the others'}; delete them and run them again"
+            f"{'that of this folder' if now else 'the others'}; delete their folders and run them again"
         )
 
 
@@ -229,8 +230,15 @@ def _checked(rows: pd.DataFrame, where: Path) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    try:
+    with _any_damage(path):
         return read_parquet(path, SCHEMA).to_pandas()
+
+
+@contextmanager
+def _any_damage(path: Path) -> Iterator[None]:
+    """Raise what a table cannot be read for as a `UserError`."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         fault = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: damaged, or no predictions of a study ({fault}); delete it to run that cell again") \
@@ -243,8 +251,8 @@ def _each(value: Any, shape: Any) -> bool:
 
 
 def _metadata(path: Path) -> Mapping[bytes, bytes]:
-    """Of a table that can be read."""
-    return dict(pq.read_schema(path).metadata or {})
+    with _any_damage(path):
+        return dict(pq.read_schema(path).metadata or {})
 
 
 def _write(path: Path, rows: pd.DataFrame, facts: Mapping[bytes, bytes]) -> None:

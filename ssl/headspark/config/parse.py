@@ -143,7 +143,7 @@ def part_from_plain(kinds: Kinds, values: Mapping[str, Any], *, default: str, ke
 def _read(path: Path, config_class: Any, own: Collection[str], kinds: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """The keys of a recipe file, checked, and the class with the kinds that it names."""
     values = read_mapping(path)
-    _check_command(path, values, config_class)
+    _check_command(path, values.keys() - set(own), config_class)
     values, settled_class = upgraded(values, config_class, kinds)
     if "config" in values:
         raise WrongUse(f"{path}: a recipe cannot name another (config)")
@@ -157,9 +157,9 @@ def _read(path: Path, config_class: Any, own: Collection[str], kinds: Mapping[st
     return values, settled_class
 
 
-def _check_command(path: Path, values: Mapping[Any, Any], config_class: Any) -> None:
+def _check_command(path: Path, keys: Collection[Any], config_class: Any) -> None:
     """Refuse the recipe of another command before its keys are compared with the nearest of this one's."""
-    names, command = set(names_of(config_class)), command_of(values)
+    names, command = set(names_of(config_class)), command_of(keys)
     is_of_a_command = any(sections <= names for sections in SECTIONS.values())
     if command is not None and is_of_a_command and not SECTIONS[command] <= names:
         raise WrongUse(f"{path}: is a recipe of `{command}`; `headspark recipes` lists those of each command")

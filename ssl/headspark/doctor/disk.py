@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from harmonize.files import temporary_beside
-from headspark.data.memory import GIB, SHARED_MEMORY, gib
-from headspark.doctor.section import MIB, Section
+from headspark.data.memory import GIB, MIB, SHARED_MEMORY, gib
+from headspark.doctor.section import Section
 
 CHUNK = 4 * MIB
 MOST = 64 * MIB

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MIB = 2**20
-
 
 @dataclass(slots=True, kw_only=True)
 class Section:

@@ -18,12 +18,12 @@ from PIL import Image
 
 from harmonize.errors import WrongUse
 from harmonize.progress import Progress
+from headspark.data.memory import MIB
 from headspark.run.diverged import Diverged
 from headspark.run.folder import RunFolder
 from headspark.run.state import StepResult, TrainState, counts
 
 PROJECT = "headspark"
-MIB = 2**20
 NOT_FINITE = "its loss or gradient is not finite"
 _PICTURE_OPTIONS: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 
