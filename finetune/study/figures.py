@@ -59,8 +59,6 @@ def _curve(panel: Axes, points: Sequence[tuple[int, Estimate]], name: str, place
     colour, is_probe = COLOURS[place % len(COLOURS)], name.startswith(PROBE)
     x = [labelled * (1 + DODGE * (place - (count - 1) / 2)) for labelled, _ in points]
     lows, highs = ([getattr(one.interval, bound) for _, one in points] for bound in ("low", "high"))
-    if not is_probe:
-        panel.fill_between(x, lows, highs, color=colour, alpha=0.12, linewidth=0)
     panel.vlines(x, lows, highs, color=colour, linewidth=1.2)
     panel.plot(
         x,
