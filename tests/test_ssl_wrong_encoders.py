@@ -168,7 +168,7 @@ def test_what_is_given_for_a_fine_tuned_model_is_named(made: Path, tiny_corpus: 
         made / "encoder": "no fine-tuned model there .* but a pretrained encoder",
         tiny_corpus: "but a corpus of `harmonize`",
         tmp_path: "but an empty folder",
-        tmp_path / "nowhere": "but no such file or folder",
+        tmp_path / "nowhere": "nowhere: no such folder; give the --out of a finished",
         made / "tuned" / "model.safetensors": "but a file of weights; its folder is wanted",
     }.items():
         with pytest.raises(UserError, match=said) as error:
