@@ -182,7 +182,7 @@ def test_the_page_is_computed_from_the_predictions_alone(tmp_path: Path) -> None
     before = text, page
     write_results(alone, docs=docs)
     assert (docs.read_text(), (alone / "study.html").read_text()) == before, "the same predictions, the same bytes"
-    with pytest.raises(WrongUse, match="wants the lines"):
+    with pytest.raises(WrongUse, match="no such file"):
         write_results(alone, docs=tmp_path / "none.md")
 
 

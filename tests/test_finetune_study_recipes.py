@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetune.cli.study import main
 from finetune.recipe import Recipe
 from finetune.stages import StageConfig
 from finetune.study import StudyConfig
@@ -108,3 +109,28 @@ def test_the_fast_arms_end_at_the_rate_of_scratch() -> None:
         assert [(one.name, one.steps, one.layers) for one in arm.stages] == [
             (one.name, one.steps, one.layers) for one in same.stages
         ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--out", "file"), "file: a file, not a folder; choose another --out"),
+        (("--docs", "none.md"), "--docs none.md: no such file; give a page of Markdown that is there"),
+        (("--docs", "file"), "--docs file: wants the lines"),
+        (("--docs", "latin.md"), "--docs latin.md: no text in UTF-8"),
+    ],
+)
+def test_what_cannot_be_written_to_is_refused_before_anything_is_run(
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    Path("latin.md").write_bytes("für".encode("latin-1"))
+    assert main(list(words)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
+    assert not Path("study").exists()

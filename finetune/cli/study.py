@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
-    from finetune.study import StudyConfig, plan_lines, run_study, write_results
+    from finetune.study import StudyConfig, plan_lines, read_page, run_study, write_results
     from headspark.config import parse_recipe, recipe_parser
     from headspark.embed import device_of
     from headspark.run.interrupt import EXIT_INTERRUPTED
@@ -51,6 +51,8 @@ def _command(argv: Sequence[str]) -> int:
     if options.plan:
         say(*plan_lines(config))
         return 0
+    if options.docs is not None:
+        read_page(options.docs)  # before hours are spent
     if not options.report:
         only = [] if options.cells is None else [name.strip() for name in options.cells.split(",")]
         if not run_study(config, options.out, only=only, device=device_of(options.device)):

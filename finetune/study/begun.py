@@ -10,6 +10,7 @@ from finetune.study.cells import run_folder
 from finetune.study.config import PRETRAINED, PROBE, Cell, StudyConfig
 from finetune.study.plan import STUDY
 from finetune.study.table import check_encoders
+from harmonize.corpus.target import check_folder
 from harmonize.errors import WrongUse
 from harmonize.files import write_text
 from headspark.config import read_recipe, to_yaml
@@ -45,6 +46,7 @@ def check_same(
     Raises:
         WrongUse: The folder holds another study, or one of other recipes.
     """
+    check_folder(out)
     path = out / STUDY
     if not path.is_file():
         foreign = sorted({one.name for one in out.iterdir()} - {*ours}) if out.is_dir() else []

@@ -34,12 +34,9 @@ def write_section(path: Path, study: Study, compared: Sequence[Compared], detect
         detected: Its detectability.
 
     Raises:
-        WrongUse: The page lacks a mark.
+        WrongUse: As `read_page`.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise WrongUse(f"--docs {path}: wants the lines `{BEGIN}` and `{END}`, once each; add them where results go")
-    before, _, rest = text.partition(BEGIN)
+    before, _, rest = read_page(path).partition(BEGIN)
     plots = []
     if compared:
         (path.parent / IMAGES).mkdir(exist_ok=True)
@@ -49,6 +46,23 @@ def write_section(path: Path, study: Study, compared: Sequence[Compared], detect
                 temporary.write_bytes(png_of(figure_scores(study.config, compared, measure=measure), dpi=90))
     lines = "\n".join(section(study, compared, detected, plots))
     write_text(path, f"{before}{BEGIN}\n\n{lines}\n\n{END}{rest.partition(END)[2]}")
+
+
+def read_page(path: Path) -> str:
+    """The text of a page that has a place for results.
+
+    Raises:
+        WrongUse: There is no such page, it is no text, or it lacks a mark.
+    """
+    if not path.is_file():
+        raise WrongUse(f"--docs {path}: no such file; give a page of Markdown that is there")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise WrongUse(f"--docs {path}: no text in UTF-8; give a page of Markdown") from error
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise WrongUse(f"--docs {path}: wants the lines `{BEGIN}` and `{END}`, once each; add them where results go")
+    return text
 
 
 def section(
