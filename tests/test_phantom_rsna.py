@@ -27,7 +27,7 @@ SCANS, SEED = 4, 3
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rsna")
-    phantom.write("rsna", out, scans=SCANS, size=40, seed=SEED)
+    phantom.write("rsna", out, scans=SCANS, size=40, seed=SEED, difficulty="easy")
     return out / "rsna"
 
 

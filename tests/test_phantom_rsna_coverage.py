@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,8 @@ def test_varied_fields_of_view_hold_all_sites_and_differ_in_all_else() -> None:
 def test_localizers_of_a_turned_head_lie_on_its_sacs(tmp_path: Path) -> None:
     table = tmp_path / "ill.csv"
     table.write_text("modality,prevalence\nCTA,1\n")
-    (root,) = phantom.write("rsna", tmp_path, scans=2, size=24, seed=SEED, prevalence=table, coverage="varied")
+    asked: dict[str, Any] = {"scans": 2, "size": 24, "seed": SEED, "prevalence": table, "coverage": "varied"}
+    (root,) = phantom.write("rsna", tmp_path, difficulty="easy", **asked)
     points = pd.read_csv(root / "train_localizers.csv")
     for index in range(2):
         series = plan_series(index, seed=SEED)

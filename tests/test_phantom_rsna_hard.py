@@ -56,7 +56,7 @@ def test_the_odd_hospital_scans_alone_and_heads_of_its_own() -> None:
     assert {one.hospital for one in odd} == {ODD_HOSPITAL.name}
     assert not {one.uid for one in odd} & {one.uid for one in plans(40)}
     assert not {one.names for one in odd} & {one.names for one in plans(40)}
-    easy = plans(40, TreeOptions())
+    easy = plans(40, TreeOptions(difficulty="easy"))
     assert not {one.uid for one in easy} & {one.uid for one in plans(40)}
 
 
@@ -91,7 +91,7 @@ def test_a_table_may_name_a_hospital(tmp_path: Path) -> None:
     assert np.mean(shares["CTA", "east"]) == pytest.approx(0.25, abs=0.08)
     assert np.mean(shares["MRA", "east"]) == pytest.approx(0.5, abs=0.08)
     with pytest.raises(WrongUse, match="column hospital: does nothing without --difficulty medium or hard"):
-        TreeOptions(prevalence=stated.prevalence)
+        TreeOptions(difficulty="easy", prevalence=stated.prevalence)
     path.write_text("modality,prevalence,hospital\nCTA,1,moon\n")
     with pytest.raises(WrongUse, match="'moon' is no hospital; use north, east, south, west, island"):
         phantom.read_prevalence(path)
@@ -101,18 +101,24 @@ def test_a_table_may_name_a_hospital(tmp_path: Path) -> None:
     ("options", "fault"),
     [
         ({"difficulty": "harder"}, "--difficulty harder: choose easy, medium or hard"),
-        ({"hospital": "west"}, "--hospital west: does nothing without --difficulty medium or hard"),
-        ({"difficulty": "hard", "hospital": "moon"}, "--hospital moon: there is no such one; choose north, east,"),
-        ({"label_noise": 0.1}, "--label-noise 0.1: does nothing without --difficulty medium or hard"),
-        ({"difficulty": "hard", "label_noise": 1.5}, "--label-noise 1.5: give a share"),
-        ({"difficulty": "hard", "label_noise": float("nan")}, "--label-noise nan: give a share"),
-        ({"counterfactuals": True}, "--counterfactuals: does nothing without --difficulty medium or hard"),
-        ({"difficulty": "hard", "counterfactuals": True, "label_noise": 0.1}, "leave one out"),
         (
-            {"difficulty": "hard", "counterfactuals": True, "scans": 3},
-            "--scans 3 with --counterfactuals: ask",
+            {"difficulty": "easy", "hospital": "west"},
+            "--hospital west: does nothing without --difficulty medium or hard",
         ),
-        ({"difficulty": "hard", "source": "tcia"}, "--difficulty hard: does nothing with --source tcia"),
+        ({"hospital": "moon"}, "--hospital moon: there is no such one; choose north, east,"),
+        (
+            {"difficulty": "easy", "label_noise": 0.1},
+            "--label-noise 0.1: does nothing without --difficulty medium or hard",
+        ),
+        ({"label_noise": 1.5}, "--label-noise 1.5: give a share"),
+        ({"label_noise": float("nan")}, "--label-noise nan: give a share"),
+        (
+            {"difficulty": "easy", "counterfactuals": True},
+            "--counterfactuals: does nothing without --difficulty medium or hard",
+        ),
+        ({"counterfactuals": True, "label_noise": 0.1}, "leave one out"),
+        ({"counterfactuals": True, "scans": 3}, "--scans 3 with --counterfactuals: ask"),
+        ({"difficulty": "easy", "source": "tcia"}, "--difficulty easy: does nothing with --source tcia"),
         ({"hospital": "west", "source": "tcia"}, "--hospital west: does nothing with --source tcia"),
     ],
 )

@@ -59,7 +59,8 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_writes_one_tree_for_each_source(everything: Path) -> None:
     assert sorted(path.name for path in everything.iterdir()) == [
-        "adam", "deeplesion", "nifti", "openmind", "rsna", "rsna_sizes.csv", "tcia",
+        "adam", "deeplesion", "nifti", "openmind", "rsna", "rsna_hospitals.csv", "rsna_mimics.csv", "rsna_sizes.csv",
+        "tcia",
     ]  # fmt: skip
 
 

@@ -148,6 +148,7 @@ def steps_of(demo: Demo) -> tuple[Step, ...]:
     counts = dict.fromkeys(demo.sources, demo.scans) | {"rsna": demo.labelled}
     missing = [name for name in counts if not (demo.raw / name).exists()]
     size = ("--size", str(demo.size), "--seed", str(demo.seed))
+    easy = {"rsna": ("--difficulty", "easy")}  # what can be learned of a few series in minutes
     grid = ("--spacing", str(SPACING_MM))
     corpora = [(name, demo.corpus) for name in demo.sources] + [("rsna", demo.corpus_rsna)]
     return (
@@ -155,7 +156,8 @@ def steps_of(demo: Demo) -> tuple[Step, ...]:
             name="phantom",
             title="phantom: raw scans in the format of each source",
             commands=tuple(
-                ("harmonize", "phantom", "--source", name, "--out", str(demo.raw), "--scans", str(counts[name]), *size)
+                ("harmonize", "phantom", "--source", name, "--out", str(demo.raw), "--scans", str(counts[name]), *size,
+                 *easy.get(name, ()))
                 for name in missing or counts
             ),
             done=not missing,

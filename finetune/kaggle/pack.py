@@ -52,7 +52,7 @@ DECODERS = {
 }
 """Distributions that only compressed pictures need, and what each is imported by."""
 
-TRIAL: dict[str, Any] = {"scans": 4, "size": 24, "seed": 0}
+TRIAL: dict[str, Any] = {"scans": 4, "size": 24, "seed": 0, "difficulty": "easy"}
 """Phantom series that a pack is tried on: two CT, two MR."""
 
 _SUBMISSION = '''"""Answer the competition's gateway. In the notebook, as its one cell: %run -i {path}"""

@@ -43,16 +43,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--difficulty",
         choices=("easy", "medium", "hard"),
-        default="easy",
-        help="of RSNA's series: easy, with round sacs and nothing that looks like one; hard, as in the clinic: small "
-        "and odd sacs, mimics, hospitals, artefacts; or medium, as hard, with larger sacs and fewer mimics; default "
-        "%(default)s",
+        default="hard",
+        help="of RSNA's series: hard, as in the clinic: small and odd sacs, mimics, hospitals, artefacts; medium, as "
+        "hard, with larger sacs and fewer mimics; or easy, with round sacs and nothing that looks like one, to see in "
+        "minutes whether a training learns; default %(default)s",
     )
     parser.add_argument(
         "--hospital",
         metavar="NAME",
-        help="the only one that scans: north, east, south, west or island; with --difficulty medium or hard; default "
-        "all but island, which scans unlike the others",
+        help="the only one that scans: north, east, south, west or island; not of easy trees; default all but "
+        "island, which scans unlike the others",
     )
     parser.add_argument(
         "--label-noise",
@@ -60,13 +60,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         metavar="SHARE",
         help="of the series, whose labels are wrong: missed, invented, wrong side or site; rsna_truth.csv beside the "
-        "tree has the right ones; with --difficulty medium or hard; default 0",
+        "tree has the right ones; not of easy trees; default 0",
     )
     parser.add_argument(
         "--counterfactuals",
         action="store_true",
         help="each two series are one head, scanned alike, with one sac and without; rsna_counterfactuals.csv beside "
-        "the tree names the pairs; with --difficulty medium or hard",
+        "the tree names the pairs; not of easy trees",
     )
     add_workers(parser)
 

@@ -1,7 +1,7 @@
 """What a scanner adds to a head or loses of it: fading flow, ghosts of pulses and motion, metal, blooming calcium.
 
-Everything is drawn once a series and then applied slice by slice, so that a scan may be made in any pieces. Where no
-source is named, a number is a round figure.
+Everything is drawn once a series and then applied slice by slice, so that a scan may be made in any pieces.
+docs/phantom-sources.md has what was published of each number.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class ArtefactRates:
     """How often artefacts are seen, and how strong they are at most.
 
     Attributes:
-        motion: Share of the series in which the head moved; 7.5 % of outpatients' and 29.4 % of inpatients' MR
-            examinations (Andre et al., J Am Coll Radiol 2015).
+        motion: Share of the series in which the head moved; 7.5 % of outpatients' and 29.4 % of inpatients' and
+            emergencies' MR examinations (Andre et al., J Am Coll Radiol 2015; 12: 689).
         jump_mm: How far it moves within a slice at most.
         ghost: Signal that motion sends elsewhere at most, as a share.
         pulsation: Share of T2 and contrast-enhanced T1 series in which pulsing arteries throw ghosts.

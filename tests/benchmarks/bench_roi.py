@@ -1,6 +1,7 @@
 """How many points a box of the arteries loses, as a finder lays it and as the head's outline does; those are drawn.
 
-    harmonize phantom --source rsna --out TEST --scans 520 --size 64 --seed 47 --coverage varied --prevalence ILL.csv
+    harmonize phantom --source rsna --out TEST --scans 520 --size 64 --seed 47 --coverage varied \\
+        --difficulty easy --prevalence ILL.csv
     harmonize rsna TEST/rsna --out CORPUS_TEST --spacing 2
     python tests/benchmarks/bench_roi.py --corpus CORPUS_TEST --model ROI --raw TEST/rsna \\
         --json roi.json --page roi.html

@@ -1,8 +1,8 @@
 """The hospitals of the phantom of RSNA 2025: how each of them scans, which says nothing about who is ill.
 
 A hospital has a protocol a modality: the distance of its slices, how they lie, how sharp and how noisy its pictures
-are, how uneven its coils, how early it scans after the contrast agent. All numbers are round figures within what
-clinical protocols have; no real hospital is meant.
+are, how uneven its coils, how early it scans after the contrast agent. docs/phantom-sources.md has what clinical
+protocols have; no real hospital is meant.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class TreeOptions:
     Attributes:
         prevalence: How common aneurysms are.
         coverage: Fields of view of the protocols, or ``varied`` ones of turned heads.
-        difficulty: ``easy``, ``hard`` as in the clinic, or ``medium`` between the two.
+        difficulty: ``hard`` as in the clinic, ``easy``, or ``medium`` between the two.
         hospital: The only one that scans; None for all but the odd one. Not of easy trees.
         label_noise: Share of the series whose labels are wrong. Not of easy trees.
         counterfactuals: Whether each two series are one head with and without a sac. Not of easy trees.
@@ -32,7 +32,7 @@ class TreeOptions:
 
     prevalence: Prevalence = EVEN
     coverage: Coverage = "protocol"
-    difficulty: Difficulty = "easy"
+    difficulty: Difficulty = "hard"
     hospital: str | None = None
     label_noise: float = 0.0
     counterfactuals: bool = False
@@ -74,4 +74,4 @@ class TreeOptions:
             raise WrongUse("--counterfactuals with --label-noise: pairs are there to be told apart; leave one out")
 
 
-EASY = TreeOptions()
+USUAL = TreeOptions()

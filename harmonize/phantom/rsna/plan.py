@@ -16,7 +16,7 @@ import numpy as np
 from harmonize.labels import LOCATIONS
 from harmonize.phantom.randomness import rng_of, uid_of
 from harmonize.phantom.rsna.hospitals import BY_NAME, HOSPITALS, Protocol
-from harmonize.phantom.rsna.options import EASY, TreeOptions
+from harmonize.phantom.rsna.options import USUAL, TreeOptions
 from harmonize.phantom.rsna.prevalence import EVEN, Prevalence
 from harmonize.phantom.vessels import Difficulty, draw_locations
 
@@ -76,7 +76,7 @@ class SeriesPlan:
         return BY_NAME[self.hospital].protocols[self.modality]
 
 
-def planned(index: int, *, seed: int, options: TreeOptions = EASY) -> SeriesPlan:
+def planned(index: int, *, seed: int, options: TreeOptions = USUAL) -> SeriesPlan:
     """What series `index` of a tree is; a pure function of its arguments."""
     if options.difficulty == "easy":
         return plan_series(index, seed=seed, prevalence=options.prevalence)

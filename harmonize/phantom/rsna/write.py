@@ -27,7 +27,7 @@ from harmonize.phantom.randomness import rng_of, uid_of
 from harmonize.phantom.rsna.grids import would_be
 from harmonize.phantom.rsna.images import easy_picture, hard_picture
 from harmonize.phantom.rsna.label_noise import Reading, read_by
-from harmonize.phantom.rsna.options import EASY, Coverage, TreeOptions
+from harmonize.phantom.rsna.options import USUAL, Coverage, TreeOptions
 from harmonize.phantom.rsna.plan import SeriesPlan, planned
 from harmonize.phantom.rsna.tables import LOOKS, Row, Written
 from harmonize.phantom.slabs import SLAB_VOXELS, slabs_of
@@ -36,7 +36,7 @@ from harmonize.scan import AIR_HU
 Value = TypeVar("Value", bound=np.generic)
 
 
-def write_scan(index: int, *, root: Path, scans: int, size: int, seed: int, options: TreeOptions = EASY) -> Written:
+def write_scan(index: int, *, root: Path, scans: int, size: int, seed: int, options: TreeOptions = USUAL) -> Written:
     """Write series `index` into ``series/`` and its masks into ``segmentations/`` under `root`.
 
     Args:

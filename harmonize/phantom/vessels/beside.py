@@ -1,6 +1,6 @@
 """Mimics that are no arteries: veins beside them, calcium in their walls, clips, coils and blood.
 
-How often each is seen is a round figure, and higher than in the clinic: see `walls`.
+Most are seen more often than in the clinic (see `walls`), whose numbers are in docs/phantom-sources.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VARICES_A_HEAD = 1.0
 CALCIFIED_HEADS, PLAQUES_A_HEAD = 0.5, 4.0
 CLIPPED_HEADS, COILED_HEADS = 0.04, 0.06
 BLEEDING_HEADS, HAEMATOMAS, OLD = 0.05, 0.04, 0.3
-"""Of heads: blood around the arteries; within the brain; and of those, the share that is some days old."""
+"""Of heads: blood around the arteries; within the brain; and of those, the share that is some weeks old."""
 
 _BLOOM_MM = (1.0, 2.5)
 """How far around metal MR loses its signal."""

@@ -37,7 +37,8 @@ CLINICS: Mapping[Difficulty, Clinic] = {
     "hard": Clinic(median_mm=4.5, wide_places=1.0),
 }
 """UCAS Japan (New England Journal of Medicine 2012; 366: 2474) found 5.7 mm on average, standard deviation 3.6, among
-sacs of 3 mm and more; with smaller ones the median is near 4.5. Both numbers of medium heads are round figures."""
+sacs of 3 mm and more; with smaller ones the median is near 4.5. Medium heads are no clinic's: what a small network
+learns something of."""
 
 Shape = Literal["saccular", "lobulated", "fusiform"]
 MimicKind = Literal[

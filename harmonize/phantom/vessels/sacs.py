@@ -21,7 +21,8 @@ SIGMA_LOG = 0.5
 ALONG_AN_ARTERY = 0.25
 FUSIFORM_ALONG_AN_ARTERY = 0.30
 LOBULATED = 0.20
-"""Shares of all, of those along an artery, and of sacs: round figures, as are the two below."""
+"""Shares of all, of those along an artery, and of sacs. docs/phantom-sources.md has what was published of these, and of
+all below."""
 LARGE_MM = 8.0
 THROMBOSED = (0.03, 0.25)
 CALCIFIED = (0.06, 0.25)
@@ -36,7 +37,7 @@ BLEB = (0.35, 0.60)
 LUMEN = (0.45, 0.70)
 """Width of what a clot leaves open, of the sac's."""
 FUSIFORM_LENGTH = (1.5, 2.5)
-"""Of its width. The five ranges are evenly drawn round figures."""
+"""Of its width. The five ranges are evenly drawn."""
 
 _TURN = 0.35
 """Standard deviation of a sac's direction along each axis, against the unit vector of its site."""

@@ -12,7 +12,8 @@ from harmonize.phantom.vessels.hard import grow_hard
 from harmonize.phantom.vessels.parts import CLINICS, Difficulty, VesselTree
 
 _COUNT_PROBABILITIES = (0.8, 0.16, 0.04)
-"""Of one, two and three aneurysms in a head that has any."""
+"""Of one, two and three aneurysms in a head that has any: 20 % have several, as over 174 studies (Jabbarli, Stroke
+2018; 49: 848)."""
 MEAN_COUNT = sum(count * chance for count, chance in enumerate(_COUNT_PROBABILITIES, start=1))
 """Aneurysms of a head that has any, on average."""
 
@@ -27,7 +28,8 @@ SITE_WEIGHTS: Mapping[Difficulty, tuple[float, ...]] = {
 }
 """Of medium and hard trees in percent, after the 6697 aneurysms of UCAS Japan (New England Journal of Medicine 2012;
 366: 2474): 36 % at the middle cerebral artery, 34 % at the internal carotid, of which nearly half where the posterior
-communicating artery leaves. How its other groups are split over the competition's places is a round figure."""
+communicating artery leaves. How its other groups are split over the competition's places is a guess; what the
+competition's own points say is in docs/phantom-sources.md."""
 
 
 def grow_tree(

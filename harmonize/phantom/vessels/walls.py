@@ -1,8 +1,8 @@
 """Mimics that are arteries themselves: funnels, bulbs, wide stretches, loops, kinks, two channels.
 
-In people each is rarer than here: funnels where the posterior communicating artery leaves are found in about one of ten
-(a round figure). Here a head has about as many blobs as would hide one more, so that their number tells nothing. How
-many it has, how large they are and where they lie is drawn without a look at any aneurysm.
+In people each is rarer (docs/phantom-sources.md). Here a head has about as many blobs as would hide one more, so that
+their number tells nothing. How many it has, how large they are and where they lie is drawn without a look at any
+aneurysm.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def prediction(setting: Setting) -> Iterator[Figures]:
     encoder = PRESETS[setting.preset]
     with tempfile.TemporaryDirectory() as name:
         raw, folder = Path(name) / "raw", Path(name) / "model"
-        phantom.write("rsna", raw, scans=1, size=size, seed=0)
+        phantom.write("rsna", raw, scans=1, size=size, seed=0, difficulty="easy")
         series = next((raw / "rsna" / "series").iterdir())
         torch.manual_seed(0)
         head, data = CellsConfig(), DataConfig(patch=(patch,) * 3, spacing=spacing)
