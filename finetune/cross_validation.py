@@ -29,14 +29,14 @@ from finetune.sources import Sources, add_sources
 from finetune.tasks import make_task
 from finetune.train import train
 from harmonize.corpus import Corpus
-from harmonize.errors import UserError, WrongUse
+from harmonize.errors import EXIT_INTERRUPTED, UserError, WrongUse
 from harmonize.files import atomic_path, sha256_of, write_json
 from harmonize.parser import Parser
 from harmonize.terminal import say, warn
 from headspark.config import parse_recipe, read_recipe, recipe_parser, run_command
 from headspark.folder_kind import seen_at
 from headspark.run.folder import FINISHED, FREE_ON_RESUME, RECIPE, check_same_recipe, read_state, without_odd_numbers
-from headspark.run.interrupt import EXIT_INTERRUPTED, Interrupted, interrupts
+from headspark.run.interrupt import Interrupted, interrupts
 from headspark.weights import weights_sha256
 
 GATHER = "--gather"

@@ -40,13 +40,13 @@ from finetune.state import FinetuneState, begin_decoders, notes, prepare, stages
 from finetune.tasks import make_task
 from finetune.validation import evaluate, predict_held_out, score_facts, summary, write_held_out
 from harmonize.corpus import Corpus
-from harmonize.errors import WrongUse
+from harmonize.errors import EXIT_INTERRUPTED, WrongUse
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.data.cache import cached
 from headspark.data.stores import Store
 from headspark.run.device import agree, device_name, enter_on_main, local_ranks, make_accelerator, say_once
 from headspark.run.folder import FINISHED, INTERRUPTED, SAMPLES_PER_STEP, RunFolder, open_run
-from headspark.run.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted, interrupts, say_nothing_to_save
+from headspark.run.interrupt import Interrupt, Interrupted, interrupts, say_nothing_to_save
 from headspark.run.metrics_log import MetricsLog
 from headspark.run.resume import check_result, resume, save
 from headspark.run.state import StepResult, counts, due

@@ -9,12 +9,15 @@ from pathlib import Path
 WRONG_USE = 2
 """The exit code of a command that was not understood, and that did nothing."""
 
+EXIT_INTERRUPTED = 75
+"""The exit code of work that was asked to stop and keeps what it has: EX_TEMPFAIL, give the same command again."""
+
 
 class UserError(Exception):
     """The job cannot start or go on; the message is one line: what, where, what to do.
 
     Attributes:
-        exit_code: 1 when nothing usable was found or the job could not finish, 2 for wrong use.
+        exit_code: 1 when nothing usable was found or the job could not finish, 2 for wrong use, 75 when it was stopped.
     """
 
     def __init__(self, message: str, *, exit_code: int = 1) -> None:

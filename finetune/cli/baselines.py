@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     from finetune.evaluation.text import comparison_lines
     from finetune.sources import Sources
     from harmonize.corpus import Corpus
-    from headspark.run.interrupt import EXIT_INTERRUPTED
+    from harmonize.errors import EXIT_INTERRUPTED
 
     folds = numbers_of(options.folds)
     recipes = read_recipes(options.recipes, precision=options.precision)

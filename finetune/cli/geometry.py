@@ -46,11 +46,11 @@ def run(options: argparse.Namespace) -> int:
     from finetune.geometry.lessons import read_lesson
     from finetune.geometry.teach import STEPS, teach
     from harmonize.corpus import Corpus
-    from harmonize.errors import UserError
+    from harmonize.errors import EXIT_INTERRUPTED, UserError
     from harmonize.progress import Progress
     from headspark.config.checks import require
     from headspark.folders import refuse_foreign, replaced
-    from headspark.run.interrupt import EXIT_INTERRUPTED, Interrupted, interrupts
+    from headspark.run.interrupt import Interrupted, interrupts
 
     steps = STEPS if options.steps is None else options.steps
     require(steps >= 1, f"--steps {steps}: must be 1 or more")

@@ -128,7 +128,7 @@ def _draw_masks(options: argparse.Namespace, models: Sequence[Path], paths: Sequ
     from finetune.predict.ensemble import read_panel
     from finetune.predict.masks import draw_masks
     from finetune.predict.run import devices_of
-    from headspark.run.interrupt import EXIT_INTERRUPTED
+    from harmonize.errors import EXIT_INTERRUPTED
 
     if options.masks is None:
         raise WrongUse(f"{options.model}: segments; give --masks FOLDER for what it draws")
@@ -186,7 +186,7 @@ def _answer_all(options: argparse.Namespace, models: Sequence[Path], paths: Sequ
     from finetune.predict.share import ALL, devices_of_rank
     from finetune.predict.table import FAILED, JOURNAL, companion, object_of, write_tables
     from harmonize.decisions import unusual
-    from headspark.run.interrupt import EXIT_INTERRUPTED
+    from harmonize.errors import EXIT_INTERRUPTED
 
     out: Path | None = options.out
     panel = read_panel(models, options.weights)

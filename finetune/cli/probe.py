@@ -67,9 +67,10 @@ def run(options: argparse.Namespace) -> int:
     from finetune.probing.questions import only
     from finetune.probing.text import card_lines
     from harmonize.corpus import Corpus
+    from harmonize.errors import EXIT_INTERRUPTED
     from harmonize.files import write_json
     from headspark.embed import device_of
-    from headspark.run.interrupt import EXIT_INTERRUPTED, interrupts
+    from headspark.run.interrupt import interrupts
 
     corpus = Corpus.open(options.corpus)
     question = read_question(

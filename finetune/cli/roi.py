@@ -27,9 +27,10 @@ def _command(argv: Sequence[str]) -> int:
     from finetune.recipe import Recipe
     from finetune.roi import STEPS
     from harmonize.corpus import Corpus
+    from harmonize.errors import EXIT_INTERRUPTED
     from headspark.config import parse_recipe, recipe_parser
     from headspark.config.checks import require
-    from headspark.run.interrupt import EXIT_INTERRUPTED, Interrupted, interrupts
+    from headspark.run.interrupt import Interrupted, interrupts
 
     parser = recipe_parser(
         Recipe, prog="finetune roi", description="Teach a finder of the arteries' box the training series of a recipe."

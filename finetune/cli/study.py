@@ -22,9 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     from finetune.study import StudyConfig, plan_lines, read_page, run_study, write_results
+    from harmonize.errors import EXIT_INTERRUPTED
     from headspark.config import parse_recipe, recipe_parser
     from headspark.embed import device_of
-    from headspark.run.interrupt import EXIT_INTERRUPTED
 
     parser = recipe_parser(
         StudyConfig,

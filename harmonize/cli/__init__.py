@@ -21,7 +21,7 @@ from harmonize.cli.corpus import LOCATE, MERGE, PUBLISH, REPORT, VERIFY
 from harmonize.cli.fetch import FETCH
 from harmonize.cli.phantom import PHANTOM
 from harmonize.cli.source import command_of
-from harmonize.errors import UserError, WrongUse, broken, is_our_own
+from harmonize.errors import EXIT_INTERRUPTED, UserError, WrongUse, broken, is_our_own
 from harmonize.files import NO_ROOM
 from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors, warn
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None takes the process's own.
 
     Returns:
-        Exit code: 0 done, 1 nothing usable or not finished, 2 wrong use.
+        Exit code: 0 done, 1 nothing usable or not finished, 2 wrong use, 75 asked to stop: the same command goes on.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, TextIOWrapper):
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         warn("error: stopped; the same command goes on from here")
-        return FAILED
+        return EXIT_INTERRUPTED
 
 
 def commands() -> dict[str, Command]:

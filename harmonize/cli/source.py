@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harmonize import sources
 from harmonize.cli.command import DONE, Command, add_raw, add_salt, add_workers
 from harmonize.cli.corpus import draw_brains
-from harmonize.errors import UserError, WrongUse
+from harmonize.errors import EXIT_INTERRUPTED, UserError, WrongUse
 from harmonize.parser import not_negative, positive
 from harmonize.salt import FILE_OPTION, given_salt
 from harmonize.settings import CIRCLE_MM, MRI_NORMS, Settings, StoredRegion, parse_spacing
@@ -162,7 +162,9 @@ def _harmonize(options: argparse.Namespace, *, source: str) -> int:
         salt = f" {FILE_OPTION} {options.salt_file}" if options.salt_file else " --salt ..." if options.salt else ""
         say(f"which ones: harmonize locate {source} RAW {options.out}{salt}")
     if summary.interrupted:
-        raise UserError(f"{options.out}: stopped before the end; the same command goes on from here")
+        raise UserError(
+            f"{options.out}: stopped before the end; the same command goes on from here", exit_code=EXIT_INTERRUPTED
+        )
     if options.shard is not None:
         say(f"when all {options.shard[1]} shards are done: harmonize merge {options.out}")
     elif summary.accepted == 0:

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from harmonize.corpus import Corpus
-from harmonize.errors import WrongUse
+from harmonize.errors import EXIT_INTERRUPTED, WrongUse
 from harmonize.parser import Parser, positive
 from harmonize.terminal import say, warn
 from headspark.embedding import Pooling, embed_corpus
 from headspark.hub import load_encoder
-from headspark.run.interrupt import EXIT_INTERRUPTED, interrupts
+from headspark.run.interrupt import interrupts
 
 SHOWN = 3
 """Scans that could not be used and are told one by one."""

@@ -17,9 +17,9 @@ if __name__ == "__main__":
     end_with_launcher()
 
 # isort: split
+from harmonize.errors import EXIT_INTERRUPTED
 from headspark.config import parse_recipe, recipe_parser, run_command
 from headspark.recipe import Recipe
-from headspark.run.interrupt import EXIT_INTERRUPTED
 from headspark.train import train
 
 

@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from harmonize.errors import EXIT_INTERRUPTED
 from harmonize.launcher import LAUNCHER, Launcher
 from harmonize.terminal import warn
 from headspark.run.output_streams import lasting_streams
-
-EXIT_INTERRUPTED = 75
-"""Exit code of a run that wrote a checkpoint because it was asked to stop: EX_TEMPFAIL, start it again."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What SLURM sends before the time is up, what `--signal=USR1@120` makes of it, Ctrl-C, a terminal that hangs up, and
