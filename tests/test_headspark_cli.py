@@ -166,6 +166,8 @@ def test_the_help_of_a_shared_key_says_what_it_means(capsys: pytest.CaptureFixtu
         assert "Largest rotation about each axis, in degrees" in shown
         assert "Decay of a moving average of the weights" in shown
         assert "How many make samples, beside the training" in shown
+        # Of a whole section, which is refused.
+        assert "--train CONFIG" not in shown
 
 
 def test_the_card_takes_the_probe_of_these_weights(

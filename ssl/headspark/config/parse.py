@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +57,9 @@ def recipe_parser(config_class: type, *, prog: str, description: str) -> Argumen
             parser.add_argument(f"--{field.name}", type=hints[field.name])
         else:
             parser.add_argument(f"--{field.name}", type=hints[field.name], default=_default(field))
+    for action in parser._actions:
+        if action.dest in hints and dataclasses.is_dataclass(hints[action.dest]):
+            action.help = SUPPRESS  # jsonargparse would take a file for a whole section; `check_options` refuses it
     return parser
 
 
