@@ -90,7 +90,7 @@ def test_a_table_may_name_a_hospital(tmp_path: Path) -> None:
     assert not any(shares["MRA", "west"])
     assert np.mean(shares["CTA", "east"]) == pytest.approx(0.25, abs=0.08)
     assert np.mean(shares["MRA", "east"]) == pytest.approx(0.5, abs=0.08)
-    with pytest.raises(WrongUse, match="column hospital: does nothing without --difficulty medium or hard"):
+    with pytest.raises(WrongUse, match="column hospital: does nothing with --difficulty easy"):
         TreeOptions(difficulty="easy", prevalence=stated.prevalence)
     path.write_text("modality,prevalence,hospital\nCTA,1,moon\n")
     with pytest.raises(WrongUse, match="'moon' is no hospital; use north, east, south, west, island"):
@@ -103,18 +103,18 @@ def test_a_table_may_name_a_hospital(tmp_path: Path) -> None:
         ({"difficulty": "harder"}, "--difficulty harder: choose easy, medium or hard"),
         (
             {"difficulty": "easy", "hospital": "west"},
-            "--hospital west: does nothing without --difficulty medium or hard",
+            "--hospital west: does nothing with --difficulty easy",
         ),
         ({"hospital": "moon"}, "--hospital moon: there is no such one; choose north, east,"),
         (
             {"difficulty": "easy", "label_noise": 0.1},
-            "--label-noise 0.1: does nothing without --difficulty medium or hard",
+            "--label-noise 0.1: does nothing with --difficulty easy",
         ),
         ({"label_noise": 1.5}, "--label-noise 1.5: give a share"),
         ({"label_noise": float("nan")}, "--label-noise nan: give a share"),
         (
             {"difficulty": "easy", "counterfactuals": True},
-            "--counterfactuals: does nothing without --difficulty medium or hard",
+            "--counterfactuals: does nothing with --difficulty easy",
         ),
         ({"counterfactuals": True, "label_noise": 0.1}, "leave one out"),
         ({"counterfactuals": True, "scans": 3}, "--scans 3 with --counterfactuals: ask"),

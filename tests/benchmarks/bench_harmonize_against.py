@@ -192,7 +192,7 @@ def phantom_tree(source: str, folder: Path, divisor: int) -> Path:
     """Many small files, all kinds of them."""
     from harmonize import phantom
 
-    (root,) = phantom.write(source, folder / "raw", scans=8 // divisor, size=48, seed=0)
+    (root,) = phantom.write(source, folder / "raw", scans=8 // divisor, size=48, seed=0, difficulty="easy")
     return root
 
 

@@ -13,7 +13,7 @@ from harmonize.phantom.vessels import Aneurysm, Mimic
 NO_MISTAKE, MISSED, WRONG_SIDE, WRONG_SITE, INVENTED = "", "missed", "wrong side", "wrong site", "invented"
 _CHANCES = {MISSED: 0.80, WRONG_SIDE: 0.05, WRONG_SITE: 0.15}
 """Of the mistakes about one aneurysm: 75 % of errors in neuroradiology are of seeing (Patel, AJNR 2019; 40: 1252), and
-1 to 7 % are of the side (Sangwaiya, AJR 2009; 192: W239, Luetmer, J Am Coll Radiol 2013; 10: 538)."""
+few of the side; docs/phantom-sources.md has more."""
 
 Point = tuple[float, float, float]
 

@@ -21,7 +21,7 @@ class TreeOptions:
     Attributes:
         prevalence: How common aneurysms are.
         coverage: Fields of view of the protocols, or ``varied`` ones of turned heads.
-        difficulty: ``hard`` as in the clinic, ``easy``, or ``medium`` between the two.
+        difficulty: ``hard``, ``easy``, or ``medium`` between the two; docs/phantom.md.
         hospital: The only one that scans; None for all but the odd one. Not of easy trees.
         label_noise: Share of the series whose labels are wrong. Not of easy trees.
         counterfactuals: Whether each two series are one head with and without a sac. Not of easy trees.
@@ -56,7 +56,7 @@ class TreeOptions:
         }
         asked = [name for name, is_asked in clinical.items() if is_asked]
         if asked and self.difficulty == "easy":
-            raise WrongUse(f"{asked[0]}: does nothing without --difficulty medium or hard")
+            raise WrongUse(f"{asked[0]}: does nothing with --difficulty easy")
         scanning = [self.hospital] if self.hospital else [hospital.name for hospital in HOSPITALS]
         idle = [name for name in self.prevalence.hospitals if name not in scanning]
         if idle and self.hospital:

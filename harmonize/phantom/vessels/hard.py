@@ -1,4 +1,4 @@
-"""Hard and medium trees: sacs as in the clinic, variants of the circle, and much that looks like a sac and is none."""
+"""Hard and medium trees: sacs of all sizes, variants of the circle, and much that looks like a sac and is none."""
 
 from __future__ import annotations
 

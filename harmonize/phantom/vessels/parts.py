@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from harmonize.phantom.vessels.tubes import Tube
 
 Difficulty = Literal["easy", "medium", "hard"]
-"""``easy``: sacs are balls at fixed nodes, and nothing else looks like one; ``hard``: as in the clinic; ``medium``: as
-``hard``, with larger sacs and fewer mimics (`Clinic`)."""
+"""``easy``: sacs are balls at fixed nodes, and nothing else looks like one; ``hard``: small and odd sacs, and
+much that does; ``medium``: as ``hard``, with larger sacs and fewer mimics (`Clinic`)."""
 DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
 
 
