@@ -131,6 +131,18 @@ def test_a_run_killed_at_a_random_moment_resumes_bit_for_bit(tiny_corpus: Path, 
     assert losses(tmp_path / "undisturbed") == losses(run)
 
 
+def test_a_run_whose_checkpoints_are_gone_says_so(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = toy(train={"steps": 6, "checkpoint_every": 2, "log_every": 1}), tmp_path / "run"
+    interrupted(recipe, tiny_corpus, run, after_step=4)
+    shutil.rmtree(run / "checkpoints")
+    capsys.readouterr()
+    assert train(recipe, corpus=tiny_corpus, out=run)
+    said = capsys.readouterr().err
+    assert "run: had reached step 3, but no checkpoint is left to go on from; begins again" in said
+
+
 def wait_for(happened, process: subprocess.Popen[bytes]) -> None:  # type: ignore[no-untyped-def]
     until = time.monotonic() + 120
     while not happened():

@@ -32,8 +32,8 @@ def check_shape(value: Any, hint: Any, *, key: str, where: str) -> None:
         where: Names the place.
 
     Raises:
-        WrongUse: A mapping or a list where none is wanted, a text where one is wanted, or something
-            that is neither of these nor a number.
+        WrongUse: A mapping or a list where none is wanted, a text where one is wanted, nothing where
+            something is, or something that is neither of these nor a number.
     """
     kinds = list(_alternatives(hint))
     fault = None
@@ -58,7 +58,9 @@ def check_shape(value: Any, hint: Any, *, key: str, where: str) -> None:
         elif float in plain:
             with suppress(ValueError):  # 1e999, which is a text to YAML
                 check_numbers(key, float(value))
-    elif value is not None and not isinstance(value, bool | int | float):
+    elif value is None:
+        fault = None if type(None) in kinds else f"{_wanted(kinds)} is wanted"
+    elif not isinstance(value, bool | int | float):
         fault = f"{_wanted(kinds)} is wanted"
     if fault is not None:
         raise _wrong(f"{key} {where}: {fault}, it is {shown(value)}")

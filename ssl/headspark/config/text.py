@@ -16,7 +16,7 @@ from harmonize.bounded_files import read_small
 from harmonize.errors import WrongUse
 
 LARGEST_INT = 2**63 - 1
-_MERGE, _TEXT, _INT = (f"tag:yaml.org,2002:{name}" for name in ("merge", "str", "int"))
+_MERGE, _TEXT, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("merge", "str", "int", "float"))
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _DIGITS = 19
 """Of `LARGEST_INT`."""
@@ -172,7 +172,9 @@ def _keys(node: Node, prefix: str, where: str, above: tuple[Node, ...]) -> Itera
 
 
 def _check_scalar(node: ScalarNode, key: str, where: str) -> None:
-    if node.tag != _INT or node.style is not None:
+    if node.tag not in (_INT, _FLOAT) or node.style is not None:
+        return
+    if node.tag == _FLOAT and ":" not in node.value:
         return
     if _OCTAL.fullmatch(node.value) or ":" in node.value:
         value = str(yaml.safe_load(node.value))[:40]

@@ -10,12 +10,13 @@ from typing import Any
 
 from harmonize.bounded_files import fits
 from harmonize.errors import WrongUse
+from harmonize.terminal import warn
 from headspark.folders import remove_half_written
 from headspark.run.checkpoint import Checkpoint, check_fits, load_newest, remove_leftovers, save_checkpoint
 from headspark.run.claim import CHECKPOINTS, PICTURES
 from headspark.run.device import say_once
 from headspark.run.diverged import Diverged, reason_at_end
-from headspark.run.folder import RunFolder
+from headspark.run.folder import RunFolder, read_metrics
 from headspark.run.plain_state import SCALER
 from headspark.run.state import TrainState
 
@@ -53,11 +54,19 @@ def resume(state: TrainState[Any], run: RunFolder | None, folder: Path) -> bool:
     say = partial(say_once, state.accelerator)
     found = load_newest(folder / CHECKPOINTS, say=say, fits=partial(check_resumable, state))
     if run is not None:
+        if found is None:
+            _say_what_is_lost(run)
         run.forget_after(-1 if found is None else found.step)
     if found is None:
         return False
     restore(state, found, where=folder)
     return True
+
+
+def _say_what_is_lost(run: RunFolder) -> None:
+    reached = max((line["step"] for line in read_metrics(run.path)), default=0)
+    if reached:
+        warn(f"{run.path}: had reached step {reached}, but no checkpoint is left to go on from; begins again")
 
 
 def save(state: TrainState[Any], run: RunFolder | None, *, keep: int) -> None:
