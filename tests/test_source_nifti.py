@@ -338,6 +338,30 @@ def test_channels_of_nnunet_are_images_of_one_case_and_share_its_mask(
     assert scans[scans["mask_kind"].isna()]["mask_labels"].isna().all()
 
 
+@pytest.mark.parametrize(
+    ("channels", "shown"),
+    [
+        ({"1": "T2", "0": "T1"}, ["T1w", "T2w"]),
+        ({"01": "T2", "00": "T1"}, ["T1w", "T2w"]),
+        ({"0": "T1", "10": "CT", "1": "T2"}, ["T1w", "T2w"]),
+        ({"0": "T1", "2": "T2"}, ["T1w", None]),
+        ({"first": "T1", "second": "T2"}, [None, None]),
+        ({"1": "T1", "2": "T2"}, [None, None]),
+        ({"0": "T1", "00": "T2"}, [None, None]),
+    ],
+)
+def test_a_channel_is_what_its_number_says_whatever_the_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, channels: dict[str, str], shown: list[str | None]
+) -> None:
+    for number in range(2):
+        save(tmp_path / f"imagesTr/a_{number:04d}.nii.gz", head(seed=number))
+    save(tmp_path / "labelsTr/a.nii.gz", labels(1))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": channels}))
+    refs, _ = found(tmp_path)
+    assert [(ref.subject, ref.modality) for ref in refs.values()] == [("a", contrast) for contrast in shown]
+    assert ("its channels are not numbered from 0" in caplog.text) == (shown == [None, None])
+
+
 def test_numbers_of_cases_are_no_channels(tmp_path: Path) -> None:
     """AMOS calls its images amos_0001.nii.gz, though its dataset.json is nnU-Net's."""
     for number in ("0001", "0004"):

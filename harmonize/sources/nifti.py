@@ -235,18 +235,18 @@ def _images(seen: _Seen, names: ValueNames, masks: Path | None) -> list[Image]:
         relative, stem = folder.key(paths[0].name), stem_of(paths[0].name)
         folders = tuple(relative.split("/")[:-1])
         case, number = stem, 0
-        channels: tuple[str | None, ...] = ()
+        channels: Mapping[int, str | None] = {}
         if folders and IMAGES_OF.fullmatch(folders[-1]):
             data_set = names.data_set(folder.path.parent)
-            channels = data_set.channels if data_set else ()
-            case, number = case_of(stem, labels.get(None, set()) | labels.get(folders, set()), len(channels))
+            channels = data_set.channels if data_set else {}
+            case, number = case_of(stem, labels.get(None, set()) | labels.get(folders, set()), channels)
         found.append(
             Image(
                 paths=paths,
                 relative=relative,
                 name=read_name(folders, case),
                 case=case,
-                channel=channels[number] if number < len(channels) else None,
+                channel=channels.get(number),
                 is_only_channel=len(channels) == 1,
             )
         )

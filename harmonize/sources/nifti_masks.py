@@ -84,11 +84,11 @@ class DataSet:
     """What nnU-Net's dataset.json says.
 
     Attributes:
-        channels: What the channels show, None where that is no contrast.
+        channels: What the channels show by their numbers, None where that is no contrast.
         labels: Names of the values of its masks, without the background's.
     """
 
-    channels: tuple[str | None, ...] = ()
+    channels: Mapping[int, str | None] = field(default_factory=dict)
     labels: Names = field(default_factory=dict)
 
 
@@ -240,9 +240,22 @@ def _read_data_set(path: Path) -> DataSet | None:
         return None
     channels, labels = said.get("channel_names") or said.get("modality"), said.get("labels")
     return DataSet(
-        channels=tuple(contrast_of(str(value)) for value in channels.values()) if isinstance(channels, dict) else (),
+        channels=_channels(channels) if isinstance(channels, dict) else {},
         labels=_value_names(labels) if isinstance(labels, dict) else {},
     )
+
+
+def _channels(named: dict[str, Any]) -> Mapping[int, str | None]:
+    """What each channel shows: its key is its number, in whatever order the file lists them."""
+    shown = [contrast_of(str(value)) for value in named.values()]
+    if len(shown) <= 1:
+        return dict(enumerate(shown))
+    numbers = [_number(key) for key in named]
+    if None not in numbers and len(set(numbers)) == len(numbers) and 0 in numbers:
+        return {number: contrast for number, contrast in zip(numbers, shown, strict=True) if number is not None}
+    log.warning("a %s: its channels are not numbered from 0; what it says that they show is not used", DATASET)
+    # How many there are still tells the channels of a case from numbers in its name.
+    return dict.fromkeys(range(len(shown)))
 
 
 def _value_names(labels: dict[str, Any]) -> Names:
@@ -261,7 +274,7 @@ def _read_names(path: Path) -> Names:
 
 
 def _number(text: str) -> int | None:
-    """A value that a mask may have, or None."""
+    """A value that a mask may have, or the number of a channel; else None."""
     text = text.strip()
     return int(text) if text.isdecimal() and len(text) <= len(str(MOST)) else None
 

@@ -128,25 +128,25 @@ def read_name(folders: tuple[str, ...], stem: str) -> ImageName:
     )
 
 
-def case_of(stem: str, labels: Collection[str], channels: int) -> tuple[str, int]:
+def case_of(stem: str, labels: Collection[str], channels: Collection[int]) -> tuple[str, int]:
     """nnU-Net's case and channel of an image: ``BRATS_001_0000`` is channel 0 of ``BRATS_001``.
 
     Args:
         stem: Its name without suffix.
         labels: Names without suffix of those that it may have.
-        channels: How many dataset.json names; 0 where it names none.
+        channels: Numbers of those that dataset.json names.
 
     Example:
-        >>> case_of("BRATS_001_0002", {"BRATS_001"}, 4), case_of("amos_0001", {"amos_0001"}, 1)
+        >>> case_of("BRATS_001_0002", {"BRATS_001"}, range(4)), case_of("amos_0001", {"amos_0001"}, {0})
         (('BRATS_001', 2), ('amos_0001', 0))
-        >>> case_of("amos_0007", (), 1)
+        >>> case_of("amos_0007", (), {0})
         ('amos_0007', 0)
     """
     found = _CHANNEL.fullmatch(stem)
     if stem in labels or found is None:
         return stem, 0
     channel = int(found["channel"])
-    return (found["case"], channel) if found["case"] in labels or channel < channels else (stem, 0)
+    return (found["case"], channel) if found["case"] in labels or channel in channels else (stem, 0)
 
 
 def is_mask_name(stem: str) -> bool:
