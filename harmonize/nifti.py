@@ -54,12 +54,14 @@ class NiftiVolume:
         affine: (4, 4) float64, voxel index to RAS+ mm.
         decisions: What was found and chosen.
         exponent: The file's values are 2^exponent times these; 0 unless they lie beyond float32.
+        intent: The header's code of what the values mean; 0 where it says nothing, as for nearly all images.
     """
 
     voxels_XYZ: NDArray[Any]
     affine: NDArray[np.float64]
     decisions: tuple[Decision, ...] = ()
     exponent: int = 0
+    intent: int = 0
 
 
 def read_nifti(path: Path, header: Path | None = None, *, most: int | None = None) -> NiftiVolume:
@@ -100,7 +102,11 @@ def read_nifti(path: Path, header: Path | None = None, *, most: int | None = Non
     voxels, exponent, shrunk = within_float32(values)
     affine, placed = _affine(found)
     return NiftiVolume(
-        voxels_XYZ=voxels, affine=affine, decisions=(*one_of_many, *scaled, *shrunk, *placed), exponent=exponent
+        voxels_XYZ=voxels,
+        affine=affine,
+        decisions=(*one_of_many, *scaled, *shrunk, *placed),
+        exponent=exponent,
+        intent=int(found["intent_code"]),
     )
 
 

@@ -13,55 +13,29 @@ import difflib
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from harmonize.decisions import Decision
 from harmonize.errors import Reason, Rejection, Stage, WrongUse
-from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, suffix_of
+from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import LeftOut, Scan, ScanRef, annotations_of, raise_if_rejected
-from harmonize.sources.bids_sidecars import Sidecars
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.nifti_contrast import named_contrast, settled
+from harmonize.sources.nifti_labels import IMAGES_OF, place_of
 from harmonize.sources.nifti_masks import DATASET, Image, MaskFile, ValueNames, pair, read_mask
-from harmonize.sources.nifti_names import (
-    CONTRASTS,
-    IMAGES_OF,
-    case_of,
-    contrast_of,
-    images_beside,
-    is_mask_name,
-    read_name,
-)
+from harmonize.sources.nifti_names import CONTRASTS, case_of, contrast_of, read_name
+from harmonize.sources.nifti_tree import PARTICIPANTS, Places, Seen, look
 from harmonize.sources.own_table import OwnTable, Row, impersonal, read_own_table
 from harmonize.sources.sidecars import Sidecar
-from harmonize.sources.volume_files import READ, read_volume_file, stem_of
-from harmonize.sources.volume_tree import BIDS, beside_raw, volumes_in
+from harmonize.sources.volume_files import read_volume_file, stem_of
 from harmonize.terminal import warn
 
 SOURCE = "nifti"
-PARTICIPANTS = "participants.tsv"
 
-_OWN_FILES = frozenset({BIDS, PARTICIPANTS, "participants.json", DATASET})
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9]{0,31}")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Seen:
-    """What lies in the tree.
-
-    Attributes:
-        images: Volumes that are no masks, each with its folder below the root and its files.
-        masks: Files of labels, with the folder that their images are looked for in.
-        sidecars: JSON files about images.
-    """
-
-    images: list[tuple[Folder, tuple[Path, ...]]] = field(default_factory=list)
-    masks: list[tuple[Path, tuple[str, ...]]] = field(default_factory=list)
-    sidecars: Sidecars = field(default_factory=Sidecars)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -129,12 +103,13 @@ def discover(
     check_root(SOURCE, root)
     root = root.absolute()
     tree = RawTree(root, claims=lambda name: suffix_of(name) in VOLUME_SUFFIXES)
-    seen = _look(tree, root, masks, table)
+    seen = look(tree, root, masks, table)
     if not seen.images and not tree.unread:
+        tree.count("masks", "no image", sum(path.is_relative_to(root) for path, _ in seen.masks))
         raise nothing_found(SOURCE, root, tree.seen())
     names = ValueNames()
     images = _images(seen, names, masks)
-    mask_of = pair(images, [_mask_file(path, folders, root, masks, names) for path, folders in seen.masks], tree)
+    mask_of = pair(images, [_mask_file(path, places, root, masks, names) for path, places in seen.masks], tree)
     table = table or _participants(root)
     rows = _rows(images, table, tree)
     kept = impersonal(
@@ -179,46 +154,7 @@ def load(ref: ScanRef) -> Scan:
     )
 
 
-def _look(tree: RawTree, root: Path, masks: Path | None, table: Path | None) -> _Seen:
-    """Sort the files of the tree, and of the folder of masks."""
-    seen = _Seen()
-    if masks is not None:
-        for folder in RawTree(masks).folders():
-            in_it = tuple(images_beside(part) or part for part in folder.relative.split("/") if part)
-            seen.masks += ((folder.path / name, in_it) for name in folder.names if suffix_of(name) in READ)
-        if not seen.masks:
-            raise WrongUse(f"--masks {masks}: holds no NIfTI files")
-        if masks.is_relative_to(root):
-            tree.pass_over(masks)
-    not_raw = beside_raw(root)
-    for folder in tree.folders():
-        parts = tuple(part for part in folder.relative.split("/") if part)
-        if masks is not None and folder.path.is_relative_to(masks):
-            continue
-        if parts and parts[0] in not_raw:
-            count = sum(suffix_of(name) in READ for name in folder.names)
-            tree.count("images", f"in {parts[0]}/ of a BIDS tree: not raw", count)
-            continue
-        _sort_in(folder, parts, seen, tree, table)
-    return seen
-
-
-def _sort_in(folder: Folder, parts: tuple[str, ...], seen: _Seen, tree: RawTree, table: Path | None) -> None:
-    beside = images_beside(parts[-1]) if parts else None
-    images: list[str] = []
-    stems = {stem_of(name) for name in folder.names if suffix_of(name) in READ}
-    for name in folder.names:
-        suffix, stem = suffix_of(name), stem_of(name)
-        of_an_image = suffix == ".tsv" and (stem in stems or is_mask_name(stem))
-        known = of_an_image or name in _OWN_FILES or folder.path / name == table
-        if suffix in READ and (beside or is_mask_name(stem)):
-            seen.masks.append((folder.path / name, (*parts[:-1], beside) if beside else parts))
-        elif not known and (suffix != ".json" or not seen.sidecars.take(folder, name, beside=stem in stems)):
-            images.append(name)
-    seen.images += ((folder, paths) for paths in volumes_in(tree, folder, images))
-
-
-def _images(seen: _Seen, names: ValueNames, masks: Path | None) -> list[Image]:
+def _images(seen: Seen, names: ValueNames, masks: Path | None) -> list[Image]:
     """The images, with the case and the channel of those in nnU-Net's folders.
 
     Args:
@@ -227,9 +163,10 @@ def _images(seen: _Seen, names: ValueNames, masks: Path | None) -> list[Image]:
         masks: The user's folder of masks, whose names tell cases wherever they lie.
     """
     labels: dict[tuple[str, ...] | None, set[str]] = {}
-    for path, folders in seen.masks:
+    for path, places in seen.masks:
         given = masks is not None and path.is_relative_to(masks)
-        labels.setdefault(None if given else folders, set()).add(stem_of(path.name))
+        for place in (None,) if given else places:
+            labels.setdefault(place, set()).add(stem_of(path.name))
     found = []
     for folder, paths in seen.images:
         relative, stem = folder.key(paths[0].name), stem_of(paths[0].name)
@@ -239,7 +176,8 @@ def _images(seen: _Seen, names: ValueNames, masks: Path | None) -> list[Image]:
         if folders and IMAGES_OF.fullmatch(folders[-1]):
             data_set = names.data_set(folder.path.parent)
             channels = data_set.channels if data_set else {}
-            case, number = case_of(stem, labels.get(None, set()) | labels.get(folders, set()), channels)
+            cases = labels.get(None, set()) | labels.get(place_of(folders), set())
+            case, number = case_of(stem, cases, channels)
         found.append(
             Image(
                 paths=paths,
@@ -253,9 +191,9 @@ def _images(seen: _Seen, names: ValueNames, masks: Path | None) -> list[Image]:
     return found
 
 
-def _mask_file(path: Path, folders: tuple[str, ...], root: Path, masks: Path | None, names: ValueNames) -> MaskFile:
+def _mask_file(path: Path, places: Places, root: Path, masks: Path | None, names: ValueNames) -> MaskFile:
     top = masks if masks is not None and path.is_relative_to(masks) else root
-    return MaskFile(path=path, folders=folders, names=names.of(path, top))
+    return MaskFile(path=path, places=places, names=names.of(path, top))
 
 
 def _participants(root: Path) -> Path | None:

@@ -19,6 +19,10 @@ from harmonize.sources.own_table import Row
 AIR_BELOW_HU = -200
 """A CT in HU has values below; tissue never lies there."""
 
+_STATISTICS = range(2, 25)
+_LABELS = frozenset({1002, 1003})
+"""NIfTI's codes of intent: a correlation to a p-value, labels, and labels of NeuroNames."""
+
 
 def named_contrast(
     image: Image, row: Row, option: str | None, sidecar: str | None, notes: list[Decision]
@@ -66,8 +70,10 @@ def settled(
         by_only_channel: That is said by the only channel of a dataset.json, which air at -1000 overrules.
 
     Raises:
-        Rejection: It has no known contrast, or is a CT that is not in HU.
+        Rejection: Its header says that it is labels or a statistic, it has no known contrast, or is a CT that is not in
+            HU.
     """
+    _check_intent(image.intent)
     voxels = image.voxels_XYZ
     if named is not None and named not in CT_KINDS:
         looks = named != "PT" and hounsfield_evidence(voxels.T) is Evidence.HOUNSFIELD
@@ -102,3 +108,12 @@ def settled(
             f"a CT without values below {AIR_BELOW_HU}, as air has in HU, or with a span below {MIN_SPAN_HU:g}",
         )
     return voxels, named, HU, []
+
+
+def _check_intent(intent: int) -> None:
+    what = "labels" if intent in _LABELS else "a map of a statistic" if intent in _STATISTICS else None
+    if what is not None:
+        raise Rejection(
+            Reason.DERIVED,
+            f"{what} by the header's intent_code, {intent}; set that to 0 if it is an image all the same",
+        )

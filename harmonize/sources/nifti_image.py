@@ -12,7 +12,8 @@ from harmonize.errors import Reason, Rejection
 from harmonize.raw_tree import Folder, RawTree, suffix_of
 from harmonize.scan import Scan
 from harmonize.sources.nifti_contrast import settled
-from harmonize.sources.nifti_names import is_mask_name, read_name
+from harmonize.sources.nifti_labels import is_mask_name, is_other_mask_name, places_of_labels
+from harmonize.sources.nifti_names import read_name
 from harmonize.sources.sidecars import read_sidecar
 from harmonize.sources.volume_files import HEADERS, PARTNERS, READ, read_volume_file, stem_of
 from harmonize.sources.volume_tree import volumes_in
@@ -28,11 +29,14 @@ def is_image_name(name: str) -> bool:
         >>> [is_image_name(name) for name in ("T1.nii.gz", "T1.hdr", "T1_seg.nii.gz", "1.dcm", "1.2.840")]
         [True, True, False, False, False]
     """
-    return suffix_of(name) in IMAGE_SUFFIXES and not is_mask_name(stem_of(name))
+    stem = stem_of(name)
+    return suffix_of(name) in IMAGE_SUFFIXES and not is_mask_name(stem) and not is_other_mask_name(stem)
 
 
 def images_in(folder: Folder) -> Iterator[tuple[Path, ...]]:
     """The images of a folder that are no masks, each with the file of its header where that is another."""
+    if places_of_labels(tuple(folder.relative.split("/"))):
+        return iter(())
     names = (name for name in folder.names if is_image_name(name) and not is_dicom(folder.path / name))
     return volumes_in(RawTree(folder.path), folder, names)
 

@@ -19,7 +19,8 @@ from harmonize.errors import Rejection, UserError
 from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import RawTree
 from harmonize.scan import Mask
-from harmonize.sources.nifti_names import ImageName, base_of_mask, contrast_of
+from harmonize.sources.nifti_labels import base_of_mask, place_of
+from harmonize.sources.nifti_names import ImageName, contrast_of
 from harmonize.sources.tables import read_table
 from harmonize.sources.volume_files import read_volume_file, stem_of
 from harmonize.voxels.foreground import bounding_box
@@ -70,12 +71,12 @@ class MaskFile:
 
     Attributes:
         path: Where it lies.
-        folders: Where its image is to be looked for, below the root.
+        places: Where its image is looked for below the root, as `harmonize.sources.nifti_labels.place_of` says it.
         names: Of its values, as far as they have names.
     """
 
     path: Path
-    folders: tuple[str, ...]
+    places: tuple[tuple[str, ...], ...]
     names: Names
 
 
@@ -189,13 +190,13 @@ def read_mask(path: Path, voxels_XYZ: NDArray[Any], affine: NDArray[np.float64])
 
 def _keys_of_image(image: Image) -> Iterator[tuple[Key, bool]]:
     """What a mask of the image may be found by, the surest first; and whether several images may take it."""
-    folders, case = image.folders, image.case
-    yield (folders, case), True
+    folders, place, case = image.folders, place_of(image.folders), image.case
+    yield (place, case), True
     yield (case,), case != stem_of(image.paths[0].name)
     for base in image.name.bases[1:]:
-        yield (folders, base), False
+        yield (place, base), False
         yield (base,), False
-    yield (folders, ""), False
+    yield (place, ""), False
     if folders:
         yield (folders[-1],), False
 
@@ -203,7 +204,7 @@ def _keys_of_image(image: Image) -> Iterator[tuple[Key, bool]]:
 def _keys_of_mask(mask: MaskFile) -> Iterator[Key]:
     stem = stem_of(mask.path.name)
     for name in dict.fromkeys((stem, base_of_mask(stem))):
-        yield (mask.folders, name)
+        yield from ((place, name) for place in mask.places)
         if name:
             yield (name,)
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from harmonize.sources.nifti_labels import IMAGES_OF
+
 CT_KINDS = frozenset({"CT", "CTA"})
 """Contrasts whose values are Hounsfield units."""
 
@@ -21,15 +23,6 @@ _CONTRASTS = {spelling: name for name, spellings in _SPELLINGS.items() for spell
 CONTRASTS = tuple(_SPELLINGS)
 """What this source knows an image to show."""
 
-MASK_WORDS = frozenset({"seg", "dseg", "mask", "masks", "label", "labels", "roi", "gt", "segmentation"})
-"""Last words of names that say that a file is no image, but labels of one."""
-
-IMAGES_OF = re.compile(r"images(?P<part>Tr|Ts|Va)")
-"""nnU-Net's folders of images."""
-
-_LABELS_OF = re.compile(r"(?:.+[_-])?labels(?P<part>Tr|Ts|Va)")
-"""Those of their labels, which may say before it what is labelled (TopCoW: ``cow_seg_labelsTr``)."""
-
 _AMOS = re.compile(r"amos_(?P<number>\d{4})(_0000)?")
 _LAST_CT_OF_AMOS = 500
 """AMOS tells by the number of a case what it is, though its dataset.json calls all of them CT."""
@@ -41,7 +34,6 @@ _GROUPS = frozenset(
 """Folders that hold many people's images, or one kind of them, in lower case: they name nobody."""
 
 _PLAIN = frozenset({"image", "img", "scan", "volume", "vol", "head", "brain", "anat", "data"})
-_NOT_OF_THE_IMAGE = re.compile(r"(space|desc|label|res|den|atlas)-[^_]*_?")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _BETWEEN = re.compile(r"[_\-. ]+")
 _ODD_PARTS = frozenset({"part-phase", "part-imag", "part-real"})
@@ -75,17 +67,6 @@ def contrast_of(word: str) -> str | None:
         ['T1w', 'MRA', 'CTA', None]
     """
     return _CONTRASTS.get(word.strip().casefold())
-
-
-def images_beside(folder: str) -> str | None:
-    """The folder of images that a folder of labels is beside, or None where it is no folder of labels.
-
-    Example:
-        >>> [images_beside(folder) for folder in ("labelsTr", "cow_seg_labelsTs", "imagesTr", "labels")]
-        ['imagesTr', 'imagesTs', None, None]
-    """
-    found = _LABELS_OF.fullmatch(folder)
-    return None if found is None else f"images{found['part']}"
 
 
 def read_name(folders: tuple[str, ...], stem: str) -> ImageName:
@@ -147,31 +128,6 @@ def case_of(stem: str, labels: Collection[str], channels: Collection[int]) -> tu
         return stem, 0
     channel = int(found["channel"])
     return (found["case"], channel) if found["case"] in labels or channel in channels else (stem, 0)
-
-
-def is_mask_name(stem: str) -> bool:
-    """Whether the last word of a name says that the file holds labels.
-
-    Example:
-        >>> [is_mask_name(stem) for stem in ("p01_seg", "sub-01_desc-lesion_dseg", "mask", "p01_T1")]
-        [True, True, True, False]
-    """
-    return _BETWEEN.split(stem)[-1].casefold() in MASK_WORDS
-
-
-def base_of_mask(stem: str) -> str:
-    """The name that a mask's image has, as far as the mask's own name says; empty where it says none.
-
-    Example:
-        >>> base_of_mask("p01_T1_seg"), base_of_mask("sub-01_space-orig_desc-lesion_dseg"), base_of_mask("mask")
-        ('p01_T1', 'sub-01', '')
-    """
-    word = _BETWEEN.split(stem)[-1]
-    if word.casefold() in MASK_WORDS:
-        stem = stem[: -len(word)]
-    if stem.startswith("sub-"):
-        stem = _NOT_OF_THE_IMAGE.sub("", stem)
-    return stem.rstrip("_-. ")
 
 
 def _bids(folders: tuple[str, ...], stem: str, parts: list[str], subject: str) -> ImageName:

@@ -1,0 +1,93 @@
+"""What lies in a folder of somebody's own NIfTI: which files are images, which are labels, which are sidecars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harmonize.errors import WrongUse
+from harmonize.raw_tree import Folder, RawTree, suffix_of
+from harmonize.sources.bids_sidecars import Sidecars
+from harmonize.sources.nifti_labels import is_mask_name, is_other_mask_name, place_of, places_of_labels
+from harmonize.sources.nifti_masks import DATASET
+from harmonize.sources.volume_files import READ, stem_of
+from harmonize.sources.volume_tree import BIDS, beside_raw, volumes_in
+
+PARTICIPANTS = "participants.tsv"
+
+_OWN_FILES = frozenset({BIDS, PARTICIPANTS, "participants.json", DATASET})
+
+Places = tuple[tuple[str, ...], ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """What lies in the tree.
+
+    Attributes:
+        images: Volumes that are no masks, each with its folder below the root and its files.
+        masks: Files of labels, with the places (`harmonize.sources.nifti_labels.place_of`) that their images are looked
+            for in, the likeliest first.
+        sidecars: JSON files about images.
+    """
+
+    images: list[tuple[Folder, tuple[Path, ...]]] = field(default_factory=list)
+    masks: list[tuple[Path, Places]] = field(default_factory=list)
+    sidecars: Sidecars = field(default_factory=Sidecars)
+
+
+def look(tree: RawTree, root: Path, masks: Path | None, table: Path | None) -> Seen:
+    """Sort the files of the tree, and of the folder of masks.
+
+    Args:
+        tree: Gets an account of what is neither.
+        root: Of the tree.
+        masks: A folder that the user names, which holds labels only.
+        table: The user's.
+
+    Raises:
+        UserError: That folder holds no labels.
+    """
+    seen = Seen()
+    if masks is not None:
+        for folder in RawTree(masks).folders():
+            in_it = _parts(folder)
+            places = places_of_labels(in_it) or (place_of(in_it),)
+            seen.masks += ((folder.path / name, places) for name in folder.names if suffix_of(name) in READ)
+        if not seen.masks:
+            raise WrongUse(f"--masks {masks}: holds no NIfTI files")
+        if masks.is_relative_to(root):
+            tree.pass_over(masks)
+    not_raw = beside_raw(root)
+    for folder in tree.folders():
+        parts = _parts(folder)
+        if masks is not None and folder.path.is_relative_to(masks):
+            continue
+        if parts and parts[0] in not_raw:
+            count = sum(suffix_of(name) in READ for name in folder.names)
+            tree.count("images", f"in {parts[0]}/ of a BIDS tree: not raw", count)
+            continue
+        _sort_in(folder, parts, seen, tree, table)
+    return seen
+
+
+def _sort_in(folder: Folder, parts: tuple[str, ...], seen: Seen, tree: RawTree, table: Path | None) -> None:
+    beside = places_of_labels(parts)
+    images: list[str] = []
+    stems = {stem_of(name) for name in folder.names if suffix_of(name) in READ}
+    for name in folder.names:
+        suffix, stem = suffix_of(name), stem_of(name)
+        of_an_image = suffix == ".tsv" and (stem in stems or is_mask_name(stem))
+        known = of_an_image or name in _OWN_FILES or folder.path / name == table
+        if suffix in READ and (beside or is_mask_name(stem)):
+            seen.masks.append((folder.path / name, beside or (place_of(parts),)))
+        elif suffix in READ and is_other_mask_name(stem):
+            # A mask of the brain or the face, or a parcellation: none is what the image is labelled for.
+            tree.count("masks", "no names that pair them with images; --masks takes any")
+        elif not known and (suffix != ".json" or not seen.sidecars.take(folder, name, beside=stem in stems)):
+            images.append(name)
+    seen.images += ((folder, paths) for paths in volumes_in(tree, folder, images))
+
+
+def _parts(folder: Folder) -> tuple[str, ...]:
+    return tuple(part for part in folder.relative.split("/") if part)
