@@ -17,7 +17,7 @@ import torch
 
 from finetune.cli import main as finetune
 from harmonize.cli import main as harmonize
-from harmonize.sources.nifti_names import CONTRASTS
+from harmonize.sources.contrast_words import CONTRASTS
 from headspark.cli import main as headspark
 
 ROOT = Path(__file__).resolve().parents[1]

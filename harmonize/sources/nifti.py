@@ -20,11 +20,12 @@ from harmonize.decisions import Decision
 from harmonize.errors import Reason, Rejection, Stage, WrongUse
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import LeftOut, Scan, ScanRef, annotations_of, raise_if_rejected
+from harmonize.sources.contrast_words import CONTRASTS, contrast_of
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.nifti_contrast import named_contrast, settled
 from harmonize.sources.nifti_labels import IMAGES_OF, place_of
 from harmonize.sources.nifti_masks import DATASET, Image, MaskFile, ValueNames, pair, read_mask
-from harmonize.sources.nifti_names import CONTRASTS, case_of, contrast_of, read_name
+from harmonize.sources.nifti_names import case_of, read_name
 from harmonize.sources.nifti_tree import PARTICIPANTS, Places, Seen, look
 from harmonize.sources.own_table import OwnTable, Row, impersonal, read_own_table
 from harmonize.sources.sidecars import Sidecar
@@ -134,7 +135,12 @@ def load(ref: ScanRef) -> Scan:
     """
     raise_if_rejected(ref)
     image = read_volume_file(*ref.paths)
-    voxels, modality, unit, decided = settled(image, ref.modality, by_only_channel="by_only_channel" in ref.meta)
+    voxels, modality, unit, decided = settled(
+        image,
+        ref.modality,
+        by_only_channel="by_only_channel" in ref.meta,
+        several=cast(tuple[str, ...], ref.meta.get("several", ())),
+    )
     decisions = [*cast(tuple[Decision, ...], ref.meta.get("notes", ())), *image.decisions, *decided]
     scan_masks = {}
     path = ref.meta.get("mask")
@@ -257,6 +263,8 @@ def _reference(
     meta: dict[str, object] = {"age": row.age, "sex": row.sex, "notes": tuple(notes), "table": table}
     if by == DATASET and image.is_only_channel:
         meta["by_only_channel"] = True
+    if modality is None and image.name.several:
+        meta["several"] = image.name.several
     if mask is not None:
         meta |= {"mask": mask.path, "mask_labels": dict(mask.names)}
     return ScanRef(

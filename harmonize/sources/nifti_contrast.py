@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from harmonize.dicom.units import MIN_SPAN_HU, Evidence, hounsfield_evidence
 from harmonize.errors import Reason, Rejection, Stage
 from harmonize.nifti import NiftiVolume
 from harmonize.scan import AIR_HU, ARBITRARY, HU
+from harmonize.sources.contrast_words import CONTRASTS, contrast_of
 from harmonize.sources.nifti_masks import DATASET, Image
-from harmonize.sources.nifti_names import CONTRASTS, CT_KINDS, contrast_of
+from harmonize.sources.nifti_names import CT_KINDS
 from harmonize.sources.own_table import Row
 
 AIR_BELOW_HU = -200
@@ -60,7 +62,7 @@ def _contradict(one: str, other: str) -> bool:
 
 
 def settled(
-    image: NiftiVolume, named: str | None, *, by_only_channel: bool = False
+    image: NiftiVolume, named: str | None, *, by_only_channel: bool = False, several: Sequence[str] = ()
 ) -> tuple[NDArray[Any], str, str, list[Decision]]:
     """(voxels, contrast, unit, decisions) of an image, once its values are known.
 
@@ -68,6 +70,7 @@ def settled(
         image: As it was read.
         named: What anything says that it shows, or None.
         by_only_channel: That is said by the only channel of a dataset.json, which air at -1000 overrules.
+        several: What its name says instead, where that contradicts itself.
 
     Raises:
         Rejection: Its header says that it is labels or a statistic, it has no known contrast, or is a CT that is not in
@@ -76,7 +79,7 @@ def settled(
     _check_intent(image.intent)
     voxels = image.voxels_XYZ
     if named is not None and named not in CT_KINDS:
-        looks = named != "PT" and hounsfield_evidence(voxels.T) is Evidence.HOUNSFIELD
+        looks = hounsfield_evidence(voxels.T) is Evidence.HOUNSFIELD
         if looks and by_only_channel and not image.exponent:
             return (
                 voxels,
@@ -90,10 +93,14 @@ def settled(
     evidence = hounsfield_evidence(voxels.T)
     if named is None:
         if evidence is not Evidence.HOUNSFIELD:
-            raise Rejection(
-                Reason.UNSUPPORTED_MODALITY,
-                "neither a table, --modality, the name nor a sidecar says what it shows, and it is no CT in HU",
-            )
+            fault = "neither a table, --modality, the name nor a sidecar says what it shows, and it is no CT in HU"
+            if several:
+                fault = f"its name says several: {', '.join(several)}; say by a table or --modality which it is"
+            raise Rejection(Reason.UNSUPPORTED_MODALITY, fault)
+        if several:
+            said = " and ".join(several)
+            overruled = DecisionKind.CONTRAST_OVERRULED(taken="CT", by="its values", other="its name", said=said)
+            return voxels, "CT", HU, [overruled]
         return voxels, "CT", HU, [DecisionKind.CT_BY_VALUES()]
     finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
     # Where nothing is finite, the voxels themselves are rejected later.

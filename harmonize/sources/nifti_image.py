@@ -85,7 +85,7 @@ def load_image(paths: Sequence[Path], folders: Sequence[str] = ()) -> Scan:
     guessed: list[Decision] = []
     if named is None and hounsfield_evidence(image.voxels_XYZ.T) is not Evidence.HOUNSFIELD:
         named, guessed = UNKNOWN_MRI, [DecisionKind.MR_BY_VALUES()]
-    voxels, modality, unit, decided = settled(image, named)
+    voxels, modality, unit, decided = settled(image, named, several=name.several)
     return Scan(
         voxels_XYZ=voxels,
         affine=image.affine,

@@ -19,8 +19,9 @@ from harmonize.errors import Rejection, UserError
 from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import RawTree
 from harmonize.scan import Mask
+from harmonize.sources.contrast_words import contrast_of
 from harmonize.sources.nifti_labels import base_of_mask, place_of
-from harmonize.sources.nifti_names import ImageName, contrast_of
+from harmonize.sources.nifti_names import ImageName
 from harmonize.sources.tables import read_table
 from harmonize.sources.volume_files import read_volume_file, stem_of
 from harmonize.voxels.foreground import bounding_box

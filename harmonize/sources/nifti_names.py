@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
+from harmonize.sources.contrast_words import BETWEEN, Reading, contrast_of, contrast_of_folder, read_words
 from harmonize.sources.nifti_labels import IMAGES_OF
 
 CT_KINDS = frozenset({"CT", "CTA"})
 """Contrasts whose values are Hounsfield units."""
-
-_SPELLINGS = {
-    "CT": "ct ncct nect", "CTA": "cta", "PT": "pt pet",
-    "T1w": "t1 t1w t1n mprage inplanet1", "T1post": "t1c t1ce t1gd t1post", "T2w": "t2 t2w inplanet2",
-    "FLAIR": "flair t2f t2flair", "PDw": "pd pdw", "T2starw": "t2star t2starw", "MRA": "mra tof angio",
-    "SWI": "swi", "minIP": "minip", "UNIT1": "unit1", "MP2RAGE": "mp2rage", "FLASH": "flash", "T1map": "t1map",
-    "T2map": "t2map", "T2starmap": "t2starmap", "sbref": "sbref", "DWI": "dwi", "ADC": "adc", "FA": "fa", "MD": "md",
-    "TRACE": "trace", "MR": "mr mri",
-}  # fmt: skip
-_CONTRASTS = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}
-CONTRASTS = tuple(_SPELLINGS)
-"""What this source knows an image to show."""
 
 _AMOS = re.compile(r"amos_(?P<number>\d{4})(_0000)?")
 _LAST_CT_OF_AMOS = 500
@@ -35,7 +25,6 @@ _GROUPS = frozenset(
 
 _PLAIN = frozenset({"image", "img", "scan", "volume", "vol", "head", "brain", "anat", "data"})
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-_BETWEEN = re.compile(r"[_\-. ]+")
 _ODD_PARTS = frozenset({"part-phase", "part-imag", "part-real"})
 
 
@@ -49,6 +38,7 @@ class ImageName:
         session: Within the subject, or None.
         contrast: What it shows, of `CONTRASTS`, or None.
         bases: Names that a mask of it may have, the surest first.
+        several: The contrasts that it names, where they contradict each other.
         is_part: It holds the phase, or one part of complex numbers.
     """
 
@@ -56,17 +46,8 @@ class ImageName:
     session: str | None
     contrast: str | None
     bases: tuple[str, ...]
+    several: tuple[str, ...] = ()
     is_part: bool = False
-
-
-def contrast_of(word: str) -> str | None:
-    """The contrast that one word means, or None.
-
-    Example:
-        >>> [contrast_of(word) for word in ("T1w", "angio", "CTA", "Waldorf")]
-        ['T1w', 'MRA', 'CTA', None]
-    """
-    return _CONTRASTS.get(word.strip().casefold())
 
 
 def read_name(folders: tuple[str, ...], stem: str) -> ImageName:
@@ -84,28 +65,27 @@ def read_name(folders: tuple[str, ...], stem: str) -> ImageName:
     subject = next((part for part in (*folders, *parts) if part.startswith("sub-")), None)
     if subject is not None:
         return _bids(folders, stem, parts, subject)
-    words = _BETWEEN.split(stem)
-    known = {contrast_of(word) for word in words} - {None}
+    words = BETWEEN.split(stem)
+    said = read_words(words)
     people = [one for one in folders if not _is_group(one)]
-    own = [word for word in words if contrast_of(word) is None]
-    contrast = known.pop() if len(known) == 1 else None
-    if contrast is None and not known:
+    own = [word for place, word in enumerate(words) if place not in said.used]
+    contrast = said.contrast
+    if contrast is None and not said.several:
         amos = _AMOS.fullmatch(stem)
         if amos is not None:
             contrast = "CT" if int(amos["number"]) <= _LAST_CT_OF_AMOS else "MR"
         else:
-            contrast = next((found for one in reversed(folders) if (found := contrast_of(one))), None)
+            contrast = next((found for one in reversed(folders) if (found := contrast_of_folder(one))), None)
     case = "_".join(own) or stem
     # nnU-Net's folders hold all cases of a data set, whose own folder names nobody.
     in_data_set = bool(folders) and IMAGES_OF.fullmatch(folders[-1]) is not None
     first = "/".join((*people, case)) if in_data_set else people[0] if people else case
-    last = contrast_of(words[-1])
-    base = stem[: -len(words[-1])].rstrip("_-. ") if last else stem
     return ImageName(
         subject=first,
         session=None if in_data_set else "/".join(people[1:]) or None,
         contrast=contrast,
-        bases=tuple(dict.fromkeys(name for name in (stem, base) if name)),
+        bases=_bases(stem, words, said),
+        several=said.several,
     )
 
 
@@ -133,20 +113,38 @@ def case_of(stem: str, labels: Collection[str], channels: Collection[int]) -> tu
 def _bids(folders: tuple[str, ...], stem: str, parts: list[str], subject: str) -> ImageName:
     session = next((part for part in (*folders, *parts) if part.startswith("ses-")), None)
     suffix = parts[-1] if "-" not in parts[-1] else ""
-    contrast = contrast_of(suffix)
+    is_bids = stem.startswith(("sub-", "ses-"))
+    words = list(takewhile(lambda part: "-" not in part, reversed(parts)))[::-1] if is_bids else BETWEEN.split(stem)
+    said = read_words(words)
+    # A suffix of BIDS is the last word; labs have several there, or end with one that makes it another image.
+    contrast = (said.contrast if not is_bids or len(words) - 1 in said.used else None) or contrast_of(suffix)
     if contrast == "T1w" and any(part.startswith("ce-") for part in parts):
         contrast = "T1post"
     # Subjects of two data sets in one folder may have the same number.
     above = folders[: folders.index(subject)] if subject in folders else ()
     whose = [one for one in above if not _is_group(one)]
-    base = "_".join(parts[:-1]) if suffix and len(parts) > 1 else stem
+    base = "_".join(parts[: -max(1, _at_the_end(words, said))]) if suffix and len(parts) > 1 else stem
     return ImageName(
         subject="/".join((*whose, subject)),
         session=session,
         contrast=contrast,
-        bases=tuple(dict.fromkeys((stem, base))),
+        bases=tuple(dict.fromkeys(name for name in (stem, base) if name)),
+        several=() if contrast else said.several,
         is_part=not _ODD_PARTS.isdisjoint(parts),
     )
+
+
+def _bases(stem: str, words: Sequence[str], said: Reading) -> tuple[str, ...]:
+    """The name, and what is left of it without the words of the contrast at its end."""
+    base = stem
+    for word in reversed(words[len(words) - _at_the_end(words, said) :]):
+        base = base[: len(base) - len(word)].rstrip("_-. ")
+    return tuple(dict.fromkeys(name for name in (stem, base) if name))
+
+
+def _at_the_end(words: Sequence[str], said: Reading) -> int:
+    """How many words at the end of a name say the contrast."""
+    return sum(1 for _ in takewhile(lambda place: place in said.used, range(len(words) - 1, -1, -1)))
 
 
 def _is_group(folder: str) -> bool:
