@@ -20,6 +20,7 @@ PAIRS = [
     ("imagesTr/a_0000.nii.gz", "Labels/a.nii.gz"),
     ("train/img/a.nii.gz", "train/Segmentations/a.nii.gz"),
     ("images/deep/a.nii.gz", "masks/deep/a.nii.gz"),
+    ("Segmentation/imagesTr/a_0000.nii.gz", "Segmentation/labelsTr/a.nii.gz"),
     ("p01/T1.nii.gz", "p01/masks/T1_seg.nii.gz"),
     ("p01/T1.nii.gz", "p01/MASKS/T1.nii.gz"),
     ("p01/T1.nii.gz", "p01/T1_seg-final.nii.gz"),

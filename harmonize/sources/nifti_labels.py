@@ -88,10 +88,13 @@ def places_of_labels(folders: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     Example:
         >>> places_of_labels(("set", "cow_seg_labelsTr")), places_of_labels(("p01", "Masks"))
         ((('set', 'imagestr'),), (('p01', 'images'), ('p01', 'imagestr'), ('p01',)))
-        >>> places_of_labels(("p01", "anat"))
-        ()
+        >>> places_of_labels(("p01", "anat")), places_of_labels(("Segmentation", "imagesTr"))
+        ((), ())
     """
-    for depth, folder in enumerate(folders):
+    for depth in reversed(range(len(folders))):
+        folder = folders[depth]
+        if _as_images(folder) is not None:
+            return ()
         found = _LABELS_OF.fullmatch(folder) or _LABELS.fullmatch(folder)
         if found is not None:
             above, below = place_of(folders[:depth]), place_of(folders[depth + 1 :])
