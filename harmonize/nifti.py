@@ -37,6 +37,9 @@ MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 LAST_CODE = 5
 """NIFTI_XFORM_TEMPLATE_OTHER; 0 means that there is no such form."""
 
+MOST_BEYOND_UNIT = 0.01
+"""By how much b2 + c2 + d2 of a quaternion may exceed 1: what few digits make; more is no rotation."""
+
 _UNIT_BITS = 7
 
 MAX_EXPONENT = 60
@@ -255,9 +258,12 @@ def _affine(header: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[Decisio
 def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:
     if not (header["pixdim"][1:4] > 0).all():
         return None
-    if header["pixdim"][0] == 0:
-        # nifti1.h: "if pixdim[0] = 0 (which should not occur), we take qfac = 1".
-        header["pixdim"][0] = 1
+    # nifti1.h: "if pixdim[0] = 0 (which should not occur), we take qfac = 1"; its reader takes the sign of any other.
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
+    beyond = sum(float(header[name]) ** 2 for name in ("quatern_b", "quatern_c", "quatern_d")) - 1.0
+    if 0 < beyond <= MOST_BEYOND_UNIT:
+        # A rounded half turn: a = 0 and b, c, d divided by their length, as the standard's own reader has it.
+        header.quaternion_threshold = np.float64(2 * MOST_BEYOND_UNIT)
     try:
         return _usable(header.get_qform())
     except (nib.spatialimages.HeaderDataError, ValueError):

@@ -57,6 +57,31 @@ def test_qform_only(tmp_path: Path) -> None:
     assert found.decisions == ("no sform; the qform is used",)
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("part", [0.7071072, 0.70711, 0.7072])
+def test_a_quaternion_that_rounding_made_too_long_is_a_half_turn(tmp_path: Path, kind: type, part: float) -> None:
+    half_turn = np.array([[0, 2.0, 0, 10], [1.5, 0, 0, 5], [0, 0, -3.0, 0], [0, 0, 0, 1]])
+    image = kind(VOXELS, None)
+    image.set_sform(None, 0)
+    image.set_qform(half_turn, 1)
+    nib.save(image, tmp_path / "a.nii")
+    number, offset = kind.header_class.template_dtype.fields["quatern_b"]
+    path = edit(tmp_path / "a.nii", offset, np.array([part, part], dtype=number).tobytes())
+    assert np.allclose(read_nifti(path).affine, half_turn, atol=1e-5)
+
+
+def test_three_numbers_that_are_no_quaternion_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", sform=None, qform=(OTHER, 1))
+    assert reason_of(edit(path, 256, np.array([1, 1, 1], dtype="<f4").tobytes())) == Reason.BAD_GEOMETRY
+
+
+@pytest.mark.parametrize(("qfac", "sign"), [(2.0, 1), (0.0, 1), (np.nan, 1), (-3.0, -1)])
+def test_the_sign_alone_of_qfac_counts(tmp_path: Path, qfac: float, sign: int) -> None:
+    path = save(tmp_path / "a.nii", sform=None, qform=(OTHER, 1))
+    found = read_nifti(edit(path, 76, np.array([qfac], dtype="<f4").tobytes()))
+    assert np.allclose(found.affine, OTHER @ np.diag([1, 1, sign, 1]), atol=1e-5)
+
+
 def test_agreeing_forms_need_no_decision(tmp_path: Path) -> None:
     assert read_nifti(save(tmp_path / "a.nii", qform=(AFFINE, 1))).decisions == ()
 
