@@ -117,6 +117,7 @@ class DecisionKind(Enum):
     ROWS_CONTRADICT = "its rows contradict each other about the {name}: left out"
     LISTED_TWICE = "train.csv lists the series {count:d} times"
     MODALITY_UNKNOWN = "train.csv names no known modality: the DICOM header's is taken"
+    CONTRAST_UNKNOWN = "the table names no known contrast: that of the file's name is taken"
     MODALITY_DIFFERS = "train.csv says {said}, the DICOM header {read}"
     NO_LABELS = "no labels: {why}"
     POINT_WITHOUT_LABEL = "train_localizers.csv has a point ({location}) where train.csv has none"

@@ -44,6 +44,39 @@ def test_the_table_says_what_an_image_shows(tmp_path: Path) -> None:
     assert subject_id(ref, "") == "ds000001_sub-01"
 
 
+@pytest.mark.parametrize(
+    ("said", "taken", "told"),
+    [
+        ("t2W", "T2w", False), ("angio", "angio", False), ("PET", "PET", False), ("inplaneT1", "inplaneT1", False),
+        ("UNIT1_denoised", "UNIT1_denoised", False), ("MRA", "MRA", False), ("mprage", "T1w", False),
+        ("n/a", "FLAIR", False), ("nan", "FLAIR", False), ("Unknown", "FLAIR", False), ("DOE Jane", "FLAIR", True),
+    ],
+)  # fmt: skip
+def test_only_contrasts_that_are_known_are_taken_from_the_table(
+    tmp_path: Path, said: str, taken: str, told: bool
+) -> None:
+    image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_FLAIR.nii.gz")
+    table(tmp_path, "image_path,modality", f"ds000001/sub-01/anat/sub-01_FLAIR.nii.gz,{said}")
+    (ref,) = references("openmind", tmp_path)
+    scan = openmind.load(ref)
+    assert ref.modality == scan.modality == taken
+    assert ("the table names no known contrast: that of the file's name is taken" in scan.decisions) == told
+
+
+@pytest.mark.parametrize("said", ["CT", "ct", " Ct"])
+def test_a_ct_is_one_however_it_is_written_and_no_mri_passes_for_one(tmp_path: Path, said: str) -> None:
+    body = np.where(np.indices((40, 40, 20))[0] > 20, 40, -1000) + np.random.default_rng(0).normal(0, 9, (40, 40, 20))
+    image(tmp_path / "OpenMind/ds000001/sub-01/ct/sub-01_x.nii.gz", body.astype(np.float32))
+    image(tmp_path / "OpenMind/ds000001/sub-02/ct/sub-02_x.nii.gz")
+    table(tmp_path, "image_path,modality", *(f"ds000001/sub-0{n}/ct/sub-0{n}_x.nii.gz,{said}" for n in (1, 2)))
+    ct, mri = references("openmind", tmp_path)
+    scan = openmind.load(ct)
+    assert (scan.modality, scan.unit) == ("CT", "HU")
+    with pytest.raises(Rejection) as caught:
+        openmind.load(mri)
+    assert caught.value.reason == Reason.UNSUPPORTED_UNIT
+
+
 def test_without_a_table_the_bids_suffix_says_it(tmp_path: Path) -> None:
     image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T2w.nii")
     image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_FLAIR.nii.gz")

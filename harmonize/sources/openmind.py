@@ -14,9 +14,11 @@ from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import Reason, Rejection
 from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, printable, suffix_of
-from harmonize.scan import ARBITRARY, HU, LeftOut, Mask, Scan, ScanRef, annotations_of, raise_if_rejected
+from harmonize.scan import LeftOut, Mask, Scan, ScanRef, annotations_of, raise_if_rejected
 from harmonize.sources.first_look import check_root, nothing_found
-from harmonize.sources.tables import age_of, merge, read_table, sex_of
+from harmonize.sources.nifti_contrast import settled
+from harmonize.sources.nifti_names import contrast_of
+from harmonize.sources.tables import age_of, is_absent, merge, read_table, sex_of
 from harmonize.sources.volume_files import SINGLE, read_volume_file, stem_of
 from harmonize.sources.volume_tree import volumes_in
 
@@ -39,6 +41,9 @@ MODALITIES = (
 """What a BIDS suffix may say where the table is silent."""
 
 _BY_SUFFIX = {name.casefold(): name for name in MODALITIES}
+_BY_WORD = _BY_SUFFIX | {"unit1_denoised": "UNIT1_denoised"}
+"""What the table may say. These keep OpenMind's own names in a corpus, other words those of the other sources."""
+
 _PUBLIC = re.compile(r"ds\d{6}/sub-[A-Za-z0-9]+/")
 
 log = logging.getLogger(__name__)
@@ -100,15 +105,14 @@ def load(ref: ScanRef) -> Scan:
     """Read one image with its masks.
 
     Raises:
-        Rejection: See `harmonize.nifti.read_nifti`; or no known contrast.
+        Rejection: See `harmonize.nifti.read_nifti`; or no known contrast, or a CT that is not in HU.
     """
     raise_if_rejected(ref)
     if ref.modality is None:
         raise Rejection(Reason.UNSUPPORTED_MODALITY, "neither the table nor the BIDS suffix names the contrast")
     image = read_volume_file(*ref.paths)
-    if image.exponent and ref.modality == "CT":
-        raise Rejection(Reason.BAD_INTENSITY, "values beyond float32 are no Hounsfield units")
-    decisions = [*cast(tuple[Decision, ...], ref.meta.get("notes", ())), *image.decisions]
+    voxels, modality, unit, decided = settled(image, ref.modality)
+    decisions = [*cast(tuple[Decision, ...], ref.meta.get("notes", ())), *image.decisions, *decided]
     masks = {}
     for kind, stem, column in MASKS:
         most = TIMES_NORMAL * image.voxels_XYZ.size
@@ -117,10 +121,10 @@ def load(ref: ScanRef) -> Scan:
         if mask is not None:
             masks[kind] = mask
     return Scan(
-        voxels_XYZ=image.voxels_XYZ,
+        voxels_XYZ=voxels,
         affine=image.affine,
-        modality=ref.modality,
-        unit=HU if ref.modality == "CT" else ARBITRARY,
+        modality=modality,
+        unit=unit,
         masks=masks,
         annotations=annotations_of(ref.meta),
         decisions=tuple(decisions),
@@ -196,7 +200,7 @@ def _reference(tree: Path, paths: tuple[Path, ...], relative: str, row: Mapping[
     folders = tuple(relative.split("/")[:-1])
     subject = next((part for part in folders if part.startswith("sub-")), stem)
     dataset = folders[0] if folders else ""
-    said = str(row.get("modality") or "")
+    modality, noted = _contrast(str(row.get("modality") or ""), re.split(r"[_-]", stem)[-1])
     return ScanRef(
         source="openmind",
         key=relative,
@@ -204,10 +208,18 @@ def _reference(tree: Path, paths: tuple[Path, ...], relative: str, row: Mapping[
         paths=paths,
         subject=f"{dataset}_{subject}",
         session=next((part for part in folders if part.startswith("ses-")), None),
-        modality=said or _BY_SUFFIX.get(re.split(r"[_-]", stem)[-1].casefold()),
+        modality=modality,
         public_id=_public_id(folders, stem) if _PUBLIC.match(relative) else None,
-        meta=dict(row),
+        meta=dict(row) | ({"notes": (*cast(tuple[Decision, ...], row["notes"]), *noted)} if noted else {}),
     )
+
+
+def _contrast(said: str, suffix: str) -> tuple[str | None, list[Decision]]:
+    """What an image shows by the table, else by its BIDS suffix; no other text of the table gets into a corpus."""
+    told = None if is_absent(said) else _BY_WORD.get(said.casefold()) or contrast_of(said)
+    named = _BY_SUFFIX.get(suffix.casefold())
+    unknown = told is None and named is not None and not is_absent(said)
+    return told or named, [DecisionKind.CONTRAST_UNKNOWN()] if unknown else []
 
 
 def _public_id(folders: tuple[str, ...], stem: str) -> str:
