@@ -107,13 +107,15 @@ def test_masks_are_no_images_and_each_image_is_a_place_of_its_own(tmp_path: Path
 
 
 def test_what_was_made_of_a_bids_tree_is_not_looked_at(tmp_path: Path) -> None:
+    root = tmp_path / "set"
     for name in ("sub-1/anat/sub-1_T1w.nii.gz", "derivatives/tissue/sub-1/anat/sub-1_T1w.nii.gz"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    assert len(find_places([tmp_path])) == 2
-    (tmp_path / "dataset_description.json").write_text("{}")
-    assert [place.name for place in find_places([tmp_path])] == ["sub-1/anat/sub-1_T1w.nii.gz"]
-    (made,) = find_places([tmp_path / "derivatives"])
+        (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+    assert len(find_places([root])) == 2
+    (root / "dataset_description.json").write_text("{}")
+    assert [place.name for place in find_places([root])] == ["sub-1/anat/sub-1_T1w.nii.gz"]
+    assert [place.name for place in find_places([tmp_path])] == ["set/sub-1/anat/sub-1_T1w.nii.gz"]
+    (made,) = find_places([root / "derivatives"])
     assert made.folders == ("tissue", "sub-1", "anat")
 
 

@@ -88,6 +88,41 @@ def test_bids_names_say_subject_session_and_contrast(tmp_path: Path) -> None:
     assert left["images", "in derivatives/ of a BIDS tree: not raw"] == 1
 
 
+@pytest.mark.parametrize("described", [True, False])
+def test_each_bids_tree_in_a_folder_has_its_own_people_and_derivatives(tmp_path: Path, described: bool) -> None:
+    for number, name in enumerate(("ds1", "site/ds2")):
+        root = tmp_path / name
+        for part in ("sub-01/anat/sub-01", "derivatives/fmriprep/sub-01/anat/sub-01_desc-preproc", "sourcedata/sub-01"):
+            save(root / f"{part}_T1w.nii.gz", head(seed=number))
+        if described:
+            (root / "dataset_description.json").write_text("{}")
+        rows = ("participant_id\tage\tgroup", f"sub-01\t{30 + number}\t{name[-1]}", "sub-02\t80\t1")
+        (root / "participants.tsv").write_text("\n".join(rows) + "\n")
+    save(tmp_path / "ds3/sub-01/anat/sub-01_T1w.nii.gz", head(seed=3))
+    (tmp_path / "ds3/participants.tsv").write_text("who\tage\nsub-01\t50\n")
+    refs, left = found(tmp_path)
+    assert {ref.subject: ref.meta["age"] for ref in refs.values()} == {
+        "ds1/sub-01": 30, "site/ds2/sub-01": 31, "ds3/sub-01": None,
+    }  # fmt: skip
+    assert left == {
+        ("images", "in derivatives/ of a BIDS tree: not raw"): 2,
+        ("images", "in sourcedata/ of a BIDS tree: not raw"): 2,
+        ("rows of participants.tsv", "no image of theirs"): 2,
+        ("tables participants.tsv of data sets", "not read: damaged, or without a column participant_id"): 1,
+    }
+
+
+def test_tables_of_several_data_sets_may_call_different_people_the_same(tmp_path: Path) -> None:
+    for name in ("ds1", "ds2"):
+        for image in ("a", "b"):
+            save(tmp_path / name / f"{image}_T1w.nii.gz", head(seed=ord(image) + len(name)))
+        (tmp_path / name / "participants.tsv").write_text("file\tsubject\na_T1w\tp1\nb_T1w.nii.gz\tp1\n")
+    (tmp_path / "participants.tsv").write_text("file\tsubject\nds2/b_T1w\tp9\n")
+    refs, left = found(tmp_path)
+    assert [refs[key].subject for key in sorted(refs)] == ["ds1/p1", "ds1/p1", "ds2/p1", "p9"]
+    assert not left
+
+
 @pytest.mark.parametrize(
     ("key", "subject", "session", "modality"),
     [

@@ -15,7 +15,7 @@ from harmonize.errors import Reason, Rejection, Stage, WrongUse
 from harmonize.raw_tree import RawTree, suffix_of
 from harmonize.sources.dicom_series import read_identity
 from harmonize.sources.nifti_image import IMAGE_SUFFIXES, image_of, images_in, is_dicom, is_image_name
-from harmonize.sources.volume_tree import beside_raw
+from harmonize.sources.volume_tree import BesideRaw
 from harmonize.terminal import printable
 from harmonize.time_limit import watched
 
@@ -153,11 +153,11 @@ def _listed(line: str, where: str) -> Iterator[Place]:
 
 def _tree(root: Path, name: str) -> Iterator[Place]:
     """A place for each folder of a tree that holds files which may be DICOM."""
-    tree, not_raw = RawTree(root, is_dicom_name), beside_raw(root)
+    tree, beside_raw = RawTree(root, is_dicom_name), BesideRaw(root, by_subjects=False)
     for folder in tree.folders():
         unread = len(tree.unread)
         folders = tuple(part for part in folder.relative.split("/") if part)
-        if folders and folders[0] in not_raw:
+        if beside_raw.name_of(folder) is not None:
             continue
         for image in images_in(folder):
             yield _image(image, root, folder.key(image[0].name), folders)

@@ -12,7 +12,7 @@ import argparse
 import difflib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +26,9 @@ from harmonize.sources.nifti_contrast import named_contrast, settled
 from harmonize.sources.nifti_labels import IMAGES_OF, place_of
 from harmonize.sources.nifti_masks import DATASET, Image, MaskFile, ValueNames, pair, read_mask
 from harmonize.sources.nifti_names import case_of, read_name
-from harmonize.sources.nifti_tree import PARTICIPANTS, Places, Seen, look
-from harmonize.sources.own_table import OwnTable, Row, impersonal, read_own_table
+from harmonize.sources.nifti_tables import PARTICIPANTS, rows_of
+from harmonize.sources.nifti_tree import Places, Seen, look
+from harmonize.sources.own_table import Row, impersonal
 from harmonize.sources.sidecars import Sidecar
 from harmonize.sources.volume_files import read_volume_file, stem_of
 from harmonize.terminal import warn
@@ -51,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="CSV",
         help="a row an image (column file) or a person (column subject): modality, age, sex, and labels or whatever "
-        f"else the corpus shall know; default the folder's {PARTICIPANTS}",
+        f"else the corpus shall know; default the {PARTICIPANTS} of the folder and of those in it",
     )
     parser.add_argument(
         "--masks",
@@ -95,7 +96,7 @@ def discover(
     Args:
         root: The folder.
         modality: What all images show that the table says nothing of.
-        table: A user's table; by default BIDS's own beside the images.
+        table: A user's table; by default BIDS's own, of the root and of each data set in it.
         masks: A folder of labels.
 
     Raises:
@@ -111,10 +112,9 @@ def discover(
     names = ValueNames()
     images = _images(seen, names, masks)
     mask_of = pair(images, [_mask_file(path, places, root, masks, names) for path, places in seen.masks], tree)
-    table = table or _participants(root)
-    rows = _rows(images, table, tree)
+    rows = rows_of(images, table, seen.tables, tree)
     kept = impersonal(
-        [(row.subject or image.name.subject, row.values) for image, row in rows], table.name if table else ""
+        [(row.subject or image.name.subject, row.values) for image, row in rows], table.name if table else PARTICIPANTS
     )
     found = []
     for (image, row), values in zip(rows, kept, strict=True):
@@ -200,48 +200,6 @@ def _images(seen: Seen, names: ValueNames, masks: Path | None) -> list[Image]:
 def _mask_file(path: Path, places: Places, root: Path, masks: Path | None, names: ValueNames) -> MaskFile:
     top = masks if masks is not None and path.is_relative_to(masks) else root
     return MaskFile(path=path, places=places, names=names.of(path, top))
-
-
-def _participants(root: Path) -> Path | None:
-    path = root / PARTICIPANTS
-    return path if path.is_file() else None
-
-
-def _rows(images: Iterable[Image], path: Path | None, tree: RawTree) -> list[tuple[Image, Row]]:
-    """What the table says of each image; rows that speak of none are counted."""
-    if path is None:
-        return [(image, Row()) for image in images]
-    table = read_own_table(path, tree)
-    images = list(images)
-    known = _file_names(images) if table.by_file else {}
-    found = [(image, _row_of(image, table, known)) for image in images]
-    tree.count(f"rows of {path.name}", "no image of theirs", len(table.rows.keys() - table.used))
-    silent = sum(row == Row() for _, row in found)
-    if silent:
-        log.warning("%d of %d images have no row in the table", silent, len(images))
-    return found
-
-
-def _file_names(images: Sequence[Image]) -> Mapping[str, list[str]]:
-    """What a table may call each image, by its path: the path, an end of it, the case; no end that others share."""
-    names: dict[str, set[str]] = {}
-    for image in images:
-        path = image.relative[: len(image.relative) - len(suffix_of(image.relative))]
-        parts = path.split("/")
-        for name in {image.case, *("/".join(parts[start:]) for start in range(len(parts)))}:
-            names.setdefault(name, set()).add(image.relative)
-    found: dict[str, list[str]] = {image.relative: [] for image in images}
-    cases = {image.case: None for image in images}
-    for name, owners in sorted(names.items(), key=lambda item: -len(item[0])):
-        for owner in owners if len(owners) == 1 or name in cases else ():
-            found[owner].append(name)
-    return found
-
-
-def _row_of(image: Image, table: OwnTable, known: Mapping[str, list[str]]) -> Row:
-    if table.by_file:
-        return table.of_file(known[image.relative])
-    return table.of_subject(image.name.subject, image.name.session)
 
 
 def _reference(

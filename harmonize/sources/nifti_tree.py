@@ -10,10 +10,9 @@ from harmonize.raw_tree import Folder, RawTree, suffix_of
 from harmonize.sources.bids_sidecars import Sidecars
 from harmonize.sources.nifti_labels import is_mask_name, is_other_mask_name, place_of, places_of_labels
 from harmonize.sources.nifti_masks import DATASET
+from harmonize.sources.nifti_tables import PARTICIPANTS
 from harmonize.sources.volume_files import READ, stem_of
-from harmonize.sources.volume_tree import BIDS, beside_raw, volumes_in
-
-PARTICIPANTS = "participants.tsv"
+from harmonize.sources.volume_tree import BIDS, BesideRaw, volumes_in
 
 _OWN_FILES = frozenset({BIDS, PARTICIPANTS, "participants.json", DATASET})
 
@@ -29,11 +28,13 @@ class Seen:
         masks: Files of labels, with the places (`harmonize.sources.nifti_labels.place_of`) that their images are looked
             for in, the likeliest first.
         sidecars: JSON files about images.
+        tables: BIDS's own, by the folder relative to the root.
     """
 
     images: list[tuple[Folder, tuple[Path, ...]]] = field(default_factory=list)
     masks: list[tuple[Path, Places]] = field(default_factory=list)
     sidecars: Sidecars = field(default_factory=Sidecars)
+    tables: dict[str, Path] = field(default_factory=dict)
 
 
 def look(tree: RawTree, root: Path, masks: Path | None, table: Path | None) -> Seen:
@@ -58,14 +59,15 @@ def look(tree: RawTree, root: Path, masks: Path | None, table: Path | None) -> S
             raise WrongUse(f"--masks {masks}: holds no NIfTI files")
         if masks.is_relative_to(root):
             tree.pass_over(masks)
-    not_raw = beside_raw(root)
+    # A head that was read once raw and once as what was made of it would count as two people.
+    beside_raw = BesideRaw(root, by_subjects=True)
     for folder in tree.folders():
         parts = _parts(folder)
         if masks is not None and folder.path.is_relative_to(masks):
             continue
-        if parts and parts[0] in not_raw:
+        if made := beside_raw.name_of(folder):
             count = sum(suffix_of(name) in READ for name in folder.names)
-            tree.count("images", f"in {parts[0]}/ of a BIDS tree: not raw", count)
+            tree.count("images", f"in {made}/ of a BIDS tree: not raw", count)
             continue
         _sort_in(folder, parts, seen, tree, table)
     return seen
@@ -78,6 +80,8 @@ def _sort_in(folder: Folder, parts: tuple[str, ...], seen: Seen, tree: RawTree, 
     for name in folder.names:
         suffix, stem = suffix_of(name), stem_of(name)
         of_an_image = suffix == ".tsv" and (stem in stems or is_mask_name(stem))
+        if name == PARTICIPANTS:
+            seen.tables[folder.relative] = folder.path / name
         known = of_an_image or name in _OWN_FILES or folder.path / name == table
         if suffix in READ and (beside or is_mask_name(stem)):
             seen.masks.append((folder.path / name, beside or (place_of(parts),)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,10 +13,47 @@ from harmonize.sources.volume_files import HEADERS, PACKED, PARTNERS, READ, stem
 BIDS = "dataset_description.json"
 """At the root of a BIDS tree."""
 
+MADE = frozenset({"derivatives", "sourcedata", "code", "stimuli"})
+"""Folders of a BIDS tree that hold what was made of the raw images, or what these were made of."""
 
-def beside_raw(root: Path) -> tuple[str, ...]:
-    """The folders at the top of a tree that hold no raw images: of a BIDS tree those for what was made of them."""
-    return ("derivatives", "sourcedata", "code", "stimuli") if (root / BIDS).is_file() else ()
+
+class BesideRaw:
+    """Tells which folders of a tree hold no raw images: those for what was made, of each BIDS tree in it.
+
+    There may be many BIDS trees in one folder.
+
+    Args:
+        root: Of the tree.
+        by_subjects: Whether folders of subjects show a BIDS tree, too, and not only its description.
+    """
+
+    def __init__(self, root: Path, *, by_subjects: bool) -> None:
+        self._root, self._by_subjects = root, by_subjects
+        self._known: dict[str, bool] = {}
+
+    def name_of(self, folder: Folder) -> str | None:
+        """The folder for what was made that a folder is or lies in, or None where it may hold raw images."""
+        parts = folder.relative.split("/")
+        for depth, part in enumerate(parts):
+            if part in MADE and self._is_bids("/".join(parts[:depth])):
+                return part
+        return None
+
+    def _is_bids(self, relative: str) -> bool:
+        if relative not in self._known:
+            self._known[relative] = _is_bids(self._root / relative, by_subjects=self._by_subjects)
+        return self._known[relative]
+
+
+def _is_bids(folder: Path, *, by_subjects: bool) -> bool:
+    try:
+        if not by_subjects:
+            return (folder / BIDS).is_file()
+        with os.scandir(folder) as entries:
+            return any(entry.name == BIDS or (entry.name.startswith("sub-") and entry.is_dir()) for entry in entries)
+    except OSError:
+        # Whoever walks the tree says so.
+        return False
 
 
 def volumes_in(tree: RawTree, folder: Folder, names: Iterable[str]) -> Iterator[tuple[Path, ...]]:
