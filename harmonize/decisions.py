@@ -138,6 +138,7 @@ class DecisionKind(Enum):
     ANATOMY_MISSES = "the anatomy mask misses the image; the foreground was found by threshold"
     DEFACE_EMPTY = "the deface mask marks nothing of the image: nothing was removed"
     PNG_RUN = "slices {first:03d} to {last:03d}, spacing from the table"
+    SPACING_OF_OTHER_SIZE = "pictures of {found} pixels, not {said} as the table says: its spacing times {times:.4g}"
     ORIGIN_UNKNOWN = "origin unknown, set to 0"
     CLIPPED_ABOVE = "{count:d} voxels above {high:d} HU were clipped"
     SLICES_TWICE = "{count:d} slice numbers stand on several files: the name of three digits is taken"

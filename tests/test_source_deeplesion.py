@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from harmonize.decisions import DecisionKind, kind_of
 from harmonize.errors import Reason, Rejection, UserError
 from harmonize.scan import LeftOut, ScanRef
 from harmonize.sources import deeplesion, references
@@ -22,10 +23,10 @@ HEADER = (
 )
 
 
-def line(series: str, key: int, first: int, last: int, spacing: str = "0.5, 0.5, 5") -> str:
+def line(series: str, key: int, first: int, last: int, spacing: str = "0.5, 0.5, 5", size: str = "8, 6") -> str:
     return (
         f'{series}_{key:03d}.png,1,1,1,{key},"1, 2","1, 2, 3, 4","11.9, 5.1","0.4, 0.2, 0.4",3,0,"{first}, {last}",'
-        f'"{spacing}","512, 512","-175, 275",F,62,3'
+        f'"{spacing}","{size}","-175, 275",F,62,3'
     )
 
 
@@ -94,6 +95,59 @@ def test_slices_that_two_spacings_claim_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Rejection) as caught:
         deeplesion.load(ref)
     assert caught.value.reason == Reason.MIXED_GEOMETRY
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing"),
+    [
+        ("6, 8", [0.5, 0.5, 5]), ("", [0.5, 0.5, 5]), ("n/a", [0.5, 0.5, 5]), ("16, 12", [1, 1, 5]),
+        ("4, 3", [0.25, 0.25, 5]),
+    ],
+)  # fmt: skip
+def test_pictures_of_another_size_than_the_table_says_show_the_same_field_of_view(
+    tmp_path: Path, size: str, spacing: list[float]
+) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    table(tmp_path, line("000001_01_01", 2, 1, 3, size=size))
+    (ref,) = deeplesion.discover(tmp_path)
+    scan = deeplesion.load(ref)
+    assert np.allclose(np.abs(np.diagonal(scan.affine)[:3]), spacing)
+    told = [kind_of(text) for text in scan.decisions]
+    assert (DecisionKind.SPACING_OF_OTHER_SIZE in told) == (spacing[0] != 0.5)
+
+
+@pytest.mark.parametrize("sizes", [("512, 512",), ("16, 12", "32, 24")])
+def test_pictures_that_were_cut_have_no_known_spacing(tmp_path: Path, sizes: tuple[str, ...]) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    table(tmp_path, *(line("000001_01_01", 2, 1, 3, size=size) for size in sizes))
+    (ref,) = deeplesion.discover(tmp_path)
+    with pytest.raises(Rejection) as caught:
+        deeplesion.load(ref)
+    assert caught.value.reason == Reason.BAD_GEOMETRY
+
+
+def test_a_size_that_is_true_changes_nothing_that_a_corpus_knows_a_scan_by(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    found = []
+    for size in ("", "8, 6"):
+        table(tmp_path, line("000001_01_01", 2, 1, 3, size=size))
+        found += deeplesion.discover(tmp_path)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["000001_01_01/002.png", "Images_png/000001_01_01/002.png", "000001_01_01_002.png"])
+def test_rows_are_read_by_the_files_path_and_with_turned_ranges(tmp_path: Path, name: str) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    table(tmp_path, line("000001_01_01", 2, 3, 1).replace("000001_01_01_002.png", name))
+    (ref,) = deeplesion.discover(tmp_path)
+    assert spacing_of(ref) == [0.5, 0.5, 5]
+
+
+def test_rows_that_name_no_series_are_counted_as_such(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    table(tmp_path, line("lesion", 2, 1, 3))
+    _, left = deeplesion.discover(tmp_path)
+    assert left == LeftOut(what="rows of DL_info.csv", why="their File_name names no series")
 
 
 def test_padding_and_metal_are_clipped_and_counted(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from harmonize.errors import Reason, Rejection
 from harmonize.limits import check_claim
 from harmonize.raw_tree import Folder, RawTree, suffix_of
 from harmonize.scan import AIR_HU, HU, LeftOut, Scan, ScanRef, annotations_of, raise_if_rejected
+from harmonize.sources.deeplesion_spacing import Size, contradicts, for_size, one_spacing, size_of, size_of_png
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
 
 TABLE, IMAGES = "DL_info.csv", "Images_png"
 NEEDED = ("File_name", "Slice_range", "Spacing_mm_px_")
-WANTED = ("Patient_gender", "Patient_age")
+WANTED = ("Image_size", "Patient_gender", "Patient_age")
 
 HU_OFFSET = 32768
 """HU = pixel value - 32768, says the data set's README."""
@@ -34,9 +35,12 @@ MAX_SIDE = 4096
 DEPTH_16_MODES = ("I;16", "I;16B", "I")
 SUFFIX = ".png"
 _SERIES = re.compile(r"[0-9]{6}_[0-9]{2}_[0-9]{2}")
-_SLICE = re.compile(r"[0-9]{1,5}")
+_FILE_NAME = re.compile(rf"(?:.*[/\\])?({_SERIES.pattern})[_/\\][^_/\\]*")
+"""Of the table: ``000001_01_01_109.png``, or the file's own path."""
 
-Spacing = tuple[float, float, float]
+_SLICE = re.compile(r"[0-9]{1,5}")
+_LONGEST = 9
+"""Digits of a slice number that are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,7 @@ class _Row:
     first: int
     last: int
     spacing: str
+    size: Size | None
     age: float | None
     sex: str | None
     notes: tuple[Decision, ...]
@@ -85,24 +90,27 @@ def load(ref: ScanRef) -> Scan:
     """Read one run: rows go to posterior, columns to left, slices from head to feet.
 
     Raises:
-        Rejection: A slice is damaged or of another size, or the table gives no single spacing.
+        Rejection: A slice is damaged or of another size, or the table gives no single spacing, or one for others.
     """
     raise_if_rejected(ref)
     first, last = ref.paths[0].stem, ref.paths[-1].stem
-    spacing = _one_spacing(ref.meta["spacings"])
+    spacing = one_spacing(ref.meta["spacings"])
+    other_sizes = cast(tuple[Size, ...], ref.meta.get("other_sizes", ()))
+    resized: list[Decision] = []
     slices_ZYX: NDArray[np.int16] | None = None
     low, high = HU_RANGE
     padding = clipped = 0
     for index, path in enumerate(ref.paths):
         pixels = _read(path, len(ref.paths), None if slices_ZYX is None else slices_ZYX.shape[1:])
         if slices_ZYX is None:
+            spacing, resized = for_size(spacing, other_sizes, (pixels.shape[1], pixels.shape[0]))
             slices_ZYX = np.empty((len(ref.paths), *pixels.shape), dtype=np.int16)
         slices_ZYX[index] = (pixels.astype(np.int32) - HU_OFFSET).astype(np.int16)
         padding += int((slices_ZYX[index] < low).sum())
         clipped += int((slices_ZYX[index] > high).sum())
     if slices_ZYX is None:
         raise Rejection(Reason.EMPTY, "no slices")
-    decisions = [DecisionKind.PNG_RUN(first=int(first), last=int(last)), DecisionKind.ORIGIN_UNKNOWN()]
+    decisions = [DecisionKind.PNG_RUN(first=int(first), last=int(last)), *resized, DecisionKind.ORIGIN_UNKNOWN()]
     if padding:
         decisions.append(DecisionKind.PADDING_SET(count=padding, value=low))
     if clipped:
@@ -126,24 +134,27 @@ def _rows(root: Path, tree: RawTree) -> dict[str, list[_Row]]:
         raise nothing_found("deeplesion", root, lacking=f"{TABLE} beside {IMAGES}/, which holds the spacings")
     table = read_table(path, NEEDED, WANTED)
     found: dict[str, list[_Row]] = {}
-    unusable = 0
+    nameless = unusable = 0
     for row in table.rows:
-        series, _, _ = row["File_name"].strip().rpartition("_")
-        limits = re.findall(r"[0-9]+", row["Slice_range"])
-        if len(limits) != 2 or not series:
-            unusable += 1
+        series = _FILE_NAME.fullmatch(row["File_name"].strip())
+        limits = sorted(int(text[:_LONGEST]) for text in re.findall(r"[0-9]+", row["Slice_range"]))
+        if len(limits) != 2 or series is None:
+            unusable += len(limits) != 2
+            nameless += len(limits) == 2
             continue
         (age, odd_age), (sex, odd_sex) = age_of(row["Patient_age"]), sex_of(row["Patient_gender"])
         entry = _Row(
-            first=int(limits[0]),
-            last=int(limits[1]),
+            first=limits[0],
+            last=limits[1],
             spacing=row["Spacing_mm_px_"],
+            size=size_of(row["Image_size"]),
             age=age,
             sex=sex,
             notes=(*odd_age, *odd_sex),
         )
-        found.setdefault(series, []).append(entry)
+        found.setdefault(series[1], []).append(entry)
     tree.count(f"rows of {TABLE}", "their Slice_range is not two numbers", unusable)
+    tree.count(f"rows of {TABLE}", "their File_name names no series", nameless)
     tree.count(f"rows of {TABLE}", "damaged", table.damaged)
     return found
 
@@ -210,6 +221,10 @@ def _reference(tree: RawTree, folder: Folder, run: Mapping[int, list[str]], rows
         "spacings": tuple(sorted({row.spacing for row in speaking})),
         "notes": tuple(dict.fromkeys(notes)),
     }
+    sizes = tuple(sorted({row.size for row in speaking if row.size is not None}))
+    if contradicts(sizes, size_of_png(folder.path / run[first][0])):
+        # Only then, so that a corpus of an earlier version is not made again where nothing is amiss.
+        meta["other_sizes"] = sizes
     twice = Rejection(Reason.REPEATED_POSITIONS, "a slice number stands on several files") if None in files else None
     taken = {file for file in files if file is not None}
     for names in run.values():
@@ -235,25 +250,6 @@ def _slice_name(number: int, names: list[str]) -> tuple[str | None, bool]:
     if len(names) == 1:
         return names[0], False
     return next((name for name in names if name == f"{number:03d}{SUFFIX}"), None), True
-
-
-def _one_spacing(spacings: object) -> Spacing:
-    if not isinstance(spacings, tuple) or not spacings:
-        raise Rejection(Reason.MISSING_METADATA, "no row of the table covers these slices, so their spacing is unknown")
-    parsed = {_parse_spacing(text) for text in spacings}
-    if len(parsed) > 1:
-        raise Rejection(Reason.MIXED_GEOMETRY, "the table gives these slices several spacings")
-    return parsed.pop()
-
-
-def _parse_spacing(text: str) -> Spacing:
-    try:
-        x, y, z = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise Rejection(Reason.MISSING_METADATA, "the table's spacing is not three numbers") from error
-    if not all(np.isfinite(mm) and mm > 0 for mm in (x, y, z)):
-        raise Rejection(Reason.BAD_GEOMETRY, "the table's spacing is not positive")
-    return x, y, z
 
 
 def _read(path: Path, slices: int, shape: tuple[int, ...] | None) -> NDArray[np.uint16]:
