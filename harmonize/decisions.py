@@ -122,6 +122,7 @@ class DecisionKind(Enum):
     NO_LABELS = "no labels: {why}"
     POINT_WITHOUT_LABEL = "train_localizers.csv has a point ({location}) where train.csv has none"
     LOCALIZER_UNREADABLE = "localizer dropped: its coordinates or location cannot be read"
+    LOCATIONS_CONTRADICTED = "location.txt contradicts the {other}, {why}: {taken}"
     LOCALIZER_DROPPED = "localizer dropped ({location}): {why}"
     VESSELS_DROPPED = "mask dropped: {why}"
     ANATOMY_USED = "anatomy mask used"

@@ -53,7 +53,7 @@ COIL = (slice(30, 34), slice(10, 12), slice(15, 17))
 def raw(tmp_path: Path) -> Path:
     root = tmp_path / "adam"
     case(root, "10001B", location="11.5, 21.5, 8.5, 2.25\n", marks={1: BALL})
-    case(root, "10001F", location="11, 21, 8, 3, 1\n 31.5,10.5,15.5,1\n", marks={1: BALL, 2: COIL})
+    case(root, "10001F", location="11, 21, 8, 3, 1\n 11.5,30.5,8.5,1\n", marks={1: BALL, 2: COIL})
     case(root, "10002", location="who knows\n", marks={1: BALL}, folders=("pre",))
     case(root, "20001", location="", marks={})
     case(root, "20002", location=None)
@@ -100,6 +100,31 @@ def test_what_is_not_taken_is_counted(raw: Path) -> None:
     assert sum(one.count for one in left if "structural" in one.why) == 9
     assert sum(one.count for one in left if "orig/ is read" in one.why) == 4
     assert sum(one.count for one in left if one.what == ".txt") == 1
+
+
+@pytest.mark.parametrize(
+    ("location", "marks", "labels", "why"),
+    [
+        ("", {1: BALL}, ["aneurysm"], "mask, which marks an aneurysm at none of its places: the places of the mask"),
+        ("31, 40, 20, 2\n", {1: BALL}, ["aneurysm"], "mask, which marks an aneurysm at none of its places"),
+        ("31.5, 10.5, 15.5, 1\n", {2: COIL}, ["treated aneurysm"], "mask, which marks an aneurysm as treated"),
+        ("11.5, 21.5, 8.5, 2\n400, 21, 8, 2\n", {1: BALL}, ["aneurysm"], "image, which ends before a place"),
+        ("400, 21, 8, 2\n", None, [], "image, which ends before a place: its places are left out"),
+        ("11.5, 21.5, 8.5, 2\n", {}, ["aneurysm"], "mask, which marks no aneurysm: its places are taken"),
+    ],
+)
+def test_a_text_that_image_or_mask_contradict_is_said_and_the_mask_is_believed(
+    tmp_path: Path, location: str, marks: dict[int, tuple[slice, ...]] | None, labels: list[str], why: str
+) -> None:
+    case(tmp_path, "10001", location=location, marks=marks)
+    (ref,) = sources.references("adam", tmp_path)
+    scan = sources.get("adam").load(ref)
+    assert [point.label for point in scan.annotations.points] == labels
+    (told,) = (text for text in scan.decisions if text.startswith("location.txt contradicts the "))
+    assert why in told
+    for point in scan.annotations.points:
+        place = COIL if point.label == "treated aneurysm" else BALL
+        np.testing.assert_allclose(point.xyz_mm, mm(*((one.start + one.stop - 1) / 2 for one in place)), atol=0.5)
 
 
 def test_a_corpus_keeps_points_diameters_and_masks(raw: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from harmonize.decisions import DecisionKind
+from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import Reason, Rejection
+from harmonize.nifti import NiftiVolume
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of
 from harmonize.scan import ARBITRARY, Annotations, LeftOut, Mask, Point, Scan, ScanRef, raise_if_rejected
 from harmonize.sources.first_look import check_root, nothing_found
@@ -28,8 +29,12 @@ MASK, LOCATIONS = "aneurysms", "location.txt"
 UNTREATED, TREATED = "aneurysm", "treated aneurysm"
 """Labels of points: what is to be found, and what the challenge ignores."""
 
-VALUES = {1: UNTREATED, 2: TREATED}
+_UNTREATED_VALUE, _TREATED_VALUE = 1, 2
+VALUES = {_UNTREATED_VALUE: UNTREATED, _TREATED_VALUE: TREATED}
 """Of the masks."""
+
+_APART_MM = 5.0
+"""A piece of a mask that lies further from each place of the text is another aneurysm."""
 
 LARGEST_TEXT = 65536
 LARGEST_RADIUS_MM = 100.0
@@ -83,8 +88,8 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
 def load(ref: ScanRef) -> Scan:
     """Read a TOF-MRA with its mask, and its aneurysms as points with diameters in mm.
 
-    Untreated ones are those of ``location.txt``, or of the mask where that file is missing or damaged; treated ones
-    those of the mask.
+    Untreated ones are those of ``location.txt``, or of the mask where that file is missing, damaged or contradicted;
+    treated ones those of the mask.
 
     Raises:
         Rejection: See `harmonize.nifti.read_nifti`.
@@ -101,9 +106,12 @@ def load(ref: ScanRef) -> Scan:
         told = read_locations(text, image.affine if mask is None else mask.affine)
     if told is None and (mask is None or isinstance(text, Path)):
         decisions.append(DecisionKind.LOCALIZER_UNREADABLE())
-    points = told if told is not None else ([] if mask is None else _components(mask, 1))
+    elif told is not None:
+        told, contradicted = _believed(told, image, mask)
+        decisions += contradicted
+    points = told if told is not None else ([] if mask is None else _components(mask, _UNTREATED_VALUE))
     if mask is not None:
-        points = [*points, *_components(mask, 2)]
+        points = [*points, *_components(mask, _TREATED_VALUE)]
     return Scan(
         voxels_XYZ=image.voxels_XYZ,
         affine=image.affine,
@@ -145,6 +153,45 @@ def read_locations(path: Path, affine: NDArray[np.float64]) -> list[Point] | Non
             return None
         points.append(_point(UNTREATED, affine @ np.array([x, y, z, 1.0]), radius))
     return points
+
+
+def _believed(told: list[Point], image: NiftiVolume, mask: Mask | None) -> tuple[list[Point] | None, list[Decision]]:
+    """The places of a case's text, or None where they cannot be true by its image and mask; and what was decided."""
+    said = DecisionKind.LOCATIONS_CONTRADICTED
+    taken = "its places are left out" if mask is None else "the places of the mask are taken"
+    if any(not _within(point, image) for point in told):
+        return None, [said(other="image", why="which ends before a place", taken=taken)]
+    if mask is None:
+        return told, []
+    if any(_value_at(mask, point) == _TREATED_VALUE for point in told):
+        return None, [said(other="mask", why="which marks an aneurysm as treated", taken=taken)]
+    marked = _components(mask, _UNTREATED_VALUE)
+    if any(_is_unnamed(one, told) for one in marked):
+        return None, [said(other="mask", why="which marks an aneurysm at none of its places", taken=taken)]
+    # A sac may be too small for the mask's voxels.
+    nothing = said(other="mask", why="which marks no aneurysm", taken="its places are taken")
+    return told, [nothing] if told and not marked else []
+
+
+def _within(point: Point, image: NiftiVolume) -> bool:
+    """Whether a place lies in an image; where voxels are counted from one the last are a voxel beyond."""
+    index = np.linalg.inv(image.affine) @ np.array([*point.xyz_mm, 1.0])
+    return bool(((index[:3] >= -1.5) & (index[:3] <= np.array(image.voxels_XYZ.shape) + 0.5)).all())
+
+
+def _value_at(mask: Mask, point: Point) -> int:
+    """The value of the voxel that a place lies in; 0 outside of the mask."""
+    index = np.rint(np.linalg.inv(mask.affine) @ np.array([*point.xyz_mm, 1.0]))[:3].astype(int)
+    inside = bool(((index >= 0) & (index < np.array(mask.labels_XYZ.shape))).all())
+    return int(mask.labels_XYZ[tuple(index)]) if inside else 0
+
+
+def _is_unnamed(marked: Point, told: list[Point]) -> bool:
+    """Whether what a mask marks lies apart from all places of the text, further than a piece of one of these may."""
+    return all(
+        math.dist(marked.xyz_mm, point.xyz_mm) > ((marked.diameter_mm or 0) + (point.diameter_mm or 0)) / 2 + _APART_MM
+        for point in told
+    )
 
 
 def _components(mask: Mask, value: int) -> list[Point]:
