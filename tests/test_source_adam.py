@@ -127,6 +127,14 @@ def test_a_text_that_image_or_mask_contradict_is_said_and_the_mask_is_believed(
         np.testing.assert_allclose(point.xyz_mm, mm(*((one.start + one.stop - 1) / 2 for one in place)), atol=0.5)
 
 
+@pytest.mark.parametrize("name", ["orig/tof.nii.gz", "TOF.nii.gz", "raw/TOF.nii"])
+def test_an_image_in_another_place_is_told_where_it_belongs(raw: Path, name: str) -> None:
+    save(raw / "30001" / name, np.ones(SHAPE, dtype=np.int16))
+    refused = {ref.key: ref.rejection for ref in sources.references("adam", raw) if ref.rejection}
+    assert list(refused) == [f"30001/{name}"]
+    assert "orig/TOF or pre/TOF" in str(refused[f"30001/{name}"])
+
+
 def test_a_corpus_keeps_points_diameters_and_masks(raw: Path, tmp_path: Path) -> None:
     assert main(["adam", str(raw), "--out", str(tmp_path / "corpus")]) == 0
     scans = Corpus.open(tmp_path / "corpus").scans

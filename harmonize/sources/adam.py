@@ -36,6 +36,11 @@ VALUES = {_UNTREATED_VALUE: UNTREATED, _TREATED_VALUE: TREATED}
 _APART_MM = 5.0
 """A piece of a mask that lies further from each place of the text is another aneurysm."""
 
+_ELSEWHERE = (
+    f"no image of a case by its name and place: that is {FOLDERS[0]}/{IMAGE} or {FOLDERS[1]}/{IMAGE} in the case's "
+    f"folder, or {MASK} beside these, each .nii or .nii.gz"
+)
+
 LARGEST_TEXT = 65536
 LARGEST_RADIUS_MM = 100.0
 _CASE = re.compile(r"(\d{5})[A-Z]?")
@@ -69,6 +74,8 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
                 cases.setdefault(case, {})[LOCATIONS] = path
             elif is_volume and within and stem.startswith("struct"):
                 tree.leave(name, "a structural image, of which no aneurysm is marked")
+            elif is_volume:
+                tree.reject(path, Reason.MISSING_METADATA, _ELSEWHERE)
             else:
                 tree.dismiss(path, "no part of a case")
     found = 0
