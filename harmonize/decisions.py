@@ -90,6 +90,10 @@ class DecisionKind(Enum):
     PRIVATE_SCALE_UNDONE = "a private scale slope that differs between the slices was taken out"
     PHOTOMETRIC_ASSUMED = "PhotometricInterpretation is missing: taken as MONOCHROME2"
     HU_BY_AIR = "{doubt}: taken as HU, since air lies at about -1000"
+    HU_AS_STORED = (
+        "the rescale slope and intercept were not applied: air and soft tissue lie at -1000 and 0 HU as they are "
+        "stored, and not once rescaled"
+    )
     HU_BY_SIGN = (
         "rescale slope and intercept are missing: taken as HU, since the pixels are signed and no tissue lies at 1024"
     )

@@ -179,7 +179,7 @@ def load_volume(volume: DicomVolume, *, estimate: Estimator | None = None) -> Sc
         raise Rejection(Reason.MISSING_FILE, "a file of the series has gone") from error
     except OSError as error:
         raise Rejection(Reason.IO_ERROR, f"a file of the series cannot be read: {error.strerror}") from error
-    voxels_ZYX, unit, understood = settle_units(voxels_ZYX, frames, stated=stated)
+    voxels_ZYX, unit, understood = settle_units(voxels_ZYX, frames, stated=stated, read=read_some)
     seen = estimate(voxels_ZYX, unit) if estimate is not None and frames[0].unsaid else None
     if seen is not None:
         order = frames

@@ -1,11 +1,13 @@
 """Make sure that values are what their label says: a CT in Hounsfield units, a PET in Bq/ml, an MR dark in air.
 
-Nothing is computed for a CT whose header gives slope and intercept, and leaves nothing open.
+Nothing is computed for a CT whose header gives slope and intercept, and leaves nothing open, once its values show air
+and soft tissue where these lie in HU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.headers import Frame
+from harmonize.dicom.meaning import Meaning
 from harmonize.errors import Reason, Rejection
 from harmonize.scan import ACTIVITY, AIR_HU, ARBITRARY, HU
 
@@ -32,6 +35,9 @@ TISSUE_SHARE, TISSUE_SHARE_UNSIGNED = 0.05, 0.01
 MIN_SPAN_HU = 1000.0
 """What cannot hold both air and water is no CT in HU: eight bits of a window, a map with a small slope."""
 
+_LOOKED_AT = 16
+"""So many slices are read as they are stored where the rescaled ones show no head."""
+
 _SMALL = 1 << 20
 _CLEAR_SHARE = 0.1
 """Of the range of an MR: by so much the air around a head has to differ from its middle."""
@@ -46,8 +52,12 @@ class Evidence(Enum):
     NOTHING = auto()
 
 
+ReadPictures = Callable[[Sequence[Frame]], "NDArray[Any] | None"]
+"""Reads the rescaled values of a few pictures, or gives None where they cannot be read."""
+
+
 def settle_units(
-    voxels_ZYX: NDArray[Any], frames: Sequence[Frame], *, stated: bool
+    voxels_ZYX: NDArray[Any], frames: Sequence[Frame], *, stated: bool, read: ReadPictures
 ) -> tuple[NDArray[Any], str, list[Decision]]:
     """Bring values into the unit that is said of them.
 
@@ -55,6 +65,7 @@ def settle_units(
         voxels_ZYX: The rescaled values of a volume; may be changed.
         frames: Its pictures, with settled slopes and intercepts.
         stated: The headers give a rescale intercept.
+        read: Reads pictures of a CT again, should their rescaling be in doubt.
 
     Returns:
         (values, their unit, what was decided).
@@ -70,12 +81,14 @@ def settle_units(
     if modality == "CT":
         _check_span(frames)
         as_stored = all((frame.meaning.slope, frame.meaning.intercept) == (1, 0) for frame in frames)
-        if as_stored or _doubt(frames, stated):
-            voxels_ZYX, noted = _in_hounsfield(voxels_ZYX, frames, stated, as_stored)
-            decisions += noted
-        return voxels_ZYX, HU, decisions
+        if not as_stored and not _shows_head(voxels_ZYX, TISSUE_SHARE_UNSIGNED):
+            stored_ZYX = _in_hounsfield_as_stored(frames, read)
+            if stored_ZYX is not None:
+                return stored_ZYX, HU, [*decisions, DecisionKind.HU_AS_STORED()]
+        voxels_ZYX, noted = _in_hounsfield(voxels_ZYX, frames, stated, as_stored)
+        return voxels_ZYX, HU, decisions + noted
     if inverted == {True, False}:
-        raise Rejection(Reason.BAD_INTENSITY, "MONOCHROME1 (the least value is white) in some slices only")
+        raise _INVERTED_IN_SOME
     if True in inverted:
         voxels_ZYX, turned = _dark_in_air(voxels_ZYX, modality)
         decisions.append(turned)
@@ -86,6 +99,8 @@ def settle_units(
 
 
 _NO_RESCALE = "rescale slope and intercept are missing"
+_INVERTED = "MONOCHROME1 (the least value is white)"
+_INVERTED_IN_SOME = Rejection(Reason.BAD_INTENSITY, f"{_INVERTED} in some slices only")
 
 
 def hounsfield_evidence(voxels_ZYX: NDArray[Any]) -> Evidence:
@@ -106,13 +121,53 @@ def _share(values: NDArray[Any], limits: tuple[float, float]) -> float:
     return float(np.count_nonzero((values >= limits[0]) & (values <= limits[1])) / values.size)
 
 
-def _doubt(frames: Sequence[Frame], stated: bool) -> str:
-    """Why the values of a CT may not be in HU; empty where the header leaves nothing open."""
-    if any(frame.meaning.doubtful for frame in frames):
+def _shows_head(values: NDArray[Any], tissue_share: float) -> bool:
+    """Whether air and so much soft tissue lie where they do in HU, and little between them."""
+    sample = values if values.size < _SMALL else values[::2, ::4, ::4]
+    air = _share(sample, AIR_RANGE) - np.count_nonzero(sample == AIR_HU) / sample.size
+    tissue, few = (
+        _share(sample, (low + AIR_HU, high + AIR_HU)) for low, high in (TISSUE_WITHOUT_INTERCEPT, FEW_WITHOUT_INTERCEPT)
+    )
+    return bool(air >= AIR_SHARE and tissue >= max(tissue_share, 2 * few))
+
+
+def _in_hounsfield_as_stored(frames: Sequence[Frame], read: ReadPictures) -> NDArray[Any] | None:
+    """The values of a CT as they are stored where these show a head in HU, as the rescaled ones do not; else None.
+
+    Tools that rescale pictures may leave the tags as they were. A CT without air, or of a small part of a head, shows
+    nothing either way and stays as its header says.
+
+    Raises:
+        Rejection: They would be HU with another intercept than the header's.
+    """
+    bare = [replace(frame, meaning=replace(frame.meaning, slope=1.0, intercept=0.0)) for frame in frames]
+    some_ZYX = read(bare[:: -(-len(bare) // _LOOKED_AT)])
+    if some_ZYX is None:
+        return None
+    if _shows_head(some_ZYX, TISSUE_SHARE):
+        return read(bare)
+    if any(_doubt(frame, stated=True) or _is_usual(frame.meaning) for frame in frames):
+        return None
+    if _shows_head(some_ZYX.astype(np.float32) + AIR_HU, TISSUE_SHARE):
+        raise Rejection(
+            Reason.UNSUPPORTED_UNIT,
+            "the rescale slope and intercept put neither air nor soft tissue where they lie in HU, and -1024 would",
+        )
+    return None
+
+
+def _is_usual(meaning: Meaning) -> bool:
+    low, high = AIR_RANGE
+    return meaning.slope == 1 and low <= (meaning.intercept or 0.0) <= high
+
+
+def _doubt(frame: Frame, stated: bool) -> str:
+    """Why the values of a slice of a CT may not be in HU; empty where the header leaves nothing open."""
+    if frame.meaning.doubtful:
         return "RescaleType does not say HU"
-    if any(frame.header.pixels.inverted for frame in frames):
-        return "MONOCHROME1 (the least value is white)"
-    if any((frame.meaning.slope or 0.0) < 0 for frame in frames):
+    if frame.header.pixels.inverted:
+        return _INVERTED
+    if (frame.meaning.slope or 0.0) < 0:
         return "the rescale slope is negative"
     return "" if stated else _NO_RESCALE
 
@@ -120,19 +175,33 @@ def _doubt(frames: Sequence[Frame], stated: bool) -> str:
 def _in_hounsfield(
     voxels_ZYX: NDArray[Any], frames: Sequence[Frame], stated: bool, as_stored: bool
 ) -> tuple[NDArray[Any], list[Decision]]:
-    doubt, evidence = _doubt(frames, stated), hounsfield_evidence(voxels_ZYX)
-    if evidence is Evidence.INTERCEPT_LOST and as_stored:
+    doubts = [_doubt(frame, stated) for frame in frames]
+    found = dict.fromkeys(doubts)
+    if not as_stored and not any(found):
+        return voxels_ZYX, []
+    # Each kind of slices has to show it by itself: the air of the sound ones says nothing about the others.
+    evidences = {
+        doubt: hounsfield_evidence(
+            voxels_ZYX if len(found) == 1 else voxels_ZYX[np.array([own == doubt for own in doubts])]
+        )
+        for doubt in found
+    }
+    if as_stored and set(evidences.values()) == {Evidence.INTERCEPT_LOST}:
         voxels_ZYX += voxels_ZYX.dtype.type(AIR_HU)
         np.maximum(voxels_ZYX, AIR_HU, out=voxels_ZYX)
         why = "soft tissue is stored as about 1024"
         return voxels_ZYX, [DecisionKind.INTERCEPT_ASSUMED(intercept=AIR_HU, why=why)]
-    if doubt and evidence is Evidence.HOUNSFIELD:
-        return voxels_ZYX, [DecisionKind.HU_BY_AIR(doubt=doubt)]
+    return voxels_ZYX, [_decided(doubt, evidence, frames) for doubt, evidence in evidences.items() if doubt]
+
+
+def _decided(doubt: str, evidence: Evidence, frames: Sequence[Frame]) -> Decision:
+    if evidence is Evidence.HOUNSFIELD:
+        return DecisionKind.HU_BY_AIR(doubt=doubt)
     if doubt == _NO_RESCALE and evidence is Evidence.NOTHING and _is_signed(frames):
-        return voxels_ZYX, [DecisionKind.HU_BY_SIGN()]
-    if doubt:
-        raise Rejection(Reason.UNSUPPORTED_UNIT, f"{doubt}, and the values do not show that they are HU")
-    return voxels_ZYX, []
+        return DecisionKind.HU_BY_SIGN()
+    if doubt == _INVERTED and not all(frame.header.pixels.inverted for frame in frames):
+        raise _INVERTED_IN_SOME
+    raise Rejection(Reason.UNSUPPORTED_UNIT, f"{doubt}, and the values do not show that they are HU")
 
 
 def _is_signed(frames: Sequence[Frame]) -> bool:

@@ -1,0 +1,80 @@
+"""A CT is in Hounsfield units, or is refused: headers that say one thing of values that plainly are another.
+
+The made-up head and its helpers are those of `test_dicom_meaning`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_dicom_meaning import (
+    BRAIN,
+    SIDE,
+    SLICES,
+    assert_head,
+    head_hu,
+    invert,
+    label_only,
+    read,
+    rejection,
+    said,
+    store,
+    stored,
+    write,
+    zoomed,
+)
+
+from harmonize.errors import Reason
+
+
+def already_rescaled(dataset, k):
+    """In HU, by a tool that left the rescale tags as they were."""
+    store(dataset, head_hu(noise=5, seed=k))
+
+
+def test_a_ct_that_was_rescaled_before_and_kept_its_tags_is_taken_as_it_is_stored(tmp_path):
+    scan = read(write(tmp_path, already_rescaled))
+    expected = np.stack([head_hu(noise=5, seed=k).T for k in range(SLICES)], -1)
+    np.testing.assert_array_equal(scan.voxels_XYZ, expected)
+    assert "were not applied" in said(scan)
+
+
+@pytest.mark.parametrize("intercept", [-1, 300, 1000])
+def test_a_ct_that_its_intercept_makes_no_head_in_hounsfield_units_is_refused(tmp_path, intercept):
+    fault = rejection(write(tmp_path, lambda dataset, k: setattr(dataset, "RescaleIntercept", intercept)))
+    assert fault.reason is Reason.UNSUPPORTED_UNIT
+    assert "intercept" in fault.message
+
+
+@pytest.mark.parametrize("intercept", [-1024, -1000, -8192])
+@pytest.mark.parametrize("padding", [None, -2000, -1000])
+def test_a_ct_without_air_stays_as_its_header_says(tmp_path, intercept, padding):
+    def edit(dataset, k):
+        store(dataset, head_hu() - intercept)
+        zoomed(dataset)
+        if padding is not None:
+            values = stored(dataset)
+            values[:4] = padding
+            store(dataset, values)
+
+    scan = read(write(tmp_path, edit, intercept=intercept))
+    assert scan.voxels_XYZ[SIDE // 2, SIDE // 2].tolist() == [BRAIN] * SLICES
+    assert "rescale" not in said(scan)
+
+
+def in_some(change, those):
+    return lambda dataset, k: change(dataset, k) if k in those else None
+
+
+@pytest.mark.parametrize("those", [range(SLICES // 2), range(1, SLICES, 3)])
+def test_inverted_slices_of_a_ct_are_not_believed_for_the_air_of_the_others(tmp_path, those):
+    fault = rejection(write(tmp_path, in_some(invert, those)))
+    assert fault.reason is Reason.BAD_INTENSITY
+    assert "MONOCHROME1" in fault.message
+    assert "some slices" in fault.message
+
+
+def test_slices_of_a_ct_that_are_only_called_inverted_are_in_hounsfield_units_by_their_own_air(tmp_path):
+    scan = read(write(tmp_path, in_some(label_only, range(SLICES // 2))))
+    assert_head(scan)
+    assert "MONOCHROME1" in said(scan)
