@@ -78,3 +78,43 @@ def test_slices_of_a_ct_that_are_only_called_inverted_are_in_hounsfield_units_by
     scan = read(write(tmp_path, in_some(label_only, range(SLICES // 2))))
     assert_head(scan)
     assert "MONOCHROME1" in said(scan)
+
+
+# --- maps of something else
+
+
+MAPS = ["CBF", "CBV MAP", "MTT", "TTP", "TMAX", "PERMEABILITY", "SUBTRACTION", "STD_DEVIATION"]
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_a_map_that_was_computed_of_pictures_is_no_ct(tmp_path, kind):
+    def edit(dataset, k):
+        dataset.ImageType, dataset.RescaleType = ["DERIVED", "SECONDARY", "AXIAL", kind], "HU"
+
+    fault = rejection(write(tmp_path, edit))
+    assert fault.reason is Reason.UNSUPPORTED_UNIT
+    assert "ImageType" in fault.message
+
+
+@pytest.mark.parametrize("words", ["Perfusion CBF", "head subtraction", "Tmax [s]"])
+def test_words_for_such_a_map_are_believed_unless_air_is_seen(tmp_path, words):
+    (tmp_path / "hu").mkdir()
+    (tmp_path / "map").mkdir()
+
+    def edit(dataset, k):
+        dataset.SeriesDescription = words
+
+    def scaled(dataset, k):
+        edit(dataset, k)
+        dataset.RescaleIntercept = 0
+        store(dataset, np.where(head_hu() == BRAIN, 50, 0))
+
+    assert_head(read(write(tmp_path / "hu", edit)))
+    assert rejection(write(tmp_path / "map", scaled)).reason is Reason.UNSUPPORTED_UNIT
+
+
+def test_pictures_of_a_perfusion_are_in_hounsfield_units_where_air_is_seen(tmp_path):
+    def edit(dataset, k):
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "PERFUSION"]
+
+    assert_head(read(write(tmp_path, edit)))

@@ -32,8 +32,15 @@ _OTHER_TYPES = {
 _MATERIAL_TYPES = frozenset({"MAT_SPECIFIC", "MAT_FRACTIONAL", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY"})
 """Values of ImageType by which multi-energy CT names its maps (PS3.3 C.8.15.2.1.1.6)."""
 
-_MATERIAL_WORDS = re.compile(
-    r"(?<![a-z])(iodine|z[ _-]?eff\w*|effective[ _-]?(z|atomic\w*)|rho[ _/-]*z|electron[ _-]?dens\w*"
+_MAP_TYPES = re.compile(
+    r"(?<![A-Z])(R?CB[FV]|MTT|TTP|T[ _-]?MAX|PERMEABILITY|SUBTRACTION|ST(AN)?D[ _-]DEV(IATION)?)(?![A-Z])"
+)
+"""In values of ImageType: what was computed of several pictures, and is no HU any more (PS3.3 C.8.16.2.1.4, and the
+maps of perfusion). PERFUSION itself is also said of the pictures that such maps are made of."""
+
+_MAP_WORDS = re.compile(
+    r"(?<![a-z])(r?cb[fv]|mtt|ttp|t[ _-]?max|perfusion|permeability|subtract\w*|std[ _-]?dev\w*|standard deviation"
+    r"|iodine|z[ _-]?eff\w*|effective[ _-]?(z|atomic\w*)|rho[ _/-]*z|electron[ _-]?dens\w*"
     r"|(material|water|calcium|uric)[ _-]?(dens\w*|map|acid))(?![a-z])"
 )
 
@@ -88,7 +95,7 @@ def read_meaning(
         slope, intercept = hounsfield[0].number(0x00409225), hounsfield[0].number(0x00409224)
         slope, intercept = (None, None) if math.isnan(slope) or math.isnan(intercept) else (slope, intercept)
     said = kind in _HOUNSFIELD_TYPES or bool(hounsfield)
-    doubtful = not said and (bool(kind) or _names_a_material(description))
+    doubtful = not said and (bool(kind) or _names_a_map(description) or "PERFUSION" in image_type)
     return Meaning(slope=slope, intercept=intercept, doubtful=doubtful), rejection
 
 
@@ -115,8 +122,8 @@ def grey_rejection(samples: int, photometric: str) -> Rejection | None:
 
 
 @lru_cache(maxsize=256)
-def _names_a_material(description: str) -> bool:
-    return bool(_MATERIAL_WORDS.search(description.lower()))
+def _names_a_map(description: str) -> bool:
+    return bool(_MAP_WORDS.search(description.lower()))
 
 
 def _unit_rejection(kind: str, units: Sequence[str], image_type: Collection[str]) -> Rejection | None:
@@ -125,6 +132,10 @@ def _unit_rejection(kind: str, units: Sequence[str], image_type: Collection[str]
         return Rejection(Reason.UNSUPPORTED_UNIT, f"RescaleType says {unit} and not HU")
     if kind not in _HOUNSFIELD_TYPES and units and not _HOUNSFIELD_CODES & set(units):
         return Rejection(Reason.UNSUPPORTED_UNIT, "the real world value mapping gives another unit than HU")
+    if any(map(_MAP_TYPES.search, image_type)):
+        return Rejection(
+            Reason.UNSUPPORTED_UNIT, "ImageType says a map that was computed of pictures, and no picture in HU"
+        )
     if _MATERIAL_TYPES.intersection(image_type):
         return Rejection(Reason.UNSUPPORTED_UNIT, "ImageType says a map of a material and no picture in HU")
     return None
