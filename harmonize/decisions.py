@@ -87,6 +87,10 @@ class DecisionKind(Enum):
     RESCALE_OVERRULED = (
         "the rescale slope or intercept of {count:d} slices contradicts their neighbours: that of most taken"
     )
+    RESCALE_BY_AIR = (
+        "the rescale slope or intercept of {count:d} slices contradicts that of as many others: "
+        "the one with which air and soft tissue lie at -1000 and 0 HU was taken"
+    )
     PRIVATE_SCALE_UNDONE = "a private scale slope that differs between the slices was taken out"
     PHOTOMETRIC_ASSUMED = "PhotometricInterpretation is missing: taken as MONOCHROME2"
     HU_BY_AIR = "{doubt}: taken as HU, since air lies at about -1000"

@@ -80,6 +80,41 @@ def test_slices_of_a_ct_that_are_only_called_inverted_are_in_hounsfield_units_by
     assert "MONOCHROME1" in said(scan)
 
 
+# --- two halves that contradict each other
+
+
+def with_intercept(value):
+    return lambda dataset, k: setattr(dataset, "RescaleIntercept", value)
+
+
+@pytest.mark.parametrize("wrong", [0, -2048])
+@pytest.mark.parametrize("those", [range(SLICES // 2), range(0, SLICES, 2)])
+def test_of_two_halves_that_jump_the_one_that_shows_a_head_is_believed(tmp_path, those, wrong):
+    scan = read(write(tmp_path, in_some(with_intercept(wrong), those)))
+    assert_head(scan)
+    assert "6 slices contradicts" in said(scan)
+
+
+def test_two_halves_that_jump_and_show_no_head_are_refused(tmp_path):
+    def edit(dataset, k):
+        zoomed(dataset)
+        dataset.RescaleIntercept = 0 if k < SLICES // 2 else -1024
+
+    fault = rejection(write(tmp_path, edit))
+    assert fault.reason is Reason.BAD_INTENSITY
+    assert "halves" in fault.message
+
+
+def test_two_halves_that_were_stored_with_an_intercept_each_are_right(tmp_path):
+    def edit(dataset, k):
+        dataset.RescaleIntercept = 0
+        store(dataset, head_hu())
+
+    scan = read(write(tmp_path, in_some(edit, range(SLICES // 2))))
+    assert_head(scan)
+    assert "contradicts" not in said(scan)
+
+
 # --- maps of something else
 
 

@@ -2,7 +2,7 @@
 
 They are taken picture by picture, as the headers have them. Pictures that lack them get those on which all others
 agree, and in a CT a few that say something else than most are put to the same test: the values have to resemble those
-of the neighbouring slice.
+of the neighbouring slice. Where two halves contradict each other, the one that shows a head in Hounsfield units counts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.decode import stored_pictures
 from harmonize.dicom.headers import Frame
 from harmonize.dicom.layout import check_layout
+from harmonize.dicom.units import TISSUE_SHARE_UNSIGNED, shows_head
 from harmonize.errors import Reason, Rejection
 
 Scaling = tuple[float, float]
@@ -26,6 +27,9 @@ Scaling = tuple[float, float]
 
 CLEARLY = 2.0
 """By this factor a slice has to resemble its neighbour more for one scaling to be chosen over another."""
+
+_LOOKED_AT = 8
+"""So many slices of each half, or places where they meet, are read where two halves contradict each other."""
 
 _SAME_SCALE = 1e-6
 _SMALL = 1 << 14
@@ -133,7 +137,9 @@ def _overrule(
     frames: Sequence[Frame], scalings: list[Scaling], settled: set[int]
 ) -> tuple[list[Scaling], list[Decision]]:
     """Read the slices of a CT whose scaling is plainly that of most others like those, whatever their headers say."""
-    most, count = Counter(scalings).most_common(1)[0]
+    (most, count), *others = Counter(scalings).most_common()
+    if len(others) == 1 and 2 * count == len(frames):
+        return _of_halves(frames, scalings)
     if count == len(frames) or 2 * count <= len(frames):
         return scalings, []
     like_most = [k for k, scaling in enumerate(scalings) if scaling == most]
@@ -147,6 +153,32 @@ def _overrule(
             found[k] = most
             wrong += 1
     return found, [DecisionKind.RESCALE_OVERRULED(count=wrong)] if wrong else []
+
+
+def _of_halves(frames: Sequence[Frame], scalings: list[Scaling]) -> tuple[list[Scaling], list[Decision]]:
+    """Settle two scalings of which each is that of half of the slices of a CT."""
+    edges = [k for k in range(len(frames) - 1) if scalings[k] != scalings[k + 1]]
+    jumps = [_unlikeness(frames, k, k + 1, scalings[k + 1], (scalings[k], scalings[k + 1])) for k in _some_of(edges)]
+    as_said, alike = np.sum(jumps, axis=0)
+    if alike * CLEARLY >= as_said:
+        return scalings, []
+    shown = []
+    for scaling in dict.fromkeys(scalings):
+        half = _some_of([k for k, own in enumerate(scalings) if own == scaling])
+        values_ZYX = np.stack([_sample(frames[k]) for k in half]) * scaling[0] + scaling[1]
+        if shows_head(values_ZYX, TISSUE_SHARE_UNSIGNED):
+            shown.append(scaling)
+    if len(shown) != 1:
+        raise Rejection(
+            Reason.BAD_INTENSITY,
+            "two halves of the slices have a rescale slope or intercept each, their values jump from one to the "
+            "other, and nothing tells which is true",
+        )
+    return shown * len(frames), [DecisionKind.RESCALE_BY_AIR(count=len(frames) // 2)]
+
+
+def _some_of(numbers: Sequence[int]) -> Sequence[int]:
+    return numbers[:: -(-len(numbers) // _LOOKED_AT)]
 
 
 def _unlikeness(

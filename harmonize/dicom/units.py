@@ -81,7 +81,7 @@ def settle_units(
     if modality == "CT":
         _check_span(frames)
         as_stored = all((frame.meaning.slope, frame.meaning.intercept) == (1, 0) for frame in frames)
-        if not as_stored and not _shows_head(voxels_ZYX, TISSUE_SHARE_UNSIGNED):
+        if not as_stored and not shows_head(voxels_ZYX, TISSUE_SHARE_UNSIGNED):
             stored_ZYX = _in_hounsfield_as_stored(frames, read)
             if stored_ZYX is not None:
                 return stored_ZYX, HU, [*decisions, DecisionKind.HU_AS_STORED()]
@@ -117,11 +117,7 @@ def hounsfield_evidence(voxels_ZYX: NDArray[Any]) -> Evidence:
     return Evidence.INTERCEPT_MAY_BE_LOST
 
 
-def _share(values: NDArray[Any], limits: tuple[float, float]) -> float:
-    return float(np.count_nonzero((values >= limits[0]) & (values <= limits[1])) / values.size)
-
-
-def _shows_head(values: NDArray[Any], tissue_share: float) -> bool:
+def shows_head(values: NDArray[Any], tissue_share: float) -> bool:
     """Whether air and so much soft tissue lie where they do in HU, and little between them."""
     sample = values if values.size < _SMALL else values[::2, ::4, ::4]
     air = _share(sample, AIR_RANGE) - np.count_nonzero(sample == AIR_HU) / sample.size
@@ -129,6 +125,10 @@ def _shows_head(values: NDArray[Any], tissue_share: float) -> bool:
         _share(sample, (low + AIR_HU, high + AIR_HU)) for low, high in (TISSUE_WITHOUT_INTERCEPT, FEW_WITHOUT_INTERCEPT)
     )
     return bool(air >= AIR_SHARE and tissue >= max(tissue_share, 2 * few))
+
+
+def _share(values: NDArray[Any], limits: tuple[float, float]) -> float:
+    return float(np.count_nonzero((values >= limits[0]) & (values <= limits[1])) / values.size)
 
 
 def _in_hounsfield_as_stored(frames: Sequence[Frame], read: ReadPictures) -> NDArray[Any] | None:
@@ -144,11 +144,11 @@ def _in_hounsfield_as_stored(frames: Sequence[Frame], read: ReadPictures) -> NDA
     some_ZYX = read(bare[:: -(-len(bare) // _LOOKED_AT)])
     if some_ZYX is None:
         return None
-    if _shows_head(some_ZYX, TISSUE_SHARE):
+    if shows_head(some_ZYX, TISSUE_SHARE):
         return read(bare)
     if any(_doubt(frame, stated=True) or _is_usual(frame.meaning) for frame in frames):
         return None
-    if _shows_head(some_ZYX.astype(np.float32) + AIR_HU, TISSUE_SHARE):
+    if shows_head(some_ZYX.astype(np.float32) + AIR_HU, TISSUE_SHARE):
         raise Rejection(
             Reason.UNSUPPORTED_UNIT,
             "the rescale slope and intercept put neither air nor soft tissue where they lie in HU, and -1024 would",
