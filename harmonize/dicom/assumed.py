@@ -31,9 +31,12 @@ def assumed_place(elements: Elements) -> tuple[NDArray[np.float64], tuple[float,
 
 
 def assumed_step(elements: Elements) -> tuple[float, str]:
-    """The distance of slices without positions, mm, and where it comes from: what cannot be true is passed over."""
-    for tag, name in ((0x00180088, "SpacingBetweenSlices"), (0x00180050, "SliceThickness")):
-        step = elements.number(tag)
+    """The distance of slices without positions, mm, and where it comes from: what cannot be true is passed over.
+
+    A negative spacing is a distance, too: writers tell by its sign in which direction slices follow each other.
+    """
+    steps = (abs(elements.number(0x00180088)), "SpacingBetweenSlices"), (elements.number(0x00180050), "SliceThickness")
+    for step, name in steps:
         if is_plausible_step(step):
             return step, f"slices as far apart as {name} says"
     return ASSUMED_STEP_MM, NO_STEP

@@ -64,7 +64,8 @@ def read_mosaic(elements: Elements, image_type: tuple[str, ...]) -> Mosaic | Non
     position, orientation = elements.numbers(0x00200032), elements.numbers(0x00200037)
     spacing = elements.numbers(0x00280030)
     steps = [elements.number(0x00180088), *(number_of(text) for text in csa.get("SpacingBetweenSlices", []))]
-    step = next((step for step in steps if is_plausible_step(step)), math.nan)
+    # The direction is that of SliceNormalVector; a negative spacing is a distance all the same.
+    step = next((step for step in map(abs, steps) if is_plausible_step(step)), math.nan)
     across = tiles_across(tiles)
     if not 0 < tiles <= rows * columns or rows % across or columns % across:
         return None
