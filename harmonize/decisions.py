@@ -103,6 +103,7 @@ class DecisionKind(Enum):
     )
     INVERTED_BUT_DARK = "MONOCHROME1, but air is stored darker than the head: taken as it is"
     TURNED_ROUND = "MONOCHROME1: the values were turned round, so that air is dark"
+    NO_MAGNITUDE = "the header says {part} of a complex MR, and not its magnitude: look whether it shows anatomy"
     PET_OTHER_UNIT = "PET in other units than Bq/ml"
     PET_NO_UNIT = "PET without rescale slope and intercept: its values are in no known unit"
 

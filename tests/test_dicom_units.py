@@ -11,6 +11,7 @@ from test_dicom_meaning import (
     BRAIN,
     SIDE,
     SLICES,
+    as_mr,
     assert_head,
     head_hu,
     invert,
@@ -20,10 +21,12 @@ from test_dicom_meaning import (
     said,
     store,
     stored,
+    volumes,
     write,
     zoomed,
 )
 
+from harmonize.dicom import load_volume
 from harmonize.errors import Reason
 
 
@@ -153,3 +156,38 @@ def test_pictures_of_a_perfusion_are_in_hounsfield_units_where_air_is_seen(tmp_p
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "PERFUSION"]
 
     assert_head(read(write(tmp_path, edit)))
+
+
+# --- parts of a complex MR
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
+        ("ImageType", ["ORIGINAL", "PRIMARY", "P", "ND"], "phase"),
+        ("ImageType", ["DERIVED", "PRIMARY", "PHASE MAP", "P", "FFE"], "phase"),
+        ("ImageType", ["ORIGINAL", "PRIMARY", "R", "NORM"], "real part"),
+        ("ComplexImageComponent", "IMAGINARY", "imaginary part"),
+        ((0x0043, 0x102F), 1, "phase"),
+    ],
+)
+def test_what_is_not_the_magnitude_of_an_mr_is_told(tmp_path, name, value, part):
+    def edit(dataset, k):
+        as_mr(dataset, k)
+        if isinstance(name, str):
+            setattr(dataset, name, value)
+        else:
+            dataset.add_new(name, "SS", value)
+
+    assert f"says {part} of a complex MR" in said(read(write(tmp_path, edit)))
+
+
+def test_the_magnitude_beside_a_phase_has_no_such_line(tmp_path):
+    def edit(kind):
+        return lambda dataset, k: (as_mr(dataset, k), setattr(dataset, "ImageType", ["ORIGINAL", "PRIMARY", kind]))
+
+    for kind in "MP":
+        (tmp_path / kind).mkdir()
+        write(tmp_path / kind, edit(kind))
+    scans = [load_volume(volume) for volume in volumes(tmp_path)]
+    assert ["complex MR" in said(scan) for scan in scans] == [False, True]

@@ -73,6 +73,17 @@ _CONTRASTS = {
 
 _MAPS = {"ADC": "ADC", "FA": "FA", "TRACEW": "TRACE", "TRACE": "TRACE", "SWI": "SWI"}
 
+_COMPLEX_PARTS = {
+    "phase": {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "PHASEMAP", "VELOCITY MAP", "VELOCITY_MAP"},
+    "real part": {"R", "REAL"},
+    "imaginary part": {"I", "IMAGINARY"},
+}
+"""What pictures of a complex MR other than its magnitude are called in ImageType (from its third value on), and in
+Complex Image Component (0008,9208)."""
+
+_COMPLEX_PARTS_GE = {1: "phase", 2: "real part", 3: "imaginary part"}
+"""GE's private number of the same (0043,102F); 0 is the magnitude."""
+
 
 def is_image(sop_class: str, modality: str) -> bool:
     """Whether a DICOM object is a picture at all; structure sets, reports, segmentations, raw data ... are not."""
@@ -137,6 +148,26 @@ def doubt(description: str) -> Rejection | None:
         <Reason.LOCALIZER: 'localizer'>
     """
     return _LOCALIZER if _LOCALIZER_WORDS.search(description.lower()) else None
+
+
+@lru_cache(maxsize=256)
+def complex_part(image_type: str, component: str = "", component_ge: str = "") -> str:
+    """Which part of a complex MR a picture shows, if it is not the magnitude; else empty.
+
+    Args:
+        image_type: ImageType or FrameType, its values separated by backslashes.
+        component: ComplexImageComponent.
+        component_ge: The bytes of GE's number of it, in hexadecimal.
+
+    Example:
+        >>> complex_part("ORIGINAL\\\\PRIMARY\\\\P\\\\ND"), complex_part("ORIGINAL\\\\PRIMARY\\\\M")
+        ('phase', '')
+    """
+    values = {component.upper()} if component else {part.strip() for part in image_type.upper().split("\\")[2:]}
+    told = next((part for part, names in _COMPLEX_PARTS.items() if values & names), "")
+    if told or component or len(component_ge) != 4:
+        return told
+    return _COMPLEX_PARTS_GE.get(int(component_ge.replace("00", "") or "0", 16), "")
 
 
 def mr_contrast(

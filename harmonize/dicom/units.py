@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.headers import Frame
+from harmonize.dicom.kinds import complex_part
 from harmonize.dicom.meaning import Meaning
 from harmonize.errors import Reason, Rejection
 from harmonize.scan import ACTIVITY, AIR_HU, ARBITRARY, HU
@@ -93,6 +94,8 @@ def settle_units(
         voxels_ZYX, turned = _dark_in_air(voxels_ZYX, modality)
         decisions.append(turned)
     if modality != "PT":
+        parts = dict.fromkeys(_complex_part(frame) for frame in frames)
+        decisions += [DecisionKind.NO_MAGNITUDE(part=part) for part in parts if part]
         return voxels_ZYX, ARBITRARY, decisions
     unit, noted = _pet_unit(frames, stated)
     return voxels_ZYX, unit, decisions + noted
@@ -244,6 +247,10 @@ def _dark_in_air(voxels_ZYX: NDArray[Any], modality: str) -> tuple[NDArray[Any],
     turned = int(voxels_ZYX.max()) - voxels_ZYX.astype(np.int32)
     dtype = np.int16 if turned.max() <= np.iinfo(np.int16).max else np.uint16
     return turned.astype(dtype), DecisionKind.TURNED_ROUND()
+
+
+def _complex_part(frame: Frame) -> str:
+    return complex_part(*(frame.traits.get(name, "") for name in ("image_type", "component", "component_ge")))
 
 
 def _pet_unit(frames: Sequence[Frame], stated: bool) -> tuple[str, list[Decision]]:
