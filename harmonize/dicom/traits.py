@@ -7,9 +7,11 @@ block to block of a stack that a scanner acquired in parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from harmonize.dicom.elements import Elements
 
@@ -135,6 +137,7 @@ DOUBTFUL_BUT_IN_CT = frozenset({"acquisition"})
 
 _NAME_OF = {tag: (name, trait.raw) for name, trait in TRAITS.items() for tag in trait.tags}
 _TAGS = frozenset(_NAME_OF)
+_NUMBERS = frozenset(name for name, trait in TRAITS.items() if trait.tolerance is not None)
 _ALTERNATIVES = tuple((name, trait.tags) for name, trait in TRAITS.items() if len(trait.tags) > 1)
 
 _PLACE_POINTERS = frozenset({0x00200032, 0x00209056, 0x00209057, 0x00209156, 0x00189074, 0x00189151})
@@ -174,7 +177,20 @@ def read_traits(elements: Elements) -> dict[str, str]:
         found.setdefault(
             "gradient_private", "\\".join(elements.text(tag) for tag in (0x001910BB, 0x001910BC, 0x001910BD))
         )
-    return found
+    return {name: text for name, text in found.items() if _can_be(name, text)}
+
+
+def _can_be(name: str, text: str) -> bool:
+    """Whether a text is no "nan" or infinity where a number is due; these say as much as no value does."""
+    return name not in _NUMBERS or not _is_infinite(text)
+
+
+@lru_cache(maxsize=256)
+def _is_infinite(text: str) -> bool:
+    try:
+        return not math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 GroupReader = Callable[[int], Elements | None]
@@ -228,7 +244,7 @@ class FrameTraits:
         converted = group(0x00209171)  # what a legacy converted file keeps of each single-frame header
         if converted:
             found |= read_traits(converted)
-        found.update((name, value) for name, value in own.items() if value)
+        found.update((name, value) for name, value in own.items() if value and _can_be(name, value))
         return found
 
 
@@ -240,12 +256,14 @@ def trust_of(name: str, modality: str) -> Trust:
 
 
 def join(values: tuple[float, ...]) -> str:
-    """Numbers as one text.
+    """Numbers as one text, which is empty where one of them is none.
 
     Example:
-        >>> join((0.5, 1000.0))
-        '0.5\\\\1000'
+        >>> join((0.5, 1000.0)), join((math.nan,))
+        ('0.5\\\\1000', '')
     """
+    if not all(map(math.isfinite, values)):
+        return ""
     return "\\".join(f"{value:g}" for value in values)
 
 
