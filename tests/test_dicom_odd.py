@@ -6,7 +6,9 @@ The made-up head and its helpers are those of `test_dicom_meaning`.
 from __future__ import annotations
 
 import pytest
-from test_dicom_meaning import assert_head, read, write
+from test_dicom_meaning import assert_head, read, rejection, write
+
+from harmonize.errors import Reason
 
 
 def replace_in(path, old, new):
@@ -22,3 +24,24 @@ def test_a_number_that_is_none_in_some_slices_is_as_if_it_were_absent(tmp_path, 
     for path in sorted(tmp_path.iterdir())[::2]:
         replace_in(path, b"DS\x04\x007.77", b"DS\x04\x00" + number.encode())
     assert_head(read(tmp_path))
+
+
+@pytest.mark.parametrize(("representation", "value"), [("SL", -1024), ("SS", -1024), ("FD", -1024.0)])
+def test_rescale_tags_may_be_binary_numbers(tmp_path, representation, value):
+    def edit(dataset, k):
+        dataset.add_new(0x00281052, representation, value)
+        dataset.add_new(0x00281053, "FD" if representation == "FD" else "UL", 1)
+
+    assert_head(read(write(tmp_path, edit)))
+
+
+@pytest.mark.parametrize("slope", ["1e308", "1e100", "-1e50"])
+def test_a_slope_beyond_all_numbers_is_refused_for_that(tmp_path, slope):
+    fault = rejection(write(tmp_path, lambda dataset, k: setattr(dataset, "RescaleSlope", slope)))
+    assert fault.reason is Reason.BAD_INTENSITY
+    assert "slope" in fault.message
+
+
+def test_a_slope_that_whole_numbers_do_not_hold_is_no_unexpected_fault(tmp_path):
+    fault = rejection(write(tmp_path, lambda dataset, k: setattr(dataset, "RescaleSlope", "1e20")))
+    assert fault.reason in (Reason.BAD_INTENSITY, Reason.UNSUPPORTED_UNIT)

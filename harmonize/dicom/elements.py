@@ -300,7 +300,7 @@ def _decimal_numbers(value: bytes) -> tuple[float, ...]:
 @lru_cache(maxsize=_CACHED_VALUES)
 def _binary_numbers(value: bytes, kind: str, little_endian: bool) -> tuple[float, ...]:
     usable = len(value) // int(kind[1]) * int(kind[1])
-    return tuple(np.frombuffer(value[:usable], ("<" if little_endian else ">") + kind).tolist())
+    return tuple(np.frombuffer(value[:usable], ("<" if little_endian else ">") + kind).astype(np.float64).tolist())
 
 
 @lru_cache(maxsize=_CACHED_VALUES)

@@ -22,6 +22,9 @@ from harmonize.scan import AIR_HU
 TISSUE_HU = (-900.0, 3000.0)
 """A padding value inside this range would blot out tissue, so it is not believed."""
 
+_WHOLE = float(1 << 62)
+"""Values from here on are not computed in whole numbers."""
+
 
 def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[Any], list[Decision]]:
     """Read pictures of one size into a volume.
@@ -50,6 +53,9 @@ def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[
     if any(picture.slope == 0 for picture in pictures):
         raise Rejection(Reason.BAD_INTENSITY, "the rescale slope is zero")
 
+    if any(_reach(picture) > float(np.finfo(np.float32).max) for picture in pictures):
+        raise Rejection(Reason.BAD_INTENSITY, "the rescale slope or intercept leads beyond the range of 32-bit floats")
+
     settled_bits: list[Decision] = []
     if any(map(is_open, pictures)):
         pictures, settled_bits = settle_bits(pictures, modality=modality)
@@ -60,6 +66,13 @@ def read_values(pictures: Sequence[Picture], *, modality: str) -> tuple[NDArray[
         if settled != pictures:
             voxels_ZYX, decisions, _ = _read(settled, shape, modality)
     return voxels_ZYX, settled_bits + decisions
+
+
+def _reach(picture: Picture) -> float:
+    """The greatest value, whatever its sign, that whole stored numbers may be rescaled to."""
+    if picture.layout.floating:
+        return 0.0
+    return max(map(abs, picture.layout.stored_range)) * abs(picture.slope) + abs(picture.intercept)
 
 
 def _read(
@@ -112,7 +125,8 @@ def _decisions(pictures: Sequence[Picture], padded: int, distrusted: int, modali
 def _result_dtype(pictures: Sequence[Picture], modality: str) -> np.dtype:
     scalings = {(p.slope, p.intercept, p.layout.stored_range, p.layout.bits_stored) for p in pictures}
     floats = any(picture.layout.floating for picture in pictures)
-    if floats or not all(slope.is_integer() and intercept.is_integer() for slope, intercept, _, _ in scalings):
+    whole = all(slope.is_integer() and intercept.is_integer() for slope, intercept, _, _ in scalings)
+    if floats or not whole or max(map(_reach, pictures)) >= _WHOLE:
         return np.dtype(np.float32)
     if modality == "CT":
         return np.dtype(np.int16)
