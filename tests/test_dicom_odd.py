@@ -6,7 +6,7 @@ The made-up head and its helpers are those of `test_dicom_meaning`.
 from __future__ import annotations
 
 import pytest
-from test_dicom_meaning import assert_head, read, rejection, write
+from test_dicom_meaning import SLICES, assert_head, read, rejection, said, write, write_enhanced
 
 from harmonize.errors import Reason
 
@@ -45,3 +45,15 @@ def test_a_slope_beyond_all_numbers_is_refused_for_that(tmp_path, slope):
 def test_a_slope_that_whole_numbers_do_not_hold_is_no_unexpected_fault(tmp_path):
     fault = rejection(write(tmp_path, lambda dataset, k: setattr(dataset, "RescaleSlope", "1e20")))
     assert fault.reason in (Reason.BAD_INTENSITY, Reason.UNSUPPORTED_UNIT)
+
+
+def test_a_number_of_frames_of_0_says_nothing(tmp_path):
+    assert_head(read(write(tmp_path, lambda dataset, k: setattr(dataset, "NumberOfFrames", 0))))
+
+
+def test_the_frames_of_an_enhanced_file_that_claims_none_are_counted(tmp_path):
+    write_enhanced(tmp_path / "a.dcm", ["HU"] * SLICES)
+    replace_in(tmp_path / "a.dcm", b"\x28\x00\x08\x00IS\x02\x0012", b"\x28\x00\x08\x00IS\x02\x000 ")
+    scan = read(tmp_path)
+    assert_head(scan)
+    assert f"multi-frame file of {SLICES} frames" in said(scan)

@@ -152,7 +152,7 @@ def _picture_frames(
     shared = next(iter(elements.items(0x52009229)), None)
     mosaic = None if per_frame else mosaics.read_mosaic(elements, image_type)
     layout, counted = read_layout(stream, meta.text(0x00020010), elements, tiles=mosaic.tiles if mosaic else 1)
-    if not counted and sop_class in kinds.MULTI_FRAME_CLASSES:
+    if not counted and (per_frame or sop_class in kinds.MULTI_FRAME_CLASSES):
         layout = count_frames(stream, layout)
     check_frames(stream, layout)
     frame_count = mosaic.tiles if mosaic else layout.frames

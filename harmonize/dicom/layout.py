@@ -155,7 +155,7 @@ def read_layout(stream: BinaryIO, syntax: str, elements: Elements, *, tiles: int
     bits_allocated = elements.integer(0x00280100)
     if not rows or not columns or not bits_allocated or min(rows, columns) < 1:
         raise Rejection(Reason.MISSING_METADATA, "the header does not say how large the picture is")
-    frames = elements.integer(0x00280008)
+    frames = elements.integer(0x00280008) or None  # of 0 frames there would be no file: it says nothing
     if frames is not None and not 1 <= frames <= MAX_FRAMES:
         raise Rejection(Reason.MISSING_METADATA, f"the header claims {frames} frames")
     offset = stream.tell()
