@@ -57,3 +57,23 @@ def test_the_frames_of_an_enhanced_file_that_claims_none_are_counted(tmp_path):
     scan = read(tmp_path)
     assert_head(scan)
     assert f"multi-frame file of {SLICES} frames" in said(scan)
+
+
+# --- files that are damaged, or say that they are written otherwise
+
+
+def test_a_copy_that_was_cut_short_is_left_out_where_another_is_whole(tmp_path):
+    write(tmp_path)
+    whole = (tmp_path / "07.dcm").read_bytes()
+    (tmp_path / "07 (1).dcm").write_bytes(whole)
+    (tmp_path / "07.dcm").write_bytes(whole[:-600])
+    scan = read(tmp_path)
+    assert_head(scan)
+    assert "1 pictures that are cut short left out" in said(scan)
+
+
+def test_a_slice_that_was_cut_short_and_is_no_copy_still_ends_the_series(tmp_path):
+    write(tmp_path)
+    (tmp_path / "03 (1).dcm").write_bytes((tmp_path / "03.dcm").read_bytes())
+    (tmp_path / "07.dcm").write_bytes((tmp_path / "07.dcm").read_bytes()[:-600])
+    assert rejection(tmp_path).reason is Reason.TRUNCATED

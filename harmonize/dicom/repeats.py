@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -37,9 +37,19 @@ def one_picture_a_place(frames: Sequence[Frame]) -> tuple[list[Frame], list[Deci
         by_place[place].append(frame)
     if len(by_place) == len(frames):
         return list(frames), []
-    firsts = [group[0] for group in by_place.values()]
-    if _are_copies(firsts, [(place, frame) for place, group in by_place.items() for frame in group[1:]]):
-        return firsts, [DecisionKind.COPIES_DROPPED(count=len(frames) - len(firsts))]
+    damaged = 0
+    try:
+        copies = _are_copies(by_place)
+    except Rejection as fault:
+        by_place, damaged = _without_damaged(by_place)
+        if fault.reason is not Reason.TRUNCATED or not damaged or not _are_copies(by_place):
+            raise
+        copies = True
+    if copies:
+        firsts = [group[0] for group in by_place.values()]
+        equal = len(frames) - len(firsts) - damaged
+        found = [DecisionKind.DAMAGED_COPIES(count=damaged)] if damaged else []
+        return firsts, [*found, DecisionKind.COPIES_DROPPED(count=equal)] if equal else found
     ranks = _by_instance(list(by_place.values()))
     if not ranks:
         raise Rejection(
@@ -68,6 +78,23 @@ def picture_of(frame: Frame) -> Picture:
     )
 
 
+def _without_damaged(by_place: Mapping[int, list[Frame]]) -> tuple[dict[int, list[Frame]], int]:
+    """Leave out pictures that were cut short where another at their place is whole, and count them."""
+    kept = {}
+    for place, group in by_place.items():
+        whole = [frame for frame in group if _is_whole(frame)] if len(group) > 1 else group
+        kept[place] = whole or group
+    return kept, sum(map(len, by_place.values())) - sum(map(len, kept.values()))
+
+
+def _is_whole(frame: Frame) -> bool:
+    try:
+        read_values([picture_of(frame)], modality=frame.header.modality)
+    except Rejection as fault:
+        return fault.reason is not Reason.TRUNCATED
+    return True
+
+
 def _by_instance(places: Sequence[Sequence[Frame]]) -> list[list[Frame]]:
     """The volumes that instance numbers tell apart, the first one first; none where they do not.
 
@@ -89,8 +116,10 @@ def _by_instance(places: Sequence[Sequence[Frame]]) -> list[list[Frame]]:
     return ranks if (own.sum(axis=0) <= _SWAPPED * others.sum(axis=0)).all() else []
 
 
-def _are_copies(firsts: Sequence[Frame], others: Sequence[tuple[int, Frame]]) -> bool:
+def _are_copies(by_place: Mapping[int, Sequence[Frame]]) -> bool:
     """Whether each of the other frames has the values of the first frame at its place."""
+    firsts = [group[0] for group in by_place.values()]
+    others = [(place, frame) for place, group in by_place.items() for frame in group[1:]]
     modality = firsts[0].header.modality
     values_ZYX, _ = read_values([picture_of(frame) for frame in firsts], modality=modality)
     by_file = sorted(others, key=lambda other: (other[1].header.path, other[1].index))
