@@ -6,6 +6,7 @@ The made-up head and its helpers are those of `test_dicom_meaning`.
 from __future__ import annotations
 
 import pytest
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 from test_dicom_meaning import SLICES, assert_head, read, rejection, said, write, write_enhanced
 
 from harmonize.errors import Reason
@@ -77,3 +78,19 @@ def test_a_slice_that_was_cut_short_and_is_no_copy_still_ends_the_series(tmp_pat
     (tmp_path / "03 (1).dcm").write_bytes((tmp_path / "03.dcm").read_bytes())
     (tmp_path / "07.dcm").write_bytes((tmp_path / "07.dcm").read_bytes()[:-600])
     assert rejection(tmp_path).reason is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEG2000Lossless, RLELossless])
+def test_pixels_that_are_not_compressed_as_the_file_says_are_read(tmp_path, syntax):
+    write(tmp_path)
+    old, new = (f"UI{chr(len(text))}\0{text}".encode() for text in (ExplicitVRLittleEndian + "\0", _even(syntax)))
+    for path in tmp_path.iterdir():
+        replace_in(path, old, new)
+        content = path.read_bytes()
+        length = int.from_bytes(content[140:144], "little") + len(new) - len(old)
+        path.write_bytes(content[:140] + length.to_bytes(4, "little") + content[144:])
+    assert_head(read(tmp_path))
+
+
+def _even(text):
+    return text + "\0" * (len(text) % 2)

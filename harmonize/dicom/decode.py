@@ -167,6 +167,9 @@ def _decode(path: Path, layout: PixelLayout) -> NDArray[Any]:
     check_claim((layout.frames, layout.rows, layout.columns), bytes_each=layout.bits_allocated // 8)
     if layout.transfer_syntax == uid.DeflatedExplicitVRLittleEndian:
         return _from_bytes(_deflated_pixels(path, layout), layout)
+    native = _native_pixels(path, layout)
+    if native is not None:
+        return _from_bytes(native, replace(layout, transfer_syntax=uid.ExplicitVRLittleEndian))
     _check_fragments(path, layout)
     with parsing("a file with compressed pixels"):
         with path.open("rb") as stream:
@@ -221,6 +224,19 @@ def _encoded(dataset: Dataset, layout: PixelLayout) -> Iterator[bytes]:
             yield b"".join(generate_fragments(dataset.PixelData))
         except PARSER_FAULTS:
             yield b""
+
+
+def _native_pixels(path: Path, layout: PixelLayout) -> bytes | None:
+    """The pixels of a file that says it is compressed and is not: some tools decompress and keep the syntax."""
+    if layout.transfer_syntax not in _DECODERS:
+        return None
+    wanted = layout.frames * layout.picture_bytes
+    with path.open("rb") as stream:
+        stream.seek(layout.offset)
+        if _pixel_data_length(stream, layout) not in (wanted, wanted + wanted % 2):
+            return None
+        content = stream.read(wanted)
+    return None if content[:4] == _ITEM else content
 
 
 def _deflated_pixels(path: Path, layout: PixelLayout) -> bytes:
