@@ -6,9 +6,11 @@ The made-up head and its helpers are those of `test_dicom_meaning`.
 from __future__ import annotations
 
 import pytest
+from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 from test_dicom_meaning import SLICES, assert_head, read, rejection, said, write, write_enhanced
 
+from harmonize.dicom import find_files
 from harmonize.errors import Reason
 
 
@@ -94,3 +96,25 @@ def test_pixels_that_are_not_compressed_as_the_file_says_are_read(tmp_path, synt
 
 def _even(text):
     return text + "\0" * (len(text) % 2)
+
+
+@pytest.mark.parametrize("name", ["{}.dcm", "{}"])
+@pytest.mark.parametrize("kind", ["with meta information", "explicit", "implicit"])
+def test_a_file_without_preamble_may_begin_with_the_length_of_its_first_group(tmp_path, kind, name):
+    write(tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        content = path.read_bytes()[132:]
+        if kind != "with meta information":
+            dataset = dcmread(path)
+            del dataset.file_meta, dataset.preamble
+            dataset.save_as(path, implicit_vr=kind == "implicit", little_endian=True)
+            length = b"\x04\0\0\0" if kind == "implicit" else b"UL\x04\0"
+            content = b"\x08\0\0\0" + length + b"\x80\0\0\0" + path.read_bytes()
+        path.unlink()
+        (tmp_path / name.format(path.stem)).write_bytes(content)
+    assert_head(read(tmp_path))
+
+
+def test_two_small_numbers_are_no_dicom(tmp_path):
+    (tmp_path / "index").write_bytes(b"\x02\0\0\0\x04\0\0\0" + bytes(200))
+    assert find_files(tmp_path) == []

@@ -39,6 +39,9 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 _BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
 _PREAMBLE = 128
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+_GROUP_LENGTHS = (b"UL\x04\x00", b"\x04\x00\x00\x00", b"UL\x00\x04", b"\x00\x00\x00\x04")
+"""What follows the tag of an element (gggg,0000), with and without its value representation, in either byte order."""
+
 _CACHED_VALUES = 4096
 """The files of a series repeat most of their values, so that parsing each different one once is enough."""
 
@@ -153,7 +156,12 @@ def looks_like_dicom(stream: BinaryIO) -> bool:
     stream.seek(0)
     head = stream.read(_PREAMBLE + 4)
     stream.seek(0)
-    return head[_PREAMBLE:] == b"DICM" or (len(head) > 8 and head[:2] in _FIRST_GROUPS and head[2:4] != b"\0\0")
+    if head[_PREAMBLE:] == b"DICM":
+        return True
+    if len(head) <= 8 or head[:2] not in _FIRST_GROUPS:
+        return False
+    # The length of the group may come first; two small numbers alone are many a file's beginning.
+    return head[2:4] != b"\0\0" or (head[4:8] in _GROUP_LENGTHS and head[12:14] == head[:2] and head[14:16] != b"\0\0")
 
 
 def read_elements(stream: BinaryIO) -> tuple[Elements, Elements]:
