@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
-from test_dicom_meaning import SLICES, assert_head, read, rejection, said, write, write_enhanced
+from test_dicom_meaning import SLICES, assert_head, drop, read, rejection, said, write, write_enhanced
 
 from harmonize.dicom import find_files
 from harmonize.errors import Reason
@@ -60,6 +60,13 @@ def test_the_frames_of_an_enhanced_file_that_claims_none_are_counted(tmp_path):
     scan = read(tmp_path)
     assert_head(scan)
     assert f"multi-frame file of {SLICES} frames" in said(scan)
+
+
+@pytest.mark.parametrize("names", [["ImagePositionPatient"], ["ImageOrientationPatient", "PixelSpacing"]])
+def test_a_refusal_for_missing_geometry_says_what_is_missing(tmp_path, names):
+    fault = rejection(write(tmp_path, drop(*names)))
+    assert fault.reason is Reason.MISSING_METADATA
+    assert fault.message == f"the header lacks {' and '.join(names)}"
 
 
 # --- files that are damaged, or say that they are written otherwise

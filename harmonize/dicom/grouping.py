@@ -101,9 +101,13 @@ def distinct_positions(frames: Sequence[Frame]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(gaps > SAME_POSITION_MM)]).astype(np.int64)
 
 
+_PLACE = {"ImagePositionPatient": "position", "ImageOrientationPatient": "orientation", "PixelSpacing": "spacing"}
+
+
 def _geometry_fault(frame: Frame) -> Rejection | None:
-    if not frame.position or not frame.orientation or not frame.spacing:
-        return Rejection(Reason.MISSING_METADATA, "position, orientation or pixel spacing is missing")
+    lacking = [name for name, value in _PLACE.items() if not getattr(frame, value)]
+    if lacking:
+        return Rejection(Reason.MISSING_METADATA, f"the header lacks {' and '.join(lacking)}")
     if len(frame.position) != 3 or not np.isfinite(frame.position).all():
         return Rejection(Reason.BAD_GEOMETRY, "the image position is not three finite numbers")
     if len(frame.spacing) != 2 or not all(np.isfinite(step) and step > 0 for step in frame.spacing):
