@@ -106,6 +106,7 @@ class DecisionKind(Enum):
     TURNED_ROUND = "MONOCHROME1: the values were turned round, so that air is dark"
     NO_MAGNITUDE = "the header says {part} of a complex MR, and not its magnitude: look whether it shows anatomy"
     PET_OTHER_UNIT = "PET in other units than Bq/ml"
+    PET_UNIT_FILLED = "Units is missing in {lacking:d} of {count:d} slices of the PET: taken as in the others"
     PET_NO_UNIT = "PET without rescale slope and intercept: its values are in no known unit"
 
     # NIfTI and other volume files

@@ -12,6 +12,7 @@ from test_dicom_meaning import (
     SIDE,
     SLICES,
     as_mr,
+    as_pet,
     assert_head,
     head_hu,
     invert,
@@ -191,3 +192,17 @@ def test_the_magnitude_beside_a_phase_has_no_such_line(tmp_path):
         write(tmp_path / kind, edit(kind))
     scans = [load_volume(volume) for volume in volumes(tmp_path)]
     assert ["complex MR" in said(scan) for scan in scans] == [False, True]
+
+
+# --- PET
+
+
+def test_slices_of_a_pet_that_lack_their_units_have_those_of_the_others(tmp_path):
+    def edit(dataset, k):
+        as_pet(dataset, k)
+        if k % 4 == 1:
+            del dataset.Units
+
+    scan = read(write(tmp_path, edit))
+    assert scan.unit == "Bq/ml"
+    assert "Units is missing in 3 of 12 slices" in said(scan)

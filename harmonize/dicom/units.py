@@ -255,10 +255,12 @@ def _complex_part(frame: Frame) -> str:
 
 def _pet_unit(frames: Sequence[Frame], stated: bool) -> tuple[str, list[Decision]]:
     units = {frame.header.units for frame in frames}
-    if len(units) > 1:
+    lacking = sum(not frame.header.units for frame in frames)
+    if len(units - {""}) > 1:
         raise Rejection(Reason.UNSUPPORTED_UNIT, "the slices of the PET are in different units")
-    if units != {"BQML"}:
-        return ARBITRARY, [DecisionKind.PET_OTHER_UNIT()]
+    filled = [DecisionKind.PET_UNIT_FILLED(lacking=lacking, count=len(frames))] if 0 < lacking < len(frames) else []
+    if "BQML" not in units:
+        return ARBITRARY, [*filled, DecisionKind.PET_OTHER_UNIT()]
     if not stated:
-        return ARBITRARY, [DecisionKind.PET_NO_UNIT()]
-    return ACTIVITY, []
+        return ARBITRARY, [*filled, DecisionKind.PET_NO_UNIT()]
+    return ACTIVITY, filled
