@@ -5,10 +5,23 @@ The made-up head and its helpers are those of `test_dicom_meaning`.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
-from test_dicom_meaning import SLICES, assert_head, drop, read, rejection, said, write, write_enhanced
+from test_dicom_meaning import (
+    SIDE,
+    SLICES,
+    as_mr,
+    assert_head,
+    drop,
+    read,
+    rejection,
+    said,
+    store,
+    write,
+    write_enhanced,
+)
 
 from harmonize.dicom import find_files
 from harmonize.errors import Reason
@@ -60,6 +73,25 @@ def test_the_frames_of_an_enhanced_file_that_claims_none_are_counted(tmp_path):
     scan = read(tmp_path)
     assert_head(scan)
     assert f"multi-frame file of {SLICES} frames" in said(scan)
+
+
+@pytest.mark.parametrize("intercept", [0, -1024])
+def test_a_high_bit_below_the_bits_stored_is_the_depth_of_the_pixels(tmp_path, intercept):
+    scan = read(write(tmp_path, lambda dataset, k: setattr(dataset, "HighBit", 11), intercept=intercept))
+    assert_head(scan)
+
+
+def test_more_bits_than_such_a_high_bit_leaves_are_read(tmp_path):
+    ramp = np.broadcast_to(np.linspace(0, 8000, SIDE).astype(int), (SIDE, SIDE))
+
+    def edit(dataset, k):
+        as_mr(dataset, k)
+        store(dataset, ramp)
+        dataset.HighBit = 11
+
+    scan = read(write(tmp_path, edit))
+    np.testing.assert_array_equal(scan.voxels_XYZ[:, :, 0].T, ramp)
+    assert "BitsStored" in said(scan)
 
 
 @pytest.mark.parametrize("names", [["ImagePositionPatient"], ["ImageOrientationPatient", "PixelSpacing"]])

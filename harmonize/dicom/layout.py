@@ -19,6 +19,9 @@ MAX_FRAMES = 20_000
 _MANY_FRAMES = 512
 """So many pictures more are only described once the file is known to be large enough for them."""
 
+_LEAST_HIGH_BIT = 9
+"""A scanner's pixels have ten bits at least; a lower HighBit beside more BitsStored is no depth of any."""
+
 _INFLATED = 1032
 """What deflate makes of a byte at most."""
 
@@ -165,6 +168,9 @@ def read_layout(stream: BinaryIO, syntax: str, elements: Elements, *, tiles: int
         bits_allocated = 32 if tag == FLOAT_PIXEL_DATA else 64
     bits_stored = bits_allocated if floating else elements.integer(0x00280101) or bits_allocated
     high_bit = None if floating else elements.integer(0x00280102)
+    if high_bit is not None and bits_stored == bits_allocated and _LEAST_HIGH_BIT <= high_bit < bits_stored:
+        # BitsStored repeats BitsAllocated; should the pixels use more than HighBit leaves, they are asked as ever.
+        bits_stored = high_bit + 1
     photometric = elements.text(0x00280004).upper()
     representation = elements.integer(0x00280103)
     layout = PixelLayout(
