@@ -61,6 +61,8 @@ _RAISED_BY = {
         DecisionKind.SLOPE_ASSUMED,
         DecisionKind.INTERCEPT_ZERO_ASSUMED,
         DecisionKind.INTERCEPT_ASSUMED,
+        DecisionKind.HU_AS_STORED,
+        DecisionKind.RESCALE_BY_AIR,
         DecisionKind.SIGN_ASSUMED,
         DecisionKind.MODALITY_DIFFERS,
         DecisionKind.ONLY_BY_INSTANCE,
