@@ -80,22 +80,34 @@ def read(ref: ScanRef, before: Fingerprint, salt: str) -> Fingerprint:
         before: What `look_at_each` gave before the scan was loaded.
         salt: Of the corpus.
     """
-    sums: list[int] = []
     try:
-        for path in _inputs(ref):
-            sums.append(_checksum(path))
+        sums = [_checksum(path) for path in _inputs(ref)]
     except FileNotFoundError:
         return before
     except OSError:
         return replace(before, partial=True)
     if look(ref, salt) != replace(before, each="", content=None, partial=False):
         return before
-    return replace(before, content=salted_hash(salt, "content", json.dumps(sums)))
+    return replace(before, content=_content(sums, salt))
 
 
 def look_and_read(ref: ScanRef, *, salt: str) -> Fingerprint:
     """The fingerprint of a raw scan as it lies there now, with its content."""
     return read(ref, look_at_each(ref, salt), salt)
+
+
+def sums_of_each(ref: ScanRef, *, salt: str) -> tuple[tuple[str, int], ...] | None:
+    """What `Fingerprint.each` says of each file of a raw scan, with its checksum; None where one cannot be read."""
+    names, _ = _listed(ref)
+    try:
+        return tuple((_short_hash(salt, name), _checksum(path)) for name, path in zip(names, _inputs(ref), strict=True))
+    except OSError:
+        return None
+
+
+def is_held_by(then: Fingerprint, sums: Sequence[tuple[str, int]], salt: str) -> bool:
+    """Whether the files of `sums` are those of `then` with the same content, and perhaps more."""
+    return _content([found for name, found in sums if name in then.file_hashes()], salt) == then.content
 
 
 def root_hash(ref: ScanRef, salt: str) -> str:
@@ -147,6 +159,10 @@ def _listed(ref: ScanRef) -> tuple[list[str], list[int]]:
         names.append(f"{_name(path, ref.root)} {size}")
         times.append(time_ns)
     return names, times
+
+
+def _content(sums: Sequence[int], salt: str) -> str:
+    return salted_hash(salt, "content", json.dumps(sums))
 
 
 def _checksum(path: Path) -> int:

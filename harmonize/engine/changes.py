@@ -34,7 +34,7 @@ class State(Enum):
     UNRECORDED = auto()
     """Version 0.1.0 made it, and did not note from what: it stays."""
     MOVED = auto()
-    """Nothing, but its raw folder lies elsewhere now."""
+    """Nothing, but its raw folder lies elsewhere now; `elsewhere` tells whether it is that folder."""
 
 
 def judge(
@@ -68,7 +68,10 @@ def judge(
         return (State.SHRUNK if there < then.file_hashes() else State.CHANGED), now
     if now.times != then.times:
         return (State.CHANGED if then.content is None else State.TOUCHED), now
-    return (State.DONE if now.root == then.root else State.MOVED), now
+    if now.root == then.root:
+        return State.DONE, now
+    # Nobody noted what was in a rejected file, and another folder may have another one of its name, size and time.
+    return (State.MISSING if record.row is None and now.times else State.MOVED), now
 
 
 def has_files(record: Record, out: Path) -> bool:

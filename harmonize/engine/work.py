@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 from harmonize import pool, sources
 from harmonize.corpus import journal
 from harmonize.corpus.fingerprint import Fingerprint, look_and_read
-from harmonize.engine import changes, duplicates
+from harmonize.engine import changes, duplicates, elsewhere
 from harmonize.engine.changes import State
 from harmonize.engine.executors import Executor, cause_of_death
 from harmonize.engine.ledger import Ledger
@@ -68,8 +68,8 @@ class _Work:
         """Do every scan that has no outcome, or one that no longer speaks of its raw data."""
         mine = self.plan.mine
         twice = Rejection(Reason.DUPLICATE, "another scan has the same name", stage=Stage.DISCOVER)
-        self.ledger.add_all(rejected(ref, self.plan.settings, twice) for ref in mine.duplicates)
         states = self._judge(mine.references, retry=retry)
+        self.ledger.add_all(rejected(ref, self.plan.settings, twice) for ref in mine.duplicates)
         missing = [ref for ref in mine.references if states[ref.key] in (State.MISSING, State.CHANGED)]
         self.summary.found = len(mine.references) + len(mine.duplicates)
         self.summary.known = len(mine.references) - len(missing)
@@ -109,8 +109,11 @@ class _Work:
             states[ref.key], looks[ref.key] = changes.judge(
                 ref, records.get(key), self.plan.out, self.plan.settings, retry=retry, duplicate=key in kept
             )
+        states |= elsewhere.judge(
+            states, references, records, self.plan.settings, out=self.plan.out, compare=self._compared
+        )
         touched = [ref for ref in references if states[ref.key] is State.TOUCHED]
-        for ref, now in self._compared(touched):
+        for ref, now in self._compared(partial(look_and_read, salt=self.plan.settings.salt), touched):
             same = (
                 isinstance(now, Fingerprint) and now.content == _read(records[key_of(ref, self.plan.settings)]).content
             )
@@ -125,13 +128,13 @@ class _Work:
             now = replace(now, each=record.read.each, content=record.read.content)
         return replace(record, read=now, labels=label_row(ref, self.plan.settings))
 
-    def _compared(self, touched: list[ScanRef]) -> Iterator[tuple[ScanRef, Any]]:
-        if not touched:
+    def _compared(self, read: Callable[[ScanRef], Any], wanted: list[ScanRef]) -> Iterator[tuple[ScanRef, Any]]:
+        if not wanted:
             return
-        with Progress(f"compare {self.plan.source}", total=len(touched)) as progress:
-            for ref, now in self.run_over(partial(look_and_read, salt=self.plan.settings.salt), touched):
+        with Progress(f"compare {self.plan.source}", total=len(wanted)) as progress:
+            for ref, found in self.run_over(read, wanted):
                 progress.advance()
-                yield ref, now
+                yield ref, found
 
     def _has_lost_its_twin(self, ref: ScanRef, kept: Mapping[journal.Key, journal.Record]) -> bool:
         key = key_of(ref, self.plan.settings)
