@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harmonize import engine
+from harmonize.cli import main
 from harmonize.corpus import LABEL_SCHEMA, SCAN_SCHEMA, Corpus, read_volume, write_manifest, write_volume
 from harmonize.corpus.verify import verify
 from harmonize.files import sha256_of
@@ -88,6 +89,46 @@ def test_a_row_that_stands_twice_is_found(corpus: Path) -> None:
     rows = pq.read_table(corpus / "metadata.parquet").to_pylist()
     rewrite(corpus, [*rows, rows[0]])
     assert any("2 rows" in fault for fault in verify(corpus))
+
+
+@pytest.mark.parametrize("harm", ["dropped", "doubled", "edited"])
+def test_a_table_that_the_journal_can_mend_is_never_a_reason_to_delete(
+    corpus: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in corpus.rglob("*") if path.is_file()}
+    rows = pq.read_table(corpus / "metadata.parquet").to_pylist()
+    other = {"shape": [1, 2, 3], "sha256": "0" * 64}
+    rewrite(corpus, {"dropped": rows[:1], "doubled": rows * 2, "edited": [rows[0] | other, *rows[1:]]}[harm])
+    assert main(["verify", str(corpus)]) == 1
+    said = capsys.readouterr().out
+    assert f"harmonize merge {corpus}" in said
+    assert "delete the files" not in said
+    assert main(["merge", str(corpus)]) == 0
+    assert verify(corpus) == []
+    assert {path: path.read_bytes() for path in corpus.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_damaged_or_known_to_nobody_may_be_deleted(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (corpus / rows_of(corpus).iloc[0]["image_file_name"]).write_bytes(b"damaged")
+    (corpus / "images/openmind/stray.nii.gz").write_bytes(b"stray")
+    assert main(["verify", str(corpus)]) == 1
+    said = capsys.readouterr().out
+    assert "delete the files named" in said
+    assert "harmonize merge" not in said
+
+
+@pytest.mark.parametrize("records", ["gone", "short"])
+def test_a_merge_that_would_take_rows_away_is_not_advised(
+    corpus: Path, records: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(corpus, pq.read_table(corpus / "metadata.parquet").to_pylist() * 2)
+    journal = corpus / "records/openmind.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:1])) if records == "short" else shutil.rmtree(corpus / "records")
+    assert main(["verify", str(corpus)]) == 1
+    said = capsys.readouterr().out
+    assert "harmonize merge" not in said
+    assert "delete the files" not in said
 
 
 def test_what_a_killed_run_left_is_found(corpus: Path) -> None:

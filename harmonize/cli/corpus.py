@@ -86,16 +86,31 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from harmonize.corpus import RECORDS
+    from harmonize.corpus.mending import Where, mended_by_merge
     from harmonize.corpus.verify import verify
 
-    faults = verify(options.corpus, workers=max(1, options.workers))
-    for fault in faults:
-        say(fault)
+    corpus = options.corpus
+    faults = verify(corpus, workers=max(1, options.workers))
     if not faults:
-        say(f"{options.corpus}: whole")
+        say(f"{corpus}: whole")
         return DONE
-    say(f"{options.corpus}: {len(faults)} faults; delete the files named, then give the harmonize commands again:")
-    say("they make what is missing, and only that")
+    try:
+        mended = mended_by_merge(corpus, faults)
+    except UserError:
+        say(*faults)
+        raise
+    for fault in faults:
+        say(f"{fault} (merge mends it)" if fault in mended else fault)
+    if mended:
+        say(f"{corpus}: {len(faults)} faults; delete nothing yet: harmonize merge {corpus}")
+        say(f"mends {len(mended)} of them, for the journal in {RECORDS}/ knows better; then verify again")
+    elif any(fault.where is Where.TABLE for fault in faults):
+        say(f"{corpus}: {len(faults)} faults; the journal in {RECORDS}/ lacks what would mend the tables:")
+        say("bring the corpus back from where it came from, or from a copy")
+    else:
+        say(f"{corpus}: {len(faults)} faults; delete the files named, then give the harmonize commands again:")
+        say("they make what is missing from the raw folders, and only that")
     return FAILED
 
 

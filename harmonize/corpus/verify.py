@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, StoredVolume
+from harmonize.corpus.mending import Fault, Where
 from harmonize.corpus.volume import WrongShapeError, read_with_header
 from harmonize.errors import Reason
 from harmonize.files import TEMPORARY, sha256_of
@@ -32,8 +33,10 @@ AFFINE_TOLERANCE = 1e-5
 """In mm; the header holds float32, so a metre is good to 6e-5."""
 
 
-def verify(path: Path, *, workers: int = 1) -> list[str]:
+def verify(path: Path, *, workers: int = 1) -> list[Fault]:
     """Every fault of a corpus, one line each; an empty list means that it is whole.
+
+    `harmonize.corpus.mending.mended_by_merge` says which of them a merge mends.
 
     Args:
         path: The corpus.
@@ -47,23 +50,27 @@ def verify(path: Path, *, workers: int = 1) -> list[str]:
     faults = list(_table_faults(corpus, rows))
     check = partial(_row_faults, path, corpus.spacing)
     with Progress("verify", total=len(rows)) as progress, ThreadPoolExecutor(workers) as threads:
-        for found in threads.map(check, rows):
-            faults.extend(found)
+        for row, found in zip(rows, threads.map(check, rows), strict=True):
+            faults += (Fault(text, Where.ROW, row=row) for text in found)
             progress.advance(faults=len(faults))
     return faults
 
 
-def _table_faults(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[str]:
-    for column in ("image_file_name", "raw_hash"):
-        for name, count in Counter(row[column] for row in rows).items():
-            if count > 1:
-                yield f"metadata.parquet: {column} {name} stands in {count} rows"
+def _table_faults(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[Fault]:
+    yield from (Fault(text, Where.TABLE) for text in _faults_of_rows(corpus, rows))
     named = {row[column] for row in rows for column in FILE_COLUMNS}
     for file in sorted(chain.from_iterable((corpus.path / part).rglob("*") for part in (IMAGES, MASKS))):
         name = file.relative_to(corpus.path).as_posix()
         if file.is_file() and name not in named:
             left = "left by a killed run" if file.name.startswith(TEMPORARY) else "has no row"
-            yield f"{name}: {left}"
+            yield Fault(f"{name}: {left}", Where.STRAY, file=name)
+
+
+def _faults_of_rows(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[str]:
+    for column in ("image_file_name", "raw_hash"):
+        for name, count in Counter(row[column] for row in rows).items():
+            if count > 1:
+                yield f"metadata.parquet: {column} {name} stands in {count} rows"
     known = {reason.value for reason in Reason}
     for reason in sorted(set(corpus.rejected["reason"]) - known):
         yield f"rejected.parquet: unknown reason {reason}"
