@@ -175,6 +175,8 @@ class DecisionKind(Enum):
     # A whole run
     PARTLY_READ = "a file of the scan could not be read: it is tried again in the next run"
     LABELS_CONTRADICTED = "another scan with the same voxels has other labels: neither's are used"
+    VALUES_CONTRADICTED = "another scan with the same voxels has another {names}: left out"
+    COPY_DIFFERS = "another scan with the same voxels has other {names}: this one's are kept"
 
     def __call__(self, **values: object) -> Decision:
         """The decision of this kind with these values.

@@ -193,10 +193,75 @@ def test_one_scan_a_content_stays_whatever_the_order(scans: list[tuple[int, list
         assert row is not None
         assert kept.row is not None
         assert kept.row["sha256"] == row["sha256"]
-        assert kept.row["scan_id"] < row["scan_id"]
+        # One with labels before one without, then by their ids.
+        assert (kept.row["labels"] is None, kept.row["scan_id"]) < (row["labels"] is None, row["scan_id"])
     for (one, first), (other, second) in itertools.combinations(records.items(), 2):
         assert first.row is not None
         assert second.row is not None
         labels = first.row["labels"], second.row["labels"]
         if first.row["sha256"] == second.row["sha256"] and None not in labels and labels[0] != labels[1]:
-            assert {one, other} <= found.contradicted
+            assert found.of(one).labels
+            assert found.of(other).labels
+
+
+def labelled_twins(raw: Path, ages: tuple[int, int] = (50, 70)) -> Path:
+    """Four scans twice, each with a row of the table, the second ones with a mask; gives the table."""
+    rows = ["file,grade,side,age"]
+    marked = np.zeros((20, 20, 16), dtype=np.uint8)
+    marked[6:9, 6:9, 6:9] = 1
+    for number in range(4):
+        for name in ("q", "r"):
+            save(raw, f"{name}{number}", number)
+        mask = raw / f"OpenMind/ds000001/sub-r{number}/anat/sub-r{number}_T1w_seg.nii.gz"
+        nib.save(nib.Nifti1Image(marked, np.diag([-4.0, 4, 5, 1])), mask)
+        rows += [f"sub-q{number}_T1w,low,left,{ages[0]}", f"sub-r{number}_T1w,high,left,{ages[1]}"]
+    (raw / "table.csv").write_text("\n".join(rows))
+    return raw / "table.csv"
+
+
+def test_the_copy_with_a_mask_is_kept_and_what_contradicts_it_is_named(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "corpus"
+    given = {"table": labelled_twins(raw)}
+    summary = run(raw, out, "nifti", given=given)
+    corpus = Corpus.open(out)
+    assert corpus.scans["mask_kind"].tolist() == ["labels"] * 4
+    assert corpus.scans["age"].isna().all()
+    assert [[entry["column"] for entry in table] for table in corpus.scans["table"]] == [["side"]] * 4
+    assert all("has another age, grade: left out" in list(lines)[-1] for lines in corpus.scans["decisions"])
+    assert all("they differ in age, grade" in message for message in corpus.rejected["message"])
+    assert "4 with: another scan with the same voxels has another age, grade: left out" in summary.table()
+    assert verify(out) == []
+    before = content(out)
+    assert run(raw, out, "nifti", given=given).known == 8
+    assert content(out) == before
+
+
+def test_what_a_duplicate_alone_has_is_named(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "corpus"
+    table = labelled_twins(raw)
+    table.write_text("\n".join(line for line in table.read_text().split("\n") if not line.startswith("sub-r")))
+    run(raw, out, "nifti", given={"table": table})
+    corpus = Corpus.open(out)
+    assert corpus.scans["mask_kind"].tolist() == ["labels"] * 4
+    assert all(message.endswith("only this one has age, grade, side") for message in corpus.rejected["message"])
+
+
+@pytest.mark.parametrize("raw_is_there", [True, False])
+def test_a_corpus_that_kept_the_poorer_copy_makes_the_richer_one_or_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_is_there: bool
+) -> None:
+    """As version 0.1.0 chose: by the scan id alone."""
+    raw, out = tmp_path / "raw", tmp_path / "corpus"
+    given = {"table": labelled_twins(raw, ages=(50, 50))}
+    with monkeypatch.context() as patched:
+        order = duplicates._order
+        patched.setattr(duplicates, "_order", lambda row: (row["mask_kind"] is not None, *order(row)))
+        run(raw, out, "nifti", given=given)
+    assert Corpus.open(out).scans["mask_kind"].tolist() == [None] * 4
+    if raw_is_there:
+        run(raw, out, "nifti", given=given)
+    else:
+        engine.merge(out)
+    assert len(Corpus.open(out).scans) == 4
+    assert Corpus.open(out).scans["mask_kind"].notna().all() == raw_is_there
+    assert verify(out) == []

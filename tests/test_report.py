@@ -87,7 +87,7 @@ def test_refused_scans_stand_with_their_reasons(report: Path) -> None:
 def test_duplicates_of_many_scans_are_one_row_of_the_table(tiny_corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_corpus, tmp_path / "corpus")
     records = [Record(source="tcia", raw_hash=f"{n}", row={"scan_id": f"1.2.{n}_0", "labels": None}) for n in range(4)]
-    rejections = [duplicates.rejection(records[n + 1], records[n], contradicted=False) for n in range(3)]
+    rejections = [duplicates.rejection(records[n + 1], records[n], duplicates.NOTHING) for n in range(3)]
     refused = [journal.rejected_row("tcia", f"{n}", rejection) for n, rejection in enumerate(rejections)]
     layout.write_manifest(tmp_path / "corpus", Corpus.open(tmp_path / "corpus").scans.to_dict("records"), refused)
     page = write_report(tmp_path / "corpus", thumbnails=0).read_text()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harmonize.corpus import RECORDS, Corpus, journal, target
 from harmonize.corpus.journal import Key
+from harmonize.decisions import Decision
 from harmonize.engine import shared_look
 from harmonize.engine.hold import alone
 from harmonize.engine.ledger import Ledger, restore_journal, write_tables
@@ -21,14 +22,15 @@ def finish(plan: Plan, ledger: Ledger, summary: Summary) -> Summary:
     if plan.shard is None:
         if summary.interrupted:
             target.remove_temporaries(plan.out)
-        outcomes = write_tables(plan.out, ledger.records)
+        outcomes, decided = write_tables(plan.out, ledger.records)
         shared_look.forget(plan.out)
     else:
         outcomes = {
             key: None if record.rejection is None else record.rejection.reason.value
             for key, record in ledger.records.items()
         }
-    _count(plan, ledger, summary, outcomes)
+        decided = {}
+    _count(plan, ledger, summary, outcomes, decided)
     return summary
 
 
@@ -51,19 +53,25 @@ def merge(out: Path) -> tuple[int, int]:
     busy = f"{out}: a run is still writing this corpus; wait for it, then merge"
     with room_in(out), alone(out, busy):
         restore_journal(out)
-        outcomes = write_tables(out, journal.read(out / RECORDS))
+        outcomes, _ = write_tables(out, journal.read(out / RECORDS))
         shared_look.forget(out)
     accepted = sum(reason is None for reason in outcomes.values())
     return accepted, len(outcomes) - accepted
 
 
-def _count(plan: Plan, ledger: Ledger, summary: Summary, outcomes: dict[Key, str | None]) -> None:
+def _count(
+    plan: Plan,
+    ledger: Ledger,
+    summary: Summary,
+    outcomes: dict[Key, str | None],
+    decided: dict[Key, list[Decision]],
+) -> None:
     for ref in (*plan.mine.references, *plan.mine.duplicates):
         key = key_of(ref, plan.settings)
         if key in outcomes:
             reason = outcomes[key]
             if reason is None:
                 summary.accepted += 1
-                summary.note((ledger.records[key].row or {}).get("decisions", ()))
+                summary.note([*(ledger.records[key].row or {}).get("decisions", ()), *decided.get(key, ())])
             else:
                 summary.rejected[reason] += 1

@@ -11,6 +11,7 @@ from typing import TextIO
 from harmonize import corpus as layout
 from harmonize.corpus import journal
 from harmonize.corpus.journal import Key, Record
+from harmonize.decisions import Decision
 from harmonize.engine import duplicates
 from harmonize.engine.changes import file_names, has_files, is_retryable
 
@@ -109,13 +110,15 @@ def restore_journal(out: Path) -> None:
             journal.write_whole(folder, source, sorted(found, key=lambda record: record.raw_hash))
 
 
-def write_tables(out: Path, records: dict[Key, Record]) -> dict[Key, str | None]:
+def write_tables(out: Path, records: dict[Key, Record]) -> tuple[dict[Key, str | None], dict[Key, list[Decision]]]:
     """Compact the journal, write the tables, and remove the files of scans that are another's voxels again.
 
     Returns:
-        By scan: the code of its rejection, or None where it is accepted.
+        By scan: the code of its rejection, or None where it is accepted; and what was decided about scans in view of
+        others.
     """
-    found = duplicates.find(records)
+    # The copy that most is known of may have no files, in a corpus of an earlier version whose raw folder is gone.
+    found = duplicates.find(records, is_there=lambda record: has_files(record, out))
     accepted, rejected, labels = [], [], []
     standing: dict[Key, Record] = {}
     for key, record in records.items():
@@ -123,7 +126,7 @@ def write_tables(out: Path, records: dict[Key, Record]) -> dict[Key, str | None]
         rejection = record.rejection
         of = None
         if kept is not None and kept.row is not None:
-            rejection = duplicates.rejection(record, kept, contradicted=key in found.contradicted)
+            rejection = duplicates.rejection(record, kept, found.of(key))
             of = kept.row["scan_id"]
         elif record.duplicate_of is not None and not has_files(record, out):
             rejection, of = duplicates.lost_rejection(record), record.duplicate_of
@@ -131,10 +134,11 @@ def write_tables(out: Path, records: dict[Key, Record]) -> dict[Key, str | None]
         if rejection is not None:
             rejected.append(journal.rejected_row(record.source, record.raw_hash, rejection))
         elif record.row is not None:
-            contradicted = key in found.contradicted
-            accepted.append(duplicates.without_labels(record.row) if contradicted else record.row)
+            contradictions = found.contradictions.get(key)
+            row = record.row
+            accepted.append(row if contradictions is None else duplicates.without_contradictions(row, contradictions))
         if record.labels is not None:
-            labels.append(record.labels | ({"labels": None} if key in found.contradicted else {}))
+            labels.append(record.labels | ({"labels": None} if found.of(key).labels else {}))
     journal.compact(out / layout.RECORDS, standing)
     layout.write_manifest(out, accepted, rejected, labels)
     named = {row.get(column) for row in accepted for column in layout.FILE_COLUMNS}
@@ -143,4 +147,5 @@ def write_tables(out: Path, records: dict[Key, Record]) -> dict[Key, str | None]
             if name not in named:
                 (out / name).unlink(missing_ok=True)
     outcomes: dict[Key, str | None] = {(row["source"], row["raw_hash"]): None for row in accepted}
-    return outcomes | {(row["source"], row["raw_hash"]): row["reason"] for row in rejected}
+    outcomes |= {(row["source"], row["raw_hash"]): row["reason"] for row in rejected}
+    return outcomes, {key: contradictions.decisions() for key, contradictions in found.contradictions.items()}
