@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
@@ -131,6 +133,35 @@ class Rejection(Exception):
 
     def _key(self) -> tuple[Reason, str, Stage]:
         return self.reason, self.message, self.stage
+
+
+class UnreadablePart(OSError):
+    """A file of a scan besides its image could not be read; the message says which kind, for its name may be private.
+
+    Attributes:
+        part: What the file is, such as ``mask``.
+    """
+
+    def __init__(self, part: str, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.part = part
+
+
+@contextmanager
+def reading(part: str) -> Iterator[None]:
+    """Let a failure to read say which file of the scan it met.
+
+    Example:
+        >>> with reading("mask"):
+        ...     open("no/such/file")
+        Traceback (most recent call last):
+            ...
+        harmonize.errors.UnreadablePart: [Errno 2] No such file or directory
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnreadablePart(part, error) from error
 
 
 def unforeseen(error: Exception) -> Rejection:

@@ -511,6 +511,31 @@ def test_what_cannot_be_a_mask_is_left_out_and_the_image_stays(
     assert why in line
 
 
+def test_a_mask_that_may_not_be_read_is_said_to_be_the_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The superuser may read everything, so the refusal is put into Python's own `open`."""
+    raw, out = tmp_path / "raw", tmp_path / "corpus"
+    save(raw / "p1/T1.nii.gz", head())
+    mask = save(raw / "p1/T1_seg.nii.gz", labels(1))
+    opened = Path.open
+
+    def refusing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == mask:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    monkeypatch.setattr("harmonize.engine.one_scan.RETRY_AFTER_S", 0.0)
+    corpus = harmonize(raw, out, code=1)
+    (message,) = corpus.rejected["message"]
+    assert corpus.rejected["reason"].tolist() == ["io_error"]
+    assert message == "reading the mask failed: Permission denied"
+    capsys.readouterr()
+    assert main(["locate", "nifti", str(raw), str(out)]) == 0
+    assert f"read with {mask}" in capsys.readouterr().out
+
+
 def test_a_mask_of_the_images_shape_in_another_place_is_said(tmp_path: Path) -> None:
     save(tmp_path / "raw/a_T1.nii.gz", head())
     moved = AFFINE.copy()

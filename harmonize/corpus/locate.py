@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harmonize import identity, sources
 from harmonize.corpus import ANOTHER_SALT, Corpus
-from harmonize.errors import WrongUse
+from harmonize.errors import Reason, WrongUse
 from harmonize.salt import is_known_by
 from harmonize.scan import ScanRef
 from harmonize.terminal import printable
@@ -64,6 +64,10 @@ def describe(located: Located) -> str:
     paths = located.ref.paths
     where = str(paths[0]) if paths else f"{located.ref.root}: no files of {located.ref.key}"
     others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    if located.reason == Reason.IO_ERROR:
+        # The image may be sound, and its mask the one that cannot be read.
+        beside = [str(path) for path in sources.inputs(located.ref) if path not in paths]
+        others += f", read with {', '.join(beside)}" if beside else ""
     why = f"{located.reason} ({located.message})" if located.message else located.reason
     return printable(f"{located.name}: {why}: {where}{others}")
 

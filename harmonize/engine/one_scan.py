@@ -16,7 +16,7 @@ from harmonize import identity, sources
 from harmonize.corpus import brain_mask_name, fingerprint, image_name, mask_name, write_volume
 from harmonize.corpus.journal import Record
 from harmonize.decisions import DecisionKind
-from harmonize.errors import Reason, Rejection, Stage, UserError, unforeseen
+from harmonize.errors import Reason, Rejection, Stage, UnreadablePart, UserError, unforeseen
 from harmonize.files import NO_ROOM, no_room
 from harmonize.labels import in_order
 from harmonize.pipeline import HarmonizedScan, normalise_scan, resample_scan, unbiased
@@ -146,7 +146,8 @@ def _attempt(ref: ScanRef, corpus: Path, settings: Settings) -> tuple[Record, bo
             raise no_room(corpus, error) from error
         # Only the kind of error: its text holds a path, and paths hold names.
         kind = os.strerror(error.errno) if error.errno else type(error).__name__
-        rejection, may_pass = Rejection(Reason.IO_ERROR, f"reading or writing failed: {kind}"), True
+        failed = f"reading the {error.part}" if isinstance(error, UnreadablePart) else "reading or writing"
+        rejection, may_pass = Rejection(Reason.IO_ERROR, f"{failed} failed: {kind}"), True
     except Exception as error:
         # Here and in discovery a fault that nobody foresaw becomes a rejection: a damaged file must not end a run over
         # a hundred thousand.

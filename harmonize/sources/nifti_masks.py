@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harmonize.bounded_files import read_small_json
 from harmonize.decisions import Decision, DecisionKind
-from harmonize.errors import Rejection, UserError
+from harmonize.errors import Rejection, UserError, reading
 from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import RawTree
 from harmonize.scan import Mask
@@ -167,10 +167,11 @@ def read_mask(path: Path, voxels_XYZ: NDArray[Any], affine: NDArray[np.float64])
         affine: (4, 4), the image's voxel index to RAS+ mm.
 
     Raises:
-        OSError: The disk failed.
+        UnreadablePart: The disk failed, or the file may not be read.
     """
     try:
-        found = read_volume_file(path, most=TIMES_NORMAL * voxels_XYZ.size)
+        with reading("mask"):
+            found = read_volume_file(path, most=TIMES_NORMAL * voxels_XYZ.size)
     except Rejection as rejection:
         return None, [DecisionKind.MASK_LEFT_OUT(mask="labels", why=rejection.message)]
     labels = found.voxels_XYZ

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from harmonize.decisions import Decision, DecisionKind
-from harmonize.errors import Reason, Rejection
+from harmonize.errors import Reason, Rejection, reading
 from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, printable, suffix_of
 from harmonize.scan import LeftOut, Mask, Scan, ScanRef, annotations_of, raise_if_rejected
@@ -247,7 +247,8 @@ def _mask(ref: ScanRef, kind: str, stem: str, listed: str, most: int) -> tuple[M
     if path is None:
         return None, [DecisionKind.MASK_MISSING(mask=kind)] if listed else []
     try:
-        found = read_volume_file(path, most=most)
+        with reading(f"{kind} mask"):
+            found = read_volume_file(path, most=most)
     except Rejection as rejection:
         return None, [DecisionKind.MASK_LEFT_OUT(mask=kind, why=rejection.message)]
     is_set = found.voxels_XYZ > 0
