@@ -681,6 +681,19 @@ def test_references_of_the_registry_need_no_options(tmp_path: Path) -> None:
     assert [ref.subject for ref in sources.references("nifti", tmp_path)] == ["sub-0", "sub-1"]
 
 
+@pytest.mark.parametrize("masks", ["", "labels"])
+def test_masks_that_take_all_images_are_told_from_a_folder_without_any(
+    tmp_path: Path, masks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "raw/labels/a.nii.gz", head())
+    save(tmp_path / "raw/labels/b.nii.gz", head())
+    words = ["nifti", tmp_path / "raw", "--out", tmp_path / "corpus", "--masks", tmp_path / "raw" / masks]
+    assert main([str(word) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert "2 files" in said
+    assert "taken for masks" in said
+
+
 def test_a_folder_of_something_else_says_what_it_looks_like(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM")
     with pytest.raises(UserError, match="looks like DICOM: try harmonize"):

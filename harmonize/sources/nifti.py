@@ -107,6 +107,8 @@ def discover(
     tree = RawTree(root, claims=lambda name: suffix_of(name) in VOLUME_SUFFIXES)
     seen = look(tree, root, masks, table)
     if not seen.images and not tree.unread:
+        if masks is not None and (masks.is_relative_to(root) or root.is_relative_to(masks)):
+            raise _all_masks(root, masks, seen)
         tree.count("masks", "no image", sum(path.is_relative_to(root) for path, _ in seen.masks))
         raise nothing_found(SOURCE, root, tree.seen())
     names = ValueNames()
@@ -157,6 +159,15 @@ def load(ref: ScanRef) -> Scan:
         masks=scan_masks,
         annotations=annotations_of(ref.meta),
         decisions=tuple(decisions),
+    )
+
+
+def _all_masks(root: Path, masks: Path, seen: Seen) -> WrongUse:
+    count = sum(path.is_relative_to(masks) for path, _ in seen.masks)
+    files = "1 file" if count == 1 else f"{count} files"
+    return WrongUse(
+        f"--masks {masks}: its {files} are taken for masks, and {root} has no image besides; give a folder that holds "
+        "masks alone, or leave --masks out: masks beside their images are found without it"
     )
 
 
