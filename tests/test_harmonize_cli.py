@@ -156,13 +156,29 @@ def test_merge_names_the_shards_that_never_ran(raw: Path, tmp_path: Path, capsys
     source = next((corpus / "records").glob("*.shard-1-of-4.jsonl")).name.split(".")[0]
     assert call("merge", corpus) == 1
     assert f"shards {source} 0/4, {source} 2/4 never ran; run" in capsys.readouterr().out
-    for index in (0, 2):
-        assert harmonize(raw, corpus, "--shard", f"{index}/4") == 0
-    assert call("merge", corpus) == 1  # the first two left no trace of their own
-    assert f"shards {source} 1/4, {source} 3/4 never ran since the last merge; run" in capsys.readouterr().out
+    assert harmonize(raw, corpus, "--shard", "2/4") == 0
+    assert call("merge", corpus) == 1
+    assert f"shard {source} 0/4 never ran since the last merge; run" in capsys.readouterr().out
     assert harmonize(raw, corpus) == 0
     assert call("merge", corpus) == 0
     assert call("verify", corpus) == 0
+
+
+@pytest.mark.parametrize("last", [[(1, 2)], [(0, 3), (1, 3), (2, 3)]])
+def test_a_merge_between_the_shards_of_an_array_forgets_none(
+    raw: Path, tmp_path: Path, last: list[tuple[int, int]]
+) -> None:
+    harmonize(raw, tmp_path / "whole")
+    corpus = tmp_path / "corpus"
+    harmonize(raw, corpus, "--shard", "0/2")
+    assert call("merge", corpus) == 1
+    for index, count in last:
+        harmonize(raw, corpus, "--shard", f"{index}/{count}")
+    assert call("merge", corpus) == 0
+    assert call("merge", corpus) == 0
+    there = [{path.relative_to(root) for path in root.rglob("*")} for root in (corpus, tmp_path / "whole")]
+    assert there[0] == there[1]
+    assert (corpus / "metadata.parquet").read_bytes() == (tmp_path / "whole/metadata.parquet").read_bytes()
 
 
 def test_all_four_phantoms_go_into_one_corpus_that_verifies(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def _merge(options: argparse.Namespace) -> int:
         draw_brains(options.corpus, cores())
     if absent:
         which = f"shards {', '.join(absent)}" if len(absent) > 1 else f"shard {absent[0]}"
-        # Those that an earlier merge has put together have no journal of their own any more.
+        # The journals of a whole array are gone once they are put together.
         since = " since the last merge" if merged else ""
         say(f"{options.corpus}: {which} never ran{since}; run the same command without --shard to do what is missing")
     for source in stray:

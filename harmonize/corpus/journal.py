@@ -111,15 +111,27 @@ def sources_in(folder: Path) -> set[str]:
     return {path.name.removesuffix(SUFFIX).partition(SHARD)[0] for path in folder.glob(f"*{SUFFIX}")}
 
 
-def compact(folder: Path, records: dict[Key, Record]) -> None:
-    """Leave one sorted journal a source, and no shards."""
+def compact(folder: Path, records: dict[Key, Record], *, whole: str | None = None) -> None:
+    """Leave one sorted journal a source, and no shards.
+
+    Of an array that lacks a shard still, the journals of the others stay as empty files: they have begun.
+
+    Args:
+        folder: The journals'.
+        records: Of all of them.
+        whole: A source of which one run did all, so that none of its shards is waited for.
+    """
     by_source: dict[str, list[Record]] = {source: [] for source in sources_in(folder)}
     for key in sorted(records):
         by_source.setdefault(key[0], []).append(records[key])
     for source, of_source in sorted(by_source.items()):
         write_whole(folder, source, of_source)
+    waiting = {source for source, _, missing in _arrays(folder) if missing} - {whole}
     for path in folder.glob(f"*{SHARD}*{SUFFIX}"):
-        path.unlink()
+        if path.name.partition(SHARD)[0] in waiting:
+            write_text(path, "")
+        else:
+            path.unlink()
 
 
 def write_whole(folder: Path, source: str, records: Iterable[Record]) -> None:
@@ -135,17 +147,12 @@ def absent_shards(folder: Path) -> list[str]:
         >>> absent_shards(Path("no/such/folder"))
         []
     """
-    begun: dict[tuple[str, int], set[int]] = {}
-    for path in folder.glob(f"*{SHARD}*-of-*{SUFFIX}"):
-        source, _, part = path.name.removesuffix(SUFFIX).partition(SHARD)
-        index, _, count = part.partition("-of-")
-        begun.setdefault((source, int(count)), set()).add(int(index))
-    return [
-        f"{source} {index}/{count}"
-        for (source, count), indices in sorted(begun.items())
-        for index in range(count)
-        if index not in indices
-    ]
+    return [f"{source} {index}/{count}" for source, count, missing in _arrays(folder) for index in missing]
+
+
+def unmerged_shards(folder: Path) -> list[str]:
+    """The names of shards' journals that hold what no merge has taken in yet."""
+    return sorted(path.name for path in folder.glob(f"*{SHARD}*{SUFFIX}") if path.stat().st_size > 0)
 
 
 def rejected_row(source: str, raw_hash: str, rejection: Rejection) -> dict[str, str]:
@@ -172,6 +179,24 @@ def rejection_of(row: dict[str, Any]) -> Rejection | None:
         return None
     message = row.get("message")
     return Rejection(reason, message, stage=stage) if isinstance(message, str) else None
+
+
+def _arrays(folder: Path) -> list[tuple[str, int, list[int]]]:
+    """Each array that has a journal: source, how many shards, and those that never began.
+
+    Where one array of a source is whole, others of it need not be: it did all of their scans.
+    """
+    begun: dict[str, dict[int, set[int]]] = {}
+    for path in folder.glob(f"*{SHARD}*-of-*{SUFFIX}"):
+        source, _, part = path.name.removesuffix(SUFFIX).partition(SHARD)
+        index, _, count = part.partition("-of-")
+        begun.setdefault(source, {}).setdefault(int(count), set()).add(int(index))
+    found = []
+    for source, arrays in sorted(begun.items()):
+        missing = {count: [at for at in range(count) if at not in there] for count, there in sorted(arrays.items())}
+        is_done = not all(missing.values())
+        found += [(source, count, [] if is_done else indices) for count, indices in missing.items()]
+    return found
 
 
 def _line(record: Record) -> str:

@@ -115,7 +115,7 @@ def _histograms(corpus: Corpus) -> list[str]:
 
 
 def _shards(path: Path) -> list[str]:
-    return sorted(file.relative_to(path).as_posix() for file in (path / RECORDS).glob(f"*{journal.SHARD}*"))
+    return [f"{RECORDS}/{name}" for name in journal.unmerged_shards(path / RECORDS)]
 
 
 def _faults_of_places(path: Path, names: list[str]) -> Iterator[str]:

@@ -22,7 +22,8 @@ def finish(plan: Plan, ledger: Ledger, summary: Summary) -> Summary:
     if plan.shard is None:
         if summary.interrupted:
             target.remove_temporaries(plan.out)
-        outcomes, decided = write_tables(plan.out, ledger.records)
+        whole = plan.source if plan.whole and not summary.interrupted else None
+        outcomes, decided = write_tables(plan.out, ledger.records, whole=whole)
         shared_look.forget(plan.out)
     else:
         outcomes = {

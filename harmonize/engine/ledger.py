@@ -110,8 +110,15 @@ def restore_journal(out: Path) -> None:
             journal.write_whole(folder, source, sorted(found, key=lambda record: record.raw_hash))
 
 
-def write_tables(out: Path, records: dict[Key, Record]) -> tuple[dict[Key, str | None], dict[Key, list[Decision]]]:
+def write_tables(
+    out: Path, records: dict[Key, Record], *, whole: str | None = None
+) -> tuple[dict[Key, str | None], dict[Key, list[Decision]]]:
     """Compact the journal, write the tables, and remove the files of scans that are another's voxels again.
+
+    Args:
+        out: The corpus.
+        records: Of all of its scans.
+        whole: A source of which one run did all.
 
     Returns:
         By scan: the code of its rejection, or None where it is accepted; and what was decided about scans in view of
@@ -139,7 +146,7 @@ def write_tables(out: Path, records: dict[Key, Record]) -> tuple[dict[Key, str |
             accepted.append(row if contradictions is None else duplicates.without_contradictions(row, contradictions))
         if record.labels is not None:
             labels.append(record.labels | ({"labels": None} if found.of(key).labels else {}))
-    journal.compact(out / layout.RECORDS, standing)
+    journal.compact(out / layout.RECORDS, standing, whole=whole)
     layout.write_manifest(out, accepted, rejected, labels)
     named = {row.get(column) for row in accepted for column in layout.FILE_COLUMNS}
     for key in found.kept:
