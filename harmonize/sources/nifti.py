@@ -24,7 +24,7 @@ from harmonize.sources.contrast_words import CONTRASTS, contrast_of
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.nifti_contrast import named_contrast, settled
 from harmonize.sources.nifti_labels import IMAGES_OF, place_of
-from harmonize.sources.nifti_masks import DATASET, Image, MaskFile, ValueNames, pair, read_mask
+from harmonize.sources.nifti_masks import DATASET, Image, MaskFile, ValueNames, all_are_masks, pair, read_mask
 from harmonize.sources.nifti_names import case_of, read_name
 from harmonize.sources.nifti_tables import PARTICIPANTS, rows_of
 from harmonize.sources.nifti_tree import Places, Seen, look
@@ -108,7 +108,7 @@ def discover(
     seen = look(tree, root, masks, table)
     if not seen.images and not tree.unread:
         if masks is not None and (masks.is_relative_to(root) or root.is_relative_to(masks)):
-            raise _all_masks(root, masks, seen)
+            raise all_are_masks(root, masks, [path for path, _ in seen.masks])
         tree.count("masks", "no image", sum(path.is_relative_to(root) for path, _ in seen.masks))
         raise nothing_found(SOURCE, root, tree.seen())
     names = ValueNames()
@@ -159,15 +159,6 @@ def load(ref: ScanRef) -> Scan:
         masks=scan_masks,
         annotations=annotations_of(ref.meta),
         decisions=tuple(decisions),
-    )
-
-
-def _all_masks(root: Path, masks: Path, seen: Seen) -> WrongUse:
-    count = sum(path.is_relative_to(masks) for path, _ in seen.masks)
-    files = "1 file" if count == 1 else f"{count} files"
-    return WrongUse(
-        f"--masks {masks}: its {files} are taken for masks, and {root} has no image besides; give a folder that holds "
-        "masks alone, or leave --masks out: masks beside their images are found without it"
     )
 
 

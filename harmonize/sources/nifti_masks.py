@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harmonize.bounded_files import read_small_json
 from harmonize.decisions import Decision, DecisionKind
-from harmonize.errors import Rejection, UserError, reading
+from harmonize.errors import Rejection, UserError, WrongUse, reading
 from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import RawTree
 from harmonize.scan import Mask
@@ -156,6 +156,22 @@ def pair(images: Sequence[Image], masks: Sequence[MaskFile], tree: RawTree) -> d
         if mask.path not in used:
             tree.count("masks", others.get(mask.path, "no image of their name"))
     return found
+
+
+def all_are_masks(root: Path, masks: Path, paths: Sequence[Path]) -> WrongUse:
+    """The error where a user's folder of masks leaves no image in the raw folder.
+
+    Args:
+        root: The raw folder.
+        masks: The folder of masks.
+        paths: All masks that were seen.
+    """
+    count = sum(path.is_relative_to(masks) for path in paths)
+    files = "1 file" if count == 1 else f"{count} files"
+    return WrongUse(
+        f"--masks {masks}: its {files} are taken for masks, and {root} has no image besides; give a folder that holds "
+        "masks alone, or leave --masks out: masks beside their images are found without it"
+    )
 
 
 def read_mask(path: Path, voxels_XYZ: NDArray[Any], affine: NDArray[np.float64]) -> tuple[Mask | None, list[Decision]]:
