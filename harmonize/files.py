@@ -25,6 +25,8 @@ _TEMPORARY_NAME = re.compile(
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """Errors that whatever is written next would meet too."""
 
+_OF_ONE_FILE = {errno.EFBIG, errno.EIO}
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -43,8 +45,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        yield temporary
-        fsync(temporary)
+        with naming(path):
+            yield temporary
+            fsync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -105,6 +108,27 @@ def no_room(folder: Path, error: OSError) -> UserError:
     return UserError(
         f"{folder}: {os.strerror(error.errno or 0)}; make room and run the same command again, it goes on from here"
     )
+
+
+def cure(error: OSError) -> str:
+    """What to do about a failure to write, as the end of a line; nothing where that is not known."""
+    if error.errno == errno.EFBIG:
+        return "; raise the limit on a file's size (ulimit -f) and give the same command again"
+    return "; make room and give the same command again" if error.errno in NO_ROOM else ""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let a failure to write name its file: an error of one that is open already has no name.
+
+    That of a full disk stays as it is, for whoever is told of it is told of the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _OF_ONE_FILE:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

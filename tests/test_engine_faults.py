@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import standin_disk
 
 from harmonize import engine
 from harmonize.cli import main
@@ -203,4 +204,24 @@ def test_a_stop_while_histograms_are_fitted_is_one_line_and_the_same_command_goe
         patched.setattr(histograms, "landmarks_of", stopped)
         assert main(words) == 75
     assert capsys.readouterr().err.splitlines()[-1] == "error: stopped; the same command goes on from here"
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize("command", ["merge", "run"])
+def test_a_limit_on_the_size_of_files_names_the_file_and_what_to_do(
+    root: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "corpus"
+    words = ["openmind", str(root), "--out", str(out), "--spacing", "6", "--mri-norm", "zscore", "--workers", "0"]
+    assert main(words) == 0
+    before = (out / "metadata.parquet").read_bytes()
+    image = next(path for path in sorted(root.rglob("*.nii.gz")))
+    image.write_bytes(b"broken")
+    journal = out / "records/openmind.jsonl"
+    capsys.readouterr()
+    with standin_disk.file_size_limit(journal.stat().st_size - 1):
+        assert main(words if command == "run" else ["merge", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {journal}: File too large; raise the limit on a file's size (ulimit -f)" in said
+    assert (out / "metadata.parquet").read_bytes() == before
     assert main(words) == 0

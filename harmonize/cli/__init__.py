@@ -22,7 +22,7 @@ from harmonize.cli.fetch import FETCH
 from harmonize.cli.phantom import PHANTOM
 from harmonize.cli.source import command_of
 from harmonize.errors import EXIT_INTERRUPTED, UserError, WrongUse, broken, is_our_own
-from harmonize.files import NO_ROOM
+from harmonize.files import cure
 from harmonize.parser import Parser
 from harmonize.terminal import hide_texts_of_errors, warn
 
@@ -55,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
-        more = "; make room and give the same command again" if error.errno in NO_ROOM else ""
-        warn(f"error: {error.filename or 'input or output'}: {error.strerror or type(error).__name__}{more}")
+        warn(f"error: {error.filename or 'input or output'}: {error.strerror or type(error).__name__}{cure(error)}")
         return FAILED
     except (ImportError, MemoryError) as error:
         if debug or is_our_own(error):

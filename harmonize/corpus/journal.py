@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from harmonize.corpus.fingerprint import Fingerprint
 from harmonize.corpus.named_files import check_row
 from harmonize.errors import Reason, Rejection, Stage
-from harmonize.files import write_text
+from harmonize.files import naming, write_text
 
 SUFFIX = ".jsonl"
 _OF_LABELS = ("source", "subject", "scan_id")
@@ -79,7 +79,8 @@ def appending(path: Path) -> Iterator[TextIO]:
             raw.seek(-1, os.SEEK_END)
             if raw.read(1) != b"\n":
                 raw.write(b"\n")
-    with path.open("a", encoding="utf-8") as stream:
+    # Around the file's own end too, which tries once more to write what could not be written.
+    with naming(path), path.open("a", encoding="utf-8") as stream:
         yield stream
 
 
