@@ -219,7 +219,7 @@ def _of_file(
     """Columns, and their texts by scan."""
     try:
         header = columns_of(path)
-        table = read_table(path, header)
+        table = read_table(path, header, own=True)
     except OSError as error:
         raise WrongUse(f"--labels {path}: cannot be read ({error.strerror})") from error
     keys = {

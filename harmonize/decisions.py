@@ -123,6 +123,7 @@ class DecisionKind(Enum):
 
     # Tables and masks of the sources
     AGE_SENSELESS = "the table's age makes no sense: left out"
+    AGE_IS_BOUND = "the table's age is a lower bound: taken as that number"
     SEX_SENSELESS = "the table's sex makes no sense: left out"
     TABLE_CONTRADICTS = "the table contradicts itself about the {name}: left out"
     ROWS_CONTRADICT = "its rows contradict each other about the {name}: left out"

@@ -39,7 +39,7 @@ def read(content: bytes) -> list[tuple[str, ...]]:
     rows=ROWS,
     delimiter=st.sampled_from(",;\t|"),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]),
-    lineterminator=st.sampled_from(["\n", "\r\n"]),
+    lineterminator=st.sampled_from(["\n", "\r\n", "\r"]),
 )
 def test_a_table_is_read_back_in_any_encoding_and_with_any_delimiter(
     rows: list[tuple[str, str, str]], delimiter: str, encoding: str, lineterminator: str
@@ -72,6 +72,26 @@ def test_a_quote_that_is_not_closed_costs_its_own_row_alone(
         table = read_table(path, ("id", "age"), ("note",))
     assert [tuple(row.values()) for row in table.rows] == [row for n, row in enumerate(rows) if n not in broken]
     assert table.damaged == len(broken)
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n", "\r\r\n"])
+def test_a_line_ends_with_whatever_a_program_writes_and_a_quoted_field_may_hold_it(end: str) -> None:
+    for within in ("\r", "\n", "\r\n"):
+        lines = ("sep=,", "id,age,note", f'a,1,"two{within}lines"', "b,2,x", "")
+        assert read(end.join(lines).encode()) == [("a", "1", f"two{within}lines"), ("b", "2", "x")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\x03\x04" + bytes(60), "is an Excel workbook; save it as CSV"),
+        (bytes.fromhex("d0cf11e0a1b11ae1") + bytes(60), "is an Excel workbook; save it as CSV"),
+        (b"\x1f\x8b\x08" + bytes(60), "is packed by gzip; unpack it"),
+    ],
+)
+def test_a_workbook_is_no_table_and_is_called_so(content: bytes, said: str) -> None:
+    with pytest.raises(UserError, match=f"table.csv: {said}$"):
+        read(content)
 
 
 def test_a_field_of_any_length_is_read() -> None:
@@ -125,7 +145,10 @@ def test_a_column_that_stands_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "age", "noted"),
     [("60", 60.0, False), ("31.5 ", 31.5, False), ("", None, False), ("n/a", None, False), ("NaN", None, False),
-     ("-1", None, True), ("300", None, True), ("old", None, True), ("20-30", None, True), ("1e999", None, True)],
+     ("-1", None, True), ("300", None, True), ("old", None, True), ("20-30", None, True), ("1e999", None, True),
+     ("63,5", 63.5, False), ("063Y", 63.0, False), ("018M", 1.5, False), ("003W", 0.06, False), ("010d", 0.03, False),
+     ("63 years", 63.0, False), ("89+", 89.0, True), ("> 89", 89.0, True), ("090Y+", None, True), ("300Y", None, True),
+     ("<1", None, True), ("6,3,5", None, True), ("٦٣Y", None, True)],
 )  # fmt: skip
 def test_an_age_is_years_or_absent_or_noted(text: str, age: float | None, noted: bool) -> None:
     found, notes = age_of(text)

@@ -28,7 +28,8 @@ from harmonize.sources.nifti_masks import DATASET, Image, MaskFile, ValueNames, 
 from harmonize.sources.nifti_names import case_of, read_name
 from harmonize.sources.nifti_tables import PARTICIPANTS, rows_of
 from harmonize.sources.nifti_tree import Places, Seen, look
-from harmonize.sources.own_table import Row, impersonal
+from harmonize.sources.own_columns import impersonal
+from harmonize.sources.own_table import Row
 from harmonize.sources.sidecars import Sidecar
 from harmonize.sources.volume_files import read_volume_file, stem_of
 from harmonize.terminal import warn
@@ -114,10 +115,9 @@ def discover(
     names = ValueNames()
     images = _images(seen, names, masks)
     mask_of = pair(images, [_mask_file(path, places, root, masks, names) for path, places in seen.masks], tree)
-    rows = rows_of(images, table, seen.tables, tree)
-    kept = impersonal(
-        [(row.subject or image.name.subject, row.values) for image, row in rows], table.name if table else PARTICIPANTS
-    )
+    rows, told = rows_of(images, table, seen.tables, tree)
+    whose = [(row.subject or image.name.subject, row.values) for image, row in rows]
+    kept = impersonal(whose, table.name if table else PARTICIPANTS, told=told)
     found = []
     for (image, row), values in zip(rows, kept, strict=True):
         sidecar = seen.sidecars.of(image.relative[: -len(suffix_of(image.relative))])

@@ -7,6 +7,7 @@ import csv
 import io
 import logging
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,14 @@ MAX_AGE = 120.0
 ABSENT = frozenset({"", "n/a", "na", "nan", "none", "null", "unknown", "?", "-"})
 """How tables say that they do not know, in lower case."""
 
+_AGE = re.compile(
+    r"(?P<above>>=?|≥)? ?(?P<number>[0-9]+([.,][0-9]+)?) ?(?P<or_more>\+)?(?P<unit>years?|y|m|w|d)?", re.IGNORECASE
+)
+"""An age that is no plain number: DICOM's ``063Y`` and ``011M``, ``63,5``, ``89+`` and ``>89``."""
+
+_A_YEAR = {"y": 1.0, "m": 12.0, "w": 365.25 / 7, "d": 365.25}
+"""How many of each unit are one."""
+
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 _NO_SEX = frozenset({"o", "other", "u"})
 _BYTE_ORDER_MARKS = (
@@ -34,6 +43,13 @@ _BYTE_ORDER_MARKS = (
 )  # fmt: skip
 MAX_LINES = 1000
 """No field of a table has so many."""
+
+_NO_TABLES = (
+    (b"PK\x03\x04", "an Excel workbook; save it as CSV"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook; save it as CSV"),
+    (b"\x1f\x8b", "packed by gzip; unpack it"),
+)
+"""How files begin that are given for tables, and what they are."""
 
 _END = "\x03end of table\x03"
 
@@ -55,6 +71,10 @@ class Table:
     damaged: int = 0
 
 
+class EmptyTable(WrongUse):
+    """A table without a letter."""
+
+
 class _Said(NamedTuple):
     """How a table is spoken of: what it is called, and what to do about one that is damaged, or is another one."""
 
@@ -62,22 +82,30 @@ class _Said(NamedTuple):
     damaged: str = "download it again"
     other: str = "is it the data set's own table?"
 
+    @classmethod
+    def of(cls, path: Path, option: str, needed: Sequence[str], *, own: bool) -> _Said:
+        """Of a user's own table where that is said, or an option that it was given by."""
+        if not option and not own:
+            return cls(str(path))
+        return cls(f"{option} {path}".strip(), "save it as CSV again", f"it needs {', '.join(needed)}")
 
-def read_table(path: Path, needed: Sequence[str], wanted: Iterable[str] = (), *, option: str = "") -> Table:
-    """Read a CSV table: UTF-8, UTF-16 or Latin-1, parted by commas, semicolons, tabs or bars.
+
+def read_table(
+    path: Path, needed: Sequence[str], wanted: Iterable[str] = (), *, option: str = "", own: bool = False
+) -> Table:
+    """Read a CSV table: UTF-8, UTF-16 or Latin-1, parted by commas, semicolons, tabs or bars, its lines by LF or CR.
 
     Args:
         path: The table.
         needed: Columns without which it is another table.
         wanted: Columns that may be absent.
         option: By which the user gave a table of their own, for what is said of it; "" for a data set's.
+        own: It is a user's own, though no option named it.
 
     Raises:
-        UserError: It is empty, in no encoding, lacks a needed column, or has more rows than any such table.
+        UserError: It is empty, a workbook, in no encoding, lacks a needed column, or has more rows than any such table.
     """
-    said = _Said(str(path))
-    if option:
-        said = _Said(f"{option} {path}", "save it as CSV again", f"it needs {', '.join(needed)}")
+    said = _Said.of(path, option, needed, own=own)
     text = _text(path, said)
     with _any_width(said):
         return _parse(said, text, needed, tuple(wanted))
@@ -99,16 +127,17 @@ def _any_width(said: _Said) -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def columns_of(path: Path) -> tuple[str, ...]:
-    """The columns of a table whoever wrote it, parted by what parts its header into most.
+def columns_of(path: Path, *, option: str = "") -> tuple[str, ...]:
+    """The columns of a user's own table, parted by what parts its header into most.
 
     Args:
         path: The table.
+        option: By which the user gave it, if one did.
 
     Raises:
         UserError: As `read_table`.
     """
-    said = _Said(str(path))
+    said = _Said.of(path, option, (), own=True)
     text = _without_sep(_text(path, said))
     with _any_width(said):
         return max((tuple(_header(text, each)) for each in DELIMITERS), key=len)
@@ -127,13 +156,23 @@ def merge(rows: Sequence[Mapping[str, object]]) -> tuple[dict[str, object], tupl
 
 
 def age_of(text: str) -> tuple[float | None, list[Decision]]:
-    """Years, or None where the table has none or one that makes no sense; and what was decided about it."""
+    """Years, or None where the table has none or one that makes no sense; and what was decided about it.
+
+    Example:
+        >>> [age_of(text)[0] for text in ("63", "63,5", "063Y", "018M", "89+", ">89")]
+        [63.0, 63.5, 63.0, 1.5, 89.0, 89.0]
+    """
     if is_absent(text):
         return None, []
-    years = number_of(text)
+    years, is_bound = number_of(text), False
+    found = _AGE.fullmatch(text.strip()) if years is None else None
+    if found is not None:
+        units = _A_YEAR[(found["unit"] or "y")[0].casefold()]
+        years = round(float(found["number"].replace(",", ".")) / units, 2)
+        is_bound = bool(found["above"] or found["or_more"])
     if years is None or not 0 <= years <= MAX_AGE:
         return None, [DecisionKind.AGE_SENSELESS()]
-    return years, []
+    return years, [DecisionKind.AGE_IS_BOUND()] if is_bound else []
 
 
 def sex_of(text: str) -> tuple[str | None, list[Decision]]:
@@ -166,16 +205,20 @@ def is_absent(text: str) -> bool:
 
 def _text(path: Path, said: _Said) -> str:
     raw = path.read_bytes()
-    if not raw.strip():
-        raise WrongUse(f"{said.name}: empty; {said.damaged}")
+    no_table = next((what for start, what in _NO_TABLES if raw.startswith(start)), None)
+    if no_table:
+        raise WrongUse(f"{said.name}: is {no_table}")
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if raw.startswith(mark)), None) or _guess(raw)
     try:
-        return raw.decode(encoding)
+        text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
             raise WrongUse(f"{said.name}: damaged, it is no {encoding}; {said.damaged}") from error
-    log.warning("%s is not UTF-8: read as Latin-1", printable(path.name))
-    return raw.decode("latin-1")
+        log.warning("%s is not UTF-8: read as Latin-1", printable(path.name))
+        text = raw.decode("latin-1")
+    if not text.strip():
+        raise EmptyTable(f"{said.name}: empty; {said.damaged}")
+    return text
 
 
 def _guess(raw: bytes) -> str:
@@ -190,7 +233,7 @@ def _guess(raw: bytes) -> str:
 def _parse(said: _Said, text: str, needed: Sequence[str], wanted: Sequence[str]) -> Table:
     text = _without_sep(text)
     delimiter = max(DELIMITERS, key=lambda each: len(set(needed) & set(_header(text, each))))
-    found = _rows(text if text.endswith("\n") else f"{text}\n", delimiter)
+    found = _rows(text if text.endswith(("\n", "\r")) else f"{text}\n", delimiter)
     columns = tuple(name.strip() for name in next(found, None) or ())
     _check(said, columns, needed, wanted)
     places = [(name, columns.index(name)) for name in (*needed, *wanted) if name in columns]
@@ -209,7 +252,12 @@ def _parse(said: _Said, text: str, needed: Sequence[str], wanted: Sequence[str])
 
 def _without_sep(text: str) -> str:
     """The table without Excel's own line."""
-    return text.partition("\n")[2] if text[:4].lower() == "sep=" else text
+    return text[len(_lines(text[:64])[0]) :] if text[:4].lower() == "sep=" else text
+
+
+def _lines(text: str) -> list[str]:
+    """The lines with their ends, which may be LF, CR or both: old programs for the Mac write CR alone."""
+    return list(io.StringIO(text, newline=""))
 
 
 def _rows(text: str, delimiter: str) -> Iterator[list[str] | None]:
@@ -218,7 +266,7 @@ def _rows(text: str, delimiter: str) -> Iterator[list[str] | None]:
     Such a quote swallows the lines after it up to the next one, or the rest of the table: what comes after the line
     is read again.
     """
-    lines = list(io.StringIO(text, newline=""))
+    lines = _lines(text)
     width: int | None = None
     start = 0
     while start < len(lines):
@@ -274,7 +322,7 @@ class _Feed:
 
 
 def _header(text: str, delimiter: str) -> list[str]:
-    first = next((line for line in io.StringIO(text[:65536]) if line.strip()), "")
+    first = next((line for line in _lines(text[:65536]) if line.strip()), "")
     return [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
 
 
