@@ -68,6 +68,13 @@ def test_woven_contrasts_are_said_and_flagged(name, dtype):
     assert FLAG in outliers.find(row(said))[0].flags
 
 
+@pytest.mark.parametrize("turn", [(0, 50, 100), (0, 60, 10, 90), (0, 0, 100, 100)])
+def test_more_than_two_contrasts_are_flagged(turn):
+    woven = head()
+    woven += np.where(abs(woven - 40) < 60, np.resize(turn, woven.shape[2]), 0)
+    assert any("alternate" in line for line in decisions_of(woven))
+
+
 def test_slices_along_any_axis_are_looked_at_in_files_that_do_not_tell():
     woven = np.moveaxis(weave(head(), *CHANGES["another phase"]), 2, 0)
     assert any("alternate" in line for line in decisions_of(woven, np.diag([5.0, 4, 4, 1])))

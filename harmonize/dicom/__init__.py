@@ -189,7 +189,7 @@ def load_volume(volume: DicomVolume, *, estimate: Estimator | None = None) -> Sc
         understood = [*understood, decision]
     if interleaving.standing_apart(interleaving.sample_slices(voxels_ZYX, axis=0), interleaving.WOVEN):
         raise Rejection(
-            Reason.MIXED_VOLUMES, "slices alternate in intensity like two volumes woven into one; no header sorts them"
+            Reason.MIXED_VOLUMES, "slices alternate in intensity like volumes woven into one; no header sorts them"
         )
     return Scan(
         voxels_XYZ=voxels_ZYX.transpose(2, 1, 0),

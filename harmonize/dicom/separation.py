@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonize.dicom import numbering
 from harmonize.dicom.headers import Frame
 from harmonize.dicom.traits import (
     EXPORT_TRAITS,
     IDENTITY,
     MEASURED_TRAITS,
     NEVER_IN_COPIES,
+    ORDERS,
     RELATIVE_TOLERANCE,
     TRAITS,
     Trust,
@@ -39,7 +41,7 @@ SAME_STEP = 1.5
 MIN_PLACES = 4
 """Fewer slices of another value, where one's own are missing, are a second attempt at these, not a second volume."""
 
-LOOKED_AT = 12
+LOOKED_AT = 16
 """Slices that are read where the headers are in doubt."""
 
 ReadPictures = Callable[[Sequence[Frame]], NDArray[Any] | None]
@@ -269,35 +271,24 @@ def _split_exports(
 def _split_numbering(
     plane: Sequence[Frame], offsets: NDArray[np.float64], places: NDArray[np.int64], read: ReadPictures | None
 ) -> Separated | None:
-    """Split in two where the slices were numbered one volume after the other, in either direction each, and interleave.
+    """Split where the slices were numbered, or acquired, one volume after the other, and interleave.
 
     A scanner may number the slices of one volume in the order in which it excites them, so intensities must follow.
     """
-    numbers = np.array([frame.instance for frame in plane])
-    order = np.argsort(numbers, kind="stable")
-    if (
-        read is None
-        or len(plane) < 2 * MIN_PLACES
-        or len(np.unique(numbers)) < len(plane)
-        or places[-1] + 1 < len(plane)
-    ):
+    if read is None or len(plane) < 2 * MIN_PLACES or places[-1] + 1 < len(plane):
         return None
-    steps = np.diff(offsets[order])
-    if (steps > 0).all() or (steps < 0).all():
-        return None
-    uneven = {}
-    for first in range(MIN_PLACES, len(plane) - MIN_PLACES + 1):
-        halves = steps[: first - 1], steps[first:]
-        if all((half > 0).all() or (half < 0).all() for half in halves):
-            uneven[first] = max(float(abs(half).max() / abs(half).min()) for half in halves)
-    if not uneven:
-        return None
-    last = numbers[order][min(uneven, key=lambda first: uneven[first]) - 1]
-    values = ["1" if number <= last else "2" for number in numbers]
-    members = {value: {n for n, own in enumerate(values) if own == value} for value in "12"}
-    if not _interleave(members, offsets, places) or not _intensities_follow(plane, places, values, read):
-        return None
-    return _by_values(plane, values, "whose slices interleave, told apart by instance numbers and intensity")
+    orders: dict[str, Sequence[int] | Sequence[str]] = {"instance numbers": [frame.instance for frame in plane]}
+    orders |= {TRAITS[name].label: [frame.traits.get(name, "") for frame in plane] for name in ORDERS}
+    for label, order in orders.items():
+        values = numbering.runs(order, offsets, MIN_PLACES)
+        if values is None:
+            continue
+        members: dict[str, set[int]] = defaultdict(set)
+        for place, value in enumerate(values):
+            members[value].add(place)
+        if _interleave(members, offsets, places) and _intensities_follow(plane, places, values, read):
+            return _by_values(plane, values, f"whose slices interleave, told apart by {label} and intensity")
+    return None
 
 
 def _variety(plane: Sequence[Frame], traits: Sequence[str]) -> int:
@@ -347,4 +338,7 @@ def _intensities_follow(
     pictures = read([plane[n] for n in firsts[start : start + LOOKED_AT]])
     if pictures is None:
         return False
-    return interleaving.follow_groups(interleaving.sample_slices(pictures, axis=0), own[start : start + LOOKED_AT])
+    samples = interleaving.sample_slices(pictures, axis=0)
+    # Excitation in turns makes slices of one MR alternate a little; in CT only two volumes do.
+    woven = plane[0].header.modality == "CT" and interleaving.seems_woven(samples)
+    return woven or interleaving.follow_groups(samples, own[start : start + LOOKED_AT])

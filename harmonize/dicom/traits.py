@@ -132,6 +132,9 @@ NEVER_IN_COPIES = frozenset(("echo", "b_value", "gradient", "image_type", "tempo
 MEASURED_TRAITS = tuple(name for name in TRAITS if name not in EXPORT_TRAITS)
 """All others."""
 
+ORDERS = ("acquired", "content_time")
+"""Times that differ from slice to slice still say in which order these were made."""
+
 DOUBTFUL_BUT_IN_CT = frozenset({"acquisition"})
 """In CT a second acquisition number is a second rotation of the tube; elsewhere it may be a package of slices."""
 

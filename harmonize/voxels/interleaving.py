@@ -1,12 +1,13 @@
-"""Slices whose intensities alternate: the last sign that two volumes were woven into one, where no header tells.
+"""Slices whose intensities alternate: the last sign that volumes were woven into one, where no header tells.
 
-In one volume a slice resembles its neighbours at least as much as the slices beyond them. Where two volumes of
-different contrast lie between each other, the neighbours of a slice resemble one another far more than the slice.
+In one volume a slice resembles its neighbours at least as much as the slices beyond them. Where volumes of different
+contrast lie between each other, a slice resembles the next one of its own volume far more than those in between: the
+next but one of two volumes, the third of three, the fourth where two lie in pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from harmonize.decisions import Decision, DecisionKind
 
 APART = 0.6
-"""A slice stands apart where its neighbours differ from each other by less than this share of what they differ from it
-(RMS); 0.8 to 2 in real heads and phantoms of all sources, 0 for two noise-free volumes."""
+"""Slices stand apart from those between them where they differ by less than this share of what they differ from these
+(RMS); 0.8 to 2 in real heads and phantoms of all sources, more for slices farther apart, 0 for noise-free volumes."""
 
 WOVEN = 0.3
 """The same where there can be no doubt: half of the slices would need 2.5 times the signal of the others."""
@@ -24,14 +25,26 @@ WOVEN = 0.3
 MIN_SLICES_APART, MIN_SHARE_APART = 3, 0.2
 """So many slices, and this share of them, must stand apart: a single damaged slice is no second volume."""
 
+MOST_WOVEN = 6
+"""Volumes that are looked for between each other's slices."""
+
+MOST_IN_A_ROW = 3
+"""Slices of one volume that may lie side by side before those of another."""
+
+MIN_TURNS = 3
+"""Slices for so many turns of all volumes must be there where these are more than two."""
+
 LEAST_CONTRAST = 0.02
 """Differences below this share of the volume's own spread are noise in empty slices."""
 
 ALTERNATING = 0.3
-"""Share of what changes from slice to slice that comes back with every other slice; below 0.06 in real heads and
-phantoms, 0.4 and more where every other slice is 1.3 times as bright."""
+"""Share of what changes from slice to slice that comes back with every other (third, fourth) slice; below 0.06 (0.1) in
+real heads and phantoms, 0.4 and more where every other slice is 1.3 times as bright."""
 
 MIN_SLICES_ALTERNATING = 10
+
+LONGEST_PERIOD = 4
+"""Slices after which what alternates is looked for again; four are as many turns as can be told from chance."""
 
 _SAMPLES_A_SIDE = 32
 _CLIP_PERCENTILES = (1, 99)
@@ -64,7 +77,7 @@ def notes(voxels_XYZ: NDArray[Any], spacing: NDArray[np.float64]) -> list[Decisi
 
 
 def seems_woven(samples_ZS: NDArray[np.float32]) -> bool:
-    """Whether slices alternate so much that the volume may be two, or that a scanner treated every other one unlike.
+    """Whether slices alternate so much that they may be of several volumes, or that a scanner treated some unlike.
 
     Args:
         samples_ZS: As `sample_slices` gives them.
@@ -73,11 +86,10 @@ def seems_woven(samples_ZS: NDArray[np.float32]) -> bool:
 
 
 def alternation(samples_ZS: NDArray[np.float32]) -> float:
-    """Share (-1 to 1) of what changes from slice to slice that comes back with every other slice.
+    """Share (-1 to 1) of what changes from slice to slice that comes back with every other, third or fourth slice.
 
-    What sets a slice apart from the mean of its neighbours is compared three to five slices on: noise and anatomy have
-    nothing in common there, what alternates has changed its sign after an odd number of slices and has it again after
-    an even one.
+    What sets a slice apart from the mean of its neighbours is compared three slices on and farther: noise and anatomy
+    have nothing in common there, what alternates has changed between its turns and is there again with each.
 
     Example:
         >>> rows = np.tile(np.float32([[0, 1], [5, 9]]), (6, 1))
@@ -94,12 +106,26 @@ def alternation(samples_ZS: NDArray[np.float32]) -> float:
     limit = _CLIP_MEDIANS * float(np.median(size[size > 0]))
     np.clip(apart, -limit, limit, out=apart)
     energy = float(np.mean(apart * apart))
-    three, four, five = (float(np.mean(apart[lag:] * apart[:-lag])) / energy for lag in (3, 4, 5))
-    return (four - three - five) / 3
+    farthest = min(2 * LONGEST_PERIOD, len(apart) - 1)
+    alike = {lag: float(np.mean(apart[lag:] * apart[:-lag])) / energy for lag in range(3, farthest + 1)}
+    return max(
+        [(alike[4] - alike[3] - alike[5]) / 3]
+        + [
+            _comes_back(alike, period)
+            for period in range(3, LONGEST_PERIOD + 1)
+            if len(samples_ZS) >= (MIN_TURNS + 1) * period
+        ]
+    )
+
+
+def _comes_back(alike: dict[int, float], period: int) -> float:
+    """What comes back with each of two turns and not between them, 1 where that is everything."""
+    between = [value for lag, value in alike.items() if lag < 2 * period and lag != period]
+    return (min(alike[period], alike[2 * period]) - sum(between) / len(between)) * (period - 1) / period
 
 
 def standing_apart(samples_ZS: NDArray[np.float32], limit: float = APART) -> int:
-    """Number of slices that stand apart from both their neighbours; 0 where they are too few to tell.
+    """Number of slices that stand apart from those between them and the next one alike; 0 where too few to tell.
 
     Args:
         samples_ZS: As `sample_slices` gives them.
@@ -109,14 +135,38 @@ def standing_apart(samples_ZS: NDArray[np.float32], limit: float = APART) -> int
         >>> rows = np.array([[0.0, 1], [5, 6], [0, 1], [5, 6], [0, 1]], np.float32)
         >>> standing_apart(rows), standing_apart(np.sort(rows, axis=0))
         (3, 0)
+        >>> standing_apart(np.tile(np.float32([[0, 1], [5, 6], [9, 2]]), (4, 1)))
+        9
     """
     if len(samples_ZS) < MIN_SLICES_APART + 2:
         return 0
-    next_one, next_but_one = distance(samples_ZS[1:], samples_ZS[:-1]), distance(samples_ZS[2:], samples_ZS[:-2])
-    nearer = np.minimum(next_one[:-1], next_one[1:])
-    apart = (next_but_one < limit * nearer) & (nearer > LEAST_CONTRAST * samples_ZS.std())
-    count = int(apart.sum())
-    return count if count >= max(MIN_SLICES_APART, MIN_SHARE_APART * len(apart)) else 0
+    least = LEAST_CONTRAST * samples_ZS.std()
+    most = 0
+    for alike, nearer in _turns(samples_ZS):
+        apart = (alike < limit * nearer) & (nearer > least)
+        count = int(apart.sum())
+        if count >= max(MIN_SLICES_APART, MIN_SHARE_APART * len(apart)):
+            most = max(most, count)
+    return most
+
+
+def _turns(samples_ZS: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """For each way to weave volumes: by how much slices a turn apart differ, and at least from the slices between."""
+    count = len(samples_ZS)
+    lags = range(1, min(MOST_WOVEN, count - 1) + 1)
+    differ = {lag: distance(samples_ZS[lag:], samples_ZS[:-lag]) for lag in lags}
+
+    def between(turn: int, lags: Sequence[int]) -> NDArray[np.float32]:
+        pairs = count - turn
+        sides = [side for lag in lags for side in (differ[lag][:pairs], differ[lag][turn - lag : count - lag])]
+        return np.minimum.reduce(sides)
+
+    for woven in range(2, MOST_WOVEN + 1):
+        if woven == 2 or count >= MIN_TURNS * woven:
+            yield differ[woven], between(woven, range(1, woven))
+    for row in range(2, MOST_IN_A_ROW + 1):
+        if count >= MIN_TURNS * 2 * row:
+            yield differ[2 * row], between(2 * row, [row])
 
 
 def follow_groups(samples_ZS: NDArray[np.float32], groups: Sequence[object]) -> bool:

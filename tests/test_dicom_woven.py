@@ -1,0 +1,70 @@
+"""More than two volumes, or a header that only one of them has: still none is woven into another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_dicom_mixtures import STEP, dataset, levels, picture, said, save, write
+
+from harmonize.dicom import find_files, find_volumes, load_volume, reload_volume
+from harmonize.errors import Reason, Rejection
+
+
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_volumes_numbered_one_after_the_other_are_as_many_as_they_are(tmp_path, count, modality):
+    for n in range(count):
+        numbers = {"InstanceNumber": lambda k, n=n: 100 * n + (k if n % 2 else 50 - k)}
+        write(tmp_path, np.arange(8) * STEP + n * STEP / count, 100 + 200 * n, Modality=modality, **numbers)
+    assert levels(tmp_path) == [{100 + 200 * n} for n in range(count)]
+    assert "instance numbers" in said(tmp_path)
+
+
+def test_the_times_of_slices_tell_in_which_order_volumes_were_acquired(tmp_path):
+    for n in range(3):
+        times = {"InstanceNumber": lambda k, n=n: 3 * k + n, "AcquisitionTime": lambda k, n=n: f"10{n:02d}{k:02d}"}
+        write(tmp_path, np.arange(8) * STEP + n * STEP / 3, 100 + 200 * n, **times)
+    assert levels(tmp_path) == [{100}, {300}, {500}]
+    assert "acquisition time" in said(tmp_path)
+
+
+def test_slices_excited_in_three_packages_are_one_volume(tmp_path):
+    numbers = {"InstanceNumber": lambda k: k // 3 + 8 * (k % 3)}
+    times = {"AcquisitionTime": lambda k: f"10{k % 3:02d}{k // 3:02d}"}
+    write(tmp_path, np.arange(24) * STEP, 100, Modality="MR", **numbers, **times)
+    assert levels(tmp_path) == [{100}]
+
+
+def write_noisy(folder, offsets, level, **elements):
+    """A disc of bone with `level` in it, in air and noise."""
+    for k, offset in enumerate(offsets):
+        own = {key: value(k) if callable(value) else value for key, value in elements.items()}
+        noise = np.random.default_rng(100 * level + k).normal(0, 4, (16, 16))
+        pixels = np.where(picture(1, 0) > 0, level, np.where(picture(1, -15) > 0, 900, -1000)) + noise
+        ds = dataset(np.rint(pixels).astype(np.int16), ImagePositionPatient=[0, 0, float(offset)], **own)
+        save(ds, folder / f"{level}-{k:03d}.dcm")
+
+
+def middles(folder):
+    """The mean of the middle of each accepted volume and its spread from slice to slice."""
+    scans = [reload_volume(found.paths, found.part) for found in find_volumes(find_files(folder))]
+    means = [scan.voxels_XYZ[5:11, 5:11].mean(axis=(0, 1)) for scan in scans]
+    return sorted((round(float(mean.mean())), bool(np.ptp(mean) < 8)) for mean in means)
+
+
+def test_a_small_difference_that_numbers_confirm_makes_two_volumes_in_ct(tmp_path):
+    for n, level in enumerate((40, 60)):
+        numbers = {"InstanceNumber": lambda k, n=n: 100 * n + k}
+        write_noisy(tmp_path, np.arange(10) * STEP + n * STEP / 2, level, **numbers)
+    assert middles(tmp_path) == [(40, True), (60, True)]
+
+
+@pytest.mark.parametrize("turn", [(0, 1, 2), (0, 1, 2, 3), (0, 0, 1, 1), (0, 0, 0, 1, 1, 1)])
+def test_slices_that_come_back_with_any_turn_are_refused_where_no_header_sorts_them(tmp_path, turn):
+    for k in range(24):
+        level = 100 + 200 * turn[k % len(turn)]
+        write(tmp_path, [k * STEP / 3], level, name=f"{k:03d}", InstanceNumber=k + 1)
+    (volume,) = find_volumes(find_files(tmp_path))
+    with pytest.raises(Rejection, match="woven") as caught:
+        load_volume(volume)
+    assert caught.value.reason is Reason.MIXED_VOLUMES
