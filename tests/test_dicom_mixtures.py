@@ -18,7 +18,7 @@ from harmonize.dicom.grouping import group_series
 from harmonize.dicom.headers import Frame, Header
 from harmonize.dicom.layout import PixelLayout
 from harmonize.dicom.meaning import Meaning
-from harmonize.dicom.separation import split_by_identity
+from harmonize.dicom.owners import split_by_identity
 from harmonize.errors import Reason, Rejection
 from harmonize.sources import tcia
 

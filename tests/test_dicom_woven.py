@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_dicom_mixtures import STEP, dataset, levels, picture, said, save, write
+from test_dicom_mixtures import STEP, dataset, item, levels, picture, said, save, write, write_enhanced
 
 from harmonize.dicom import find_files, find_volumes, load_volume, reload_volume
 from harmonize.errors import Reason, Rejection
@@ -68,3 +68,39 @@ def test_slices_that_come_back_with_any_turn_are_refused_where_no_header_sorts_t
     with pytest.raises(Rejection, match="woven") as caught:
         load_volume(volume)
     assert caught.value.reason is Reason.MIXED_VOLUMES
+
+
+def test_a_native_phase_has_no_contrast_agent(tmp_path):
+    write(tmp_path, np.arange(8) * STEP, 100, InstanceNumber=lambda k: 2 * k)
+    write(
+        tmp_path, np.arange(8) * STEP + STEP / 2, 102, InstanceNumber=lambda k: 2 * k + 1, ContrastBolusAgent="Iodine"
+    )
+    assert levels(tmp_path) == [{100}, {102}]
+    assert "contrast agent" in said(tmp_path)
+
+
+@pytest.mark.parametrize("element", ["SeriesDescription", "ConvolutionKernel", "ProtocolName"])
+def test_another_value_that_one_of_two_volumes_lacks_counts_where_intensities_follow(tmp_path, element):
+    write(tmp_path, np.arange(8) * STEP, 100, InstanceNumber=lambda k: 2 * k)
+    write(tmp_path, np.arange(8) * STEP + STEP / 2, 300, InstanceNumber=lambda k: 2 * k + 1, **{element: "venous"})
+    assert levels(tmp_path) == [{100}, {300}]
+
+
+@pytest.mark.parametrize("element", ["SeriesDescription", "ContrastBolusAgent"])
+@pytest.mark.parametrize("lost", [lambda k: k % 5 == 2, lambda k: k in (3, 4, 9), lambda k: k > 8])
+def test_a_value_that_some_slices_of_one_volume_lost_splits_nothing(tmp_path, element, lost):
+    write(tmp_path, np.arange(22) * STEP, 100, **{element: lambda k: None if lost(k) else "venous"})
+    assert levels(tmp_path) == [{100}]
+    assert "volume" not in said(tmp_path)
+
+
+def test_a_description_that_every_other_slice_of_one_volume_lost_splits_nothing(tmp_path):
+    write(tmp_path, np.arange(16) * STEP, 100, SeriesDescription=lambda k: "head" if k % 2 else None)
+    assert "volume" not in said(tmp_path)
+
+
+def test_frames_say_whether_contrast_agent_was_given(tmp_path):
+    given = [item(ContrastBolusAgentAdministered=word, ContrastBolusAgentDetected=word) for word in ("NO", "YES")]
+    frames = [(100 + 2 * n, {"ContrastBolusUsageSequence": given[n]}) for _ in range(8) for n in (0, 1)]
+    write_enhanced(tmp_path / "a.dcm", np.arange(16) * STEP / 2, 0, frames)
+    assert levels(tmp_path) == [{100}, {102}]

@@ -14,10 +14,10 @@ from harmonize.dicom.estimate import Estimator, placed
 from harmonize.dicom.geometry import MIN_TILT_DEG, StackGeometry, fit_stack
 from harmonize.dicom.grouping import MIN_SLICES, Stack, group_series
 from harmonize.dicom.headers import Frame, read_frames
+from harmonize.dicom.owners import split_by_identity
 from harmonize.dicom.pixels import read_values
 from harmonize.dicom.repeats import one_picture_a_place, picture_of, read_some
 from harmonize.dicom.rescale import settle_rescale
-from harmonize.dicom.separation import split_by_identity
 from harmonize.dicom.units import settle_units
 from harmonize.errors import Reason, Rejection, Stage, UserError, unforeseen
 from harmonize.raw_tree import VOLUME_SUFFIXES, RawTree, suffix_of

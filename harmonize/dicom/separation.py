@@ -1,8 +1,9 @@
 """Tell the volumes of one DICOM series apart by what the headers of its pictures say (see `dicom_traits`).
 
 A value that differs in nearly every slice counts slices, or was drawn for each file by an anonymiser, and an absent one
-says nothing; both are passed over. What is left separates volumes in three ways: whose the pictures are, whatever their
-places; values that alternate along the normal; and, where several pictures claim one place, values that sort them.
+says nothing unless the slices without it are a stack by themselves; both are passed over. What is left separates
+volumes in two ways: values that alternate along the normal; and, where several pictures claim one place, values that
+sort them. Whose the pictures are was looked at before (see `owners`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from harmonize.dicom import numbering
 from harmonize.dicom.headers import Frame
 from harmonize.dicom.traits import (
     EXPORT_TRAITS,
-    IDENTITY,
     MEASURED_TRAITS,
     NEVER_IN_COPIES,
     ORDERS,
@@ -61,26 +61,6 @@ class Separated:
     why: str
 
 
-def split_by_identity(frames: Sequence[Frame]) -> list[tuple[tuple[tuple[str, str], ...], list[Frame]]]:
-    """Split by patient, study, frame of reference and modality.
-
-    Returns:
-        For each set of pictures what of `dicom_traits.IDENTITY` sets it apart (name, value), and the pictures;
-        ordered by these. Values may be patient text.
-    """
-    for number, name in enumerate(IDENTITY):
-        groups: dict[str, list[Frame]] = defaultdict(list)
-        for frame in frames:
-            groups[frame.header.identity[number] if frame.header.identity else ""].append(frame)
-        if _says_something({value: {_place(frame) for frame in group} for value, group in groups.items()}):
-            return [
-                (((name, value), *rest), members)
-                for value in sorted(groups)
-                for rest, members in split_by_identity(groups[value])
-            ]
-    return [((), list(frames))]
-
-
 def separate(
     plane: Sequence[Frame], offsets: NDArray[np.float64], places: NDArray[np.int64], read: ReadPictures | None
 ) -> Separated | None:
@@ -98,10 +78,14 @@ def separate(
     doubtful: list[tuple[str, list[str]]] = []
     for name in MEASURED_TRAITS:
         values, members = _groups(plane, places, name)
-        if _says_something(members) and _interleave(members, offsets, places):
-            if trust_of(name, plane[0].header.modality) is Trust.SURE:
-                return _by_values(plane, values, f"whose slices interleave, told apart by {TRAITS[name].label}")
-            doubtful.append((name, values))
+        trust = trust_of(name, plane[0].header.modality)
+        if not says_something(members) or not _interleave(members, offsets, places):
+            if not _absence_interleaves(members, offsets, places):
+                continue
+            trust = TRAITS[name].absence
+        if trust is Trust.SURE:
+            return _by_values(plane, values, f"whose slices interleave, told apart by {TRAITS[name].label}")
+        doubtful.append((name, values))
     for name, values in doubtful:
         if read is not None and _intensities_follow(plane, places, values, read):
             label = TRAITS[name].label
@@ -124,15 +108,11 @@ def _groups(plane: Sequence[Frame], places: NDArray[np.int64], name: str) -> tup
     return values, members
 
 
-def _says_something(members: Mapping[str, set[Any]]) -> bool:
+def says_something(members: Mapping[str, set[Any]]) -> bool:
     """Whether a header tells groups apart: two values or more, most of which several places share."""
     sizes = [len(places) for value, places in members.items() if value]
     singles = sizes.count(1)
     return len(sizes) > 1 and singles <= MAX_SINGLE_SHARE * sum(sizes)
-
-
-def _place(frame: Frame) -> Hashable:
-    return frame.position or (frame.header.path, frame.index)
 
 
 def _overlap(members: Mapping[str, set[int]]) -> bool:
@@ -153,6 +133,20 @@ def _interleave(members: Mapping[str, set[int]], offsets: NDArray[np.float64], p
         for b in sets[n + 1 :]
         if min(b) < max(a) and min(a) < max(b)
     )
+
+
+def _absence_interleaves(
+    members: Mapping[str, set[int]], offsets: NDArray[np.float64], places: NDArray[np.int64]
+) -> bool:
+    """Whether the slices without a header value lie between those with one, in an even step of their own each."""
+    if "" not in members:
+        return False
+    heights = offsets[np.searchsorted(places, np.arange(places[-1] + 1))]
+    for own in members.values():
+        gaps = np.diff(heights[sorted(own)])
+        if len(own) < MIN_PLACES or gaps.max() > SAME_STEP * gaps.min():
+            return False
+    return _interleave({value or "absent": own for value, own in members.items()}, offsets, places)
 
 
 def _alternate(a: list[int], b: list[int], heights: NDArray[np.float64]) -> bool:
@@ -253,7 +247,7 @@ def _split_exports(
     """Split by series number and by files that hold many pictures, but not the copies of one volume."""
     for name in EXPORT_TRAITS:
         values, members = _groups(plane, places, name)
-        if not _says_something(members):
+        if not says_something(members):
             continue
         if _overlap(members):
             apart = not _are_copies(plane, places, read)

@@ -51,6 +51,7 @@ class Trait:
         tags: Where a single-frame file has it; the first that is there counts.
         tolerance: Numbers that differ by no more, or by `RELATIVE_TOLERANCE`, are the same; None for text.
         raw: The bytes are compared: private elements whose representation an implicit file does not tell.
+        absence: When slices without the value, between those with one, are another volume.
     """
 
     label: str
@@ -58,6 +59,7 @@ class Trait:
     tags: tuple[int, ...] = ()
     tolerance: float | None = None
     raw: bool = False
+    absence: Trust = Trust.DOUBTFUL
 
 
 TRAITS: Mapping[str, Trait] = {
@@ -88,7 +90,7 @@ TRAITS: Mapping[str, Trait] = {
     "options": Trait(label="scan options", tags=(0x00180022,)),
     "coil": Trait(label="coil", tags=(0x0051100F, 0x00181250)),
     "kvp": Trait(label="tube voltage", tags=(0x00180060,), tolerance=1.0),
-    "agent": Trait(label="contrast agent", tags=(0x00180010,)),
+    "agent": Trait(label="contrast agent", tags=(0x00180010,), absence=Trust.SURE),
     "diameter": Trait(label="reconstruction diameter", tags=(0x00181100,), tolerance=1.0),
     "tilt": Trait(label="gantry tilt", tags=(0x00181120,), tolerance=0.5),
     "filter": Trait(label="filter", tags=(0x00181160,)),
@@ -224,6 +226,7 @@ class FrameTraits:
         frame_type = group(0x00189226) or group(0x00189329) or group(0x00189751)
         measures, timing, modifier = group(0x00289110), group(0x00189112), group(0x00189115)
         kernel, tube, cardiac = group(0x00189314), group(0x00189325), group(0x00189118)
+        bolus = group(0x00189341)
         own = {
             "echo": join(echo.numbers(0x00189082)) if echo else "",
             "b_value": join(diffusion.numbers(0x00189087)) if diffusion else "",
@@ -239,6 +242,7 @@ class FrameTraits:
             "kernel": kernel.text(0x00181210) if kernel else "",
             "diameter": kernel.text(0x00181100) if kernel else "",
             "kvp": tube.text(0x00180060) if tube else "",
+            "agent": "\\".join(filter(None, map(bolus.text, (0x00189342, 0x00189343)))) if bolus else "",
             "phase": (join(cardiac.numbers(0x00209153)) or join(cardiac.numbers(0x00209241))) if cardiac else "",
         }
         if self._columns and content:
