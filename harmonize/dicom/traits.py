@@ -26,6 +26,9 @@ IDENTITY = {
 }
 """By name, in the order in which they are looked at."""
 
+EXAMINATION = "study_date", ("accession", "age")
+"""A trait that sets pictures apart as `IDENTITY` does, where each of its values has its own of one of the others."""
+
 PATIENT = frozenset({"patient", "patient name", "patient birth date", "patient sex"})
 """Those of `IDENTITY` that name a person."""
 
@@ -109,6 +112,12 @@ TRAITS: Mapping[str, Trait] = {
     "study_time": Trait(label="study time", tags=(0x00080030,)),
     "series_time": Trait(label="series time", tags=(0x00080031,)),
     "study_date": Trait(label="study date", tags=(0x00080020,)),
+    "study_id": Trait(label="study id", tags=(0x00200010,)),
+    "institution": Trait(label="institution", tags=(0x00080080,)),
+    "weight": Trait(label="patient weight", tags=(0x00101030,), tolerance=0.5),
+    "size": Trait(label="patient size", tags=(0x00101020,), tolerance=0.005),
+    "agent_time": Trait(label="start of contrast agent", tags=(0x00181042,)),
+    "agent_volume": Trait(label="volume of contrast agent", tags=(0x00181041,), tolerance=0.5),
     "exposure": Trait(label="exposure", trust=Trust.DOUBTFUL, tags=(0x00181152, 0x00181150), tolerance=1.0),
     "current": Trait(label="tube current", trust=Trust.DOUBTFUL, tags=(0x00181151,), tolerance=1.0),
     "acquired": Trait(label="acquisition time", trust=Trust.DOUBTFUL, tags=(0x0008002A, 0x00080032)),
