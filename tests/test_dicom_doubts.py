@@ -76,6 +76,32 @@ def refusals(folder):
 # --- scouts
 
 
+@pytest.mark.parametrize("description", ["LOC", "Lokalisation", None])
+def test_three_planes_of_few_slices_are_an_mr_scout_in_any_language(tmp_path, description):
+    for name, orientation in (("a", AXIAL), ("c", CORONAL), ("s", SAGITTAL)):
+        write_stack(
+            tmp_path, "MR", 5, step=10.0, orientation=orientation, name=name, SeriesDescription=description,
+            SeriesNumber=1,
+        )  # fmt: skip
+    assert accepted(tmp_path) == []
+    assert refusals(tmp_path) == {Reason.LOCALIZER}
+
+
+def test_two_planes_or_a_full_stack_or_series_of_their_own_are_no_scout_without_a_word(tmp_path):
+    planes = (("a", AXIAL), ("c", CORONAL), ("s", SAGITTAL))
+    cases = {
+        "two": [(name, orientation, 5, 1) for name, orientation in planes[:2]],
+        "full": [(name, orientation, 12 if name == "a" else 5, 1) for name, orientation in planes],
+        "numbers": [(name, orientation, 5, ord(name)) for name, orientation in planes],
+    }
+    for case, stacks in cases.items():
+        (tmp_path / case).mkdir()
+        for name, orientation, count, number in stacks:
+            write_stack(tmp_path / case, "MR", count, orientation=orientation, name=name, SeriesNumber=number)
+        assert accepted(tmp_path / case)
+        assert Reason.LOCALIZER not in refusals(tmp_path / case)
+
+
 WORDS = (
     "CTA HEAD (no scout)",
     "AX 5mm head, 3 plane recon",

@@ -1,7 +1,8 @@
 """Let the geometry of a series answer what single words of its headers raise: is it a scout, is it a mosaic?
 
 A word such as *scout* in a description may name another series ("no scout", "post-topogram"). A scout is known by its
-few slices or its several planes; slices of their own, at different places, are no mosaics.
+few slices or its several planes, the three planes of an MR scout without any word; slices of their own, at different
+places, are no mosaics.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
 from harmonize.dicom.geometry import slice_normal
 from harmonize.dicom.grouping import MIN_SLICES, distinct_positions
 from harmonize.dicom.headers import Frame
+from harmonize.dicom.kinds import LOCALIZER
 from harmonize.errors import Reason, Rejection
 
 FULL_MR_SLICES = 10
@@ -23,6 +26,9 @@ FULL_MR_STEP_MM = 7.5
 
 _PARALLEL = 0.996
 """Cosine of 5 degrees: planes that are closer are one."""
+
+_ACROSS = 0.5
+"""Cosine of 60 degrees: planes of a scout cut each other at no less, also where they are oblique."""
 
 
 def settle_doubts(frames: Sequence[Frame]) -> list[Frame]:
@@ -42,7 +48,26 @@ def settle_doubts(frames: Sequence[Frame]) -> list[Frame]:
     for doubted in by_kind.values():
         full = {id(frame) for frame in _full_stacks(doubted)}
         confirmed |= {id(frame) for frame in doubted if id(frame) not in full}
-    return [replace(frame, rejection=frame.doubt) if id(frame) in confirmed else frame for frame in frames]
+    settled = [replace(frame, rejection=frame.doubt) if id(frame) in confirmed else frame for frame in frames]
+    wordless = {id(frame) for frame in _three_planes(settled)}
+    return [replace(frame, rejection=LOCALIZER) if id(frame) in wordless else frame for frame in settled]
+
+
+def _three_planes(frames: Sequence[Frame]) -> list[Frame]:
+    """The MR pictures of one series number that lie in three planes across each other, in few slices each."""
+    numbers: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        if frame.header.modality == "MR" and frame.rejection is None:
+            numbers[frame.traits.get("series", "")].append(frame)
+    found: list[Frame] = []
+    for own in numbers.values():
+        planes = _planes(own)
+        if len(planes) < 3 or any(_places(plane) >= FULL_MR_SLICES for plane in planes):
+            continue
+        normals = [slice_normal(plane[0].orientation) for plane in planes]
+        if any(max(abs(a @ b), abs(b @ c), abs(c @ a)) <= _ACROSS for a, b, c in combinations(normals, 3)):
+            found += own
+    return found
 
 
 def _full_stacks(doubted: Sequence[Frame]) -> list[Frame]:

@@ -51,7 +51,7 @@ _SCOUT_SEQUENCES = re.compile(r"(?<![a-z])(aahead_?scout|aahscout)(?![a-z])")
 _LOCALIZER_WORDS = re.compile(
     r"(?<![a-z])(locali[sz]er|scout|topogram|surview|survey|scanogram|3[- ]?plane|3[- ]?pl[- ]?loc)(?![a-z])"
 )
-_LOCALIZER = Rejection(Reason.LOCALIZER, "a localizer")
+LOCALIZER = Rejection(Reason.LOCALIZER, "a localizer")
 _DERIVED_TYPES = frozenset(
     {"MPR", "MIP", "MINIP", "MNIP", "MAX_IP", "MIN_IP", "MEAN_IP", "PROJECTION", "PROJECTION IMAGE", "CURVED"}
     | {"REFORMATTED", "VRT", "VOLREN", "SSD", "RENDERED", "VOLUME RENDERED", "3D RENDERING", "3DRECON"}
@@ -131,7 +131,7 @@ def rejection(
     if modality not in MODALITIES:
         return Rejection(Reason.UNSUPPORTED_MODALITY, "neither CT, MR nor PET")
     if types & _LOCALIZER_TYPES or _SCOUT_SEQUENCES.search(words):
-        return _LOCALIZER
+        return LOCALIZER
     if types & _DERIVED_TYPES and not keep_derived:
         return Rejection(Reason.DERIVED, "a reformat or projection of another series")
     if modality == "PT" and _is_uncorrected(corrections, attenuation_method, words):
@@ -147,7 +147,7 @@ def doubt(description: str) -> Rejection | None:
         >>> doubt("CTA HEAD (no scout)").reason
         <Reason.LOCALIZER: 'localizer'>
     """
-    return _LOCALIZER if _LOCALIZER_WORDS.search(description.lower()) else None
+    return LOCALIZER if _LOCALIZER_WORDS.search(description.lower()) else None
 
 
 @lru_cache(maxsize=256)
