@@ -39,6 +39,9 @@ class DecisionKind(Enum):
     LARGEST_GROUP = "the largest of {count:d} groups of pictures in the series"
     ONE_OF_GROUPS = "one of {count:d} groups of pictures under one series UID, told apart by series number"
     ONE_OF_OWNERS = "one of {count:d} sets of pictures under one series UID, told apart by {names}"
+    ID_SPELT = (
+        "the patient's id is written in {count:d} ways: one patient, as study, frame of reference and step are one"
+    )
     ONE_OF_VOLUMES = "volume {number:d} of {count:d} {why}"
     CUT_AT_HOLE = "part {number:d} of {count:d}: cut where more than {most:d} slices are missing"
     COPIES_DROPPED = "pictures with the same place and pixels as another: {count:d} dropped"

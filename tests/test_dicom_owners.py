@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from test_dicom_mixtures import STEP, levels, said, write
 
+from harmonize.dicom import find_files, find_volumes, load_volume
+from harmonize.sources import tcia
+
 
 @pytest.mark.parametrize("other", [{"AccessionNumber": ("1", "2")}, {"PatientAge": ("040Y", "060Y")}])
 def test_examinations_of_two_days_end_to_end_are_two_volumes(tmp_path, other):
@@ -48,3 +51,42 @@ def test_what_is_said_of_an_examination_tells_woven_volumes_apart(tmp_path, elem
     write(tmp_path, np.arange(7) * STEP, 100, **{element: first})
     write(tmp_path, np.arange(7)[::-1] * STEP + shift, 102, **{element: second})
     assert levels(tmp_path) == [{100}, {102}]
+
+
+@pytest.mark.parametrize("ids", [("00123", "123"), ("a", "A"), ("X-7", "x7")])
+@pytest.mark.parametrize("second", [lambda k: k % 2, lambda k: k < 3, lambda k: k in (4, 5, 9)])
+def test_a_scan_is_not_torn_by_how_its_patients_id_is_spelt(tmp_path, ids, second):
+    write(tmp_path, np.arange(12) * STEP, 100, PatientID=lambda k: ids[bool(second(k))])
+    (volume,) = find_volumes(find_files(tmp_path))
+    scan = load_volume(volume)
+    assert scan.voxels_XYZ.shape[2] == 12
+    assert any("2 ways" in line for line in scan.decisions)
+    (ref,) = [ref for ref in tcia.discover(tmp_path) if hasattr(ref, "key")]
+    assert ref.subject in ids
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"StudyInstanceUID": "1.7.1"},
+        {"FrameOfReferenceUID": "1.8.1"},
+        {"PatientName": "Roe"},
+        {"PatientBirthDate": "19600101"},
+        {"ImagePositionPatient": lambda k: [0, 0, k * STEP]},
+        {"ImagePositionPatient": lambda k: [0, 0, k * STEP + 0.3 * STEP]},
+    ],
+)
+def test_patients_whose_ids_are_alike_are_two_where_anything_else_differs(tmp_path, other):
+    write(tmp_path, np.arange(8) * STEP, 100, PatientID="00123")
+    write(tmp_path, np.arange(8) * STEP + STEP / 2, 300, **({"PatientID": "123"} | other))
+    assert levels(tmp_path) == [{100}, {300}]
+    refs = [ref for ref in tcia.discover(tmp_path) if hasattr(ref, "key")]
+    assert {ref.subject.split("/")[0] for ref in refs} == {"00123", "123"}
+
+
+def test_a_birth_date_and_a_sex_are_the_same_however_they_are_written(tmp_path):
+    dates = "19800101", "1980-01-01"
+    written = {"PatientSex": lambda k: ("F", "Female")[k % 2], "PatientBirthDate": lambda k: dates[k % 2]}
+    write(tmp_path, np.arange(12) * STEP, 100, **written)
+    assert levels(tmp_path) == [{100}]
+    assert "one of" not in said(tmp_path)

@@ -14,6 +14,7 @@ from harmonize.dicom.estimate import Estimator, placed
 from harmonize.dicom.geometry import MIN_TILT_DEG, StackGeometry, fit_stack
 from harmonize.dicom.grouping import MIN_SLICES, Stack, group_series
 from harmonize.dicom.headers import Frame, read_frames
+from harmonize.dicom.owners import notes as owner_notes
 from harmonize.dicom.owners import split_by_identity
 from harmonize.dicom.pixels import read_values
 from harmonize.dicom.repeats import one_picture_a_place, picture_of, read_some
@@ -199,6 +200,7 @@ def load_volume(volume: DicomVolume, *, estimate: Estimator | None = None) -> Sc
         unit=unit,
         decisions=(
             *volume.stack.decisions,
+            *owner_notes(frames),
             *repeated,
             *describe_geometry(frames, geometry),
             *rescaled,

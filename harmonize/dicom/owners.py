@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
+import numpy as np
+
+from harmonize.decisions import Decision, DecisionKind
+from harmonize.dicom.geometry import MAX_MISSING, SAME_POSITION_MM, slice_normal
 from harmonize.dicom.headers import Frame
 from harmonize.dicom.separation import says_something
-from harmonize.dicom.traits import EXAMINATION, IDENTITY, TRAITS
+from harmonize.dicom.traits import EXAMINATION, IDENTITY, TRAITS, bare_id
+from harmonize.errors import Rejection
+
+UNEVEN = 0.1
+"""Slices of one scan lie closer to their even places than this share of their step."""
 
 
 def split_by_identity(frames: Sequence[Frame]) -> list[tuple[tuple[tuple[str, str], ...], list[Frame]]]:
@@ -18,7 +26,10 @@ def split_by_identity(frames: Sequence[Frame]) -> list[tuple[tuple[tuple[str, st
         value), and the pictures; ordered by these. Values may be patient text.
     """
     for number, name in enumerate(IDENTITY):
-        groups = _grouped(frames, [frame.header.identity[number] if frame.header.identity else "" for frame in frames])
+        values = [frame.header.identity[number] if frame.header.identity else "" for frame in frames]
+        groups = _grouped(frames, values)
+        if name == "patient" and len(groups) > 1:
+            groups = _with_one_spelling(groups)
         if _says_something(groups):
             return _split(name, groups)
     first, others = EXAMINATION
@@ -28,6 +39,51 @@ def split_by_identity(frames: Sequence[Frame]) -> list[tuple[tuple[tuple[str, st
     if "" not in groups and _says_something(groups) and any(_goes_with(frames, dates, other) for other in others):
         return _split(TRAITS[first].label, groups)
     return [((), list(frames))]
+
+
+def one_patient(ids: Iterable[str]) -> str:
+    """The id that all pictures have, in its most frequent spelling; none where an anonymiser drew one for each file."""
+    counted = Counter(ids)
+    return min(counted, key=lambda own: (-counted[own], own)) if len(set(map(bare_id, counted))) == 1 else ""
+
+
+def notes(frames: Sequence[Frame]) -> list[Decision]:
+    """The decision that ids are one, where they are written in several ways."""
+    ids = {frame.header.patient_id for frame in frames}
+    return [DecisionKind.ID_SPELT(count=len(ids))] if len(ids) > 1 and one_patient(ids) else []
+
+
+def _with_one_spelling(groups: Mapping[str, Sequence[Frame]]) -> dict[str, list[Frame]]:
+    """Join the pictures of ids that differ in spelling alone, where everything else says that they are one scan."""
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for value in groups:
+        spellings[bare_id(value)].append(value)
+    joined: dict[str, list[Frame]] = {}
+    for bare, values in spellings.items():
+        frames = [frame for value in values for frame in groups[value]]
+        if bare and len(values) > 1 and _is_one_scan(frames):
+            joined[one_patient(frame.header.patient_id for frame in frames)] = frames
+        else:
+            joined |= {value: list(groups[value]) for value in values}
+    return joined
+
+
+def _is_one_scan(frames: Sequence[Frame]) -> bool:
+    """Whether pictures agree in all of `IDENTITY` but the id, study included, and lie in one step without repeats."""
+    others = {frame.header.identity[1:] for frame in frames}
+    placed = [frame for frame in frames if frame.rejection is None]
+    if len(others) > 1 or not frames[0].header.study_uid or len(placed) < 3:
+        return False
+    try:
+        normal = slice_normal(placed[0].orientation)
+        steps = np.diff(np.sort(np.array([frame.position for frame in placed], np.float64) @ normal))
+    except (Rejection, ValueError):
+        return False
+    step = float(np.median(steps))
+    if step <= SAME_POSITION_MM:
+        return False
+    slices = np.rint(steps / step)
+    return bool(((slices >= 1) & (slices <= MAX_MISSING + 1) & (abs(steps / step - slices) < UNEVEN)).all())
 
 
 def _split(name: str, groups: Mapping[str, Sequence[Frame]]) -> list[tuple[tuple[tuple[str, str], ...], list[Frame]]]:

@@ -158,13 +158,31 @@ _PLACE_POINTERS = frozenset({0x00200032, 0x00209056, 0x00209057, 0x00209156, 0x0
 """Dimensions of a multi-frame file along which one volume extends: position, stack, slice, and when it was acquired."""
 
 
+_WRITTEN: Mapping[str, Callable[[str], str]] = {
+    "patient name": lambda text: "".join(filter(str.isalnum, text.upper())),
+    "patient birth date": lambda text: "".join(filter(str.isdigit, text)) or text,
+    "patient sex": lambda text: text.upper()[:1],
+}
+"""One way to write what may be written in several."""
+
+
 def read_identity(elements: Elements, modality: str) -> tuple[str, ...]:
-    """The values of `IDENTITY` of a file, empty where absent; names without their punctuation and case."""
+    """The values of `IDENTITY` of a file, empty where absent; names, dates and sex without the ways to write them."""
     found = []
     for name, tag in IDENTITY.items():
         text = modality if name == "modality" else elements.text(tag)
-        found.append("".join(filter(str.isalnum, text.upper())) if name == "patient name" else text)
+        found.append(_WRITTEN.get(name, str)(text))
     return tuple(found)
+
+
+def bare_id(patient_id: str) -> str:
+    """A patient's id without case, punctuation and leading zeros; two patients may differ in these alone.
+
+    Example:
+        >>> bare_id("a-00123"), bare_id("00123"), bare_id("123")
+        ('A00123', '123', '123')
+    """
+    return "".join(filter(str.isalnum, patient_id.upper())).lstrip("0")
 
 
 def read_traits(elements: Elements) -> dict[str, str]:

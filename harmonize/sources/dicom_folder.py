@@ -13,6 +13,7 @@ from typing import cast
 
 from harmonize.decisions import Decision
 from harmonize.dicom import DicomVolume, find_volumes, is_dicom_name, reload_volume, take
+from harmonize.dicom.owners import one_patient
 from harmonize.dicom.traits import PATIENT
 from harmonize.progress import Progress
 from harmonize.raw_tree import RawTree
@@ -133,7 +134,8 @@ def _ids(root: Path, volume: DicomVolume, public: PublicIds) -> Ids:
     if not volume.stack.frames:
         return Ids(subject=volume.paths[0].parent.relative_to(root).as_posix(), session=None)
     headers = [frame.header for frame in volume.stack.frames]
-    patient, study = (_shared(getattr(header, name) for header in headers) for name in ("patient_id", "study_uid"))
+    patient = one_patient(header.patient_id for header in headers)
+    study = _shared(header.study_uid for header in headers)
     known = public(volume, patient, study)
     if known is not None:
         return known
