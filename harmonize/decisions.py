@@ -61,6 +61,7 @@ class DecisionKind(Enum):
     )
     DOUBT_REFUTED = "a word of the header says otherwise, but its slices are those of a full stack"
     STRAIGHTENED = "the direction cosines are rounded: made perpendicular unit vectors"
+    ROUNDED_GEOMETRY = "orientation or pixel spacing is rounded in {count:d} slices: that of the others is taken"
     TILTED = "gantry tilt of {tilt_deg:.1f} degrees kept as shear"
     MISSING_SLICES = "missing slices: {count:d}, interpolated between true positions"
     UNEVEN_SLICES = "uneven slices, {low_mm:.3f} to {high_mm:.3f} mm apart: true positions kept"

@@ -241,6 +241,9 @@ def describe_geometry(frames: Sequence[Frame], geometry: StackGeometry) -> list[
         found.append(DecisionKind.DOUBT_REFUTED())
     if frames[0].straightened:
         found.append(DecisionKind.STRAIGHTENED())
+    rounded = sum(frame.rounded for frame in frames)
+    if rounded:
+        found.append(DecisionKind.ROUNDED_GEOMETRY(count=rounded))
     if geometry.tilt_deg > MIN_TILT_DEG:
         found.append(DecisionKind.TILTED(tilt_deg=geometry.tilt_deg))
     if geometry.missing:

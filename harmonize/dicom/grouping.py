@@ -13,22 +13,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harmonize.decisions import Decision, DecisionKind
-from harmonize.dicom.geometry import MAX_MISSING, SAME_POSITION_MM, find_holes, slice_normal
+from harmonize.dicom.geometry import MAX_MISSING, find_holes, slice_normal
 from harmonize.dicom.headers import Frame
+from harmonize.dicom.planes import distinct_positions, name_free_key, offsets_of, split_planes
 from harmonize.dicom.separation import ReadPictures, separate
 from harmonize.errors import Reason, Rejection, Stage
 
 MIN_SLICES = 4
 """A stack of fewer slices holds no 3D information worth keeping; planar scouts have one to three."""
-
-ORIENTATION_TOLERANCE = 5e-4
-"""Direction cosines that differ less belong to one orientation: 0.12 mm at the edge of a 250 mm picture."""
-
-SPACING_TOLERANCE = 1e-4
-"""Relative; headers round the same spacing differently from slice to slice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +65,7 @@ def group_series(
         else:
             candidates.append(frame)
 
-    planes = sorted((_sorted_along_normal(plane) for plane in _split_planes(candidates)), key=_size_key)
+    planes = sorted(split_planes(candidates), key=_size_key)
     stacks: list[Stack] = []
     for rank, plane in enumerate(planes):
         if rank == 0:
@@ -83,7 +77,7 @@ def group_series(
             message = "another orientation, size or spacing than the largest group of the series"
             stacks.append(Stack(frames=tuple(plane), rejection=Rejection(Reason.MIXED_GEOMETRY, message)))
     stacks += [
-        Stack(frames=tuple(sorted(group, key=_name_free_key)), rejection=fault)
+        Stack(frames=tuple(sorted(group, key=name_free_key)), rejection=fault)
         for fault, group in sorted(rejected.items(), key=lambda entry: (entry[0].reason, entry[0].message))
     ]
     return stacks
@@ -93,12 +87,6 @@ def _other_series(plane: Sequence[Frame], other: Sequence[Frame]) -> bool:
     """Whether every picture says that its series has another number than those of `other`."""
     numbers, others = ({frame.traits.get("series", "") for frame in frames} for frames in (plane, other))
     return "" not in numbers | others and not numbers & others
-
-
-def distinct_positions(frames: Sequence[Frame]) -> NDArray[np.int64]:
-    """Number the places of a sorted stack: frames at the same place share a number, shape (len(frames),)."""
-    gaps = np.diff(_offsets(frames))
-    return np.concatenate([[0], np.cumsum(gaps > SAME_POSITION_MM)]).astype(np.int64)
 
 
 _PLACE = {"ImagePositionPatient": "position", "ImageOrientationPatient": "orientation", "PixelSpacing": "spacing"}
@@ -124,48 +112,9 @@ def _orientation_fault(orientation: tuple[float, ...]) -> Rejection | None:
     return None
 
 
-def _split_planes(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Group by size, orientation and pixel spacing."""
-    groups: list[list[Frame]] = []
-    by_size: dict[tuple[object, ...], list[list[Frame]]] = defaultdict(list)
-    for frame in sorted(frames, key=_name_free_key):
-        layout = frame.header.pixels
-        similar = by_size[frame.header.modality, layout.rows, layout.columns, layout.tiles]
-        for group in similar:
-            if _same_plane(group[0], frame):
-                group.append(frame)
-                break
-        else:
-            group = [frame]
-            similar.append(group)
-            groups.append(group)
-    return groups
-
-
-def _same_plane(a: Frame, b: Frame) -> bool:
-    turned = max(abs(x - y) for x, y in zip(a.orientation, b.orientation, strict=True))
-    scaled = max(abs(x / y - 1) for x, y in zip(a.spacing, b.spacing, strict=True))
-    return turned <= ORIENTATION_TOLERANCE and scaled <= SPACING_TOLERANCE
-
-
-def _sorted_along_normal(frames: Sequence[Frame]) -> list[Frame]:
-    offsets = _offsets(frames)
-    return [frames[i] for i in sorted(range(len(frames)), key=lambda i: (offsets[i], _name_free_key(frames[i])))]
-
-
-def _offsets(frames: Sequence[Frame]) -> NDArray[np.float64]:
-    normal = slice_normal(frames[0].orientation)
-    return np.array([frame.position for frame in frames]) @ normal
-
-
-def _name_free_key(frame: Frame) -> tuple[object, ...]:
-    """An order that survives renamed files, as far as the headers allow."""
-    return frame.header.sop_uid, frame.instance, frame.index, frame.header.path.as_posix()
-
-
 def _size_key(plane: Sequence[Frame]) -> tuple[object, ...]:
     voxels = plane[0].header.pixels.rows * plane[0].header.pixels.columns
-    return -int(distinct_positions(plane)[-1]), -len(plane), -voxels, _name_free_key(plane[0])
+    return -int(distinct_positions(plane)[-1]), -len(plane), -voxels, name_free_key(plane[0])
 
 
 def _split_plane(
@@ -187,7 +136,7 @@ def _separate(
 ) -> list[Stack] | None:
     """The stacks of each of several volumes; None where the pictures are one, so that each of those is one when it is
     grouped again without the others."""
-    found = separate(plane, _offsets(plane), distinct_positions(plane), read)
+    found = separate(plane, offsets_of(plane), distinct_positions(plane), read)
     if found is None:
         return None
     stacks = []
@@ -202,7 +151,7 @@ def _cut_at_holes(
 ) -> list[Stack]:
     places = distinct_positions(volume)
     _, first_of_place = np.unique(places, return_index=True)
-    holes = find_holes(_offsets(volume)[first_of_place])
+    holes = find_holes(offsets_of(volume)[first_of_place])
     if not holes:
         return [_accept(volume, min_slices, notes)]
     ends = np.array([-1, *holes, places[-1]])

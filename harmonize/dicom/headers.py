@@ -83,6 +83,7 @@ class Frame:
         assumed: How the geometry was assumed because the file has none; empty where it has.
         unsaid: What of it nothing in the file says: ``pixels``, ``steps``, ``directions``.
         straightened: The orientation was rounded in the file.
+        rounded: Orientation and spacing are those of the slices around it, as the file has them with fewer digits.
     """
 
     header: Header
@@ -99,6 +100,7 @@ class Frame:
     assumed: str = ""
     unsaid: frozenset[str] = frozenset()
     straightened: bool = False
+    rounded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
