@@ -104,3 +104,30 @@ def test_frames_say_whether_contrast_agent_was_given(tmp_path):
     frames = [(100 + 2 * n, {"ContrastBolusUsageSequence": given[n]}) for _ in range(8) for n in (0, 1)]
     write_enhanced(tmp_path / "a.dcm", np.arange(16) * STEP / 2, 0, frames)
     assert levels(tmp_path) == [{100}, {102}]
+
+
+FRAMES = {
+    "acquisition time": lambda n: {"FrameContentSequence": item(FrameAcquisitionDateTime=f"2020010110{n:02d}00")},
+    "time offset": lambda n: {"TemporalPositionSequence": item(TemporalPositionTimeOffset=10.0 * n)},
+    "velocity": lambda n: {"MRVelocityEncodingSequence": item(VelocityEncodingDirection=np.eye(3)[n].tolist())},
+}
+
+
+@pytest.mark.parametrize("header", FRAMES)
+@pytest.mark.parametrize("shift", [0.0, STEP / 3])
+def test_frames_in_any_order_are_sorted_by_what_they_say(tmp_path, header, shift):
+    frames = [(k * STEP + n * shift, 100 + 200 * n, FRAMES[header](n)) for k in range(8) for n in range(3)]
+    if not shift:  # what is drawn in a frame depends on its number, so woven ones lie in the order of their places
+        frames = [frames[i] for i in np.random.default_rng(0).permutation(len(frames))]
+    write_enhanced(tmp_path / "a.dcm", [z for z, *_ in frames], 0, [(level, groups) for _, level, groups in frames])
+    assert levels(tmp_path) == [{100}, {300}, {500}]
+
+
+def test_frames_that_each_have_a_time_of_their_own_are_one_volume(tmp_path):
+    frames = [
+        (100, {"FrameContentSequence": item(StackID="1", FrameAcquisitionDateTime=f"20200101{10 + k % 2}{k:02d}00")})
+        for k in range(16)
+    ]
+    write_enhanced(tmp_path / "a.dcm", np.arange(16) * STEP, 0, frames)
+    assert levels(tmp_path) == [{100}]
+    assert "volume" not in said(tmp_path)

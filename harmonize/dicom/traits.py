@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from itertools import chain
 
 from harmonize.dicom.elements import Elements
 
@@ -118,6 +119,7 @@ TRAITS: Mapping[str, Trait] = {
     "size": Trait(label="patient size", tags=(0x00101020,), tolerance=0.005),
     "agent_time": Trait(label="start of contrast agent", tags=(0x00181042,)),
     "agent_volume": Trait(label="volume of contrast agent", tags=(0x00181041,), tolerance=0.5),
+    "velocity": Trait(label="velocity encoding"),
     "exposure": Trait(label="exposure", trust=Trust.DOUBTFUL, tags=(0x00181152, 0x00181150), tolerance=1.0),
     "current": Trait(label="tube current", trust=Trust.DOUBTFUL, tags=(0x00181151,), tolerance=1.0),
     "acquired": Trait(label="acquisition time", trust=Trust.DOUBTFUL, tags=(0x0008002A, 0x00080032)),
@@ -153,6 +155,9 @@ _NAME_OF = {tag: (name, trait.raw) for name, trait in TRAITS.items() for tag in 
 _TAGS = frozenset(_NAME_OF)
 _NUMBERS = frozenset(name for name, trait in TRAITS.items() if trait.tolerance is not None)
 _ALTERNATIVES = tuple((name, trait.tags) for name, trait in TRAITS.items() if len(trait.tags) > 1)
+
+_VELOCITY = (0x00189090, 0x00189091, 0x00189217)
+"""Direction, least and largest velocity that is encoded."""
 
 _PLACE_POINTERS = frozenset({0x00200032, 0x00209056, 0x00209057, 0x00209156, 0x00189074, 0x00189151})
 """Dimensions of a multi-frame file along which one volume extends: position, stack, slice, and when it was acquired."""
@@ -253,14 +258,17 @@ class FrameTraits:
         frame_type = group(0x00189226) or group(0x00189329) or group(0x00189751)
         measures, timing, modifier = group(0x00289110), group(0x00189112), group(0x00189115)
         kernel, tube, cardiac = group(0x00189314), group(0x00189325), group(0x00189118)
-        bolus = group(0x00189341)
+        bolus, velocity, time = group(0x00189341), group(0x00189197), group(0x00209310)
         own = {
             "echo": join(echo.numbers(0x00189082)) if echo else "",
             "b_value": join(diffusion.numbers(0x00189087)) if diffusion else "",
             "gradient": join(gradient.numbers(0x00189089)) if gradient else "",
             "image_type": frame_type.text(0x00089007).upper() if frame_type else "",
             "component": frame_type.text(0x00089208) if frame_type else "",
-            "temporal": join(content.numbers(0x00209128)) if content else "",
+            "temporal": (join(content.numbers(0x00209128)) if content else "")
+            or (join(time.numbers(0x0020930D)) if time else ""),
+            "acquired": (content.text(0x00189074) or content.text(0x00189151)) if content else "",
+            "velocity": join(tuple(chain.from_iterable(map(velocity.numbers, _VELOCITY)))) if velocity else "",
             "acquisition": join(content.numbers(0x00209156)) if content else "",
             "thickness": measures.text(0x00180050) if measures else "",
             "repetition": timing.text(0x00180080) if timing else "",
