@@ -44,6 +44,7 @@ class DecisionKind(Enum):
     )
     ONE_OF_VOLUMES = "volume {number:d} of {count:d} {why}"
     CUT_AT_HOLE = "part {number:d} of {count:d}: cut where more than {most:d} slices are missing"
+    STRAY_SLICES = "{count:d} slices say another {names} than those around them: kept in their place"
     COPIES_DROPPED = "pictures with the same place and pixels as another: {count:d} dropped"
     DAMAGED_COPIES = "{count:d} pictures that are cut short left out: another at the same place is whole"
     ONLY_BY_INSTANCE = "{count:d} volumes told apart only by the order of their instances: the first is kept"

@@ -70,6 +70,30 @@ def test_slices_that_come_back_with_any_turn_are_refused_where_no_header_sorts_t
     assert caught.value.reason is Reason.MIXED_VOLUMES
 
 
+@pytest.mark.parametrize("element", ["ConvolutionKernel", "KVP", "AcquisitionNumber"])
+def test_a_slice_of_another_kind_among_the_others_is_told(tmp_path, element):
+    write(tmp_path, np.arange(20) * STEP, 100, **{element: lambda k: "70" if k == 9 else "30"})
+    (volume,) = find_volumes(find_files(tmp_path))
+    assert any("1 slices say another" in line for line in load_volume(volume).decisions)
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"KVP": lambda k: None if k == 9 else 120},
+        {"SliceThickness": lambda k: 5.001 if k == 9 else 4.999},
+        {"AcquisitionNumber": lambda k: k // 5},
+        {"AcquisitionNumber": lambda k: k},
+        {"SliceThickness": lambda k: 2.5 if k < 3 else 5},
+        {"Modality": "MR", "AcquisitionNumber": lambda k: 1 + (k == 9)},
+    ],
+)
+def test_nothing_is_told_of_blocks_counters_rounding_and_what_is_missing(tmp_path, elements):
+    write(tmp_path, np.arange(20) * STEP, 100, **elements)
+    (volume,) = find_volumes(find_files(tmp_path))
+    assert not any("say another" in line for line in load_volume(volume).decisions)
+
+
 def test_a_native_phase_has_no_contrast_agent(tmp_path):
     write(tmp_path, np.arange(8) * STEP, 100, InstanceNumber=lambda k: 2 * k)
     write(

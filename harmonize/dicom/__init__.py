@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harmonize.decisions import Decision, DecisionKind
+from harmonize.dicom import owners, strays
 from harmonize.dicom.doubts import settle_doubts
 from harmonize.dicom.elements import looks_like_dicom
 from harmonize.dicom.estimate import Estimator, placed
 from harmonize.dicom.geometry import MIN_TILT_DEG, StackGeometry, fit_stack
 from harmonize.dicom.grouping import MIN_SLICES, Stack, group_series
 from harmonize.dicom.headers import Frame, read_frames
-from harmonize.dicom.owners import notes as owner_notes
-from harmonize.dicom.owners import split_by_identity
 from harmonize.dicom.pixels import read_values
 from harmonize.dicom.repeats import one_picture_a_place, picture_of, read_some
 from harmonize.dicom.rescale import settle_rescale
@@ -200,8 +199,9 @@ def load_volume(volume: DicomVolume, *, estimate: Estimator | None = None) -> Sc
         unit=unit,
         decisions=(
             *volume.stack.decisions,
-            *owner_notes(frames),
+            *owners.notes(frames),
             *repeated,
+            *strays.notes(frames),
             *describe_geometry(frames, geometry),
             *rescaled,
             *read,
@@ -294,9 +294,9 @@ def _volumes_or_rejection(frames: Sequence[Frame], rules: Rules) -> list[DicomVo
 def _volumes_of(frames: Sequence[Frame], rules: Rules) -> list[DicomVolume]:
     """The volumes of one series UID, those of each patient, study ... by themselves."""
     frames = settle_doubts(frames)
-    members = split_by_identity(frames)
-    owners = [member for member, own in members if any(frame.rejection is None for frame in own)]
-    if len(members) > 1 and len(owners) <= 1:
+    members = owners.split_by_identity(frames)
+    accepted = [member for member, own in members if any(frame.rejection is None for frame in own)]
+    if len(members) > 1 and len(accepted) <= 1:
         members = [((), list(frames))]  # only scouts and captures say otherwise
     volumes = []
     for member, own in members:

@@ -25,9 +25,9 @@ from harmonize.dicom.traits import (
     MEASURED_TRAITS,
     NEVER_IN_COPIES,
     ORDERS,
-    RELATIVE_TOLERANCE,
     TRAITS,
     Trust,
+    same_number,
     trust_of,
 )
 from harmonize.voxels import interleaving
@@ -186,7 +186,7 @@ def _without_rounding(values: Sequence[str], tolerance: float | None) -> list[st
         return list(values)
     named, first = {}, 0.0
     for n, number in enumerate(numbers):
-        if n == 0 or number - numbers[n - 1] > max(tolerance, RELATIVE_TOLERANCE * abs(number)):
+        if n == 0 or not same_number(numbers[n - 1], number, tolerance):
             first = number
         named[number] = f"{first:g}"
     return [named[float(value)] if value else "" for value in values]

@@ -297,6 +297,11 @@ def trust_of(name: str, modality: str) -> Trust:
     return TRAITS[name].trust
 
 
+def same_number(a: float, b: float, tolerance: float) -> bool:
+    """Whether two numbers of headers are one, written twice."""
+    return abs(b - a) <= max(tolerance, RELATIVE_TOLERANCE * abs(b))
+
+
 def join(values: tuple[float, ...]) -> str:
     """Numbers as one text, which is empty where one of them is none.
 
