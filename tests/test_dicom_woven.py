@@ -35,14 +35,23 @@ def test_slices_excited_in_three_packages_are_one_volume(tmp_path):
     assert levels(tmp_path) == [{100}]
 
 
-def write_noisy(folder, offsets, level, **elements):
+def write_noisy(folder, offsets, level, noise=4, **elements):
     """A disc of bone with `level` in it, in air and noise."""
     for k, offset in enumerate(offsets):
         own = {key: value(k) if callable(value) else value for key, value in elements.items()}
-        noise = np.random.default_rng(100 * level + k).normal(0, 4, (16, 16))
-        pixels = np.where(picture(1, 0) > 0, level, np.where(picture(1, -15) > 0, 900, -1000)) + noise
+        grain = np.random.default_rng(100 * level + k).normal(0, noise, (16, 16))
+        pixels = np.where(picture(1, 0) > 0, level, np.where(picture(1, -15) > 0, 900, -1000)) + grain
         ds = dataset(np.rint(pixels).astype(np.int16), ImagePositionPatient=[0, 0, float(offset)], **own)
         save(ds, folder / f"{level}-{k:03d}.dcm")
+
+
+def test_slices_that_excitation_in_turns_makes_unlike_are_one_mr_whatever_their_times(tmp_path):
+    for n, level in enumerate((300, 550)):
+        times = {"AcquisitionTime": lambda k, n=n: f"10{n:02d}{k:02d}", "InstanceNumber": lambda k, n=n: 2 * k + n}
+        write_noisy(tmp_path, np.arange(10) * STEP + n * STEP / 2, level, noise=60, Modality="MR", **times)
+    assert "volume" not in said(tmp_path)
+    (volume,) = find_volumes(find_files(tmp_path))
+    assert load_volume(volume).voxels_XYZ.shape[2] == 20
 
 
 def middles(folder):

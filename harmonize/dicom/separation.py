@@ -267,11 +267,13 @@ def _split_numbering(
 ) -> Separated | None:
     """Split where the slices were numbered, or acquired, one volume after the other, and interleave.
 
-    A scanner may number the slices of one volume in the order in which it excites them, so intensities must follow.
+    A scanner may number the slices of one volume in the order in which it excites them, so intensities must follow;
+    nearly every MR has the times of these, so there they must follow beyond doubt.
     """
     if read is None or len(plane) < 2 * MIN_PLACES or places[-1] + 1 < len(plane):
         return None
-    orders: dict[str, Sequence[int] | Sequence[str]] = {"instance numbers": [frame.instance for frame in plane]}
+    numbers = "instance numbers"
+    orders: dict[str, Sequence[int] | Sequence[str]] = {numbers: [frame.instance for frame in plane]}
     orders |= {TRAITS[name].label: [frame.traits.get(name, "") for frame in plane] for name in ORDERS}
     for label, order in orders.items():
         values = numbering.runs(order, offsets, MIN_PLACES)
@@ -280,7 +282,8 @@ def _split_numbering(
         members: dict[str, set[int]] = defaultdict(set)
         for place, value in enumerate(values):
             members[value].add(place)
-        if _interleave(members, offsets, places) and _intensities_follow(plane, places, values, read):
+        limit = interleaving.APART if label == numbers else interleaving.WOVEN
+        if _interleave(members, offsets, places) and _intensities_follow(plane, places, values, read, limit):
             return _by_values(plane, values, f"whose slices interleave, told apart by {label} and intensity")
     return None
 
@@ -322,7 +325,11 @@ def _are_copies(plane: Sequence[Frame], places: NDArray[np.int64], read: ReadPic
 
 
 def _intensities_follow(
-    plane: Sequence[Frame], places: NDArray[np.int64], values: Sequence[str], read: ReadPictures
+    plane: Sequence[Frame],
+    places: NDArray[np.int64],
+    values: Sequence[str],
+    read: ReadPictures,
+    limit: float = interleaving.APART,
 ) -> bool:
     """Whether the intensities alternate with a header's values, by a few slices from the middle of where it changes."""
     firsts = np.flatnonzero(np.diff(places, prepend=-1)).tolist()
@@ -335,4 +342,4 @@ def _intensities_follow(
     samples = interleaving.sample_slices(pictures, axis=0)
     # Excitation in turns makes slices of one MR alternate a little; in CT only two volumes do.
     woven = plane[0].header.modality == "CT" and interleaving.seems_woven(samples)
-    return woven or interleaving.follow_groups(samples, own[start : start + LOOKED_AT])
+    return woven or interleaving.follow_groups(samples, own[start : start + LOOKED_AT], limit)

@@ -169,12 +169,13 @@ def _turns(samples_ZS: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.float32
             yield differ[2 * row], between(2 * row, [row])
 
 
-def follow_groups(samples_ZS: NDArray[np.float32], groups: Sequence[object]) -> bool:
+def follow_groups(samples_ZS: NDArray[np.float32], groups: Sequence[object], limit: float = APART) -> bool:
     """Whether slices of one group resemble each other far more than the slices of other groups between them.
 
     Args:
         samples_ZS: Consecutive slices, as `sample_slices` gives them.
         groups: What each slice's header says.
+        limit: `APART` or `WOVEN`.
     """
     ratios = []
     for k, group in enumerate(groups):
@@ -188,7 +189,7 @@ def follow_groups(samples_ZS: NDArray[np.float32], groups: Sequence[object]) -> 
             ratios.append(float(distance(samples_ZS[k], samples_ZS[same])) / between)
         else:
             ratios.append(1.0)
-    return bool(ratios) and float(np.median(ratios)) < APART
+    return bool(ratios) and float(np.median(ratios)) < limit
 
 
 def distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
