@@ -7,6 +7,7 @@ import pytest
 from test_dicom_mixtures import STEP, levels, said, write
 
 from harmonize.dicom import find_files, find_volumes, load_volume
+from harmonize.errors import Reason
 from harmonize.sources import tcia
 
 
@@ -90,3 +91,11 @@ def test_a_birth_date_and_a_sex_are_the_same_however_they_are_written(tmp_path):
     write(tmp_path, np.arange(12) * STEP, 100, **written)
     assert levels(tmp_path) == [{100}]
     assert "one of" not in said(tmp_path)
+
+
+def test_a_lost_position_does_not_end_the_look_at_how_ids_are_spelt(tmp_path):
+    for n, written in enumerate(("00123", "123")):
+        gone = {"ImagePositionPatient": lambda k: None if k == 3 else [0, 0, k * STEP]}
+        write(tmp_path, np.arange(8) * STEP, 100 + n, PatientID=written, **gone)
+    reasons = {found.rejection and found.rejection.reason for found in find_volumes(find_files(tmp_path))}
+    assert reasons == {None, Reason.MISSING_METADATA}

@@ -74,11 +74,13 @@ def _is_one_scan(frames: Sequence[Frame]) -> bool:
     placed = [frame for frame in frames if frame.rejection is None]
     if len(others) > 1 or not frames[0].header.study_uid or len(placed) < 3:
         return False
+    if any(len(frame.position) != 3 or not np.isfinite(frame.position).all() for frame in placed):
+        return False
     try:
         normal = slice_normal(placed[0].orientation)
-        steps = np.diff(np.sort(np.array([frame.position for frame in placed], np.float64) @ normal))
-    except (Rejection, ValueError):
+    except Rejection:
         return False
+    steps = np.diff(np.sort(np.array([frame.position for frame in placed]) @ normal))
     step = float(np.median(steps))
     if step <= SAME_POSITION_MM:
         return False
