@@ -138,11 +138,16 @@ def _draw_masks(options: argparse.Namespace, models: Sequence[Path], paths: Sequ
     done = draw_masks(panel, paths, options.masks, device=devices_of(options.device)[0])
     for name, why in done.refused:
         warn(f"not used: {name}: {why}")
+    for path, mask in done.stale:
+        warn(f"note: {path}: {mask.name} is of what was there before")
+    for path, mask in done.numbered:
+        warn(f"note: {path}: its mask is {mask.name}, for that of another scan has its name")
     if done.interrupted is not None:
         warn(f"stopped by {done.interrupted}: what was drawn is kept; the same command goes on")
         return EXIT_INTERRUPTED
+    anew = f", {done.anew} of them anew, for their scans have changed" if done.anew else ""
     before = f"; {done.known} were there before" if done.known else ""
-    warn(f"{options.masks}: {len(done.drawn)} masks{before}")
+    warn(f"{options.masks}: {len(done.drawn)} masks{anew}{before}")
     if not done.drawn and not done.known:
         raise UserError(f"{paths[0]}: none of the {len(done.refused)} scans can be used; give others")
     return 0

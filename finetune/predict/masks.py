@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from finetune.model_folder import load_model
 from finetune.models.assemble import Network
+from finetune.predict.drawn import ENDING, DrawnMasks, name_of
 from finetune.predict.ensemble import Panel
 from finetune.predict.inputs import regions_of
 from finetune.raw.look import Harmonized, look
@@ -28,13 +28,12 @@ from harmonize.corpus import write_volume
 from harmonize.errors import Rejection, UserError, WrongUse
 from harmonize.files import write_json
 from harmonize.progress import Progress
+from harmonize.terminal import printable
 from harmonize.voxels.stored import StoredVolume
 from headspark.run.interrupt import Interrupted, interrupts
 
 ABOUT = "masks.json"
 """Beside the masks: the value of each structure, and which models drew them."""
-
-LONGEST_NAME = 100
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,12 +42,18 @@ class Masks:
 
     Attributes:
         drawn: Files that were written now.
+        anew: How many of them were there before, of files that have changed since.
+        numbered: Path of each scan whose mask got a number, for another scan's mask has its name; and the mask.
+        stale: Path of each place whose files are not used, or are several series now; and its mask of former files.
         known: How many were there before.
         refused: Name and reason of each scan that cannot be used.
         interrupted: What asked to stop before all were drawn; None: nothing did.
     """
 
     drawn: list[Path] = field(default_factory=list)
+    anew: int = 0
+    numbered: list[tuple[str, Path]] = field(default_factory=list)
+    stale: list[tuple[str, Path]] = field(default_factory=list)
     known: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
     interrupted: str | None = None
@@ -115,7 +120,7 @@ class Draughtsman:
 
 
 def draw_masks(panel: Panel, paths: Sequence[Path], out: Path, *, device: torch.device) -> Masks:
-    """Draw the mask of every scan that paths hold; those that are there already are passed over.
+    """Draw the mask of every scan that paths hold; one that is there already, of the same files, is passed over.
 
     Args:
         panel: The models.
@@ -131,18 +136,21 @@ def draw_masks(panel: Panel, paths: Sequence[Path], out: Path, *, device: torch.
     if not places:
         raise UserError(f"{paths[0]}: holds no DICOM pictures and no image; give the folder of a series, or an image")
     _claim(out, draughtsman.about())
-    names: set[str] = set()
+    drawn = DrawnMasks(out)
     try:
         with interrupts() as interrupt, Progress("masks", total=len(places), unit="scans") as progress:
             interrupt.begin()
             while places and not interrupt:
                 place = places.popleft()
-                target = out / f"{_name(place, names)}.nii.gz"
-                if target.exists():
+                scan = drawn.of(place)
+                if drawn.is_drawn(scan, place.state()):
                     found.known += 1
                     progress.advance(1)
                     continue
                 looked = look(place, wishes=panel.wishes)
+                former = drawn.mask_of(scan)
+                if former is not None and not isinstance(looked.series, Harmonized):
+                    found.stale.append((_path_of(place), former))
                 if looked.parts:
                     places.extendleft(reversed(looked.parts))
                     continue
@@ -150,8 +158,13 @@ def draw_masks(panel: Panel, paths: Sequence[Path], out: Path, *, device: torch.
                     if isinstance(looked.series, Rejection):
                         raise looked.series
                     if looked.series is not None:
-                        write_volume(target, draughtsman.draw(looked.series))
+                        mask = draughtsman.draw(looked.series)
+                        target = drawn.claim(scan, looked.state, name_of(place))
+                        write_volume(target, mask)
                         found.drawn.append(target)
+                        found.anew += former is not None
+                        if target.name != f"{name_of(place)}{ENDING}":
+                            found.numbered.append((_path_of(place), target))
                 except Rejection as error:
                     found.refused.append((place.name, f"{error.message} ({error.reason})"))
                 progress.advance(1)
@@ -181,13 +194,6 @@ def _claim(out: Path, about: dict[str, Any]) -> None:
     write_json(out / ABOUT, about)
 
 
-def _name(place: Place, taken: set[str]) -> str:
-    """A file name of its own: the UID of a series, or the path of an image or a folder without its ending."""
-    name = place.uid or re.sub(r"\.nii(\.gz)?$", "", place.name)
-    name = re.sub(r"[^0-9A-Za-z._-]+", "_", name).strip("._-")[-LONGEST_NAME:] or "scan"
-    found, number = name, 1
-    while found in taken:
-        number += 1
-        found = f"{name}_{number}"
-    taken.add(found)
-    return found
+def _path_of(place: Place) -> str:
+    """Where a scan lies: the image, or the folder of the series."""
+    return printable(str(place.files[0] if place.folders is not None else place.files[0].parent))
