@@ -119,6 +119,41 @@ def test_what_was_made_of_a_bids_tree_is_not_looked_at(tmp_path: Path) -> None:
     assert made.folders == ("tissue", "sub-1", "anat")
 
 
+def test_masks_of_the_competition_and_their_copies_of_images_are_no_series(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "rsna"
+    for name in ("series/1.2.3/a.nii", "segmentations/1.2.3/1.2.3.nii", "segmentations/1.2.4_cowseg.nii"):
+        write_image(root / name, bright=10)
+    assert [place.name for place in find_places([root])] == ["series/1.2.3/a.nii"]
+    assert [place.name for place in find_places([tmp_path])] == ["rsna/series/1.2.3/a.nii"]
+    assert [one.series for one in Predictor(model).answers(root)] == ["series/1.2.3/a.nii"]
+    masks = root / "segmentations"
+    assert [place.name for place in find_places([masks])] == ["1.2.3/1.2.3.nii"]  # somebody asks for it
+    for words in ((), ("--out", str(tmp_path / "p.csv"))):
+        assert main(["predict", str(model), str(masks / "1.2.4_cowseg.nii"), *words]) == 2
+        assert "its name says that it holds labels; give the scan that they are of" in capsys.readouterr().err
+
+
+def test_a_corpus_is_no_raw_data_to_predict(
+    model: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = model.parent / "corpus"
+    image = min((corpus / "images").rglob("*.nii.gz"))
+    for path in (corpus, corpus / "images", corpus / "masks", image.parent, image):
+        path.exists() or path.mkdir()
+        for words in ((), ("--out", str(tmp_path / "p.csv"))):
+            assert main(["predict", str(model), str(path), *words]) == 2
+            assert (
+                f"error: {path}: of a corpus that harmonize wrote, no raw data; give the raw" in capsys.readouterr().err
+            )
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{image}\n{tree / 'sub-00'}\n{corpus}\n")
+    assert [place.fault and place.fault.reason for place in find_places([listed])] == [
+        Reason.DERIVED, None, Reason.DERIVED,
+    ]  # fmt: skip
+
+
 def test_what_an_image_shows_is_told_by_name_sidecar_or_values(tmp_path: Path) -> None:
     named = load_image([write_image(tmp_path / "x_FLAIR.nii.gz", bright=10)])
     assert named.modality == "FLAIR"

@@ -12,6 +12,7 @@ from finetune.predict.answers import Answer, NoAnswer
 from finetune.predict.ensemble import Ensemble, Precision, read_panel
 from finetune.predict.inputs import decisions_of, regions_of
 from finetune.raw.look import harmonize_for
+from finetune.raw.trees import check_raw, is_scan_name, raw_folders, scans_in
 from finetune.series import Region
 from harmonize.decisions import unusual
 from harmonize.dicom.estimate import Estimator, estimate_stack
@@ -19,7 +20,7 @@ from harmonize.errors import Rejection, UserError
 from harmonize.raw_tree import RawTree
 from harmonize.scan import Scan
 from harmonize.sources.dicom_series import find_series, load_series
-from harmonize.sources.nifti_image import image_of, images_in, is_image_name, load_image
+from harmonize.sources.nifti_image import image_of, load_image
 
 __all__ = ["Answer", "NoAnswer", "Predictor"]
 
@@ -95,7 +96,7 @@ class Predictor:
             folder: Of one DICOM series or image, or of many.
 
         Raises:
-            UserError: There is no such folder.
+            UserError: There is no such folder, or it holds no raw data.
         """
         found: list[Answer | NoAnswer] = []
         for name, load in self._found(folder):
@@ -107,13 +108,14 @@ class Predictor:
 
     def _found(self, path: Path) -> list[tuple[str, Callable[[], Scan]]]:
         """The series and the images of a folder, or the image that a path names: what each is called and read by."""
-        if path.is_file() and is_image_name(path.name):
+        check_raw(path)
+        if path.is_file() and is_scan_name(path.name):
             return [(path.name, partial(load_image, image_of(path)))]
         series = [(one.name, partial(one.load, self.estimate)) for one in find_series(path)]
         images = [
             (folder.key(files[0].name), partial(load_image, files, folder.relative.split("/")))
-            for folder in RawTree(path).folders()
-            for files in images_in(folder)
+            for folder, _ in raw_folders(RawTree(path))
+            for files in scans_in(folder)
         ]
         return [*series, *images]
 

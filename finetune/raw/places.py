@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from finetune.raw.trees import check_raw, fault_of, is_scan_name, raw_folders, scans_in
 from harmonize.bounded_files import read_small
 from harmonize.dicom import is_dicom_name, take
 from harmonize.dicom.elements import looks_like_dicom
 from harmonize.errors import Reason, Rejection, Stage, WrongUse
 from harmonize.raw_tree import RawTree, suffix_of
 from harmonize.sources.dicom_series import read_identity
-from harmonize.sources.nifti_image import IMAGE_SUFFIXES, image_of, images_in, is_dicom, is_image_name
-from harmonize.sources.volume_tree import BesideRaw
+from harmonize.sources.nifti_image import IMAGE_SUFFIXES, image_of, is_dicom
 from harmonize.terminal import printable
 from harmonize.time_limit import watched
 
@@ -65,14 +65,14 @@ def find_places(paths: Iterable[Path]) -> list[Place]:
     """The folders with files that may be DICOM, and images, each once, in the order of the paths and of names below.
 
     Folders whose first pictures are of one series are one place. What is neither DICOM nor an image is passed over
-    without a word, and so are masks and what a BIDS tree has beside its raw images; a folder of a list that is not
-    there, or holds nothing, is a place with a fault. One that is not there goes by its line, not by what stands there.
+    without a word, and so are masks and what `raw_folders` leaves out; a folder of a list that is not there, or holds
+    nothing raw, is a place with a fault. One that is not there goes by its line, not by what stands there.
 
     Args:
         paths: Folders, images (NIfTI and what else nibabel reads), and text files that list either, one a line.
 
     Raises:
-        UserError: A path that is not there, or a file that is no list.
+        UserError: A path that is not there or not raw, or a file that is no list.
     """
     seen: set[str] = set()
     places: list[Place] = []
@@ -114,7 +114,8 @@ def _path_of(line: str) -> str:
 
 
 def _places_of(path: Path) -> Iterator[Place]:
-    if path.is_file() and is_image_name(path.name):
+    check_raw(path)
+    if path.is_file() and is_scan_name(path.name):
         yield _image(image_of(path), path.parent, path.name, ())
     elif path.is_file():
         for number, line in read_list(path).items():
@@ -136,7 +137,11 @@ def _listed(line: str, where: str) -> Iterator[Place]:
         missing = Rejection(Reason.MISSING_FILE, "no such folder", stage=Stage.DISCOVER)
         yield Place(name=printable(where), root=path, key=_key(path), fault=missing)
         return
-    found = path.is_file() and is_image_name(path.name)
+    fault = fault_of(path)
+    if fault is not None:
+        yield Place(name=printable(line), root=path, key=_key(path), fault=fault)
+        return
+    found = path.is_file() and is_scan_name(path.name)
     if found:
         yield _image(image_of(path), path.parent, line, ())
     if path.is_dir():
@@ -153,13 +158,10 @@ def _listed(line: str, where: str) -> Iterator[Place]:
 
 def _tree(root: Path, name: str) -> Iterator[Place]:
     """A place for each folder of a tree that holds files which may be DICOM."""
-    tree, beside_raw = RawTree(root, is_dicom_name), BesideRaw(root, by_subjects=False)
-    for folder in tree.folders():
+    tree = RawTree(root, is_dicom_name)
+    for folder, folders in raw_folders(tree):
         unread = len(tree.unread)
-        folders = tuple(part for part in folder.relative.split("/") if part)
-        if beside_raw.name_of(folder) is not None:
-            continue
-        for image in images_in(folder):
+        for image in scans_in(folder):
             yield _image(image, root, folder.key(image[0].name), folders)
         names = [one for one in folder.names if suffix_of(one) not in IMAGE_SUFFIXES or is_dicom(folder.path / one)]
         files = [path for one in names if take(path := folder.path / one, tree)]
