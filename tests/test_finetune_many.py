@@ -284,6 +284,8 @@ def test_other_folders_are_left_out_of_the_file_but_not_forgotten(
     ("files", "words", "said"),
     [
         ({"p.csv": "mine"}, (), "p.csv: is there, but not p.journal.jsonl"),
+        ({"p.failed.csv": "mine"}, (), "--out p.csv: p.failed.csv is there, but not p.journal.jsonl"),
+        ({"p.candidates.csv": "mine"}, (), "--out p.csv: p.candidates.csv is there, but not p.journal.jsonl"),
         ({"p.journal.jsonl": "mine\n"}, (), "was not written by `finetune predict`"),
         ({"p.journal.jsonl": '{"format": 1, "labels": []}\n'}, (), "answers of other models"),
         ({}, ("--out", "p.txt"), "p.txt: its ending says nothing; give one of .csv, .json, .parquet"),
@@ -309,6 +311,42 @@ def test_what_cannot_be_meant_is_refused_and_nothing_is_touched(
     assert shown.startswith("error: ")
     assert shown.count("\n") == 1
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_files_of_the_user_beside_a_table_stay_whatever_its_journal_vouches_for(
+    model: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(model, tree, "--out", tmp_path / "p.csv") == 0
+    assert predict(model, tree / "a", "--out", tmp_path / "p.csv") == 0
+    assert not (tmp_path / "p.failed.csv").exists()
+    (tmp_path / "p.json").write_text("mine")
+    capsys.readouterr()
+    assert predict(model, tree, "--out", tmp_path / "p.json") == 2
+    assert "p.json: is there, but p.journal.jsonl does not say that" in capsys.readouterr().err
+    assert (tmp_path / "p.json").read_text() == "mine"
+    assert predict(model, tree / "b", "--out", tmp_path / "q.csv") == 0
+    (tmp_path / "q.failed.csv").write_text("mine")
+    assert predict(model, tree / "b", "--out", tmp_path / "q.csv") == 2
+    assert "q.csv: q.failed.csv is there, but q.journal.jsonl does not say" in capsys.readouterr().err
+    assert (tmp_path / "q.failed.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize("ending", [".csv", ".json", ".parquet"])
+def test_tables_of_versions_whose_journals_name_none_are_told_by_how_they_begin(
+    ending: str, model: Path, tree: Path, tmp_path: Path
+) -> None:
+    out, journal = tmp_path / f"p{ending}", tmp_path / "p.journal.jsonl"
+    assert predict(model, tree, "--out", out) == 0
+    lines = journal.read_text().splitlines(keepends=True)
+    assert json.loads(lines[-1]) == {"tables": sorted([out.name, "p.candidates.csv", "p.failed.csv"])}
+    journal.write_text("".join(lines[:-1]))
+    before = out.read_bytes()
+    assert predict(model, tree, "--out", out) == 0
+    assert out.read_bytes() == before
+    journal.write_text("".join(lines[:-1]))
+    (tmp_path / "p.failed.csv").write_text("SeriesInstanceUID,age\n1.2.3,61\n")
+    assert predict(model, tree, "--out", out) == 2
+    assert "61" in (tmp_path / "p.failed.csv").read_text()
 
 
 def test_a_file_that_is_no_list_and_a_list_of_nothing_are_refused(

@@ -1,7 +1,8 @@
 """The journal of a prediction: a line of JSON a series, appended as answers come, so that a stopped run goes on.
 
-A line is whole or it is ignored: a run that is killed while it writes one does that series again. Processes that share
-the folders write a file each and read all of them.
+A line more names the tables that are written beside it, for no other file there is ours to replace. A line is whole or
+it is ignored: a run that is killed while it writes one does that series again. Processes that share the folders write a
+file each and read all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,6 +33,9 @@ SYNC_S = 1.0
 
 RETRYABLE = frozenset({Reason.IO_ERROR, Reason.WORKER_DIED, Reason.MISSING_FILE})
 """What a series is refused for when the disk or the memory was at fault: the next run tries it again."""
+
+TABLES = "tables"
+"""Key of a line that names tables; earlier versions wrote none, and pass over it."""
 
 _MAYBE = (str, type(None))
 _SHAPE = {
@@ -106,10 +110,17 @@ class Journal:
         if time.monotonic() - self._synced > SYNC_S:
             self.sync()
 
+    def add_tables(self, names: Collection[str]) -> None:
+        """Say which files beside the journal are written now."""
+        if self._file is not None:
+            self._file.write(json.dumps({TABLES: sorted(names)}) + "\n")
+            self.sync()
+
     def sync(self) -> None:
         """See what was written onto the disk."""
         if self._file is None:
             return
+        self._file.flush()
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
@@ -182,6 +193,18 @@ def journal_at(path: Path, facts: Mapping[str, Any], share: Share = ALL) -> Iter
             journal.sync()
 
 
+def tables_beside(path: Path) -> set[str]:
+    """The names of the files beside a journal that it, or a part of it, says were written."""
+    found: set[str] = set()
+    for one in _with_parts(path):
+        with one.open("rb") as lines:
+            for content in lines:
+                line: Any = _line(content) if TABLES.encode() in content else None
+                if fits(line, {TABLES: [str]}):
+                    found.update(line[TABLES])
+    return found
+
+
 @contextmanager
 def _held(path: Path, lock: int) -> Iterator[TextIO]:
     """Open a file to append to, made if need be, under a lock.
@@ -206,12 +229,16 @@ def _held(path: Path, lock: int) -> Iterator[TextIO]:
 
 def _read_all(path: Path, head: Mapping[str, Any]) -> dict[str, list[Row]]:
     """The rows of a journal and of all its parts, by place."""
-    part = re.compile(re.escape(path.stem) + r"\.\d+-of-\d+" + re.escape(path.suffix))
     found: dict[str, list[Row]] = {}
-    for one in [path, *sorted(other for other in path.parent.iterdir() if part.fullmatch(other.name))]:
+    for one in _with_parts(path):
         for place, rows in (_read(one, head) or {}).items():
             found.setdefault(place, []).extend(rows)
     return found
+
+
+def _with_parts(path: Path) -> list[Path]:
+    part = re.compile(re.escape(path.stem) + r"\.\d+-of-\d+" + re.escape(path.suffix))
+    return [path, *sorted(other for other in path.parent.iterdir() if part.fullmatch(other.name))]
 
 
 def _read(path: Path, head: Mapping[str, Any]) -> dict[str, list[Row]] | None:

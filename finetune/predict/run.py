@@ -15,7 +15,7 @@ from finetune.predict.ensemble import Ensemble, Panel, Precision
 from finetune.predict.journal import Journal, Row, journal_at
 from finetune.predict.many import answer_places
 from finetune.predict.share import ALL, Share, cores_of_rank
-from finetune.predict.table import JOURNAL, check_out, companion
+from finetune.predict.table import JOURNAL, check_out, companion, tables_of
 from finetune.raw.places import find_places
 from harmonize.errors import UserError, WrongUse
 from harmonize.progress import Progress
@@ -95,7 +95,7 @@ def predict_paths(
         UserError: Nothing is there, or `out` cannot be used.
     """
     if out is not None:
-        check_out(out)
+        check_out(out, panel.labels)
     facts = {
         "labels": list(panel.labels),
         "models": [member.facts() for member in panel.members],
@@ -129,13 +129,17 @@ def predict_paths(
                         progress.advance(int(row.part == 0), **counts)
                 if share != ALL:
                     journal.read()
-                return Done(
+                found = Done(
                     rows=[row for place in places for row in journal.rows(place)],
                     known=sum(map(len, known.values())),
                     elsewhere=journal.elsewhere(places),
                     left=0 if share == ALL else sum(not journal.is_through(place) for place in places),
                     interrupted=interrupt.name,
                 )
+                if out is not None and found.interrupted is None and not found.left:
+                    check_out(out, panel.labels)  # again: hours have passed
+                    journal.add_tables(tables_of(out, found.rows))
+                return found
     except Interrupted:
         return Done(rows=[], interrupted="a signal")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.candidates import COLUMNS
-from finetune.predict.journal import Row
+from finetune.predict.journal import Row, tables_beside
 from harmonize.decisions import unusual
 from harmonize.errors import WrongUse
 from harmonize.files import atomic_path, write_json
@@ -20,7 +21,13 @@ from harmonize.files import atomic_path, write_json
 SERIES = "SeriesInstanceUID"
 """The first column: the UID, or the folder where the files say none."""
 
+COLUMNS_OF_FAILED = (SERIES, "folder", "reason", "message")
+
 FAILED, JOURNAL, CANDIDATES = ".failed.csv", ".journal.jsonl", ".candidates.csv"
+
+
+LONGEST_HEAD = 1 << 16
+_JSON_BEGINS = '[\n  {\n    "series": '
 
 
 def companion(out: Path, ending: str) -> Path:
@@ -33,21 +40,44 @@ def companion(out: Path, ending: str) -> Path:
     return out.with_name(out.stem + ending)
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, labels: Sequence[str]) -> None:
     """Refuse a place for predictions before anything is computed.
 
+    Args:
+        out: The file.
+        labels: Columns.
+
     Raises:
-        UserError: No known ending, a folder, or somebody else's file.
+        UserError: No known ending, a folder, or somebody else's file there or beside it.
     """
     if out.suffix.lower() not in WRITERS:
         raise WrongUse(f"--out {out}: its ending says nothing; give one of {', '.join(sorted(WRITERS))}")
     if out.is_dir():
         raise WrongUse(f"--out {out}: a folder; give a file in it")
-    if out.exists() and not companion(out, JOURNAL).exists():
-        raise WrongUse(
-            f"--out {out}: is there, but not {companion(out, JOURNAL).name}, which `finetune predict` leaves beside "
-            "its files; give another file, or remove this one"
-        )
+    journal = companion(out, JOURNAL)
+    tables = tables_beside(journal) if journal.is_file() else set()
+    for path in (out, companion(out, FAILED), companion(out, CANDIDATES)):
+        if not os.path.lexists(path) or path.name in tables:
+            continue
+        what = "is there" if path == out else f"{path.name} is there"
+        if not journal.exists():
+            raise WrongUse(
+                f"--out {out}: {what}, but not {journal.name}, which `finetune predict` leaves beside its files; give "
+                "another file, or move this one away"
+            )
+        if tables or not _looks_ours(path, labels):
+            raise WrongUse(
+                f"--out {out}: {what}, but {journal.name} does not say that `finetune predict` wrote it; give another "
+                "file, or move this one away"
+            )
+
+
+def tables_of(out: Path, rows: Sequence[Row]) -> set[str]:
+    """The names of the files that `write_tables` writes."""
+    failed = any(row.probabilities is None for row in rows)
+    where = any(row.candidates is not None for row in rows if row.probabilities is not None)
+    beside = [ending for ending, is_due in ((FAILED, failed), (CANDIDATES, where)) if is_due]
+    return {out.name, *(companion(out, ending).name for ending in beside)}
 
 
 def write_tables(out: Path, rows: Sequence[Row], labels: Sequence[str]) -> int:
@@ -65,11 +95,25 @@ def write_tables(out: Path, rows: Sequence[Row], labels: Sequence[str]) -> int:
     _write_candidates(companion(out, CANDIDATES), answered)
     beside = companion(out, FAILED)
     if failed:
-        columns = (SERIES, "folder", "reason", "message")
-        _write_csv(beside, columns, [(row.series, row.folder, row.reason, row.message) for row in failed])
+        _write_csv(beside, COLUMNS_OF_FAILED, [(row.series, row.folder, row.reason, row.message) for row in failed])
     else:
         beside.unlink(missing_ok=True)
     return len(failed)
+
+
+def _looks_ours(path: Path, labels: Sequence[str]) -> bool:
+    """Whether a file begins as a table of ours: of versions whose journals name none, nothing else tells it."""
+    columns = {FAILED: COLUMNS_OF_FAILED, CANDIDATES: (SERIES, *COLUMNS)}
+    kind = next((ending for ending in columns if path.name.endswith(ending)), "")
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pq.read_schema(path).names[: 1 + len(labels)] == [SERIES, *labels]
+        with path.open(encoding="utf-8", newline="") as stream:
+            if path.suffix.lower() == ".json":
+                return stream.read(len(_JSON_BEGINS)) in (_JSON_BEGINS, "[]\n")
+            return next(csv.reader([stream.readline(LONGEST_HEAD)]), []) == list(columns.get(kind, (SERIES, *labels)))
+    except (OSError, ValueError, csv.Error, pa.ArrowInvalid):
+        return False
 
 
 def _with_names_of_their_own(rows: Sequence[Row]) -> list[Row]:
