@@ -114,6 +114,20 @@ def test_the_packed_folder_answers_the_gateway_by_itself(packed: Path, models: l
     assert [*packed.rglob("__pycache__")] == [], "what is asked stays what was packed, or no other pack replaces it"
 
 
+def test_a_trial_prints_the_answers_alone_and_fails_where_there_is_none(packed: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "ct")
+    for names, code in ((("ct", "nowhere"), 0), (("nowhere",), 1)):
+        command = [sys.executable, "-I", "-B", str(packed / "submission.py"), "--try", *names]
+        done = subprocess.run(
+            command, env=clean_environment(), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        told = json.loads(done.stdout)
+        assert list(told) == ["answers"]
+        assert [bool(row["fault"]) for row in told["answers"]] == [name == "nowhere" for name in names]
+    assert done.stderr.splitlines()[-1].startswith("error: all 1 series got the fallback, the first because of nowhere")
+
+
 class Hanging:
     """Models that never answer about one series."""
 
