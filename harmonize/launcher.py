@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from harmonize.system import end_at_interrupt, end_where_it_cannot_run, loading
 
-from harmonize.system import end_where_it_cannot_run
+with loading():
+    import psutil
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent dies."""
@@ -77,9 +78,10 @@ def end_with_launcher() -> None:
     """Let a launcher that is this process's parent take it along when it ends, as a SIGTERM does; Linux alone has that.
 
     For a program's first lines: until the run itself watches the launcher, it loads torch, which takes seconds. Where
-    no program of ours can run, it ends here.
+    no program of ours can run, it ends here; and so it does at Ctrl-C until `run_command` takes over.
     """
     end_where_it_cannot_run()
+    end_at_interrupt()
     if LAUNCHER is not None and sys.platform == "linux" and LAUNCHER.process.pid == os.getppid():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 

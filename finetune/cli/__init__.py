@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from harmonize.system import end_where_it_cannot_run
+from harmonize.system import end_where_it_cannot_run, loading
 
 end_where_it_cannot_run()
 
 # isort: split
-import argparse
-import sys
-from collections.abc import Sequence
-from importlib import import_module
+with loading():
+    import argparse
+    import sys
+    from collections.abc import Sequence
+    from importlib import import_module
 
-from finetune.cli import baselines, compare, evaluate, export, geometry, kaggle, predict, probe, push, report
-from harmonize import __version__
-from harmonize.parser import Parser
-from harmonize.terminal import hide_texts_of_errors
-from headspark.config import run_command
+    from finetune.cli import baselines, compare, evaluate, export, geometry, kaggle, predict, probe, push, report
+    from harmonize import __version__
+    from harmonize.parser import Parser
+    from harmonize.terminal import hide_texts_of_errors
+    from headspark.config import run_command
 
 TRAIN, CROSS_VALIDATE, ROI, STUDY = "train", "cv", "roi", "study"
 WITH_RECIPES = {

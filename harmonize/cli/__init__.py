@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from harmonize.system import end_where_it_cannot_run
+from harmonize.system import end_where_it_cannot_run, loading
 
 end_where_it_cannot_run()
 
 # isort: split
-import argparse
-import difflib
-import os
-import sys
-from collections.abc import Iterable, Sequence
-from io import TextIOWrapper
-from itertools import takewhile
+with loading():
+    import argparse
+    import difflib
+    import os
+    import sys
+    from collections.abc import Iterable, Sequence
+    from io import TextIOWrapper
+    from itertools import takewhile
 
-from harmonize import __version__, sources
-from harmonize.cli.command import FAILED, Command, add_debug
-from harmonize.cli.corpus import LOCATE, MERGE, PUBLISH, REPORT, VERIFY
-from harmonize.cli.fetch import FETCH
-from harmonize.cli.phantom import PHANTOM
-from harmonize.cli.source import command_of
-from harmonize.errors import EXIT_INTERRUPTED, UserError, WrongUse, broken, is_our_own
-from harmonize.files import cure
-from harmonize.parser import Parser
-from harmonize.terminal import hide_texts_of_errors, warn
+    from harmonize import __version__, sources
+    from harmonize.cli.command import FAILED, Command, add_debug
+    from harmonize.cli.corpus import LOCATE, MERGE, PUBLISH, REPORT, VERIFY
+    from harmonize.cli.fetch import FETCH
+    from harmonize.cli.phantom import PHANTOM
+    from harmonize.cli.source import command_of
+    from harmonize.errors import EXIT_INTERRUPTED, UserError, WrongUse, broken, is_our_own
+    from harmonize.files import cure
+    from harmonize.parser import Parser
+    from harmonize.terminal import hide_texts_of_errors, warn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from harmonize.system import end_where_it_cannot_run
+from harmonize.system import end_where_it_cannot_run, loading
 
 end_where_it_cannot_run()
 
 # isort: split
-import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+with loading():
+    import sys
+    from collections.abc import Callable, Sequence
+    from importlib import import_module
 
-from harmonize import __version__
-from harmonize.parser import Parser
-from headspark.config import run_command
+    from harmonize import __version__
+    from harmonize.parser import Parser
+    from headspark.config import run_command
 
 COMMANDS = {
     "pretrain": "pretrain an encoder, on one device; `accelerate launch ssl/pretrain.py` on several",

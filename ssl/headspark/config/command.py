@@ -6,7 +6,8 @@ import errno
 import re
 from collections.abc import Callable, Sequence
 
-from harmonize.errors import UserError, broken, is_our_own
+from harmonize.errors import EXIT_INTERRUPTED, UserError, broken, is_our_own
+from harmonize.system import STOPPED, interrupt_again
 from harmonize.terminal import escape_texts_of_errors, warn
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -19,11 +20,13 @@ _NO_MEMORY = re.compile("out of memory|can't allocate memory|Storage size calcul
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a command and give its exit code: a `UserError` or a full disk becomes one line on standard error.
 
-    So do a library that cannot be loaded, memory that ran out, and Ctrl-C where nothing is to be saved.
+    So do a library that cannot be loaded, memory that ran out, and Ctrl-C where nothing is to be saved, whose exit code
+    is that of whatever was asked to stop.
 
     ``--debug`` among the arguments shows the traceback too.
     """
     escape_texts_of_errors()
+    interrupt_again()
     try:
         return command(argv)
     except UserError as error:
@@ -39,8 +42,8 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     except KeyboardInterrupt:
         if "--debug" in argv:
             raise
-        warn("error: stopped; give the same command again")
-        return 1
+        warn(STOPPED)
+        return EXIT_INTERRUPTED
     except OSError as error:
         if (error.errno not in FULL_DISK and not error.filename) or "--debug" in argv:
             raise
