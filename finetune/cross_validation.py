@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from harmonize.launcher import end_with_launcher
 
@@ -19,9 +18,9 @@ from accelerate import PartialState
 
 from finetune import candidates
 from finetune.cv_folder import RESULTS, begun_folds, check_folder
+from finetune.cv_origin import has_finished, is_finished, same_run
 from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS, read_of_run
 from finetune.metrics import Score
-from finetune.origin import FINE_TUNING, PSEUDO_LABELS, read_given, recipe_of
 from finetune.recipe import Recipe
 from finetune.report import write_report
 from finetune.segmentation import said_columns
@@ -30,17 +29,15 @@ from finetune.tasks import make_task
 from finetune.train import train
 from harmonize.corpus import Corpus
 from harmonize.errors import EXIT_INTERRUPTED, UserError, WrongUse
-from harmonize.files import atomic_path, sha256_of, write_json
+from harmonize.files import atomic_path, write_json
 from harmonize.parser import Parser
 from harmonize.terminal import say, warn
 from headspark.config import parse_recipe, read_recipe, recipe_parser, run_command
 from headspark.folder_kind import seen_at
-from headspark.run.folder import FINISHED, FREE_ON_RESUME, RECIPE, check_same_recipe, read_state, without_odd_numbers
+from headspark.run.folder import RECIPE, without_odd_numbers
 from headspark.run.interrupt import Interrupted, interrupts
-from headspark.weights import weights_sha256
 
 GATHER = "--gather"
-_FREE = frozenset(FREE_ON_RESUME) | FINE_TUNING.free
 
 
 def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[int] | None = None) -> bool:
@@ -67,7 +64,7 @@ def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[
             for number in wanted:
                 interrupt.check()
                 own = replace(recipe, data=replace(recipe.data, fold=number))
-                if _is_finished(own, sources, out / FOLD_FOLDER.format(number)):
+                if is_finished(own, sources, out / FOLD_FOLDER.format(number)):
                     continue
                 if PartialState().is_main_process:
                     warn(f"fold {number} of {recipe.data.folds}: {out / FOLD_FOLDER.format(number)}")
@@ -110,7 +107,7 @@ def gather(out: Path, folds: Sequence[int] | None = None) -> Score:
     first = next(iter(begun.values()))
     recipe = read_recipe(Recipe, first / RECIPE)
     wanted = _checked(folds, recipe.data.folds)
-    missing = [number for number in wanted if not _has_finished(out / FOLD_FOLDER.format(number))]
+    missing = [number for number in wanted if not has_finished(out / FOLD_FOLDER.format(number))]
     if missing:
         names = ", ".join(map(str, missing))
         raise UserError(f"{out}: not finished are the folds {names}; run them, or name the others with --folds")
@@ -118,7 +115,7 @@ def gather(out: Path, folds: Sequence[int] | None = None) -> Score:
     tables, results = [], {}
     for number in wanted:
         folder = out / FOLD_FOLDER.format(number)
-        state = _same_run(folder, first, recipe, number)
+        state = same_run(folder, first, recipe, number)
         tables.append(read_of_run(folder / PREDICTIONS, said_columns(task)))
         results[str(number)] = state["results"]
     pooled = pd.concat(tables).sort_values([ID, FOLD], ignore_index=True)
@@ -177,13 +174,13 @@ def _command(argv: Sequence[str]) -> int:
     left = [
         number
         for number in asked or range(recipe.data.folds)
-        if not _has_finished(options.out / FOLD_FOLDER.format(number))
+        if not has_finished(options.out / FOLD_FOLDER.format(number))
     ]
     if left:
         warn(f"{options.out}: folds {', '.join(map(str, left))} are left; `finetune cv {GATHER}` waits for them")
         return 0
     # Another job may have trained the others: what it gathered must not shrink.
-    finished = [n for n in range(recipe.data.folds) if _has_finished(options.out / FOLD_FOLDER.format(n))]
+    finished = [n for n in range(recipe.data.folds) if has_finished(options.out / FOLD_FOLDER.format(n))]
     return _gathered(options.out, finished, sources.corpus)
 
 
@@ -227,54 +224,6 @@ def _checked(folds: Sequence[int] | None, count: int) -> list[int]:
     if beyond or not wanted:
         raise WrongUse(f"--folds {beyond}: there are data.folds {count}, numbered 0 to {count - 1}")
     return wanted
-
-
-def _has_finished(folder: Path) -> bool:
-    state = read_state(folder) if folder.is_dir() else None
-    return state is not None and state["status"] == FINISHED
-
-
-def _is_finished(recipe: Recipe, sources: Sources, folder: Path) -> bool:
-    """Whether a fold needs no run.
-
-    Raises:
-        UserError: A finished run there began with something else.
-    """
-    if not _has_finished(folder):
-        return False
-    state, given = read_state(folder) or {}, read_given(sources.encoder)
-    check_same_recipe(folder, recipe_of(recipe, folder, given), _FREE)
-    began = state.get("origin") or {}
-    encoder = began.get("encoder") or {}
-    pseudo = None if sources.pseudo_labels is None else sha256_of(sources.pseudo_labels)
-    sha256 = None if given.network is None else weights_sha256(given.network.state_dict())
-    differs = {
-        "another corpus": began.get("corpus") != sources.corpus.manifest_sha256(),
-        # Where the encoder cannot be read now, that there was one has to do.
-        "another encoder": bool(encoder) != (given.name is not None) or sha256 not in (None, encoder.get("sha256")),
-        "other --pseudo-labels": state.get(PSEUDO_LABELS) != pseudo,
-    }
-    what = next((name for name, is_so in differs.items() if is_so), None)
-    if what is not None:
-        raise WrongUse(f"{folder}: finished with {what} than is asked for now; give --out a new folder")
-    return True
-
-
-def _same_run(folder: Path, first: Path, recipe: Recipe, number: int) -> dict[str, Any]:
-    """run.json of a fold, after a look at whether it is of the same cross-validation as the first.
-
-    Raises:
-        UserError: It is not.
-    """
-    own = replace(recipe, data=replace(recipe.data, fold=number))
-    check_same_recipe(folder, own, _FREE)
-    state, other = read_state(folder) or {}, read_state(first) or {}
-    for key in ("corpus", "encoder"):
-        mine, theirs = ((one.get("origin") or {}).get(key) for one in (state, other))
-        mine, theirs = (one.get("sha256") if isinstance(one, dict) else one for one in (mine, theirs))
-        if mine != theirs:
-            raise WrongUse(f"{folder}: began with another {key} than {first.name}; a cross-validation has one")
-    return state
 
 
 if __name__ == "__main__":
