@@ -19,7 +19,7 @@ from finetune.cli import main
 from finetune.hub import fetch, fetch_model
 from finetune.hub.fetch import repo_of
 from finetune.model_folder import read_bundle
-from finetune.predict.ensemble import models_in
+from finetune.predict.folds import models_in
 from finetune.tasks.masks import MasksConfig
 from finetune.tasks.table import TableConfig
 from harmonize.errors import UserError
@@ -66,7 +66,7 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cross-validation."""
     folder = tmp_path_factory.mktemp("runs") / "cv"
     for number in range(2):
-        leave_a_run(save_model(folder / f"fold_{number}", seed=number), seed=number)
+        leave_a_run(save_model(folder / f"fold_{number}", seed=number, folds=2), seed=number)
     tables = [pd.read_parquet(folder / f"fold_{number}" / "predictions.parquet") for number in range(2)]
     pd.concat(tables, ignore_index=True).to_parquet(folder / "predictions.parquet")
     return folder

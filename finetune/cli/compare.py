@@ -38,11 +38,14 @@ def run(options: argparse.Namespace) -> int:
     from finetune.evaluation.answers import compare_answers, read_answers
     from finetune.evaluation.compare import compare
     from finetune.evaluation.text import comparison_lines
+    from finetune.predict.folds import warn_of_unfinished
     from finetune.report.series import task_of
     from finetune.tasks import MASKS
     from harmonize.corpus import Corpus
     from headspark.run.folder import without_odd_numbers
 
+    for one in options.runs:
+        warn_of_unfinished(one)
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
     tasks = [task_of(one) if one.is_dir() else None for one in options.runs]
     masks = [task for task in tasks if task is not None and task.answers == MASKS]

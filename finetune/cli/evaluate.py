@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from finetune.evaluation.detection import measured, read_finding_sizes, read_sizes
     from finetune.evaluation.text import evaluation_lines
     from finetune.evaluation.thresholds import TARGET_PRECISION
+    from finetune.predict.folds import warn_of_unfinished
     from harmonize.corpus import Corpus
     from headspark.run.folder import without_odd_numbers
 
@@ -85,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
         raise WrongUse("give the folder of a run, or --predictions FILE; see `finetune evaluate --help`")
     if options.outside is not None:
         return _outside(options)
+    if options.model is not None:
+        warn_of_unfinished(options.model)
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
     if options.model is not None and options.labels is None and _answers(options, corpus):
         return 0

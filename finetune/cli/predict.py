@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         UserError: None could be answered.
     """
     from finetune.hub import fetched
-    from finetune.predict.ensemble import is_model
+    from finetune.predict.folds import is_model
 
     names = [options.model, *(path for path in options.paths if is_model(path) or _is_elsewhere(path))]
     paths = [path for path in options.paths if path not in names[1:]]

@@ -15,7 +15,7 @@ from huggingface_hub.hf_api import RepoFile
 from finetune.finder.beside import BESIDE_FILES
 from finetune.hub.folder import HISTOGRAMS, folds_of_config, is_ours_config
 from finetune.model_folder import CONFIG, WEIGHTS, read_bundle
-from finetune.predict.ensemble import models_in
+from finetune.predict.folds import models_in
 from harmonize.errors import UserError
 from harmonize.hub import HUB_ERRORS, fetch_file, not_had, reached, repo_of
 from headspark.folder_kind import read_json

@@ -11,7 +11,7 @@ from typing import Any
 from finetune.finder.beside import BESIDE_FILES
 from finetune.hub.model_card import write_card
 from finetune.model_folder import CONFIG, SCHEMA_VERSION, WEIGHTS, Bundle, load_model, read_bundle, save_bundle
-from finetune.predict.ensemble import models_in
+from finetune.predict.folds import models_in, refuse_unfinished
 from harmonize.corpus import NYUL
 from harmonize.errors import WrongUse
 from harmonize.files import write_json, write_text
@@ -44,10 +44,10 @@ def save_model(source: Path, folder: Path) -> None:
         folder: Where; made if need be. A model that was there is replaced as a whole.
 
     Raises:
-        UserError: The run is damaged. With exit code 2: there is none, it needs a file that may not travel, or
-            `folder` holds something else, which stays as it is.
+        UserError: The run is damaged, or folds are lacking. With exit code 2: there is none, it needs a file that may
+            not travel, or `folder` holds something else, which stays as it is.
     """
-    models = [(path, _bundle_of(path)) for path in models_in(source)]
+    models = _models_of(source)
     with replaced(folder, names=MODEL_FILES, is_ours=_is_ours, what="fine-tuned model") as temporary:
         _write(source, models, temporary)
 
@@ -65,11 +65,11 @@ def push_model(source: Path, repo: str, *, private: bool = True, tag: str | None
         The commit's address.
 
     Raises:
-        UserError: The Hub refused, or could not be reached; what it had before is unchanged.
+        UserError: The Hub refused, or could not be reached, or folds are lacking; what it had before is unchanged.
         WrongUse: The repository holds something else than a fine-tuned model, or `repo` is no name of one.
     """
     check_repo(repo)
-    models = [(path, _bundle_of(path)) for path in models_in(source)]
+    models = _models_of(source)
     with tempfile.TemporaryDirectory(prefix="headspark-push-") as name:
         refuse_foreign_repository(repo, is_ours=is_ours_config, what="a fine-tuned model")
         _write(source, models, Path(name))
@@ -93,6 +93,16 @@ def folds_of_config(config: object) -> tuple[str, ...]:
         return ()
     fine = all(isinstance(name, str) and _FOLD.fullmatch(name) for name in names)
     return tuple(names) if fine and len(set(names)) == len(names) else ()
+
+
+def _models_of(source: Path) -> list[tuple[Path, Bundle]]:
+    """The models of a run, or of all folds of a cross-validation.
+
+    Raises:
+        UserError: Folds are lacking; or as `_bundle_of`.
+    """
+    refuse_unfinished(source)
+    return [(path, _bundle_of(path)) for path in models_in(source)]
 
 
 def _bundle_of(folder: Path) -> Bundle:

@@ -24,6 +24,7 @@ from finetune.kaggle.packed import CODE, GEOMETRY, MODELS, PACK, SCHEMA_VERSION,
 from finetune.kaggle.server import default_row
 from finetune.model_folder import CONFIG, WEIGHTS, load_model, read_bundle, save_bundle
 from finetune.predict.ensemble import read_panel
+from finetune.predict.folds import refuse_unfinished
 from harmonize import phantom
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import write_json, write_text
@@ -144,9 +145,11 @@ def pack(
         geometry: What `finetune geometry` wrote, to take along.
 
     Raises:
-        UserError: A model is damaged, answers something else, or the pack does not answer.
+        UserError: A model is damaged, folds are lacking, it answers something else, or the pack does not answer.
         WrongUse: `out` holds something else; it stays as it is.
     """
+    for folder in folders:
+        refuse_unfinished(folder)
     panel = read_panel(folders, weights)
     reader = None if geometry is None else read_geometry(geometry)
     if tuple(panel.labels) != tuple(LABELS):

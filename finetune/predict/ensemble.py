@@ -15,6 +15,7 @@ from finetune.candidates import Candidate, rows_of, together
 from finetune.inference import Sight, look_at
 from finetune.model_folder import CONFIG, WEIGHTS, Bundle, load_model, read_bundle
 from finetune.models.assemble import fastest_weights
+from finetune.predict.folds import models_in, warn_of_unfinished
 from finetune.predict.inputs import Input, decisions_of, inputs_of, kinds_of, regions_of
 from finetune.raw.look import Harmonized, Wish
 from finetune.series import Region
@@ -23,12 +24,8 @@ from finetune.views import make_view
 from harmonize.errors import Reason, Rejection, WrongUse
 from harmonize.files import sha256_of
 from harmonize.voxels import brain
-from headspark.folder_kind import is_model_config, read_json
 
 Precision = Literal["fp32", "bf16"]
-
-FOLD_FOLDERS = "fold_*"
-"""Runs of a cross-validation in its folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +82,8 @@ class Said:
     candidates: tuple[dict[str, object], ...] | None = None
 
 
-def is_model(path: Path) -> bool:
-    """Whether a folder holds a fine-tuned model, or the models of a cross-validation."""
-    return _holds_model(path) or any(map(_holds_model, path.glob(FOLD_FOLDERS)))
-
-
 def read_panel(folders: Sequence[Path], weights: Sequence[float] | None = None) -> Panel:
-    """Read the configurations of models.
+    """Read the configurations of models; says of a cross-validation that it is not finished.
 
     Args:
         folders: Of finished runs, or of cross-validations, whose folds share the weight of their folder.
@@ -107,6 +99,7 @@ def read_panel(folders: Sequence[Path], weights: Sequence[float] | None = None) 
     found: list[tuple[Path, float]] = []
     for number, folder in enumerate(folders):
         models = models_in(folder)
+        warn_of_unfinished(folder)
         share = 1.0 if weights is None else weights[number] / len(models)
         found += [(model, share) for model in models]
     bundles = [read_bundle(folder) for folder, _ in found]
@@ -215,15 +208,3 @@ def _places_of(said: Sequence[Sight], weights: Sequence[float]) -> list[Candidat
     """What the models of a panel see together, of those that say where; None where none does."""
     saying = [(one.candidates, weight) for one, weight in zip(said, weights, strict=True) if one.candidates is not None]
     return together([found for found, _ in saying], [weight for _, weight in saying]) if saying else None
-
-
-def models_in(folder: Path) -> list[Path]:
-    """The folder itself, or the folds of a cross-validation in the order of their numbers."""
-    if _holds_model(folder):
-        return [folder]
-    folds = [path for path in folder.glob(FOLD_FOLDERS) if _holds_model(path)]
-    return sorted(folds, key=lambda path: (len(path.name), path.name)) or [folder]  # of which read_bundle says more
-
-
-def _holds_model(path: Path) -> bool:
-    return is_model_config(read_json(path / CONFIG))
