@@ -57,7 +57,7 @@ def cross_validate(recipe: Recipe, sources: Sources, out: Path, folds: Sequence[
     """
     wanted = _checked(folds, recipe.data.folds)
     check_folder(out)
-    recipe = recipe.settled(sources.corpus, sources.labels)
+    recipe = recipe.settled(sources.corpus, sources.labels, run=next(iter(begun_folds(out).values()), None))
     try:
         with interrupts() as interrupt:
             interrupt.begin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +23,12 @@ from finetune.series import Case
 from finetune.stages import StageConfig
 from finetune.views.roi import ResizedConfig
 from harmonize.corpus import Corpus
-from headspark.config import one_of, some_of
+from harmonize.errors import UserError
+from headspark.config import one_of, read_recipe, some_of
 from headspark.config.checks import require
 from headspark.optim import LARGEST_RATE
 from headspark.recipe import RunConfig
+from headspark.run.folder import RECIPE
 
 DEFAULT_STAGES = (
     StageConfig(name="head", steps=1000, head_lr=1e-3, warmup=100),
@@ -103,13 +106,21 @@ class Recipe:
         """Whether one of its heads can begin with the decoder that lies beside a pretrained encoder."""
         return any(isinstance(one, DecoderConfig | SegmentationConfig) for one in (self.head, *self.auxiliary))
 
-    def settled(self, corpus: Corpus, labels: Path | None = None) -> Recipe:
+    def settled(self, corpus: Corpus, labels: Path | None = None, *, run: Path | None = None) -> Recipe:
         """The same with what its task leaves open as the corpus and the user's table say it.
+
+        Args:
+            corpus: With the scans.
+            labels: The table; None takes the corpus's.
+            run: A folder; of a run that began there the table is read as it was then.
 
         Raises:
             UserError: They do not say it.
         """
-        return replace(self, task=tasks.settled(self.task, corpus, labels))
+        task, table = self.task, None if run is None else _begun_table(run)
+        if table and hasattr(task, "table"):
+            task = replace(task, table=table)  # type: ignore[type-var]
+        return replace(self, task=tasks.settled(task, corpus, labels))
 
     def fitted(self, training: Sequence[Case]) -> Recipe:
         """The same with what its task takes from the training series.
@@ -152,3 +163,12 @@ def check_encoder(view: views.ViewConfig, shape: Shape) -> None:
     if isinstance(shape, TimmConfig):
         need = f"view.kind {view.kind} shows {view.streams} pictures that belong together; give that"
         require(shape.streams == view.streams, f"scratch.streams {shape.streams}: {need}")
+
+
+def _begun_table(run: Path) -> str | None:
+    """The hash of the table that a run began with; None where it has none, or cannot be read."""
+    if not (run / RECIPE).is_file():
+        return None
+    with suppress(UserError):  # whoever claims the folder says what is wrong with it
+        return getattr(read_recipe(Recipe, run / RECIPE).task, "table", None)
+    return None

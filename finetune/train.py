@@ -95,7 +95,7 @@ def train(
 
 
 def _train(recipe: Recipe, sources: Sources, out: Path, interrupt: Interrupt) -> Score | None:
-    corpus, recipe = sources.corpus, recipe.settled(sources.corpus, sources.labels)
+    corpus, recipe = sources.corpus, recipe.settled(sources.corpus, sources.labels, run=out)
     settings = recipe.train
     accelerator = make_accelerator(precision=settings.precision, threads=settings.threads, out=out, frozen_parts=True)
     # A pretrained encoder says its stride when it is loaded.

@@ -127,8 +127,15 @@ class TableConfig:
         return replace(self, weights=tuple((others_L / positive_L).tolist()))
 
     def read(self, corpus: Corpus, labels: Path | None) -> Labels:
-        """What the table says; arguments as for `settled`."""
-        return read_labels(labels, corpus, columns=self.columns, question=self.question, positive=self.positive)
+        """What the table says, or said to a run that began with `table`; arguments as for `settled`."""
+        return read_labels(
+            labels,
+            corpus,
+            columns=self.columns,
+            question=self.question,
+            positive=self.positive,
+            begun=self.table,
+        )
 
 
 class TableTask:
