@@ -256,6 +256,10 @@ def test_a_table_of_probabilities_takes_its_truth_from_another(tmp_path: Path) -
     assert found.modalities_N == expected.modalities_N
     assert found.subjects_N == found.scan_ids_N
     assert "each counts as a patient of its own" in found.notes[0]
+    for odd, said in ((-1, "is neither 0 nor 1"), ("ill", "is no number")):
+        truth.assign(any=[odd, *truth["any"][1:]]).to_csv(tmp_path / "train.csv", index=False)
+        with pytest.raises(UserError, match=rf"^--truth .*train\.csv: .*{said}"):
+            read(tmp_path / "said.csv", truth=tmp_path / "train.csv")
     truth[1:].to_csv(tmp_path / "train.csv", index=False)
     with pytest.raises(UserError, match="says nothing of 1 of the 12 series"):
         read(tmp_path / "said.csv", truth=tmp_path / "train.csv")

@@ -228,6 +228,13 @@ def test_a_misspelt_key_of_a_stage_has_its_nearest_one(tmp_path: Path) -> None:
         "--stages", "[5]", config_class=FineTuning
     )
     assert "did you mean train.steps?" in refusal("--train", "{stepps: 5}")
+    for option, key in (("stages[0].steps", "stages"), ("stages.0.steps", "stages"), ("data.patch[1]", "data.patch")):
+        said = refusal(f"--{option}", "3", config_class=FineTuning)
+        assert said.startswith(
+            f"--{option} on the command line: {key} is a list, of which a part cannot be given alone"
+        )
+        assert f"(--{key} '[...]')" in said
+    assert ".help" not in refusal("--stagess", "3", config_class=FineTuning)
 
 
 # What a machine cannot do

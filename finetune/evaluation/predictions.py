@@ -139,7 +139,8 @@ def read(
     frame, name = read_frame(source)
     if truth is not None:
         frame = _with_truth(frame, source, truth)
-    return of_table(frame, name=name, where=str(source), corpus=corpus, labels=labels, overall=overall)
+    told = "" if truth is None else f"--truth {truth}"
+    return of_table(frame, name=name, where=str(source), corpus=corpus, labels=labels, overall=overall, told=told)
 
 
 def read_of_run(path: Path, labels: Sequence[str]) -> pd.DataFrame:
@@ -153,8 +154,7 @@ def read_of_run(path: Path, labels: Sequence[str]) -> pd.DataFrame:
         UserError: It is damaged, or another's.
     """
     frame = _read(path)
-    missing = [label for label in labels if label not in frame]
-    if missing:
+    if missing := [label for label in labels if label not in frame]:
         raise UserError(f"{path}: lacks the label {missing[0]}; it is of another task, or damaged: train again")
     _numbers(frame, [*labels, *(name for label in labels if (name := f"{TARGET_PREFIX}{label}") in frame)], str(path))
     return frame
@@ -197,6 +197,7 @@ def of_table(
     corpus: Corpus | None = None,
     labels: Sequence[str] | None = None,
     overall: str | None = None,
+    told: str = "",
 ) -> Predictions:
     """Check a table; arguments as for `read`.
 
@@ -207,6 +208,7 @@ def of_table(
         corpus: As for `read`.
         labels: As for `read`.
         overall: As for `read`.
+        told: What says the truth, for messages; empty: the table itself.
 
     Raises:
         UserError: A column is absent, a number none, or a series stands twice.
@@ -223,10 +225,10 @@ def of_table(
             f"{where}: the series ...{twice.iloc[0][-8:]} stands twice, and {len(twice) - 1} others; give one "
             "prediction a series (folds that hold out the same patients are no cross-validation)"
         )
-    targets_NL = _numbers(frame, [f"{TARGET_PREFIX}{label}" for label in labels], where)
+    targets_NL = _numbers(frame, [f"{TARGET_PREFIX}{label}" for label in labels], told or where)
     probabilities_NL = _numbers(frame, labels, where)
     if not np.isin(targets_NL, (0, 1)).all():
-        raise UserError(f"{where}: a truth is neither 0 nor 1; write 0 or 1")
+        raise UserError(f"{told or where}: a truth is neither 0 nor 1; write 0 or 1")
     if probabilities_NL.min() < 0 or probabilities_NL.max() > 1:
         raise UserError(f"{where}: a prediction lies outside of 0 to 1; write probabilities")
     subjects, modalities, notes = _who(frame, corpus)
@@ -323,7 +325,7 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str], where: str) -> NDArray
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: a prediction or a truth is no number; write numbers") from error
     if not np.isfinite(values).all():
-        raise UserError(f"{where}: a prediction or a truth is not finite; predict again")
+        raise UserError(f"{where}: a prediction or a truth is not finite; write numbers, or predict again")
     return values
 
 

@@ -128,6 +128,8 @@ def check_options(
         if not words[0].startswith("--") or len(words[0]) == 2:
             rest += words
             continue
+        if option not in valid:
+            _check_list(option, config_class)
         if not any(option.startswith(f"{key}.") for key in free):
             _check_key(option, valid, where="on the command line", shown="--{}", elsewhere=elsewhere)
         keys = [option]
@@ -279,11 +281,28 @@ def _hint_of(key: str, config_class: Any) -> Any:
     return hint
 
 
+def _check_list(option: str, config_class: Any) -> None:
+    """Refuse a part of a list, such as ``stages[0].steps``, before it is compared with keys that look like it.
+
+    Raises:
+        WrongUse: It is one.
+    """
+    for key in recipe_keys(config_class):
+        if option.startswith((f"{key}[", f"{key}.")) and typing.get_origin(_hint_of(key, config_class)) in (
+            tuple,
+            list,
+        ):
+            raise WrongUse(
+                f"--{option} on the command line: {key} is a list, of which a part cannot be given alone; write all of "
+                f"it (--{key} '[...]'), or change it in a copy of the recipe"
+            )
+
+
 def _check_key(key: str, valid: set[str], *, where: str, elsewhere: Mapping[str, str], shown: str = "{}") -> None:
     if key in valid:
         return
     if key in elsewhere:
         raise WrongUse(f"unknown key {shown.format(key)} {where}: {elsewhere[key]}; leave it out")
-    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(key, {one for one in valid if not one.endswith(".help")}, n=1, cutoff=0.5)
     hint = f"; did you mean {shown.format(nearest[0])}?" if nearest else ""
     raise WrongUse(f"unknown key {shown.format(key)} {where}{hint}")
