@@ -210,7 +210,15 @@ def test_without_a_pretrained_decoder_the_run_says_that_it_begins_at_random(
     assert "note: the decoder begins at random\n" in capsys.readouterr().err
 
 
-def test_an_export_takes_the_place_of_nothing_but_an_encoder(model: Path, tmp_path: Path) -> None:
+def test_an_export_takes_the_place_of_nothing_but_an_export(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_encoder(build_encoder(TINY), tmp_path / "encoder", preprocessing={"ct_windows": ["brain", "blood", "bone"]})
+    before = (tmp_path / "encoder" / "model.safetensors").read_bytes()
+    assert main(["export", str(model), "--out", str(tmp_path / "encoder")]) == 2
+    assert "encoder: an encoder that this command did not write, which stays as it is" in capsys.readouterr().err
+    assert (tmp_path / "encoder" / "model.safetensors").read_bytes() == before
+    assert [main(["export", str(model), "--out", str(tmp_path / "again")]) for _ in range(2)] == [0, 0]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert main(["export", str(model), "--out", str(tmp_path / "mine")]) == 2

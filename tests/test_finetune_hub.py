@@ -119,6 +119,16 @@ def test_a_model_goes_to_the_hub_and_predicts_the_same_from_there(
     assert "user/other" in refusal(capsys, "predict", "user/other", series, code=1)
 
 
+def test_a_card_that_somebody_wrote_into_is_not_lost(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [push(run, "--out", tmp_path / "out"), push(run, "--out", tmp_path / "out")] == [0, 0]
+    with (tmp_path / "out" / "README.md").open("a") as card:
+        card.write("Our notes.\n")
+    assert "README.md: was changed by hand" in refusal(capsys, "push", run, "--out", tmp_path / "out", code=2)
+    assert (tmp_path / "out" / "README.md").read_text().endswith("Our notes.\n")
+
+
 def test_nothing_of_patients_or_of_the_machine_travels(run: Path, folds: Path, tmp_path: Path) -> None:
     for source, config in ((run, tmp_path / "run"), (folds, tmp_path / "folds" / "fold_0")):
         assert push(source, "--out", tmp_path / source.name.replace("cv", "folds")) == 0

@@ -155,6 +155,27 @@ def test_an_encoder_is_replaced_but_nothing_else_is(
     assert (tmp_path / "other" / "thesis.tex").read_text() == "mine"
 
 
+def test_a_card_that_somebody_wrote_into_is_not_lost(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "encoder"
+    card = folder / "README.md"
+    assert push(run, "--folder", folder) == 0
+    written = card.read_text()
+    for own in (f"{written}\nOur notes.\n", written.replace("## ", "## Of our lab: ", 1)):
+        card.write_text(own)
+        capsys.readouterr()
+        assert push(run, "--folder", folder) == 2
+        assert f"error: {card}: was changed by hand" in capsys.readouterr().err
+        assert card.read_text() == own
+    # Editors and git end lines and files as they like.
+    card.write_bytes(written.rstrip().replace("\n", "\r\n").encode())
+    assert push(run, "--folder", folder) == 0
+    card.write_text(written.replace("3D encoder", "Fine-tuned by headspark: 3D encoder"))
+    assert push(run, "--folder", folder) == 2
+    assert "an encoder of `finetune export`, which stays as it is" in capsys.readouterr().err
+
+
 def test_what_is_no_run_cannot_be_pushed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert push(tmp_path, "--folder", tmp_path / "encoder") == 2
     assert "not a pretraining run" in capsys.readouterr().err

@@ -23,7 +23,7 @@ tags: [headspark, medical-imaging, 3d, ct, mri, pytorch_model_hub_mixin]
 
 # 3D encoder for head CT and MRI ({kind}), fine-tuned
 
-Fine-tuned by headspark (task {task}), and taken out of the model that came of it.
+{fine_tuned} (task {task}), and taken out of the model that came of it.
 
 ```python
 from headspark import Encoder
@@ -63,7 +63,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", type=Path, metavar="FT", help="folder of a finished run")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="ENCODER", help="its folder; an encoder that was there is replaced"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="ENCODER",
+        help="its folder; what this command wrote there is replaced, and no pretrained encoder",
     )
     parser.set_defaults(run=run)
 
@@ -83,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
     bundle = read_bundle(options.model)
     if bundle.view.pictures:
         raise WrongUse(f"{options.model}: its encoder looks at pictures, and `--encoder` takes one of volumes")
+    _refuse_pretrained(options.out)
     network = load_model(options.model, bundle)
     decoders = [head.decoder for head in network.heads if isinstance(head, DecodingHead)]
     decoder = decoders[0] if decoders else None
@@ -95,6 +100,20 @@ def run(options: argparse.Namespace) -> int:
     )
     say(options.out)
     return 0
+
+
+def _refuse_pretrained(out: Path) -> None:
+    """Refuse to replace an encoder that another command wrote, such as the one that the run began with.
+
+    Raises:
+        WrongUse: There is one.
+    """
+    from headspark.folder_kind import is_encoder_config, read_json
+    from headspark.hub.encoder_folder import CARD, CONFIG_NAME
+    from headspark.hub.own_words import is_fine_tuned
+
+    if is_encoder_config(read_json(out / CONFIG_NAME)) and not is_fine_tuned(out / CARD):
+        raise WrongUse(f"{out}: an encoder that this command did not write, which stays as it is; give a new folder")
 
 
 def preprocessing_of(bundle: Bundle) -> dict[str, Any]:
@@ -123,6 +142,7 @@ def _card(bundle: Bundle, decoder: Any | None) -> str:
 
     from finetune.tasks import make_task
     from harmonize.provenance import library_versions
+    from headspark.hub.own_words import FINE_TUNED
 
     facts = preprocessing_of(bundle)
     said = ""
@@ -132,6 +152,7 @@ def _card(bundle: Bundle, decoder: Any | None) -> str:
     header = yaml.safe_dump(licence_header(sources, name="terms-of-the-training-data"), sort_keys=False)
     return _CARD.format(
         header=header.rstrip(),
+        fine_tuned=FINE_TUNED,
         research=NOT_CLINICAL,
         sources=plain_text(", ".join(sources)),
         licence=licence_section(sources, what="what was learned from them"),

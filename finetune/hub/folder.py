@@ -19,6 +19,7 @@ from harmonize.hub import check_repo, push_folder
 from headspark.folder_kind import is_model_config, read_json
 from headspark.folders import replaced
 from headspark.hub.encoder_folder import CARD, CURVES
+from headspark.hub.own_words import refuse_own_words, sealed
 from headspark.hub.repository import refuse_foreign_repository
 
 FOLDS = "folds"
@@ -45,7 +46,7 @@ def save_model(source: Path, folder: Path) -> None:
 
     Raises:
         UserError: The run is damaged, or folds are lacking. With exit code 2: there is none, it needs a file that may
-            not travel, or `folder` holds something else, which stays as it is.
+            not travel, or `folder` holds something else, or a card that was changed by hand; all of it stays as it is.
     """
     models = _models_of(source)
     with replaced(folder, names=MODEL_FILES, is_ours=_is_ours, what="fine-tuned model") as temporary:
@@ -134,12 +135,16 @@ def _write(source: Path, models: list[tuple[Path, Bundle]], target: Path) -> Non
     card = write_card(source, models)
     for name, content in card.pictures.items():
         (target / name).write_bytes(content)
-    write_text(target / CARD, card.text)
+    write_text(target / CARD, sealed(card.text))
 
 
 def _is_ours(folder: Path) -> bool:
     """Whether a folder that holds no other files than `MODEL_FILES` was written by `save_model`.
 
     A run that lost everything else looks the same but for its card.
+
+    Raises:
+        WrongUse: It was, and somebody has written into its card since.
     """
+    refuse_own_words(folder / CARD)
     return is_ours_config(read_json(folder / CONFIG)) and (folder / CARD).is_file()

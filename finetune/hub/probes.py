@@ -24,6 +24,7 @@ from harmonize.provenance import library_versions
 from headspark.folder_kind import read_json
 from headspark.folders import replaced
 from headspark.hub.encoder_folder import CARD
+from headspark.hub.own_words import refuse_own_words, sealed
 
 PROBE, TABLE = "probe.json", "probe.parquet"
 PROBE_FILES = (PROBE, TABLE, CARD)
@@ -149,7 +150,7 @@ def _write(content: Mapping[str, Any], folder: Path) -> None:
         for row in content[name]
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), folder / TABLE)
-    write_text(folder / CARD, _card(content))
+    write_text(folder / CARD, sealed(_card(content)))
 
 
 def _card(content: Mapping[str, Any]) -> str:
@@ -209,4 +210,5 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _is_ours(folder: Path) -> bool:
+    refuse_own_words(folder / CARD)
     return fits(read_json(folder / PROBE), _CONTENT)

@@ -14,7 +14,9 @@ from harmonize.errors import WrongUse
 from harmonize.parser import Parser
 from harmonize.terminal import say
 from headspark.hub import push_encoder, save_encoder
+from headspark.hub.encoder_folder import CARD
 from headspark.hub.export import export_run, write_nnunet
+from headspark.hub.own_words import is_fine_tuned
 from headspark.run.checkpoint import folder_name
 
 HF, NNUNET = "hf", "nnunet"
@@ -24,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; gives the exit code."""
     options = _parser().parse_args(argv)
     form = _form(options)
+    if form == HF and options.out is not None and is_fine_tuned(options.out / CARD):
+        raise WrongUse(f"{options.out}: an encoder of `finetune export`, which stays as it is; give a new folder")
     exported = export_run(options.run, decoder=options.decoder, probe=options.probe)
     if form == NNUNET:
         say(write_nnunet(exported, options.out))

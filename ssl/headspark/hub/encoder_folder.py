@@ -27,6 +27,7 @@ from headspark.decoder import UNetDecoder
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
 from headspark.folder_kind import NNSSL_CHECKPOINT, is_encoder_config, is_preprocessing, read_json, seen_at
 from headspark.folders import replaced
+from headspark.hub.own_words import refuse_own_words, sealed
 from headspark.weights import build_with, read_weights
 
 CARD, CURVES, RECONSTRUCTION = "README.md", "curves.png", "reconstruction.png"
@@ -164,7 +165,7 @@ class Encoder(
         if self.card is not None:
             for name, content in self.card.pictures.items():
                 (save_directory / name).write_bytes(content)
-            write_text(save_directory / CARD, self.card.text)
+            write_text(save_directory / CARD, sealed(self.card.text))
 
 
 def save_encoder(
@@ -185,7 +186,8 @@ def save_encoder(
         decoder: The decoder that was pretrained with it, if that shall lie beside it.
 
     Raises:
-        UserError: With exit code 2: the folder holds something else, which stays as it is.
+        UserError: With exit code 2: the folder holds something else, or a card that was changed by hand; all of it
+            stays as it is.
     """
     with replaced(folder, names=ENCODER_FILES, is_ours=_is_encoder, what="encoder") as temporary:
         on_hub(encoder, preprocessing, card, decoder).save_pretrained(temporary)
@@ -252,8 +254,13 @@ def _check_local(name: str) -> None:
 
 
 def _is_encoder(folder: Path) -> bool:
-    """Whether a folder that holds no other files than `ENCODER_FILES` was written by `save_encoder`."""
+    """Whether a folder that holds no other files than `ENCODER_FILES` was written by `save_encoder`.
+
+    Raises:
+        WrongUse: It was, and somebody has written into its card since.
+    """
     card, config = folder / CARD, read_json(folder / CONFIG_NAME)
+    refuse_own_words(card)
     return (is_encoder_config(config) and config.keys() <= {"encoder", "preprocessing", "decoder"}) and (
         not card.is_file() or _LIBRARY in card.read_text(encoding="utf-8", errors="replace")
     )
