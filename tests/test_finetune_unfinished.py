@@ -60,10 +60,14 @@ def said(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> s
     return capsys.readouterr().err
 
 
-def test_what_answers_without_a_fold_says_so(folds: Path, series: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_answers_without_a_fold_says_so(
+    folds: Path, series: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = f"warning: {folds}: no model of fold 1 of 3 (1 begun, and not finished); this is of 0, 2 alone\n"
     assert line in said(capsys, "predict", folds, series)
     assert line in said(capsys, "evaluate", folds, "--draws", "10")
+    monkeypatch.setattr("finetune.report.write_report", lambda *_, **__: folds)  # these runs have nothing to draw
+    assert line in said(capsys, "report", folds)
     shutil.rmtree(folds / "fold_1")
     line = f"warning: {folds}: no model of fold 1 of 3; this is of 0, 2 alone\n"
     assert line in said(capsys, "predict", folds, series)

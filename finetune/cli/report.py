@@ -26,6 +26,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw the page, and say where it lies."""
     from finetune.evaluation.detection import read_finding_sizes, read_sizes
+    from finetune.predict.folds import warn_of_unfinished
     from finetune.report import write_report
     from finetune.report.evidence import write_evidence
     from harmonize.corpus import Corpus
@@ -35,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
     if options.series and not options.evidence:
         raise WrongUse("--series: names those of --evidence; give that too")
     corpus = None if options.corpus is None else Corpus.open(options.corpus)
+    warn_of_unfinished(options.model)
     sizes = None if options.sizes is None else read_sizes(options.sizes)
     of_findings = None if options.sizes is None else read_finding_sizes(options.sizes)
     say(write_report(options.model, corpus, diameters_mm=sizes, of_findings_mm=of_findings))
