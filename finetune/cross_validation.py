@@ -17,10 +17,11 @@ import pandas as pd
 from accelerate import PartialState
 
 from finetune import candidates
-from finetune.cv_folder import RESULTS, begun_folds, check_folder
+from finetune.cv_folder import begun_folds, check_folder
 from finetune.cv_origin import has_finished, is_finished, same_run
 from finetune.evaluation.predictions import FOLD, FOLD_FOLDER, ID, PREDICTIONS, read_of_run
 from finetune.metrics import Score
+from finetune.predict.folds import GATHERED
 from finetune.recipe import Recipe
 from finetune.report import write_report
 from finetune.segmentation import said_columns
@@ -129,7 +130,7 @@ def gather(out: Path, folds: Sequence[int] | None = None) -> Score:
         pooled.to_parquet(temporary, index=False)
     _gather_candidates(out, wanted)
     write_json(
-        out / RESULTS,
+        out / GATHERED,
         without_odd_numbers(
             {"folds": results, "pooled": {**score.headline(), "held_out_series": len(pooled), "areas": score.areas}}
         ),

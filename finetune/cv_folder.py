@@ -9,14 +9,12 @@ from finetune import candidates
 from finetune.evaluation.predictions import FOLD_FOLDER, PREDICTIONS
 from finetune.model_folder import CONFIG
 from finetune.origin import FINE_TUNING
+from finetune.predict.folds import GATHERED
 from finetune.report import REPORT
 from harmonize.errors import WrongUse
 from harmonize.files import TEMPORARY
 from headspark.folder_kind import CORPUS_MARKS, read_json, seen_at
 from headspark.run.folder import LOCK, STATE
-
-RESULTS = "results.json"
-"""In the folder of a cross-validation: the score of each fold, and of all held-out series together."""
 
 _OTHERS = (STATE, CONFIG, CORPUS_MARKS[0])
 """What stands at the top of a run, a model, an encoder or a corpus, and never of a cross-validation."""
@@ -37,7 +35,7 @@ def check_folder(out: Path) -> None:
     if not names.isdisjoint(_OTHERS):
         raise _foreign(out, "no cross-validation")
     if not _has_folds(out):
-        written = {PREDICTIONS, candidates.TABLE, REPORT, RESULTS} if RESULTS in names else set[str]()
+        written = {PREDICTIONS, candidates.TABLE, REPORT, GATHERED} if GATHERED in names else set[str]()
         if any(name not in written and _number_of(name) is None for name in names):
             raise _foreign(out, "no cross-validation")
 

@@ -15,8 +15,8 @@ import yaml
 
 from finetune import candidates, cross_validation, train
 from finetune.cli import main
-from finetune.cv_folder import RESULTS
 from finetune.evaluation.predictions import PREDICTIONS
+from finetune.predict.folds import GATHERED
 from finetune.report import REPORT
 from finetune.tasks.aneurysm import AneurysmTask
 from harmonize.corpus import Corpus, read_volume
@@ -69,7 +69,7 @@ def cv(recipe: Path, corpus: Path, out: Path, *words: object) -> int:
 
 def results(out: Path) -> dict[str, bytes]:
     """What a cross-validation says, byte by byte."""
-    names = [PREDICTIONS, candidates.TABLE, RESULTS]
+    names = [PREDICTIONS, candidates.TABLE, GATHERED]
     of_folds = (PREDICTIONS, candidates.TABLE, "model.safetensors")
     names += [f"fold_{number}/{name}" for number in range(3) for name in of_folds]
     return {name: (out / name).read_bytes() for name in names}
@@ -99,7 +99,7 @@ def test_every_series_is_predicted_by_the_run_that_held_it_out(undisturbed: Path
     for number, rows in pooled.groupby("fold"):
         own = pd.read_parquet(undisturbed / f"fold_{number}" / PREDICTIONS)
         pd.testing.assert_frame_equal(rows.reset_index(drop=True), own)
-    said = json.loads((undisturbed / RESULTS).read_text())
+    said = json.loads((undisturbed / GATHERED).read_text())
     score = AneurysmTask().score(pooled)
     assert said["pooled"].items() >= without_odd_numbers(score.headline()).items()
     assert said["pooled"]["held_out_series"] == len(pooled)

@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from finetune.predict.journal import ends_with_line
 from finetune.raw.places import Place
 from harmonize.bounded_files import fits, parse_json, read_small
 from harmonize.errors import WrongUse
@@ -31,7 +32,7 @@ _SHAPE = {"mask": str, "place": str, "series": str, "number": int, "state": str}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Of:
+class DrawnScan:
     """The scan that a mask is of.
 
     Attributes:
@@ -57,7 +58,7 @@ class DrawnMasks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._known: dict[Of, tuple[str, str]] = {}
+        self._known: dict[DrawnScan, tuple[str, str]] = {}
         self._seen: Counter[tuple[str, str]] = Counter()
         self._read()
         if not self._known and any(folder.glob(f"*{ENDING}")):
@@ -66,25 +67,25 @@ class DrawnMasks:
                 "version wrote none); give another folder"
             )
 
-    def of(self, place: Place) -> Of:
+    def of(self, place: Place) -> DrawnScan:
         """Who a place is among those of this run; each is asked about once."""
         series = name_of(place) if place.uid else ""
         number = self._seen[place.key, series]
         self._seen[place.key, series] += 1
-        return Of(place=place.key, series=series, number=number)
+        return DrawnScan(place=place.key, series=series, number=number)
 
-    def mask_of(self, scan: Of) -> Path | None:
+    def mask_of(self, scan: DrawnScan) -> Path | None:
         """The mask that a scan has, be its files the same or not; None where it has none."""
         if scan not in self._known:
             return None
         path = self.folder / self._known[scan][0]
         return path if path.is_file() else None
 
-    def is_drawn(self, scan: Of, state: str) -> bool:
+    def is_drawn(self, scan: DrawnScan, state: str) -> bool:
         """Whether a scan has its mask, of its files as they are now."""
         return self.mask_of(scan) is not None and self._known[scan][1] == state
 
-    def claim(self, scan: Of, state: str, name: str) -> Path:
+    def claim(self, scan: DrawnScan, state: str, name: str) -> Path:
         """Where the mask of a scan is to be written now; what was there of its former files is gone.
 
         Args:
@@ -100,7 +101,7 @@ class DrawnMasks:
             # Before the line: where this process dies, no mask stands beside a line that is of other files.
             path.unlink(missing_ok=True)
             line = json.dumps({"mask": path.name, **asdict(scan), "state": state})
-            stream.write(f"{'' if _ends_with_line(stream.fileno()) else chr(10)}{line}\n".encode())
+            stream.write(f"{'' if ends_with_line(self.folder / SCANS) else chr(10)}{line}\n".encode())
             stream.flush()
             os.fsync(stream.fileno())
         self._known[scan] = path.name, state
@@ -115,7 +116,7 @@ class DrawnMasks:
             except ValueError:
                 continue
             if fits(line, _SHAPE) and line["mask"] == Path(line["mask"]).name and line["mask"].endswith(ENDING):
-                scan = Of(place=line["place"], series=line["series"], number=line["number"])
+                scan = DrawnScan(place=line["place"], series=line["series"], number=line["number"])
                 self._known[scan] = line["mask"], line["state"]
 
     def _free(self, name: str) -> str:
@@ -132,8 +133,3 @@ def name_of(place: Place) -> str:
     """What a mask may be called: the UID of a series, or the path of an image or a folder without its ending."""
     name = place.uid or re.sub(r"\.nii(\.gz)?$", "", place.name)
     return re.sub(r"[^0-9A-Za-z._-]+", "_", name).strip("._-")[-LONGEST_NAME:] or "scan"
-
-
-def _ends_with_line(descriptor: int) -> bool:
-    size = os.fstat(descriptor).st_size
-    return size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"

@@ -16,7 +16,7 @@ FOLD_FOLDERS = FOLD_FOLDER.format("*")
 """Runs of a cross-validation in its folder."""
 
 GATHERED = "results.json"
-"""What `finetune cv` leaves in that folder where it has put folds together: it says which."""
+"""What `finetune cv` leaves in that folder where it has put folds together: which, the score of each, and of all."""
 
 
 MOST_FOLDS = 1000

@@ -182,7 +182,7 @@ def journal_at(path: Path, facts: Mapping[str, Any], share: Share = ALL) -> Iter
         if _read(own, head) is None:
             stream.truncate(0)
             stream.write(json.dumps(head) + "\n")
-        elif not _ends_with_line(own):
+        elif not ends_with_line(own):
             stream.write("\n")
         stream.flush()
         journal = Journal(stream, partial(_read_all, path, head))
@@ -291,10 +291,11 @@ def _line(content: bytes) -> Any:
         return None
 
 
-def _ends_with_line(path: Path) -> bool:
+def ends_with_line(path: Path) -> bool:
+    """Whether a file is empty or its last line is whole: else a process died while it wrote it."""
     with path.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read(1) == b"\n"
+        size = stream.seek(0, os.SEEK_END)
+        return size == 0 or os.pread(stream.fileno(), 1, size - 1) == b"\n"
 
 
 def _foreign(path: Path) -> WrongUse:
