@@ -112,6 +112,15 @@ def test_each_bids_tree_in_a_folder_has_its_own_people_and_derivatives(tmp_path:
     }
 
 
+def test_a_study_may_keep_what_was_made_beside_its_raw_images(tmp_path: Path) -> None:
+    save(tmp_path / "rawdata/sub-01/anat/sub-01_T1w.nii.gz", head())
+    (tmp_path / "rawdata/dataset_description.json").write_text("{}")
+    save(tmp_path / "derivatives/fmriprep/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz", head(seed=1))
+    refs, left = found(tmp_path)
+    assert len(refs) == 1
+    assert left == {("images", "in derivatives/ of a BIDS tree: not raw"): 1}
+
+
 def test_tables_of_several_data_sets_may_call_different_people_the_same(tmp_path: Path) -> None:
     for name in ("ds1", "ds2"):
         for image in ("a", "b"):

@@ -112,8 +112,8 @@ def read_words(words: Sequence[str]) -> Reading:
     of_vessels = [place for place, word in enumerate(low) if word in _ANGIO]
     if not {"CT", "CTA", "MR"}.isdisjoint(said.values()):
         said |= dict.fromkeys(of_vessels, "MRA" if "MR" in said.values() else "CTA")
-    with_agent = list(_with_agent(low, said))
-    said |= dict.fromkeys(with_agent, "T1post")
+    with_agent, without = list(_with_agent(low, said)), list(_without_agent(low, said))
+    said |= dict.fromkeys(with_agent, "T1post") | dict.fromkeys(without, "T1w")
     names = set(said.values())
     left = [name for name in CONTRASTS if name in names and names.isdisjoint(_GIVES_WAY.get(name, ()))]
     return Reading(left[0] if len(left) == 1 else None, tuple(left) if len(left) > 1 else (), frozenset(said))
@@ -122,12 +122,7 @@ def read_words(words: Sequence[str]) -> Reading:
 def _with_agent(low: Sequence[str], said: dict[int, str]) -> Iterator[int]:
     """Places of the words beside that of a T1 which say that a contrast agent was given."""
 
-    def kind(place: int) -> str:
-        if said.get(place) == "T1w":
-            return "T1w"
-        return "agent" if low[place] in _AGENT or low[place] == _POST else low[place]
-
-    runs = [(what, list(places)) for what, places in groupby(_but_how(low), key=kind)]
+    runs = _runs(low, said)
     for number, (what, places) in enumerate(runs):
         if what != "agent":
             continue
@@ -139,6 +134,30 @@ def _with_agent(low: Sequence[str], said: dict[int, str]) -> Iterator[int]:
         named = any(low[place] in _AGENT for place in places)
         if (named and "T1w" in (before, after)) or (before == "T1w" and not after[:1].isalpha()):
             yield from places
+
+
+def _without_agent(low: Sequence[str], said: dict[int, str]) -> Iterator[int]:
+    """Places of the words behind that of a T1 which say that none was given yet: they name nobody."""
+    runs = _runs(low, said)
+    for number, (what, places) in enumerate(runs):
+        if what not in _WITHOUT or not number or runs[number - 1][0] != "T1w":
+            continue
+        behind = runs[number + 1 :]
+        of_agent = behind[0][1] if behind and behind[0][0] == "agent" else []
+        rest = behind[1:] if of_agent else behind
+        if (of_agent or what == "pre") and not (rest and rest[0][0][:1].isalpha()):
+            yield from (*places, *of_agent)
+
+
+def _runs(low: Sequence[str], said: dict[int, str]) -> list[tuple[str, list[int]]]:
+    """The words one after the other, those that mean the same together: a T1, an agent, or a word of its own."""
+
+    def kind(place: int) -> str:
+        if said.get(place) == "T1w":
+            return "T1w"
+        return "agent" if low[place] in _AGENT or low[place] == _POST else low[place]
+
+    return [(what, list(places)) for what, places in groupby(_but_how(low), key=kind)]
 
 
 def _but_how(low: Sequence[str]) -> list[int]:

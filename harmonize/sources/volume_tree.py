@@ -16,6 +16,9 @@ BIDS = "dataset_description.json"
 MADE = frozenset({"derivatives", "sourcedata", "code", "stimuli"})
 """Folders of a BIDS tree that hold what was made of the raw images, or what these were made of."""
 
+RAW = "rawdata"
+"""Where the raw images of a study lie that keeps them beside what was made of them."""
+
 
 class BesideRaw:
     """Tells which folders of a tree hold no raw images: those for what was made, of each BIDS tree in it.
@@ -35,7 +38,9 @@ class BesideRaw:
         """The folder for what was made that a folder is or lies in, or None where it may hold raw images."""
         parts = folder.relative.split("/")
         for depth, part in enumerate(parts):
-            if part in MADE and self._is_bids("/".join(parts[:depth])):
+            above = "/".join(parts[:depth])
+            # BIDS's own advice for a whole study: rawdata/ beside derivatives/ and sourcedata/.
+            if part in MADE and (self._is_bids(above) or self._is_bids("/".join((*parts[:depth], RAW)))):
                 return part
         return None
 
