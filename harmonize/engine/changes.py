@@ -108,27 +108,54 @@ def no_longer_found(records: dict[Key, Record], references: Iterable[ScanRef], s
 def superseded(
     gone: Iterable[Key], records: dict[Key, Record], references: Iterable[ScanRef], settings: Settings
 ) -> set[Key]:
-    """Of the accepted scans that are no longer found, those whose data an accepted scan of another name holds now.
+    """Of the accepted scans that are no longer found, those whose data accepted scans of other names hold now.
 
-    A run of slices that grew has a new name and all files of the old one; a file that was renamed gives the same
-    voxels.
+    A run of slices that grew has a new name and all files of the old one; what was one scan by mistake is several; a
+    file that was renamed gives the same voxels.
     """
     old = {key: records[key] for key in gone if records[key].row is not None}
     if not old:
         return set()
     files = {key: record.read.file_hashes() for key, record in old.items() if record.read is not None}
-    marks = {min(hashes): key for key, hashes in files.items() if hashes}
-    found = set()
+    wanted = frozenset().union(*files.values())
+    held: set[str] = set()
     voxels = set()
     for ref in references:
         record = records.get((ref.source, identity.raw_hash(ref, settings.salt)))
         if record is None or record.row is None or record.read is None:
             continue
         voxels.add((record.source, record.row["sha256"]))
-        hashes = record.read.file_hashes()
-        found |= {marks[mark] for mark in hashes & marks.keys() if files[marks[mark]] <= hashes}
+        held |= record.read.file_hashes() & wanted
+    found = {key for key, hashes in files.items() if hashes and hashes <= held}
     same = {key for key, record in old.items() if record.row and (record.source, record.row["sha256"]) in voxels}
     return found | same
+
+
+def parted(
+    shrunk: Iterable[ScanRef], others: Iterable[ScanRef], records: dict[Key, Record], settings: Settings
+) -> list[ScanRef]:
+    """Of the scans that lack files, those whose lacking files are of other scans now: one has become several.
+
+    An earlier version may have taken several volumes of a series for one.
+
+    Args:
+        shrunk: Scans whose records speak of more files than are there.
+        others: Scans without an outcome yet.
+        records: Of the corpus.
+        settings: How it is made.
+    """
+    lacking = {}
+    for ref in shrunk:
+        read = records[ref.source, identity.raw_hash(ref, settings.salt)].read
+        there = fingerprint.look_at_each(ref, settings.salt).file_hashes()
+        lacking[ref.key] = (ref, read.file_hashes() - there if read is not None else frozenset())
+    if not lacking:
+        return []
+    wanted = frozenset().union(*(hashes for _, hashes in lacking.values()))
+    held: set[str] = set()
+    for ref in others:
+        held |= fingerprint.look_at_each(ref, settings.salt).file_hashes() & wanted
+    return [ref for ref, hashes in lacking.values() if hashes and hashes <= held]
 
 
 def _is_tried_again(record: Record, *, retry: bool) -> bool:

@@ -118,6 +118,10 @@ class _Work:
                 isinstance(now, Fingerprint) and now.content == _read(records[key_of(ref, self.plan.settings)]).content
             )
             states[ref.key], looks[ref.key] = (State.MOVED, now) if same else (State.CHANGED, None)
+        shrunk = [ref for ref in references if states[ref.key] is State.SHRUNK]
+        without = [ref for ref in references if states[ref.key] is State.MISSING]
+        for ref in changes.parted(shrunk, without, records, self.plan.settings):
+            states[ref.key], looks[ref.key] = State.CHANGED, None
         noted = (State.MOVED, State.UNRECORDED)
         self.ledger.note(self._with_look(ref, looks[ref.key]) for ref in references if states[ref.key] in noted)
         return states
