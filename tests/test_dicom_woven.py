@@ -164,3 +164,14 @@ def test_frames_that_each_have_a_time_of_their_own_are_one_volume(tmp_path):
     write_enhanced(tmp_path / "a.dcm", np.arange(16) * STEP, 0, frames)
     assert levels(tmp_path) == [{100}]
     assert "volume" not in said(tmp_path)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("turn", [2, 3])
+def test_a_header_across_what_alternates_sorts_nothing(tmp_path, modality, turn):
+    for n, level in enumerate((40, 140)):
+        numbers = {"InstanceNumber": lambda k, n=n: 100 * n + k}
+        current = {"XRayTubeCurrent": lambda k, n=n: 100 + 100 * ((2 * k + n) // turn % 2)}
+        write_noisy(tmp_path, np.arange(12) * STEP + n * STEP / 2, level, Modality=modality, **numbers, **current)
+    assert middles(tmp_path) == [(40, True), (140, True)]
+    assert "instance numbers" in said(tmp_path)

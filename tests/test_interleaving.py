@@ -104,3 +104,18 @@ def test_one_volume_raises_no_flag():
     said = decisions_of(head())
     assert not any("alternate" in line for line in said)
     assert FLAG not in outliers.find(row(said))[0].flags
+
+
+@pytest.mark.parametrize("contrast", [40, 100])
+def test_what_alternates_goes_with_the_groups_that_turn_with_it_alone(contrast):
+    woven = weave(head(16, noise=4), lambda v: np.where(abs(v - 40) < 60, v + contrast, v))
+    samples = interleaving.sample_slices(woven)
+    with_it = {turn: interleaving.alternates_with(samples, np.resize(list(turn), 16).tolist()) for turn in TURNS}
+    assert [turn for turn, does in with_it.items() if does] == ["ab"]
+    flat = interleaving.sample_slices(np.tile([0.0, 9.0], (4, 4, 8)))
+    follow = {turn: interleaving.follow_groups(flat, np.resize(list(turn), 16).tolist()) for turn in TURNS}
+    assert [turn for turn, does in follow.items() if does] == ["ab"]
+
+
+TURNS = ("ab", "aabb", "aaabbb", "abba", "abc", "aab", "aabbcc", "aaaabbbb")
+"""What headers may say of slices that alternate, over and over."""

@@ -340,6 +340,8 @@ def _intensities_follow(
     if pictures is None:
         return False
     samples = interleaving.sample_slices(pictures, axis=0)
+    groups = own[start : start + LOOKED_AT]
     # Excitation in turns makes slices of one MR alternate a little; in CT only two volumes do.
-    woven = plane[0].header.modality == "CT" and interleaving.seems_woven(samples)
-    return woven or interleaving.follow_groups(samples, own[start : start + LOOKED_AT], limit)
+    if plane[0].header.modality == "CT":
+        return interleaving.alternates_with(samples, groups) or interleaving.follow_groups(samples, groups)
+    return interleaving.follow_groups(samples, groups, limit)

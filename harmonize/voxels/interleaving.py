@@ -43,6 +43,9 @@ real heads and phantoms, 0.4 and more where every other slice is 1.3 times as br
 
 MIN_SLICES_ALTERNATING = 10
 
+MOST_LEFT = 0.5
+"""What alternates goes with groups where no larger share of it is left without what is common to each group."""
+
 LONGEST_PERIOD = 4
 """Slices after which what alternates is looked for again; four are as many turns as can be told from chance."""
 
@@ -96,30 +99,64 @@ def alternation(samples_ZS: NDArray[np.float32]) -> float:
         >>> round(alternation(rows), 2), round(alternation(np.sort(rows, axis=0)), 2)
         (1.0, 0.0)
     """
-    if len(samples_ZS) < MIN_SLICES_ALTERNATING:
-        return 0.0
-    apart = samples_ZS[1:-1] - (samples_ZS[:-2] + samples_ZS[2:]) / 2
+    apart = _apart(samples_ZS)
+    return _alternating_energy(apart) / _energy(apart) if apart.any() else 0.0
+
+
+def alternates_with(samples_ZS: NDArray[np.float32], groups: Sequence[object]) -> bool:
+    """Whether slices alternate, and with what their headers say rather than across it.
+
+    Args:
+        samples_ZS: Consecutive slices, as `sample_slices` gives them.
+        groups: What each slice's header says.
+
+    Example:
+        >>> rows = np.tile(np.float32([[0, 1], [5, 9]]), (6, 1))
+        >>> alternates_with(rows, "ababababababab"[:12]), alternates_with(rows, "aabbaabbaabb")
+        (True, False)
+    """
+    if alternation(samples_ZS) < ALTERNATING:
+        return False
+    apart = _apart(samples_ZS)
+    left = apart.copy()
+    inner = groups[1:-1]
+    for group in set(inner):
+        own = [n for n, other in enumerate(inner) if other == group]
+        left[own] -= left[own].mean(axis=0)
+    return _alternating_energy(left) <= MOST_LEFT * _alternating_energy(apart)
+
+
+def _apart(samples_ZS: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What sets each inner slice apart from the mean of its neighbours; 0 where too few slices are there to tell."""
+    apart: NDArray[Any] = samples_ZS[1:-1] - (samples_ZS[:-2] + samples_ZS[2:]) / 2
     size = np.abs(apart)
-    if not (size > 0).any():
-        return 0.0
+    if len(samples_ZS) < MIN_SLICES_ALTERNATING or not (size > 0).any():
+        return np.zeros_like(apart)
     # Edges of bone would outweigh everything else.
     limit = _CLIP_MEDIANS * float(np.median(size[size > 0]))
-    np.clip(apart, -limit, limit, out=apart)
-    energy = float(np.mean(apart * apart))
+    return np.clip(apart, -limit, limit, out=apart)
+
+
+def _energy(apart: NDArray[np.float32]) -> float:
+    return float(np.mean(apart * apart))
+
+
+def _alternating_energy(apart: NDArray[np.float32]) -> float:
+    """The energy of what comes back with every other, third or fourth slice."""
     farthest = min(2 * LONGEST_PERIOD, len(apart) - 1)
-    alike = {lag: float(np.mean(apart[lag:] * apart[:-lag])) / energy for lag in range(3, farthest + 1)}
+    alike = {lag: float(np.mean(apart[lag:] * apart[:-lag])) for lag in range(3, farthest + 1)}
     return max(
         [(alike[4] - alike[3] - alike[5]) / 3]
         + [
             _comes_back(alike, period)
             for period in range(3, LONGEST_PERIOD + 1)
-            if len(samples_ZS) >= (MIN_TURNS + 1) * period
+            if len(apart) + 2 >= (MIN_TURNS + 1) * period
         ]
     )
 
 
 def _comes_back(alike: dict[int, float], period: int) -> float:
-    """What comes back with each of two turns and not between them, 1 where that is everything."""
+    """What comes back with each of two turns and not between them, the whole energy where that is everything."""
     between = [value for lag, value in alike.items() if lag < 2 * period and lag != period]
     return (min(alike[period], alike[2 * period]) - sum(between) / len(between)) * (period - 1) / period
 
@@ -176,20 +213,27 @@ def follow_groups(samples_ZS: NDArray[np.float32], groups: Sequence[object], lim
         samples_ZS: Consecutive slices, as `sample_slices` gives them.
         groups: What each slice's header says.
         limit: `APART` or `WOVEN`.
+
+    Example:
+        >>> rows = np.tile(np.float32([[0, 1], [5, 6]]), (4, 1))
+        >>> follow_groups(rows, "abababab"), follow_groups(rows, "aabbaabb")
+        (True, False)
     """
-    ratios = []
+    least = LEAST_CONTRAST * float(samples_ZS.std())
+    across, within = [], []
     for k, group in enumerate(groups):
         later = range(k + 1, len(groups))
         same = next((n for n in later if groups[n] == group), None)
         other = next((n for n in later if groups[n] != group), None)
-        if same is None or other is None or same < other:
+        if same is None or other is None:
             continue
-        between = float(distance(samples_ZS[k], samples_ZS[other]))
-        if between > LEAST_CONTRAST * samples_ZS.std():
-            ratios.append(float(distance(samples_ZS[k], samples_ZS[same])) / between)
-        else:
-            ratios.append(1.0)
-    return bool(ratios) and float(np.median(ratios)) < limit
+        alike, between = (float(distance(samples_ZS[k], samples_ZS[n])) for n in (same, other))
+        if other < same:
+            across.append(alike / between if between > least else 1.0)
+        elif max(alike, between) > least:
+            within.append(alike / max(between, least))
+    # Slices side by side in a group that differ more than groups do: these cut across what alternates.
+    return bool(across) and float(np.median(across)) < limit and (not within or float(np.median(within)) < 1)
 
 
 def distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
