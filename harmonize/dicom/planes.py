@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +31,14 @@ ROUNDED_ORIENTATION = 6e-3
 ROUNDED_SPACING = 0.02
 """Relative; the same of spacings that are rounded to two decimals, 0.25 mm and more."""
 
+MOST_TRIED = 20
+"""Groups that one group is laid between, the largest first; rounding makes few."""
+
 MOST_DIGITS = 6
 """Digits behind the point; numbers with more are not looked at as rounded."""
+
+LEAST_OF_COSINES, LEAST_OF_SPACINGS = 2, 1
+"""Digits that numbers are rounded to at least: 1 and 0 are direction cosines of two decimals, too."""
 
 EVEN, MAX_UNEVEN_SHARE = 0.1, 0.2
 """Gaps that differ by less than this share are alike; so many may differ from the next where slices lie in one step."""
@@ -39,15 +47,18 @@ EVEN, MAX_UNEVEN_SHARE = 0.1, 0.2
 def split_planes(frames: Sequence[Frame]) -> list[list[Frame]]:
     """Group by size, orientation and pixel spacing; each group sorted along its normal."""
     by_size: dict[tuple[object, ...], list[list[Frame]]] = defaultdict(list)
+    known: dict[tuple[object, ...], list[Frame]] = {}
     for frame in sorted(frames, key=name_free_key):
         layout = frame.header.pixels
-        similar = by_size[frame.header.modality, layout.rows, layout.columns, layout.tiles]
-        for group in similar:
-            if _same_plane(group[0], frame):
-                group.append(frame)
-                break
-        else:
-            similar.append([frame])
+        size = frame.header.modality, layout.rows, layout.columns, layout.tiles
+        # Frames by the ten thousand have few planes, or as many as a motion correction turned their volumes.
+        plane = (*size, frame.orientation, frame.spacing)
+        if plane not in known:
+            similar = by_size[size]
+            known[plane] = next((group for group in similar if _same_plane(group[0], frame)), [])
+            if not known[plane]:
+                similar.append(known[plane])
+        known[plane].append(frame)
     planes = [_sorted_along_normal(group) for similar in by_size.values() for group in _joined(similar)]
     return sorted(planes, key=lambda plane: min(map(name_free_key, plane)))
 
@@ -56,8 +67,9 @@ def _joined(groups: Sequence[list[Frame]]) -> list[list[Frame]]:
     """Pictures of one size, where groups that differ by rounding alone are one."""
     joined: list[list[Frame]] = []
     for group in sorted(groups, key=len, reverse=True):
-        for n, other in enumerate(joined):
-            if _differ_by_rounding(other[0], group[0]) and (one := _in_one_step(other, group)):
+        candidates = (n for n, other in enumerate(joined) if _differ_by_rounding(other[0], group[0]))
+        for n in islice(candidates, MOST_TRIED):
+            if one := _in_one_step(joined[n], group):
                 joined[n] = one
                 break
         else:
@@ -66,50 +78,67 @@ def _joined(groups: Sequence[list[Frame]]) -> list[list[Frame]]:
 
 
 def _differ_by_rounding(a: Frame, b: Frame) -> bool:
-    turned = max(abs(x - y) for x, y in zip(a.orientation, b.orientation, strict=True))
-    scaled = max(abs(x / y - 1) for x, y in zip(a.spacing, b.spacing, strict=True))
+    turned, scaled = _turned(a, b), _scaled(a, b)
     if turned > ROUNDED_ORIENTATION or scaled > ROUNDED_SPACING:
         return False
-    return scaled <= SPACING_TOLERANCE or _is_rounded(a.spacing, b.spacing) or _is_rounded(b.spacing, a.spacing)
+    straightened = any(frame.straightened and not frame.rounded for frame in (a, b))
+    return (
+        turned <= ORIENTATION_TOLERANCE
+        or straightened
+        or _one_is_rounded(a.orientation, b.orientation, LEAST_OF_COSINES)
+    ) and (scaled <= SPACING_TOLERANCE or _one_is_rounded(a.spacing, b.spacing, LEAST_OF_SPACINGS))
 
 
-def _is_rounded(short: Sequence[float], full: Sequence[float]) -> bool:
-    """Whether the first numbers are the second ones with fewer digits."""
-    digits = max(map(_digits, short))
-    return digits < max(map(_digits, full)) and all(
-        abs(x - y) <= 0.5 * 10.0 ** -max(1, digits) + 1e-9 for x, y in zip(short, full, strict=True)
+def _turned(a: Frame, b: Frame) -> float:
+    return max(abs(x - y) for x, y in zip(a.orientation, b.orientation, strict=True))
+
+
+def _scaled(a: Frame, b: Frame) -> float:
+    return max(abs(x / y - 1) for x, y in zip(a.spacing, b.spacing, strict=True))
+
+
+def _one_is_rounded(a: tuple[float, ...], b: tuple[float, ...], least: int) -> bool:
+    """Whether numbers are the others with fewer digits, of which zeros at the end make up `least`."""
+    digits = min(_digits(a), _digits(b))
+    apart = max(abs(x - y) for x, y in zip(a, b, strict=True))
+    return _digits(a) != _digits(b) and apart <= 0.5 * 10.0 ** -max(least, digits) + 1e-9
+
+
+@lru_cache(maxsize=4096)
+def _digits(numbers: tuple[float, ...]) -> int:
+    """Digits behind the point, the most of several numbers."""
+    return max(
+        next((n for n in range(MOST_DIGITS) if abs(round(number, n) - number) < 1e-9), MOST_DIGITS)
+        for number in numbers
     )
-
-
-def _digits(number: float) -> int:
-    return next((n for n in range(MOST_DIGITS) if abs(round(number, n) - number) < 1e-9), MOST_DIGITS)
 
 
 def _in_one_step(a: Sequence[Frame], b: Sequence[Frame]) -> list[Frame]:
     """The slices of both, those with fewer digits in the geometry of the others, if they lie in one step; else none."""
     exact, rounded = (a, b) if _exactness(a[0]) >= _exactness(b[0]) else (b, a)
-    orientation, spacing = exact[0].orientation, exact[0].spacing
-    like = [replace(frame, orientation=orientation, spacing=spacing, rounded=True) for frame in rounded]
-    frames = _sorted_along_normal([*exact, *like])
-    gaps = np.diff(offsets_of(frames))
+    gaps = np.diff(np.sort(offsets_of([*exact, *rounded])))
     if len(gaps) < 3 or gaps.min() <= SAME_POSITION_MM:
         return []
     uneven = np.abs(np.diff(gaps)) > EVEN * np.minimum(gaps[1:], gaps[:-1])
+    if uneven.mean() > MAX_UNEVEN_SHARE:
+        return []
+    orientation, spacing = exact[0].orientation, exact[0].spacing
+    like = [replace(frame, orientation=orientation, spacing=spacing, rounded=True) for frame in rounded]
+    frames = _sorted_along_normal([*exact, *like])
     try:
         fit_stack([frame.position for frame in frames], orientation, spacing)
     except Rejection:
         return []
-    return frames if uneven.mean() <= MAX_UNEVEN_SHARE else []
+    return frames
 
 
 def _exactness(frame: Frame) -> tuple[bool, int]:
-    return not frame.straightened, sum(map(_digits, (*frame.orientation, *frame.spacing)))
+    digits = sum(_digits((number,)) for number in (*frame.orientation, *frame.spacing))
+    return frame.rounded or not frame.straightened, digits
 
 
 def _same_plane(a: Frame, b: Frame) -> bool:
-    turned = max(abs(x - y) for x, y in zip(a.orientation, b.orientation, strict=True))
-    scaled = max(abs(x / y - 1) for x, y in zip(a.spacing, b.spacing, strict=True))
-    return turned <= ORIENTATION_TOLERANCE and scaled <= SPACING_TOLERANCE
+    return _turned(a, b) <= ORIENTATION_TOLERANCE and _scaled(a, b) <= SPACING_TOLERANCE
 
 
 def _sorted_along_normal(frames: Sequence[Frame]) -> list[Frame]:
