@@ -112,6 +112,23 @@ def test_a_native_phase_has_no_contrast_agent(tmp_path):
     assert "contrast agent" in said(tmp_path)
 
 
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_an_agent_that_is_hardly_seen_tells_two_phases_apart(tmp_path, modality):
+    for n, (level, agent) in enumerate([(40, {}), (48, {"ContrastBolusAgent": "Iodine"})]):
+        numbers = {"InstanceNumber": lambda k, n=n: 2 * k + n}
+        write_noisy(tmp_path, np.arange(9) * STEP + n * STEP / 2, level, noise=8, Modality=modality, **numbers, **agent)
+    assert [round(mean / 8) for mean, _ in middles(tmp_path)] == [5, 6]
+    assert "contrast agent and intensity" in said(tmp_path)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_an_agent_that_every_other_slice_of_one_scan_lost_tears_nothing(tmp_path, modality):
+    lost = {"ContrastBolusAgent": lambda k: "Iodine" if k % 2 else None}
+    write_noisy(tmp_path, np.arange(20) * STEP, 40, noise=8, Modality=modality, **lost)
+    assert "volume" not in said(tmp_path)
+    assert len(middles(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("element", ["SeriesDescription", "ConvolutionKernel", "ProtocolName"])
 def test_another_value_that_one_of_two_volumes_lacks_counts_where_intensities_follow(tmp_path, element):
     write(tmp_path, np.arange(8) * STEP, 100, InstanceNumber=lambda k: 2 * k)

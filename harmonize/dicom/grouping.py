@@ -17,8 +17,9 @@ import numpy as np
 from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.geometry import MAX_MISSING, find_holes, slice_normal
 from harmonize.dicom.headers import Frame
+from harmonize.dicom.looks import ReadPictures
 from harmonize.dicom.planes import distinct_positions, name_free_key, offsets_of, split_planes
-from harmonize.dicom.separation import ReadPictures, separate
+from harmonize.dicom.separation import separate
 from harmonize.errors import Reason, Rejection, Stage
 
 MIN_SLICES = 4

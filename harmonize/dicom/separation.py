@@ -9,7 +9,7 @@ sort them. Whose the pictures are was looked at before (see `owners`).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from harmonize.dicom import numbering
 from harmonize.dicom.headers import Frame
+from harmonize.dicom.looks import ReadPictures, are_brighter, are_copies, intensities_follow
 from harmonize.dicom.traits import (
     EXPORT_TRAITS,
     MEASURED_TRAITS,
@@ -40,12 +41,6 @@ SAME_STEP = 1.5
 
 MIN_PLACES = 4
 """Fewer slices of another value, where one's own are missing, are a second attempt at these, not a second volume."""
-
-LOOKED_AT = 16
-"""Slices that are read where the headers are in doubt."""
-
-ReadPictures = Callable[[Sequence[Frame]], NDArray[Any] | None]
-"""The values of pictures, shape (N, rows, columns), or None where they cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +70,7 @@ def separate(
     Returns:
         None where they are one volume, as far as the headers tell.
     """
-    doubtful: list[tuple[str, list[str]]] = []
+    doubtful: list[tuple[str, list[str], Trust]] = []
     for name in MEASURED_TRAITS:
         values, members = _groups(plane, places, name)
         trust = trust_of(name, plane[0].header.modality)
@@ -85,9 +80,12 @@ def separate(
             trust = TRAITS[name].absence
         if trust is Trust.SURE:
             return _by_values(plane, values, f"whose slices interleave, told apart by {TRAITS[name].label}")
-        doubtful.append((name, values))
-    for name, values in doubtful:
-        if read is not None and _intensities_follow(plane, places, values, read):
+        doubtful.append((name, values, trust))
+    for name, values, trust in doubtful:
+        if read is not None and (
+            intensities_follow(plane, places, values, read)
+            or (trust is Trust.BRIGHTER and are_brighter(plane, places, values, read))
+        ):
             label = TRAITS[name].label
             return _by_values(plane, values, f"whose slices interleave, told apart by {label} and intensity")
     return (
@@ -222,7 +220,7 @@ def _split_repeats(plane: Sequence[Frame], places: NDArray[np.int64], read: Read
         return None
     chosen: list[str] = []
     best = _repeats(plane, at, chosen)
-    are_copies = cache(lambda: _are_copies(plane, places, read))
+    copies = cache(lambda: are_copies(plane, places, read))
     varying = [name for name in MEASURED_TRAITS if len({frame.traits.get(name, "") for frame in plane}) > 1]
     # A trait that also changes from slice to slice (an acquisition counter) would shatter the volumes: it has as many
     # values as there are volumes, or else each of them at several places.
@@ -232,7 +230,7 @@ def _split_repeats(plane: Sequence[Frame], places: NDArray[np.int64], read: Read
             if best == 0 or name in chosen or not admitted(tried):
                 continue
             left = _repeats(plane, at, tried)
-            if left < best and (name in NEVER_IN_COPIES or not are_copies()):
+            if left < best and (name in NEVER_IN_COPIES or not copies()):
                 chosen, best = tried, left
     if not chosen:
         return None
@@ -250,13 +248,13 @@ def _split_exports(
         if not says_something(members):
             continue
         if _overlap(members):
-            apart = not _are_copies(plane, places, read)
+            apart = not are_copies(plane, places, read)
         elif name in {"stack", "series"}:
             apart = True  # another number is another series wherever it lies; other files may go on where one ends
         else:
             apart = _interleave(members, offsets, places)
         if apart and TRAITS[name].trust is Trust.DOUBTFUL and not _overlap(members):
-            apart = read is not None and _intensities_follow(plane, places, values, read)
+            apart = read is not None and intensities_follow(plane, places, values, read)
         if apart:
             return _by_values(plane, values, f"told apart by {TRAITS[name].label}")
     return None
@@ -283,7 +281,7 @@ def _split_numbering(
         for place, value in enumerate(values):
             members[value].add(place)
         limit = interleaving.APART if label == numbers else interleaving.WOVEN
-        if _interleave(members, offsets, places) and _intensities_follow(plane, places, values, read, limit):
+        if _interleave(members, offsets, places) and intensities_follow(plane, places, values, read, limit):
             return _by_values(plane, values, f"whose slices interleave, told apart by {label} and intensity")
     return None
 
@@ -307,41 +305,3 @@ def _repeats(plane: Sequence[Frame], places: Sequence[int], traits: Sequence[str
 
 def _values(frame: Frame, traits: Sequence[str]) -> tuple[str, ...]:
     return tuple(frame.traits.get(trait, "") for trait in traits)
-
-
-# --------------------------------------------------------------------------------------------- a look at some pixels
-
-
-def _are_copies(plane: Sequence[Frame], places: NDArray[np.int64], read: ReadPictures | None) -> bool:
-    """Whether the pictures at one place are the same, looked at in two of the places that have several."""
-    if read is None:
-        return False
-    shared = np.flatnonzero(np.bincount(places) > 1)
-    for place in {int(shared[len(shared) // 3]), int(shared[2 * len(shared) // 3])}:
-        values = read([plane[n] for n in np.flatnonzero(places == place).tolist()])
-        if values is None or not (values == values[:1]).all():
-            return False
-    return True
-
-
-def _intensities_follow(
-    plane: Sequence[Frame],
-    places: NDArray[np.int64],
-    values: Sequence[str],
-    read: ReadPictures,
-    limit: float = interleaving.APART,
-) -> bool:
-    """Whether the intensities alternate with a header's values, by a few slices from the middle of where it changes."""
-    firsts = np.flatnonzero(np.diff(places, prepend=-1)).tolist()
-    own = [values[n] for n in firsts]
-    changes = np.flatnonzero([a != b for a, b in pairwise(own)])
-    start = max(0, min(int(changes[len(changes) // 2]) - LOOKED_AT // 2, len(firsts) - LOOKED_AT))
-    pictures = read([plane[n] for n in firsts[start : start + LOOKED_AT]])
-    if pictures is None:
-        return False
-    samples = interleaving.sample_slices(pictures, axis=0)
-    groups = own[start : start + LOOKED_AT]
-    # Excitation in turns makes slices of one MR alternate a little; in CT only two volumes do.
-    if plane[0].header.modality == "CT":
-        return interleaving.alternates_with(samples, groups) or interleaving.follow_groups(samples, groups)
-    return interleaving.follow_groups(samples, groups, limit)

@@ -43,6 +43,7 @@ class Trust(Enum):
 
     SURE = "their slices interleave"
     DOUBTFUL = "their slices interleave, and their intensities differ too"
+    BRIGHTER = "as doubtful ones, or where slices with the value are the brighter ones, be it by little"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ TRAITS: Mapping[str, Trait] = {
     "options": Trait(label="scan options", tags=(0x00180022,)),
     "coil": Trait(label="coil", tags=(0x0051100F, 0x00181250)),
     "kvp": Trait(label="tube voltage", tags=(0x00180060,), tolerance=1.0),
-    "agent": Trait(label="contrast agent", tags=(0x00180010,), absence=Trust.SURE),
+    "agent": Trait(label="contrast agent", tags=(0x00180010,), absence=Trust.BRIGHTER),
     "diameter": Trait(label="reconstruction diameter", tags=(0x00181100,), tolerance=1.0),
     "tilt": Trait(label="gantry tilt", tags=(0x00181120,), tolerance=0.5),
     "filter": Trait(label="filter", tags=(0x00181160,)),

@@ -6,7 +6,7 @@ and soft tissue where these lie in HU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from harmonize.decisions import Decision, DecisionKind
 from harmonize.dicom.headers import Frame
 from harmonize.dicom.kinds import complex_part
+from harmonize.dicom.looks import ReadPictures
 from harmonize.dicom.meaning import Meaning
 from harmonize.errors import Reason, Rejection
 from harmonize.scan import ACTIVITY, AIR_HU, ARBITRARY, HU
@@ -51,10 +52,6 @@ class Evidence(Enum):
     INTERCEPT_LOST = auto()
     INTERCEPT_MAY_BE_LOST = auto()
     NOTHING = auto()
-
-
-ReadPictures = Callable[[Sequence[Frame]], "NDArray[Any] | None"]
-"""Reads the rescaled values of a few pictures, or gives None where they cannot be read."""
 
 
 def settle_units(
