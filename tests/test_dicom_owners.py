@@ -7,6 +7,7 @@ import pytest
 from test_dicom_mixtures import STEP, levels, said, write
 
 from harmonize.dicom import find_files, find_volumes, load_volume
+from harmonize.dicom.owners import one_patient
 from harmonize.errors import Reason
 from harmonize.sources import tcia
 
@@ -64,6 +65,12 @@ def test_a_scan_is_not_torn_by_how_its_patients_id_is_spelt(tmp_path, ids, secon
     assert any("2 ways" in line for line in scan.decisions)
     (ref,) = [ref for ref in tcia.discover(tmp_path) if hasattr(ref, "key")]
     assert ref.subject in ids
+
+
+@pytest.mark.parametrize("ids", [("0", "-"), ("00", "0"), ("?", ""), ("", "0")])
+def test_ids_that_say_nothing_are_not_one_spelt_in_two_ways(ids):
+    assert one_patient(ids) == ""
+    assert one_patient(ids[:1] * 2) == ids[0]
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,29 @@ def split_by_identity(frames: Sequence[Frame]) -> list[tuple[tuple[tuple[str, st
 
 
 def one_patient(ids: Iterable[str]) -> str:
-    """The id that all pictures have, in its most frequent spelling; none where an anonymiser drew one for each file."""
+    """The id that all pictures have, in its most frequent spelling.
+
+    Returns:
+        Empty where an anonymiser drew an id for each file, some lack it, or several have neither letter nor digit
+        but zeros in common: these are nobody's.
+
+    Example:
+        >>> one_patient(["00123", "123", "123"]), one_patient(["1", "2"]), one_patient(["0", "-"]), one_patient(["0"])
+        ('123', '', '', '0')
+    """
     counted = Counter(ids)
-    return min(counted, key=lambda own: (-counted[own], own)) if len(set(map(bare_id, counted))) == 1 else ""
+    bare = set(map(bare_id, counted))
+    if len(counted) > 1 and (len(bare) > 1 or "" in bare):
+        return ""
+    return min(counted, key=lambda own: (-counted[own], own), default="")
 
 
 def notes(frames: Sequence[Frame]) -> list[Decision]:
-    """The decision that ids are one, where they are written in several ways."""
+    """The decision that ids are one, where they are written in several ways; none where all are alike or nobody's.
+
+    Args:
+        frames: Of one volume.
+    """
     ids = {frame.header.patient_id for frame in frames}
     return [DecisionKind.ID_SPELT(count=len(ids))] if len(ids) > 1 and one_patient(ids) else []
 

@@ -17,8 +17,13 @@ MIN_SHARE = 0.75
 def notes(frames: Sequence[Frame]) -> list[Decision]:
     """The decision that a few slices are of another kind, where a header that is constant in one volume says so.
 
+    A value that comes in blocks, counts slices, is rounded or lacks in a few says nothing of the kind.
+
     Args:
         frames: Of one volume, sorted along the normal, one a place.
+
+    Returns:
+        One decision for all of these slices and headers, or none.
     """
     strays: set[int] = set()
     labels: list[str] = []
