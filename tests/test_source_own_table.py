@@ -54,16 +54,19 @@ def test_names_and_numbers_of_people_stay_out_though_no_column_says_whose_an_ima
         twice([name.split(",")[0] for name in NAMES]),
         twice([98123, 99877, 100234, 100777, 101222]),
         twice(["98123.0", "99877.0", "n/a"]),
+        [f"{8100456 + 7 * number},0" for number in range(12)],
         ["1.23456e7", "1.23457e7", "1.23458e7"],
         ["-12345", "-23456", "-34567"],
         ["00123", "00124", "00125"],
         ["1512345678.5", "1522345678.25"],
+        ["1512345678,5", "1522345678,25"],
         ["Dr. Doe", "Dr. Roe", "Dr. Doe", "Dr. Doe"],
         *(
             [text] * 8
             for text in ("5 Jan 2020", "5. März 2020", "05.01.2020", "2020/01/05", "janvier 2020", "10:30:05")
         ),
         *([text] * 8 for text in ("Jan 5, 2020", "05JAN2020", "19500102.0", "2020-01", "20200105T1030", "10:30 PM")),
+        ["19500102,0"] * 8,
     ],
 )
 def test_columns_that_tell_people_apart_by_what_they_hold(values: Sequence[object]) -> None:
@@ -76,6 +79,7 @@ def test_columns_that_tell_people_apart_by_what_they_hold(values: Sequence[objec
         [12.25 + number for number in range(20)],
         list(range(20)),
         [f"{number},5" for number in range(20)],
+        [f"{1450000 + 1000 * number},5" for number in range(20)],
         [1_450_000.5 + 1000 * number for number in range(20)],
         ["120", "4500", "12000", "800"] * 3,
         ["low", "middle", "high"] * 4,

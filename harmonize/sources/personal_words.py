@@ -98,7 +98,7 @@ _YEAR = r"(?:19|20)\d\d"
 _MONTH = r"(?:0?[1-9]|1[0-2])"
 _DATE = re.compile(
     r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*"
-    rf"|{_YEAR}(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])(?:[ t]?\d[\d:.]*)?(?:\.0+)?"
+    rf"|{_YEAR}(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])(?:[ t]?\d[\d:.]*)?(?:[.,]0+)?"
     rf"|{_YEAR}[ _]{_MONTH}[ _]\d{{1,2}}|\d{{1,2}}[ _.]+{_MONTH}[ _.]+{_YEAR}"
     rf"|{_YEAR}[-/]{_MONTH}|{_MONTH}[-/]{_YEAR}"
     r"|(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:[.,]\d+)?)?(?: ?[ap]\.?m\.?| uhr)?"
@@ -212,12 +212,12 @@ def is_long_number(text: str) -> bool:
     """Whether a text is a number that a hospital may have given somebody, however it is written.
 
     Example:
-        >>> [is_long_number(text) for text in ("8123456", "8123456.0", "1.2e7", "-12345", "00123")]
-        [True, True, True, True, True]
+        >>> [is_long_number(text) for text in ("8123456", "8123456.0", "8123456,0", "1.2e7", "-12345", "00123")]
+        [True, True, True, True, True, True]
         >>> [is_long_number(text) for text in ("1234", "1405.0", "123456.7", "AD")]
         [False, False, False, False]
     """
-    value = number_of(text)
+    value = measured(text)
     if value is None:
         return False
     whole = value.is_integer() and abs(value) >= 10 ** (LONG_NUMBER - 1)
