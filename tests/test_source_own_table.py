@@ -258,6 +258,32 @@ def test_rows_that_are_about_no_image_come_with_a_hint(
     assert "Ada" not in caplog.text
 
 
+def test_a_second_column_of_ages_or_sexes_holds_nothing_else(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save(tmp_path / f"sub-{number}/sub-{number}_T1w.nii.gz", head())
+    lines = ["participant_id\tage\tAge\tsex\tgender\tSex", "1\t63\t05.01.1957\tF\tAda Lovelace\tfemale"]
+    (tmp_path / "participants.tsv").write_text("\n".join([*lines, "2\t40\t040Y\tM\tM\t8100456"]))
+    refs = list(found(tmp_path)[0].values())
+    assert [(ref.meta["age"], ref.meta["sex"]) for ref in refs] == [(63.0, "F"), (40.0, "M")]
+    assert [ref.meta["table"] for ref in refs] == [
+        {"age": "63", "sex": "F", "Sex": "female"}, {"age": "40", "Age": "40", "sex": "M", "gender": "M"}
+    ]  # fmt: skip
+    senseless = {DecisionKind.AGE_SENSELESS, DecisionKind.SEX_SENSELESS}
+    assert [kinds(ref.meta["notes"]) for ref in refs] == [senseless, {DecisionKind.SEX_SENSELESS}]
+
+
+def test_an_age_beyond_the_last_column_that_is_kept_is_read(tmp_path: Path) -> None:
+    save(tmp_path / "sub-1/sub-1_T1w.nii.gz", head())
+    others = range(own_columns.MOST_COLUMNS)
+    lines = [
+        "\t".join(("participant_id", *(f"score{place}" for place in others), "age")),
+        "\t".join(("1", *("2" for _ in others), "063Y")),
+    ]
+    (tmp_path / "participants.tsv").write_text("\n".join(lines))
+    (ref,) = found(tmp_path)[0].values()
+    assert (ref.meta["age"], len(ref.meta["table"])) == (63.0, own_columns.MOST_COLUMNS)
+
+
 def test_ages_of_a_table_are_numbers_however_they_are_written(tmp_path: Path) -> None:
     ages = ("63,5", "063Y", "89+", "old")
     for number in range(len(ages)):

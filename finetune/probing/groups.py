@@ -11,13 +11,10 @@ import numpy as np
 from finetune.label_table import FEW_VALUES, read_column
 from harmonize.corpus import Corpus
 from harmonize.errors import WrongUse
-from harmonize.sources.tables import age_of, columns_of, number_of, sex_of
+from harmonize.sources.tables import AGE, SEX, age_of, columns_of, number_of, sex_of
 
 SCANNERS = frozenset({"hospital", "scanner", "manufacturer", "scanner_model", "site", "vendor", "device"})
 """Columns of a table that say where a scan was made, in lower case."""
-
-SEX, AGE = ("sex", "gender"), ("age",)
-"""Columns that say more of what the corpus knows too, in lower case."""
 
 NAMING = "--groups {}"
 

@@ -22,13 +22,13 @@ from harmonize.sources.personal_words import (
     names_people,
     words_of,
 )
-from harmonize.sources.tables import is_absent
+from harmonize.sources.tables import AGE, SEX, is_absent
 
 MOST_COLUMNS, LONGEST = 256, 64
 """Of a table that are kept, and letters of a value or a column's name."""
 
-TYPED_BY_NAME = frozenset({"age", "sex", "gender"})
-"""Columns that are read for what they are, and hold nothing else."""
+TYPED_BY_NAME = frozenset((*AGE, *SEX))
+"""Columns that are read for what they are: whoever reads them leaves out all else (`own_table`)."""
 
 SILENT = frozenset({"", "n/a", "nan"})
 """What says that a cell of somebody's own columns is not known, in lower case."""

@@ -12,11 +12,11 @@ from harmonize.decisions import Decision, DecisionKind
 from harmonize.errors import WrongUse
 from harmonize.raw_tree import RawTree, printable, suffix_of
 from harmonize.sources.own_columns import MOST_COLUMNS
-from harmonize.sources.tables import age_of, columns_of, is_absent, merge, number_of, read_table, sex_of
+from harmonize.sources.tables import AGE, SEX, age_of, columns_of, is_absent, merge, number_of, read_table, sex_of
 
 BY_FILE = ("file", "filename", "file_name", "path", "image", "image_path", "scan")
 BY_SUBJECT = ("participant_id", "subject", "subject_id", "patient", "patient_id", "case", "case_id")
-SESSION, MODALITY, AGE, SEX = ("session", "session_id"), ("modality", "contrast"), ("age",), ("sex", "gender")
+SESSION, MODALITY = ("session", "session_id"), ("modality", "contrast")
 IDS = (*BY_FILE, *BY_SUBJECT, *SESSION, *MODALITY)
 TYPED = (*IDS, *AGE, *SEX)
 """Columns that are read for what they are; their letters may be upper case."""
@@ -120,14 +120,12 @@ def _typed(
     row: Mapping[str, str], typed: Mapping[str, str], kept: Sequence[str], subject: str | None, session: str | None
 ) -> Row:
     text = {names: row[column].strip() if (column := _column(typed, names)) else "" for names in (MODALITY, AGE, SEX)}
-    (age, odd_age), (sex, odd_sex) = age_of(text[AGE]), sex_of(text[SEX])
-    values = {column: row[column].strip() for column in kept}
-    # An age may be what somebody wants to learn, too: as a number; and what makes no sense is left out there as well.
-    for column, value in ((_column(typed, AGE), age), (_column(typed, SEX), sex)):
-        if column and value is None:
-            values[column] = ""
-        elif column and isinstance(value, float) and number_of(values[column]) is None:
-            values[column] = f"{value:g}"
+    (age, notes), (sex, odd_sex) = age_of(text[AGE]), sex_of(text[SEX])
+    notes += odd_sex
+    values = {}
+    for column in kept:
+        values[column], decided = _told(typed.get(column, ""), row[column].strip())
+        notes += decided
     return Row(
         subject=row[subject].strip() if subject else "",
         session=row[session].strip() if session else "",
@@ -135,8 +133,23 @@ def _typed(
         age=age,
         sex=sex,
         values=values,
-        notes=(*odd_age, *odd_sex),
+        notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _told(name: str, text: str) -> tuple[str, list[Decision]]:
+    """What a column of the corpus's own table says of an image, and what was decided about it.
+
+    An age may be what somebody wants to learn, too: as a number. What is no age or sex is left out of every such
+    column, also of a second one: nobody looks at these for what tells people apart.
+    """
+    if name in AGE:
+        age, decided = age_of(text)
+        return "" if age is None else text if number_of(text) is not None else f"{age:g}", decided
+    if name in SEX:
+        sex, decided = sex_of(text)
+        return "" if sex is None else text, decided
+    return text, []
 
 
 def _merged(rows: Sequence[Row]) -> Row:

@@ -27,6 +27,9 @@ MAX_AGE = 120.0
 ABSENT = frozenset({"", "n/a", "na", "nan", "none", "null", "unknown", "?", "-"})
 """How tables say that they do not know, in lower case."""
 
+AGE, SEX = ("age",), ("sex", "gender")
+"""What columns of these are called, in lower case."""
+
 _AGE = re.compile(
     r"(?P<above>>=?|≥)? ?(?P<number>[0-9]+([.,][0-9]+)?) ?(?P<or_more>\+)?(?P<unit>years?|y|m|w|d)?", re.IGNORECASE
 )
