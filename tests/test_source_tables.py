@@ -148,7 +148,9 @@ def test_a_column_that_stands_twice_is_refused() -> None:
      ("-1", None, True), ("300", None, True), ("old", None, True), ("20-30", None, True), ("1e999", None, True),
      ("63,5", 63.5, False), ("063Y", 63.0, False), ("018M", 1.5, False), ("003W", 0.06, False), ("010d", 0.03, False),
      ("63 years", 63.0, False), ("89+", 89.0, True), ("> 89", 89.0, True), ("090Y+", None, True), ("300Y", None, True),
-     ("<1", None, True), ("6,3,5", None, True), ("٦٣Y", None, True)],
+     ("<1", None, True), ("6,3,5", None, True), ("٦٣Y", None, True),
+     ("63M", None, True), ("63 M", None, True), ("63m", None, True), ("63,5M", None, True), ("45 d", None, True),
+     ("7W", None, True), ("063 M", None, True), (">063M", None, True), ("63 F", None, True), ("63y", 63.0, False)],
 )  # fmt: skip
 def test_an_age_is_years_or_absent_or_noted(text: str, age: float | None, noted: bool) -> None:
     found, notes = age_of(text)

@@ -31,11 +31,14 @@ AGE, SEX = ("age",), ("sex", "gender")
 """What columns of these are called, in lower case."""
 
 _AGE = re.compile(
-    r"(?P<above>>=?|≥)? ?(?P<number>[0-9]+([.,][0-9]+)?) ?(?P<or_more>\+)?(?P<unit>years?|y|m|w|d)?", re.IGNORECASE
+    r"(?P<above>>=?|≥)? ?(?P<number>[0-9]+([.,][0-9]+)?) ?(?P<or_more>\+)?(?:years?|y)?"
+    # Of another number of digits the letter may be a sex: 63M.
+    r"|(?P<parts>[0-9]{3})(?P<unit>[mwd])",
+    re.IGNORECASE,
 )
 """An age that is no plain number: DICOM's ``063Y`` and ``011M``, ``63,5``, ``89+`` and ``>89``."""
 
-_A_YEAR = {"y": 1.0, "m": 12.0, "w": 365.25 / 7, "d": 365.25}
+_A_YEAR = {"m": 12.0, "w": 365.25 / 7, "d": 365.25}
 """How many of each unit are one."""
 
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
@@ -170,8 +173,8 @@ def age_of(text: str) -> tuple[float | None, list[Decision]]:
     years, is_bound = number_of(text), False
     found = _AGE.fullmatch(text.strip()) if years is None else None
     if found is not None:
-        units = _A_YEAR[(found["unit"] or "y")[0].casefold()]
-        years = round(float(found["number"].replace(",", ".")) / units, 2)
+        units = _A_YEAR[found["unit"].casefold()] if found["unit"] else 1.0
+        years = round(float((found["parts"] or found["number"]).replace(",", ".")) / units, 2)
         is_bound = bool(found["above"] or found["or_more"])
     if years is None or not 0 <= years <= MAX_AGE:
         return None, [DecisionKind.AGE_SENSELESS()]
