@@ -11,7 +11,7 @@ import pytest
 from test_source_nifti import found, head, kinds, save
 
 from harmonize.decisions import DecisionKind
-from harmonize.errors import WrongUse
+from harmonize.errors import Reason, WrongUse
 from harmonize.sources import own_columns
 
 NAMES = ("Mustermann, Erika", "Schmidt, Anna", "Meier, Karl", "Huber, Josef", "Vogel, Ute")
@@ -207,6 +207,37 @@ def test_an_empty_table_that_nobody_named_stops_nothing(
     table.write_bytes(content)
     with pytest.raises(WrongUse, match=r"--table .*t\.csv: empty; save it as CSV again"):
         found(tmp_path / "raw", table=table)
+
+
+def test_a_data_sets_table_that_may_not_be_read_stops_none_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The superuser may read everything, so the refusal is put into Python's own."""
+    for name in ("ds1", "ds2"):
+        save(tmp_path / f"{name}/sub-1/sub-1_T1w.nii.gz", head())
+        (tmp_path / f"{name}/participants.tsv").write_text("participant_id\tage\n1\t40\n")
+    read_bytes, refused = Path.read_bytes, "ds1/participants.tsv"
+
+    def refusing(path: Path) -> bytes:
+        if path.as_posix().endswith(refused):
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refusing)
+    refs = found(tmp_path)[0]
+    assert {key: ref.meta.get("age") for key, ref in refs.items()} == {
+        "ds1/participants.tsv": None, "ds1/sub-1/sub-1_T1w.nii.gz": None, "ds2/sub-1/sub-1_T1w.nii.gz": 40.0
+    }  # fmt: skip
+    rejection = refs["ds1/participants.tsv"].rejection
+    assert rejection is not None
+    assert (rejection.reason, rejection.message) == (
+        Reason.IO_ERROR, "a table of people cannot be read: Permission denied"
+    )  # fmt: skip
+    # Without the folder's own table nothing would be known of anybody.
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\n1\t40\n")
+    refused = "/participants.tsv"
+    with pytest.raises(PermissionError):
+        found(tmp_path)
 
 
 def grades(root: Path, table: Path) -> dict[str, object]:

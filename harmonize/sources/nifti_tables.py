@@ -79,6 +79,11 @@ def _read_in(folder: str, path: Path, tree: RawTree) -> OwnTable | None:
     """The table of a folder, which nobody named; one of many data sets that cannot be read stops none of the others."""
     try:
         return read_own_table(path, tree)
+    except OSError as error:
+        if not folder:
+            raise
+        tree.reject_unread(path, "a table of people", error)
+        return None
     except UserError as error:
         if folder:
             tree.count(f"tables {PARTICIPANTS} of data sets", "not read: damaged, or without a column participant_id")
