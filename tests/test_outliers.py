@@ -74,6 +74,11 @@ def test_scans_are_compared_within_their_source_and_modality() -> None:
         ("decisions", ["anatomy mask used", "deface mask used"], "defaced"),
         ("decisions", ["missing slices: 3, interpolated between true positions"], "missing slices"),
         ("decisions", ["qform and sform disagree; the sform is used"], "doubtful header"),
+        (
+            "decisions",
+            ["pictures of 256 x 256 pixels, not 512 x 512 as the table says: its spacing times 2"],
+            "doubtful header",
+        ),
         ("decisions", ["the anatomy mask is listed but missing"], "mask trouble"),
         ("raw_spacing", [0.5, 0.5, 5.0], "thick slices"),
         ("foreground_box", [20, 180, 20, 200, 90, 130], "short coverage"),

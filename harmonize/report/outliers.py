@@ -41,7 +41,7 @@ FLAGS = {
     "not finite": "NaN or infinite voxels were filled",
     "missing slices": "slices were missing and interpolated",
     "uneven slices": "slices at uneven distances, put on their true positions",
-    "doubtful header": "the header contradicts itself, or something was assumed",
+    "doubtful header": "the header or the table contradicts itself or the images, or something was assumed",
     "mask trouble": "a mask was listed but could not be used",
     "tilted": "the gantry was tilted; the shear was undone",
     "defaced": "part of the face was removed by the source",
@@ -66,6 +66,8 @@ _RAISED_BY = {
         DecisionKind.SIGN_ASSUMED,
         DecisionKind.MODALITY_DIFFERS,
         DecisionKind.ONLY_BY_INSTANCE,
+        # Pictures that were cut square look as if they had been made smaller.
+        DecisionKind.SPACING_OF_OTHER_SIZE,
     ),
     "mask trouble": (
         DecisionKind.MASK_LEFT_OUT,
