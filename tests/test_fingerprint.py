@@ -112,6 +112,18 @@ def test_this_programs_own_words_do_not_count(tmp_path: Path) -> None:
     assert fingerprint.look(one, "").said == fingerprint.look(third, "").said
 
 
+def test_a_file_that_comes_while_the_others_are_looked_at_is_left_to_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, ["a.dcm", "mask.nii"])
+    ref = reference(tmp_path, ["a.dcm"])
+    sums = fingerprint.sums_of_each(ref, salt="salt")
+    looks = iter([ref.paths])
+    monkeypatch.setattr(fingerprint.sources, "inputs", lambda ref: next(looks, (*ref.paths, tmp_path / "mask.nii")))
+    assert sums is not None
+    assert fingerprint.sums_of_each(ref, salt="salt") == sums
+
+
 def test_nothing_of_the_raw_data_can_be_read_in_it(tmp_path: Path) -> None:
     write(tmp_path / "DOE^JANE", ["a.dcm"])
     ref = reference(tmp_path / "DOE^JANE", ["a.dcm"], meta={"age": 37, "note": "DOE"})

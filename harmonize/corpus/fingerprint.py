@@ -62,12 +62,12 @@ class Fingerprint:
 
 def look(ref: ScanRef, salt: str) -> Fingerprint:
     """The fingerprint of a raw scan as it lies there now, without `each` and `content`: no file is opened."""
-    return _seen(ref, salt, *_listed(ref))
+    return _seen(ref, salt, *_listed(_inputs(ref), ref.root))
 
 
 def look_at_each(ref: ScanRef, salt: str) -> Fingerprint:
     """As `look`, with `each`, which costs more than all the rest."""
-    names, times = _listed(ref)
+    names, times = _listed(_inputs(ref), ref.root)
     there = (name for name, time_ns in zip(names, times, strict=True) if time_ns != GONE)
     return replace(_seen(ref, salt, names, times), each="".join(sorted(_short_hash(salt, name) for name in there)))
 
@@ -98,9 +98,11 @@ def look_and_read(ref: ScanRef, *, salt: str) -> Fingerprint:
 
 def sums_of_each(ref: ScanRef, *, salt: str) -> tuple[tuple[str, int], ...] | None:
     """What `Fingerprint.each` says of each file of a raw scan, with its checksum; None where one cannot be read."""
-    names, _ = _listed(ref)
+    # Listed once: a mask may be added meanwhile.
+    paths = _inputs(ref)
+    names, _ = _listed(paths, ref.root)
     try:
-        return tuple((_short_hash(salt, name), _checksum(path)) for name, path in zip(names, _inputs(ref), strict=True))
+        return tuple((_short_hash(salt, name), _checksum(path)) for name, path in zip(names, paths, strict=True))
     except OSError:
         return None
 
@@ -147,16 +149,16 @@ def _short_hash(salt: str, name: str) -> str:
     return base64.b64encode(bytes.fromhex(salted_hash(salt, "file", name)[:6])).decode("ascii")
 
 
-def _listed(ref: ScanRef) -> tuple[list[str], list[int]]:
+def _listed(paths: Sequence[Path], root: Path) -> tuple[list[str], list[int]]:
     """Name and size of each file in one text, and the files' times."""
     names, times = [], []
-    for path in _inputs(ref):
+    for path in paths:
         size, time_ns = GONE, GONE
         with suppress(OSError):
             # Not the Path's own: it takes twice as long, and there may be millions.
             found = os.stat(os.fspath(path))  # noqa: PTH116
             size, time_ns = found.st_size, found.st_mtime_ns
-        names.append(f"{_name(path, ref.root)} {size}")
+        names.append(f"{_name(path, root)} {size}")
         times.append(time_ns)
     return names, times
 
