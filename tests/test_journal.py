@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -11,6 +16,7 @@ from harmonize.corpus import journal
 from harmonize.corpus.fingerprint import Fingerprint
 from harmonize.corpus.journal import Record
 from harmonize.errors import Reason, Rejection
+from harmonize.files import atomic_path
 
 
 def accepted(name: str) -> Record:
@@ -66,6 +72,49 @@ def test_a_fingerprint_of_another_version_is_not_the_same_and_loses_no_scan(tmp_
     found = journal.read(tmp_path)["tcia", "a"]
     assert found.row is not None
     assert found.read == replace(PRINT, files="")
+
+
+def failed(number: int) -> OSError:
+    """What reading or writing an open file raises: no name is in it."""
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("what", ["journal", "file"])
+def test_a_raw_file_that_cannot_be_read_is_not_blamed_on_what_is_written(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "tcia.jsonl"
+    with pytest.raises(OSError, match="Input/output error") as caught, files_open(what, path):
+        raise failed(errno.EIO)
+    assert caught.value.filename is None
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize("what", ["journal", "file"])
+def test_what_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, number: int
+) -> None:
+    path = tmp_path / "tcia.jsonl"
+
+    def failing(descriptor: int) -> None:
+        raise failed(number)
+
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, files_open(what, path) as stream:
+        monkeypatch.setattr(os, "fsync", failing)
+        if what == "journal":
+            journal.append(stream, accepted("a"))
+        else:
+            stream.write("")
+    assert caught.value.filename == str(path)
+
+
+@contextmanager
+def files_open(what: str, path: Path) -> Iterator[TextIO]:
+    """A journal, or a file that is replaced as a whole."""
+    if what == "journal":
+        with journal.appending(path) as stream:
+            yield stream
+    else:
+        with atomic_path(path) as temporary, temporary.open("w") as stream:
+            yield stream
 
 
 @pytest.mark.parametrize("first", ["tcia.jsonl", "tcia.shard-0-of-2.jsonl"])
