@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 from harmonize import engine
 from harmonize.cli import main
 from harmonize.corpus import LABEL_SCHEMA, SCAN_SCHEMA, Corpus, read_volume, write_manifest, write_volume
+from harmonize.corpus.layout import REJECTED_SCHEMA
 from harmonize.corpus.verify import verify
 from harmonize.files import sha256_of
 from harmonize.settings import Settings
@@ -115,6 +117,33 @@ def test_what_is_damaged_or_known_to_nobody_may_be_deleted(corpus: Path, capsys:
     said = capsys.readouterr().out
     assert "delete the files named" in said
     assert "harmonize merge" not in said
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_a_merge_that_would_forget_what_a_newer_version_wrote_is_not_advised(
+    corpus: Path, newer: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"source": "openmind", "raw_hash": "0" * 12, "stage": "load", "reason": "empty", "message": "an empty file"}
+    journal = corpus / "records/openmind.jsonl"
+    written = row | ({"reason": "of_tomorrow"} if newer else {})
+    line = json.dumps({"source": row["source"], "raw_hash": row["raw_hash"], "rejection": written})
+    journal.write_text(f"{journal.read_text()}{line}\n")
+    told = pa.Table.from_pylist([row | {"reason": "of_tomorrow"}], schema=REJECTED_SCHEMA)
+    pq.write_table(told, corpus / "rejected.parquet")
+    scans = pq.read_table(corpus / "metadata.parquet").to_pylist()
+    rewrite(corpus, scans * 2)
+    assert main(["verify", str(corpus)]) == 1
+    said = capsys.readouterr().out
+    assert "rejected.parquet: unknown reason of_tomorrow" in said
+    assert (f"harmonize merge {corpus}" in said) == (not newer)
+    assert ("this version does not know what another one wrote" in said) == newer
+    assert "delete the files" not in said
+    rewrite(corpus, scans)
+    assert main(["verify", str(corpus)]) == 1
+    assert "bring the corpus back" not in capsys.readouterr().out
+    if not newer:
+        assert main(["merge", str(corpus)]) == 0
+        assert verify(corpus) == []
 
 
 @pytest.mark.parametrize("records", ["gone", "short"])

@@ -105,6 +105,9 @@ def _verify(options: argparse.Namespace) -> int:
     if mended:
         say(f"{corpus}: {len(faults)} faults; delete nothing yet: harmonize merge {corpus}")
         say(f"mends {len(mended)} of them, for the journal in {RECORDS}/ knows better; then verify again")
+    elif any(fault.where is Where.UNKNOWN for fault in faults):
+        say(f"{corpus}: {len(faults)} faults; this version does not know what another one wrote:")
+        say("look with that one, for a merge by this one would forget it; delete nothing")
     elif any(fault.where is Where.TABLE for fault in faults):
         say(f"{corpus}: {len(faults)} faults; the journal in {RECORDS}/ lacks what would mend the tables:")
         say("bring the corpus back from where it came from, or from a copy")

@@ -25,6 +25,8 @@ class Where(Enum):
     """In what a table says, whatever the files are."""
     STRAY = auto()
     """A file that no row names."""
+    UNKNOWN = auto()
+    """In what another version wrote, which this one does not know."""
     ROW = auto()
     """A row and its file do not agree: either may be wrong."""
 
@@ -35,7 +37,7 @@ class Fault(str):
     Attributes:
         where: Where it lies.
         file: The stray file, relative to the corpus.
-        row: The row of metadata.parquet that does not agree with its file.
+        row: The row of metadata.parquet that does not agree with its file; or of rejected.parquet, what is unknown.
     """
 
     __slots__ = ("file", "row", "where")
@@ -58,7 +60,8 @@ def mended_by_merge(path: Path, faults: Iterable[Fault]) -> set[Fault]:
         faults: From `harmonize.corpus.verify.verify`.
 
     Returns:
-        Empty where the journal lacks a scan that the tables have, for a merge would take that one's row away.
+        Empty where the journal lacks a scan that the tables have, or says of one what only another version knows, for
+        a merge would take that one's row away.
 
     Raises:
         UserError: The journal names a file that no corpus can have.
@@ -67,12 +70,22 @@ def mended_by_merge(path: Path, faults: Iterable[Fault]) -> set[Fault]:
     corpus = Corpus.open(path)
     if not set(zip(corpus.scans["source"], corpus.scans["raw_hash"], strict=True)) <= records.keys():
         return set()
+    rejected = corpus.rejected
+    # The journal's lines of such reasons are passed over when it is read.
+    forgotten = {
+        reason
+        for *key, reason in zip(rejected["source"], rejected["raw_hash"], rejected["reason"], strict=True)
+        if tuple(key) not in records
+    }
+    faults = list(faults)
+    if any(fault.where is Where.UNKNOWN and fault.row["reason"] in forgotten for fault in faults):
+        return set()
     rows = {key: record.row for key, record in records.items() if record.row is not None}
     kept_rows = (row for key, row in rows.items() if records[key].duplicate_of is None)
     named = {row.get(column) for row in kept_rows for column in FILE_COLUMNS}
 
     def is_mended(fault: Fault) -> bool:
-        if fault.where is Where.TABLE:
+        if fault.where in (Where.TABLE, Where.UNKNOWN):
             return bool(records)
         if fault.where is Where.STRAY:
             return fault.file in named

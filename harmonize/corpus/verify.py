@@ -57,6 +57,9 @@ def verify(path: Path, *, workers: int = 1) -> list[Fault]:
 
 
 def _table_faults(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[Fault]:
+    known = {reason.value for reason in Reason}
+    for reason in sorted(set(corpus.rejected["reason"]) - known):
+        yield Fault(f"rejected.parquet: unknown reason {reason}", Where.UNKNOWN, row={"reason": reason})
     yield from (Fault(text, Where.TABLE) for text in _faults_of_rows(corpus, rows))
     named = {row[column] for row in rows for column in FILE_COLUMNS}
     for file in sorted(chain.from_iterable((corpus.path / part).rglob("*") for part in (IMAGES, MASKS))):
@@ -71,9 +74,6 @@ def _faults_of_rows(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[str]
         for name, count in Counter(row[column] for row in rows).items():
             if count > 1:
                 yield f"metadata.parquet: {column} {name} stands in {count} rows"
-    known = {reason.value for reason in Reason}
-    for reason in sorted(set(corpus.rejected["reason"]) - known):
-        yield f"rejected.parquet: unknown reason {reason}"
     twice = {row["raw_hash"] for row in rows} & set(corpus.rejected["raw_hash"])
     yield from (f"{raw_hash}: accepted and rejected at once" for raw_hash in sorted(twice))
     yield from _label_faults(corpus, rows)
