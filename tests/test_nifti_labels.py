@@ -11,7 +11,8 @@ from test_source_nifti import AFFINE, found, harmonize, head, labels, save
 
 from harmonize.cli import main
 from harmonize.errors import Rejection
-from harmonize.sources.nifti_image import is_image_name, load_image
+from harmonize.raw_tree import RawTree
+from harmonize.sources.nifti_image import images_in, is_image_name, load_image
 
 PAIRS = [
     ("images/a.nii.gz", "labels/a.nii.gz"),
@@ -70,6 +71,49 @@ def test_people_whose_initials_are_words_for_masks_keep_their_images(tmp_path: P
     for key in keys:
         save(tmp_path / key, head())
     assert sorted(found(tmp_path, modality="T1w")[0]) == sorted(keys)
+
+
+COHORTS = [
+    ["MASK/q01/T1.nii.gz", "ADNI/p01/T1.nii.gz"],
+    ["Label/q01/anat/T1.nii.gz", "Label/dataset_description.json", "ADNI/q01/anat/T1.nii.gz"],
+    ["MASK_012.nii.gz", "MASK_013.nii.gz"],
+]
+
+
+@pytest.mark.parametrize("keys", COHORTS)
+def test_a_study_whose_name_is_a_word_for_masks_keeps_its_images(tmp_path: Path, keys: list[str]) -> None:
+    for key in keys:
+        save(tmp_path / key, head()) if key.endswith(".gz") else (tmp_path / key).write_text("{}")
+    images = sorted(key for key in keys if key.endswith(".gz"))
+    refs, left = found(tmp_path, modality="T1w")
+    assert (sorted(refs), left) == (images, {})
+    assert answered(tmp_path) == images
+
+
+LABELS = [
+    ("ct/p01/a.nii.gz", "mask/p01/a.nii.gz"),
+    ("ct/p01/a.nii.gz", "mask/p01_mask/lesion.nii.gz"),
+    ("ct/a.nii.gz", "label/b.nii.gz"),
+    ("p01/anat/T1.nii.gz", "p01/mask/lesion.nii.gz"),
+    ("p01/anat/T1.nii.gz", "p01/seg/lesions/1.nii.gz"),
+    ("images/p01/a.nii.gz", "label/q01/a.nii.gz"),
+    ("IMG_012.nii.gz", "MASK_012.nii.gz"),
+    ("p01.nii.gz", "p01_label_1.nii.gz"),
+]
+
+
+@pytest.mark.parametrize(("image", "mask"), LABELS)
+def test_labels_that_may_be_labels_are_never_images(tmp_path: Path, image: str, mask: str) -> None:
+    save(tmp_path / image, head())
+    save(tmp_path / mask, labels(1))
+    assert list(found(tmp_path, modality="T1w")[0]) == [image]
+    assert answered(tmp_path) == [image]
+
+
+def answered(root: Path) -> list[str]:
+    """What prediction takes of a tree."""
+    folders = RawTree(root).folders()
+    return sorted(paths[0].relative_to(root).as_posix() for folder in folders for paths in images_in(folder))
 
 
 def test_a_folder_of_labels_alone_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,8 @@ def raw_folders(tree: RawTree) -> Iterator[tuple[Folder, tuple[str, ...]]]:
 
     Left out are what a BIDS tree has beside its raw images, and the competition's masks with their copies of images.
     """
+    # Each scan is answered by its own name, so one that was made of another counts for nobody twice, as it would in a
+    # corpus (harmonize.sources.nifti_tree): only a tree that calls itself BIDS is looked at so.
     beside_raw = BesideRaw(tree.root, by_subjects=False)
     for folder in tree.folders():
         below = tuple(part for part in folder.relative.split("/") if part)

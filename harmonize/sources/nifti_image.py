@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from harmonize.decisions import Decision, DecisionKind
@@ -11,6 +11,7 @@ from harmonize.dicom.units import Evidence, hounsfield_evidence
 from harmonize.errors import Reason, Rejection
 from harmonize.raw_tree import Folder, RawTree, suffix_of
 from harmonize.scan import Scan
+from harmonize.sources.cohorts import is_cohort
 from harmonize.sources.nifti_contrast import settled
 from harmonize.sources.nifti_labels import is_mask_name, is_other_mask_name, places_of_labels
 from harmonize.sources.nifti_names import read_name
@@ -22,22 +23,30 @@ IMAGE_SUFFIXES = READ | HEADERS
 UNKNOWN_MRI = "MR"
 
 
-def is_image_name(name: str) -> bool:
+def is_image_name(name: str, beside: Collection[str] = ()) -> bool:
     """Whether a file of that name is a volume, or the header of one, and not a mask.
+
+    Args:
+        name: The file's.
+        beside: The names without suffix of the volumes in its folder, if they are known.
 
     Example:
         >>> [is_image_name(name) for name in ("T1.nii.gz", "T1.hdr", "T1_seg.nii.gz", "1.dcm", "1.2.840")]
         [True, True, False, False, False]
     """
     stem = stem_of(name)
-    return suffix_of(name) in IMAGE_SUFFIXES and not is_mask_name(stem) and not is_other_mask_name(stem)
+    return suffix_of(name) in IMAGE_SUFFIXES and not is_mask_name(stem, beside) and not is_other_mask_name(stem)
 
 
 def images_in(folder: Folder) -> Iterator[tuple[Path, ...]]:
     """The images of a folder that are no masks, each with the file of its header where that is another."""
-    if places_of_labels(tuple(folder.relative.split("/"))):
+    parts = tuple(part for part in folder.relative.split("/") if part)
+    # From the folder up to the first one below the root.
+    places = (folder.path, *folder.path.parents)
+    if places_of_labels(parts, lambda above: is_cohort(places[len(parts) - len(above)])):
         return iter(())
-    names = (name for name in folder.names if is_image_name(name) and not is_dicom(folder.path / name))
+    stems = {stem_of(name) for name in folder.names if suffix_of(name) in IMAGE_SUFFIXES}
+    names = (name for name in folder.names if is_image_name(name, stems) and not is_dicom(folder.path / name))
     return volumes_in(RawTree(folder.path), folder, names)
 
 

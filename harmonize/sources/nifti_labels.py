@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
 
 IMAGES_OF = re.compile(r"images[_-]?(?P<part>Tr|Ts|Va)", re.IGNORECASE)
 """nnU-Net's folders of images."""
@@ -16,6 +17,9 @@ _LABELS = re.compile(
 )
 """Folders that hold labels and nothing else, in data sets that keep them apart from the images."""
 
+_OR_A_STUDY = re.compile(r"label|mask|seg", re.IGNORECASE)
+"""Such folders that may be called after a study, too."""
+
 _PLACE, _TRAINING = "images", "tr"
 
 _WORD = re.compile(r"[^_\-. ]+")
@@ -24,22 +28,31 @@ _MASK_AT_THE_END = frozenset({"roi", "gt"})
 """These may be somebody's initials too, before a number."""
 
 _OTHER_MASK = re.compile(r"[a-z0-9+]*(?:seg|mask)s?|labelmap")
+_OF_A_STUDY = re.compile(r"(?:D?SEG|MASKS?|LABELS?)[_\-. ]?(?P<number>\d{2,})")
+"""What may be the number of somebody in a study, in capitals and with nothing before it."""
+
 _VERSION = re.compile(r"v?\d+|\(\d+\)|final|copy|edited|corrected|manual|auto|new|old|fixed")
 """What may stand behind the word that says that a file is a mask."""
 
 _NOT_OF_THE_IMAGE = re.compile(r"(space|desc|label|res|den|atlas)-[^_]*_?")
 
 
-def is_mask_name(stem: str) -> bool:
+def is_mask_name(stem: str, beside: Collection[str] = ()) -> bool:
     """Whether the last word of a name, but for the version of the file, says that it holds labels.
+
+    Args:
+        stem: The name.
+        beside: The names in the same folder: somebody's number in a study has no image of that number there.
 
     Example:
         >>> [is_mask_name(stem) for stem in ("p01_seg", "sub-01_desc-lesion_dseg", "mask", "T1_seg-final", "seg-12")]
         [True, True, True, True, True]
         >>> [is_mask_name(stem) for stem in ("p01_T1", "gt_07", "T1_masked", "T1_brainmask")]
         [False, False, False, False]
+        >>> is_mask_name("MASK_012"), is_mask_name("MASK_012", ("MASK_012", "IMG_012")), is_mask_name("mask_012")
+        (False, True, True)
     """
-    return _mask_word(stem) is not None
+    return _mask_word(stem) is not None and not _is_somebody(stem, beside)
 
 
 def is_other_mask_name(stem: str) -> bool:
@@ -49,7 +62,7 @@ def is_other_mask_name(stem: str) -> bool:
         >>> [is_other_mask_name(stem) for stem in ("T1_brainmask", "aparc+aseg", "sub-01_label-GM_probseg", "p01_seg")]
         [True, True, True, False]
     """
-    if is_mask_name(stem):
+    if _mask_word(stem) is not None:
         return False
     words = [word for word in _WORD.findall(stem.casefold()) if _VERSION.fullmatch(word) is None]
     return bool(words) and _OTHER_MASK.fullmatch(words[-1]) is not None
@@ -82,8 +95,15 @@ def place_of(folders: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_as_images(folder) or folder for folder in folders)
 
 
-def places_of_labels(folders: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+def places_of_labels(
+    folders: tuple[str, ...], is_cohort: Callable[[tuple[str, ...]], bool] | None = None
+) -> tuple[tuple[str, ...], ...]:
     """Where the images may lie that a folder holds the labels of, as `place_of` says it; nowhere, if it holds none.
+
+    Args:
+        folders: The folder below the root.
+        is_cohort: Whether such a folder, whose name may be a study's, holds images (`harmonize.sources.cohorts`); else
+            the names alone tell.
 
     Example:
         >>> places_of_labels(("set", "cow_seg_labelsTr")), places_of_labels(("p01", "Masks"))
@@ -96,6 +116,8 @@ def places_of_labels(folders: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         if _as_images(folder) is not None:
             return ()
         found = _LABELS_OF.fullmatch(folder) or _LABELS.fullmatch(folder)
+        if found is not None and is_cohort and _OR_A_STUDY.fullmatch(folder) and is_cohort(folders[: depth + 1]):
+            continue
         if found is not None:
             above, below = place_of(folders[:depth]), place_of(folders[depth + 1 :])
             part = (found["part"] or "").casefold()
@@ -104,11 +126,28 @@ def places_of_labels(folders: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     return ()
 
 
+def holds_images(folder: str) -> bool:
+    """Whether a folder is called images, in one of the ways of doing so.
+
+    Example:
+        >>> [holds_images(folder) for folder in ("images", "Img", "imagesTr", "scans")]
+        [True, True, True, False]
+    """
+    return _as_images(folder) is not None
+
+
 def _as_images(folder: str) -> str | None:
     found = IMAGES_OF.fullmatch(folder)
     if found is not None:
         return _PLACE + found["part"].casefold()
     return _PLACE if _IMAGES.fullmatch(folder) else None
+
+
+def _is_somebody(stem: str, beside: Collection[str]) -> bool:
+    found = _OF_A_STUDY.fullmatch(stem)
+    return found is not None and not any(
+        other.endswith(found["number"]) and _mask_word(other) is None for other in beside
+    )
 
 
 def _mask_word(stem: str) -> re.Match[str] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from harmonize.errors import WrongUse
 from harmonize.raw_tree import Folder, RawTree, suffix_of
 from harmonize.sources.bids_sidecars import Sidecars
+from harmonize.sources.cohorts import is_cohort
 from harmonize.sources.nifti_labels import is_mask_name, is_other_mask_name, place_of, places_of_labels
 from harmonize.sources.nifti_masks import DATASET
 from harmonize.sources.nifti_tables import PARTICIPANTS
@@ -61,6 +63,7 @@ def look(tree: RawTree, root: Path, masks: Path | None, table: Path | None) -> S
             tree.pass_over(masks)
     # A head that was read once raw and once as what was made of it would count as two people.
     beside_raw = BesideRaw(root, by_subjects=True)
+    cohorts = cache(lambda parts: is_cohort(root.joinpath(*parts)))
     for folder in tree.folders():
         parts = _parts(folder)
         if masks is not None and folder.path.is_relative_to(masks):
@@ -69,12 +72,11 @@ def look(tree: RawTree, root: Path, masks: Path | None, table: Path | None) -> S
             count = sum(suffix_of(name) in READ for name in folder.names)
             tree.count("images", f"in {made}/ of a BIDS tree: not raw", count)
             continue
-        _sort_in(folder, parts, seen, tree, table)
+        _sort_in(folder, places_of_labels(parts, cohorts), seen, tree, table)
     return seen
 
 
-def _sort_in(folder: Folder, parts: tuple[str, ...], seen: Seen, tree: RawTree, table: Path | None) -> None:
-    beside = places_of_labels(parts)
+def _sort_in(folder: Folder, beside: Places, seen: Seen, tree: RawTree, table: Path | None) -> None:
     images: list[str] = []
     stems = {stem_of(name) for name in folder.names if suffix_of(name) in READ}
     for name in folder.names:
@@ -83,8 +85,8 @@ def _sort_in(folder: Folder, parts: tuple[str, ...], seen: Seen, tree: RawTree, 
         if name == PARTICIPANTS:
             seen.tables[folder.relative] = folder.path / name
         known = of_an_image or name in _OWN_FILES or folder.path / name == table
-        if suffix in READ and (beside or is_mask_name(stem)):
-            seen.masks.append((folder.path / name, beside or (place_of(parts),)))
+        if suffix in READ and (beside or is_mask_name(stem, stems)):
+            seen.masks.append((folder.path / name, beside or (place_of(_parts(folder)),)))
         elif suffix in READ and is_other_mask_name(stem):
             # A mask of the brain or the face, or a parcellation: none is what the image is labelled for.
             tree.count("masks", "no names that pair them with images; --masks takes any")
