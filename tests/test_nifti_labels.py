@@ -76,7 +76,7 @@ def test_people_whose_initials_are_words_for_masks_keep_their_images(tmp_path: P
 COHORTS = [
     ["MASK/q01/T1.nii.gz", "ADNI/p01/T1.nii.gz"],
     ["Label/q01/anat/T1.nii.gz", "Label/dataset_description.json", "ADNI/q01/anat/T1.nii.gz"],
-    ["MASK_012.nii.gz", "MASK_013.nii.gz"],
+    ["MASK_012.nii.gz", "MASK_013.nii.gz", "MASK_014_T1.nii.gz"],
 ]
 
 
@@ -98,6 +98,8 @@ LABELS = [
     ("p01/anat/T1.nii.gz", "p01/seg/lesions/1.nii.gz"),
     ("images/p01/a.nii.gz", "label/q01/a.nii.gz"),
     ("IMG_012.nii.gz", "MASK_012.nii.gz"),
+    ("p01/T1.nii.gz", "p01/MASK_001.nii.gz"),
+    ("p01/T1.nii.gz", "p01/MASK_01.nii.gz"),
     ("p01.nii.gz", "p01_label_1.nii.gz"),
 ]
 

@@ -28,8 +28,8 @@ _MASK_AT_THE_END = frozenset({"roi", "gt"})
 """These may be somebody's initials too, before a number."""
 
 _OTHER_MASK = re.compile(r"[a-z0-9+]*(?:seg|mask)s?|labelmap")
-_OF_A_STUDY = re.compile(r"(?:D?SEG|MASKS?|LABELS?)[_\-. ]?(?P<number>\d{2,})")
-"""What may be the number of somebody in a study, in capitals and with nothing before it."""
+_OF_A_STUDY = re.compile(r"(?P<study>D?SEG|MASKS?|LABELS?)[_\-. ]?\d{3,}")
+"""What may be somebody's number in a study: in capitals, with nothing before it, and longer than that of a version."""
 
 _VERSION = re.compile(r"v?\d+|\(\d+\)|final|copy|edited|corrected|manual|auto|new|old|fixed")
 """What may stand behind the word that says that a file is a mask."""
@@ -42,7 +42,7 @@ def is_mask_name(stem: str, beside: Collection[str] = ()) -> bool:
 
     Args:
         stem: The name.
-        beside: The names in the same folder: somebody's number in a study has no image of that number there.
+        beside: The names in the same folder: somebody's number in a study has images of that study alone there.
 
     Example:
         >>> [is_mask_name(stem) for stem in ("p01_seg", "sub-01_desc-lesion_dseg", "mask", "T1_seg-final", "seg-12")]
@@ -145,8 +145,8 @@ def _as_images(folder: str) -> str | None:
 
 def _is_somebody(stem: str, beside: Collection[str]) -> bool:
     found = _OF_A_STUDY.fullmatch(stem)
-    return found is not None and not any(
-        other.endswith(found["number"]) and _mask_word(other) is None for other in beside
+    return found is not None and all(
+        other.startswith(found["study"]) or _mask_word(other) is not None for other in beside
     )
 
 
