@@ -8,7 +8,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ _TEMPORARY_NAME = re.compile(
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """Errors that whatever is written next would meet too."""
 
-_OF_ONE_FILE = {errno.EFBIG, errno.EIO}
+_OF_ONE_FILE = frozenset({errno.EFBIG, errno.EIO})
+_OF_WRITING = frozenset({errno.EFBIG})
+"""What no reading can meet: whoever makes a file may read others meanwhile."""
 
 
 @contextmanager
@@ -45,8 +47,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        with naming(path):
+        with naming(path, _OF_WRITING):
             yield temporary
+        with naming(path):
             fsync(temporary)
         temporary.replace(path)
     except BaseException:
@@ -66,7 +69,7 @@ def fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, naming(path):
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -118,15 +121,19 @@ def cure(error: OSError) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path, errors: Collection[int] = _OF_ONE_FILE) -> Iterator[None]:
     """Let a failure to write name its file: an error of one that is open already has no name.
 
     That of a full disk stays as it is, for whoever is told of it is told of the folder.
+
+    Args:
+        path: The file.
+        errors: Numbers of the errors that can only be of this file; by default nothing else is read or written inside.
     """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in _OF_ONE_FILE:
+        if error.filename is None and error.errno in errors:
             error.filename = str(path)
         raise
 

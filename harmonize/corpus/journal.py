@@ -79,16 +79,23 @@ def appending(path: Path) -> Iterator[TextIO]:
             raw.seek(-1, os.SEEK_END)
             if raw.read(1) != b"\n":
                 raw.write(b"\n")
-    # Around the file's own end too, which tries once more to write what could not be written.
-    with naming(path), path.open("a", encoding="utf-8") as stream:
+    with naming(path):
+        stream = path.open("a", encoding="utf-8")
+    try:
         yield stream
+    finally:
+        # The file's own end tries once more to write what could not be written.
+        with naming(path):
+            stream.close()
 
 
 def append(stream: TextIO, *records: Record) -> None:
     """Write a line each and see them onto the disk."""
-    stream.writelines(_line(record) for record in records)
-    stream.flush()
-    os.fsync(stream.fileno())
+    lines = [_line(record) for record in records]
+    with naming(Path(stream.name)):
+        stream.writelines(lines)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read(folder: Path) -> dict[Key, Record]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonize.errors import Rejection
-from harmonize.files import atomic_path
+from harmonize.files import atomic_path, naming
 from harmonize.limits import check_claim
 from harmonize.voxels.stored import StoredVolume
 
@@ -55,7 +55,7 @@ def write_volume(path: Path, volume: StoredVolume) -> str:
     stream.write(bytes(int(header["vox_offset"]) - stream.tell()))
     stream.write(np.asarray(stored_XYZ, dtype=stored_XYZ.dtype.newbyteorder("<")).tobytes(order="F"))
     packed = igzip.compress(stream.getbuffer(), GZIP_LEVEL, mtime=0)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, naming(path):
         temporary.write_bytes(packed)
     return hashlib.sha256(packed).hexdigest()
 

@@ -14,7 +14,7 @@ from harmonize.corpus.layout import CARD, LABEL_SCHEMA, LABEL_TABLE, REJECTED, R
 from harmonize.corpus.reading import Corpus, label_rows
 from harmonize.corpus.target import RECORDS
 from harmonize.errors import UserError
-from harmonize.files import atomic_path, sha256_of, write_text
+from harmonize.files import atomic_path, naming, sha256_of, write_text
 
 
 def write_manifest(
@@ -50,7 +50,7 @@ def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> N
         table = pa.Table.from_pylist(rows, schema=schema)
     except pa.ArrowException as error:
         raise _odd_record(path) from error
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, naming(path):
         pq.write_table(table, temporary, compression="zstd")
 
 
