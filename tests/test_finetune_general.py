@@ -10,7 +10,8 @@ import pytest
 from harmonize.labels import LABELS, LOCATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN = ("finetune/tasks/aneurysm.py", "finetune/kaggle/", "finetune/demo/", "finetune/study/")
+OWN = ("finetune/tasks/aneurysm.py", "finetune/kaggle/", "finetune/demo/", "finetune/study/", "finetune/raw/trees.py")
+"""The last knows which files of the competition's download are scans."""
 FILES = [
     path
     for folder in ("finetune", "ssl/headspark")
