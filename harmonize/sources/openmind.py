@@ -15,9 +15,9 @@ from harmonize.errors import Reason, Rejection, reading
 from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, printable, suffix_of
 from harmonize.scan import LeftOut, Mask, Scan, ScanRef, annotations_of, raise_if_rejected
+from harmonize.sources.contrast_words import contrast_of
 from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.nifti_contrast import settled
-from harmonize.sources.nifti_names import contrast_of
 from harmonize.sources.tables import age_of, is_absent, merge, read_table, sex_of
 from harmonize.sources.volume_files import SINGLE, read_volume_file, stem_of
 from harmonize.sources.volume_tree import volumes_in
