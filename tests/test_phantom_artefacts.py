@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harmonize.phantom.acquisition import make_grid
-from harmonize.phantom.artefacts import RATES, Artefacts, FadingFlow, Ghosts, Streaks, draw_artefacts
+from harmonize.phantom.artefacts import RATES, ArtefactRates, Artefacts, FadingFlow, Ghosts, Streaks, draw_artefacts
 from harmonize.phantom.vessels import Flow, Vessel
 from harmonize.phantom.vessels.tubes import Tube
 
@@ -23,13 +23,14 @@ def tube(points: list[tuple[float, float, float]], radius: float, flow: Flow) ->
 CLIP = tube([(5, 0, 0), (7, 0, 0)], 1.0, Flow.METAL)
 
 
-def drawn(modality: str, count: int = 300) -> list[Artefacts]:
-    return [draw_artefacts(modality, GRID, [CLIP], np.random.default_rng(seed)) for seed in range(count)]
+def drawn(modality: str, rates: ArtefactRates, count: int = 300) -> list[Artefacts]:
+    return [draw_artefacts(modality, GRID, [CLIP], np.random.default_rng(seed), rates) for seed in range(count)]
 
 
-def test_each_modality_has_its_artefacts_as_often_as_the_rates_say() -> None:
+@pytest.mark.parametrize("rates", RATES.values(), ids=RATES)
+def test_each_modality_has_its_artefacts_as_often_as_the_rates_say(rates: ArtefactRates) -> None:
     for modality in ("CTA", "MRA", "MRI T2", "MRI T1post"):
-        found = drawn(modality)
+        found = drawn(modality, rates)
         count = Counter[str]()
         for one in found:
             count["moved"] += one.motion is not None or bool(one.jumps)
@@ -38,13 +39,14 @@ def test_each_modality_has_its_artefacts_as_often_as_the_rates_say() -> None:
             assert bool(one.streaks) == (one.bloom_mm > 0) == (modality == "CTA")
             assert not one.jumps or modality in ("CTA", "MRI T2")
         error = 4 * np.sqrt(0.25 / len(found))
-        assert count["moved"] / len(found) == pytest.approx(RATES.motion, abs=error)
-        pulsation = RATES.pulsation if modality in ("MRI T2", "MRI T1post") else 0.0
-        assert count["pulse"] / len(found) == pytest.approx(pulsation, abs=error)
+        assert count["moved"] / len(found) == pytest.approx(rates.motion[modality], abs=error)
+        assert count["pulse"] / len(found) == pytest.approx(rates.pulsation.get(modality, 0.0), abs=error)
+        for one in found:
+            assert all(rates.streak_hu[0] <= star.amplitude_hu <= rates.streak_hu[1] for star in one.streaks)
 
 
 def test_slow_blood_deep_in_a_large_sac_or_a_wide_artery_fades_and_that_near_the_wall_does_not() -> None:
-    flow = FadingFlow(slow=0.8, in_plane=0, saturation=0, slab_mm=30, low_mm=0, normal=(0, 0, 1))
+    flow = FadingFlow(slow=0.8, in_plane=0, in_sacs=False, saturation=0, slab_mm=30, low_mm=0, normal=(0, 0, 1))
     sac, artery = tube([(0, 0, 0)], 6, Flow.SAC), tube([(0, 0, 0), (0, 0, 9)], 6, Flow.ARTERY)
     depths, height = np.array([0.5, 3, 6, 2.5, 4, 6], dtype=np.float32), np.zeros(6)
     left = flow([sac, artery], np.array([0, 0, 0, 1, 1, 1]), depths, height)
@@ -54,10 +56,22 @@ def test_slow_blood_deep_in_a_large_sac_or_a_wide_artery_fades_and_that_near_the
 def test_arteries_along_the_slice_and_far_up_a_slab_fade() -> None:
     along, across = tube([(0, 0, 0), (9, 0, 0)], 1, Flow.ARTERY), tube([(0, 0, 0), (0, 0, 9)], 1, Flow.ARTERY)
     depth = np.zeros(2, dtype=np.float32)
-    flow = FadingFlow(slow=0, in_plane=0.3, saturation=0, slab_mm=30, low_mm=0, normal=(0, 0, 1))
+    flow = FadingFlow(slow=0, in_plane=0.3, in_sacs=False, saturation=0, slab_mm=30, low_mm=0, normal=(0, 0, 1))
     np.testing.assert_allclose(flow([along, across], np.array([0, 1]), depth, np.zeros(2)), [0.7, 1])
-    flow = FadingFlow(slow=0, in_plane=0, saturation=0.4, slab_mm=30, low_mm=-10, normal=(0, 0, 1))
+    flow = FadingFlow(slow=0, in_plane=0, in_sacs=False, saturation=0.4, slab_mm=30, low_mm=-10, normal=(0, 0, 1))
     np.testing.assert_allclose(flow([across], np.array([0, 0]), depth, np.array([-10.0, 5.0])), [1, 0.8])
+
+
+def test_a_sac_fades_as_the_artery_beside_it_does_where_it_is_asked_for() -> None:
+    along, across = tube([(0, 0, 0), (9, 0, 0)], 1, Flow.ARTERY), tube([(20, 0, 0), (20, 0, 9)], 1, Flow.ARTERY)
+    by_along, by_across = tube([(4, 3, 0)], 2, Flow.SAC), tube([(23, 0, 4), (23, 0, 8)], 2, Flow.SAC)
+    vein = tube([(4, 4, 0), (4, 4, 9)], 1, Flow.VEIN)
+    number, depth = np.arange(5), np.zeros(5, dtype=np.float32)
+    for in_sacs, expected in ((True, [0.7, 1, 0.7, 1, 1]), (False, [0.7, 1, 1, 1, 1])):
+        flow = FadingFlow(slow=0, in_plane=0.3, in_sacs=in_sacs, saturation=0, slab_mm=30, low_mm=0, normal=(0, 0, 1))
+        np.testing.assert_allclose(
+            flow([along, across, by_along, by_across, vein], number, depth, np.zeros(5)), expected
+        )
 
 
 def test_ghosts_stand_on_either_side_along_one_axis_alone() -> None:
@@ -95,7 +109,7 @@ def test_metal_throws_streaks_in_its_own_slices_that_fall_with_distance() -> Non
 
 def test_pieces_of_one_coil_throw_one_star_and_a_clip_elsewhere_another() -> None:
     near, far = tube([(8, 2, 1)], 0.5, Flow.METAL), tube([(-12, 5, 0)], 1.0, Flow.METAL)
-    found = draw_artefacts("CTA", GRID, [CLIP, near, far], np.random.default_rng(0))
+    found = draw_artefacts("CTA", GRID, [CLIP, near, far], np.random.default_rng(0), RATES["hard"])
     assert len(found.streaks) == 2
     np.testing.assert_allclose(found.streaks[1].centre, GRID.index((-12, 5, 0)))
     assert found.streaks[0].radius_mm > found.streaks[1].radius_mm == 1.0
@@ -113,5 +127,8 @@ def test_a_sac_changes_nothing_of_what_is_drawn() -> None:
     sac = tube([(2, 2, 2)], 3, Flow.SAC)
     for modality in ("CTA", "MRA", "MRI T2", "MRI T1post"):
         for seed in range(20):
-            without = draw_artefacts(modality, GRID, [CLIP], np.random.default_rng(seed))
-            assert draw_artefacts(modality, GRID, [CLIP, sac], np.random.default_rng(seed)) == without
+            without, ill = (
+                draw_artefacts(modality, GRID, vessels, np.random.default_rng(seed), RATES["hard"])
+                for vessels in ([CLIP], [CLIP, sac])
+            )
+            assert ill == without

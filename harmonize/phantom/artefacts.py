@@ -6,7 +6,7 @@ docs/phantom-sources.md has what was published of each number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from harmonize.phantom.acquisition import Grid
-from harmonize.phantom.vessels import Flow, Vessel
+from harmonize.phantom.vessels import Difficulty, Flow, Vessel
 
 _FLOWING_MM = 1.5
 """Blood flows so far from the wall of a sac as it does in arteries; what lies deeper turns slowly."""
@@ -22,6 +22,8 @@ _FLOWING_IN_ARTERIES_MM = 2.5
 """Likewise in an artery, which is that wide only where it is stretched."""
 _SLOW_MM = 3.0
 """From there on it takes so many mm more until all that can fade has faded."""
+_ELSEWHERE_MM = 1000.0
+"""More than any distance in a head."""
 _ONE_METAL_MM = 12.0
 """Pieces of metal that lie within this distance of each other throw one star of streaks."""
 _FAR_IN_RADII = 3.0
@@ -32,34 +34,53 @@ class ArtefactRates:
     """How often artefacts are seen, and how strong they are at most.
 
     Attributes:
-        motion: Share of the series in which the head moved; 7.5 % of outpatients' and 29.4 % of inpatients' and
-            emergencies' MR examinations (Andre et al., J Am Coll Radiol 2015; 12: 689).
+        motion: Share of the series in which the head moved, by modality: of MR 7.5 % of outpatients' and 29.4 % of
+            inpatients' and emergencies' (Andre et al., J Am Coll Radiol 2015; 12: 689).
         jump_mm: How far it moves within a slice at most.
         ghost: Signal that motion sends elsewhere at most, as a share.
-        pulsation: Share of T2 and contrast-enhanced T1 series in which pulsing arteries throw ghosts.
+        pulsation: Share of the series in which pulsing arteries throw ghosts, by modality.
         pulse: Signal of such a ghost at most, as a share of the artery's contrast.
         slow: Signal that a time-of-flight MRA loses in the middle of a large sac, or of a wide artery, at most.
         in_plane: Likewise in arteries that run within a slice.
+        in_sacs: Whether a sac loses as much as its artery for lying within the slice, or nothing.
         saturation: Likewise at the upper end of a slab.
         slab_mm: Thickness of its slabs.
         streak_hu: Amplitude of streaks at the edge of metal in CT.
         bloom_mm: How far calcium in CT seems to reach beyond itself.
     """
 
-    motion: float = 0.15
+    motion: Mapping[str, float]
     jump_mm: float = 1.5
     ghost: float = 0.08
-    pulsation: float = 0.5
+    pulsation: Mapping[str, float]
     pulse: float = 0.25
     slow: float = 0.8
     in_plane: float = 0.35
+    in_sacs: bool
     saturation: float = 0.3
     slab_mm: tuple[float, float] = (28.0, 45.0)
-    streak_hu: tuple[float, float] = (150.0, 400.0)
+    streak_hu: tuple[float, float]
     bloom_mm: tuple[float, float] = (0.2, 0.5)
 
 
-RATES = ArtefactRates()
+RATES: Mapping[Difficulty, ArtefactRates] = {
+    "medium": ArtefactRates(
+        motion={"CTA": 0.15, "MRA": 0.15, "MRI T2": 0.15, "MRI T1post": 0.15},
+        pulsation={"MRI T2": 0.5, "MRI T1post": 0.5},
+        in_sacs=False,
+        streak_hu=(150.0, 400.0),
+    ),
+    "hard": ArtefactRates(
+        # CTA: 2 of 42 were left out for it (Diagn Interv Radiol 2007; 13: 105).
+        motion={"CTA": 0.05, "MRA": 0.15, "MRI T2": 0.15, "MRI T1post": 0.15},
+        # Of giant aneurysms (Teng, J Clin Neurosci 2003; 10: 460).
+        pulsation={"MRI T2": 0.29, "MRI T1post": 0.56},
+        in_sacs=True,
+        # Standard deviations of 52 to 83 HU (Schmitt, Eur Radiol 2023; 33: 803; Brook, Abdom Radiol 2017; 42: 742).
+        streak_hu=(70.0, 200.0),
+    ),
+}
+"""By the difficulty that a user asks for; easy series have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +115,7 @@ class FadingFlow:
     Attributes:
         slow: Share lost in the middle of a large sac, or of an artery that is stretched as wide.
         in_plane: Share lost where an artery runs within the slice.
+        in_sacs: Whether sacs lose as much of it as the arteries beside them.
         saturation: Share lost at the upper end of a slab.
         slab_mm: Thickness of a slab.
         low_mm: Height in the scanner at which one begins.
@@ -102,6 +124,7 @@ class FadingFlow:
 
     slow: float
     in_plane: float
+    in_sacs: bool
     saturation: float
     slab_mm: float
     low_mm: float
@@ -115,12 +138,15 @@ class FadingFlow:
         height_P: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """Share of the signal that is left in each piece; see `harmonize.phantom.acquisition.FlowLoss`."""
-        across = np.array([self._across(vessel) for vessel in vessels])
-        is_sac = np.array([vessel.flow is Flow.SAC for vessel in vessels])[number_P]
+        is_sac = np.array([vessel.flow is Flow.SAC for vessel in vessels])
+        along = np.array([0.0 if vessel.flow is Flow.SAC else 1 - self._across(vessel) for vessel in vessels])
+        if self.in_sacs:
+            along[is_sac] = along[[_beside(vessel, vessels) for vessel in vessels if vessel.flow is Flow.SAC]]
+        is_sac = is_sac[number_P]
         flowing_mm = np.where(is_sac, _FLOWING_MM, _FLOWING_IN_ARTERIES_MM)
         slow = self.slow * np.clip((depth_P - flowing_mm) / _SLOW_MM, 0, 1)
         way_up = (height_P - self.low_mm) / self.slab_mm % 1
-        left = (1 - slow) * (1 - self.in_plane * (1 - across[number_P]) * ~is_sac) * (1 - self.saturation * way_up)
+        left = (1 - slow) * (1 - self.in_plane * along[number_P]) * (1 - self.saturation * way_up)
         return np.asarray(left, dtype=np.float64)
 
     def _across(self, vessel: Vessel) -> float:
@@ -128,6 +154,18 @@ class FadingFlow:
         course = np.diff(vessel.tube.points_N3, axis=0)
         length = float(np.linalg.norm(course, axis=1).sum())
         return float(np.abs(course @ np.asarray(self.normal)).sum()) / length if length else 1.0
+
+
+def _beside(sac: Vessel, vessels: Sequence[Vessel]) -> int:
+    """Number of the artery that passes nearest to the middle of a sac; of those with its name, if there are any."""
+    middle = sac.tube.points_N3.mean(axis=0)
+    gaps = [
+        np.linalg.norm(other.tube.points_N3 - middle, axis=1).min() + _ELSEWHERE_MM * (other.location != sac.location)
+        if other.flow is Flow.ARTERY
+        else np.inf
+        for other in vessels
+    ]
+    return int(np.argmin(gaps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +255,7 @@ def draw_artefacts(
     grid: Grid,
     vessels: Sequence[Vessel],
     rng: np.random.Generator,
-    rates: ArtefactRates = RATES,
+    rates: ArtefactRates,
 ) -> Artefacts:
     """Draw the artefacts of one series; the same ones whether the head has a sac or not.
 
@@ -229,7 +267,8 @@ def draw_artefacts(
         rates: How often and how strong.
     """
     is_ct = modality == "CTA"
-    moves, pulses, axis = rng.random() < rates.motion, rng.random() < rates.pulsation, int(rng.integers(2))
+    moves, pulses = (rng.random() < shares.get(modality, 0.0) for shares in (rates.motion, rates.pulsation))
+    axis = int(rng.integers(2))
     strengths = rng.random(6)
     steps = rng.uniform(0.05, 0.25, size=2)
     jump_at = np.sort(rng.integers(1, grid.shape[2], size=2))
@@ -241,12 +280,13 @@ def draw_artefacts(
         flow = FadingFlow(
             slow=rates.slow * strengths[0],
             in_plane=rates.in_plane * strengths[1],
+            in_sacs=rates.in_sacs,
             saturation=rates.saturation * strengths[2],
             slab_mm=float(rates.slab_mm[0] + (rates.slab_mm[1] - rates.slab_mm[0]) * strengths[3]),
             low_mm=float(grid.world(np.zeros(3))[2]),
             normal=(float(normal[0]), float(normal[1]), float(normal[2])),
         )
-    elif pulses and not is_ct:
+    elif pulses:
         step = max(2, round(steps[0] * grid.shape[axis]))
         pulse = Ghosts(axis=axis, step=step, share=rates.pulse * float(strengths[4]), copies=3)
     if moves and modality in ("MRA", "MRI T1post"):

@@ -43,6 +43,16 @@ class Contrast:
     bias: float = 0.0
     blur_mm: float = 0.0
 
+    def with_tissue(self, tissue: Tissue, value: float) -> Contrast:
+        """The same look with another mean of one tissue."""
+        values = self.tissue.copy()
+        values[_ORDER.index(tissue)] = value
+        return replace(self, tissue=values)
+
+    def with_sacs_as_arteries(self) -> Contrast:
+        """The same look with blood as bright in sacs as in arteries."""
+        return replace(self, vessel=MappingProxyType({**self.vessel, Flow.SAC: self.vessel[Flow.ARTERY]}))
+
     def varied(self, rng: np.random.Generator) -> Contrast:
         """The same look on another day: MR changes its gain and shifts its tissues, CT only its noise."""
         noise = self.noise * float(rng.uniform(0.7, 1.5))

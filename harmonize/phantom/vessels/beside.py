@@ -10,24 +10,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harmonize.labels import LOCATIONS
+from harmonize.phantom.vessels.clinics import Clinic, Mimics
 from harmonize.phantom.vessels.courses import across, place_at
-from harmonize.phantom.vessels.parts import Aneurysm, Clinic, Flow, Mimic, MimicKind, Vessel, as_point
-from harmonize.phantom.vessels.sacs import Site, draw_diameter, draw_site
+from harmonize.phantom.vessels.parts import Aneurysm, Flow, Mimic, Vessel, as_point
+from harmonize.phantom.vessels.sacs import Site, draw_site
+from harmonize.phantom.vessels.spreads import Spread
 from harmonize.phantom.vessels.template import SIGNS, Nodes
 from harmonize.phantom.vessels.tubes import Tube, spline
 
 Found = tuple[list[Mimic], list[Vessel]]
 
-CAVERNOUS_FILLED = 0.35
-"""Of sides: the contrast has reached the sinus that the carotid runs through."""
 VARICES_A_HEAD = 1.0
-CALCIFIED_HEADS, PLAQUES_A_HEAD = 0.5, 4.0
-CLIPPED_HEADS, COILED_HEADS = 0.04, 0.06
-BLEEDING_HEADS, HAEMATOMAS, OLD = 0.05, 0.04, 0.3
-"""Of heads: blood around the arteries; within the brain; and of those, the share that is some weeks old."""
-
-_BLOOM_MM = (1.0, 2.5)
-"""How far around metal MR loses its signal."""
+PLAQUES_A_HEAD = 4.0
+"""Besides the first, in heads that have any."""
+BLEEDING_HEADS, OLD = 0.05, 0.3
+"""Of heads: blood around the arteries; and of heads with blood, those where it is some weeks old."""
 
 _TRIES = 8
 """Places that are tried for metal that must hide no sac."""
@@ -41,6 +38,8 @@ _VEINS: Mapping[str, tuple[tuple[tuple[float, float, float], ...], tuple[float, 
     "internal cerebral vein": (((2, 6, 11), (2, -14, 12), (1, -32, 8)), (0.8, 1.0, 1.2)),
 }  # fmt: skip
 """Right side: nodes in template mm, and the radius at each."""
+_HALVES = (slice(None, 3), slice(2, None))
+"""Of the nodes of a basal vein that is not whole: one of the two."""
 _CAVERNOUS = ("lacerum", "siphon_back", "siphon_front", "genu")
 
 _CALCIFIED = (("ica_infra", 0.45, 1.0), ("ica_supra", 0.0, 0.6), ("vertebral", 0.85, 1.0), ("basilar", 0.0, 1.0))
@@ -56,15 +55,18 @@ _CISTERNS: Sequence[tuple[tuple[tuple[float, float, float], ...], float]] = (
 
 def draw_veins(rng: np.random.Generator, nodes: Nodes, clinic: Clinic) -> Found:
     """Veins that run beside arteries, the cavernous sinus where it is filled, and wide places of them."""
-    mimics, vessels = [], []
+    mimics, vessels, common = [], [], clinic.mimics
     for side, sign in SIGNS.items():
         for name, (course, radii) in _VEINS.items():
             points = [np.array(point) * (sign, 1, 1) + rng.normal(scale=_JITTER_MM, size=3) for point in course]
-            tube = spline(points, np.array(radii) * rng.uniform(0.7, 1.3))
+            wide = np.array(radii) * rng.uniform(0.7, 1.3)
+            whole = name != "basal vein" or common.basal_vein_whole == 1 or rng.random() < common.basal_vein_whole
+            part = slice(None) if whole else _HALVES[int(rng.integers(2))]
+            tube = spline(points[part], wide[part])
             vessels.append(_vein(tube, f"{side} {name}"))
         chance, width = rng.random(), rng.uniform(1.3, 2.6)
         beside = rng.normal((3.4 * sign, 0, 0), 0.5)
-        if chance < CAVERNOUS_FILLED:
+        if chance < common.cavernous_filled:
             points = [nodes[f"{side} {node}"] + beside for node in _CAVERNOUS]
             vessels.append(_vein(spline(points, width * rng.uniform(0.7, 1.2, size=4), 2.5), f"{side} cavernous sinus"))
     courses = list(vessels)
@@ -73,23 +75,29 @@ def draw_veins(rng: np.random.Generator, nodes: Nodes, clinic: Clinic) -> Found:
         for vein in courses
         if "cavernous" in vein.branch
     ]
-    for _ in range(int(rng.poisson(clinic.wide_places * VARICES_A_HEAD))):
+    for _ in range(int(rng.poisson(common.wide_places * VARICES_A_HEAD))):
         vein = courses[int(rng.integers(len(courses)))]
         place = place_at(vein.tube, float(rng.uniform(0.1, 0.7)))
-        radius = max(1.5 * place.radius_mm, draw_diameter(rng, clinic.median_mm) / 2)
+        radius = max(1.5 * place.radius_mm, clinic.sacs.diameter_mm.draw(rng) / 2)
         ball = Tube(points_N3=place.point_3[None], radii_N=np.array([radius]))
         vessels.append(_vein(ball, "varix"))
         mimics.append(Mimic(kind="vein", centre_mm=as_point(place.point_3)))
     return mimics, vessels
 
 
-def calcify(rng: np.random.Generator, arteries: Mapping[str, Vessel]) -> Found:
+def calcify(rng: np.random.Generator, arteries: Mapping[str, Vessel], common: Mimics) -> Found:
     """Plaques in the walls of the carotid, vertebral and basilar arteries, in the heads that have any."""
     mimics: list[Mimic] = []
     vessels: list[Vessel] = []
-    if rng.random() >= CALCIFIED_HEADS:
+    if rng.random() >= common.calcified_heads:
         return mimics, vessels
-    parts = [(v, low, high) for base, low, high in _CALCIFIED for n, v in arteries.items() if n.split()[-1] == base]
+    parts = [
+        (vessel, low, high)
+        for base, low, high in _CALCIFIED
+        for name, vessel in arteries.items()
+        if name.split()[-1] == base
+        for _ in range(common.plaques[base])
+    ]
     for _ in range(1 + int(rng.poisson(PLAQUES_A_HEAD))):
         artery, low, high = parts[int(rng.integers(len(parts)))]
         place = place_at(artery.tube, float(rng.uniform(low, high)))
@@ -106,16 +114,17 @@ def treat(
     nodes: Nodes,
     arteries: Mapping[str, Vessel],
     sites: Sequence[Aneurysm],
-    median_mm: float,
+    clinic: Clinic,
 ) -> Found:
     """Clips and coils of aneurysms that were treated, where they hide none of `sites`, the places of sacs."""
     mimics: list[Mimic] = []
     vessels: list[Vessel] = []
-    kinds: tuple[tuple[MimicKind, float], ...] = (("clip", CLIPPED_HEADS), ("coil", COILED_HEADS))
-    for kind, share in kinds:
-        chance, bloom = rng.random(), float(rng.uniform(*_BLOOM_MM))
-        sites_drawn = (draw_site(rng, str(rng.choice(LOCATIONS)), nodes, arteries) for _ in range(_TRIES))
-        tries = [_metal(rng, kind, site, median_mm) for site in sites_drawn]
+    for kind, share in clinic.mimics.treated.items():
+        chance, bloom = rng.random(), clinic.mimics.bloom_mm[kind].draw(rng)
+        sites_drawn = (
+            draw_site(rng, str(rng.choice(LOCATIONS)), nodes, arteries, clinic.sacs.tilt_deg) for _ in range(_TRIES)
+        )
+        tries = [_metal(rng, kind, site, clinic.sacs.diameter_mm) for site in sites_drawn]
         metal = next((tube for tube in tries if not _hides(tube, sites)), None)
         if chance >= share or metal is None:
             continue
@@ -128,8 +137,8 @@ def treat(
     return mimics, vessels
 
 
-def bleed(rng: np.random.Generator) -> Found:
-    """Blood in the cisterns around the arteries, and within the brain."""
+def bleed(rng: np.random.Generator, haematomas: tuple[float, float]) -> Found:
+    """Blood in the cisterns around the arteries, and within the brain; `Mimics` says how often."""
     mimics: list[Mimic] = []
     vessels: list[Vessel] = []
 
@@ -138,7 +147,8 @@ def bleed(rng: np.random.Generator) -> Found:
         mimics.append(Mimic(kind="blood", centre_mm=as_point(place_at(tube, 0.5).point_3)))
 
     flow = Flow.OLD_BLOOD if rng.random() < OLD else Flow.BLOOD
-    around, within = rng.random() < BLEEDING_HEADS, rng.random() < HAEMATOMAS
+    around = rng.random() < BLEEDING_HEADS
+    within = rng.random() < haematomas[int(around)]
     if around:
         reached = rng.random(len(_CISTERNS)) < 0.6
         reached[int(rng.integers(len(_CISTERNS)))] = True
@@ -157,11 +167,11 @@ def _vein(tube: Tube, name: str) -> Vessel:
     return Vessel(tube=tube, location=None, flow=Flow.VEIN, branch=name)
 
 
-def _metal(rng: np.random.Generator, kind: MimicKind, site: Site, median_mm: float) -> Tube:
+def _metal(rng: np.random.Generator, kind: str, site: Site, diameter_mm: Spread) -> Tube:
     """A ball of coils of the size of a sac, or a clip across the neck of one."""
     root, towards, wall = site.place.point_3, site.towards_3, site.place.radius_mm
     if kind == "coil":
-        radius = draw_diameter(rng, median_mm) / 2
+        radius = diameter_mm.draw(rng) / 2
         return Tube(points_N3=(root + towards * (0.8 * wall + radius))[None], radii_N=np.array([radius]))
     ends = wall + np.array([0.0, rng.uniform(7.0, 12.0)])
     return Tube(points_N3=root + ends[:, None] * towards, radii_N=np.array([0.7, 1.1]))

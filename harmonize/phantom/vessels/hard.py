@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from harmonize.labels import LOCATIONS
 from harmonize.phantom.vessels import beside, walls
+from harmonize.phantom.vessels.clinics import Clinic
 from harmonize.phantom.vessels.courses import place_at
-from harmonize.phantom.vessels.parts import Clinic, Flow, Vessel, VesselTree
+from harmonize.phantom.vessels.parts import Flow, Vessel, VesselTree
 from harmonize.phantom.vessels.sacs import blow_sac
 from harmonize.phantom.vessels.template import SIGNS, Branch, branches, draw_factors, draw_nodes, lay
 from harmonize.phantom.vessels.tubes import spline
-from harmonize.phantom.vessels.variants import calibre_factors, draw_variants
+from harmonize.phantom.vessels.variants import Circle, calibre_factors, draw_variants
 
 _STEP_MM = 2.5
 """Length of a capsule: kinks are sharper than the courses of the template."""
@@ -40,28 +41,28 @@ def grow_hard(rng: np.random.Generator, locations: Sequence[str], clinic: Clinic
     """
     seeds = rng.integers(2**63, size=2 + len(LOCATIONS))
     body, alike = (np.random.default_rng(seed) for seed in seeds[:2])
-    variants = draw_variants(body)
+    variants = draw_variants(body, clinic.circle)
     nodes = _draw_nodes(body, variants)
-    arteries = _lay_arteries(body, nodes, variants)
+    arteries = _lay_arteries(body, nodes, variants, clinic.circle)
     veins = [vessel for name, vessel in arteries.items() if vessel.flow is Flow.VEIN]
     arteries = {name: vessel for name, vessel in arteries.items() if vessel.flow is Flow.ARTERY}
     mimics = [
-        *walls.fenestrate(alike, arteries, variants),
-        *walls.widen(alike, arteries, often=clinic.wide_places),
-        *walls.wind(alike, arteries, often=clinic.wide_places),
+        *walls.fenestrate(alike, arteries, variants, clinic.mimics.fenestration_mm),
+        *walls.widen(alike, arteries, often=clinic.mimics.wide_places),
+        *walls.wind(alike, arteries, often=clinic.mimics.wide_places),
     ]
     sacs = {
-        location: blow_sac(np.random.default_rng(seed), location, nodes, arteries, clinic.median_mm)
+        location: blow_sac(np.random.default_rng(seed), location, nodes, arteries, clinic.sacs)
         for location, seed in zip(LOCATIONS, seeds[2:], strict=True)
     }
     vessels = [*arteries.values(), *veins]
     for found, parts in (
-        walls.swell(alike, arteries, nodes, often=clinic.wide_places),
-        walls.funnel(alike, arteries),
+        walls.swell(alike, arteries, nodes, often=clinic.mimics.wide_places),
+        walls.funnel(alike, arteries, clinic.mimics),
         beside.draw_veins(alike, nodes, clinic),
-        beside.calcify(alike, arteries),
-        beside.treat(alike, nodes, arteries, [aneurysm for aneurysm, _ in sacs.values()], clinic.median_mm),
-        beside.bleed(alike),
+        beside.calcify(alike, arteries, clinic.mimics),
+        beside.treat(alike, nodes, arteries, [aneurysm for aneurysm, _ in sacs.values()], clinic),
+        beside.bleed(alike, clinic.mimics.haematomas),
     ):
         mimics += found
         vessels += parts
@@ -104,12 +105,14 @@ def _winding(
 
 
 def _lay_arteries(
-    rng: np.random.Generator, nodes: Mapping[str, NDArray[np.float64]], variants: frozenset[str]
+    rng: np.random.Generator, nodes: Mapping[str, NDArray[np.float64]], variants: frozenset[str], circle: Circle
 ) -> dict[str, Vessel]:
     """All branches of the template that this head has, and the thin arteries of its carotids."""
     factors = draw_factors(rng)
-    for name, factor in calibre_factors(variants).items():
+    for name, factor in calibre_factors(variants, circle).items():
         factors[name] *= factor
+    for name in factors:
+        factors[name] *= circle.calibres.get(name.split()[-1], 1.0)
     found = {
         branch.name: lay(*_winding(rng, branch, nodes), factors, _STEP_MM)
         for branch in branches()

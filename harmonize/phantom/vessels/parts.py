@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, get_args
@@ -14,31 +13,8 @@ from harmonize.phantom.vessels.tubes import Tube
 
 Difficulty = Literal["easy", "medium", "hard"]
 """``easy``: sacs are balls at fixed nodes, and nothing else looks like one; ``hard``: small and odd sacs, and
-much that does; ``medium``: as ``hard``, with larger sacs and fewer mimics (`Clinic`)."""
+much that does; ``medium``: as ``hard``, with larger sacs and fewer mimics (`clinics.CLINICS`)."""
 DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clinic:
-    """In what heads that are not easy differ from each other.
-
-    Attributes:
-        median_mm: Diameter of their sacs, and of veins and coils that are as large as sacs.
-        wide_places: How many loops, kinks, bulbs and wide stretches of arteries and veins there are, of those of a hard
-            head.
-    """
-
-    median_mm: float
-    wide_places: float
-
-
-CLINICS: Mapping[Difficulty, Clinic] = {
-    "medium": Clinic(median_mm=7.0, wide_places=0.3),
-    "hard": Clinic(median_mm=4.5, wide_places=1.0),
-}
-"""UCAS Japan (New England Journal of Medicine 2012; 366: 2474) found 5.7 mm on average, standard deviation 3.6, among
-sacs of 3 mm and more; with smaller ones the median is near 4.5. Medium heads are no clinic's: what a small network
-learns something of."""
 
 Shape = Literal["saccular", "lobulated", "fusiform"]
 MimicKind = Literal[

@@ -7,37 +7,27 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
-from harmonize.phantom.vessels.courses import Place, across, length, place_at, stretch, widened, widest_past
+from harmonize.phantom.vessels.clinics import LARGEST_MM, Sacs
+from harmonize.phantom.vessels.courses import Place, across, length, nearest, place_at, stretch, widened, widest_past
 from harmonize.phantom.vessels.parts import Aneurysm, Flow, Shape, Vessel, as_point
+from harmonize.phantom.vessels.spreads import Even
 from harmonize.phantom.vessels.template import SIGNS, Nodes, node_of, side_of, sites_of
 from harmonize.phantom.vessels.tubes import Tube
 
-SMALLEST_MM, LARGEST_MM = 2.0, 16.0
-SIGMA_LOG = 0.5
-"""Diameters: log-normal between the two ends; `CLINICS` has the medians."""
-
 ALONG_AN_ARTERY = 0.25
 FUSIFORM_ALONG_AN_ARTERY = 0.30
-LOBULATED = 0.20
-"""Shares of all, of those along an artery, and of sacs. docs/phantom-sources.md has what was published of these, and of
-all below."""
+"""Shares of all, and of those along an artery. docs/phantom-sources.md has what was published of these, and of all
+below; `clinics` has what medium and hard trees differ in."""
 LARGE_MM = 8.0
 THROMBOSED = (0.03, 0.25)
 CALCIFIED = (0.06, 0.25)
 """Of smaller ones, and from `LARGE_MM` on."""
 
-LONGER = (0.0, 0.3)
-"""By how much a sac is longer than wide."""
-NECK = (0.45, 0.80)
-"""Width of the neck, of the sac's."""
 BLEB = (0.35, 0.60)
-"""Width of a daughter sac, of the sac's; there are one to three."""
-LUMEN = (0.45, 0.70)
-"""Width of what a clot leaves open, of the sac's."""
+"""Width of a daughter sac, of the sac's."""
 FUSIFORM_LENGTH = (1.5, 2.5)
-"""Of its width. The five ranges are evenly drawn."""
+"""Of its width. Both ranges are evenly drawn."""
 
 _TURN = 0.35
 """Standard deviation of a sac's direction along each axis, against the unit vector of its site."""
@@ -66,7 +56,7 @@ class Site(NamedTuple):
 
 
 def blow_sac(
-    rng: np.random.Generator, location: str, nodes: Nodes, arteries: Mapping[str, Vessel], median_mm: float
+    rng: np.random.Generator, location: str, nodes: Nodes, arteries: Mapping[str, Vessel], like: Sacs
 ) -> tuple[Aneurysm, list[Vessel]]:
     """Draw an aneurysm at `location`, and the tubes that it is made of.
 
@@ -75,24 +65,24 @@ def blow_sac(
         location: Its name in the competition.
         nodes: Places of the head's nodes.
         arteries: The head's named arteries by branch, as they run.
-        median_mm: Of the diameters.
+        like: What sacs are like.
     """
-    diameter = draw_diameter(rng, median_mm)
-    site = draw_site(rng, location, nodes, arteries)
+    diameter = like.diameter_mm.draw(rng)
+    site = draw_site(rng, location, nodes, arteries, like.tilt_deg)
     if site.parent and rng.random() < FUSIFORM_ALONG_AN_ARTERY and diameter > 3 * site.place.radius_mm:
         tube = _fusiform(rng, *site.parent, diameter)
         shape: Shape = "fusiform"
         centre, body, blebs = site.place.point_3, [tube], []
     else:
-        centre, body = _sac(rng, site, diameter)
-        blebs = list(_blebs(rng, centre, body[0], site.towards_3)) if rng.random() < LOBULATED else []
+        centre, body = _sac(rng, site, diameter, like)
+        blebs = list(_blebs(rng, centre, body[0], site.towards_3, like)) if rng.random() < like.lobulated else []
         shape = "lobulated" if blebs else "saccular"
     large = int(diameter >= LARGE_MM)
     thrombosed = shape != "fusiform" and rng.random() < THROMBOSED[large]
     calcified = rng.random() < CALCIFIED[large]
     fillings = [(tube, Flow.SAC) for tube in (*body, *blebs)]
     if thrombosed:
-        fillings = [*_clot(rng, site, centre, body), *((tube, Flow.THROMBUS) for tube in blebs)]
+        fillings = [*_clot(rng, site, centre, body, like.lumen), *((tube, Flow.THROMBUS) for tube in blebs)]
     if calcified:
         fillings += [(tube, Flow.CALCIUM) for tube in shells(rng, centre, diameter / 2)]
     aneurysm = Aneurysm(
@@ -107,12 +97,6 @@ def blow_sac(
     return aneurysm, [Vessel(tube=tube, location=location, flow=flow, branch="sac") for tube, flow in fillings]
 
 
-def draw_diameter(rng: np.random.Generator, median_mm: float) -> float:
-    """Diameter of a sac in mm: log-normal, cut at `SMALLEST_MM` and `LARGEST_MM`."""
-    low, high = special.ndtr(np.log(np.array([SMALLEST_MM, LARGEST_MM]) / median_mm) / SIGMA_LOG)
-    return float(median_mm * np.exp(SIGMA_LOG * special.ndtri(rng.uniform(low, high))))
-
-
 def shells(rng: np.random.Generator, centre_3: NDArray[np.float64], radius_mm: float) -> Iterator[Tube]:
     """Two to four plaques in the wall of a ball."""
     for _ in range(int(rng.integers(2, 5))):
@@ -122,8 +106,14 @@ def shells(rng: np.random.Generator, centre_3: NDArray[np.float64], radius_mm: f
         yield Tube(points_N3=centre_3 + ends, radii_N=rng.uniform(0.3, 0.6, size=2))
 
 
-def draw_site(rng: np.random.Generator, location: str, nodes: Nodes, arteries: Mapping[str, Vessel]) -> Site:
-    """Draw where a sac grows at a place in the competition; the arguments are those of `blow_sac`."""
+def draw_site(
+    rng: np.random.Generator,
+    location: str,
+    nodes: Nodes,
+    arteries: Mapping[str, Vessel],
+    tilt_deg: tuple[float, float] | None,
+) -> Site:
+    """Draw where a sac grows at a place in the competition, and which way; `blow_sac` and `Sacs` say of what."""
     side = side_of(location) or str(rng.choice(list(SIGNS)))
     name = location if side_of(location) is None else location.partition(" ")[2]
     stretches = [
@@ -135,16 +125,26 @@ def draw_site(rng: np.random.Generator, location: str, nodes: Nodes, arteries: M
         parent, low, high = stretches[int(rng.integers(len(stretches)))]
         fraction = float(rng.uniform(low, high))
         place = place_at(parent.tube, fraction)
-        return Site(place, _outward(across(rng, place.along_3), side, place), (parent, fraction))
+        way = across(rng, place.along_3)
+        if tilt_deg is not None:
+            tilt = np.deg2rad(rng.normal(*tilt_deg))
+            way = np.cos(tilt) * way + np.sin(tilt) * place.along_3
+        return Site(place, _outward(way, side, place), (parent, fraction))
     if location == "Anterior Communicating Artery":
         roots = [((nodes["left acom"] + nodes["right acom"]) / 2, towards) for _, towards, _ in sites_of(location)]
     else:
         roots = [(nodes[node_of(node, side)], towards) for node, towards, _ in sites_of(location)]
     # An artery that is missing bears no sac.
-    order = (roots[index] for index in rng.permutation(len(roots)))
-    place, towards = next((at[1], way) for root, way in order if (at := widest_past(root, arteries.values())))
+    order = [roots[index] for index in rng.permutation(len(roots))]
+    there = ((at[1], way) for root, way in order if (at := widest_past(root, arteries.values())))
+    place, towards = next(there, None) or (_nearest(order[0][0], arteries), order[0][1])
     way = np.asarray(towards) * (SIGNS[side], 1, 1) + rng.normal(scale=_TURN, size=3)
     return Site(place, _outward(way / np.linalg.norm(way), side, place), None)
+
+
+def _nearest(root_3: NDArray[np.float64], arteries: Mapping[str, Vessel]) -> Place:
+    """The place on the artery that passes nearest to a node which all have swayed away from."""
+    return min((nearest(vessel.tube, root_3) for vessel in arteries.values()), key=lambda found: found[0])[1]
 
 
 def _outward(way_3: NDArray[np.float64], side: str, place: Place) -> NDArray[np.float64]:
@@ -163,36 +163,41 @@ def _fusiform(rng: np.random.Generator, parent: Vessel, fraction: float, diamete
     return stretch(wide, fraction, min(long, length(wide)))
 
 
-def _sac(rng: np.random.Generator, site: Site, diameter: float) -> tuple[NDArray[np.float64], list[Tube]]:
+def _sac(rng: np.random.Generator, site: Site, diameter: float, like: Sacs) -> tuple[NDArray[np.float64], list[Tube]]:
     """A pear or a ball on a neck: its centre, and its body before its neck."""
-    longer = float(rng.uniform(*LONGER))
+    longer, wall = like.longer.draw(rng), site.place.radius_mm
     radius = diameter / 2 / (1 + longer)
-    centre = site.place.point_3 + site.towards_3 * (0.85 * site.place.radius_mm + 0.85 * diameter / 2)
-    axis = site.towards_3 + rng.normal(scale=0.6, size=3)
+    axis = site.towards_3 + rng.normal(scale=like.turned, size=3)
     reach = axis / np.linalg.norm(axis) * longer * radius
+    neck = like.neck.draw(rng)
+    if like.sunk is None:
+        # A ball that the wall cuts in a circle as wide as the neck; of one as wide as itself, half is inside.
+        away = wall + abs(float(reach @ site.towards_3)) + radius * float(np.sqrt(max(0.0, 1 - neck**2)))
+    else:
+        away = like.sunk * wall + like.sunk * diameter / 2
+    centre = site.place.point_3 + site.towards_3 * away
     body = Tube(points_N3=np.stack([centre - reach, centre + reach]), radii_N=np.full(2, radius))
-    neck = float(rng.uniform(*NECK)) * radius
-    stalk = Tube(points_N3=np.stack([site.place.point_3, centre]), radii_N=np.full(2, neck))
+    stalk = Tube(points_N3=np.stack([site.place.point_3, centre]), radii_N=np.full(2, neck * radius))
     return centre, [body, stalk]
 
 
 def _blebs(
-    rng: np.random.Generator, centre_3: NDArray[np.float64], body: Tube, towards_3: NDArray[np.float64]
+    rng: np.random.Generator, centre_3: NDArray[np.float64], body: Tube, towards_3: NDArray[np.float64], like: Sacs
 ) -> Iterator[Tube]:
-    """One to three daughter sacs, away from the neck."""
+    """Daughter sacs, away from the neck."""
     radius = float(body.radii_N[0])
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(like.blebs[int(rng.integers(len(like.blebs)))]):
         way = towards_3 + rng.normal(scale=0.7, size=3)
         at = centre_3 + way / np.linalg.norm(way) * 0.9 * radius
         yield Tube(points_N3=at[None], radii_N=np.array([float(rng.uniform(*BLEB)) * radius]))
 
 
 def _clot(
-    rng: np.random.Generator, site: Site, centre_3: NDArray[np.float64], body: Sequence[Tube]
+    rng: np.random.Generator, site: Site, centre_3: NDArray[np.float64], body: Sequence[Tube], lumen_width: Even
 ) -> list[tuple[Tube, Flow]]:
     """A body that a clot fills but for a ball of blood beside the neck."""
     radius = float(body[0].radii_N[0])
-    open_mm = radius * float(rng.uniform(*LUMEN))
+    open_mm = radius * lumen_width.draw(rng)
     lumen = Tube(points_N3=(centre_3 - site.towards_3 * (radius - open_mm))[None], radii_N=np.array([open_mm]))
     short = Tube(
         points_N3=np.stack([site.place.point_3, lumen.points_N3[0]]),

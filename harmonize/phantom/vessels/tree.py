@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harmonize.labels import LOCATIONS
+from harmonize.phantom.vessels.clinics import CLINICS
 from harmonize.phantom.vessels.easy import grow_easy
 from harmonize.phantom.vessels.hard import grow_hard
-from harmonize.phantom.vessels.parts import CLINICS, Difficulty, VesselTree
+from harmonize.phantom.vessels.parts import Difficulty, VesselTree
 
 _COUNT_PROBABILITIES = (0.8, 0.16, 0.04)
 """Of one, two and three aneurysms in a head that has any: 20 % have several, as over 174 studies (Jabbarli, Stroke

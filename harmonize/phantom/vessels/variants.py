@@ -7,7 +7,9 @@ communicating artery often comes with one thin A1. Left out, so that the circle 
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,46 +24,67 @@ AZYGOS = 0.01
 """Of heads whose two A2 are one trunk: 0.3 % of 381 brains (Baptista, Neurology 1963; 13: 825), 1.5 % of 455 CTAs
 (PMC3962325)."""
 
-OF_A_PAIR: Mapping[str, float] = MappingProxyType({"absent a1": 0.03, "thin a1": 0.10, "thin vertebral": 0.15})
-"""Of heads with the variant on one side; never on both. Absent A1: 0.4 % (PMC3962325) to 6.4 % (Chuang, European
-Neurology 2007; 57: 208); thin ones: 5.3 % of 8013 (Chen, Surgical and Radiologic Anatomy 2014; 36: 353) to 17.6 %
-(PMC3962325); thin vertebrals: 18.6 %, 10.8 to 30 (PMC6453216)."""
-
-OF_A_SIDE: Mapping[str, float] = MappingProxyType(
-    {"thin p1": 0.04, "absent pcom": 0.10, "thin pcom": 0.10, "thin transverse": 0.30}
-)
-"""Of sides; on those that are not fetal. With the rest they leave a circle whole in 42 % of heads, as many as
-angiograms by MRI of 150 healthy people showed (Krabbe-Hartkamp et al., Radiology 1998; 207: 103). A posterior
-communicating artery is poor in 32 % of heads, as in 27 to 42 % of people, but on both sides too rarely (Jones, Clinical
-Anatomy 2021; 34: 978: 23 %), for the sides are drawn one by one."""
-
 FENESTRATED: Mapping[str, float] = MappingProxyType({"basilar": 0.015, "a1": 0.015, "mca": 0.005, "vertebral": 0.005})
 """Of heads with two channels in the artery for some millimetres: basilar 1.0 to 2.3 %, A1 0.8 to 2.9 %,
 vertebral 0.5 %, middle cerebral 0.1 to 2.9 % (docs/phantom-sources.md)."""
 
-_FACTORS = {"fetal pcom": 1.5, "fetal p1": 0.4, "thin": 0.5, "azygos": 1.25}
+_FETAL = {"pcom": 1.5, "p1": 0.4}
+_ONE_TRUNK = 1.25
+"""Factors on calibres."""
 
 
-def draw_variants(rng: np.random.Generator) -> frozenset[str]:
+class OneSide(NamedTuple):
+    """Of heads: the share that has a variant on one side, whichever, and never on both."""
+
+    share: float
+
+
+class EachSide(NamedTuple):
+    """Of sides: the share that has a variant, whatever the other side has."""
+
+    share: float
+
+
+class Sides(NamedTuple):
+    """Of heads: the shares that have a variant on the left alone, on the right alone, and on both sides."""
+
+    left: float
+    right: float
+    both: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circle:
+    """How the arteries of a circle of Willis differ from head to head, besides what all heads share.
+
+    Attributes:
+        sides: How common variants of one side or the other are, drawn in this order: ``absent``, ``thin`` or ``poor``
+            (either of the two, as often) and the artery.
+        thin: Calibre of a thin artery, of the usual one.
+        calibres: Factors on the calibres of arteries in all heads.
+    """
+
+    sides: Mapping[str, OneSide | EachSide | Sides]
+    thin: Mapping[str, float]
+    calibres: Mapping[str, float]
+
+
+def draw_variants(rng: np.random.Generator, circle: Circle) -> frozenset[str]:
     """The variants of one head: ``left fetal pca``, ``right absent a1``, ``azygos aca``, ``fenestrated basilar`` ..."""
-    found = set()
+    found = set[str]()
     fetal = rng.random()
     sides = list(SIGNS)
     if fetal < FETAL_BOTH_SIDES:
         found |= {f"{side} fetal pca" for side in sides}
     elif fetal < FETAL_BOTH_SIDES + FETAL_ONE_SIDE:
         found.add(f"{rng.choice(sides)} fetal pca")
-    for name, share in OF_A_PAIR.items():
-        artery = name.split()[1]
-        side = str(rng.choice(sides))
-        if rng.random() < share and not any(artery in other for other in found):
-            found.add(f"{side} {name}")
-    for name, share in OF_A_SIDE.items():
-        for side in sides:
-            # "thin p1" is drawn before any "absent pcom": a side may have both.
-            taken = name != "thin transverse" and (f"{side} fetal pca" in found or f"{side} absent pcom" in found)
-            if rng.random() < share and not taken:
-                found.add(f"{side} {name}")
+    for name, how_common in circle.sides.items():
+        kind, artery = name.split()
+        for side in _sides_with(rng, how_common):
+            ways = ("absent", "thin") if kind == "poor" else (kind,)
+            way = ways[int(rng.integers(len(ways)))] if len(ways) > 1 else ways[0]
+            if not _taken(side, artery, found, alone=isinstance(how_common, OneSide)):
+                found.add(f"{side} {way} {artery}")
     if rng.random() < AZYGOS:
         found.add("azygos aca")
     for artery, share in FENESTRATED.items():
@@ -71,19 +94,40 @@ def draw_variants(rng: np.random.Generator) -> frozenset[str]:
     return frozenset(found)
 
 
-def calibre_factors(variants: Set[str]) -> dict[str, float]:
-    """By how much the variants change the calibre of each branch that they change; 0 for one that is not there."""
+def calibre_factors(variants: Set[str], circle: Circle) -> dict[str, float]:
+    """By how much the calibre of each branch differs that does; 0 for one that is not there."""
     factors: dict[str, float] = {}
     for variant in variants:
         *side, kind, artery = variant.split()
         name = " ".join([*side, artery])
         if kind == "fetal":
-            factors[f"{side[0]} pcom"] = _FACTORS["fetal pcom"]
-            factors[f"{side[0]} p1"] = _FACTORS["fetal p1"]
+            factors.update({f"{side[0]} {artery}": factor for artery, factor in _FETAL.items()})
         elif kind == "absent":
             factors[name] = 0.0
         elif kind == "thin":
-            factors[name] = _FACTORS["thin"]
+            factors[name] = circle.thin[artery]
         elif kind == "azygos":
-            factors.update({f"{side} a2": _FACTORS["azygos"] for side in SIGNS})
+            factors.update({f"{side} a2": _ONE_TRUNK for side in SIGNS})
     return factors
+
+
+def _sides_with(rng: np.random.Generator, how_common: OneSide | EachSide | Sides) -> list[str]:
+    """The sides that are drawn for a variant."""
+    sides = list(SIGNS)
+    if isinstance(how_common, OneSide):
+        side = str(rng.choice(sides))
+        return [side] if rng.random() < how_common.share else []
+    if isinstance(how_common, EachSide):
+        return [side for side in sides if rng.random() < how_common.share]
+    drawn, left, right, both = rng.random(), *how_common
+    ends = np.cumsum([both, left, right])
+    return next((found for found, end in zip((sides, sides[:1], sides[1:]), ends, strict=True) if drawn < end), [])
+
+
+def _taken(side: str, artery: str, found: Set[str], *, alone: bool) -> bool:
+    """Whether what a head has leaves no room for a variant: an artery has one, and a fetal side none of these two."""
+    if artery == "transverse":
+        return False
+    if artery in ("p1", "pcom") and {f"{side} fetal pca", f"{side} absent pcom"} & found:
+        return True
+    return any(other.split()[-1] == artery and (alone or other.startswith(side)) for other in found)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from harmonize.phantom.vessels.clinics import Mimics
 from harmonize.phantom.vessels.courses import (
     Place,
     across,
@@ -24,13 +25,9 @@ from harmonize.phantom.vessels.courses import (
     widest_past,
 )
 from harmonize.phantom.vessels.parts import Flow, Mimic, MimicKind, Vessel, as_point
+from harmonize.phantom.vessels.spreads import Spread
 from harmonize.phantom.vessels.template import SIGNS, Nodes, node_of
 from harmonize.phantom.vessels.tubes import Tube
-
-INFUNDIBULA = {"pcom": 0.15, "acha": 0.10}
-"""Share of the arteries of each kind that leave the carotid by a funnel."""
-INFUNDIBULUM_MM = (2.2, 3.0)
-"""Its width at the mouth; by convention it has 3 mm or less, and the artery leaves from its tip."""
 
 BULBS_A_HEAD, STRETCHES_A_HEAD, WINDINGS_A_HEAD = 2.0, 2.5, 1.5
 """Mean numbers of bulbs, of wide stretches, and of loops and kinks. Some heads have many and others none: the number is
@@ -47,7 +44,7 @@ _FROM = {"vertebral": 0.8, "ica_infra": 0.3}
 Arteries = dict[str, Vessel]
 
 
-def fenestrate(rng: np.random.Generator, arteries: Arteries, variants: Set[str]) -> list[Mimic]:
+def fenestrate(rng: np.random.Generator, arteries: Arteries, variants: Set[str], length_mm: Spread) -> list[Mimic]:
     """Part the arteries that the variants say into two channels for some millimetres; changes `arteries`."""
     mimics = []
     for variant in sorted(variants):
@@ -55,7 +52,7 @@ def fenestrate(rng: np.random.Generator, arteries: Arteries, variants: Set[str])
             continue
         name = variant.replace("fenestrated ", "")
         vessel = arteries[name]
-        at, long = float(rng.uniform(*_near(name))), float(rng.uniform(4.0, 9.0))
+        at, long = float(rng.uniform(*_near(name))), length_mm.draw(rng)
         place = place_at(vessel.tube, at)
         aside = across(rng, place.along_3) * float(rng.uniform(1.0, 1.6)) * place.radius_mm
         thin = widened(vessel.tube, at, long, 0.75)
@@ -120,12 +117,12 @@ def swell(
     return mimics, vessels
 
 
-def funnel(rng: np.random.Generator, arteries: Arteries) -> tuple[list[Mimic], list[Vessel]]:
+def funnel(rng: np.random.Generator, arteries: Arteries, common: Mimics) -> tuple[list[Mimic], list[Vessel]]:
     """Funnels by which thin arteries leave the carotid: the vessel goes on from their tip."""
     mimics, vessels = [], []
-    for base, share in INFUNDIBULA.items():
+    for base, share in common.infundibula.items():
         for side in SIGNS:
-            chance, width, long = rng.random(), rng.uniform(*INFUNDIBULUM_MM), rng.uniform(2.0, 3.5)
+            chance, width, long = rng.random(), common.infundibulum_mm.draw(rng), rng.uniform(2.0, 3.5)
             vessel = arteries.get(f"{side} {base}")
             if vessel is None or chance >= share:
                 continue
