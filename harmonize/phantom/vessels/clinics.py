@@ -14,8 +14,8 @@ from harmonize.phantom.vessels.parts import Difficulty
 from harmonize.phantom.vessels.spreads import Even, LogNormal, Spread
 from harmonize.phantom.vessels.variants import Circle, EachSide, OneSide, Sides
 
-SMALLEST_MM, LARGEST_MM = 2.0, 16.0
-"""Diameters of sacs."""
+SMALLEST_MM, LARGE_MM, LARGEST_MM = 2.0, 8.0, 16.0
+"""Diameters of sacs; from the second on more of them have clots and calcium."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,8 @@ class Sacs:
         diameter_mm: Of sacs, and of veins and coils that are as large as sacs.
         lobulated: Share that have daughter sacs.
         blebs: How many daughter sacs such a one has: each number as often as it stands here.
+        bleb: Width of a daughter sac, of the sac's.
+        calcified: Share with calcium in the wall, of smaller ones and from `LARGE_MM` on.
         neck: Width of the neck, of the sac's.
         longer: By how much a sac is longer than wide.
         turned: Standard deviation of its long axis along each axis, against the unit vector by which it leaves.
@@ -39,6 +41,8 @@ class Sacs:
     diameter_mm: LogNormal
     lobulated: float
     blebs: tuple[int, ...]
+    bleb: Even
+    calcified: tuple[float, float]
     neck: Spread
     longer: Even
     turned: float
@@ -99,6 +103,8 @@ MEDIUM = Clinic(
         diameter_mm=LogNormal(7.0, 0.5, SMALLEST_MM, LARGEST_MM),
         lobulated=0.20,
         blebs=(1, 2, 3),
+        bleb=Even(0.35, 0.60),
+        calcified=(0.06, 0.25),
         neck=Even(0.45, 0.80),
         longer=Even(0.0, 0.3),
         turned=0.6,
@@ -141,6 +147,9 @@ HARD = Clinic(
         # Satoh (Scientific Reports 2022; 12: 6075); Salimi Ashkezari (J Neurointerv Surg 2021; 13: 231): 1.26 each.
         lobulated=0.31,
         blebs=(1, 1, 1, 1, 1, 1, 1, 2, 2, 2),
+        # 2.1 mm (PMC12329196).
+        bleb=Even(0.45, 0.75),
+        calcified=(0.03, 0.25),
         # AneuRisk's 59 unruptured ones: height by neck 1.5 (0.8), axes of the ellipsoid 1.4 in the median.
         neck=Even(0.40, 1.10),
         longer=Even(0.1, 0.7),

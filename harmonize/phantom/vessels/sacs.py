@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonize.phantom.vessels.clinics import LARGEST_MM, Sacs
+from harmonize.phantom.vessels.clinics import LARGE_MM, LARGEST_MM, Sacs
 from harmonize.phantom.vessels.courses import Place, across, length, nearest, place_at, stretch, widened, widest_past
 from harmonize.phantom.vessels.parts import Aneurysm, Flow, Shape, Vessel, as_point
 from harmonize.phantom.vessels.spreads import Even
@@ -19,15 +19,10 @@ ALONG_AN_ARTERY = 0.25
 FUSIFORM_ALONG_AN_ARTERY = 0.30
 """Shares of all, and of those along an artery. docs/phantom-sources.md has what was published of these, and of all
 below; `clinics` has what medium and hard trees differ in."""
-LARGE_MM = 8.0
 THROMBOSED = (0.03, 0.25)
-CALCIFIED = (0.06, 0.25)
 """Of smaller ones, and from `LARGE_MM` on."""
-
-BLEB = (0.35, 0.60)
-"""Width of a daughter sac, of the sac's."""
 FUSIFORM_LENGTH = (1.5, 2.5)
-"""Of its width. Both ranges are evenly drawn."""
+"""Of its width, evenly drawn."""
 
 _TURN = 0.35
 """Standard deviation of a sac's direction along each axis, against the unit vector of its site."""
@@ -79,7 +74,7 @@ def blow_sac(
         shape = "lobulated" if blebs else "saccular"
     large = int(diameter >= LARGE_MM)
     thrombosed = shape != "fusiform" and rng.random() < THROMBOSED[large]
-    calcified = rng.random() < CALCIFIED[large]
+    calcified = rng.random() < like.calcified[large]
     fillings = [(tube, Flow.SAC) for tube in (*body, *blebs)]
     if thrombosed:
         fillings = [*_clot(rng, site, centre, body, like.lumen), *((tube, Flow.THROMBUS) for tube in blebs)]
@@ -189,7 +184,7 @@ def _blebs(
     for _ in range(like.blebs[int(rng.integers(len(like.blebs)))]):
         way = towards_3 + rng.normal(scale=0.7, size=3)
         at = centre_3 + way / np.linalg.norm(way) * 0.9 * radius
-        yield Tube(points_N3=at[None], radii_N=np.array([float(rng.uniform(*BLEB)) * radius]))
+        yield Tube(points_N3=at[None], radii_N=np.array([like.bleb.draw(rng) * radius]))
 
 
 def _clot(
