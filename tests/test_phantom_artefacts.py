@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from harmonize.phantom.acquisition import make_grid
-from harmonize.phantom.artefacts import RATES, ArtefactRates, Artefacts, FadingFlow, Ghosts, Streaks, draw_artefacts
+from harmonize.phantom.artefacts import RATES, ArtefactRates, Artefacts, Ghosts, Streaks, draw_artefacts
+from harmonize.phantom.fading_flow import FadingFlow
 from harmonize.phantom.vessels import Flow, Vessel
 from harmonize.phantom.vessels.tubes import Tube
 
@@ -23,7 +25,7 @@ def tube(points: list[tuple[float, float, float]], radius: float, flow: Flow) ->
 CLIP = tube([(5, 0, 0), (7, 0, 0)], 1.0, Flow.METAL)
 
 
-def drawn(modality: str, rates: ArtefactRates, count: int = 300) -> list[Artefacts]:
+def drawn(modality: str, rates: ArtefactRates, count: int = 1500) -> list[Artefacts]:
     return [draw_artefacts(modality, GRID, [CLIP], np.random.default_rng(seed), rates) for seed in range(count)]
 
 
@@ -38,9 +40,9 @@ def test_each_modality_has_its_artefacts_as_often_as_the_rates_say(rates: Artefa
             assert (one.flow is not None) == (modality == "MRA")
             assert bool(one.streaks) == (one.bloom_mm > 0) == (modality == "CTA")
             assert not one.jumps or modality in ("CTA", "MRI T2")
-        error = 4 * np.sqrt(0.25 / len(found))
-        assert count["moved"] / len(found) == pytest.approx(rates.motion[modality], abs=error)
-        assert count["pulse"] / len(found) == pytest.approx(rates.pulsation.get(modality, 0.0), abs=error)
+        for what, share in (("moved", rates.motion[modality]), ("pulse", rates.pulsation.get(modality, 0.0))):
+            error = 4 * np.sqrt(share * (1 - share) / len(found))
+            assert count[what] / len(found) == pytest.approx(share, abs=error)
         for one in found:
             assert all(rates.streak_hu[0] <= star.amplitude_hu <= rates.streak_hu[1] for star in one.streaks)
 
@@ -62,16 +64,24 @@ def test_arteries_along_the_slice_and_far_up_a_slab_fade() -> None:
     np.testing.assert_allclose(flow([across], np.array([0, 0]), depth, np.array([-10.0, 5.0])), [1, 0.8])
 
 
-def test_a_sac_fades_as_the_artery_beside_it_does_where_it_is_asked_for() -> None:
+def test_sacs_and_bulbs_fade_as_the_artery_that_they_are_on_where_it_is_asked_for() -> None:
     along, across = tube([(0, 0, 0), (9, 0, 0)], 1, Flow.ARTERY), tube([(20, 0, 0), (20, 0, 9)], 1, Flow.ARTERY)
-    by_along, by_across = tube([(4, 3, 0)], 2, Flow.SAC), tube([(23, 0, 4), (23, 0, 8)], 2, Flow.SAC)
-    vein = tube([(4, 4, 0), (4, 4, 9)], 1, Flow.VEIN)
-    number, depth = np.arange(5), np.zeros(5, dtype=np.float32)
-    for in_sacs, expected in ((True, [0.7, 1, 0.7, 1, 1]), (False, [0.7, 1, 1, 1, 1])):
+    # The body of the sac on the first lies nearer to the second: its neck says where it grows.
+    neck, body = tube([(8, 0, 0), (12, 0, 0)], 1, Flow.SAC), tube([(15, 0, 1), (16, 0, 1)], 3, Flow.SAC)
+    other, bulb = tube([(20, 0, 4), (23, 0, 4)], 2, Flow.SAC), tube([(5, 0, 0)], 2, Flow.ARTERY)
+    parts = [
+        along,
+        across,
+        replace(neck, location="a"),
+        replace(body, location="a"),
+        replace(other, location="b"),
+        bulb,
+    ]
+    number, depth = np.arange(6), np.zeros(6, dtype=np.float32)
+    for in_sacs, expected in ((True, [0.7, 1, 0.7, 0.7, 1, 0.7]), (False, [0.7, 1, 1, 1, 1, 1])):
         flow = FadingFlow(slow=0, in_plane=0.3, in_sacs=in_sacs, saturation=0, slab_mm=30, low_mm=0, normal=(0, 0, 1))
-        np.testing.assert_allclose(
-            flow([along, across, by_along, by_across, vein], number, depth, np.zeros(5)), expected
-        )
+        np.testing.assert_allclose(flow(parts, number, depth, np.zeros(6)), expected)
+        np.testing.assert_allclose(flow([bulb], np.array([0]), depth[:1], np.zeros(1)), [1])
 
 
 def test_ghosts_stand_on_either_side_along_one_axis_alone() -> None:

@@ -44,8 +44,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--difficulty",
         choices=("easy", "medium", "hard"),
         default="hard",
-        help="of RSNA's series: hard: small and odd sacs, mimics, hospitals, artefacts; medium, as "
-        "hard, with larger sacs and fewer mimics; or easy, with round sacs and nothing that looks like one, to see in "
+        help="of RSNA's series: hard: small and odd sacs, mimics, hospitals, artefacts; medium, with "
+        "larger sacs and fewer wide places; or easy, with round sacs and nothing that looks like one, to see in "
         "minutes whether a training learns; default %(default)s",
     )
     parser.add_argument(

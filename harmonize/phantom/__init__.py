@@ -54,7 +54,7 @@ def write(
         coverage: Fields of view of RSNA's tree: those of its protocols, or ``varied`` ones (necks, cut vertices, small
             and off-centre fields, odd slices, turned heads).
         difficulty: Of RSNA's tree: ``hard``, with sacs of all sizes, with what merely looks like one,
-            with hospitals and artefacts; ``medium``, as hard, with larger sacs and fewer mimics; or ``easy``; see
+            with hospitals and artefacts; ``medium``, with larger sacs and fewer wide places; or ``easy``; see
             docs/phantom.md.
         hospital: The only one that scans RSNA's tree; None for all but the odd one. Like the next two, not of easy
             trees.

@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from harmonize.phantom.acquisition import Grid
+from harmonize.phantom.fading_flow import FadingFlow
 from harmonize.phantom.vessels import Difficulty, Flow, Vessel
 
-_FLOWING_MM = 1.5
-"""Blood flows so far from the wall of a sac as it does in arteries; what lies deeper turns slowly."""
-_FLOWING_IN_ARTERIES_MM = 2.5
-"""Likewise in an artery, which is that wide only where it is stretched."""
-_SLOW_MM = 3.0
-"""From there on it takes so many mm more until all that can fade has faded."""
-_ELSEWHERE_MM = 1000.0
-"""More than any distance in a head."""
 _ONE_METAL_MM = 12.0
 """Pieces of metal that lie within this distance of each other throw one star of streaks."""
 _FAR_IN_RADII = 3.0
@@ -42,7 +35,7 @@ class ArtefactRates:
         pulse: Signal of such a ghost at most, as a share of the artery's contrast.
         slow: Signal that a time-of-flight MRA loses in the middle of a large sac, or of a wide artery, at most.
         in_plane: Likewise in arteries that run within a slice.
-        in_sacs: Whether a sac loses as much as its artery for lying within the slice, or nothing.
+        in_sacs: Whether sacs and bulbs lose as much as the artery that they are on for lying within the slice.
         saturation: Likewise at the upper end of a slab.
         slab_mm: Thickness of its slabs.
         streak_hu: Amplitude of streaks at the edge of metal in CT.
@@ -106,66 +99,6 @@ class Ghosts:
             for way in (-1, 1):
                 found += np.float32(self.share / number) * np.roll(plane_XY, way * number * self.step, self.axis)
         return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FadingFlow:
-    """What a time-of-flight MRA loses of flowing blood: deep in what is wide, in arteries along a slice, far up a slab.
-
-    Attributes:
-        slow: Share lost in the middle of a large sac, or of an artery that is stretched as wide.
-        in_plane: Share lost where an artery runs within the slice.
-        in_sacs: Whether sacs lose as much of it as the arteries beside them.
-        saturation: Share lost at the upper end of a slab.
-        slab_mm: Thickness of a slab.
-        low_mm: Height in the scanner at which one begins.
-        normal: Direction across the slices, of unit length.
-    """
-
-    slow: float
-    in_plane: float
-    in_sacs: bool
-    saturation: float
-    slab_mm: float
-    low_mm: float
-    normal: tuple[float, float, float]
-
-    def __call__(
-        self,
-        vessels: Sequence[Vessel],
-        number_P: NDArray[np.int64],
-        depth_P: NDArray[np.float32],
-        height_P: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """Share of the signal that is left in each piece; see `harmonize.phantom.acquisition.FlowLoss`."""
-        is_sac = np.array([vessel.flow is Flow.SAC for vessel in vessels])
-        along = np.array([0.0 if vessel.flow is Flow.SAC else 1 - self._across(vessel) for vessel in vessels])
-        if self.in_sacs:
-            along[is_sac] = along[[_beside(vessel, vessels) for vessel in vessels if vessel.flow is Flow.SAC]]
-        is_sac = is_sac[number_P]
-        flowing_mm = np.where(is_sac, _FLOWING_MM, _FLOWING_IN_ARTERIES_MM)
-        slow = self.slow * np.clip((depth_P - flowing_mm) / _SLOW_MM, 0, 1)
-        way_up = (height_P - self.low_mm) / self.slab_mm % 1
-        left = (1 - slow) * (1 - self.in_plane * along[number_P]) * (1 - self.saturation * way_up)
-        return np.asarray(left, dtype=np.float64)
-
-    def _across(self, vessel: Vessel) -> float:
-        """1 for a vessel that runs across the slices, 0 for one within them."""
-        course = np.diff(vessel.tube.points_N3, axis=0)
-        length = float(np.linalg.norm(course, axis=1).sum())
-        return float(np.abs(course @ np.asarray(self.normal)).sum()) / length if length else 1.0
-
-
-def _beside(sac: Vessel, vessels: Sequence[Vessel]) -> int:
-    """Number of the artery that passes nearest to the middle of a sac; of those with its name, if there are any."""
-    middle = sac.tube.points_N3.mean(axis=0)
-    gaps = [
-        np.linalg.norm(other.tube.points_N3 - middle, axis=1).min() + _ELSEWHERE_MM * (other.location != sac.location)
-        if other.flow is Flow.ARTERY
-        else np.inf
-        for other in vessels
-    ]
-    return int(np.argmin(gaps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """Mimics that are no arteries: veins beside them, calcium in their walls, clips, coils and blood.
 
-Most are seen more often than in the clinic (see `walls`), whose numbers are in docs/phantom-sources.md.
+Wide places of veins are seen more often than in the clinic (see `walls`); docs/phantom-sources.md has its numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -167,7 +168,7 @@ def _vein(tube: Tube, name: str) -> Vessel:
     return Vessel(tube=tube, location=None, flow=Flow.VEIN, branch=name)
 
 
-def _metal(rng: np.random.Generator, kind: str, site: Site, diameter_mm: Spread) -> Tube:
+def _metal(rng: np.random.Generator, kind: Literal["clip", "coil"], site: Site, diameter_mm: Spread) -> Tube:
     """A ball of coils of the size of a sac, or a clip across the neck of one."""
     root, towards, wall = site.place.point_3, site.towards_3, site.place.radius_mm
     if kind == "coil":

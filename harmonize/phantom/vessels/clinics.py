@@ -1,7 +1,7 @@
 """What medium and hard heads are drawn with where the two differ: how often, how large, at which angles.
 
 docs/phantom-sources.md sets each number of hard heads beside what was published. Medium heads are no clinic's: larger
-sacs, fewer mimics and round figures, and their bytes stay as they are from version to version.
+sacs, fewer wide places and round figures, and their bytes stay as they are from version to version.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Sacs:
         lobulated: Share that have daughter sacs.
         blebs: How many daughter sacs such a one has: each number as often as it stands here.
         bleb: Width of a daughter sac, of the sac's.
+        bleb_at_tip: Whether they grow from the end of a long sac, or from its middle.
         calcified: Share with calcium in the wall, of smaller ones and from `LARGE_MM` on.
         neck: Width of the neck, of the sac's.
         longer: By how much a sac is longer than wide.
@@ -42,6 +43,7 @@ class Sacs:
     lobulated: float
     blebs: tuple[int, ...]
     bleb: Even
+    bleb_at_tip: bool
     calcified: tuple[float, float]
     neck: Spread
     longer: Even
@@ -104,6 +106,7 @@ MEDIUM = Clinic(
         lobulated=0.20,
         blebs=(1, 2, 3),
         bleb=Even(0.35, 0.60),
+        bleb_at_tip=False,
         calcified=(0.06, 0.25),
         neck=Even(0.45, 0.80),
         longer=Even(0.0, 0.3),
@@ -149,6 +152,7 @@ HARD = Clinic(
         blebs=(1, 1, 1, 1, 1, 1, 1, 2, 2, 2),
         # 2.1 mm (PMC12329196).
         bleb=Even(0.45, 0.75),
+        bleb_at_tip=True,
         calcified=(0.03, 0.25),
         # AneuRisk's 59 unruptured ones: height by neck 1.5 (0.8), axes of the ellipsoid 1.4 in the median.
         neck=Even(0.40, 1.10),

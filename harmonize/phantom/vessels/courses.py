@@ -71,7 +71,9 @@ def across(rng: np.random.Generator, along_3: NDArray[np.float64]) -> NDArray[np
 def stretch(tube: Tube, fraction: float, length_mm: float) -> Tube:
     """The part of a tube of about `length_mm` around a place; shorter where the tube ends."""
     whole = _fine(tube)
-    return _kept(whole, np.abs(_offsets_mm(whole, fraction)) <= max(length_mm / 2, _STEP_MM))
+    offsets = np.abs(_offsets_mm(whole, fraction))
+    # Steps may be somewhat longer than asked for, and a course has two points at least.
+    return _kept(whole, offsets <= max(length_mm / 2, _STEP_MM, float(np.sort(offsets)[1])))
 
 
 def bent(tube: Tube, fraction: float, length_mm: float, aside_mm_3: NDArray[np.float64]) -> Tube:

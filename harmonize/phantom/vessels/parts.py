@@ -13,7 +13,7 @@ from harmonize.phantom.vessels.tubes import Tube
 
 Difficulty = Literal["easy", "medium", "hard"]
 """``easy``: sacs are balls at fixed nodes, and nothing else looks like one; ``hard``: small and odd sacs, and
-much that does; ``medium``: as ``hard``, with larger sacs and fewer mimics (`clinics.CLINICS`)."""
+much that does; ``medium``: larger sacs and fewer wide places (`clinics.CLINICS`)."""
 DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
 
 Shape = Literal["saccular", "lobulated", "fusiform"]

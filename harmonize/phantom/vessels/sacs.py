@@ -27,6 +27,9 @@ FUSIFORM_LENGTH = (1.5, 2.5)
 _TURN = 0.35
 """Standard deviation of a sac's direction along each axis, against the unit vector of its site."""
 
+_MOST_TILTED_DEG = 55.0
+"""No sac lies down on its artery."""
+
 _ALONG: Mapping[str, Sequence[tuple[str, float, float]]] = {
     "Infraclinoid Internal Carotid Artery": (("ica_infra", 0.45, 0.95),),
     "Supraclinoid Internal Carotid Artery": (("ica_supra", 0.10, 0.90),),
@@ -121,10 +124,16 @@ def draw_site(
         fraction = float(rng.uniform(low, high))
         place = place_at(parent.tube, fraction)
         way = across(rng, place.along_3)
-        if tilt_deg is not None:
-            tilt = np.deg2rad(rng.normal(*tilt_deg))
+        if tilt_deg is None:
+            way = _outward(way, side, place)
+        else:
+            way = way if _is_outward(way, side, place) else -way
+            tilt = np.deg2rad(np.clip(rng.normal(*tilt_deg), -_MOST_TILTED_DEG, _MOST_TILTED_DEG))
             way = np.cos(tilt) * way + np.sin(tilt) * place.along_3
-        return Site(place, _outward(way, side, place), (parent, fraction))
+            if side_of(location) and not _is_outward(way, side, place):
+                # It would lean over the midline: it stands upright.
+                way = way * (0, 1, 1) / np.linalg.norm(way[1:])
+        return Site(place, way, (parent, fraction))
     if location == "Anterior Communicating Artery":
         roots = [((nodes["left acom"] + nodes["right acom"]) / 2, towards) for _, towards, _ in sites_of(location)]
     else:
@@ -142,13 +151,16 @@ def _nearest(root_3: NDArray[np.float64], arteries: Mapping[str, Vessel]) -> Pla
     return min((nearest(vessel.tube, root_3) for vessel in arteries.values()), key=lambda found: found[0])[1]
 
 
+def _is_outward(way_3: NDArray[np.float64], side: str, place: Place) -> bool:
+    """Whether a sac of one side stays on that side, even where its artery runs along the midline."""
+    return bool(abs(place.point_3[0]) > LARGEST_MM or way_3[0] * SIGNS[side] >= 0)
+
+
 def _outward(way_3: NDArray[np.float64], side: str, place: Place) -> NDArray[np.float64]:
-    """A sac of one side stays on that side, even where its artery runs along the midline."""
-    if abs(place.point_3[0]) > LARGEST_MM:
+    """The way itself, or its mirror image where it is not outward."""
+    if _is_outward(way_3, side, place):
         return way_3
-    turned = way_3.copy()
-    turned[0] = SIGNS[side] * abs(way_3[0])
-    return turned
+    return way_3 * (-1, 1, 1)
 
 
 def _fusiform(rng: np.random.Generator, parent: Vessel, fraction: float, diameter: float) -> Tube:
@@ -166,13 +178,19 @@ def _sac(rng: np.random.Generator, site: Site, diameter: float, like: Sacs) -> t
     reach = axis / np.linalg.norm(axis) * longer * radius
     neck = like.neck.draw(rng)
     if like.sunk is None:
+        if site.parent is not None:
+            # The way out of an artery is longer for a sac that leans.
+            leans = float(site.towards_3 @ place_at(site.parent[0].tube, site.parent[1]).along_3)
+            wall /= float(np.sqrt(1 - min(leans**2, 0.7)))
         # A ball that the wall cuts in a circle as wide as the neck; of one as wide as itself, half is inside.
         away = wall + abs(float(reach @ site.towards_3)) + radius * float(np.sqrt(max(0.0, 1 - neck**2)))
     else:
         away = like.sunk * wall + like.sunk * diameter / 2
     centre = site.place.point_3 + site.towards_3 * away
     body = Tube(points_N3=np.stack([centre - reach, centre + reach]), radii_N=np.full(2, radius))
-    stalk = Tube(points_N3=np.stack([site.place.point_3, centre]), radii_N=np.full(2, neck * radius))
+    # A neck that is wider than the artery narrows within it, or it would come out of the other wall.
+    within = neck * radius if like.sunk is not None else min(neck * radius, site.place.radius_mm)
+    stalk = Tube(points_N3=np.stack([site.place.point_3, centre]), radii_N=np.array([within, neck * radius]))
     return centre, [body, stalk]
 
 
@@ -181,9 +199,10 @@ def _blebs(
 ) -> Iterator[Tube]:
     """Daughter sacs, away from the neck."""
     radius = float(body.radii_N[0])
+    root_3 = max(body.points_N3, key=lambda end_3: float(end_3 @ towards_3)) if like.bleb_at_tip else centre_3
     for _ in range(like.blebs[int(rng.integers(len(like.blebs)))]):
         way = towards_3 + rng.normal(scale=0.7, size=3)
-        at = centre_3 + way / np.linalg.norm(way) * 0.9 * radius
+        at = root_3 + way / np.linalg.norm(way) * 0.9 * radius
         yield Tube(points_N3=at[None], radii_N=np.array([like.bleb.draw(rng) * radius]))
 
 

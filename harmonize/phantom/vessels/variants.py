@@ -83,7 +83,7 @@ def draw_variants(rng: np.random.Generator, circle: Circle) -> frozenset[str]:
         for side in _sides_with(rng, how_common):
             ways = ("absent", "thin") if kind == "poor" else (kind,)
             way = ways[int(rng.integers(len(ways)))] if len(ways) > 1 else ways[0]
-            if not _taken(side, artery, found, alone=isinstance(how_common, OneSide)):
+            if not _taken(side, artery, found, alone=isinstance(how_common, OneSide) or artery == "a1"):
                 found.add(f"{side} {way} {artery}")
     if rng.random() < AZYGOS:
         found.add("azygos aca")
@@ -125,9 +125,14 @@ def _sides_with(rng: np.random.Generator, how_common: OneSide | EachSide | Sides
 
 
 def _taken(side: str, artery: str, found: Set[str], *, alone: bool) -> bool:
-    """Whether what a head has leaves no room for a variant: an artery has one, and a fetal side none of these two."""
+    """Whether what a head has leaves no room for a variant.
+
+    An artery has one, of two A1 one alone, and the posterior cerebral artery has a good feeder on each side.
+    """
     if artery == "transverse":
         return False
     if artery in ("p1", "pcom") and {f"{side} fetal pca", f"{side} absent pcom"} & found:
+        return True
+    if artery == "p1" and f"{side} thin pcom" in found:
         return True
     return any(other.split()[-1] == artery and (alone or other.startswith(side)) for other in found)

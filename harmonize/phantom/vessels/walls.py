@@ -1,8 +1,8 @@
 """Mimics that are arteries themselves: funnels, bulbs, wide stretches, loops, kinks, two channels.
 
-In people each is rarer (docs/phantom-sources.md). Here a head has about as many blobs as would hide one more, so that
-their number tells nothing. How many it has, how large they are and where they lie is drawn without a look at any
-aneurysm.
+In people bulbs, wide stretches, loops and kinks are rarer (docs/phantom-sources.md). Here a head has about as many
+blobs as would hide one more, so that their number tells nothing. How many it has, how large they are and where they lie
+is drawn without a look at any aneurysm.
 """
 
 from __future__ import annotations
