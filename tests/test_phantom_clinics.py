@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from harmonize.labels import LOCATIONS
+from harmonize.phantom.anatomy import draw_pose, draw_vessels, make_head
+from harmonize.phantom.canvas import Tissue
 from harmonize.phantom.randomness import rng_of
+from harmonize.phantom.rsna import TreeOptions
+from harmonize.phantom.rsna.grids import hospital_grid
+from harmonize.phantom.rsna.images import hard_look, hard_picture
+from harmonize.phantom.rsna.plan import planned
 from harmonize.phantom.vessels import Aneurysm, Flow, Vessel, VesselTree, beside, grow_tree, sacs, variants
 from harmonize.phantom.vessels.clinics import HARD
 from harmonize.phantom.vessels.courses import nearest
@@ -24,6 +32,7 @@ SIGMAS = 4.0
 NODES = draw_nodes(rng_of("nodes"))
 TREES = [grow_tree(rng_of(seed, "hard"), LOCATIONS, difficulty="hard") for seed in range(120)]
 """Hard trees that have a sac at each of the thirteen places."""
+HEAD = make_head(0, "look", resolution_mm=2.5)
 WIDTHS = [{v.branch: float(v.tube.radii_N[0]) for v in tree.vessels} for tree in TREES]
 
 
@@ -169,6 +178,32 @@ def test_veins_funnels_and_metal_are_as_common_as_published() -> None:
     lengths = np.array([HARD.mimics.fenestration_mm.draw(rng_of("length", n)) for n in range(800)])
     assert near(float(np.mean(lengths < 5)), 0.545, 800)
     assert near(float(np.mean(lengths >= 10)), 0.156, 800)
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (1, (117.37, 290.31, 33.02, 1149.37, 1305.48)),
+        (2, (196.67, 80.71, 215.77, 330.97, 579.11)),
+        (4, (255.72, 116.43, 234.02, 536.55, 574.49)),
+        (7, (451.63, 211.72, 458.43, 866.36, 1017.24)),
+    ],
+)
+def test_medium_pictures_are_those_of_before(index: int, expected: tuple[float, ...]) -> None:
+    series = planned(index, seed=0, options=TreeOptions(difficulty="medium"))
+    voxels = np.stack(list(hard_picture(series, 40).planes), axis=2)
+    assert (voxels.mean(), voxels.std(), *np.percentile(voxels, (50, 99, 99.9))) == pytest.approx(expected, abs=0.02)
+
+
+def test_blood_of_hard_heads_is_as_bright_in_sacs_and_grey_matter_as_dense_as_measured() -> None:
+    for index in range(8):
+        series = planned(index, seed=0, options=TreeOptions(difficulty="hard"))
+        pose = draw_pose(*series.names)
+        head = replace(HEAD, pose=pose, vessels=draw_vessels(*series.names, pose=pose, locations=(), difficulty="hard"))
+        look, _ = hard_look(series, head, hospital_grid(series, 40, rng_of(*series.names, "grid")))
+        assert look.vessel[Flow.SAC] == look.vessel[Flow.ARTERY]
+        if look.family == "CT":
+            assert 7 <= look.tissue[Tissue.GREY] - look.tissue[Tissue.WHITE] <= 9
 
 
 def parts_of(tree: VesselTree, aneurysm: Aneurysm) -> list[Vessel]:
