@@ -107,6 +107,39 @@ def test_a_hub_that_falls_silent_is_not_waited_for_for_ever(
     assert publish(corpus) == 0
 
 
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {
+            "README.md": b"---\nlicense: mit\n---\n\nMy thesis.",
+            "images/a.png": b"precious",
+            "metadata.parquet": b"mine",
+        },
+        {"corpus.json": b'{"title": "texts"}', "labels.parquet": b"mine"},
+        {"probe.json": b"{}", "probe.parquet": b""},
+    ],
+)
+def test_a_dataset_of_something_else_stays_as_it_is(
+    hub: standin_hub.Hub, corpus: Path, theirs: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repos[THERE] = standin_hub.Repo(private=True, commits=[theirs])
+    assert publish(corpus) == 2
+    said = capsys.readouterr().err
+    assert f"error: {REPO}: the repository holds something else than a corpus of headspark ({min(theirs)}" in said
+    assert "give --repo a new name" in said
+    assert hub.repos[THERE].commits == [theirs]
+    assert hub.objects == {}
+
+
+@pytest.mark.parametrize("theirs", [{}, {".gitattributes": b""}, {"README.md": b"---\nlicense: mit\n---\n"}])
+def test_a_dataset_that_was_made_on_the_hubs_page_is_new(
+    hub: standin_hub.Hub, corpus: Path, theirs: dict[str, bytes]
+) -> None:
+    hub.repos[THERE] = standin_hub.Repo(private=True, commits=[theirs])
+    assert publish(corpus) == 0
+    assert "metadata.parquet" in hub.repos[THERE].files
+
+
 @pytest.mark.parametrize("source", ["tcia", "deeplesion", "rsna"])
 def test_a_source_whose_terms_forbid_it_needs_the_users_word(
     hub: standin_hub.Hub, corpus: Path, source: str, capsys: pytest.CaptureFixture[str]

@@ -15,12 +15,11 @@ from finetune.predict.folds import models_in, refuse_unfinished
 from harmonize.corpus import NYUL
 from harmonize.errors import WrongUse
 from harmonize.files import write_json, write_text
-from harmonize.hub import check_repo, push_folder
+from harmonize.hub import check_repo, push_folder, refuse_foreign_repository
 from headspark.folder_kind import is_model_config, read_json
 from headspark.folders import replaced
 from headspark.hub.encoder_folder import CARD, CURVES
 from headspark.hub.own_words import refuse_own_words, sealed
-from headspark.hub.repository import refuse_foreign_repository
 
 FOLDS = "folds"
 """In config.json above the models of a cross-validation: their folders."""
@@ -72,7 +71,7 @@ def push_model(source: Path, repo: str, *, private: bool = True, tag: str | None
     check_repo(repo)
     models = _models_of(source)
     with tempfile.TemporaryDirectory(prefix="headspark-push-") as name:
-        refuse_foreign_repository(repo, is_ours=is_ours_config, what="a fine-tuned model")
+        refuse_foreign_repository(repo, mark=CONFIG, is_ours=is_ours_config, what="a fine-tuned model")
         _write(source, models, Path(name))
         # Deleted is what a model left that was there before, and that this one does not have.
         message = "Push a fine-tuned model of headspark"

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
 
 from harmonize.bounded_files import fits
 from harmonize.corpus.card_parts import NOT_CLINICAL, citation_section
 from harmonize.corpus.card_text import plain_text
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import write_json, write_text
-from harmonize.hub import UPLOAD_ERRORS, check_reached, check_repo, fetch_file, push_folder, reached, refused
+from harmonize.hub import check_repo, fetch_file, push_folder, reached, refuse_foreign_repository
 from harmonize.hub.faults import DATASET, HUB_ERRORS, not_had
 from harmonize.provenance import library_versions
 from headspark.folder_kind import read_json
@@ -83,15 +82,7 @@ def push_probe(source: Path, repo: str, *, private: bool = True, tag: str | None
     """
     check_repo(repo)
     content = _read(source)
-    check_reached()
-    try:
-        there = set(HfApi().list_repo_files(repo, repo_type=DATASET)) - {".gitattributes"}
-    except RepositoryNotFoundError:
-        there = set()
-    except UPLOAD_ERRORS as error:
-        raise refused(repo, error) from error
-    if there and not {PROBE, TABLE} <= there:
-        raise WrongUse(f"{repo}: the dataset holds something else than a probe of headspark; give --repo a new name")
+    refuse_foreign_repository(repo, mark=PROBE, is_ours=partial(fits, shape=_CONTENT), what="a probe", kind=DATASET)
     with tempfile.TemporaryDirectory(prefix="headspark-push-") as name:
         _write(content, Path(name))
         message = "Push a probe of headspark"

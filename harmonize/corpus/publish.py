@@ -11,9 +11,18 @@ from huggingface_hub import HfApi
 from harmonize.corpus import INFO, LABEL_TABLE, Corpus
 from harmonize.corpus.lock import exclusive
 from harmonize.corpus.publishable import FOLDERS, publishable
+from harmonize.corpus.target import fault_of_info
 from harmonize.corpus.terms import terms_of
 from harmonize.errors import UserError
-from harmonize.hub import UPLOAD_ERRORS, bounded_silence, check_reached, check_repo, refused, send_large
+from harmonize.hub import (
+    UPLOAD_ERRORS,
+    bounded_silence,
+    check_repo,
+    refuse_foreign_repository,
+    refused,
+    send_large,
+)
+from harmonize.hub.faults import DATASET
 from harmonize.identity import HASH_LENGTH
 from harmonize.salt import is_quickly_guessed, is_unsalted
 from harmonize.terminal import careful_log, warn, without_secrets
@@ -40,13 +49,15 @@ def publish(
 
     Raises:
         UserError: A source's terms forbid it, the corpus is not whole, or the Hub refuses.
+        WrongUse: The dataset holds something else than a corpus, and stays as it is.
     """
     check_repo(repo)
     corpus = Corpus.open(path)
     check_terms(corpus, may_share)
     hub = HfApi(endpoint=endpoint)
     address = without_secrets(hub.endpoint)
-    check_reached(hub.endpoint)  # before everything is hashed
+    # Before everything is hashed.
+    refuse_foreign_repository(repo, mark=INFO, is_ours=_is_corpus, what="a corpus", kind=DATASET, endpoint=hub.endpoint)
     with exclusive(path / LOCK, f"{path}: a run is still writing this corpus; wait for it, then publish"):
         if corpus.scans.empty:
             raise UserError(f"{corpus.path}: holds no scans")
@@ -56,11 +67,11 @@ def publish(
         top = [name for name in found.files if "/" not in name]
         try:
             with careful_log("huggingface_hub"), bounded_silence():
-                hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-                send_large([path / name for name in found.files], repo, kind="dataset", endpoint=hub.endpoint)
+                hub.create_repo(repo, repo_type=DATASET, private=private, exist_ok=True)
+                send_large([path / name for name in found.files], repo, kind=DATASET, endpoint=hub.endpoint)
                 hub.upload_folder(
                     repo_id=repo,
-                    repo_type="dataset",
+                    repo_type=DATASET,
                     folder_path=path,
                     allow_patterns=[*top, *(f"{folder}/**" for folder in FOLDERS)],
                     ignore_patterns=[glob.escape(name) for name in found.at_home],
@@ -98,3 +109,7 @@ def check_terms(corpus: Corpus, may_share: Collection[str]) -> None:
             f"warning: {corpus.path}: version 0.1.0 made it, whose fingerprint of the salt, in {INFO}, can be tested "
             "a million times a second; if the salt is short or a word, harmonize into a new corpus before you publish"
         )
+
+
+def _is_corpus(info: object) -> bool:
+    return not fault_of_info(info)

@@ -4,6 +4,7 @@ from harmonize.hub.download import fetch_file
 from harmonize.hub.faults import HUB_ERRORS, UPLOAD_ERRORS, first_line, not_had, refused
 from harmonize.hub.large import send_large
 from harmonize.hub.names import check_repo, repo_of
+from harmonize.hub.owner import refuse_foreign_repository
 from harmonize.hub.reach import bounded_silence, check_reached, reached
 from harmonize.hub.upload import push_folder
 
@@ -18,6 +19,7 @@ __all__ = [
     "not_had",
     "push_folder",
     "reached",
+    "refuse_foreign_repository",
     "refused",
     "repo_of",
     "send_large",
