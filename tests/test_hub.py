@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import socket
 import stat
@@ -17,9 +18,9 @@ import pytest
 import torch
 from standin_hub import READ_TOKEN, Hub, Repo
 
-from finetune.hub import fetch_model
-from harmonize.errors import UserError
-from harmonize.hub import download, fetch_file, large, push_folder, reach
+from finetune.hub import fetch_model, push_model, push_probe
+from harmonize.errors import UserError, WrongUse
+from harmonize.hub import check_repo, check_tag, download, fetch_file, large, push_folder, reach, repo_of
 from headspark import Encoder, load_encoder
 from headspark.encoder import EncoderConfig, build_encoder
 from headspark.hub import push_encoder
@@ -346,3 +347,24 @@ def test_gates_and_tokens_are_a_line_that_says_what_to_do(
         shutil.rmtree(hub_constants.HF_HUB_CACHE)
     hub.repos["user/gated"].admitted = True
     assert load_encoder("user/gated").channels
+
+
+@pytest.mark.parametrize(
+    "repo",
+    ["heads", "user/", "user/my heads", "user/a--b", "user/a..b", "user/heads-", "user/heads.git", f"user/{'a' * 99}"],
+)
+def test_a_name_that_the_hub_takes_for_no_repository_is_wrong_use(repo: str) -> None:
+    with pytest.raises(WrongUse, match=f"--repo {re.escape(repo)}: "):
+        check_repo(repo)
+
+
+def test_a_name_that_is_no_tag_is_refused_before_the_push_that_would_stand_without_it(hub: Hub, tmp_path: Path) -> None:
+    for tag in ("", "v 1", "v1.", "-v1", "a..b", "a//b", "v1~2", "v1.lock", "main", "v1@2"):
+        with pytest.raises(WrongUse, match=f"--tag {re.escape(tag)}: no name of a tag"):
+            push_model(tmp_path, "user/model", tag=tag)
+        with pytest.raises(WrongUse, match="no name of a tag"):
+            push_probe(tmp_path / "probe.json", "user/probe", tag=tag)
+    assert hub.repos == {}
+    for fine in (None, "v1", "v1.0", "step_050000", "2026-11-29", "ablation/no-vessels"):
+        check_tag(fine)
+        assert fine is None or repo_of(f"user/model@{fine}") == ("user/model", fine)

@@ -15,7 +15,7 @@ from finetune.predict.folds import models_in, refuse_unfinished
 from harmonize.corpus import NYUL
 from harmonize.errors import WrongUse
 from harmonize.files import write_json, write_text
-from harmonize.hub import check_repo, push_folder, refuse_foreign_repository
+from harmonize.hub import check_repo, check_tag, push_folder, refuse_foreign_repository
 from headspark.folder_kind import is_model_config, read_json
 from headspark.folders import replaced
 from headspark.hub.encoder_folder import CARD, CURVES
@@ -66,9 +66,10 @@ def push_model(source: Path, repo: str, *, private: bool = True, tag: str | None
 
     Raises:
         UserError: The Hub refused, or could not be reached, or folds are lacking; what it had before is unchanged.
-        WrongUse: The repository holds something else than a fine-tuned model, or `repo` is no name of one.
+        WrongUse: The repository holds something else than a fine-tuned model, or `repo` or `tag` is no name of one.
     """
     check_repo(repo)
+    check_tag(tag)
     models = _models_of(source)
     with tempfile.TemporaryDirectory(prefix="headspark-push-") as name:
         refuse_foreign_repository(repo, mark=CONFIG, is_ours=is_ours_config, what="a fine-tuned model")

@@ -17,7 +17,7 @@ from harmonize.corpus.card_parts import NOT_CLINICAL, citation_section
 from harmonize.corpus.card_text import plain_text
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import write_json, write_text
-from harmonize.hub import check_repo, fetch_file, push_folder, reached, refuse_foreign_repository
+from harmonize.hub import check_repo, check_tag, fetch_file, push_folder, reached, refuse_foreign_repository
 from harmonize.hub.faults import DATASET, HUB_ERRORS, not_had
 from harmonize.provenance import library_versions
 from headspark.folder_kind import read_json
@@ -81,6 +81,7 @@ def push_probe(source: Path, repo: str, *, private: bool = True, tag: str | None
         WrongUse: `source` is something else, or the repository holds something else.
     """
     check_repo(repo)
+    check_tag(tag)
     content = _read(source)
     refuse_foreign_repository(repo, mark=PROBE, is_ours=partial(fits, shape=_CONTENT), what="a probe", kind=DATASET)
     with tempfile.TemporaryDirectory(prefix="headspark-push-") as name:

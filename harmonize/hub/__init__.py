@@ -3,7 +3,7 @@
 from harmonize.hub.download import fetch_file
 from harmonize.hub.faults import HUB_ERRORS, UPLOAD_ERRORS, first_line, not_had, refused
 from harmonize.hub.large import send_large
-from harmonize.hub.names import check_repo, repo_of
+from harmonize.hub.names import check_repo, check_tag, repo_of
 from harmonize.hub.owner import refuse_foreign_repository
 from harmonize.hub.reach import bounded_silence, check_reached, reached
 from harmonize.hub.upload import push_folder
@@ -14,6 +14,7 @@ __all__ = [
     "bounded_silence",
     "check_reached",
     "check_repo",
+    "check_tag",
     "fetch_file",
     "first_line",
     "not_had",
