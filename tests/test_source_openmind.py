@@ -259,6 +259,50 @@ def test_a_linked_data_set_is_read(tmp_path: Path) -> None:
     assert np.array_equal(openmind.load(ref).voxels_XYZ, VOXELS)
 
 
+@pytest.mark.parametrize("above", ["OpenMind/OpenMind", "OpenMind/disk1", "downloads/OpenMind"])
+def test_data_sets_that_lie_deeper_are_known_by_the_table_and_their_patients_stay_apart(
+    tmp_path: Path, above: str
+) -> None:
+    for data_set in ("ds000001", "ds000002"):
+        anat = tmp_path / above / data_set / "sub-01/anat"
+        image(anat / "sub-01_T1w.nii.gz")
+        image(anat / "sub-01_FLAIR.nii.gz")
+        image(anat / "sub-01_T1w__Data/fb_mask.nii.gz", np.zeros((8, 9, 10), np.float32))
+    table(
+        tmp_path,
+        "image_path,modality,age,anat_mask_path",
+        *(
+            f"OpenMind/{data_set}/sub-01/anat/sub-01_{kind}.nii.gz,{kind},{age},"
+            f"OpenMind/{data_set}/sub-01/anat/sub-01_T1w__Data/fb_mask.nii.gz"
+            for data_set, age in (("ds000001", 31), ("ds000002", 62))
+            for kind in ("FLAIR", "T1w")
+        ),
+    )
+    found = list(references("openmind", tmp_path))
+    assert [scan_id(ref, "") for ref in found] == [
+        "ds000001__sub-01_FLAIR", "ds000001__sub-01_T1w", "ds000002__sub-01_FLAIR", "ds000002__sub-01_T1w"
+    ]  # fmt: skip
+    assert [ref.subject for ref in found] == ["ds000001_sub-01"] * 2 + ["ds000002_sub-01"] * 2
+    assert [ref.meta["age"] for ref in found] == [31, 31, 62, 62]
+    assert all("anatomy" in openmind.load(ref).masks for ref in found)
+
+
+def test_numbers_of_subjects_are_those_of_their_own_data_set(tmp_path: Path) -> None:
+    for place in ("lab/a", "lab/b", "lab/a/derivatives/x", "own"):
+        image(tmp_path / "OpenMind" / place / "sub-01/anat/sub-01_T1w.nii.gz")
+    subjects = {ref.key.split("/sub-")[0]: ref.subject for ref in references("openmind", tmp_path)}
+    assert subjects == {
+        "lab/a": "lab/a_sub-01", "lab/a/derivatives/x": "lab/a_sub-01", "lab/b": "lab/b_sub-01", "own": "own_sub-01"
+    }  # fmt: skip
+
+
+def test_the_table_may_lie_in_the_tree(tmp_path: Path) -> None:
+    image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz")
+    table(tmp_path / "OpenMind", "image_path,modality,age", "ds000001/sub-01/anat/sub-01_T1w.nii.gz,T1w,31")
+    (ref,) = references("openmind", tmp_path)
+    assert ref.meta["age"] == 31
+
+
 def test_rows_that_contradict_each_other_say_nothing_of_what_they_differ_in(tmp_path: Path) -> None:
     image(tmp_path / "OpenMind/ds000001/sub-01/anat/sub-01_T1w.nii.gz")
     name = "ds000001/sub-01/anat/sub-01_T1w.nii.gz"

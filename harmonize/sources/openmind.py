@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -20,7 +21,7 @@ from harmonize.sources.first_look import check_root, nothing_found
 from harmonize.sources.nifti_contrast import settled
 from harmonize.sources.tables import age_of, is_absent, merge, read_table, sex_of
 from harmonize.sources.volume_files import SINGLE, read_volume_file, stem_of
-from harmonize.sources.volume_tree import volumes_in
+from harmonize.sources.volume_tree import MADE, volumes_in
 
 TABLE, TREE = "openneuro_metadata.csv", "OpenMind"
 NEEDED = ("image_path", "modality")
@@ -44,7 +45,8 @@ _BY_SUFFIX = {name.casefold(): name for name in MODALITIES}
 _BY_WORD = _BY_SUFFIX | {"unit1_denoised": "UNIT1_denoised"}
 """What the table may say. These keep OpenMind's own names in a corpus, other words those of the other sources."""
 
-_PUBLIC = re.compile(r"ds\d{6}/sub-[A-Za-z0-9]+/")
+_DATA_SET = re.compile(r"ds\d{6}")
+_PUBLIC = re.compile(rf"{_DATA_SET.pattern}/sub-[A-Za-z0-9]+/")
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
     check_root("openmind", root)
     top = root / TREE if (root / TREE).is_dir() else root
     tree = RawTree(top, claims=lambda name: suffix_of(name) in VOLUME_SUFFIXES)
-    table = next((path for path in (root / TABLE, top.parent / TABLE) if path.is_file()), None)
+    table = next((path for path in (root / TABLE, top.parent / TABLE, top / TABLE) if path.is_file()), None)
     rows = _rows(table, tree)
     listed = {_relative(str(row[name])) for row in rows.values() for name in MASK_COLUMNS if row[name]}
     stems: set[str] = set()
@@ -74,9 +76,10 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
     for folder in tree.folders():
         for paths in _images(tree, folder, masks):
             relative = folder.key(paths[0].name)
-            if relative in listed:
+            if not listed.isdisjoint(_names_of(relative)):
                 continue
-            row = rows.get(relative) or (rows.get(folder.key(paths[1].name)) if len(paths) > 1 else None)
+            names = (name for path in paths for name in _names_of(folder.key(path.name)))
+            row = next((rows[name] for name in names if name in rows), None)
             seen += row is not None
             stems.add(stem_of(relative))
             ref = _reference(top, paths, relative, row or {})
@@ -94,7 +97,7 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
         log.warning(
             "%d of %d rows of %s name no file under %s", len(rows) - seen, len(rows), TABLE, printable(str(top))
         )
-    orphans = (name for name in masks if name not in listed and _owner(name) not in stems)
+    orphans = (name for name in masks if listed.isdisjoint(_names_of(name)) and _owner(name) not in stems)
     tree.count("masks", "no image beside them", sum(1 for _ in orphans))
     yield from tree.rest("openmind")
     if top != root:
@@ -167,6 +170,20 @@ def _relative(path: str) -> str:
     return text.removeprefix(f"{TREE}/")
 
 
+def _names_of(relative: str) -> tuple[str, ...]:
+    """What the table may call a file: by its path in the tree, or from its data set on where that lies deeper.
+
+    Example:
+        >>> _names_of("disk1/ds000001/sub-01/anat/a.nii.gz")
+        ('disk1/ds000001/sub-01/anat/a.nii.gz', 'ds000001/sub-01/anat/a.nii.gz')
+        >>> _names_of("ds000001/sub-01/anat/a.nii.gz")
+        ('ds000001/sub-01/anat/a.nii.gz',)
+    """
+    parts = relative.split("/")
+    depth = next((depth for depth, part in enumerate(parts[:-1]) if _DATA_SET.fullmatch(part)), 0)
+    return (relative, "/".join(parts[depth:])) if depth else (relative,)
+
+
 def _images(tree: RawTree, folder: Folder, masks: list[str]) -> Iterator[tuple[Path, ...]]:
     """The images of a folder, each with the file of its header where that is another; masks are put aside."""
     if not folder.names:
@@ -197,21 +214,35 @@ def _outside(root: Path) -> Iterator[LeftOut]:
 
 def _reference(tree: Path, paths: tuple[Path, ...], relative: str, row: Mapping[str, object]) -> ScanRef:
     stem = stem_of(paths[0].name)
-    folders = tuple(relative.split("/")[:-1])
+    # Above the data set lie disks, or the tree once more: they are no part of anybody's name.
+    named = _names_of(relative)[-1]
+    folders = tuple(named.split("/")[:-1])
     subject = next((part for part in folders if part.startswith("sub-")), stem)
-    dataset = folders[0] if folders else ""
     modality, noted = _contrast(str(row.get("modality") or ""), re.split(r"[_-]", stem)[-1])
     return ScanRef(
         source="openmind",
         key=relative,
         root=tree,
         paths=paths,
-        subject=f"{dataset}_{subject}",
+        subject=f"{_data_set(folders)}_{subject}",
         session=next((part for part in folders if part.startswith("ses-")), None),
         modality=modality,
-        public_id=_public_id(folders, stem) if _PUBLIC.match(relative) else None,
+        public_id=_public_id(folders, stem) if _PUBLIC.match(named) else None,
         meta=dict(row) | ({"notes": (*cast(tuple[Decision, ...], row["notes"]), *noted)} if noted else {}),
     )
+
+
+def _data_set(folders: Sequence[str]) -> str:
+    """Whose the numbers of the subjects are: two sites below one folder have a sub-01 each.
+
+    Example:
+        >>> _data_set(["ds000001", "sub-01", "anat"]), _data_set(["lab", "site2", "derivatives", "a", "sub-01"])
+        ('ds000001', 'lab/site2')
+    """
+    above = list(takewhile(lambda part: part not in MADE and not part.startswith("sub-"), folders))
+    if _DATA_SET.fullmatch(folders[0] if folders else "") or len(above) in (0, len(folders)):
+        return folders[0] if folders else ""
+    return "/".join(above)
 
 
 def _contrast(said: str, suffix: str) -> tuple[str | None, list[Decision]]:
@@ -260,6 +291,7 @@ def _mask_candidates(ref: ScanRef, stem: str, listed: str) -> Iterator[Path]:
     """Where a mask may lie, the place that the table names first."""
     if listed and _stays_in_tree(listed):
         yield ref.root / _relative(listed)
+        yield ref.root / f"{ref.key.removesuffix(_names_of(ref.key)[-1])}{_relative(listed)}"
     yield from _masks_in(ref.paths[0].with_name(f"{stem_of(ref.paths[0].name)}__Data"), stem)
 
 
