@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from harmonize import engine, pool, sources
+from harmonize.cli import main
 from harmonize.corpus import Corpus, lock
 from harmonize.corpus.target import LOCK
 from harmonize.corpus.verify import verify
@@ -207,6 +210,31 @@ def test_nyul_is_fitted_once_a_modality_and_reused(root: Path, tmp_path: Path) -
     assert content(tmp_path / "other") == content(tmp_path / "corpus")
     medians = [row[4] for row in Corpus.open(tmp_path / "corpus").scans["intensity_percentiles"]]
     assert np.ptp(medians) < 0.2
+
+
+@pytest.mark.parametrize("fault", ["missing", "cannot be read"])
+def test_a_histogram_that_scans_were_made_with_is_never_fitted_again(
+    root: Path, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, kept = tmp_path / "corpus", tmp_path / "kept"
+    nyul = replace(SETTINGS, mri_norm="nyul")
+    run(root, out, nyul, limit=2)
+    shutil.copytree(out / "nyul", kept)
+    (out / "nyul/T1w.npy").unlink()
+    if fault == "cannot be read":
+        (out / "nyul/T1w.npy").write_bytes(b"no histogram")
+    before = content(out)
+    assert main(["verify", str(out)]) == 1
+    assert f"nyul/T1w.npy: {fault}, and 2 scans were normalised with it" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"nyul/T1w\.npy"):
+        run(root, out, nyul)
+    assert {name: hash for name, hash in content(out).items() if not name.startswith("records/")} == {
+        name: hash for name, hash in before.items() if not name.startswith("records/")
+    }
+    if fault == "missing":
+        run(root, out, nyul, nyul_folder=kept)
+        assert (out / "nyul/T1w.npy").read_bytes() == (kept / "T1w.npy").read_bytes()
+        assert verify(out) == []
 
 
 def test_other_histograms_for_the_same_corpus_are_refused(root: Path, tmp_path: Path) -> None:

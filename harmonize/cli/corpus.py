@@ -108,6 +108,9 @@ def _verify(options: argparse.Namespace) -> int:
     elif any(fault.where is Where.UNKNOWN for fault in faults):
         say(f"{corpus}: {len(faults)} faults; this version does not know what another one wrote:")
         say("look with that one, for a merge by this one would forget it; delete nothing")
+    elif any(fault.where is Where.LOST for fault in faults):
+        say(f"{corpus}: {len(faults)} faults; no command makes a standard histogram again that scans were made with:")
+        say("bring it back from where the corpus came from, or from a copy; then verify again")
     elif any(fault.where is Where.TABLE for fault in faults):
         say(f"{corpus}: {len(faults)} faults; the journal in {RECORDS}/ lacks what would mend the tables:")
         say("bring the corpus back from where it came from, or from a copy")

@@ -27,6 +27,8 @@ class Where(Enum):
     """A file that no row names."""
     UNKNOWN = auto()
     """In what another version wrote, which this one does not know."""
+    LOST = auto()
+    """In a file that no command makes again."""
     ROW = auto()
     """A row and its file do not agree: either may be wrong."""
 
@@ -87,6 +89,8 @@ def mended_by_merge(path: Path, faults: Iterable[Fault]) -> set[Fault]:
     def is_mended(fault: Fault) -> bool:
         if fault.where in (Where.TABLE, Where.UNKNOWN):
             return bool(records)
+        if fault.where is Where.LOST:
+            return False
         if fault.where is Where.STRAY:
             return fault.file in named
         kept = rows.get((fault.row["source"], fault.row["raw_hash"]))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from harmonize.corpus import (
     SCANS,
     Corpus,
     journal,
+    standards,
 )
 from harmonize.corpus.named_files import FOLDER_OF
 from harmonize.errors import UserError
@@ -110,8 +111,8 @@ def _hashes(corpus: Corpus) -> dict[str, str | None]:
 
 def _histograms(corpus: Corpus) -> list[str]:
     """The standard histograms that scans of the manifest were made with."""
-    made = corpus.scans[corpus.scans["unit"] == "nyul"]
-    return [f"{NYUL}/{nyul.histogram_path(Path(), one).name}" for one in sorted(set(made["modality"]))]
+    rows = cast(list[dict[str, Any]], corpus.scans[["unit", "modality"]].to_dict("records"))
+    return sorted(standards.used_by(rows))
 
 
 def _shards(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import nibabel as nib
 import numpy as np
 
-from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, StoredVolume
+from harmonize.corpus import FILE_COLUMNS, IMAGES, LABEL_TABLE, MASKS, Corpus, StoredVolume, standards
 from harmonize.corpus.mending import Fault, Where
 from harmonize.corpus.volume import WrongShapeError, read_with_header
 from harmonize.errors import Reason
@@ -61,6 +61,7 @@ def _table_faults(corpus: Corpus, rows: list[dict[str, Any]]) -> Iterator[Fault]
     for reason in sorted(set(corpus.rejected["reason"]) - known):
         yield Fault(f"rejected.parquet: unknown reason {reason}", Where.UNKNOWN, row={"reason": reason})
     yield from (Fault(text, Where.TABLE) for text in _faults_of_rows(corpus, rows))
+    yield from (Fault(text, Where.LOST) for text in standards.lost(corpus.path, standards.used_by(rows)))
     named = {row[column] for row in rows for column in FILE_COLUMNS}
     for file in sorted(chain.from_iterable((corpus.path / part).rglob("*") for part in (IMAGES, MASKS))):
         name = file.relative_to(corpus.path).as_posix()

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from harmonize import pool, sources
-from harmonize.corpus import NYUL, RECORDS, lock
+from harmonize.corpus import NYUL, RECORDS, journal, lock, standards
 from harmonize.corpus.target import LOCK
 from harmonize.engine.executors import Executor
 from harmonize.engine.hold import SHARD_IS_AHEAD
 from harmonize.engine.one_scan import landmarks_of
 from harmonize.engine.plan import Plan
-from harmonize.errors import WrongUse
+from harmonize.errors import UserError, WrongUse
 from harmonize.progress import Progress
 from harmonize.scan import ScanRef
 from harmonize.settings import Settings
@@ -76,7 +76,7 @@ def complete(
         run_over: Who reads them.
 
     Raises:
-        UserError: See `check_given`; or the raw folder vanished.
+        UserError: See `check_given`; a histogram is gone that scans were made with; or the raw folder vanished.
     """
     if given is not None:
         check_given(given, folder)
@@ -93,7 +93,22 @@ def complete(
         for ref in _sample(group, settings)
     ]
     if wanted:
+        _check_none_lost(folder.parent)
         _fit(wanted, root, folder, settings, run_over)
+
+
+def _check_none_lost(out: Path) -> None:
+    """Check that no histogram would be fitted again that scans of a corpus were made with: it would be another one.
+
+    Raises:
+        UserError: One is gone.
+    """
+    made = (record.row for record in journal.read(out / RECORDS).values() if record.row is not None)
+    for fault in standards.lost(out, standards.used_by(made)):
+        raise UserError(
+            f"{out}: {fault}; one fitted now would give other intensities: bring it back from a copy, give the folder "
+            "that has it as --nyul, or harmonize into a new --out"
+        )
 
 
 def _sample(group: list[ScanRef], settings: Settings) -> list[ScanRef]:
