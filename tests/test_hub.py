@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import socket
@@ -368,3 +369,27 @@ def test_a_name_that_is_no_tag_is_refused_before_the_push_that_would_stand_witho
     for fine in (None, "v1", "v1.0", "step_050000", "2026-11-29", "ablation/no-vessels"):
         check_tag(fine)
         assert fine is None or repo_of(f"user/model@{fine}") == ("user/model", fine)
+
+
+def test_a_cache_that_others_filled_may_only_be_read(hub: Hub, guarded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(guarded / "cache"))
+    monkeypatch.setattr(download, "LARGE", 10)
+    hub.repos["user/name"] = Repo(private=False, commits=[{}, {"model.safetensors": b"x" * 100, "a.json": b"{}"}])
+    names = "model.safetensors", "a.json"
+    there = [fetch_file("user/name", name) for name in names]
+    for folder, _, _ in os.walk(guarded / "cache", topdown=False):
+        Path(folder).chmod(0o555)
+    assert [fetch_file("user/name", name) for name in names] == there
+    hub.repos["user/name"].commits.append({"model.safetensors": b"y" * 100, "a.json": b"[]"})
+    for name in names:
+        with pytest.raises(UserError, match=f"user/name: {name}: the Hub's cache cannot be written to .*HF_HOME"):
+            fetch_file("user/name", name)
+
+
+def test_an_upload_goes_on_where_nothing_can_be_remembered_of_it(
+    in_parts: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.setattr(hub_constants, "HF_HOME", str(tmp_path / "home"))
+    push(folder)
+    assert len(in_parts.repos["user/name"].files["model.safetensors"]) == SIZE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from harmonize.errors import UserError
 from harmonize.files import fsync, sha256_of
-from harmonize.hub.faults import MODEL, status_of
+from harmonize.hub.faults import MODEL, no_cache, status_of
 from harmonize.terminal import warn
 
 LARGE = 10 << 20
@@ -55,13 +57,31 @@ def fetch_file(
         Where it lies in the client's cache.
 
     Raises:
-        UserError: The connection broke, and what has arrived is kept; or it is not the file that the Hub announced.
+        UserError: The connection broke, and what has arrived is kept; it is not the file that the Hub announced; or the
+            client's cache cannot be written to.
     """
     asked: dict[str, Any] = {"repo_type": kind, "revision": revision}
     options = {**asked, "cache_dir": cache_dir, "force_download": force_download, "token": token}
-    cached = try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision, repo_type=kind)
+    with _writing(f"{repo}: {name}"):
+        return _fetched(repo, name, asked, options, local_files_only=local_files_only)
+
+
+@contextmanager
+def _writing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        fault = no_cache(what, error)
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def _fetched(repo: str, name: str, asked: dict[str, Any], options: dict[str, Any], *, local_files_only: bool) -> Path:
+    cache_dir, token, kind, revision = options["cache_dir"], options["token"], asked["repo_type"], asked["revision"]
+    cached = try_to_load_from_cache(repo, name, cache_dir=cache_dir, **asked)
     known = isinstance(cached, str) and Path(cached).parent.name == revision  # of a commit, which does not change
-    if not (known or force_download or local_files_only or constants.HF_HUB_OFFLINE):
+    if not (known or options["force_download"] or local_files_only or constants.HF_HUB_OFFLINE):
         url = hf_hub_url(repo, name, **asked)
         try:
             facts = get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
@@ -80,10 +100,12 @@ def _bring(what: str, url: str, folder: Path, facts: HfFileMetadata, *, headers:
     blob = folder / "blobs" / etag
     partial = blob.with_name(f"{etag}{PARTIAL}")
     lock = folder.parent / ".locks" / folder.name / f"{etag}.lock"
+    if blob.exists():
+        return  # before anything is made: a cache that others filled may only be read
     for place in (blob.parent, lock.parent):
         place.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):  # the client's own: two commands never write one file
-        if blob.exists():
+        if blob.exists():  # another command brought it meanwhile
             return
         arrived = partial.stat().st_size if partial.exists() else 0
         if arrived > size:

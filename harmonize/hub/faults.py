@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -16,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from harmonize.errors import UserError
+from harmonize.files import NO_ROOM
 from harmonize.terminal import without_secrets
 
 HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, FileNotFoundError, OfflineModeIsEnabled)
@@ -80,6 +83,23 @@ def not_had(
     if isinstance(error, HTTPError):
         return f"{repo}: the connection to the Hub broke ({type(error).__name__}); give the command again, it goes on"
     return f"{repo}: {first_line(error)}"
+
+
+def no_cache(what: str, error: OSError) -> UserError | None:
+    """What is said where the client's cache cannot be written to; None where an error is about something else.
+
+    Args:
+        what: That was asked for.
+        error: Of the client, or of our own downloads.
+    """
+    if isinstance(error, HTTPError) or error.errno not in (*NO_ROOM, errno.EACCES, errno.EPERM):
+        return None
+    cache = error.filename or constants.HF_HUB_CACHE
+    how = "make room" if error.errno in NO_ROOM - {errno.EROFS} else "name a folder that you may write to"
+    return UserError(
+        f"{what}: the Hub's cache cannot be written to ({cache}: {error.strerror}); {how} (HF_HOME says where it is), "
+        "or set HF_HUB_OFFLINE=1 to take what it has"
+    )
 
 
 def refused(repo: str, error: Exception) -> UserError:

@@ -118,7 +118,8 @@ def _send_parts(path: Path, facts: UploadInfo, place: Path, record: dict[str, An
     parts = [{"partNumber": number, "etag": etag} for number, etag in enumerate(arrived, start=1)]
     told = {"oid": facts.sha256.hex(), "parts": parts}
     hf_raise_for_status(http_backoff("POST", record["complete"], json=told, headers=LFS_HEADERS))
-    place.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        place.unlink(missing_ok=True)
 
 
 def _known(place: Path, size: int) -> dict[str, Any] | None:
@@ -133,8 +134,12 @@ def _known(place: Path, size: int) -> dict[str, Any] | None:
 
 
 def _write(place: Path, record: Mapping[str, Any]) -> None:
-    """Keep a record; whoever reads its addresses could send other parts, so that is nobody else."""
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with atomic_path(place) as temporary:
-        temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps(record), encoding="utf-8")
+    """Keep a record; whoever reads its addresses could send other parts, so that is nobody else.
+
+    Where that cannot be done, on a home that is full or may only be read, the upload goes on all the same.
+    """
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with atomic_path(place) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(json.dumps(record), encoding="utf-8")

@@ -21,7 +21,7 @@ from torch import nn
 
 from harmonize.errors import UserError, WrongUse
 from harmonize.files import write_text
-from harmonize.hub import HUB_ERRORS, fetch_file, first_line, not_had, reached, repo_of
+from harmonize.hub import HUB_ERRORS, fetch_file, first_line, no_cache, not_had, reached, repo_of
 from headspark.config import from_plain, to_plain
 from headspark.decoder import UNetDecoder
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
@@ -116,7 +116,8 @@ class Encoder(
         except (TypeError, ValueError, AttributeError, SafetensorError, RuntimeError) as error:
             raise UserError(f"{name}: its files do not make an encoder: {first_line(error)}") from error
         except OSError as error:
-            raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
+            fault = None if Path(repo).is_dir() else no_cache(name, error)
+            raise fault or UserError(f"{name}: cannot be read: {error.strerror or error}") from error
 
     @classmethod
     def _from_pretrained(
