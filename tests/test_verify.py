@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import nibabel as nib
@@ -20,6 +21,8 @@ from harmonize import engine
 from harmonize.cli import main
 from harmonize.corpus import LABEL_SCHEMA, SCAN_SCHEMA, Corpus, read_volume, write_manifest, write_volume
 from harmonize.corpus.layout import REJECTED_SCHEMA
+from harmonize.corpus.lock import exclusive, shared
+from harmonize.corpus.target import LOCK
 from harmonize.corpus.verify import verify
 from harmonize.files import sha256_of
 from harmonize.settings import Settings
@@ -117,6 +120,30 @@ def test_what_is_damaged_or_known_to_nobody_may_be_deleted(corpus: Path, capsys:
     said = capsys.readouterr().out
     assert "delete the files named" in said
     assert "harmonize merge" not in said
+
+
+def test_what_is_damaged_in_a_corpus_without_raw_folders_is_fetched_again(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(corpus / "records")
+    (corpus / rows_of(corpus).iloc[0]["image_file_name"]).write_bytes(b"cut")
+    assert main(["verify", str(corpus)]) == 1
+    said = capsys.readouterr().out
+    assert "delete the files named" in said
+    assert "`hf download`" in said
+    assert "raw folders" not in said
+
+
+@pytest.mark.parametrize("hold", [exclusive, shared])
+def test_what_a_run_has_under_way_is_no_fault(
+    corpus: Path, hold: Callable[[Path, str], AbstractContextManager[None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (corpus / "images/openmind/.tmp-7-0123456789abcdef-x.nii.gz").write_bytes(b"half")
+    with hold(corpus / LOCK, "busy"):
+        assert main(["verify", str(corpus)]) == 1
+    shown = capsys.readouterr()
+    assert "a run is still writing this corpus; wait for it, then verify" in shown.err
+    assert shown.out == ""
 
 
 @pytest.mark.parametrize("newer", [True, False])

@@ -86,15 +86,20 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from harmonize.corpus import RECORDS
+    from harmonize.corpus import RECORDS, journal, lock
     from harmonize.corpus.mending import Where, mended_by_merge
+    from harmonize.corpus.target import LOCK
     from harmonize.corpus.verify import verify
 
     corpus = options.corpus
+    # What a run has under way looks as if it were left by a killed one, and would be deleted by advice.
+    busy = corpus / LOCK, f"{corpus}: a run is still writing this corpus; wait for it, then verify"
+    lock.check_free(*busy, alone=True)
     faults = verify(corpus, workers=max(1, options.workers))
     if not faults:
         say(f"{corpus}: whole")
         return DONE
+    lock.check_free(*busy, alone=True)
     try:
         mended = mended_by_merge(corpus, faults)
     except UserError:
@@ -114,6 +119,9 @@ def _verify(options: argparse.Namespace) -> int:
     elif any(fault.where is Where.TABLE for fault in faults):
         say(f"{corpus}: {len(faults)} faults; the journal in {RECORDS}/ lacks what would mend the tables:")
         say("bring the corpus back from where it came from, or from a copy")
+    elif not journal.sources_in(corpus / RECORDS):
+        say(f"{corpus}: {len(faults)} faults; it has no journal, as a corpus that was fetched: delete the files named,")
+        say("then give the command that fetched it again (`hf download`), which brings what is missing, and only that")
     else:
         say(f"{corpus}: {len(faults)} faults; delete the files named, then give the harmonize commands again:")
         say("they make what is missing from the raw folders, and only that")
