@@ -429,6 +429,30 @@ def test_a_published_corpus_without_its_journal_keeps_its_scans(root: Path, tmp_
     assert len(Corpus.open(out).scans) == 4
 
 
+def test_a_published_corpus_without_its_journal_keeps_the_labels_of_what_was_rejected(
+    rsna: Path, root: Path, tmp_path: Path
+) -> None:
+    first = min((rsna / "series").iterdir())
+    kept = {path: path.read_bytes() for path in first.iterdir()}
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:200])
+    out = tmp_path / "corpus"
+    assert run(rsna, out, source="rsna").rejected.total() == 1
+    before = (out / "labels.parquet").read_bytes()
+    shutil.rmtree(out / RECORDS)
+    for _ in range(2):
+        run(root, out)
+        assert (out / "labels.parquet").read_bytes() == before
+    engine.merge(out)
+    assert (out / "labels.parquet").read_bytes() == before
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert run(rsna, out, source="rsna", retry=True).rejected.total() == 0
+    labels = Corpus.open(out).labels
+    assert len(labels) == 2
+    assert labels["accepted"].all()
+
+
 class Crash(BaseException):
     """The power goes."""
 

@@ -36,7 +36,7 @@ from harmonize.corpus.layout import (
     mask_name,
 )
 from harmonize.corpus.mask_labels import mask_labels
-from harmonize.corpus.reading import Corpus, table_rows
+from harmonize.corpus.reading import Corpus, stored_label_rows, table_rows
 from harmonize.corpus.target import INFO, NYUL, RECORDS
 from harmonize.corpus.volume import read_volume, write_volume
 from harmonize.corpus.writing import write_manifest
@@ -68,6 +68,7 @@ __all__ = [
     "mask_labels",
     "mask_name",
     "read_volume",
+    "stored_label_rows",
     "table_rows",
     "write_manifest",
     "write_volume",

@@ -29,7 +29,7 @@ SHARD = ".shard-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What became of one raw scan.
+    """What became of one raw scan; where neither row nor rejection says it, the labels of one, of a published corpus.
 
     Attributes:
         source: Registry name.

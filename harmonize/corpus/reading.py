@@ -157,6 +157,15 @@ def table_rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     )
 
 
+def stored_label_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of labels.parquet; none where there is no such table.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    return _read_table(path / LABEL_TABLE, LABEL_SCHEMA).to_pylist() if (path / LABEL_TABLE).is_file() else []
+
+
 def label_rows(accepted: list[dict[str, Any]], labels: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of labels.parquet in their order; an accepted scan's own row says what its labels are.
 

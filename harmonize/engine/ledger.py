@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from harmonize import corpus as layout
 from harmonize.corpus import journal
@@ -14,6 +14,7 @@ from harmonize.corpus.journal import Key, Record
 from harmonize.decisions import Decision
 from harmonize.engine import duplicates
 from harmonize.engine.changes import file_names, has_files, is_retryable
+from harmonize.identity import salted_hash
 
 
 class Ledger:
@@ -97,17 +98,40 @@ def restore_journal(out: Path) -> None:
     if not absent or not (out / layout.SCANS).is_file():
         return
     accepted, rejected = layout.table_rows(out)
+    labels = {_scan_of(entry): entry for entry in layout.stored_label_rows(out)}
     for source in sorted(absent):
         found = [
-            Record(source=source, raw_hash=row["raw_hash"], row=row) for row in accepted if row["source"] == source
+            Record(source=source, raw_hash=row["raw_hash"], row=row, labels=_said(labels.pop(_scan_of(row), None)))
+            for row in accepted
+            if row["source"] == source
         ]
         found += [
             Record(source=source, raw_hash=row["raw_hash"], rejection=rejection)
             for row in rejected
             if row["source"] == source and (rejection := journal.rejection_of(row)) is not None
         ]
+        # No table says which of the rejected scans these are; but the folds are dealt by them.
+        found += [
+            Record(source=source, raw_hash=salted_hash("", "labels", *scan), labels=_said(entry))
+            for scan, entry in labels.items()
+            if entry["source"] == source
+        ]
         if found:
             journal.write_whole(folder, source, sorted(found, key=lambda record: record.raw_hash))
+
+
+def _scan_of(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Which scan a row of the tables is about."""
+    return entry["source"], entry["subject"], entry["scan_id"]
+
+
+def _said(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a row of labels.parquet says whatever became of the scan."""
+    return None if entry is None else {name: value for name, value in entry.items() if name != "accepted"}
+
+
+def _is_label_alone(record: Record) -> bool:
+    return record.row is None and record.rejection is None
 
 
 def write_tables(
@@ -128,7 +152,10 @@ def write_tables(
     found = duplicates.find(records, is_there=lambda record: has_files(record, out))
     accepted, rejected, labels = [], [], []
     standing: dict[Key, Record] = {}
+    spoken_for = {_scan_of(each.labels) for each in records.values() if each.labels and not _is_label_alone(each)}
     for key, record in records.items():
+        if _is_label_alone(record) and record.labels and _scan_of(record.labels) in spoken_for:
+            continue
         kept = found.kept.get(key)
         rejection = record.rejection
         of = None

@@ -89,7 +89,8 @@ class Summary:
         if self.shrunk:
             yield "kept", f"{self.shrunk} of which raw files are gone (--retry makes them again from what is left)"
         if self.unrecorded:
-            yield "kept", f"{self.unrecorded} of version 0.1.0, which did not note their files; from now on it is noted"
+            made = "of version 0.1.0 or of a corpus that was fetched"
+            yield "kept", f"{self.unrecorded} {made}, which do not note their files; from now on it is noted"
 
     def _unusual(self) -> Iterator[tuple[str, str]]:
         if self.unusual:
