@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import stat
+import string
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from harmonize.terminal import warn
 VARIABLE, FILE_OPTION = "HARMONIZE_SALT", "--salt-file"
 SHORT = 12
 """Fewer letters can be tried one after the other: the hashes of known ids are public where a corpus is."""
+
+_UNSEEN = f"{string.whitespace}\ufeff"
+"""What nobody sees at the ends of a salt: Windows adds some of it, and a shell takes some away."""
 
 MAX_BYTES = 1024
 SLOW = "scrypt:"
@@ -35,6 +39,8 @@ def given_salt(option: str | None, file: Path | None) -> str:
     """
     if option is not None and file is not None:
         raise WrongUse(f"--salt and {FILE_OPTION}: give one of them")
+    if option == "":
+        raise WrongUse("--salt: is empty, as of a variable that is not set; leave it out to hash ids without a secret")
     if option:
         warn(
             f"warning: --salt is seen by every user of this machine in the list of processes; set {VARIABLE}, or give "
@@ -43,6 +49,11 @@ def given_salt(option: str | None, file: Path | None) -> str:
     salt = option if option is not None else _read(file) if file is not None else os.environ.get(VARIABLE, "")
     if 0 < len(salt) < SHORT:
         warn(f"warning: a salt of {len(salt)} letters can be guessed; `openssl rand -hex 16` makes one that cannot")
+    if salt.strip(_UNSEEN) != salt:
+        warn(
+            "warning: the salt begins or ends with a space, a line end or a byte order mark, which counts: a file or "
+            "variable without it holds another salt"
+        )
     return salt
 
 

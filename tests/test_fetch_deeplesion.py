@@ -157,6 +157,14 @@ def test_without_a_list_the_command_says_where_it_is(capsys, tmp_path: Path) -> 
         addresses(tmp_path / "list", None)
 
 
+@pytest.mark.parametrize("name", ["nowhere.py", "."])
+def test_a_list_that_is_not_there_is_wrong_use(tmp_path: Path, name: str, capsys) -> None:
+    given = ("fetch", "deeplesion", "--out", str(tmp_path / "raw"), "--list", str(tmp_path / name))
+    assert main(given) == 2
+    assert f"--list {tmp_path / name}: cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "raw").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [("http://[bad/a.zip", "not an address"), ("http://a.org:port/a.zip", "port"), ("http://a.org/?a=.zip", "no .zip")],

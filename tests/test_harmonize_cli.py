@@ -83,6 +83,10 @@ def test_the_files_behind_hashes_are_named_to_who_has_the_salt(raw: Path, tmp_pa
     assert "another --salt" in capsys.readouterr().err
     assert call("locate", "openmind", raw, corpus, "nothing", "--salt", "s") == 1
     assert "only 0 of 1 names" in capsys.readouterr().err
+    assert call("locate", "openmind", raw, corpus, row.scan_id, row.raw_hash, row.scan_id, "--salt", "s") == 0
+    capsys.readouterr()
+    assert call("locate", "openmind", raw, corpus, row.scan_id, "nobody", "--salt", "s") == 1
+    assert capsys.readouterr().err.rstrip().endswith("; not nobody")
 
 
 def test_rsna_is_not_fetched_but_the_way_to_it_is_named(tmp_path: Path, capsys) -> None:

@@ -320,6 +320,16 @@ def test_a_salt_that_is_none_too_open_or_too_short_is_named(tmp_path: Path, caps
         salt.given_salt(None, tmp_path / "absent")
     with pytest.raises(UserError, match="one of them"):
         salt.given_salt("a", file)
+    with pytest.raises(UserError, match="--salt: is empty"):
+        salt.given_salt("", None)
+    file.chmod(0o600)
+    for content in ("\ufeffa long enough secret", "a long enough secret \r\n"):
+        file.write_bytes(content.encode())
+        assert salt.given_salt(None, file) == content.removesuffix("\r\n")
+        assert "begins or ends with a space" in capsys.readouterr().err
+    file.write_bytes(b"a long enough secret\r\n")
+    assert salt.given_salt(None, file) == "a long enough secret"
+    assert capsys.readouterr().err == ""
     file.write_text("short")
     file.chmod(0o644)
     assert salt.given_salt(None, file) == "short"

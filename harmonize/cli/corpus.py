@@ -16,6 +16,9 @@ from harmonize.terminal import say
 DRAWN = 10_000
 """Pictures of a report: about 56 MB."""
 
+SHOWN = 5
+"""Names that are not found, and are told."""
+
 
 def draw_brains(corpus: Path, workers: int) -> None:
     """Write the report of a corpus with brain masks, which never come without pictures to judge them by."""
@@ -140,13 +143,18 @@ def _locate(options: argparse.Namespace) -> int:
     from harmonize.sources.first_look import check_root
 
     check_root(options.source, options.raw)
-    count = 0
+    names = dict.fromkeys(options.names)
+    unseen = set(names)
     salt = given_salt(options.salt, options.salt_file)
-    for located in locate(options.source, options.raw, options.corpus, salt=salt, names=options.names):
+    for located in locate(options.source, options.raw, options.corpus, salt=salt, names=tuple(names)):
         say(describe(located))
-        count += 1
-    if count < len(options.names):
-        raise UserError(f"only {count} of {len(options.names)} names stand in {options.corpus} and in {options.raw}")
+        unseen -= {located.name, located.raw_hash}
+    if unseen:
+        shown = ", ".join([name for name in names if name in unseen][:SHOWN])
+        raise UserError(
+            f"only {len(names) - len(unseen)} of {len(names)} names stand in {options.corpus} and in {options.raw}; "
+            f"not {shown}{' ...' if len(unseen) > SHOWN else ''}"
+        )
     return DONE
 
 

@@ -20,12 +20,14 @@ class Located:
 
     Attributes:
         name: Its scan id in the corpus, or the hash that stands for it where it was rejected.
+        raw_hash: That hash, whatever became of it.
         ref: The raw scan; it holds raw names, so it is for the user's eyes alone.
         reason: Code of the rejection, or ``accepted``.
         message: Of the rejection.
     """
 
     name: str
+    raw_hash: str
     ref: ScanRef
     reason: str
     message: str
@@ -51,10 +53,11 @@ def locate(source: str, root: Path, path: Path, *, salt: str = "", names: Collec
         raise WrongUse(f"{path}: was made with {ANOTHER_SALT}")
     wanted = _wanted(corpus, source, frozenset(names))
     for ref in sources.references(source, root):
-        found = wanted.pop(identity.raw_hash(ref, salt), None)
+        raw_hash = identity.raw_hash(ref, salt)
+        found = wanted.pop(raw_hash, None)
         if found is not None:
             name, reason, message = found
-            yield Located(name=name, ref=ref, reason=reason, message=message)
+            yield Located(name=name, raw_hash=raw_hash, ref=ref, reason=reason, message=message)
         if not wanted:
             return
 

@@ -48,7 +48,13 @@ def addresses(list_file: Path | None, base_url: str | None) -> list[str]:
         raise WrongUse(
             f"--list: needed; download {LIST_NAME} and {TABLE} from {HOME}, then give `--list {LIST_NAME}`",
         )
-    found = list(dict.fromkeys(_ADDRESS.findall(list_file.read_text(encoding="utf-8", errors="replace"))))
+    try:
+        text = list_file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise WrongUse(
+            f"--list {list_file}: cannot be read ({error.strerror}); take {LIST_NAME} from {HOME}"
+        ) from error
+    found = list(dict.fromkeys(_ADDRESS.findall(text)))
     if not found:
         raise WrongUse(f"{list_file}: holds no address of a .zip file; take {LIST_NAME} from {HOME}")
     for url in found:
