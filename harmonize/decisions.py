@@ -159,6 +159,7 @@ class DecisionKind(Enum):
     SPACING_OF_OTHER_SIZE = "pictures of {found} pixels, not {said} as the table says: its spacing times {times:.4g}"
     ORIGIN_UNKNOWN = "origin unknown, set to 0"
     CLIPPED_ABOVE = "{count:d} voxels above {high:d} HU were clipped"
+    SLICES_LACKING = "{count:d} of the {total:d} slices that the table gives are not there"
     SLICES_TWICE = "{count:d} slice numbers stand on several files: the name of three digits is taken"
 
     # Harmonizing

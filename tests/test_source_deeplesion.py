@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -143,6 +144,25 @@ def test_rows_are_read_by_the_files_path_and_with_turned_ranges(tmp_path: Path, 
     assert spacing_of(ref) == [0.5, 0.5, 5]
 
 
+def test_slices_that_the_table_gives_and_that_are_not_there_are_said(tmp_path: Path) -> None:
+    slices(tmp_path, "000001_01_01", 1, 4)
+    slices(tmp_path, "000001_01_01", 6, 7)
+    slices(tmp_path, "000002_01_01", 3, 5)
+    table(
+        tmp_path,
+        line("000001_01_01", 2, 1, 8),
+        line("000001_01_01", 5, 3, 8),
+        line("000001_01_01", 99, 90, 999999999),
+        line("000002_01_01", 4, 3, 5),
+        line("000003_01_01", 4, 3, 5),
+    )
+    *found, left = deeplesion.discover(tmp_path)
+    told = "2 of the 8 slices that the table gives are not there"
+    said = {ref.key: told in deeplesion.load(ref).decisions for ref in found if isinstance(ref, ScanRef)}
+    assert said == {"000001_01_01_001-004": True, "000001_01_01_006-007": True, "000002_01_01_003-005": False}
+    assert left == LeftOut(what="rows of DL_info.csv", why="none of their slices is there", count=2)
+
+
 def test_rows_that_name_no_series_are_counted_as_such(tmp_path: Path) -> None:
     slices(tmp_path, "000001_01_01", 1, 3)
     table(tmp_path, line("lesion", 2, 1, 3))
@@ -215,6 +235,14 @@ def test_a_missing_table_or_column_is_named(tmp_path: Path) -> None:
         list(deeplesion.discover(tmp_path))
     (tmp_path / "DL_info.csv").write_text("File_name,Slice_range\n")
     with pytest.raises(UserError, match="Spacing_mm_px_"):
+        list(deeplesion.discover(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["DL_info (1).csv", "dl_info.CSV"])
+def test_a_table_of_nearly_its_name_is_named(tmp_path: Path, name: str) -> None:
+    slices(tmp_path, "000001_01_01", 1, 3)
+    (tmp_path / name).write_text("File_name\n")
+    with pytest.raises(UserError, match=re.escape(f"(is it {name}? then rename it)")):
         list(deeplesion.discover(tmp_path))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,7 +19,7 @@ from harmonize.limits import check_claim
 from harmonize.raw_tree import Folder, RawTree, suffix_of
 from harmonize.scan import AIR_HU, HU, LeftOut, Scan, ScanRef, annotations_of, raise_if_rejected
 from harmonize.sources.deeplesion_spacing import Size, contradicts, for_size, one_spacing, size_of, size_of_png
-from harmonize.sources.first_look import check_root, nothing_found
+from harmonize.sources.first_look import check_root, misnamed, nothing_found
 from harmonize.sources.tables import age_of, merge, read_table, sex_of
 
 TABLE, IMAGES = "DL_info.csv", "Images_png"
@@ -34,6 +35,9 @@ HU_RANGE = (AIR_HU, 3071)
 MAX_SIDE = 4096
 DEPTH_16_MODES = ("I;16", "I;16B", "I")
 SUFFIX = ".png"
+NO_SLICES = "none of their slices is there"
+"""Said of rows of the table."""
+
 _SERIES = re.compile(r"[0-9]{6}_[0-9]{2}_[0-9]{2}")
 _FILE_NAME = re.compile(rf"(?:.*[/\\])?({_SERIES.pattern})[_/\\][^_/\\]*")
 """Of the table: ``000001_01_01_109.png``, or the file's own path."""
@@ -81,6 +85,9 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
         else:
             series.add(name)
             yield from _series(tree, folder, rows.get(name, []))
+    # Archives that were never unpacked, most often.
+    absent = sum(len(found) for name, found in rows.items() if name not in series)
+    tree.count(f"rows of {TABLE}", NO_SLICES, absent)
     if not series and not tree.unread:
         raise nothing_found("deeplesion", root, tree.seen())
     yield from tree.rest("deeplesion")
@@ -131,7 +138,8 @@ def _rows(root: Path, tree: RawTree) -> dict[str, list[_Row]]:
     """By series what the rows of the table say; rows that name no slices are counted."""
     path = root / TABLE
     if not path.is_file():
-        raise nothing_found("deeplesion", root, lacking=f"{TABLE} beside {IMAGES}/, which holds the spacings")
+        lacking = f"{TABLE} beside {IMAGES}/, which holds the spacings{misnamed(root, TABLE)}"
+        raise nothing_found("deeplesion", root, lacking=lacking)
     table = read_table(path, NEEDED, WANTED)
     found: dict[str, list[_Row]] = {}
     nameless = unusable = 0
@@ -181,8 +189,10 @@ def _series(tree: RawTree, folder: Folder, rows: list[_Row]) -> Iterator[ScanRef
             tree.dismiss(folder.path / name, "no slice")
     if not slices:
         tree.count("series folders", "they hold no slices")
-    for run in _runs(sorted(slices), rows):
-        yield _reference(tree, folder, {number: slices[number] for number in run}, rows)
+    numbers = sorted(slices)
+    tree.count(f"rows of {TABLE}", NO_SLICES, sum(not _present(numbers, row.first, row.last) for row in rows))
+    for run in _runs(numbers, rows):
+        yield _reference(tree, folder, {number: slices[number] for number in run}, rows, numbers)
 
 
 def _runs(numbers: list[int], rows: list[_Row]) -> Iterator[list[int]]:
@@ -197,6 +207,28 @@ def _runs(numbers: list[int], rows: list[_Row]) -> Iterator[list[int]]:
         yield run
 
 
+def _present(numbers: Sequence[int], first: int, last: int) -> int:
+    """How many of sorted numbers lie from `first` to `last`."""
+    return bisect_right(numbers, last) - bisect_left(numbers, first)
+
+
+def _lacking(numbers: Sequence[int], rows: Iterable[_Row]) -> list[Decision]:
+    """What is said of slices that rows of the table give, and that are not there: a download was cut, say.
+
+    Args:
+        numbers: Of all slices of the series, sorted.
+        rows: That speak of the run in question.
+    """
+    given = there = 0
+    reached = -1
+    for first, last in sorted((row.first, row.last) for row in rows):
+        start = max(first, reached + 1)
+        if start <= last:
+            given, there = given + last - start + 1, there + _present(numbers, start, last)
+            reached = last
+    return [DecisionKind.SLICES_LACKING(count=given - there, total=given)] if there < given else []
+
+
 def _said(number: int, rows: list[_Row]) -> frozenset[str]:
     return frozenset(row.spacing for row in rows if row.first <= number <= row.last)
 
@@ -206,7 +238,9 @@ def _differ(one: frozenset[str], other: frozenset[str]) -> bool:
     return bool(one) and bool(other) and one != other
 
 
-def _reference(tree: RawTree, folder: Folder, run: Mapping[int, list[str]], rows: list[_Row]) -> ScanRef:
+def _reference(
+    tree: RawTree, folder: Folder, run: Mapping[int, list[str]], rows: list[_Row], numbers: Sequence[int]
+) -> ScanRef:
     first, last = min(run), max(run)
     name = f"{folder.path.name}_{first:03d}-{last:03d}"
     patient, study, _ = folder.path.name.split("_")
@@ -215,6 +249,7 @@ def _reference(tree: RawTree, folder: Folder, run: Mapping[int, list[str]], rows
     notes = [note for row in speaking for note in row.notes]
     notes += [DecisionKind.TABLE_CONTRADICTS(name=name) for name in differing]
     files, doubled = zip(*(_slice_name(number, names) for number, names in run.items()), strict=True)
+    notes += _lacking(numbers, speaking)
     if any(doubled):
         notes.append(DecisionKind.SLICES_TWICE(count=sum(doubled)))
     meta: dict[str, object] = said | {

@@ -64,6 +64,19 @@ def nothing_found(source: str, root: Path, seen: Mapping[str, int] | None = None
     return WrongUse(f"{root}: {fault}; {holds}{advice}; expected is {entry(source).expected}")
 
 
+def misnamed(folder: Path, name: str) -> str:
+    """A hint at a table that is called nearly as it should be, as browsers call a second download; "" without one.
+
+    Args:
+        folder: Where the table should lie.
+        name: What it should be called.
+    """
+    stem, _, suffix = name.casefold().rpartition(".")
+    found = sorted(path.name for path in folder.iterdir() if path.name != name)
+    alike = [one for one in found if one.casefold().startswith(stem) and one.casefold().endswith(f".{suffix}")]
+    return f" (is it {alike[0]}? then rename it)" if alike else ""
+
+
 def _advice(source: str, root: Path, seen: Counter[str], lacking: str) -> str:
     other = _looks_like(source, root, seen)
     if other and other != source:

@@ -17,7 +17,7 @@ from harmonize.limits import TIMES_NORMAL
 from harmonize.raw_tree import VOLUME_SUFFIXES, Folder, RawTree, printable, suffix_of
 from harmonize.scan import LeftOut, Mask, Scan, ScanRef, annotations_of, raise_if_rejected
 from harmonize.sources.contrast_words import contrast_of
-from harmonize.sources.first_look import check_root, nothing_found
+from harmonize.sources.first_look import check_root, misnamed, nothing_found
 from harmonize.sources.nifti_contrast import settled
 from harmonize.sources.tables import age_of, is_absent, merge, read_table, sex_of
 from harmonize.sources.volume_files import SINGLE, read_volume_file, stem_of
@@ -92,7 +92,8 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
         raise nothing_found("openmind", root, tree.seen())
     yield from later
     if table is None:
-        log.warning("no %s beside the tree: the names of the files alone say what they show", TABLE)
+        hint = printable(misnamed(root, TABLE))
+        log.warning("no %s beside the tree%s: the names of the files alone say what they show", TABLE, hint)
     if seen < len(rows):
         log.warning(
             "%d of %d rows of %s name no file under %s", len(rows) - seen, len(rows), TABLE, printable(str(top))
