@@ -25,6 +25,9 @@ _TEMPORARY_NAME = re.compile(
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """Errors that whatever is written next would meet too."""
 
+_NO_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR, errno.EACCES})
+"""How shares (CIFS, FUSE, 9p) say that they see no folder onto a disk; so does one that may be written to, not read."""
+
 _OF_ONE_FILE = frozenset({errno.EFBIG, errno.EIO})
 _OF_WRITING = frozenset({errno.EFBIG})
 """What no reading can meet: whoever makes a file may read others meanwhile."""
@@ -59,12 +62,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def fsync(path: Path) -> None:
-    """See a file, or the names in a folder, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """See a file, or the names in a folder, onto the disk; a folder only where its file system can do that."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDERS or not path.is_dir():
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,17 +114,22 @@ def target_of_temporary(name: str) -> str | None:
 
 
 def no_room(folder: Path, error: OSError) -> UserError:
-    """What to say when a folder's disk is full; `error` is one of `NO_ROOM`."""
+    """What to say when a folder's disk is full, or can only be read; `error` is one of `NO_ROOM`."""
     return UserError(
-        f"{folder}: {os.strerror(error.errno or 0)}; make room and run the same command again, it goes on from here"
+        f"{folder}: {os.strerror(error.errno or 0)}; {_remedy(error)} and run the same command again, it goes on from "
+        "here"
     )
+
+
+def _remedy(error: OSError) -> str:
+    return "mount it so that it may be written to" if error.errno == errno.EROFS else "make room"
 
 
 def cure(error: OSError) -> str:
     """What to do about a failure to write, as the end of a line; nothing where that is not known."""
     if error.errno == errno.EFBIG:
         return "; raise the limit on a file's size (ulimit -f) and give the same command again"
-    return "; make room and give the same command again" if error.errno in NO_ROOM else ""
+    return f"; {_remedy(error)} and give the same command again" if error.errno in NO_ROOM else ""
 
 
 @contextmanager

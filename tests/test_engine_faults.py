@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ import standin_disk
 from harmonize import engine
 from harmonize.cli import main
 from harmonize.errors import UserError
+from harmonize.files import cure, no_room, write_text
 from harmonize.settings import Settings
 
 SETTINGS = Settings(spacing=(3.0, 3.0, 3.0))
@@ -205,6 +208,38 @@ def test_a_stop_while_histograms_are_fitted_is_one_line_and_the_same_command_goe
         assert main(words) == 75
     assert capsys.readouterr().err.splitlines()[-1] == "error: stopped; the same command goes on from here"
     assert main(words) == 0
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_share_that_sees_no_folder_onto_a_disk_takes_a_corpus(
+    root: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, seen = os.fsync, []
+
+    def of_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            seen.append(descriptor)
+            raise OSError(number, os.strerror(number))
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    assert run(root, tmp_path / "corpus", limit=1).accepted == 1
+    assert seen
+
+    def of_nothing(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", of_nothing)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        write_text(tmp_path / "a.txt", "lost")
+
+
+def test_a_disk_that_may_only_be_read_is_not_said_to_be_full() -> None:
+    error = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    for said in (cure(error), str(no_room(Path("corpus"), error))):
+        assert "mount it so that it may be written to" in said
+        assert "make room" not in said
+    assert "make room" in cure(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 @pytest.mark.parametrize("command", ["merge", "run"])

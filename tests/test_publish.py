@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -174,6 +175,25 @@ def test_a_corpus_with_a_missing_file_or_a_running_writer_is_refused(
     assert publish(corpus) == 1
     assert "is missing" in capsys.readouterr().err
     assert hub.repos == {}
+
+
+def test_a_corpus_that_may_only_be_read_is_published(
+    hub: standin_hub.Hub, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = Path.open
+
+    def only_to_read(path: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if path.is_relative_to(corpus) and set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, mode, *more, **options)
+
+    with exclusive(corpus / LOCK, "busy"):
+        monkeypatch.setattr(Path, "open", only_to_read)
+        assert publish(corpus) == 1
+        assert "still writing" in capsys.readouterr().err
+    assert publish(corpus) == 0
+    (corpus / LOCK).unlink()
+    assert publish(corpus) == 0
 
 
 def test_a_wrong_token_is_one_line_that_does_not_show_it(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 from harmonize.errors import UserError
 from harmonize.terminal import warn
+
+_ONLY_TO_READ = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
@@ -24,6 +27,22 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
         UserError: Somebody does.
     """
     with _held(path, fcntl.LOCK_EX, busy):
+        yield
+
+
+@contextmanager
+def undisturbed(path: Path, busy: str) -> Iterator[None]:
+    """Hold `path` alone to read what it guards, which may lie where nothing can be written.
+
+    Raises:
+        UserError: Somebody holds it.
+    """
+    with _opened_to_read(path) as stream:
+        try:
+            if stream is not None:
+                _lock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(busy) from error
         yield
 
 
@@ -89,6 +108,21 @@ def _held(path: Path, operation: int, busy: str) -> Iterator[None]:
 def _opened(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("a")
+
+
+@contextmanager
+def _opened_to_read(path: Path) -> Iterator[TextIO | None]:
+    """The lock file, made if need be; None where it is not there and cannot be made, so that nobody writes either."""
+    stream: TextIO | None = None
+    try:
+        stream = _opened(path)
+    except OSError as error:
+        if error.errno not in _ONLY_TO_READ:
+            raise
+        if path.is_file():
+            stream = path.open()
+    with stream or nullcontext():
+        yield stream
 
 
 def _lock(stream: TextIO, operation: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from harmonize.corpus import INFO, LABEL_TABLE, Corpus
-from harmonize.corpus.lock import exclusive
+from harmonize.corpus.lock import undisturbed
 from harmonize.corpus.publishable import FOLDERS, publishable
 from harmonize.corpus.target import fault_of_info
 from harmonize.corpus.terms import terms_of
@@ -58,7 +58,7 @@ def publish(
     address = without_secrets(hub.endpoint)
     # Before everything is hashed.
     refuse_foreign_repository(repo, mark=INFO, is_ours=_is_corpus, what="a corpus", kind=DATASET, endpoint=hub.endpoint)
-    with exclusive(path / LOCK, f"{path}: a run is still writing this corpus; wait for it, then publish"):
+    with undisturbed(path / LOCK, f"{path}: a run is still writing this corpus; wait for it, then publish"):
         if corpus.scans.empty:
             raise UserError(f"{corpus.path}: holds no scans")
         found = publishable(corpus)
