@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
@@ -17,6 +19,7 @@ from accelerate.utils import (
     ProjectConfiguration,
     broadcast_object_list,
 )
+from torch import distributed as dist
 
 from harmonize.errors import UserError, WrongUse
 from harmonize.pool import cores
@@ -75,8 +78,20 @@ def threads_of_a_rank() -> int:
 
 
 def local_ranks() -> int:
-    """Training processes on this node, as torchrun and SLURM's launchers say."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", "1")))
+    """Training processes of this run on this node.
+
+    Launchers say so. Without one they are counted: what SLURM grants a job may be more than a run takes of it, and of
+    ranks that are not there nobody would read their share of the scans.
+    """
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if told.isdecimal():
+        return max(int(told), 1)
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    own: object = (platform.node(), uuid.getnode())
+    nodes: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(nodes, own)
+    return nodes.count(own)
 
 
 def say_once(accelerator: Accelerator, text: object, *, stream: TextIO | None = None) -> None:
