@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable
+
 import pytest
 import torch
+from timm.optim import list_optimizers
 from torch import nn
 
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from headspark.optim import OptimConfig, make_optimizer, make_schedule
 from headspark.pretraining.probe import knn_score
 from headspark.run.fit import largest_batch
+from headspark.run.plain_state import check_optimizer_state, load_plain
 
 
 def rates(config: OptimConfig, steps: int) -> list[float]:
@@ -55,6 +60,61 @@ def test_timms_optimizers_move_the_weights(name: str) -> None:
     model(torch.rand(1, 1, 4, 4, 4)).square().sum().backward()
     optimizer.step()
     assert not torch.equal(before, model.weight)
+
+
+ELSEWHERE = "bnb", "fused"
+"""Begin the names of those that are written for GPUs alone."""
+COMPILED = "kron"
+"""Begins the names of those that PyTorch compiles for a minute first."""
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv3d(1, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(32, 3))
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        torch.manual_seed(number)
+        model(torch.randn(2, 1, 4, 4, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    "name", [str(name) for name in list_optimizers() if not str(name).startswith((*ELSEWHERE, COMPILED, "adahessian"))]
+)
+def test_a_run_goes_on_from_what_is_kept_of_each_of_timms_optimizers(name: str) -> None:
+    config = OptimConfig(name=name)
+    model = network()
+    optimizer = make_optimizer(model, config)
+    steps(model, optimizer, range(3))
+    kept, weights = io.BytesIO(), {key: value.clone() for key, value in model.state_dict().items()}
+    torch.save({"optimizer": optimizer.state_dict()}, kept)
+    steps(model, optimizer, range(3, 6))
+
+    again = network()
+    another = make_optimizer(again, config)
+    again.load_state_dict(weights)
+    state = load_plain(kept.getvalue())["optimizer"]
+    assert check_optimizer_state(state, another)
+    another.load_state_dict(state)
+    steps(again, another, range(3, 6))
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_an_optimizer_that_cannot_work_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WrongUse, match=r"optim\.name adahessian: wants second derivatives"):
+        make_optimizer(network(), OptimConfig(name="adahessian"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(WrongUse, match=r"optim\.name fusedadam: CUDA required"):
+        make_optimizer(network(), OptimConfig(name="fusedadam"))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "adam_w"])
+def test_a_misspelt_optimizer_is_answered_with_the_nearest(name: str) -> None:
+    with pytest.raises(WrongUse, match=rf"optim\.name {name}: timm knows none of that name; did you mean adamw\?"):
+        OptimConfig(name=name)
 
 
 def test_biases_and_norms_do_not_decay() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal
@@ -50,8 +51,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.name not in list_optimizers():
-            known = ", ".join(map(str, list_optimizers()))
-            raise WrongUse(f"optim.name {self.name}: timm knows {known}")
+            known = list(map(str, list_optimizers()))
+            near = difflib.get_close_matches(self.name.lower(), known, n=1)
+            hint = f"none of that name; did you mean {near[0]}?" if near else ", ".join(known)
+            raise WrongUse(f"optim.name {self.name[:60]}: timm knows {hint}")
         if self.warmup < 0:
             raise WrongUse(f"optim.warmup {self.warmup}: must be 0 or more")
         for name in ("lr", "weight_decay", "momentum", "min_lr"):
@@ -72,17 +75,21 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         config: Which optimizer.
     """
     given: dict[str, Any] = {} if config.betas is None else {"betas": config.betas}
-    known = signature(get_optimizer_class(config.name, bind_defaults=False)).parameters
-    if "fused" in known:
-        given["fused"] = True
-    if "max_grad_norm" in known:
-        given["max_grad_norm"] = None  # Lamb's own clipping, at 1: `train.clip` alone says how far gradients go
     try:
-        return create_optimizer_v2(
+        known = signature(get_optimizer_class(config.name, bind_defaults=False)).parameters
+        if "fused" in known:
+            given["fused"] = True
+        if "max_grad_norm" in known:
+            given["max_grad_norm"] = None  # Lamb's own clipping, at 1: `train.clip` alone says how far gradients go
+        optimizer = create_optimizer_v2(
             model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **given
         )
-    except TypeError as error:
-        raise WrongUse(f"optim.name {config.name}: {error}") from error
+    # What a library that is not here, or a GPU that is not, makes timm raise has no common base below Exception.
+    except (TypeError, AssertionError, ImportError) as error:
+        raise WrongUse(f"optim.name {config.name}: {' '.join(str(error).split()) or 'cannot be used here'}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise WrongUse(f"optim.name {config.name}: wants second derivatives, which no step computes; take another")
+    return optimizer
 
 
 def make_schedule(optimizer: Optimizer, config: OptimConfig, *, steps: int) -> Scheduler:

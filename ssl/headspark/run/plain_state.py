@@ -29,10 +29,12 @@ _DEEPEST = 32
 _NEEDED = {"params", "lr", "betas", "eps", "weight_decay", "momentum"}
 _LIKE_THE_PARAMETER = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 """What optimizers keep of a parameter in its own shape; others keep rows and columns, which only they know."""
+_ONE_NUMBER = {"exp_avg_sq"}
+"""What some keep as one number for all of a parameter, as Novograd does; Adam never does."""
 
 
 def load_plain(content: bytes) -> dict[str, Any]:
-    """What `torch.save` wrote of nested dicts, lists and tuples of tensors, numbers and text.
+    """What `torch.save` wrote of nested dicts, lists and tuples of tensors, numbers, their types, and text.
 
     Raises:
         Exception: Of whatever kind; a foreign pickle and a damaged archive have no common one in PyTorch.
@@ -76,7 +78,8 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> boo
         for name, value in kept.items():
             if name == "step" and not _is_number(value):
                 return False
-            same = isinstance(value, Tensor) and value.shape == shapes[number] and value.is_floating_point()
+            shape = value.shape if isinstance(value, Tensor) and value.is_floating_point() else None
+            same = shape == shapes[number] or (shape == () and name in _ONE_NUMBER and not is_adam)
             if name in _LIKE_THE_PARAMETER and value is not None and not same:
                 return False
     return True
@@ -115,5 +118,5 @@ def _check_plain(value: Any, *, most: int) -> None:
             size += one.numel() * one.element_size()
             if size > most:
                 raise ValueError("more than the file holds")
-        elif one is not None and not isinstance(one, str | int | float):
+        elif one is not None and not isinstance(one, str | int | float | torch.dtype):
             raise ValueError(type(one).__name__)
