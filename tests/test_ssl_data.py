@@ -193,6 +193,14 @@ def test_validation_is_the_same_every_time_and_of_held_out_scans(cohort: Cohort)
     assert samples[1].variation is None
 
 
+def test_fewer_validation_samples_than_scans_are_spread_over_all_sources(cohort: Cohort) -> None:
+    # The manifest is in the order of sources: the first ones alone would say nothing of the others.
+    everything = replace(cohort, train=cohort.val, val=tuple(range(len(cohort.scans))))
+    samples = ValidationSamples(everything, FileStore(cohort.scans), replace(recipe().sampling, val_samples=2))
+    middle = cohort.scans[len(cohort.scans) // 2]
+    assert [samples[index].scan_id for index in range(len(samples))] == [cohort.scans[0].scan_id, middle.scan_id]
+
+
 def test_padding_is_air_in_ct(cohort: Cohort) -> None:
     ct = next(index for index, scan in enumerate(cohort.scans) if scan.unit == "HU")
     only = Cohort(scans=cohort.scans[ct : ct + 1], train=(0,), val=(), weights=(1.0,))

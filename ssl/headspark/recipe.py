@@ -74,7 +74,8 @@ class TrainConfig(RunConfig):
     Attributes:
         steps: Optimizer steps of the whole run.
         activation_checkpointing: Keep less for the backward pass and recompute the rest.
-        val_samples: Patches of a validation; the same ones, with the same masks, every time.
+        val_samples: Patches of a validation, spread over the held-out scans; the same ones, with the same masks, every
+            time.
         picture_every: Steps between two reconstruction pictures; 0: only at the end.
         probe_every: Steps between two probes of the frozen features; 0: never.
         probe_labels: Columns of the manifest that the probe tries to tell: ``modality``, ``source``, ``sex``.

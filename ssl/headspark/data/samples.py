@@ -131,6 +131,8 @@ class TrainSamples(Dataset[Sample]):
 class ValidationSamples(Dataset[Sample]):
     """The same patches of held-out scans, with the same masks, every time: unvaried, in the foreground.
 
+    Where there are more scans than samples, these are spread over them: those of a source lie together.
+
     Args:
         cohort: Scans; without held-out ones this is empty.
         store: Their voxels.
@@ -139,14 +141,15 @@ class ValidationSamples(Dataset[Sample]):
 
     def __init__(self, cohort: Cohort, store: Store, sampling: Sampling) -> None:
         self._cohort, self._store, self._sampling = cohort, store, sampling
+        self._scans = _spread(cohort.val, sampling.val_samples)
 
     def __len__(self) -> int:
-        return self._sampling.val_samples if self._cohort.val else 0
+        return self._sampling.val_samples if self._scans else 0
 
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index`: the held-out scans in turn."""
         how = self._sampling
-        scan = self._cohort.val[index % len(self._cohort.val)]
+        scan = self._scans[index % len(self._scans)]
         item = self._cohort.scans[scan]
         rng = generator(how.data.val_seed, VALIDATION, index)
         crop = draw_crop(rng, shape=item.shape, box=item.box, size=how.data.patch, foreground_share=1.0, mirror=0.0)
