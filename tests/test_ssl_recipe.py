@@ -55,6 +55,7 @@ def test_numbers_are_numbers_however_they_are_written(tmp_path: Path, text: str,
         (["--optim.warmup", "1000"], "optim.warmup 1000: must be less than train.steps 1000"),
         (["--train.ema", "1.5"], "train.ema 1.5"),
         (["--augment.scale", "[1.2, 0.8]"], "augment.scale"),
+        (["--train.probe_every", "5", "--train.probe_labels", "[age]"], "train.probe_labels age: use some of source"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(words: list[str], message: str) -> None:

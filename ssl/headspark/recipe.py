@@ -8,6 +8,7 @@ from typing import Literal
 
 from headspark.config.checks import MOST_THREADS, require
 from headspark.data.augment import AugmentConfig
+from headspark.data.cohort import LABELS
 from headspark.data.config import DataConfig
 from headspark.data.decoders import SCANS, SCANS_WITH_VESSELS, ScanDecoder
 from headspark.data.samples import Sampling
@@ -101,6 +102,8 @@ class TrainConfig(RunConfig):
         require(self.steps >= 1, f"train.steps {self.steps}: must be 1 or more")
         for name in ("val_samples", "picture_every", "probe_every", "profile"):
             require(getattr(self, name) >= 0, f"train.{name} {getattr(self, name)}: must be 0 or more")
+        for name in self.probe_labels if self.probe_every else ():
+            require(name in LABELS, f"train.probe_labels {name[:60]}: use some of {', '.join(LABELS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
