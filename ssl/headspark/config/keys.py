@@ -18,6 +18,9 @@ from headspark.config.kinds import KIND, all_classes, class_of, is_list, kinds_o
 from headspark.config.shape import check_shape, shown
 from headspark.config.text import LARGEST_INT, check_numbers, walk
 
+_LIKE, _LIKE_WORDS = 0.5, 0.65
+"""How like a key that may have been meant is, at least, and its last word where that alone counts: 1 is the same."""
+
 
 def recipe_keys(config_class: Any) -> Iterator[str]:
     """The dotted keys of a configuration class: sections and their fields, those of all kinds of a section."""
@@ -303,6 +306,18 @@ def _check_key(key: str, valid: set[str], *, where: str, elsewhere: Mapping[str,
         return
     if key in elsewhere:
         raise WrongUse(f"unknown key {shown.format(key)} {where}: {elsewhere[key]}; leave it out")
-    nearest = difflib.get_close_matches(key, {one for one in valid if not one.endswith(".help")}, n=1, cutoff=0.5)
-    hint = f"; did you mean {shown.format(nearest[0])}?" if nearest else ""
+    nearest = _nearest(key, {one for one in valid if not one.endswith(".help")})
+    hint = f"; did you mean {shown.format(nearest)}?" if nearest else ""
     raise WrongUse(f"unknown key {shown.format(key)} {where}{hint}")
+
+
+def _nearest(key: str, valid: set[str]) -> str | None:
+    """The key that is most like another: as a whole, or by its last word, for sections are left out or mistaken."""
+
+    def likeness(one: str) -> float:
+        whole = difflib.SequenceMatcher(None, one, key).ratio()
+        of_words = difflib.SequenceMatcher(None, one.rpartition(".")[2], key.rpartition(".")[2]).ratio()
+        return max(whole, of_words if of_words >= _LIKE_WORDS else 0.0)
+
+    best = max(sorted(valid), key=likeness)
+    return best if likeness(best) >= _LIKE else None
