@@ -6,12 +6,13 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from harmonize.errors import WRONG_USE, WrongUse
 
-__all__ = ["WRONG_USE", "Parser", "not_negative", "positive"]
+__all__ = ["WRONG_USE", "Parser", "not_negative", "positive", "with_home"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +51,18 @@ class Parser(argparse.ArgumentParser):
         options = sorted(set(_options(self)))
         names = (word.split("=")[0] for word in self._given if re.match("--[a-z]", word))
         return next((one for one in names if one not in options and difflib.get_close_matches(one, options, n=1)), None)
+
+
+def with_home(words: Sequence[str]) -> list[str]:
+    """The words of a command with the home folder where a shell has left a ``~``: behind ``=``, and within quotes.
+
+    Otherwise what is written goes to a folder of that name where the command runs.
+
+    Example:
+        >>> with_home(["--out=~/run", "~run", "a~/b"]) == [f"--out={Path.home()}/run", "~run", "a~/b"]
+        True
+    """
+    return [re.sub(r"^(--[\w.-]+=)?~(?=/|$)", lambda found: f"{found[1] or ''}{Path.home()}", word) for word in words]
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -49,6 +49,26 @@ def test_every_console_script_is_there() -> None:
         assert callable(getattr(importlib.import_module(module), name))
 
 
+@pytest.mark.parametrize("program", [harmonize, headspark, finetune])
+def test_a_home_that_the_shell_left_is_the_home(
+    program: Callable[[list[str]], int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Bash leaves it behind `=`, and what was written would lie in a folder called ~.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    words = {
+        harmonize: ["openmind", "~/raw", "--out=~/corpus"],
+        headspark: ["pretrain", "--corpus=~/raw", "--out", "~/run"],
+        finetune: ["train", "--corpus=~/raw", "--out", "~/run"],
+    }
+    assert program(words[program]) == 2
+    assert f"{tmp_path}/raw: no such folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_headspark_pretrains(run: Path) -> None:
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from standin_disk import file_size_limit
 
 from harmonize.corpus import Corpus, write_volume
-from harmonize.errors import UserError
+from harmonize.errors import UserError, WrongUse
 from harmonize.voxels.stored import StoredVolume
 from headspark.data.cache import cached
 from headspark.data.cohort import Cohort, read_cohort
@@ -309,6 +309,17 @@ def test_only_what_nobody_holds_and_we_wrote_is_swept(cohort: Cohort, tmp_path: 
     (own_of_0_1 / "ab" / "thesis.tex").write_text("mine")
     sweep(path, said.append)
     assert (own_of_0_1 / "ab" / "thesis.tex").read_text() == "mine"
+
+
+def test_a_cache_dir_is_read_as_a_shell_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    monkeypatch.delenv("NOWHERE", raising=False)
+    places = {"~/cache": tmp_path / "home" / "cache", "$SCRATCH/x": tmp_path / "x", "a~/${SCRATCH}": None}
+    for written, place in places.items():
+        assert DataConfig(cache_dir=written).cache_folder == (place or Path(f"a~/{tmp_path}"))
+    with pytest.raises(WrongUse, match=r"^data\.cache_dir \$NOWHERE/cache: NOWHERE is not set here$"):
+        _ = DataConfig(cache_dir="$NOWHERE/cache").cache_folder
 
 
 def test_another_users_memory_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -179,4 +179,4 @@ def named_finder(kind: str, model: str | None) -> Path:
     """
     if model is None:
         raise WrongUse(f"view.kind {kind}: wants view.model, the folder that `finetune roi` wrote")
-    return Path(model)
+    return Path(model).expanduser()

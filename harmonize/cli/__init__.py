@@ -24,7 +24,7 @@ with loading():
     from harmonize.cli.source import command_of
     from harmonize.errors import EXIT_INTERRUPTED, UserError, WrongUse, broken, is_our_own
     from harmonize.files import cure
-    from harmonize.parser import Parser
+    from harmonize.parser import Parser, with_home
     from harmonize.terminal import hide_texts_of_errors, warn
 
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 1 nothing usable or not finished, 2 wrong use, 75 asked to stop: the same command goes on.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = with_home(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, TextIOWrapper):
         # A path may hold bytes that the terminal has no letters for.
         sys.stdout.reconfigure(errors="backslashreplace")

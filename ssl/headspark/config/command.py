@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from harmonize.errors import EXIT_INTERRUPTED, UserError, broken, is_our_own
+from harmonize.parser import with_home
 from harmonize.system import STOPPED, interrupt_again
 from harmonize.terminal import escape_texts_of_errors, warn
 
@@ -28,7 +29,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     escape_texts_of_errors()
     interrupt_again()
     try:
-        return command(argv)
+        return command(with_home(argv))
     except UserError as error:
         if "--debug" in argv:
             raise

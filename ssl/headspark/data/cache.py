@@ -127,7 +127,7 @@ def cached(
             config.cache,
             needed=decoded_bytes(scans, decoder),
             local_ranks=local_ranks,
-            cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+            cache_dir=config.cache_folder,
             run_name=run_name,
         )
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, Self
 
 from harmonize.errors import WrongUse
@@ -75,12 +78,26 @@ class CacheConfig(LoaderConfig):
     Attributes:
         cache: Where decoded scans are kept: ``ram`` (this process), ``shared`` (once a node, for all its ranks),
             ``disk`` (memory-mapped), ``none``, or ``auto``: decided by measured memory.
-        cache_dir: Folder of the ``disk`` cache; None: ``headspark-cache-`` and the user's number in the system's
-            temporary folder, closed to others.
+        cache_dir: Folder of the ``disk`` cache, such as ``~/cache`` or ``$SCRATCH/cache``; None: ``headspark-cache-``
+            and the user's number in the system's temporary folder, closed to others.
     """
 
     cache: CacheMode = "auto"
     cache_dir: str | None = None
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """`cache_dir` with what a shell would put in the place of ``~`` and ``$SCRATCH``.
+
+        Raises:
+            WrongUse: The environment lacks what it names.
+        """
+        if self.cache_dir is None:
+            return None
+        folder = os.path.expandvars(Path(self.cache_dir).expanduser())
+        unset = re.search(r"\$(\w+|\{\w+\})", folder)
+        require(unset is None, f"data.cache_dir {self.cache_dir}: {unset and unset[1].strip('{}')} is not set here")
+        return Path(folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

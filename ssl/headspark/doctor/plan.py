@@ -87,6 +87,5 @@ def _cache(recipe: Recipe, corpus: Path | None) -> str:
         most = MEMORY_SHARE * free_memory()
         return f"cache ram for up to {gib(most)} of decoded scans: about {most / SCAN:.0f} whole heads at 1 mm"
     needed = decoded_bytes(read_cohort(Corpus.open(corpus), data).scans, recipe.decoder_of_scans)
-    folder = None if data.cache_dir is None else Path(data.cache_dir)
-    choice = choose_cache(data.cache, needed=needed, local_ranks=1, cache_dir=folder, run_name=str(corpus))
+    choice = choose_cache(data.cache, needed=needed, local_ranks=1, cache_dir=data.cache_folder, run_name=str(corpus))
     return choice.reason
