@@ -14,6 +14,9 @@ from harmonize.errors import WRONG_USE, WrongUse
 
 __all__ = ["WRONG_USE", "Parser", "not_negative", "positive", "with_home"]
 
+LARGEST, _DIGITS = 2**63 - 1, 30
+"""The largest whole number that libraries take, seeds among them; and digits beyond which none is read."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises where argparse would print what was typed, whatever it holds, and end the process.
@@ -93,6 +96,8 @@ def not_negative(text: str) -> int:
 
 
 def _whole(text: str, *, at_least: int) -> int:
+    if text.isdecimal() and (len(text) > _DIGITS or int(text) > LARGEST):
+        raise argparse.ArgumentTypeError(f"{text[:_DIGITS]} is too large a number; {LARGEST} is the largest")
     if not text.isdecimal() or int(text) < at_least:
         raise argparse.ArgumentTypeError(f"{text} is no whole number from {at_least} up")
     return int(text)

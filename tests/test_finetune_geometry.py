@@ -194,4 +194,7 @@ def test_a_corpus_with_a_damaged_scan_teaches_by_the_others(
     assert read_geometry(tmp_path / "geometry").facts["series"] == 4
     assert main([*words, "--scans", "3"]) == 1
     assert "subjects are too few" in capsys.readouterr().err
+    for seed in ("-1", "99999999999999999999"):
+        assert main([*words, "--seed", seed]) == 2
+        assert f"argument --seed: {seed} is " in capsys.readouterr().err
     assert read_geometry(tmp_path / "geometry").facts["series"] == 4, "what was there stays"

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from harmonize.parser import not_negative
 from harmonize.terminal import say, warn
 
 SCANS = 2000
@@ -31,7 +32,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scans", type=int, default=SCANS, help="learn from so many, drawn where there are more; default %(default)s"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn; default %(default)s")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of all that is drawn; default %(default)s")
     parser.set_defaults(run=run)
 
 
