@@ -9,6 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+import torch
 from test_ssl_embed import PREPROCESSING, make_encoder
 
 from finetune.cli import main
@@ -182,6 +183,46 @@ def test_the_command_judges_an_encoder_beside_the_baselines(
     before = found["rows"]
     assert main(list(map(str, words))) == 0
     assert json.loads(card.read_text())["rows"] == before
+
+
+def test_kept_vectors_of_another_seed_or_encoder_stay_beside_those_of_this_one(
+    tiny_corpus: Path, encoder: Path, tmp_path: Path
+) -> None:
+    table, kept = tmp_path / "labels.csv", tmp_path / "kept"
+    scans = Corpus.open(tiny_corpus).scans["scan_id"]
+    table.write_text("\n".join(["scan_id,value", *(f"{scan},{number + 1.5}" for number, scan in enumerate(scans))]))
+    words = ["probe", "--corpus", tiny_corpus, "--labels", table, "--folds", 2, "--shots", "--draws", 5]
+    words += ["--embeddings", kept]
+
+    def probe(one: Path, *more: object) -> set[str]:
+        assert main(list(map(str, [*words, "--encoder", one, *more]))) == 0
+        return {path.name for path in kept.iterdir()}
+
+    first = probe(encoder)
+    assert first == {"tiny.parquet", "random.parquet"}
+    second = probe(encoder, "--seed", 1)
+    assert len(second) == 3
+    assert probe(encoder, "--seed", 1) == second
+    other, network = tmp_path / "other" / encoder.name, make_encoder()
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    save_encoder(network, other, preprocessing=PREPROCESSING)
+    assert len(probe(other) - second) == 1
+
+
+def test_what_cannot_be_written_or_read_is_said_before_vectors_are_made(
+    tiny_corpus: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["probe", "--corpus", str(tiny_corpus), "--encoder", str(encoder), "--embeddings", str(tmp_path / "kept")]
+    assert main([*words, "--json", str(tmp_path)]) == 2
+    assert f"error: --json {tmp_path}: a folder; give the name of a file" in capsys.readouterr().err
+    table = tmp_path / "labels.csv"
+    scans = Corpus.open(tiny_corpus).scans["scan_id"]
+    table.write_text("\n".join(["scan_id,value", *(f"{scan},{number + 1.5}" for number, scan in enumerate(scans))]))
+    words.insert(5, str(tmp_path / "nowhere"))
+    assert main([*words, "--labels", str(table), "--folds", "2"]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_corpus_without_labels_is_refused(

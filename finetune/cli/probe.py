@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from harmonize.errors import WrongUse
 from harmonize.parser import not_negative, positive
 from harmonize.terminal import say, warn
 
@@ -72,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
     from headspark.embed import device_of
     from headspark.run.interrupt import interrupts
 
+    if options.json is not None and (options.json.is_dir() or not options.json.name):
+        raise WrongUse(f"--json {options.json}: a folder; give the name of a file")
     corpus = Corpus.open(options.corpus)
     question = read_question(
         corpus,
@@ -109,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         tell=lambda name: warn(f"probing {name}"),
     )
+    say(*card_lines(card))
     if options.json is not None:
         origin = {
             "encoders": {name: one.facts["encoder_sha256"] for name, one in made.items()},
@@ -116,5 +120,4 @@ def run(options: argparse.Namespace) -> int:
             "seed": options.seed,
         }
         write_json(options.json, {**origin, **card.plain()})
-    say(*card_lines(card))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from headspark.config import from_plain
 from headspark.embedding import Embeddings, Pooling, embed_corpus, read_embeddings
 from headspark.encoder import EncoderConfig, MaskableEncoder, build_encoder
 from headspark.hub import load_encoder
+from headspark.weights import weights_sha256
 
 RANDOM, INTENSITIES = "random", "intensities"
 """Names of the baselines."""
@@ -78,34 +80,54 @@ def vectors_of(
         UserError: An encoder or a table cannot be read.
     """
     names = own_names([Path(one).stem if one.endswith(".parquet") else Path(one).name for one in encoders])
+    if {RANDOM, INTENSITIES} & set(names):
+        raise WrongUse(f"--encoder: none can be called {RANDOM} or {INTENSITIES}, which are the baselines; rename it")
+    # All of them, before hours are spent on the first.
+    found: dict[str, Embeddings | MaskableEncoder] = {
+        name: read_embeddings(Path(one)) if one.endswith(".parquet") else load_encoder(one)
+        for name, one in zip(names, encoders, strict=True)
+    }
     made: dict[str, Embeddings] = {}
     untrained: dict[str, tuple[EncoderConfig, Mapping[str, Any], Pooling]] = {}
-    for name, one in zip(names, encoders, strict=True):
+    for name, one in found.items():
         if asked():
             break
-        if one.endswith(".parquet"):
-            made[name] = read_embeddings(Path(one))
-        else:
-            path = folder / f"{safe(name)}.parquet"
-            network = load_encoder(one)
-            made[name] = embed_corpus(network, corpus, path, name=name, device=device, batch=batch, asked=asked)
+        made[name] = (
+            one
+            if isinstance(one, Embeddings)
+            else _kept(one, corpus, folder, name, device=device, batch=batch, asked=asked)
+        )
         facts = made[name].facts
         kept = facts["pooling"]
         pooling = Pooling(kind=kept["kind"], patch=tuple(kept["patch"]), overlap=kept["overlap"])
         config = from_plain(EncoderConfig, facts["config"])
         untrained[repr((config, facts["preprocessing"], pooling))] = (config, facts["preprocessing"], pooling)
-    if {RANDOM, INTENSITIES} & set(names):
-        raise WrongUse(f"--encoder: none can be called {RANDOM} or {INTENSITIES}, which are the baselines; rename it")
     vectors: dict[str, Vectors] = {INTENSITIES: intensities(corpus)}
     baselines = own_names([RANDOM] * len(untrained))
     for name, (config, preprocessing, pooling) in zip(baselines, untrained.values(), strict=True):
         if asked():
             break
         network = random_like(config, preprocessing, seed=seed)
-        path = folder / f"{safe(name)}.parquet"
-        found = embed_corpus(network, corpus, path, name=name, pooling=pooling, device=device, batch=batch, asked=asked)
-        vectors[name] = found.vectors
+        vectors[name] = _kept(
+            network, corpus, folder, name, pooling=pooling, device=device, batch=batch, asked=asked
+        ).vectors
     return made, vectors | {name: one.vectors for name, one in made.items()}
+
+
+def _kept(
+    network: MaskableEncoder, corpus: Corpus, folder: Path, name: str, *, pooling: Pooling | None = None, **how: Any
+) -> Embeddings:
+    """Vectors of an encoder, in a table of its name.
+
+    Where that holds another's, as of an encoder of the same name or of untrained weights of another seed, the table
+    has a name with the hash of what it is of.
+    """
+    try:
+        return embed_corpus(network, corpus, folder / f"{safe(name)}.parquet", name=name, pooling=pooling, **how)
+    except WrongUse:
+        facts = (weights_sha256(network.state_dict()), network.preprocessing, pooling)
+        own = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+        return embed_corpus(network, corpus, folder / f"{safe(name)}-{own}.parquet", name=name, pooling=pooling, **how)
 
 
 def safe(name: str) -> str:
