@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
@@ -26,6 +25,9 @@ from harmonize.pool import cores
 from harmonize.terminal import line
 
 T = TypeVar("T")
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""Tells the boots of all machines apart; Linux alone has it."""
 
 RANKS_WAIT = timedelta(hours=6)
 """How long ranks wait for each other: one may decode a node's scans meanwhile. A rank that dies ends the others sooner,
@@ -88,10 +90,15 @@ def local_ranks() -> int:
         return max(int(told), 1)
     if not (dist.is_available() and dist.is_initialized()):
         return 1
-    own: object = (platform.node(), uuid.getnode())
-    nodes: list[object] = [None] * dist.get_world_size()
+    own = node_name()
+    nodes: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(nodes, own)
     return nodes.count(own)
+
+
+def node_name() -> str:
+    """Names the machine: containers of several may all have one name of a host, and then differ in the boot."""
+    return f"{platform.node()} {BOOT.read_text() if BOOT.is_file() else ''}"
 
 
 def say_once(accelerator: Accelerator, text: object, *, stream: TextIO | None = None) -> None:
