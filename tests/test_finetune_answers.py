@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from standin_series import write_series
 
+import finetune
 from finetune.cli import main
 from finetune.kaggle import server
 from finetune.model_folder import Bundle, save_bundle
@@ -215,7 +217,9 @@ def test_a_module_run_by_itself_is_its_command(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [f"finetune.{name}"])
-    monkeypatch.delitem(sys.modules, f"finetune.{name}", raising=False)
+    # Afterwards the package has the module that it had before: others patch it.
+    monkeypatch.setattr(finetune, name, importlib.import_module(f"finetune.{name}"))
+    monkeypatch.delitem(sys.modules, f"finetune.{name}")
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"finetune.{name}", run_name="__main__")
     assert ended.value.code == 2

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,6 @@ from headspark.data.config import DataConfig
 MARK = "Zqxjkv"
 REPO, THERE = "user/heads", "datasets/user/heads"
 FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin_hub.Hub]:
-    with standin_hub.serving() as served:
-        monkeypatch.setattr(hub_constants, "ENDPOINT", served.url)
-        monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", standin_hub.TOKEN)
-        yield served
 
 
 @pytest.fixture

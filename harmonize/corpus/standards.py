@@ -17,8 +17,9 @@ UNIT = "nyul"
 
 def used_by(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
     """The files of the histograms that rows of the manifest were made with, relative to the corpus; how many each."""
-    made = (row["modality"] for row in rows if row.get("unit") == UNIT)
-    return Counter(nyul.histogram_path(Path(NYUL), modality).as_posix() for modality in made)
+    made = (row.get("modality") for row in rows if row.get("unit") == UNIT)
+    # A damaged manifest may say of none what it shows.
+    return Counter(nyul.histogram_path(Path(NYUL), name).as_posix() for name in made if isinstance(name, str))
 
 
 def lost(path: Path, used: Mapping[str, int]) -> Iterator[str]:

@@ -85,11 +85,11 @@ def discover(root: Path) -> Iterator[ScanRef | LeftOut]:
         else:
             series.add(name)
             yield from _series(tree, folder, rows.get(name, []))
+    if not series and not tree.unread:
+        raise nothing_found("deeplesion", root, tree.seen())
     # Archives that were never unpacked, most often.
     absent = sum(len(found) for name, found in rows.items() if name not in series)
     tree.count(f"rows of {TABLE}", NO_SLICES, absent)
-    if not series and not tree.unread:
-        raise nothing_found("deeplesion", root, tree.seen())
     yield from tree.rest("deeplesion")
 
 
