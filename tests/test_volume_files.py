@@ -104,6 +104,23 @@ def test_a_damaged_file_is_refused_and_nothing_else(suffix: str, data: st.DataOb
             read_volume_file(path)
 
 
+@pytest.mark.parametrize("suffix", [".mgz", ".mgh.gz"])
+def test_a_packed_file_whose_voxels_are_there_but_wrong_is_refused(tmp_path: Path, suffix: str) -> None:
+    """The checksum at the end tells, and whatever is cut off behind the last voxel."""
+    path = tmp_path / f"a{suffix}"
+    nib.save(nib.MGHImage(VOXELS.astype(np.float32), AFFINE), tmp_path / "a.mgh")
+    # Stored, not squeezed: a changed bit is a changed voxel.
+    packed = gzip.compress((tmp_path / "a.mgh").read_bytes(), compresslevel=0)
+    path.write_bytes(packed)
+    assert read_volume_file(path).voxels_XYZ.shape == VOXELS.shape
+    changed = bytearray(packed)
+    changed[400] ^= 1
+    for damaged in (bytes(changed), packed[:-9], packed[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(Rejection):
+            read_volume_file(path)
+
+
 @pytest.mark.parametrize("start", [b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"])
 def test_other_packers_are_named(tmp_path: Path, start: bytes) -> None:
     (tmp_path / "a.nii").write_bytes(start + bytes(400))

@@ -41,6 +41,11 @@ NIFTI_PAIR = ".img"
 _MGH_FLAG = slice(28, 30)
 """Where an MGH header says whether it has an orientation: after seven numbers of four bytes."""
 
+_CHECKED = (".mgz", ".gz", ".bz2")
+"""Ends of suffixes of what is packed."""
+_BESIDE_VOXELS, _PIECE = 1 << 20, 1 << 20
+"""Bytes that headers and footers have at most, and that are read at once."""
+
 _SCALED_BYTES = 8
 _ORIENTED = "the header says no orientation: left and right are unknown"
 
@@ -98,6 +103,7 @@ def _read_by_nibabel(suffix: str, path: Path, header: Path | None, most: int | N
             check_claim(shape, bytes_each=each, most=most)
             stored: NDArray[Any] = np.asanyarray(image.dataobj).reshape(shape[:3])
             affine = np.asarray(image.affine, np.float64)
+            _check_unpacked(suffix, path, most_bytes=stored.nbytes + _BESIDE_VOXELS)
     except (ImportError, TripWireError) as error:
         raise Rejection(Reason.UNSUPPORTED_ENCODING, f"a {suffix} file that nibabel reads with h5py only") from error
     except NIBABEL_FAULTS as error:
@@ -117,6 +123,16 @@ def _read_by_nibabel(suffix: str, path: Path, header: Path | None, most: int | N
     voxels, exponent, shrunk = within_float32(native)
     decisions = (DecisionKind.READ_AS(format=suffix.removeprefix(".")), *shrunk)
     return NiftiVolume(voxels_XYZ=voxels, affine=affine, decisions=decisions, exponent=exponent)
+
+
+def _check_unpacked(suffix: str, path: Path, *, most_bytes: int) -> None:
+    """Read a packed file on to its end, where the unpacker compares its checksum; nibabel stops at the last voxel."""
+    if not suffix.endswith(_CHECKED):
+        return
+    with ImageOpener(os.fspath(path)) as stream:
+        left = most_bytes
+        while left > 0 and (piece := stream.read(min(left, _PIECE))):
+            left -= len(piece)
 
 
 def _open(suffix: str, path: Path, header: Path | None) -> Any:
