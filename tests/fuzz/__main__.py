@@ -119,17 +119,21 @@ def _lines(process: subprocess.Popen[str], errors: deque[str]) -> Iterator[str]:
         assert process.stderr
         errors.extend(line.strip() for line in process.stderr)
 
-    for task in (listen, listen_to_errors):
-        threading.Thread(target=task, daemon=True).start()
+    listeners = [threading.Thread(target=task, daemon=True) for task in (listen, listen_to_errors)]
+    for listener in listeners:
+        listener.start()
     while True:
         try:
             line = said.get(timeout=HANGS_S)
         except queue.Empty:
             yield "hangs"
-            return
+            break
         if line is None:
-            return
+            break
         yield line
+    # What they listen to is closed next.
+    for listener in listeners:
+        listener.join(timeout=HANGS_S)
 
 
 def main(argv: Sequence[str]) -> int:
